@@ -14,7 +14,7 @@ from export.endpoints import Endpoint
 from export.manifest import JSON_NAME
 from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
-from tfdecouple.data.sources import rights_in
+from tfdecouple.data.sources import describe_image_rights
 from tfdecouple.errors import UserError
 from tfdecouple.runs.publishing import make_card_head
 from tfdecouple.storage.files import read_json
@@ -43,7 +43,7 @@ def describe_rights(provenance: Provenance) -> str:
     """Returns the known rights in a run's images."""
     if not provenance.images_known:
         return "No licence is claimed: the weights do not say what images they were trained on."
-    return rights_in(provenance.config.data)
+    return describe_image_rights(provenance.config.data)
 
 
 def make_card(

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config
-from tfdecouple.data import crop_of_own_images
-from tfdecouple.data.image_file import crop_said, resize_said
-from tfdecouple.data.sources import images_at
+from tfdecouple.data import choose_user_crop
+from tfdecouple.data.image_file import describe_cropping, describe_resizing
+from tfdecouple.data.sources import locate_images
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import latent_directions
@@ -68,7 +68,7 @@ class Provenance:
     @property
     def crop(self) -> int:
         """Side in pixels of the centre square that is cut out of a user's image; 0 for the largest."""
-        return crop_of_own_images(self.config.data)
+        return choose_user_crop(self.config.data)
 
     def metadata(self) -> dict[str, str]:
         """Returns the facts that each exported file states about itself."""
@@ -82,8 +82,8 @@ class Provenance:
             "n_bits": str(model.n_bits),
             "d_z": str(model.latent_dim if model.has_latent else 0),
             "value_range": "uint8 0..255",
-            "crop": crop_said(model.image_shape, self.crop),
-            "resize": resize_said(model.image_shape),
+            "crop": describe_cropping(model.image_shape, self.crop),
+            "resize": describe_resizing(model.image_shape),
             "precision": "float32",
             "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
             "versions": ", ".join(f"{package} {version_of(package)}" for package in _PACKAGES),
@@ -145,7 +145,7 @@ def _run_name(run: str | pathlib.Path) -> str:
 
 def hide_path(text: str, config: Config) -> str:
     """Returns a text about a run's images with the name of their folder instead of its path, which is private."""
-    option, folder = images_at(config.data) or ("", "")
+    option, folder = locate_images(config.data) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 

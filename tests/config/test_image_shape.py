@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tfdecouple.config import Config, load_preset, override
-from tfdecouple.config.presets import title
+from tfdecouple.config.presets import describe_config
 from tfdecouple.errors import ConfigError
 
 QUICKSTART = load_preset("quickstart")
@@ -15,7 +15,7 @@ def test_grey_rectangles_are_written_and_read():
     grey = override(QUICKSTART, ["model.image_shape=[32,48,1]"])
     assert json.loads(grey.to_json())["model"]["image_shape"] == [32, 48, 1]
     assert Config.from_dict(json.loads(grey.to_json())) == grey
-    assert title(grey) == "quickstart with model.image_shape=[32, 48, 1]"
+    assert describe_config(grey) == "quickstart with model.image_shape=[32, 48, 1]"
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,8 @@ pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
-from tfdecouple.corpus.beam import Images, numbered
-from tfdecouple.data.image_file import crop_said
+from tfdecouple.corpus.beam import Images, number_labels
+from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import DataError
 
 IN_MEMORY = ["--", "--runner=DirectRunner", "--direct_running_mode=in_memory"]
@@ -118,7 +118,7 @@ class TestPipeline:
 
     def test_images_are_cropped_as_the_export_says_or_the_command(self, encode, exported, tmp_path):
         model = onnx.load(exported / "onnx" / "encoder.onnx")
-        next(entry for entry in model.metadata_props if entry.key == "crop").value = crop_said((8, 8, 3), 9)
+        next(entry for entry in model.metadata_props if entry.key == "crop").value = describe_cropping((8, 8, 3), 9)
         onnx.save(model, tmp_path / "encoder.onnx")
         z = {}
         for crop, more in ((9, ()), (0, ("--centre-crop", 0))):
@@ -191,7 +191,7 @@ class TestFiles:
         assert "/data/other/1.png" not in images and "/data/1.png" not in images and "/data/val/1.png" in images
 
     def test_labels_are_numbered_by_their_names(self):
-        assert numbered([b"b", b"", b"\xe9", b"a", b"b"]) == {b"a": 0, b"b": 1, b"\xe9": 2}
+        assert number_labels([b"b", b"", b"\xe9", b"a", b"b"]) == {b"a": 0, b"b": 1, b"\xe9": 2}
 
 
 def test_error_of_a_step_is_one_line_and_leaves_nothing(encode, tmp_path, monkeypatch, capsys):
@@ -215,7 +215,7 @@ def test_a_pipeline_that_failed_late_is_run_again_by_the_same_command(encode, si
         raise DataError(f"no more after {sorted(file.name[:8] for file in (tmp_path / 'codes').iterdir())}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(beam, "digest_line", fails)
+        patch.setattr(beam, "make_digest_line", fails)
         line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
     assert "_label_n" in line and "all-0000" in line
     assert not list((tmp_path / "codes").iterdir())

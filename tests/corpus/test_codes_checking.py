@@ -11,7 +11,7 @@ from PIL import Image
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
 from tfdecouple.corpus.codes_manifest import Manifest
-from tfdecouple.corpus.folder import recorded_shards
+from tfdecouple.corpus.folder import read_shard_records
 from tfdecouple.errors import DataError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -258,7 +258,7 @@ class TestDamagedJournal:
         journal = interrupted / JOURNAL
         journal.write_bytes(line + b"\n" + journal.read_bytes())
         reports = []
-        entries = recorded_shards(interrupted, Manifest.read(interrupted), reports.append)
+        entries = read_shard_records(interrupted, Manifest.read(interrupted), reports.append)
         assert reports == [f"{journal} has 1 damaged line"]
         assert list(entries) == ["train-00001-of-00002.tfrecord", "validation-00000-of-00002.tfrecord"]
 

@@ -5,7 +5,7 @@ import pytest
 from helpers.numbered import one_line_error
 
 from tfdecouple.data.attributes import read_attributes
-from tfdecouple.data.labels import checked_labels, require_labels
+from tfdecouple.data.labels import check_labels, require_labels
 from tfdecouple.data.splits import Source
 
 
@@ -22,21 +22,21 @@ class TestTables:
         )
         assert attributes.names == ("age", "smiling")
         keys = ["a/1.png", "train/b/2.png", "3.png"]
-        attributes.require_one_each([*keys, "b/4.png"])
-        found = attributes.of(keys)
+        attributes.require_unique_rows([*keys, "b/4.png"])
+        found = attributes.look_up(keys)
         np.testing.assert_array_equal(found, [[20, 1], [35, np.nan], [np.nan, np.nan]])
 
     def test_a_whole_path_goes_before_a_last_part(self, tmp_path):
         attributes = read_attributes(table(tmp_path, '"x","n"\n1.png,1\nb/1.png,2\n'))
         keys = ["a/1.png", "b/1.png"]
-        attributes.require_one_each(keys)
-        assert attributes.of(keys).tolist() == [[1], [2]]
+        attributes.require_unique_rows(keys)
+        assert attributes.look_up(keys).tolist() == [[1], [2]]
 
     def test_one_row_for_two_images_is_refused(self, tmp_path):
         attributes = read_attributes(table(tmp_path, "x,n\n1.png,1\n"))
         # Also where the other image is of a split that is read another time, or lies in the folder itself.
         for keys in (["a/1.png", "b/1.png"], ["train/1.png", "validation/1.png"], ["1.png", "b/1.png"]):
-            said = one_line_error(lambda keys=keys: attributes.require_one_each(keys))
+            said = one_line_error(lambda keys=keys: attributes.require_unique_rows(keys))
             assert f"{keys[0]} and {keys[1]}" in said
 
     @pytest.mark.parametrize(
@@ -72,9 +72,9 @@ def source(*names):
 
 class TestLabels:
     def test_numbers_with_names_and_none(self):
-        labels = checked_labels(source("a", "b"), np.array([1, 0, -1], np.int64))
+        labels = check_labels(source("a", "b"), np.array([1, 0, -1], np.int64))
         assert labels.tolist() == [1, 0, -1] and labels.dtype == np.int32
-        assert checked_labels(source(), np.array([-1, -1])).tolist() == [-1, -1]
+        assert check_labels(source(), np.array([-1, -1])).tolist() == [-1, -1]
 
     @pytest.mark.parametrize(
         ("names", "labels", "part"),
@@ -86,7 +86,7 @@ class TestLabels:
         ],
     )
     def test_others_are_refused(self, names, labels, part):
-        assert part in one_line_error(lambda: checked_labels(source(*names), np.array(labels)))
+        assert part in one_line_error(lambda: check_labels(source(*names), np.array(labels)))
 
     def test_where_all_must_have_one(self):
         assert require_labels(source("a"), "train", np.array([0, 0]), "this").tolist() == [0, 0]

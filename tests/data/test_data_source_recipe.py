@@ -69,13 +69,13 @@ import os
 import numpy as np
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data import load_images, open_source
-from tfdecouple.data.sources import images_at, located
+from tfdecouple.data.sources import locate_images, resolve_paths
 images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
 np.save("images.npy", images)
-kept = located(DataConfig(source="array:images.npy"))
+kept = resolve_paths(DataConfig(source="array:images.npy"))
 os.chdir("/")
 assert (load_images(open_source(kept, (8, 8, 3)), "train", 10)[0] == images[::2]).all()
-print(kept.source, *images_at(kept))
+print(kept.source, *locate_images(kept))
 """
 
 

@@ -16,7 +16,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import Shape
 from tfdecouple.data import load_images, open_source, training_batches
 from tfdecouple.data.batches import augment
-from tfdecouple.data.image_file import centre_box, fit, fit_pixels, read_image, resize_said
+from tfdecouple.data.image_file import centre_box, describe_resizing, fit_pixels, fit_tensor, read_image
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
 
@@ -122,7 +122,7 @@ class TestFitting:
             pixels = noise(*size, channels)
             path = saved(tmp_path / "image.png", pixels.squeeze(-1) if channels == 1 else pixels)
             read = read_image(path, (8, 12, channels), crop)
-            np.testing.assert_array_equal(fit(tf.constant(pixels), (8, 12, channels), crop), read)
+            np.testing.assert_array_equal(fit_tensor(tf.constant(pixels), (8, 12, channels), crop), read)
             top, left, rows, columns = centre_box(*size, (8, 12, channels), crop)
             assert 0 <= top <= size[0] - rows and 0 <= left <= size[1] - columns and min(rows, columns) >= 1
             # The box has the proportions of the model, as nearly as whole pixels can, and is as large as fits.
@@ -133,15 +133,15 @@ class TestFitting:
 
     def test_grey_and_rgb_become_each_other_in_a_pipeline(self) -> None:
         rgb, grey = noise(8, 12, 3), noise(8, 12, 1)
-        made = fit(tf.constant(rgb), GREY, 0)
+        made = fit_tensor(tf.constant(rgb), GREY, 0)
         np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
-        np.testing.assert_array_equal(fit(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
+        np.testing.assert_array_equal(fit_tensor(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
 
     @pytest.mark.parametrize(
         ("channels", "pixels"), [(1, "8-bit grey;"), (3, "8-bit RGB;"), (5, "8-bit pixels, each channel by itself;")]
     )
     def test_exported_files_describe_the_filter(self, channels: int, pixels: str) -> None:
-        assert f"Pillow's Image.resize(size, BILINEAR) on {pixels}" in resize_said((8, 12, channels))
+        assert f"Pillow's Image.resize(size, BILINEAR) on {pixels}" in describe_resizing((8, 12, channels))
 
 
 class TestGreyRectangles:

@@ -19,7 +19,7 @@ from PIL import Image
 from export.provenance import Provenance
 from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.image_file import fit, fit_pixels, read_image
+from tfdecouple.data.image_file import fit_pixels, fit_tensor, read_image
 from tfdecouple.data.tfds import decode_pixels
 
 EXAMPLES = ROOT / "examples"
@@ -83,7 +83,7 @@ def test_tensorflow_datasets_are_read_as_files_are(files, wanted) -> None:
         feature = tfds.features.Image(shape=(None, None, channels))
         encoded = tf.data.Dataset.from_tensor_slices([files[name].read_bytes() for name in names])
         read = encoded.map(
-            lambda one, feature=feature: fit(decode_pixels(one, feature), (SIZE, SIZE, 3), 0), tf.data.AUTOTUNE
+            lambda one, feature=feature: fit_tensor(decode_pixels(one, feature), (SIZE, SIZE, 3), 0), tf.data.AUTOTUNE
         )
         for name, found in zip(names, read.as_numpy_iterator(), strict=True):
             assert_same(found, wanted[name], name)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.runs import run_config
 
-from tfdecouple.data import evaluation_batches, open_source, own_share, training_batches
+from tfdecouple.data import evaluation_batches, open_source, slice_for_replicas, training_batches
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ class TestSharing:
         batches = evaluation_batches(source, "train", batch_size=8)
         counted = []
         for context in contexts(pipelines, replicas):
-            for piece in own_share(batches, context).as_numpy_iterator():
+            for piece in slice_for_replicas(batches, context).as_numpy_iterator():
                 assert len(piece["weight"]) == 8 // replicas
                 counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
         assert sorted(counted) == list(range(20))

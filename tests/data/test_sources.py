@@ -6,7 +6,7 @@ import pytest
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
-from tfdecouple.data.sources import located
+from tfdecouple.data.sources import resolve_paths
 from tfdecouple.errors import DataError
 
 
@@ -55,5 +55,5 @@ def test_folders_are_named_from_the_root(typed, found, tmp_path, monkeypatch):
         folder = config.data_dir and config.data_dir.format(**places)
         return DataConfig(source=config.source.format(**places), data_dir=folder)
 
-    assert located(filled(typed)) == filled(found)
-    assert located(filled(found)) == filled(found)
+    assert resolve_paths(filled(typed)) == filled(found)
+    assert resolve_paths(filled(found)) == filled(found)

@@ -10,7 +10,7 @@ import numpy as np
 from helpers.places import DATA
 from helpers.refusals import message_of
 from tfdecouple.errors import WolfError
-from tfdecouple.interop.wolf import import_wolf, model_config_of
+from tfdecouple.interop.wolf import import_wolf, translate_config
 
 # Of an array's largest value: what is promised is 1e-4, and float32 keeps to this.
 NEAR = 1e-5
@@ -79,5 +79,5 @@ class Reference:
 
 def assert_refused(config, words):
     """Asserts that a config is refused in a line that has the words."""
-    message = message_of(WolfError, lambda: model_config_of(config, image_shape=(32, 32, 3)))
+    message = message_of(WolfError, lambda: translate_config(config, image_shape=(32, 32, 3)))
     assert [word for word in words if word not in message] == []

@@ -16,7 +16,7 @@ from helpers.wolf import Reference, assert_refused
 
 import tfdecouple
 from tfdecouple.errors import WolfError
-from tfdecouple.interop.wolf import assign, import_wolf, model_config_of, read_state
+from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state, translate_config
 from tfdecouple.runtime.extras import MissingPackageError
 
 REFERENCE = Reference("wolf_small")
@@ -101,7 +101,9 @@ class TestRunFolder:
     def test_every_weight_is_filled_and_the_model_is_initialised(self, model):
         fresh = tfdecouple.DecoupledModel(model.config)
         before = {name: variable.numpy() for name, variable in fresh.named_variables().items()}
-        assign(fresh, {name: array + array.dtype.type(1) / 8 for name, array in STATE.items() if array.dtype == "f4"})
+        assign_weights(
+            fresh, {name: array + array.dtype.type(1) / 8 for name, array in STATE.items() if array.dtype == "f4"}
+        )
         assert [n for n, variable in fresh.named_variables().items() if np.all(variable.numpy() == before[n])] == []
         fresh.require_initialized()
 
@@ -238,8 +240,8 @@ class TestVariants:
         options = "alpha factors levels coupling_type transform prior_transform activation inverse in_channels"
         absent = [f"generator.flow.{option}" for option in options.split()]
         absent += ["discriminator.encoder.activation", "discriminator.prior.alpha", "discriminator.prior.transform"]
-        given = model_config_of(CONFIG, image_shape=(32, 32, 3))
-        assert model_config_of(edited(dict.fromkeys(absent, ...)), image_shape=(32, 32, 3)) == given
+        given = translate_config(CONFIG, image_shape=(32, 32, 3))
+        assert translate_config(edited(dict.fromkeys(absent, ...)), image_shape=(32, 32, 3)) == given
 
 
 def refusal(call):
@@ -300,19 +302,19 @@ class TestUnsupported:
         ],
     )
     def test_values_of_the_wrong_type_are_refused(self, changes, word):
-        assert word in refusal(lambda: model_config_of(edited(changes), image_shape=(32, 32, 3)))
+        assert word in refusal(lambda: translate_config(edited(changes), image_shape=(32, 32, 3)))
 
     @pytest.mark.parametrize("values", [[], 3, "text"])
     def test_config_must_be_an_object(self, values):
-        assert "lacks" in refusal(lambda: model_config_of(values, image_shape=(32, 32, 3)))
+        assert "lacks" in refusal(lambda: translate_config(values, image_shape=(32, 32, 3)))
 
     @pytest.mark.parametrize(("size", "word"), [(64, "in_dim 64"), (16, "in_dim 64"), (36, "36")])
     def test_image_shape_that_does_not_fit_is_refused(self, size, word):
-        assert word in refusal(lambda: model_config_of(CONFIG, image_shape=(size, size, 3)))
+        assert word in refusal(lambda: translate_config(CONFIG, image_shape=(size, size, 3)))
 
     @pytest.mark.parametrize("n_bits", [0, 9])
     def test_impossible_bits_are_refused(self, n_bits):
-        assert "n_bits" in refusal(lambda: model_config_of(CONFIG, image_shape=(32, 32, 3), n_bits=n_bits))
+        assert "n_bits" in refusal(lambda: translate_config(CONFIG, image_shape=(32, 32, 3), n_bits=n_bits))
 
 
 STEP = "generator.flow.blocks.0.steps.0"
@@ -352,7 +354,7 @@ class TestWeights:
     def test_weights_that_do_not_fit_are_named(self, change, words, scratch):
         state = dict(STATE)
         change(state)
-        message = refusal(lambda: assign(scratch, state))
+        message = refusal(lambda: assign_weights(scratch, state))
         assert [word for word in words if word not in message] == []
         assert not scratch.initialized.numpy()
 
@@ -365,7 +367,7 @@ class TestWeights:
         state = {name: a for name, a in STATE.items() if not name.endswith(("weight_inv", "num_batches_tracked"))}
         assert len(state) < len(STATE)
         again = tfdecouple.DecoupledModel(model.config)
-        assign(again, state)
+        assign_weights(again, state)
         for name, variable in again.named_variables().items():
             np.testing.assert_array_equal(variable.numpy(), model.named_variables()[name].numpy())
 

@@ -11,7 +11,7 @@ from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import WolfError
-from tfdecouple.interop.wolf import assign, model_config_of, read_state
+from tfdecouple.interop.wolf import assign_weights, read_state, translate_config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 
@@ -59,7 +59,7 @@ def test_result_is_the_references(computed, name):
 
 
 def test_config_is_that_of_the_reference():
-    assert model_config_of(REFERENCE.config, image_shape=(32, 32, 3)) == ModelConfig(
+    assert translate_config(REFERENCE.config, image_shape=(32, 32, 3)) == ModelConfig(
         image_shape=(32, 32, 3),
         latent_dim=8,
         steps=(1, (1, 1), (1, 1), 1),
@@ -80,10 +80,10 @@ def test_other_classes_with_unequal_probabilities(given):
     rng = np.random.default_rng(1)
     shares = rng.uniform(0.2, 3, 7)
     numbers = shares if given == "probs" else np.log(shares) + 5
-    model = DecoupledModel(model_config_of(edited(num_events=7, **{given: numbers.tolist()}), image_shape=(32, 32, 3)))
+    model = DecoupledModel(translate_config(edited(num_events=7, **{given: numbers.tolist()}), image_shape=(32, 32, 3)))
     state = read_state(REFERENCE.folder / "model.npz")
     state["discriminator.embed.weight"] = rng.standard_normal((7, 8)).astype("f4")
-    assign(model, state)
+    assign_weights(model, state)
     expected = np.log(shares / shares.sum())
     np.testing.assert_allclose(model.class_log_probabilities, expected, rtol=1e-6)
 
@@ -119,5 +119,5 @@ def test_what_this_project_does_not_have_is_named(changes, words):
 def test_weights_of_the_labels_are_asked_for(model):
     state = read_state(REFERENCE.folder / "model.npz")
     state.pop("discriminator.net.2.bias")
-    message = message_of(WolfError, lambda: assign(model, state))
+    message = message_of(WolfError, lambda: assign_weights(model, state))
     assert "the weights lack discriminator.net.2.bias" in message

@@ -11,7 +11,7 @@ from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import WolfError
-from tfdecouple.interop.wolf import import_wolf, model_config_of, read_state
+from tfdecouple.interop.wolf import import_wolf, read_state, translate_config
 
 REFERENCE = Reference("wolf_small_var")
 IMAGES = REFERENCE.images
@@ -59,7 +59,7 @@ def test_result_is_the_references(computed, name):
 
 
 def test_config_is_that_of_the_reference():
-    assert model_config_of(REFERENCE.config, image_shape=(32, 32, 3)) == ModelConfig(
+    assert translate_config(REFERENCE.config, image_shape=(32, 32, 3)) == ModelConfig(
         image_shape=(32, 32, 3),
         latent_dim=8,
         steps=(1, (1, 1), (1, 1), 1),
@@ -79,7 +79,7 @@ def test_config_is_that_of_the_reference():
 
 def test_three_levels_are_read_with_their_factors():
     changes = {"flow.levels": 3, "flow.num_steps": [1, [2], 1], "flow.factors": [2], "flow.alpha": 0.5}
-    config = model_config_of(edited({**changes, "flow.hidden_channels": [8, 16, 24]}), image_shape=(32, 32, 3))
+    config = translate_config(edited({**changes, "flow.hidden_channels": [8, 16, 24]}), image_shape=(32, 32, 3))
     assert config.dequantization_steps == (1, (2,), 1) and config.dequantization_factors == (2,)
     assert config.dequantization_hidden_channels == (8, 16, 24) and config.dequantization_alpha == 0.5
 

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     opened = open_run(options, z_for="directions")
     source = open_data(opened, options)
     if attributes is not None:
-        attributes.require_one_each(source.keys())
+        attributes.require_unique_rows(source.keys())
     labels = choose_labels(source, options) if attributes is None else {}
     names = list(labels) if attributes is None else list(attributes.names)
     if len(names) > _MOST_DIRECTIONS:
@@ -151,11 +151,11 @@ def read_split(
     import numpy as np
 
     from tfdecouple.cli.run_images import draw_indices
-    from tfdecouple.data.labels import checked_labels
+    from tfdecouple.data.labels import check_labels
 
     indices = np.sort(draw_indices(source, split, options.images or _IMAGES, options.seed))
     z, label = opened.encode_split(source, split, indices, f"encoding images of {split}")
-    label = checked_labels(source, label)
+    label = check_labels(source, label)
     if attributes is None:
         columns = []
         for *first, last in labels.values():
@@ -167,7 +167,7 @@ def read_split(
             f"{source.skipped} images of {source.title} cannot be read, and which number is whose is not known "
             "then; mend or remove them"
         )
-    values = attributes.of([source.key(split, index) for index in indices.tolist()])
+    values = attributes.look_up([source.key(split, index) for index in indices.tolist()])
     if np.isnan(values).all():
         raise DataError(
             f"{attributes.path} has no row for any of {len(indices)} images of {split}, such as "

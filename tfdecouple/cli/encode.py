@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
             manifest.require_same(job, folder.path)
         shards = manifest.ranges()
         with Counter("checking what is there", len(shards), unit="files") as counter:
-            missing = folder.missing(manifest, _print, counter)
+            missing = folder.find_missing(manifest, _print, counter)
         if len(missing) < len(shards):
             _print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
         if missing:
@@ -132,7 +132,7 @@ def _verify(out: pathlib.Path) -> int:
     """Prints a line for each file in a folder of codes that differs from its record; returns the exit status."""
     start_tensorflow()
     from tfdecouple.corpus.codes_manifest import Manifest
-    from tfdecouple.corpus.folder import verify
+    from tfdecouple.corpus.folder import verify_codes
     from tfdecouple.runtime.progress import Counter
 
     manifest = Manifest.read(out)
@@ -140,7 +140,7 @@ def _verify(out: pathlib.Path) -> int:
         raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
     total = len(manifest.names())
     with Counter("verifying", total, unit="files") as counter:
-        problems = verify(out, manifest, counter)
+        problems = verify_codes(out, manifest, counter)
     if not problems:
         print(f"{out}: all {total} files are what was written")
         return 0
@@ -166,13 +166,13 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
 
 def _make_manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the job before anything is encoded."""
-    from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, bytes_per_image, model_fields
-    from tfdecouple.corpus.encoding import keys_sha256
+    from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, choose_fields, estimate_bytes
+    from tfdecouple.corpus.encoding import hash_keys
     from tfdecouple.runs.opened_run import hash_weights
 
-    fields = model_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
+    fields = choose_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = _SPLITS if options.split == "all" else (options.split,)
-    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // bytes_per_image(fields)))
+    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // estimate_bytes(fields)))
     return Manifest(
         format=options.format,
         fields=fields,
@@ -187,7 +187,7 @@ def _make_manifest(opened: OpenedRun, source: Source, options: argparse.Namespac
             image_shape=source.image_shape,
             centre_crop=opened.data_config(options.data).centre_crop,
             descriptions={split: source.descriptions[split] for split in splits},
-            keys_sha256=keys_sha256(source, splits),
+            keys_sha256=hash_keys(source, splits),
         ),
         label_names=source.label_names,
         splits={split: min(source.sizes[split], options.limit or source.sizes[split]) for split in splits},

@@ -169,17 +169,17 @@ class Evaluation:
     def batches(self) -> tf.data.Dataset:
         """Returns batches of all images, or of drawn ones, as `tfdecouple.data.evaluation_batches` does."""
         from tfdecouple.data import evaluation_batches
-        from tfdecouple.data.batches import even_batch
-        from tfdecouple.data.labels import with_known_labels
+        from tfdecouple.data.batches import round_batch_size
+        from tfdecouple.data.labels import check_batch_labels
         from tfdecouple.metrics.drawn_images import draw_indices
 
         options = self.options
-        size = even_batch(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
+        size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
         # The first images would be of one class, because folders are sorted by class.
         drawn = self.count < self.size
         indices = draw_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
-        return with_known_labels(batches, self.source, self.opened.config.model)
+        return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe(self, test_evaluations: int | None) -> Iterator[str]:
         """Yields the lines above all results: the run, the images, and how often test images were evaluated."""

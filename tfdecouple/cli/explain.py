@@ -8,8 +8,8 @@ import textwrap
 from typing import Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.config import Config, option_meanings, option_names
-from tfdecouple.config.values import unknown
+from tfdecouple.config import Config, describe_options, option_names
+from tfdecouple.config.values import unknown_option
 
 
 def add_parser(commands: Any) -> None:
@@ -27,11 +27,11 @@ def run(options: argparse.Namespace) -> int:
     """Prints the options with their defaults and meanings."""
     for name in options.names:
         if not any(name in option for option in option_names()):
-            raise unknown(name, option_names())
+            raise unknown_option(name, option_names())
     defaults = Config().options()
     texts = [
         f"{name} = {json.dumps(defaults[name])}\n{textwrap.indent(textwrap.fill(meaning, 96), '    ')}"
-        for name, meaning in option_meanings().items()
+        for name, meaning in describe_options().items()
         if not options.names or any(part in name for part in options.names)
     ]
     print("\n\n".join(texts))

@@ -9,7 +9,7 @@ import re
 import sys
 from typing import Any, NoReturn
 
-from tfdecouple.data.sources import kinds_listed
+from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.option_types import add_choice, add_number
@@ -91,7 +91,7 @@ def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
     """Adds --split, --data, --data-dir and --download."""
     parser.add_argument("--split", default=split, metavar="NAME", help=f"part of the data: {splits} (default {split})")
-    parser.add_argument("--data", metavar="SOURCE", help=f"data set: {kinds_listed()}; default that of the run")
+    parser.add_argument("--data", metavar="SOURCE", help=f"data set: {list_source_kinds()}; default that of the run")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default that of the run")
     parser.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
 

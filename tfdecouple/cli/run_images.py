@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tfdecouple.data import Source, chosen_batches, crop_of_own_images
+from tfdecouple.data import Source, choose_user_crop, chosen_batches
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics import drawn_images as metric_images
@@ -158,7 +158,7 @@ def read_image_files(run: OpenedRun, paths: list[str], takes: str = "--pairs tak
     Raises:
         DataError: where a file is missing or no image.
     """
-    crop = crop_of_own_images(run.config.data)
+    crop = choose_user_crop(run.config.data)
     images = []
     for path in paths:
         if not pathlib.Path(path).exists():

@@ -11,7 +11,7 @@ from typing import Any
 
 from tfdecouple.cli.options import add_choice, program_name
 from tfdecouple.config import Config, load_preset, override
-from tfdecouple.data.sources import kinds_listed
+from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.process import start_tensorflow
 
 EXIT_INTERRUPTED = 75
@@ -93,7 +93,7 @@ def add_parser(commands: Any) -> None:
         help="take what fits of --init-from, and start the other layers from data (training.init_partial)",
     )
     images = parser.add_argument_group("images")
-    images.add_argument("--data", metavar="SOURCE", help=f"{kinds_listed(at_length=True)} (data.source)")
+    images.add_argument("--data", metavar="SOURCE", help=f"{list_source_kinds(at_length=True)} (data.source)")
     images.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (data.data_dir)")
     images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
     where = parser.add_argument_group("where")

@@ -16,8 +16,8 @@ from tfdecouple.config.model import (
     STEP_LAYERS,
     ModelConfig,
 )
-from tfdecouple.config.presets import load_preset, preset_names, title
-from tfdecouple.config.run import Config, difference, from_plain, option_meanings, option_names, override
+from tfdecouple.config.presets import describe_config, load_preset, preset_names
+from tfdecouple.config.run import Config, describe_options, difference, from_plain, option_names, override
 from tfdecouple.config.training import MEMORY, PRECISIONS, SEEDS, TrainingConfig
 from tfdecouple.transforms import TRANSFORMS
 
@@ -42,9 +42,9 @@ __all__ = [
     "difference",
     "from_plain",
     "load_preset",
-    "option_meanings",
+    "describe_options",
     "option_names",
     "override",
     "preset_names",
-    "title",
+    "describe_config",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from tfdecouple.config.values import Count, NonNegative, Positive, check, check_fields, shown
+from tfdecouple.config.values import Count, NonNegative, Positive, check_fields, format_value, require
 
 BAD_IMAGE_RULES = ("stop", "skip")
 
@@ -49,9 +49,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Raises a ConfigError that names the option for an impossible value."""
         check_fields(self, "data.")
-        check(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
-        check(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")
-        check(
+        require(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
+        require(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")
+        require(
             len(set(self.photographs)) == len(self.photographs),
-            f"data.photographs is {shown(list(self.photographs))}; name each once",
+            f"data.photographs is {format_value(list(self.photographs))}; name each once",
         )

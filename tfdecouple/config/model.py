@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from tfdecouple.config.shapes import Shape, StagePlan, flow_levels, squeezes_first
-from tfdecouple.config.values import Count, Fraction, Positive, check, check_fields, one_of, plain
+from tfdecouple.config.values import Count, Fraction, Positive, check_fields, require, require_choice, to_plain
 from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
@@ -122,29 +122,29 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Raises a ConfigError that names the option for an impossible value or combination."""
         check_fields(self, "model.")
-        check(
+        require(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,
-            f"model.image_shape is {plain(self.image_shape)}; it must be [height, width, channels], each at least 1",
+            f"model.image_shape is {to_plain(self.image_shape)}; it must be [height, width, channels], each at least 1",
         )
-        one_of("model.conditioner", self.conditioner, CONDITIONERS)
+        require_choice("model.conditioner", self.conditioner, CONDITIONERS)
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
-            one_of(f"model.{name}", getattr(self, name), TRANSFORMS)
+            require_choice(f"model.{name}", getattr(self, name), TRANSFORMS)
         for name in self.step_layers:
-            one_of("an entry of model.step_layers", name, STEP_LAYERS)
+            require_choice("an entry of model.step_layers", name, STEP_LAYERS)
         twice = sorted({name for name in self.step_layers if self.step_layers.count(name) > 1})
-        check(not twice, f"model.step_layers has {', '.join(twice)} more than once; a step can have each layer once")
+        require(not twice, f"model.step_layers has {', '.join(twice)} more than once; a step can have each layer once")
         self._check_classes()
         self._check_flow()
         if self.has_encoder:
             self._check_encoder("encoder_channels", "the encoder")
         if self.has_latent:
-            check(self.latent_dim >= 1, f"model.latent_dim is {self.latent_dim}; it must be at least 1")
+            require(self.latent_dim >= 1, f"model.latent_dim is {self.latent_dim}; it must be at least 1")
         if self.has_latent and self.prior == "flow":
-            check(
+            require(
                 self.latent_dim >= 2,
                 f"model.latent_dim is {self.latent_dim}; a prior flow needs at least 2 (or set model.prior=normal)",
             )
-            check(
+            require(
                 self.prior_steps <= MOST_STEPS,
                 f"model.prior_steps is {self.prior_steps}; at most {MOST_STEPS} are built",
             )
@@ -154,15 +154,17 @@ class ModelConfig:
 
     def _check_classes(self) -> None:
         if self.prior == "classes":
-            check(self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there")
+            require(
+                self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there"
+            )
         if self.classes or self.prior == "classes":
-            check(
+            require(
                 self.has_latent,
                 "model.conditioning is 'none', and labels enter by z; set model.conditioning=coupling, or leave out "
                 "model.classes and model.prior",
             )
         count = len(self.class_probabilities)
-        check(
+        require(
             count in (0, self.classes),
             f"model.class_probabilities has {count} entries and model.classes is {self.classes}; give one for each "
             "label, or none",
@@ -173,37 +175,37 @@ class ModelConfig:
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
-        check(levels <= MOST_LEVELS, f"{option}steps has {levels} levels; there can be {MOST_LEVELS} at most")
-        check(levels >= 2, f"{option}steps has {levels} level; a flow needs at least 2, for example [2, 4]")
-        check(
+        require(levels <= MOST_LEVELS, f"{option}steps has {levels} levels; there can be {MOST_LEVELS} at most")
+        require(levels >= 2, f"{option}steps has {levels} level; a flow needs at least 2, for example [2, 4]")
+        require(
             len(widths) == levels,
             f"{option}hidden_channels has {len(widths)} entries and {option}steps {levels}; both need one entry per "
             "level",
         )
-        check(
+        require(
             isinstance(steps[0], int) and isinstance(steps[-1], int),
-            f"{option}steps is {plain(steps)}; its first and last entries must be numbers",
+            f"{option}steps is {to_plain(steps)}; its first and last entries must be numbers",
         )
-        check(
+        require(
             len(factors) in (1, levels - 2),
             f"{option}factors has {len(factors)} entries; give one, or one for each of the {levels - 2} inner levels",
         )
         inner_factors = _repeat(factors, levels)
         for level, (counts, factor) in enumerate(zip(steps[1:-1], inner_factors, strict=True), start=1):
-            check(
+            require(
                 isinstance(counts, tuple) and 1 <= len(counts) < factor,
-                f"{option}steps[{level}] is {plain(counts)}; an inner level needs a list of 1 to {factor - 1} numbers "
-                f"(its factor is {factor})",
+                f"{option}steps[{level}] is {to_plain(counts)}; an inner level needs a list of 1 to {factor - 1} "
+                f"numbers (its factor is {factor})",
             )
         flat = [count for entry in steps for count in (entry if isinstance(entry, tuple) else (entry,))]
-        check(min(flat) >= 1, f"an entry of {option}steps is {min(flat)}; it must be at least 1")
-        check(sum(flat) <= MOST_STEPS, f"{option}steps adds up to {sum(flat)} steps; at most {MOST_STEPS} are built")
+        require(min(flat) >= 1, f"an entry of {option}steps is {min(flat)}; it must be at least 1")
+        require(sum(flat) <= MOST_STEPS, f"{option}steps adds up to {sum(flat)} steps; at most {MOST_STEPS} are built")
         planned = flow_levels(self.image_shape, steps, widths, inner_factors)
         first = ", with a squeeze before the first" if squeezes_first(self.image_shape[-1]) else ""
         self._check_halving(planned[-1][0].reduction, f"{levels} levels halve", f"{option}steps{first}")
         for level, factor in enumerate(inner_factors, start=1):
             channels = planned[level][0].channels
-            check(
+            require(
                 channels % factor == 0,
                 f"{option}factors gives {factor} at level {level}, which has {channels} channels; it must divide them",
             )
@@ -211,23 +213,23 @@ class ModelConfig:
     def _check_encoder(self, name: str, network: str) -> None:
         """Checks the option with this name, the planes of an encoder."""
         levels = len(getattr(self, name))
-        check(levels >= 1, f"model.{name} is empty; give one number per level")
-        check(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
+        require(levels >= 1, f"model.{name} is empty; give one number per level")
+        require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         self._check_halving(2**levels, f"{network} halves", f"model.{name}")
 
     def _check_halving(self, scale: int, halve: str, option: str) -> None:
         """Checks that height and width are multiples of `scale`; `halve` and `option` give the reason."""
         *sides, channels = self.image_shape
         nearest = [*(-(-side // scale) * scale for side in sides), channels]
-        check(
+        require(
             all(side % scale == 0 for side in sides),
-            f"model.image_shape is {plain(self.image_shape)}; {halve} height and width {scale.bit_length() - 1} times "
-            f"({option}), so both must be multiples of {scale}, such as {nearest}, to which images are resized",
+            f"model.image_shape is {to_plain(self.image_shape)}; {halve} height and width {scale.bit_length() - 1} "
+            f"times ({option}), so both must be multiples of {scale}, such as {nearest}, to which images are resized",
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as plain JSON values."""
-        return plain(dataclasses.asdict(self))
+        return to_plain(dataclasses.asdict(self))
 
     @property
     def has_latent(self) -> bool:

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 from tfdecouple.config.run import Config, difference
-from tfdecouple.config.values import plain
+from tfdecouple.config.values import to_plain
 from tfdecouple.errors import ConfigError
 
 
@@ -39,17 +39,17 @@ def load_preset(name: str) -> Config:
     return Config.from_dict({"name": name, **values})
 
 
-def title(config: Config) -> str:
+def describe_config(config: Config) -> str:
     """Returns what a run is called: its name, and what is not as in the preset of that name.
 
     >>> from tfdecouple.config import override
-    >>> title(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
+    >>> describe_config(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
     'quickstart with model.latent_dim=64'
     """
     if config.name not in preset_names():
         return config.name
     changes = difference(load_preset(config.name), config)
-    told = [f"{name}={json.dumps(plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
+    told = [f"{name}={json.dumps(to_plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
     return f"{config.name} with {', '.join(told)}" if told else config.name
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import build, check, check_fields, plain, shown, unknown
+from tfdecouple.config.values import build_config, check_fields, format_value, require, to_plain, unknown_option
 from tfdecouple.errors import ConfigError
 from tfdecouple.storage.files import parse_json, read_json
 
@@ -62,15 +62,15 @@ class Config:
         check_fields(self)
         name = self.name
         is_plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
-        check(
+        require(
             is_plain and 0 < len(name.encode("utf-8", "replace")) <= _NAME_BYTES,
-            f"name is {shown(name)}; it must be the plain name of a folder, of 1 to {_NAME_BYTES} bytes: without "
-            'slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
+            f"name is {format_value(name)}; it must be the plain name of a folder, of 1 to {_NAME_BYTES} bytes: "
+            'without slashes, control characters and any of :*?"<>|, without a dot or blank at its ends',
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the config as plain JSON values."""
-        return plain(dataclasses.asdict(self))
+        return to_plain(dataclasses.asdict(self))
 
     def to_json(self) -> str:
         """Returns the config as indented JSON text."""
@@ -112,7 +112,7 @@ def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     Raises:
         ConfigError: for an unknown name, a wrong type or an impossible value.
     """
-    return build(cls, values, option_names(), prefix)
+    return build_config(cls, values, option_names(), prefix)
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
@@ -134,10 +134,12 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator:
-            raise ConfigError(f"--set {shown(assignment)}: write it as NAME=VALUE, for example model.latent_dim=32")
+            raise ConfigError(
+                f"--set {format_value(assignment)}: write it as NAME=VALUE, for example model.latent_dim=32"
+            )
         name = name.strip()
         if name not in option_names():
-            raise unknown(name, option_names())
+            raise unknown_option(name, option_names())
         try:
             value = parse_json(text)
         except ValueError:
@@ -160,10 +162,10 @@ def option_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-def option_meanings() -> dict[str, str]:
+def describe_options() -> dict[str, str]:
     """Returns the meaning of each option by its dotted name, as one line of plain text from the docstrings.
 
-    >>> option_meanings()["model.steps"][:30]
+    >>> describe_options()["model.steps"][:30]
     'steps of flow per level. The f'
     """
     meanings = {}

@@ -230,10 +230,10 @@ def step_names(count: int, prefix: str = "") -> tuple[str, ...]:
     return tuple(f"{prefix}step_{number}" for number in range(count))
 
 
-def halves(channels: int) -> tuple[int, int]:
+def halve_channels(channels: int) -> tuple[int, int]:
     """Returns the numbers of channels that couplings pass on and transform; half, rounded down, are transformed.
 
-    >>> halves(7)
+    >>> halve_channels(7)
     (4, 3)
     """
     return channels - channels // 2, channels // 2

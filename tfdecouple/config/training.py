@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, check, check_fields, shown
+from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, check_fields, format_value, require
 from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS
 
@@ -129,34 +129,34 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Raises a ConfigError that names the option for an impossible value."""
         check_fields(self, "training.")
-        check(
+        require(
             self.learning_rate <= 1,
             f"training.learning_rate is {self.learning_rate:g}; it must be at most 1: Adam moves each weight by about "
             "as much in an update, and a model diverges long before that",
         )
-        check(
+        require(
             self.epsilon > 0,
             f"training.epsilon is {self.epsilon:g}; it must be above 0: the optimizer divides by the size of the "
             "gradients so far, and some are 0",
         )
-        check(
+        require(
             not self.noise or self.noise_steps >= 1,
             f"training.noise is {self.noise:g} and training.noise_steps 0; say when the noise is gone",
         )
-        check(
+        require(
             self.patterns < 1,
             f"training.patterns is {self.patterns:g}; it must be below 1: it is the share of the images that give way",
         )
-        check(
+        require(
             len(set(self.loggers)) == len(self.loggers),
-            f"training.loggers is {shown(list(self.loggers))}; it must name each only once",
+            f"training.loggers is {format_value(list(self.loggers))}; it must name each only once",
         )
-        check(
+        require(
             not self.init_partial or self.init_from is not None,
             "training.init_partial is true and training.init_from is null; say with --init-from where to start",
         )
         count = 1 if self.micro_batches == "auto" else self.micro_batches
-        check(
+        require(
             self.batch_size % count == 0,
             f"training.batch_size is {self.batch_size} and training.micro_batches {self.micro_batches}; "
             "the first must be a multiple of the second",

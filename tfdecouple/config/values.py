@@ -44,25 +44,25 @@ _EXPECTED = {
 }
 
 
-def check(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     """Raises a ConfigError with a message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Returns a value for a message, on one line and cut short where it is long."""
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
 
 
-def one_of(name: str, value: Any, choices: Iterable[Any]) -> None:
+def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises a ConfigError where the value of the option `name` is not among the choices."""
     choices = tuple(choices)
-    check(value in choices, f"{name} is {shown(value)}; it must be one of {', '.join(map(repr, choices))}")
+    require(value in choices, f"{name} is {format_value(value)}; it must be one of {', '.join(map(repr, choices))}")
 
 
-def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
+def build_config(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
     """Builds a dataclass from plain JSON values; what is absent takes its default.
 
     Args:
@@ -75,15 +75,17 @@ def build(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix:
         ConfigError: for an unknown name, a wrong type or an impossible value.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {shown(values)}; it must be a JSON object")
+        raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {format_value(values)}; it must be a JSON object")
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise unknown(prefix + str(key), names)
+            raise unknown_option(prefix + str(key), names)
     sections = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
     return cls(
         **{
-            key: build(typing.cast(type, sections[key]), value, names, f"{prefix}{key}.") if key in sections else value
+            key: build_config(typing.cast(type, sections[key]), value, names, f"{prefix}{key}.")
+            if key in sections
+            else value
             for key, value in values.items()
         }
     )
@@ -107,7 +109,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
             expected = " or ".join(dict.fromkeys(map(_expected, errors)))
             if type(None) in typing.get_args(hint):
                 expected += " or null"
-            raise ConfigError(f"{prefix}{name}{place} is {shown(given)}; it must be {expected}") from None
+            raise ConfigError(f"{prefix}{name}{place} is {format_value(given)}; it must be {expected}") from None
 
 
 @functools.cache
@@ -138,28 +140,28 @@ def _python(value: Any, name: str) -> Any:
         largest = _LARGEST[int if isinstance(value, numbers.Integral) else float]
         # Not so for NaN, of which a check says more.
         number: Any = value
-        check(not abs(number) > largest, f"{name} is {shown(value)}; it must be at most {largest:.2g}")
+        require(not abs(number) > largest, f"{name} is {format_value(value)}; it must be at most {largest:.2g}")
         is_whole = isinstance(value, numbers.Integral) or (abs(number) <= _LARGEST[int] and number == int(number))
         return int(number) if is_whole else float(number)
     # TensorFlow and file systems take none.
-    check(not isinstance(value, str) or "\0" not in value, f"{name} is {shown(value)}; it must not hold a NUL")
+    require(not isinstance(value, str) or "\0" not in value, f"{name} is {format_value(value)}; it must not hold a NUL")
     return value
 
 
-def unknown(name: str, names: Sequence[str]) -> ConfigError:
+def unknown_option(name: str, names: Sequence[str]) -> ConfigError:
     """Returns the error for an option that does not exist, with the nearest of those that do."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not near:
         # Somebody who forgets the section types the bare name: find it in whichever section has it.
         near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     hint = f"did you mean {near[0]}?" if near else "python -m tfdecouple explain explains all"
-    return ConfigError(f"there is no option {shown(name)}; {hint}")
+    return ConfigError(f"there is no option {format_value(name)}; {hint}")
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Returns a value with lists in the place of tuples, at any depth, as JSON has them."""
     if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
+        return {key: to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [to_plain(inner) for inner in value]
     return value

@@ -126,7 +126,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
         | "Label names" >> beam.Map(lambda path: os.fsencode(images.label_name(os.fsdecode(path))))
         | "Distinct names" >> beam.Distinct()
         | "All names" >> beam.combiners.ToList()
-        | "Number labels" >> beam.Map(numbered)
+        | "Number labels" >> beam.Map(number_labels)
     )
     _ = (
         labels
@@ -159,7 +159,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
         | "Write codes" >> write
         # Without this step the worker that names the files would also read them all.
         | "Spread files" >> beam.Reshuffle()
-        | "Read back" >> beam.Map(digest_line)
+        | "Read back" >> beam.Map(make_digest_line)
         | "Write digests" >> text(f"{out}/{_DIGESTS}")
     )
 
@@ -191,7 +191,7 @@ class Images:
         return next(iter(folders[self.has_splits :]), "")
 
 
-def numbered(names: Sequence[bytes]) -> dict[bytes, int]:
+def number_labels(names: Sequence[bytes]) -> dict[bytes, int]:
     """Returns a number for each label name, in the order of the names as text; "" has no number."""
     return {name: number for number, name in enumerate(sorted(set(names) - {b""}, key=os.fsdecode))}
 
@@ -274,7 +274,7 @@ def to_examples(batch: tuple[list[bytes], list[int], dict[str, Any]]) -> Iterato
         yield to_example(key, label, {name: values[row] for name, values in arrays.items()})
 
 
-def digest_line(path: str) -> str:
+def make_digest_line(path: str) -> str:
     """Returns name, size and SHA-256 of a file as a line of JSON."""
     digest, size = hashlib.sha256(), 0
     with FileSystems.open(path, compression_type="uncompressed") as file:

@@ -232,7 +232,7 @@ def key_bytes(key: str) -> bytes:
         return os.fsencode(key).decode("utf-8", "backslashreplace").encode()
 
 
-def model_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
+def choose_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
     """Returns the fields of a model's codes: z where the model has one, and the others as chosen."""
     latent = (config.latent_dim,)
     shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
@@ -245,6 +245,6 @@ def model_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = Fa
     return tuple(Field(name=name, shape=shape) for name, shape in shapes.items())
 
 
-def bytes_per_image(fields: Sequence[Field]) -> int:
+def estimate_bytes(fields: Sequence[Field]) -> int:
     """Returns about how many bytes the codes of an image take."""
     return 64 + sum(4 * field.size for field in fields)

@@ -13,7 +13,7 @@ from tfdecouple.arguments import as_labels
 from tfdecouple.corpus.codes_manifest import SCORES, Field, Manifest, ShardRange, key_bytes
 from tfdecouple.corpus.folder import CodesFolder
 from tfdecouple.data import Source
-from tfdecouple.data.labels import checked_labels
+from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, InversionError, UserError, one_line
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
@@ -131,7 +131,7 @@ def encode_shards(
     return far
 
 
-def keys_sha256(source: Source, splits: Sequence[str]) -> str:
+def hash_keys(source: Source, splits: Sequence[str]) -> str:
     """Returns a hash of the names of all images in some splits; "" where the images have no names."""
     digest = hashlib.sha256()
     named = [split for split in splits if source.splits[split].keys is not None]
@@ -169,7 +169,7 @@ def encode_images(
             raise DataError(f"cannot read {source.title}: {one_line(error)}") from error
         if batch is None:
             return
-        labels = checked_labels(source, batch["label"])
+        labels = check_labels(source, batch["label"])
         yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"], labels)}
 
 

@@ -98,7 +98,7 @@ class CodesFolder:
             write_run(run, model, config, step)
             manifest.write(self.path)
 
-    def missing(self, manifest: Manifest, report: Report, counter: Callable[[int], None]) -> list[ShardRange]:
+    def find_missing(self, manifest: Manifest, report: Report, counter: Callable[[int], None]) -> list[ShardRange]:
         """Returns the files that are still to be written; damaged files are removed and are among them.
 
         Args:
@@ -107,10 +107,10 @@ class CodesFolder:
             counter: called with the number of files compared so far.
         """
         missing = []
-        self._shards = recorded_shards(self.path, manifest, report)
+        self._shards = read_shard_records(self.path, manifest, report)
         for done, shard in enumerate(manifest.ranges(), 1):
             path = self.path / shard.name
-            if path.exists() and (problem := problem_of(path, self._shards.get(shard.name))):
+            if path.exists() and (problem := find_problem(path, self._shards.get(shard.name))):
                 report(f"{path} {problem}: it is made anew")
                 with self.writing():
                     path.unlink()
@@ -167,7 +167,9 @@ class CodesFolder:
         return done
 
 
-def recorded_shards(folder: pathlib.Path, manifest: Manifest, report: Report = lambda text: None) -> dict[str, Shard]:
+def read_shard_records(
+    folder: pathlib.Path, manifest: Manifest, report: Report = lambda text: None
+) -> dict[str, Shard]:
     """Returns the files that were written, by name; damaged lines of the journal are counted in a report.
 
     Raises:
@@ -191,7 +193,7 @@ def recorded_shards(folder: pathlib.Path, manifest: Manifest, report: Report = l
     return {shard.name: shard for shard in shards}
 
 
-def problem_of(path: pathlib.Path, shard: Shard | None) -> str | None:
+def find_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
     """Returns how a file differs from its record, for a message; None where it does not differ."""
     try:
         if not path.exists():
@@ -209,7 +211,7 @@ def problem_of(path: pathlib.Path, shard: Shard | None) -> str | None:
         return f"cannot be read ({one_line(error, 200)})"
 
 
-def verify(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], None]) -> list[str]:
+def verify_codes(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], None]) -> list[str]:
     """Returns a line for each file that differs from its record, is missing or does not belong there.
 
     Args:
@@ -218,10 +220,10 @@ def verify(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], No
         counter: called with the number of files compared so far.
     """
     lines: list[str] = []
-    shards, names = recorded_shards(folder, manifest, lines.append), manifest.names()
+    shards, names = read_shard_records(folder, manifest, lines.append), manifest.names()
     there = [name for name in names if manifest.complete or (folder / name).exists()]
     for done, name in enumerate(there, 1):
-        if problem := problem_of(folder / name, shards.get(name)):
+        if problem := find_problem(folder / name, shards.get(name)):
             lines.append(f"{folder / name} {problem}")
         counter(done)
     others = {path.name for path in folder.glob(f"*.{manifest.format}")} - set(names)

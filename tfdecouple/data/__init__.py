@@ -15,21 +15,21 @@ if TYPE_CHECKING:
         chosen_batches,
         evaluation_batches,
         load_images,
-        own_share,
+        slice_for_replicas,
         steps_per_epoch,
         training_batches,
     )
-    from tfdecouple.data.sources import crop_of_own_images, open_source
+    from tfdecouple.data.sources import choose_user_crop, open_source
     from tfdecouple.data.splits import Source
 
 __all__ = [
     "Source",
     "chosen_batches",
-    "crop_of_own_images",
+    "choose_user_crop",
     "evaluation_batches",
     "load_images",
     "open_source",
-    "own_share",
+    "slice_for_replicas",
     "steps_per_epoch",
     "training_batches",
 ]

@@ -28,7 +28,7 @@ class Attributes:
     names: tuple[str, ...]
     rows: dict[str, np.ndarray]
 
-    def require_one_each(self, keys: Iterable[str]) -> None:
+    def require_unique_rows(self, keys: Iterable[str]) -> None:
         """Raises DataError where a row has only the last part of a path, and two images of the source share it.
 
         Args:
@@ -43,7 +43,7 @@ class Attributes:
                     "them by their paths"
                 )
 
-    def of(self, keys: Iterable[str]) -> np.ndarray:
+    def look_up(self, keys: Iterable[str]) -> np.ndarray:
         """Returns the numbers of images, float64 `[n, columns]`; NaN where the table has none.
 
         Args:

@@ -117,13 +117,13 @@ def training_batches(
         .batch(context.get_per_replica_batch_size(micro_batch), drop_remainder=True)
         .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     )
-    return _finished(batches)
+    return _set_options(batches)
 
 
-def even_batch(batch_size: int, count: int, devices: int) -> int:
+def round_batch_size(batch_size: int, count: int, devices: int) -> int:
     """Returns the size of a batch for `count` images that devices divide evenly: no larger than needed, rounded up.
 
-    >>> even_batch(250, 1000, 4), even_batch(250, 5, 2)
+    >>> round_batch_size(250, 1000, 4), round_batch_size(250, 5, 2)
     (252, 6)
     """
     return math.ceil(min(batch_size, count) / devices) * devices
@@ -150,7 +150,7 @@ def evaluation_batches(
     """
     _require_least("the batch size", batch_size, 1)
     _require_least("limit", limit, 0)
-    examples = source.examples(split) if indices is None else _chosen_examples(source, split, indices)
+    examples = source.examples(split) if indices is None else _select_examples(source, split, indices)
     if limit:
         examples = examples.take(limit)
 
@@ -164,10 +164,10 @@ def evaluation_batches(
         weight = tf.ones_like(batch["label"], tf.float32)
         return {name: fill(values) for name, values in {**batch, "weight": weight}.items()}
 
-    return _finished(examples.batch(batch_size).map(padded))
+    return _set_options(examples.batch(batch_size).map(padded))
 
 
-def own_share(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
+def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
     """Returns the part of evaluation batches that one input pipeline gives to its replicas.
 
     Args:
@@ -243,10 +243,10 @@ def chosen_batches(
     """
     _require_least("the batch size", batch_size, 1)
     with source.guard():
-        yield from _finished(_chosen_examples(source, split, indices).batch(batch_size)).as_numpy_iterator()
+        yield from _set_options(_select_examples(source, split, indices).batch(batch_size)).as_numpy_iterator()
 
 
-def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data.Dataset:
+def _select_examples(source: Source, split: str, indices: np.ndarray) -> tf.data.Dataset:
     opened = source.split(split)
     wanted = np.unique(np.asarray(indices, np.int64))
     if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < opened.size):
@@ -254,7 +254,7 @@ def _chosen_examples(source: Source, split: str, indices: np.ndarray) -> tf.data
     return opened.examples_at(wanted)
 
 
-def _finished(batches: tf.data.Dataset) -> tf.data.Dataset:
+def _set_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     # The end of a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
@@ -294,12 +294,12 @@ def augment(image: tf.Tensor, seed: tf.Tensor, *, horizontal_flip: bool, pad_and
     if pad_and_crop:
         # Padding, cropping and mirroring only choose pixels, so they change indices and the image is copied once.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad_and_crop + 1)), tf.int32) - pad_and_crop
-        rows, columns = _reflected(rows + shifts[0], height), _reflected(columns + shifts[1], width)
+        rows, columns = _reflect(rows + shifts[0], height), _reflect(columns + shifts[1], width)
     if horizontal_flip:
         columns = tf.where(draws[2] < 0.5, tf.reverse(columns, [0]), columns)
     return tf.gather(tf.gather(image, rows), columns, axis=1)
 
 
-def _reflected(indices: tf.Tensor, size: int) -> tf.Tensor:
+def _reflect(indices: tf.Tensor, size: int) -> tf.Tensor:
     last = size - 1
     return last - tf.abs(last - tf.abs(indices))

@@ -45,7 +45,7 @@ UNREAD_SUFFIXES = (
 )
 
 
-def resize_said(image_shape: Shape) -> str:
+def describe_resizing(image_shape: Shape) -> str:
     """Returns how images are resized, for exported files and cards."""
     channels = image_shape[-1]
     kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
@@ -55,7 +55,7 @@ def resize_said(image_shape: Shape) -> str:
     )
 
 
-def crop_said(image_shape: Shape, centre_crop: int) -> str:
+def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
     """Returns how images are cropped, for exported files and cards; its only number, if any, is `centre_crop`."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
@@ -120,7 +120,7 @@ def _resize(pixels: np.ndarray, image_shape: Shape) -> np.ndarray:
     return np.stack([resize(pixels[..., channel]) for channel in range(channels)], -1)
 
 
-def fit(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
+def fit_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
     """Returns the centre of an image in the model's shape, as `fit_pixels` does, within a tf.data pipeline.
 
     Args:

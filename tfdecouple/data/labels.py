@@ -16,7 +16,7 @@ NO_LABEL = -1
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
-def checked_labels(source: Source, labels: np.ndarray) -> np.ndarray:
+def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
     """Returns labels, int32 `[n]`, each of which has a name in the source or is -1.
 
     Raises:
@@ -34,12 +34,12 @@ def checked_labels(source: Source, labels: np.ndarray) -> np.ndarray:
 
 
 def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns the labels `[n]` of images of a split, checked as by `checked_labels`.
+    """Returns the labels `[n]` of images of a split, checked as by `check_labels`.
 
     Raises:
         DataError: where an image has none; `what` names the user of the labels, such as "a linear probe".
     """
-    labels = checked_labels(source, labels)
+    labels = check_labels(source, labels)
     if (labels == NO_LABEL).any():
         raise DataError(f"{source.title} has {split} images without a label; {what} needs labels, as sub-folders give")
     return labels
@@ -49,7 +49,7 @@ def require_classes(source: Source, model: ModelConfig) -> None:
     """Raises DataError where a source has not the number of labels that a model is to learn, or two of one name."""
     found = len(source.label_names)
     if not model.has_classes or found == model.classes:
-        checked_labels(source, np.zeros(0, np.int32))
+        check_labels(source, np.zeros(0, np.int32))
         return
     if not found:
         raise DataError(
@@ -61,7 +61,7 @@ def require_classes(source: Source, model: ModelConfig) -> None:
     )
 
 
-def with_known_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
+def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
     """Returns batches that fail, within `Source.guard` with a DataError, at a label that the model cannot take.
 
     Args:
@@ -88,8 +88,8 @@ def with_known_labels(batches: tf.data.Dataset, source: Source, model: ModelConf
     return batches.map(checked)
 
 
-def training_examples(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
+def make_step_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
     """Returns the inputs of a training step: images, or pairs of images and labels for a model that knows labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])
-    return with_known_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))
+    return check_batch_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))

@@ -84,7 +84,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
             f"{channels}; use another data.source"
         )
     longer = max(height, width)
-    photographs = chosen(config)
+    photographs = find_photographs(config)
     pictures = tuple(_read(photograph) for photograph in photographs)
     for photograph, picture in zip(photographs, pictures, strict=True):
         largest = largest_side(picture.size)
@@ -117,7 +117,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     )
 
 
-def chosen(config: DataConfig) -> tuple[Photograph, ...]:
+def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
     """Returns the photographs that a config names; DataError for an unknown name, with the nearest one."""
     for name in config.photographs:
         if name not in PHOTOGRAPHS:
@@ -128,16 +128,16 @@ def chosen(config: DataConfig) -> tuple[Photograph, ...]:
     return tuple(PHOTOGRAPHS[name] for name in config.photographs)
 
 
-def rights(config: DataConfig) -> str:
+def list_licences(config: DataConfig) -> str:
     """Returns authors and licences of the photographs that a config names, as their packages state them.
 
-    >>> rights(DataConfig(photographs=("chelsea", "coffee")))
+    >>> list_licences(DataConfig(photographs=("chelsea", "coffee")))
     'chelsea by Stefan van der Walt (CC0), coffee by Rachel Michetti (CC0)'
     """
-    return ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in chosen(config))
+    return ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in find_photographs(config))
 
 
-def region(size: tuple[int, int], split: str) -> Box:
+def find_band(size: tuple[int, int], split: str) -> Box:
     """Returns the band of a photograph, of width and height `size`, that belongs to a split.
 
     Returns:
@@ -155,16 +155,16 @@ def region(size: tuple[int, int], split: str) -> Box:
 
 
 def largest_side(size: tuple[int, int]) -> int:
-    """Returns the side in pixels of the largest square that fits into each region of a photograph.
+    """Returns the side in pixels of the largest square that fits into each band of a photograph.
 
     No crop of any split is larger, so that all three splits show the world at the same scales.
     """
-    boxes = [region(size, name) for name, _ in BANDS]
+    boxes = [find_band(size, name) for name, _ in BANDS]
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
-def crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
-    """Returns random rectangles inside a split's region of a photograph, in the proportions of the crops.
+def draw_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
+    """Returns random rectangles inside a split's band of a photograph, in the proportions of the crops.
 
     Their longer sides are log-uniform between that of the crops and `largest_side`, so that every scale has its share.
 
@@ -177,7 +177,7 @@ def crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws:
     Returns:
         int64 [N, 4]: left, top, right and bottom in pixels of the photograph; right and bottom are exclusive.
     """
-    left, top, right, bottom = region(size, split)
+    left, top, right, bottom = find_band(size, split)
     least = np.array(sides)
     ratio = largest_side(size) / least.max()
     heights, widths = np.rint(least[:, None] * ratio ** draws[:, 0]).astype(np.int64)
@@ -192,7 +192,7 @@ def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_s
     if channels == 1:
         pictures = tuple(picture.convert("L") for picture in pictures)
     # The band is cut out first: a filter on the whole photograph would reach over the band's border.
-    bands = [picture.crop(region(picture.size, split)) for picture in pictures]
+    bands = [picture.crop(find_band(picture.size, split)) for picture in pictures]
     labels = np.arange(count, dtype=np.int32) % len(pictures)
     # The seed depends on the split alone, so that the crops are the same for every run on every machine.
     draws = np.random.default_rng(_SEEDS[split]).random((count, 3))
@@ -200,8 +200,8 @@ def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_s
 
     def fill(label: int) -> None:
         numbers = np.flatnonzero(labels == label)
-        left, top, _, _ = region(pictures[label].size, split)
-        boxes = crop_boxes(pictures[label].size, split, (height, width), draws[numbers]) - (left, top, left, top)
+        left, top, _, _ = find_band(pictures[label].size, split)
+        boxes = draw_boxes(pictures[label].size, split, (height, width), draws[numbers]) - (left, top, left, top)
         for number, box in zip(numbers, boxes.tolist(), strict=True):
             crop = bands[label].resize((width, height), Image.Resampling.LANCZOS, box=box)
             images[number] = np.asarray(crop).reshape(image_shape)

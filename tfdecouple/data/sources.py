@@ -45,21 +45,21 @@ class SourceKind:
         """The part of the pattern up to its colon, such as "folder:"; "" where there is no pattern."""
         return self.pattern[: self.pattern.find(":") + 1]
 
-    def takes(self, source: str) -> bool:
+    def matches(self, source: str) -> bool:
         """Returns whether a `data.source` is of this kind."""
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
-    def data_set(self, source: str) -> str:
+    def canonical_name(self, source: str) -> str:
         """Returns the same name for all spellings of a data set."""
         return source
 
-    def images_at(self, config: DataConfig) -> tuple[str, str] | None:
+    def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
         """Returns the option that says where the images are, and the path; None where the config says nothing."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
-    def located(self, config: DataConfig) -> DataConfig:
+    def resolve_paths(self, config: DataConfig) -> DataConfig:
         """Returns the config with absolute paths."""
         path = config.source.removeprefix(self.prefix)
         if self.pattern.endswith(":PATH") and path:
@@ -72,7 +72,7 @@ class SourceKind:
         """Returns the right spelling of an unknown `data.source` that names a data set of this kind; None if not."""
         return None
 
-    def rights_in(self, config: DataConfig) -> str:
+    def describe_image_rights(self, config: DataConfig) -> str:
         """Returns a sentence on the rights in the images of a config."""
         name = config.source.removeprefix(self.prefix).partition("/")[0]
         return self.rights.get(name, self.rights[""]).format(name=name)
@@ -88,14 +88,14 @@ class Photographs(SourceKind):
     names = ("photographs",)
     title = "photographs"
 
-    def images_at(self, config: DataConfig) -> None:
+    def locate_images(self, config: DataConfig) -> None:
         """Returns None: no option says where they are."""
 
-    def rights_in(self, config: DataConfig) -> str:
+    def describe_image_rights(self, config: DataConfig) -> str:
         """Returns the authors and licences of the photographs that the config names."""
-        from tfdecouple.data.sample_images import rights
+        from tfdecouple.data.sample_images import list_licences
 
-        return f"Photographs that come with scikit-image and scikit-learn: {rights(config)}."
+        return f"Photographs that come with scikit-image and scikit-learn: {list_licences(config)}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """See `open_photographs`."""
@@ -126,7 +126,7 @@ class TensorFlowDatasets(SourceKind):
 
         return open_tfds(config, image_shape, download)
 
-    def data_set(self, source: str) -> str:
+    def canonical_name(self, source: str) -> str:
         """Returns the name without "tfds:" and without a version."""
         return source.removeprefix(self.prefix).partition(":")[0]
 
@@ -177,53 +177,53 @@ def find_kind(source: str) -> SourceKind | None:
     >>> find_kind("tfds:mnist").title, find_kind("nothing")
     ('a TFDS name', None)
     """
-    return next((kind for kind in KINDS if kind.takes(source)), None)
+    return next((kind for kind in KINDS if kind.matches(source)), None)
 
 
-def kinds_listed(at_length: bool = False) -> str:
+def list_source_kinds(at_length: bool = False) -> str:
     """Returns the values that `data.source` can have, for help texts and messages.
 
-    >>> kinds_listed()
+    >>> list_source_kinds()
     'photographs, a TFDS name...folder:PATH...'
     """
     *others, last = ((at_length and kind.help) or kind.title for kind in KINDS)
     return f"{', '.join(others)}{',' if at_length else ''} or {last}"
 
 
-def located(config: DataConfig) -> DataConfig:
+def resolve_paths(config: DataConfig) -> DataConfig:
     """Returns a config with absolute paths, so that its images are found from any working folder."""
-    return (find_kind(config.source) or SourceKind()).located(config)
+    return (find_kind(config.source) or SourceKind()).resolve_paths(config)
 
 
-def images_at(config: DataConfig) -> tuple[str, str] | None:
+def locate_images(config: DataConfig) -> tuple[str, str] | None:
     """Returns the option that says where a config's images are, and the path; None where it says nothing."""
-    return (find_kind(config.source) or SourceKind()).images_at(config)
+    return (find_kind(config.source) or SourceKind()).locate_images(config)
 
 
-def crop_of_own_images(config: DataConfig) -> int:
+def choose_user_crop(config: DataConfig) -> int:
     """Returns the side in pixels of the centre square that a user's own images keep; 0 for the largest."""
     return config.centre_crop if (find_kind(config.source) or SourceKind()).like_own else 0
 
 
-def with_source(config: DataConfig, source: str) -> DataConfig:
+def replace_source(config: DataConfig, source: str) -> DataConfig:
     """Returns the config for another source; `centre_crop` of a data set is not taken over to other images.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
-    >>> [with_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom:3.0.0")]
+    >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom:3.0.0")]
     [0, 0, 256]
     """
-    old, new = ((find_kind(name) or SourceKind()).data_set(name) for name in (config.source, source))
-    crop = config.centre_crop if old == new else crop_of_own_images(config)
+    old, new = ((find_kind(name) or SourceKind()).canonical_name(name) for name in (config.source, source))
+    crop = config.centre_crop if old == new else choose_user_crop(config)
     return dataclasses.replace(config, source=source, centre_crop=crop)
 
 
-def rights_in(config: DataConfig) -> str:
+def describe_image_rights(config: DataConfig) -> str:
     """Returns a sentence on the rights in the images of a config.
 
-    >>> rights_in(DataConfig(source="tfds:mnist"))
+    >>> describe_image_rights(DataConfig(source="tfds:mnist"))
     'Images of the TFDS data set mnist: see its own page for their licence.'
     """
-    return (find_kind(config.source) or SourceKind()).rights_in(config)
+    return (find_kind(config.source) or SourceKind()).describe_image_rights(config)
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
@@ -252,7 +252,7 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
     try:
         return kind.open(config, image_shape, download)
     except OSError as error:
-        _, folder = kind.images_at(config) or ("", "")
+        _, folder = kind.locate_images(config) or ("", "")
         path = error.filename if isinstance(error.filename, str) else folder
         raise DataError(
             f"cannot open data.source={config.source}: {error.strerror or one_line(error)}"

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape
-from tfdecouple.data.image_file import fit
+from tfdecouple.data.image_file import fit_tensor
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.extras import missing
@@ -39,7 +39,7 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
         DataError: where TFDS has no such data set, the data are not prepared, the download fails, or the data set
             holds no usable images.
     """
-    builder = _builder(config)
+    builder = _find_builder(config)
     _require_prepared(builder, config, download)
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     chosen = choose_splits(config.source, sizes, config.validation_examples)
@@ -50,7 +50,7 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     for name, notation in chosen.items():
         split = _record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
         if in_memory:
-            load = functools.partial(_decoded, split, f"{notation} of {builder.info.full_name}", image_shape)
+            load = functools.partial(_decode_all, split, f"{notation} of {builder.info.full_name}", image_shape)
             splits[name] = MemorySplit(split.size, split.description, load)
         else:
             splits[name] = split
@@ -98,7 +98,7 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
     return {"train": f"train[:-{needed}]", **held}
 
 
-def _builder(config: DataConfig) -> Any:
+def _find_builder(config: DataConfig) -> Any:
     """Returns the builder of a data set, of a class that TFDS ships.
 
     TFDS itself would read a folder that it has no class for by its metadata, and import the classes that these name.
@@ -197,7 +197,7 @@ def _record_split(
     feature = features[image_key]
 
     def decode(record: Mapping[str, tf.Tensor]) -> Tensors:
-        image = fit(decode_pixels(record[image_key], feature), image_shape, centre_crop)
+        image = fit_tensor(decode_pixels(record[image_key], feature), image_shape, centre_crop)
         return image, tf.cast(record[label_key], tf.int32) if label_key else tf.constant(-1, tf.int32)
 
     size = builder.info.splits[notation].num_examples
@@ -222,7 +222,7 @@ def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
     return tf.ensure_shape(pixels, feature.shape)
 
 
-def _decoded(split: RecordSplit, title: str, image_shape: Shape) -> Arrays:
+def _decode_all(split: RecordSplit, title: str, image_shape: Shape) -> Arrays:
     images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)
     try:

@@ -126,13 +126,13 @@ class Benchmark:
 
     def _batches(self) -> Iterator[Any]:
         from tfdecouple.data import training_batches
-        from tfdecouple.data.labels import training_examples
+        from tfdecouple.data.labels import make_step_inputs
         from tfdecouple.training.strategy import device_input_options
 
         training = self.config.training
         options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.passes}
         batches = training_batches(self.source, self.config.data, **options)
-        examples = training_examples(batches, self.source, self.config.model)
+        examples = make_step_inputs(batches, self.source, self.config.model)
         return iter(self.strategy.experimental_distribute_dataset(examples, device_input_options()))
 
     def _evaluate(self, batch: int, compiled: Callable[..., Any]) -> Work:

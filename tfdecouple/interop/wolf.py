@@ -13,8 +13,8 @@ import numpy as np
 from tfdecouple.config import Config, DataConfig, TrainingConfig
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import WolfError, one_line
-from tfdecouple.interop.wolf_config import model_config_of
-from tfdecouple.interop.wolf_names import correspondence
+from tfdecouple.interop.wolf_config import translate_config
+from tfdecouple.interop.wolf_names import match_weights
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.opened_run import write_run
@@ -57,7 +57,7 @@ def import_wolf(
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WolfError(f"--workdir {workdir} exists and is not empty; name a new folder")
-    model_config = model_config_of(_read_json(config_path), image_shape=image_shape, n_bits=n_bits)
+    model_config = translate_config(_read_json(config_path), image_shape=image_shape, n_bits=n_bits)
     # Before the weights are read: the folder may have the name of no run.
     config = Config(
         name=folder.absolute().name,
@@ -68,7 +68,7 @@ def import_wolf(
     )
     require_memory(model_config)
     model = DecoupledModel(model_config)
-    assign(model, read_state(weights_path))
+    assign_weights(model, read_state(weights_path))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / SUMMARY, {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
@@ -143,7 +143,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
         raise WolfError(f"torch cannot read {path}: {one_line(error, first=True)}") from error
 
 
-def assign(model: DecoupledModel, state: Arrays) -> None:
+def assign_weights(model: DecoupledModel, state: Arrays) -> None:
     """Fills a model with the weights of the reference and marks it initialised.
 
     Raises:
@@ -151,7 +151,7 @@ def assign(model: DecoupledModel, state: Arrays) -> None:
     """
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
-    for theirs, ours, convert in correspondence(model):
+    for theirs, ours, convert in match_weights(model):
         if theirs not in state:
             raise WolfError(f"the weights lack {theirs}, which the config asks for")
         variable = variables.pop(ours)

@@ -11,7 +11,7 @@ from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import ConfigError, WolfError
 
 
-def model_config_of(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
+def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
     """Translates the reference's JSON config.
 
     Raises:

@@ -97,7 +97,7 @@ _OF_CLASSES: dict[str, tuple[str, Convert]] = {
 }
 
 
-def correspondence(model: DecoupledModel) -> Iterator[Row]:
+def match_weights(model: DecoupledModel) -> Iterator[Row]:
     """Yields (name in the reference, name here, conversion) of every weight."""
     weights = list(model.named_variables())
     yield from _flow("generator.flow", "flow", model.flow, weights)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple.config.shapes import halves
+from tfdecouple.config.shapes import halve_channels
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.runtime.numerics import sizes
 
@@ -62,7 +62,7 @@ class ChannelSplit:
         Raises:
             UserError: where x_a or x_b would have none.
         """
-        transformed = halves(channels)[1] if self.transformed is None else self.transformed
+        transformed = halve_channels(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
             raise UserError(
                 f"a coupling cannot transform {transformed} of {channels} channels; both sides need at least one"

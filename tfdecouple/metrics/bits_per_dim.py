@@ -252,12 +252,12 @@ class BoundEvaluator:
         return np.concatenate(terms), np.concatenate(log_sums), np.concatenate(indices)
 
     def _distribute(self, batches: tf.data.Dataset) -> Any:
-        from tfdecouple.data import own_share
+        from tfdecouple.data import slice_for_replicas
 
         if self._strategy.num_replicas_in_sync == 1:
             # A strategy would add a second pipeline, whose end at times takes as long as it has run.
             return batches
-        return self._strategy.distribute_datasets_from_function(lambda context: own_share(batches, context))
+        return self._strategy.distribute_datasets_from_function(lambda context: slice_for_replicas(batches, context))
 
     def _gather(self, values: Any) -> np.ndarray:
         """Returns the rows of all devices, in order, on every worker."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.data.sources import find_kind, kinds_listed
+from tfdecouple.data.sources import find_kind, list_source_kinds
 from tfdecouple.errors import DataError, UserError, nearest
 from tfdecouple.metrics.base import Metric, Result, count_draws, require_finite
 from tfdecouple.metrics.drawn_images import draw_indices
@@ -64,7 +64,7 @@ class Outliers(Metric):
             default=[],
             metavar="SOURCE",
             help="also how well the model's scores separate outliers from the run's images: images of other data "
-            f"({kinds_listed()}), {', '.join(MADE)}, or {_LABEL}NAME, the images of one label against the rest",
+            f"({list_source_kinds()}), {', '.join(MADE)}, or {_LABEL}NAME, the images of one label against the rest",
         )
 
     def check_options(self) -> None:
@@ -77,7 +77,7 @@ class Outliers(Metric):
             if not (name in MADE or name.startswith(_LABEL) or find_kind(name)):
                 raise UserError(
                     f"--outliers has {name!r}{nearest(name, MADE)}; there are {', '.join(MADE)}, {_LABEL}NAME, and "
-                    f"{kinds_listed()}"
+                    f"{list_source_kinds()}"
                 )
 
     def prepare_inputs(self) -> None:
@@ -88,14 +88,14 @@ class Outliers(Metric):
         """
         super().prepare_inputs()
         from tfdecouple.data import open_source
-        from tfdecouple.data.sources import with_source
+        from tfdecouple.data.sources import replace_source
         from tfdecouple.runs.run_folder import load_config
 
         options, config = self.options, load_config(self.options.run)
         for name in options.outliers:
             if name in MADE or name.startswith(_LABEL):
                 continue
-            data = with_source(config.data, name)
+            data = replace_source(config.data, name)
             if options.data_dir:
                 data = dataclasses.replace(data, data_dir=options.data_dir)
             self._sources[name] = source = open_source(data, config.model.image_shape, download=options.download)

@@ -15,7 +15,7 @@ import numpy as np
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source
 from tfdecouple.data.labels import require_classes
-from tfdecouple.data.sources import with_source
+from tfdecouple.data.sources import replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Directions
@@ -148,7 +148,7 @@ class Run:
         """Returns the data config of the run, or of another source; see `open_source`."""
         config = self.config
         if source is not None:
-            config = dataclasses.replace(config, data=with_source(config.data, source))
+            config = dataclasses.replace(config, data=replace_source(config.data, source))
         changes = [f"data.{name}={json.dumps(value)}" for name, value in others.items() if value is not None]
         return override(config, changes).data
 

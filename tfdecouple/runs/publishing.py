@@ -14,7 +14,7 @@ from typing import Any
 
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.config.shapes import Shape, describe_images
-from tfdecouple.data.sources import find_kind, images_at, rights_in
+from tfdecouple.data.sources import describe_image_rights, find_kind, locate_images
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_address, upload_weights
@@ -133,7 +133,7 @@ def _write_folder(
 
 def _without_machine_paths(config: Config) -> Config:
     """Returns a config without the paths of this machine."""
-    option, folder = images_at(config.data) or ("", "")
+    option, folder = locate_images(config.data) or ("", "")
     prefix = config.data.source.partition(":")[0]
     source = f"{prefix}:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
     data = dataclasses.replace(config.data, source=source, data_dir=None)
@@ -152,7 +152,7 @@ def _source_folders(*sources: Any) -> list[str]:
         kind = find_kind(source) if isinstance(source, str) else None
         if kind is None:
             continue
-        option, whole = kind.images_at(DataConfig(source=source)) or ("", "")
+        option, whole = kind.locate_images(DataConfig(source=source)) or ("", "")
         if option == "data.source":
             folders |= {source.removeprefix(kind.prefix).rstrip("/"), whole.rstrip("/"), str(pathlib.Path(whole))}
     # The working directory, ".", and the root have no name that could stand for them. Longer paths come first because
@@ -193,7 +193,9 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
     known = are_images_known(summary, opened.step)
     trained_on = summary.get("data") or config.data.source if known else describe_unknown_data(config)
     data = _without_paths(trained_on, _source_folders(config.data.source))
-    rights = rights_in(_without_machine_paths(config).data) if known else "nobody stated what images they are"
+    rights = (
+        describe_image_rights(_without_machine_paths(config).data) if known else "nobody stated what images they are"
+    )
     test = find_test_metrics(summary, opened.step) if known else None
     header: dict[str, Any] = {
         "license": licence,

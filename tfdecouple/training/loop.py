@@ -16,10 +16,10 @@ import keras
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.config import Config, difference, title
+from tfdecouple.config import Config, describe_config, difference
 from tfdecouple.data import Source, evaluation_batches, open_source, training_batches
-from tfdecouple.data.batches import even_batch
-from tfdecouple.data.labels import require_classes, training_examples, with_known_labels
+from tfdecouple.data.batches import round_batch_size
+from tfdecouple.data.labels import check_batch_labels, make_step_inputs, require_classes
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
@@ -249,7 +249,7 @@ class Trainer:
         if self.workers.count > 1:
             devices += f" of {self.workers.count} workers"
         self.progress.say(
-            f"{title(self.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
+            f"{describe_config(self.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
             f"{devices}, run folder {self.directory.path}\n"
             f"{self.source.title}: {sizes['train']:,} training images, "
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
@@ -374,7 +374,7 @@ class Trainer:
                 micro_batches=self.training.passes,
                 context=context,
             )
-            return training_examples(batches, self.source, self.config.model)
+            return make_step_inputs(batches, self.source, self.config.model)
 
         return iter(self.strategy.distribute_datasets_from_function(load_examples, device_input_options()))
 
@@ -506,9 +506,9 @@ class Trainer:
 
     def _evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
         """Returns the first `count` images of a split, in batches that the devices can divide."""
-        size = even_batch(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
+        size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
-        return with_known_labels(batches, self.source, self.config.model)
+        return check_batch_labels(batches, self.source, self.config.model)
 
 
 class ReadSchedule:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config, difference
-from tfdecouple.data.sources import find_kind, images_at, located
+from tfdecouple.data.sources import find_kind, locate_images, resolve_paths
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs.run_folder import (
@@ -50,7 +50,7 @@ def make_paths_absolute(config: Config) -> Config:
     if start and is_run_folder(start):
         start = os.path.abspath(os.path.expanduser(start))
     training = dataclasses.replace(config.training, init_from=start)
-    return dataclasses.replace(config, data=located(config.data), training=training)
+    return dataclasses.replace(config, data=resolve_paths(config.data), training=training)
 
 
 class RunDirectory:
@@ -128,8 +128,8 @@ class RunDirectory:
             free += _FREE_BEFORE_PATTERNS
         for name in free:
             changed.pop(name, None)
-        option, was = images_at(before.data) or ("", "")
-        _, now = images_at(self._config.data) or ("", "")
+        option, was = locate_images(before.data) or ("", "")
+        _, now = locate_images(self._config.data) or ("", "")
         is_same_kind = find_kind(before.data.source) is find_kind(self._config.data.source)
         if option in changed and now and is_same_kind and not os.path.exists(was):
             del changed[option]
