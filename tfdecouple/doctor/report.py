@@ -58,12 +58,13 @@ def recommend(results: Results) -> Recommendation:
         if not gains:
             continue
         # A failure that names no variant concerns all variants.
-        wrong, right = {(variant.name, False), (None, False)} & compared, (variant.name, True) in compared
-        verdict = "its numbers are wrong here" if wrong else "right" if right else "its numbers were not compared"
-        why.append(f"{variant.name}: {gains[-1]:.2f} times as fast as {DEFAULT.name}; {verdict}")
+        is_wrong = bool({(variant.name, False), (None, False)} & compared)
+        is_right = not is_wrong and (variant.name, True) in compared
+        verdict = "are wrong here" if is_wrong else "are right" if is_right else "were not compared"
+        why.append(f"{variant.name}: {gains[-1]:.2f} times as fast as {DEFAULT.name}; its numbers {verdict}")
         (setting,) = variant.settings
         option = setting.partition("=")[0]
-        if verdict == "right" and gains[-1] >= max(GAIN, best.get(option, (0, ""))[0]):
+        if is_right and gains[-1] >= max(GAIN, best.get(option, (0, ""))[0]):
             best[option] = gains[-1], setting
     return Recommendation(tuple(setting for _, setting in best.values()), tuple(why))
 
