@@ -1,4 +1,4 @@
-"""The checks on the model that comes along: all holds here, and each fault that is planted is found."""
+"""The checks with the bundled model: all promises hold here, and each planted fault is found."""
 
 import contextlib
 from unittest import mock
@@ -17,9 +17,9 @@ from tfdecouple.runtime import extras
 
 
 @contextlib.contextmanager
-def faulty(**options):
-    """An accelerator with TF32 left on, or with noise."""
-    with switch_left_alone(), emulated_accelerator(**options):
+def faulty():
+    """An accelerator with TF32 left on."""
+    with switch_left_alone(), emulated_accelerator():
         yield
 
 
@@ -37,7 +37,7 @@ def only_bfloat16(node):
 VARIANT = {variant.name: variant for variant in VARIANTS}
 
 
-def judged(variant="float32"):
+def compared(variant="float32"):
     """The results of a variant on the first CPU, traced once."""
     (result,) = device_numbers.compare_numbers(Task(Request(), VARIANT[variant]))
     return result
@@ -46,25 +46,24 @@ def judged(variant="float32"):
 class TestNumerics:
     @pytest.mark.parametrize("variant", ["float32", "bfloat16 nets"])
     def test_hold_here(self, variant):
-        result = judged(variant)
+        result = compared(variant)
         assert result.holds, result.message
-        # And could not hold by giving the same array.
+        # The gradient in bfloat16 is another one.
         assert variant == "float32" or result.figures["off"]["gradient"] > 1e-4
 
     def test_hold_on_an_accelerator_that_adds_up_in_another_order(self):
         with emulated_accelerator(noise=1e-6):
-            result = judged()
+            result = compared()
         assert result.holds, result.message
 
-    @pytest.mark.parametrize("fault", [faulty(), emulated_accelerator(noise=1e-3)], ids=["TF32 left on", "perturbed"])
-    def test_find_a_fault_of_float32(self, fault):
-        with fault:
-            result = judged()
+    def test_find_tf32_that_is_left_on(self):
+        with faulty():
+            result = compared()
         assert not result.holds and "float32" in result.advice, result.message
 
     def test_find_wrong_bfloat16(self):
         with wrong_bfloat16(), emulated_accelerator(noise=0.9):
-            result, exact = judged("bfloat16 nets"), judged()
+            result, exact = compared("bfloat16 nets"), compared()
         assert not result.holds and "training.precision=mixed_bfloat16" in result.advice, result.message
         assert exact.holds, exact.message
 
