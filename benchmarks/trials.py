@@ -185,7 +185,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.metrics.linear_classifier import fit_classifier, read_labelled, standardize
+    from tfdecouple.metrics.linear_classifier import fit_classifier, read_labelled, standardize_features
     from tfdecouple.runs.opened_run import Run
 
     opened = Run.open(run)
@@ -196,7 +196,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     images, labels = read_labelled(model, source, "train", 2 * half, seed=0, batch_size=size)
     means = [model.posterior(images[start : start + size]).mean() for start in range(0, 2 * half, size)]
     z = np.concatenate([each.numpy() for each in means])
-    known, held_out = standardize(z[:half], z[half:])
+    known, held_out = standardize_features(z[:half], z[half:])
     fitted = fit_classifier("logistic regression", known, labels[:half])
     accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels[half:]))
     return {

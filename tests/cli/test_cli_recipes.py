@@ -16,13 +16,13 @@ import numpy as np, tensorflow as tf
 tf.config.run_functions_eagerly(True)
 from tfdecouple import load_model
 from tfdecouple.cli import main
-from tfdecouple.visualization.pictures import Shown, save_pictures
+from tfdecouple.visualization.pictures import PictureInputs, save_pictures
 
 run, out = sys.argv[1:]
 assert main(["evaluate", "--run", run, "--split", "validation", "--images", "2", "--brightness", "--out", out]) == 0
 assert main(["brightness", "--run", run, "--count", "16"]) == 0
 images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)
-print("exact", save_pictures(Shown(load_model(run), images), pathlib.Path(out), "step-"))
+print("exact", save_pictures(PictureInputs(load_model(run), images), pathlib.Path(out), "step-"))
 """
 
 

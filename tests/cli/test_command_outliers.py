@@ -16,7 +16,7 @@ from tfdecouple.metrics.outliers import (
     SCORES,
     Outliers,
     Scorer,
-    detect,
+    compare_scores,
     make_images,
     permute_pixels,
 )
@@ -65,7 +65,7 @@ class TestResult:
             assert found["images"] == len(mine["index"]) and found["known_images"] == len(rest["index"])
             for name, said in found["detection"].items():
                 scores = (np.abs(each[name]) if name == "shell" else each[name] for each in (rest, mine))
-                right = detect(*scores, seed=3)
+                right = compare_scores(*scores, seed=3)
                 assert said == json.loads(json.dumps(right)), (kind, name)
         assert values["outliers"]["label:dark"]["images"] == 4
         # As many as there are: of the other folder five.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfdecouple.metrics.outliers import compute_auroc, detect
+from tfdecouple.metrics.outliers import compare_scores, compute_auroc
 
 
 def normals(shift, count, seed=0):
@@ -14,7 +14,7 @@ def normals(shift, count, seed=0):
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 2.0])
 def test_two_normal_distributions_have_their_closed_forms(shift):
-    found = detect(*normals(shift, 40_000), resamples=20)
+    found = compare_scores(*normals(shift, 40_000), resamples=20)
     assert found["auroc"] == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.01)
     passing = stats.norm.cdf(stats.norm.ppf(0.95) - shift)
     assert found["false_positives"] == pytest.approx(passing, abs=0.01)
@@ -30,32 +30,32 @@ def test_auroc_is_the_share_of_pairs_with_ties_by_half():
 
 def test_separate_and_equal_scores():
     known, outliers = np.arange(100.0), np.arange(100.0) + 200
-    found = detect(known, outliers, resamples=20)
+    found = compare_scores(known, outliers, resamples=20)
     assert (found["auroc"], found["false_positives"]) == (1.0, 0.0) and found["auroc_interval"] == (1.0, 1.0)
-    assert detect(outliers, known, resamples=20)["auroc"] == 0.0
-    assert detect(np.zeros(30), np.zeros(40), resamples=20) == {
+    assert compare_scores(outliers, known, resamples=20)["auroc"] == 0.0
+    assert compare_scores(np.zeros(30), np.zeros(40), resamples=20) == {
         "auroc": 0.5,
         "auroc_interval": (0.5, 0.5),
         "false_positives": 1.0,
         "false_positives_interval": (1.0, 1.0),
     }
     # 95 of the known images score at most 94: a score of 94 passes, and higher ones do not.
-    assert detect(known, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
+    assert compare_scores(known, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
 
 
 def test_intervals_contain_the_truth_about_as_often_as_they_say():
     truth = stats.norm.cdf(0.5 / np.sqrt(2))
-    found = [detect(*normals(0.5, 60, seed), seed=seed, resamples=200)["auroc_interval"] for seed in range(60)]
+    found = [compare_scores(*normals(0.5, 60, seed), seed=seed, resamples=200)["auroc_interval"] for seed in range(60)]
     assert 0.85 <= np.mean([low <= truth <= high for low, high in found]) <= 1
 
 
 def test_width_of_an_interval_is_that_of_the_known_error():
     # Hanley and McNeil (1982) give the error of the area for exponential scores, which are near to normal ones.
-    found = detect(*normals(1.0, 400))
+    found = compare_scores(*normals(1.0, 400))
     area = found["auroc"]
     first, second = area / (2 - area), 2 * area**2 / (1 + area)
     error = np.sqrt((area * (1 - area) + 399 * (first - area**2) + 399 * (second - area**2)) / 400**2)
     low, high = found["auroc_interval"]
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     scores = normals(1.0, 50)
-    assert detect(*scores, seed=3) == detect(*scores, seed=3) != detect(*scores, seed=4)
+    assert compare_scores(*scores, seed=3) == compare_scores(*scores, seed=3) != compare_scores(*scores, seed=4)

@@ -16,7 +16,7 @@ from onnx import TensorProto
 
 from tfdecouple.cli import main
 from tfdecouple.errors import DataError, ExtractorError, InversionError, NotInitializedError, UntrustedError
-from tfdecouple.metrics.frechet import Moments, compute_moments, draw_samples, frechet_distance, open_extractor
+from tfdecouple.metrics.frechet import Moments, compute_frechet_distance, compute_moments, draw_samples, open_extractor
 from tfdecouple.model import DecoupledModel
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
@@ -29,7 +29,7 @@ def spd(width, seed):
 
 
 def distance(mean_a, a, mean_b, b):
-    return frechet_distance(Moments(100, mean_a, a), Moments(100, mean_b, b))
+    return compute_frechet_distance(Moments(100, mean_a, a), Moments(100, mean_b, b))
 
 
 def by_sqrtm(mean_a, a, mean_b, b):

@@ -18,36 +18,36 @@ class TestByHand:
     def test_colour_and_brightness(self):
         image = flat(0.0)
         image[..., 0], image[..., 2] = 0.8, 0.2
-        np.testing.assert_allclose(statistics.colour(image), [[0.8, 0.2]])
-        np.testing.assert_allclose(statistics.brightness(image), [[0.299 * 0.8 + 0.114 * 0.2]])
+        np.testing.assert_allclose(statistics.compute_colour(image), [[0.8, 0.2]])
+        np.testing.assert_allclose(statistics.compute_brightness(image), [[0.299 * 0.8 + 0.114 * 0.2]])
 
     def test_contrast_of_black_and_white_halves(self):
         image = flat(0.0)
         image[:, :4] = 1
-        np.testing.assert_allclose(statistics.contrast(image), [[0.5]])
-        assert statistics.contrast(flat(0.3))[0, 0] < 1e-12
+        np.testing.assert_allclose(statistics.compute_contrast(image), [[0.5]])
+        assert statistics.compute_contrast(flat(0.3))[0, 0] < 1e-12
 
     @pytest.mark.parametrize("degrees", [0, 30, 90, 150])
     def test_orientation_is_that_of_a_grating(self, degrees):
         y, x = np.mgrid[:32, :32] / 32 * 2 * np.pi * 3
         angle = np.deg2rad(degrees)
         wave = 0.5 + 0.4 * np.sin(x * np.cos(angle) + y * np.sin(angle))
-        found = statistics.orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
+        found = statistics.compute_orientation(np.repeat(wave[None, ..., None], 3, -1))[0]
         np.testing.assert_allclose(found, [np.cos(2 * angle), np.sin(2 * angle)], atol=0.06)
 
     def test_noise_has_no_orientation_and_no_slope_and_sums_of_it_are_steep(self):
         noise = np.repeat(np.random.default_rng(0).random((50, 32, 32, 1)), 3, -1)
-        assert np.linalg.norm(statistics.orientation(noise), axis=1).mean() < 0.1
-        assert abs(statistics.spectral_slope(noise).mean()) < 0.15
+        assert np.linalg.norm(statistics.compute_orientation(noise), axis=1).mean() < 0.1
+        assert abs(statistics.compute_spectral_slope(noise).mean()) < 0.15
         # Summed along both axes, the amplitude falls with the frequency along each: the power by more than its square.
         smooth = np.cumsum(np.cumsum(noise - 0.5, 1), 2)
-        assert statistics.spectral_slope(smooth / np.ptp(smooth)).mean() < -2
+        assert statistics.compute_spectral_slope(smooth / np.ptp(smooth)).mean() < -2
 
     def test_brightest_quadrant(self):
         images = flat(0.2, 4)
         for number, (row, column) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4))):
             images[number, row : row + 4, column : column + 4] = 0.9
-        np.testing.assert_array_equal(statistics.brightest_quadrant(images), [[-1, -1], [1, -1], [-1, 1], [1, 1]])
+        np.testing.assert_array_equal(statistics.find_brightest_quadrant(images), [[-1, -1], [1, -1], [-1, 1], [1, 1]])
 
     def test_images_of_one_colour_have_numbers(self):
         for function in statistics.STATISTICS.values():

@@ -14,7 +14,7 @@ from helpers.variants import variant
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.metrics import latent_use
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.metrics.latent_use import Posteriors, compute_information, compute_latent_use, derange
+from tfdecouple.metrics.latent_use import Posteriors, compute_information, compute_latent_use, draw_derangement
 from tfdecouple.model import DecoupledModel
 
 # The posterior mean of z_0 is the first pixel over its standard deviation: N(0, 1) over images.
@@ -154,7 +154,7 @@ class TestDraws:
 
     @pytest.mark.parametrize("count", [2, 3, 50])
     def test_derangement_leaves_no_image_its_own_z(self, count):
-        partners = [derange(count, seed) for seed in range(8)]
+        partners = [draw_derangement(count, seed) for seed in range(8)]
         for partner in partners:
             assert sorted(partner) == list(range(count))
             assert (partner != np.arange(count)).all()

@@ -23,7 +23,7 @@ from tfdecouple.metrics.linear_classifier import (
     count_held_out,
     fit_classifier,
     fit_pca,
-    standardize,
+    standardize_features,
 )
 from tfdecouple.metrics.probe import LinearProbe
 from tfdecouple.model import DecoupledModel
@@ -171,11 +171,11 @@ class TestFeatures:
     def test_standardize_equals_numpy_in_double_precision(self):
         features = (1000 + 3 * np.random.default_rng(0).standard_normal((3000, 5))).astype(np.float32)
         exact = features.astype(np.float64)
-        result, other = standardize(features, features[:7].copy())
+        result, other = standardize_features(features, features[:7].copy())
         assert result.dtype == np.float32 and np.shares_memory(result, features)
         np.testing.assert_allclose(result, (exact - exact.mean(0)) / exact.std(0), atol=1e-3)
         np.testing.assert_array_equal(other, result[:7])
-        np.testing.assert_allclose(standardize(np.full((2000, 2), 0.1, np.float32))[0], 0, atol=1e-7)
+        np.testing.assert_allclose(standardize_features(np.full((2000, 2), 0.1, np.float32))[0], 0, atol=1e-7)
 
     @pytest.mark.parametrize("exact_up_to", [4096, 0])
     def test_components_are_those_of_the_covariance(self, exact_up_to, monkeypatch):
@@ -222,7 +222,7 @@ class TestLinearProbe:
     def test_features_are_the_models_codes(self, tiny_model, source, no_fits, monkeypatch):
         # Before they are standardised, the features are the codes of `encode`, whatever the batches.
         seen = []
-        monkeypatch.setattr(probe, "standardize", lambda *both: seen.append(both) or both)
+        monkeypatch.setattr(probe, "standardize_features", lambda *both: seen.append(both) or both)
         probe_result(tiny_model, source, 30, 10, batch_size=20)
         by_width = {}
         for both in seen:
@@ -298,7 +298,7 @@ class TestLinearProbe:
             probe_result(model, source)
         model.initialize(random_images(16))
         seen = []
-        monkeypatch.setattr(probe, "standardize", lambda *both: seen.append(both[0]) or both)
+        monkeypatch.setattr(probe, "standardize_features", lambda *both: seen.append(both[0]) or both)
         values = probe_result(model, source, 40, 20).values
         assert [row["features"] for row in values["results"]] == ["pixels", "v"]
         assert values["confusion"]["features"] == "v"

@@ -12,7 +12,7 @@ from tfdecouple.training import evaluation, loop
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Replaces what takes time at evaluations; returns a function that makes one fake evaluator."""
-    monkeypatch.setattr(evaluation, "save_pictures", lambda shown, *_: len(shown.images))
+    monkeypatch.setattr(evaluation, "save_pictures", lambda inputs, *_: len(inputs.images))
 
     def fake(measure=lambda split: 8.0):
         class FakeEvaluator:

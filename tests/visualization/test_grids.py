@@ -17,7 +17,7 @@ from tfdecouple.visualization.grids import (
     interpolate_pairs,
     reconstruct_images,
 )
-from tfdecouple.visualization.pictures import Shown, count_shown, save_pictures
+from tfdecouple.visualization.pictures import PictureInputs, count_shown, save_pictures
 from tfdecouple.visualization.tiles import arrange_rows, draw_grid
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -159,7 +159,7 @@ class LargeModel(LossyModel):
 class TestPictures:
     def test_of_large_images_are_few_and_small(self, tmp_path):
         most, model = count_shown((256, 256, 3)), LargeModel()
-        assert save_pictures(Shown(model, random_images(most, size=256), most=most), tmp_path, "a-") == 4
+        assert save_pictures(PictureInputs(model, random_images(most, size=256), most=most), tmp_path, "a-") == 4
         # Of small images 40, 50, 36 and 40.
         assert model.asked == 4 + 10 + 9 + 4
         for path in tmp_path.iterdir():
@@ -220,7 +220,7 @@ class TestPictures:
 
     @pytest.mark.parametrize(("count", "names"), [(1, set()), (3, {"switch"})])
     def test_few_images_are_enough(self, model, tmp_path, count, names):
-        assert save_pictures(Shown(model, random_images(count)), tmp_path, "a-") == count
+        assert save_pictures(PictureInputs(model, random_images(count)), tmp_path, "a-") == count
         expected = {"reconstructions", "samples", "interpolation"} | names
         assert {path.name for path in tmp_path.iterdir()} == {f"a-{name}.png" for name in expected}
         for path in tmp_path.iterdir():

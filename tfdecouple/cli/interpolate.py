@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from tfdecouple.cli.run_images import choose_pairs, open_run, pair_labels, save_picture
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import compute_contrast, draw_interpolation_grid, interpolate_pairs
+    from tfdecouple.visualization.grids import compute_pixel_contrast, draw_interpolation_grid, interpolate_pairs
 
     opened = open_run(options)
     results = None
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         tiles = interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, of_pair)
     picture = draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
     # Over pairs and rows.
-    seen = {path: compute_contrast(tiles[:, index]).mean((0, 1)).tolist() for index, path in enumerate(paths)}
+    seen = {path: compute_pixel_contrast(tiles[:, index]).mean((0, 1)).tolist() for index, path in enumerate(paths)}
     facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels), "places": places}
     facts |= {"path": options.path, "contrast": seen}
     what = "z downwards, v to the right" if opened.config.model.has_latent else "v from left to right, no z"

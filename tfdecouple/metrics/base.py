@@ -1,4 +1,4 @@
-"""What every metric of `evaluate` consists of: options, a computation, printed lines and values for a JSON file."""
+"""The base class of the metrics of `evaluate`, their results, and means with standard errors."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Metric:
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Opens what the metric needs besides the run, before the first metric is computed, which may take hours.
+        """Opens the other inputs of the metric before any metric is computed, because computing may take hours.
 
         Raises:
             UserError: where something is missing.
@@ -139,7 +139,7 @@ def print_progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def count_draws(k: int) -> str:
+def describe_draws(k: int) -> str:
     """Returns a number of draws in words, such as "3 draws"."""
     return f"{k} draw{'s' if k > 1 else ''}"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.metrics.base import Estimate, Metric, Result, count_draws, require_finite
+from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, require_finite
 from tfdecouple.runtime.option_types import add_number
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ IMPORTANCE_WEIGHTED = "importance-weighted"
 
 
 class BitsPerDim(Metric):
-    """The ELBO and its terms, which `evaluate` always computes."""
+    """The metric that `evaluate` always computes: bits per dimension by the ELBO, and the terms of the ELBO."""
 
     name = "bits_per_dim"
 
@@ -50,7 +50,7 @@ class BitsPerDim(Metric):
 
 
 class ImportanceWeighted(Metric):
-    """The importance-weighted bound."""
+    """The metric of bits per dimension by the importance-weighted bound."""
 
     name = "importance"
 
@@ -75,7 +75,7 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> Bound:
     from tfdecouple.runtime.progress import Counter
 
     evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
-    with Counter(f"{bound}, {count_draws(k)} an image", evaluation.count) as counter:
+    with Counter(f"{bound}, {describe_draws(k)} an image", evaluation.count) as counter:
         return evaluator(
             evaluation.batches(),
             bound=bound,
@@ -88,7 +88,7 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> Bound:
 
 def _first_line(bound: Bound, name: str) -> str:
     bits = Estimate(bound.bits_per_dim, bound.standard_error).to_text(4)
-    return f"{bits} bits/dim: {name}, {count_draws(bound.k)} an image, {bound.images:,} images"
+    return f"{bits} bits/dim: {name}, {describe_draws(bound.k)} an image, {bound.images:,} images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +189,7 @@ class BoundEvaluator:
         self._model.require_initialized()
         terms, log_sums, index = self._sum_over_draws(batches, k, seed, on_batch)
         terms, (log_sum, log_sum_of_squares) = terms / k, log_sums.T
-        # The order in which log weights are summed: at k = 1 both bounds are then equal to the last bit.
+        # Log weights are summed in the same order, so that at k = 1 both bounds are equal to the last bit.
         negative_elbo = terms[:, 0] + terms[:, 1] + terms[:, 2]
         nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
         if refuse_non_finite:
@@ -255,12 +255,12 @@ class BoundEvaluator:
         from tfdecouple.data import slice_for_replicas
 
         if self._strategy.num_replicas_in_sync == 1:
-            # A strategy would add a second pipeline, whose end at times takes as long as it has run.
+            # A strategy would add a second pipeline, and to close that can take as long as it has run.
             return batches
         return self._strategy.distribute_datasets_from_function(lambda context: slice_for_replicas(batches, context))
 
     def _gather(self, values: Any) -> np.ndarray:
-        """Returns the rows of all devices, in order, on every worker."""
+        """Returns the values of all devices, in the order of the batch, on every worker."""
         local = self._strategy.experimental_local_results(values)
         if len(local) < self._strategy.num_replicas_in_sync:
             return self._strategy.experimental_local_results(self._gather_on_devices(values))[0].numpy()
@@ -282,7 +282,7 @@ class BoundEvaluator:
 
 
 def _all_gather(rows: tf.Tensor) -> tf.Tensor:
-    """Returns the rows of all devices, other workers' included, on each device."""
+    """Returns the rows of all devices, also of other workers, on each device."""
     import tensorflow as tf
 
     # The argument of a function is on no device, and TensorFlow gathers only values on a device.

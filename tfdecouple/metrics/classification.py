@@ -16,7 +16,7 @@ from tfdecouple.metrics.linear_classifier import (
     read_labelled,
     require_classes,
     require_images,
-    standardize,
+    standardize_features,
 )
 from tfdecouple.metrics.probe import count_confusion
 from tfdecouple.runtime.option_types import add_number
@@ -24,7 +24,7 @@ from tfdecouple.runtime.option_types import add_number
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
 
-# The classifiers of samples are fitted to so many real images, and tried on so many, unless --images says how many.
+# The default numbers of real images that the classifiers of samples are fitted to and tested on.
 _FITTED, _TRIED = 5000, 2000
 
 
@@ -95,7 +95,7 @@ class LabelSamples(Metric):
         print_progress(f"drawing {len(sample_labels):,} samples of {classes} labels")
         drawing = {"seed": options.seed, "labels": sample_labels}
         samples = np.asarray(model.sample(len(sample_labels), options.temperature, **drawing))
-        train, test, samples = standardize(
+        train, test, samples = standardize_features(
             *(images.reshape(len(images), -1).astype(np.float32) for images in (train, test, samples))
         )
         classifiers, names = {}, evaluation.opened.label_names

@@ -70,7 +70,7 @@ class FrechetDistance(Metric):
             _check_file(pathlib.Path(self.options.frechet), self.options.trust)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the two distances, in squared units of the features, and warnings where they are too large.
+        """Returns the distance and its floor, in squared units of the features, and warnings where they are too large.
 
         Raises:
             ExtractorError: where the extractor fails.
@@ -109,8 +109,8 @@ class FrechetDistance(Metric):
             )
         values = {
             "name": f"Frechet distance ({extractor.file_name})",
-            "distance": frechet_distance(of_samples, of_test),
-            "floor": frechet_distance(of_train, of_test),
+            "distance": compute_frechet_distance(of_samples, of_test),
+            "floor": compute_frechet_distance(of_train, of_test),
             "samples": samples,
             "test_images": test_images,
             "floor_images": floor_images,
@@ -144,7 +144,7 @@ class Moments(NamedTuple):
     covariance: np.ndarray
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def compute_frechet_distance(a: Moments, b: Moments) -> float:
     """Returns the squared 2-Wasserstein distance between the Gaussians with these moments, which is at least 0.
 
     It is |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A^(1/2) B A^(1/2))^(1/2)) for means m and covariances A and B. The last
@@ -293,7 +293,7 @@ def open_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = F
     try:
         sha256 = file_sha256(path)
         run, dtypes, outputs = (_open_keras if path.suffix == ".keras" else _open_onnx)(path)
-    # The exceptions of ONNX Runtime and Keras have no common class: for a broken archive, unknown classes, unsafe code.
+    # ONNX Runtime and Keras raise exceptions of many classes, for example for broken archives and for unsafe code.
     except Exception as error:
         kind = "a Keras model" if path.suffix == ".keras" else "ONNX"
         raise ExtractorError(
@@ -326,7 +326,7 @@ def _open_onnx(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[st
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Errors are raised; ONNX Runtime's own messages would only stand between ours.
+    # ONNX Runtime raises its errors, and its log would only repeat them.
     options.log_severity_level = 4
     # ONNX Runtime would round products to TF32 by default.
     providers = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}

@@ -16,16 +16,16 @@ from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.base import Estimate, Metric, Result
 from tfdecouple.metrics.drawn_images import draw_indices, encode_images, pad_batches, read_images
-from tfdecouple.metrics.latent_use import derange, require_latent
-from tfdecouple.metrics.linear_classifier import fit_pca, standardize
+from tfdecouple.metrics.latent_use import draw_derangement, require_latent
+from tfdecouple.metrics.linear_classifier import fit_pca, standardize_features
 from tfdecouple.runtime.progress import Counter
 
-# A regression from all numbers of z needs at least so many images.
+# The least number of images for the regressions.
 LEAST = 4
 # The penalties of the ridge regression; the best is chosen by leaving out each training image in turn.
 _PENALTIES = np.logspace(-1, 5, 13)
 _RESAMPLES = 200
-# The regressions are fitted to at most so many training images, and to at most so many of their colour values.
+# The largest number of training images for the regressions, and of colour values in them.
 _FITTED, _VALUES = 2_000, 2**25
 
 
@@ -91,23 +91,23 @@ class ImageStatistics(Metric):
         return Result(report, lines, render_figure(plot_statistics(report["statistics"], title)))
 
 
-def brightness(images: np.ndarray) -> np.ndarray:
+def compute_brightness(images: np.ndarray) -> np.ndarray:
     """Returns the mean luminance, `[n, 1]`, of images of colour values in [0, 1], float64 `[n, S, S, 3]`."""
     return _luminance(images).mean((1, 2))[:, None]
 
 
-def colour(images: np.ndarray) -> np.ndarray:
+def compute_colour(images: np.ndarray) -> np.ndarray:
     """Returns the means of red minus green and of yellow minus blue, `[n, 2]`."""
     red, green, blue = images.mean((1, 2)).T
     return np.stack([red - green, (red + green) / 2 - blue], 1)
 
 
-def contrast(images: np.ndarray) -> np.ndarray:
+def compute_contrast(images: np.ndarray) -> np.ndarray:
     """Returns the standard deviation of the luminance over the image, `[n, 1]`."""
     return _luminance(images).std((1, 2))[:, None]
 
 
-def orientation(images: np.ndarray) -> np.ndarray:
+def compute_orientation(images: np.ndarray) -> np.ndarray:
     """Returns the dominant orientation: cosine and sine of twice the angle of the gradient, `[n, 2]`.
 
     They come from the structure tensor, summed over the image, so that their length is the coherence: 1 where all edges
@@ -119,7 +119,7 @@ def orientation(images: np.ndarray) -> np.ndarray:
     return np.stack([along, across], 1) / np.maximum(energy, 1e-12)[:, None]
 
 
-def spectral_slope(images: np.ndarray) -> np.ndarray:
+def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
     """Returns the slope of log power of the luminance over log frequency, `[n, 1]`; about -2 in photographs.
 
     The lower the slope, the smoother the image. The frequencies are rings of whole cycles per image, up to Nyquist's.
@@ -137,7 +137,7 @@ def spectral_slope(images: np.ndarray) -> np.ndarray:
     return (np.log(mean + 1e-12) @ x / (x @ x))[:, None]
 
 
-def brightest_quadrant(images: np.ndarray) -> np.ndarray:
+def find_brightest_quadrant(images: np.ndarray) -> np.ndarray:
     """Returns where the brightest quarter of the image is: -1 or 1 for left or right, and top or bottom, `[n, 2]`."""
     luminance = _luminance(images)
     half = luminance.shape[1] // 2
@@ -149,12 +149,12 @@ def brightest_quadrant(images: np.ndarray) -> np.ndarray:
 
 # The statistics in the order of tables: functions of images in [0, 1].
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "mean colour": colour,
-    "brightness": brightness,
-    "contrast": contrast,
-    "spectral slope": spectral_slope,
-    "dominant orientation": orientation,
-    "brightest quadrant": brightest_quadrant,
+    "mean colour": compute_colour,
+    "brightness": compute_brightness,
+    "contrast": compute_contrast,
+    "spectral slope": compute_spectral_slope,
+    "dominant orientation": compute_orientation,
+    "brightest quadrant": find_brightest_quadrant,
 }
 
 
@@ -197,20 +197,20 @@ def compute_image_statistics(
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
     (train_z, train_v), (z, v) = (encode_images(model, each, batch_size) for each in (train, images))
     assert train_z is not None and z is not None
-    partner = derange(len(images), randomness.fold(seed, "switch"))
+    partner = draw_derangement(len(images), randomness.fold(seed, "switch"))
     switched = _decode(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
         {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)
     )
-    features = {"z": standardize(train_z.copy(), z.copy())}
+    features = {"z": standardize_features(train_z.copy(), z.copy())}
     for name, both in {"v, PCA": (train_v, v), "pixels, PCA": (train, images)}.items():
-        both = standardize(*(each.reshape(len(each), -1).astype(np.float32) for each in both))
+        both = standardize_features(*(each.reshape(len(each), -1).astype(np.float32) for each in both))
         pca = fit_pca(both[0], z.shape[1], seed)
-        features[name] = standardize(*(pca.transform(each).astype(np.float32) for each in both))
+        features[name] = standardize_features(*(pca.transform(each).astype(np.float32) for each in both))
     statistics = {}
     for name, values in of_images.items():
-        r2 = {kind: _r2(*both, of_train[name], values, seed) for kind, both in features.items()}
-        switch = _follow(of_switched[name], values[partner], values, seed)
+        r2 = {kind: _compute_r2(*both, of_train[name], values, seed) for kind, both in features.items()}
+        switch = _regress_switch(of_switched[name], values[partner], values, seed)
         statistics[name] = {
             group: {kind: dataclasses.asdict(estimate) for kind, estimate in estimates.items()}
             for group, estimates in (("r2", r2), ("switch", switch))
@@ -255,7 +255,7 @@ def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.nda
 
 
 def _bootstrap_error(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> Any:
-    """Returns the standard error of a statistic of paired values of images, each `[n]`, from bootstrap samples."""
+    """Returns the bootstrap standard error of a statistic of values of the same images, each `[n]`."""
     import scipy.stats
 
     return scipy.stats.bootstrap(
@@ -263,8 +263,8 @@ def _bootstrap_error(statistic: Callable[..., Any], *values: np.ndarray, seed: i
     ).standard_error
 
 
-def _r2(train_x: np.ndarray, x: np.ndarray, train_y: np.ndarray, y: np.ndarray, seed: int) -> Estimate:
-    """Returns R2 on images of a regression of statistics `[m, k]` from features `[m, d]` of training images."""
+def _compute_r2(train_x: np.ndarray, x: np.ndarray, train_y: np.ndarray, y: np.ndarray, seed: int) -> Estimate:
+    """Returns R2, on the images, of a regression of a statistic `[m, k]` from features `[m, d]` of training images."""
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
 
@@ -281,8 +281,8 @@ def _r2(train_x: np.ndarray, x: np.ndarray, train_y: np.ndarray, y: np.ndarray, 
     return Estimate(float(share(*squares)), float(_bootstrap_error(share, *squares, seed=seed)))
 
 
-def _follow(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, Estimate]:
-    """Returns how a statistic of switched images follows those of the images of z and of v; all `[n, k]`."""
+def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, Estimate]:
+    """Returns how far a statistic of switched images follows that of the images of z and of v; all `[n, k]`."""
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
@@ -295,7 +295,7 @@ def _follow(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int)
     products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
     figures = zip(coefficients(*products), _bootstrap_error(coefficients, *products, seed=seed), strict=True)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
-    # Ties, such as of quadrants, say nothing.
+    # Where both images have the same statistic, there is nothing to compare.
     nearer = (to_z < to_v)[to_z != to_v]
     return {
         **{code: Estimate(float(mean), float(error)) for code, (mean, error) in zip("zv", figures, strict=True)},

@@ -1,4 +1,4 @@
-"""How much a model uses z: what z costs, what z says of the image, and what the image costs with another image's z.
+"""How much a model uses z: the KL of z, its information about the image, and the bits/dim with another image's z.
 
 A strong flow can ignore z, and bits/dim alone do not show it.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.metrics.base import Estimate, Metric, Result, count_draws, require_finite
+from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, require_finite
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -29,7 +29,7 @@ _LISTED = 12
 
 
 class UseOfZ(Metric):
-    """The use of z."""
+    """The metric of how much a model uses z."""
 
     name = "latent_use"
     needs_z = True
@@ -57,7 +57,7 @@ class UseOfZ(Metric):
 
 def _lines(use: LatentUse) -> list[str]:
     dimensions = len(use.mean_variance)
-    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {count_draws(use.samples)} an image"
+    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {describe_draws(use.samples)} an image"
     lines = [
         f"use of z: {dimensions} numbers, {use.prior} prior, {use.images:,} images",
         f"    KL(q(z|x) || p(z))   {use.kl.to_text(3)} nats an image ({method})",
@@ -207,7 +207,7 @@ def compute_latent_use(
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             z = passes.draw(posteriors, seed, number)
-            other = z[derange(count, randomness.fold(seed, "shuffle", number))]
+            other = z[draw_derangement(count, randomness.fold(seed, "shuffle", number))]
             kl += posteriors.log_density(z).sum(1) - passes.log_prior(z)
             nats = passes.reconstruct(z, other, seed, number)
             own, shuffled = own + nats[0], shuffled + nats[1]
@@ -258,7 +258,7 @@ def compute_information(z: np.ndarray, posteriors: Posteriors) -> tuple[np.ndarr
     joint, marginal = [], np.zeros(dimensions)
     for start in range(0, count, rows):
         chunk = tf.constant(z[start : start + rows])[:, None]
-        # [rows, N, d_z], in float64, because the densities of one z differ by hundreds of nats.
+        # The array `[rows, N, d_z]` is float64, because the densities of one z differ by hundreds of nats.
         densities = -tf.square((chunk - mean) * inverse) / 2 - log_stddev - math.log(2 * math.pi) / 2
         joint.append(tf.reduce_logsumexp(tf.reduce_sum(densities, 2), 1).numpy())
         marginal += tf.reduce_sum(tf.reduce_logsumexp(densities, 1), 0).numpy()
@@ -267,7 +267,7 @@ def compute_information(z: np.ndarray, posteriors: Posteriors) -> tuple[np.ndarr
     return total, own.mean(0) - (marginal / count - math.log(count))
 
 
-def derange(count: int, seed: Any) -> np.ndarray:
+def draw_derangement(count: int, seed: Any) -> np.ndarray:
     """Returns a random permutation of `count` numbers, int64 `[count]`, that leaves no number in its place.
 
     The numbers lie on a circle in random order, and each is replaced by its neighbour; 2 or more are needed.
@@ -317,7 +317,7 @@ class _Passes:
             self._count(counted)
         values, index = np.concatenate(rows).astype(np.float64), np.concatenate(indices)
         mean, stddev = values[:, 0], values[:, 1]
-        # A standard deviation of 0 has no density.
+        # A distribution without spread has no density, so it counts as not finite.
         require_finite("q(z|x)", np.stack([mean, np.where(stddev > 0, stddev, math.nan)], 1), index)
         return Posteriors(mean, stddev, index)
 

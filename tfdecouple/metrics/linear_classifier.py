@@ -1,4 +1,4 @@
-"""Linear classifiers of labels and of features, whose regularisation is chosen on held-out images."""
+"""Linear classifiers whose regularisation is chosen on held-out images, and the labelled images for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The more standardised features there are, the smaller C must be; larger values than these only cost time.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# With fewer training images there is nothing to choose C by.
+# The least number of training images: with fewer, hardly any are held out to choose C.
 LEAST = 10
 # Every fifth training image is held out to choose C.
 HELD_OUT = 5
@@ -46,7 +46,7 @@ def _logistic_regression() -> Any:
 KINDS: dict[str, Callable[[], Any]] = {"linear SVM": _linear_svm, "logistic regression": _logistic_regression}
 
 
-def standardize(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
     """Returns features float32 `[n, features]` with mean 0 and standard deviation 1 over the training images.
 
     A feature that does not vary over the training images becomes 0. All arrays are changed in place.
@@ -73,7 +73,7 @@ def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
 
     solver = "covariance_eigh" if features.shape[1] <= _EXACT_PCA else "randomized"
     pca = PCA(min(count, len(features) - 1, features.shape[1]), svd_solver=solver, random_state=seed)
-    # `fit_classifier` says why one thread is enough.
+    # One thread is enough for the reason given in `fit_classifier`.
     with threadpool_limits(1):
         return pca.fit(features)
 
@@ -98,7 +98,7 @@ class Fitted:
 
 
 def count_held_out(images: int) -> int:
-    """Returns how many of so many training images are held out to choose C."""
+    """Returns how many of the training images, whose number is `images`, are held out to choose C."""
     return max(images // HELD_OUT, 1)
 
 
@@ -124,7 +124,7 @@ def fit_classifier(
     # A second core makes thin matrix products at most twice as fast, and on two cores with other work, threads that
     # wait for each other took 15 times as long. With one thread the results do not depend on the cores either.
     with threadpool_limits(1), warnings.catch_warnings():
-        # `converged` says it instead.
+        # The attribute `converged` reports it instead.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
             classifier.C = strength

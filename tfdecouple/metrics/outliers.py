@@ -11,7 +11,7 @@ import numpy as np
 
 from tfdecouple.data.sources import find_kind, list_source_kinds
 from tfdecouple.errors import DataError, UserError, nearest
-from tfdecouple.metrics.base import Metric, Result, count_draws, require_finite
+from tfdecouple.metrics.base import Metric, Result, describe_draws, require_finite
 from tfdecouple.metrics.drawn_images import draw_indices
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ Scores = dict[str, np.ndarray]
 
 
 class Outliers(Metric):
-    """The scores of the images of --split against those of other images."""
+    """The metric of how well scores separate the images of --split from other images."""
 
     name = "outliers"
     needs_plots = True
@@ -137,7 +137,7 @@ class Outliers(Metric):
             for score in meanings:
                 both = rest[score], scores[name][score]
                 # A `shell` far below 0 is as unusual as one far above.
-                detection[score] = detect(*(map(np.abs, both) if score == "shell" else both), options.seed)
+                detection[score] = compare_scores(*(map(np.abs, both) if score == "shell" else both), options.seed)
             reports[name] = {
                 "what": self._describe(name),
                 "images": len(scores[name]["index"]),
@@ -154,7 +154,7 @@ class Outliers(Metric):
             # The images of a label are among those of the split, which have their labels beside them.
             "per_image": {name: _plain_scores(each) for name, each in {options.split: known, **others}.items()},
         }
-        # The filled histogram contains the images of a label already. More lines than colours would look alike.
+        # The histogram of the split contains the images of a label already, and lines of one colour would look alike.
         shown = {options.split: known, **dict(list((others or scores).items())[: len(COLOURS)])}
         panels = {meaning: {name: each[score] for name, each in shown.items()} for score, meaning in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
@@ -214,7 +214,7 @@ def _plain_scores(scores: Scores) -> dict[str, list[Any]]:
 
 
 def _lines(reports: dict[str, Any], options: Any) -> list[str]:
-    draws = count_draws(options.samples)
+    draws = describe_draws(options.samples)
     lines = [f"outliers: how well each score separates them, {draws} an image, intervals of 95 %"]
     for name, report in reports.items():
         lines.append(f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}")
@@ -231,7 +231,7 @@ def _lines(reports: dict[str, Any], options: Any) -> list[str]:
 
 
 class Scorer:
-    """Computes the scores of images on one device; a score depends on the seed and the image's index, not on its batch.
+    """Computes scores of images on one device. A score depends on the seed and the image's index, not on its batch.
 
     Args:
         model: a model with weights.
@@ -309,7 +309,7 @@ class Scorer:
         config, batch = self._model.config, images.shape[0]
         draw = self._seed, tf.fill([batch], number), index
         noise = z_noise(config.latent_dim, *draw), u_noise(config.image_shape, *draw, normal_u_noise(config))
-        # The loop over images inside the noise hides their number.
+        # TensorFlow does not know the number of images behind the loop that draws the noise.
         z, u = (tf.ensure_shape(each, [batch, *each.shape[1:]]) for each in noise)
         return outlier_scores(self._model, images, z, u).named()
 
@@ -340,7 +340,9 @@ def _false_positives(known: np.ndarray, outliers: np.ndarray, axis: int = -1) ->
     return (outliers <= threshold).mean(axis)
 
 
-def detect(known: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+def compare_scores(
+    known: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """Returns how well scores separate outliers from known images.
 
     Args:

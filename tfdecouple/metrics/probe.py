@@ -21,13 +21,12 @@ from tfdecouple.metrics.linear_classifier import (
     read_labelled,
     require_classes,
     require_images,
-    standardize,
+    standardize_features,
 )
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
-# By default at most so many training and test images are taken, and so many of their colour values: the time of a fit
-# grows with both.
+# The default limits of the numbers of images and of their colour values: the time of a fit grows with both.
 IMAGES, VALUES = 10_000, 2**26
 
 
@@ -110,17 +109,17 @@ class LinearProbe(Metric):
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
 
         def classify_with_pca(name: str, *both: np.ndarray) -> None:
-            flat = standardize(*(each.reshape(len(each), -1).astype(np.float32, copy=False) for each in both))
+            flat = standardize_features(*(each.reshape(len(each), -1).astype(np.float32, copy=False) for each in both))
             classify(name, *flat)
             if model.config.has_latent:
                 pca = fit_pca(flat[0], model.config.latent_dim, options.seed)
                 reduced = (np.ascontiguousarray(pca.transform(each), np.float32) for each in flat)
-                classify(f"{name}, PCA", *standardize(*reduced))
+                classify(f"{name}, PCA", *standardize_features(*reduced))
 
         classify_with_pca("pixels", train, test)
         (z, v), (test_z, test_v) = (encode_images(model, images, evaluation.batch_size) for images in (train, test))
         if z is not None and test_z is not None:
-            classify("z", *standardize(z, test_z))
+            classify("z", *standardize_features(z, test_z))
         classify_with_pca("v", v, test_v)
 
         name = "z" if z is not None else "v"

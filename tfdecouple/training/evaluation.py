@@ -17,7 +17,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct_images
-from tfdecouple.visualization.pictures import Shown, count_shown, save_pictures
+from tfdecouple.visualization.pictures import PictureInputs, count_shown, save_pictures
 
 # At most this many test images are compared with lossless codecs.
 _CODED = 1000
@@ -140,8 +140,8 @@ class EvaluationReports:
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
         try:
             seed, label_names = self._config.training.seed, self._source.label_names
-            shown = Shown(self._state.model, images, seed, self._shown_images(step), labels, label_names)
-            exact = save_pictures(shown, folder, prefix, lambda name: self._note(f"drawing {name}"))
+            inputs = PictureInputs(self._state.model, images, seed, self._shown_images(step), labels, label_names)
+            exact = save_pictures(inputs, folder, prefix, lambda name: self._note(f"drawing {name}"))
         except UserError as error:
             # Pictures are no reason to stop a run: a model with alpha = 1 may lose an image now and then.
             return f"no pictures ({error})", {}

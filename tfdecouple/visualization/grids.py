@@ -16,7 +16,7 @@ from PIL import Image
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization.tiles import WIDTH, arrange_rows, draw_grid
 
-# The model gets this many images at once. The memory depends on it, no picture does.
+# The number of images that the model gets at once, which changes the memory but no picture.
 _CHUNK = 64
 
 _PATHS = {"lerp": "the line (lerp)", "slerp": "the arc (slerp)"}
@@ -43,7 +43,7 @@ def draw_sample_grid(
     on_images: OnImages = _ignore,
     side: int = 0,
 ) -> Image.Image:
-    """Returns `count` samples at each temperature in rows of ten, with the same z and the same direction of v.
+    """Returns a picture of samples at each temperature in rows of ten, with the same z and direction of v.
 
     The temperatures are factors of v (paper section 3.1), which do not act on z.
 
@@ -74,7 +74,7 @@ def draw_class_grid(
     on_images: OnImages = _ignore,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a row of samples for each of some labels; a column shares v, so that the effect of the label shows.
+    """Returns a picture with a row of samples for each label; a column shares v, so that the label's effect shows.
 
     `labels` are the labels of the rows, and `names` are the names of all labels of the model.
 
@@ -104,7 +104,7 @@ def reconstruct_images(
 def draw_reconstruction_grid(
     images: np.ndarray, decoded: np.ndarray, exact: int, note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns images above their reconstructions; `decoded` and `exact` come from `reconstruct_images`."""
+    """Returns a picture of images above their reconstructions, which `reconstruct_images` returned."""
     columns = min(len(images), 10)
     rows = [arrange_rows(each, columns) for each in (images, decoded)]
     tiles = np.stack(rows, 1).reshape(-1, columns, *images.shape[1:])
@@ -123,7 +123,7 @@ def draw_switch_grid(
     side: int = 0,
     labels: PairLabels = None,
 ) -> Image.Image:
-    """Returns tiles of 2 x 2 as in the paper's Figure 1: above a and (z of b, v of a), below b and (z of a, v of b).
+    """Returns a picture of tiles as in the paper's Figure 1: a and (z of b, v of a) above b and (z of a, v of b).
 
     `a` are the first and `b` the second images of the pairs. A row has `columns` tiles, and `what` begins the caption.
     """
@@ -169,7 +169,7 @@ def interpolate_pairs(
 def draw_interpolation_grid(
     tiles: np.ndarray, places: Sequence[float], paths: Sequence[str] = ("lerp",), note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns the interpolations of `interpolate_pairs`, the paths of v beside each other (paper Figure 5)."""
+    """Returns a picture of the tiles of `interpolate_pairs`, with the paths of v side by side (paper Figure 5)."""
     count, _, rows, columns = tiles.shape[:4]
     numbers = [f"{place:.2g}" for place in places]
     row_labels = [f"z {number}" for number in numbers] * count if rows > 1 else []
@@ -196,7 +196,7 @@ def draw_interpolation_grid(
     )
 
 
-def compute_contrast(images: np.ndarray) -> np.ndarray:
+def compute_pixel_contrast(images: np.ndarray) -> np.ndarray:
     """Returns the mean difference of neighbouring pixels of images, in levels, over channels, rows and columns.
 
     Args:
@@ -219,10 +219,10 @@ def draw_edit_grid(
     note: str = "",
     on_images: OnImages = _ignore,
 ) -> Image.Image:
-    """Returns images changed along a direction in z: a row for each image and each method of finding the direction.
+    """Returns a picture of images changed along a direction in z: a row for each image and each method.
 
-    `directions` are float32 `[d_z]`, by the label of their rows; a column adds its amount times the direction to z.
-    `name` is the name of the direction in the caption.
+    `directions` are float32 `[d_z]`, by the name of the method that found them, which labels the rows. A column adds
+    its amount times the direction to z. `name` is the name of the direction in the caption.
     """
     rows, done = [], 0
     for chunk in _chunks(len(images)):
@@ -245,7 +245,7 @@ def draw_edit_grid(
 
 
 def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray], caption: str = "") -> Image.Image:
-    """Returns samples beside the images nearest to them.
+    """Returns a picture of samples beside the images nearest to them.
 
     Args:
         queries: the samples.

@@ -22,13 +22,13 @@ from tfdecouple.visualization.grids import (
     reconstruct_images,
 )
 
-# A picture shows so many images of up to 64 x 64 pixels, and larger images at no more than so many pixels a side.
+# The number of images up to 64 x 64 in a picture, and the largest side of an image in a picture, in pixels.
 USUAL = 40
 _SIDE = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class PictureInputs:
     """The model and the images that the pictures of an evaluation show.
 
     Attributes:
@@ -69,13 +69,13 @@ def count_shown(image_shape: tuple[int, int, int]) -> int:
 
 
 # A function that draws a picture with its caption, or returns None where it does not suit the model or the images.
-Draw = Callable[[Shown], Image.Image | None]
+Draw = Callable[[PictureInputs], Image.Image | None]
 # The functions by the name of the picture, which ends the file's name and stands in TensorBoard.
 PICTURES: dict[str, Draw] = {}
 
 
-def picture(name: str) -> Callable[[Draw], Draw]:
-    """Returns a decorator that registers a function of `Shown` as a picture of each evaluation."""
+def register_picture(name: str) -> Callable[[Draw], Draw]:
+    """Returns a decorator that registers a function of `PictureInputs` as a picture of each evaluation."""
 
     def register(draw: Draw) -> Draw:
         PICTURES[name] = draw
@@ -84,48 +84,48 @@ def picture(name: str) -> Callable[[Draw], Draw]:
     return register
 
 
-@picture("reconstructions")
-def _draw_reconstructions(shown: Shown) -> Image.Image:
-    return draw_reconstruction_grid(shown.images, *shown.reconstructed, side=_SIDE)
+@register_picture("reconstructions")
+def _draw_reconstructions(inputs: PictureInputs) -> Image.Image:
+    return draw_reconstruction_grid(inputs.images, *inputs.reconstructed, side=_SIDE)
 
 
-@picture("samples")
-def _draw_samples(shown: Shown) -> Image.Image:
-    return draw_sample_grid(shown.model, count=min(max(shown.most // 4, 2), 10), seed=shown.seed, side=_SIDE)
+@register_picture("samples")
+def _draw_samples(inputs: PictureInputs) -> Image.Image:
+    return draw_sample_grid(inputs.model, count=min(max(inputs.most // 4, 2), 10), seed=inputs.seed, side=_SIDE)
 
 
-@picture("classes")
-def _draw_classes(shown: Shown) -> Image.Image | None:
-    if shown.labels is None:
+@register_picture("classes")
+def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
+    if inputs.labels is None:
         return None
-    most = max(shown.most // 4, 2)
-    labels, columns = range(min(len(shown.label_names), most)), min(most, 10)
-    return draw_class_grid(shown.model, labels, shown.label_names, columns=columns, seed=shown.seed, side=_SIDE)
+    most = max(inputs.most // 4, 2)
+    labels, columns = range(min(len(inputs.label_names), most)), min(most, 10)
+    return draw_class_grid(inputs.model, labels, inputs.label_names, columns=columns, seed=inputs.seed, side=_SIDE)
 
 
-@picture("interpolation")
-def _draw_interpolation(shown: Shown) -> Image.Image:
-    places = (0, 0.2, 0.4, 0.6, 0.8, 1) if shown.most >= 10 else (0, 0.5, 1)
-    a, b, labels = shown.pairs(1)
-    return draw_interpolation_grid(interpolate_pairs(shown.model, a, b, places, labels=labels), places, side=_SIDE)
+@register_picture("interpolation")
+def _draw_interpolation(inputs: PictureInputs) -> Image.Image:
+    places = (0, 0.2, 0.4, 0.6, 0.8, 1) if inputs.most >= 10 else (0, 0.5, 1)
+    a, b, labels = inputs.pairs(1)
+    return draw_interpolation_grid(interpolate_pairs(inputs.model, a, b, places, labels=labels), places, side=_SIDE)
 
 
-@picture("switch")
-def _draw_switch(shown: Shown) -> Image.Image | None:
-    count = min(len(shown.images) // 2, 20)
-    if not (shown.model.config.has_latent and count):
+@register_picture("switch")
+def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
+    count = min(len(inputs.images) // 2, 20)
+    if not (inputs.model.config.has_latent and count):
         return None
-    a, b, labels = shown.pairs(count)
-    return draw_switch_grid(shown.model, a, b, side=_SIDE, labels=labels)
+    a, b, labels = inputs.pairs(count)
+    return draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
 
 
 def save_pictures(
-    shown: Shown, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
+    inputs: PictureInputs, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
 ) -> int:
     """Writes every picture of `PICTURES` as PREFIX + name + ".png", or none if one fails.
 
     Args:
-        shown: the model and the images; a switch takes at least 2 images.
+        inputs: the model and the images; a switch takes at least 2 images.
         folder: the folder, which is made if it does not exist.
         prefix: the first part of the files' names.
         on_picture: called with the name of each picture before it is drawn.
@@ -141,8 +141,8 @@ def save_pictures(
     pictures = {}
     for name, draw in PICTURES.items():
         on_picture(name)
-        pictures[name] = draw(shown)
+        pictures[name] = draw(inputs)
     for name, image in pictures.items():
         if image is not None:
             image.save(folder / f"{prefix}{name}.png")
-    return shown.reconstructed[1]
+    return inputs.reconstructed[1]

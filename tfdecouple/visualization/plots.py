@@ -107,7 +107,7 @@ def _values_after(update: int, steps: Sequence[float], values: Sequence[float]) 
 
 
 def _leave_out_fall(axes: Axes, values: np.ndarray) -> None:
-    """Ends the y-axis above nine in ten values, by half of their range."""
+    """Limits the y-axis to nine in ten of the values and half of their range above them."""
     low, high = values.min(), values.max()
     most = np.quantile(values, 0.9)
     top = min(high, most + 0.5 * (most - low))

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 
-# The width of most grids, in pixels, is about this.
+# The approximate width of most grids, in pixels.
 WIDTH = 800
 # The height of a line of text, in pixels.
 LINE = 18
