@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from export.export_config import FORMATS, ExportConfig
 from tfdecouple.runs.pretrained import DEFAULT, HUB
-from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
+from tfdecouple.runtime.requirements import require
 
 EXIT_REFUSED = 4
 

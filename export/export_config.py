@@ -6,7 +6,7 @@ import dataclasses
 import pathlib
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.requirements import require
 
 # The formats of one file for each endpoint (`Endpoint.onnx`), in a folder of the same name.
 FILE_FORMATS = ("onnx", "litert")

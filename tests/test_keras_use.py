@@ -169,7 +169,7 @@ class TestSettingsOfKeras:
 
     def test_a_file_of_settings_that_cannot_be_read_is_passed_over_as_by_keras(self, tmp_path):
         (tmp_path / "keras.json").write_text("[" * 5000)
-        code = "from tfdecouple.runtime.backend import require_backend\nrequire_backend()"
+        code = "from tfdecouple.runtime.requirements import require_backend\nrequire_backend()"
         assert python(code, KERAS_HOME=str(tmp_path)).returncode == 0
 
     def test_channels_first_at_run_time(self):

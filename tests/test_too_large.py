@@ -23,7 +23,7 @@ from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.networks import architecture
 from tfdecouple.networks.architecture import count_by_network, count_parameters, require_memory, weight_shapes
 from tfdecouple.runs.run_folder import load_config
-from tfdecouple.runtime import memory
+from tfdecouple.runtime import devices
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/checkpoints"))
@@ -115,7 +115,7 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 ):
     run = enlarged([])
     kept = CheckpointFolder(run / "checkpoints")
-    shapes = kept.weights("best", 1)
+    shapes = kept.read_weight_shapes("best", 1)
     name = min(name for name, shape in shapes.items() if shape != shape[::-1])
     shape = shapes.pop(name)
     shapes |= change(name, shape)
@@ -130,7 +130,7 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
 def test_checkpoints_say_which_weights_they_hold(run):
     folder = CheckpointFolder(run / "checkpoints")
-    assert folder.weights("best", folder.steps("best")[0]) == weight_shapes(load_config(run).model)
+    assert folder.read_weight_shapes("best", folder.steps("best")[0]) == weight_shapes(load_config(run).model)
 
 
 def test_permutations_are_no_parameters(tmp_path):
@@ -138,7 +138,7 @@ def test_permutations_are_no_parameters(tmp_path):
 
     config = ModelConfig(**{**dataclasses.asdict(TINY), "linear": "lu"})
     run = write_run(tmp_path / "run", DecoupledModel(config))
-    weights = CheckpointFolder(run / "checkpoints").weights("best", 1)
+    weights = CheckpointFolder(run / "checkpoints").read_weight_shapes("best", 1)
     assert count_by_network(weights) == count_parameters(config)
     assert any(name.endswith("permutation") for name in weights)
 
@@ -148,7 +148,7 @@ def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
     (data,) = tmp_path.glob("*.data-*")
     data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(DamagedCheckpointError, match="its files have 1,000"):
-        CheckpointFolder(tmp_path).weights("best", 1)
+        CheckpointFolder(tmp_path).read_weight_shapes("best", 1)
 
 
 class TestMemory:
@@ -165,31 +165,33 @@ class TestMemory:
         require_memory(load_preset(name).model, copies=5)
 
     def test_of_a_container_counts(self, monkeypatch, tmp_path):
-        whole = memory.machine_memory()
+        whole = devices.machine_memory()
         assert 2**28 < whole < 2**50
         (tmp_path / "max").write_text("max\n")
         (tmp_path / "limit").write_text("12345\n")
-        monkeypatch.setattr(memory, "_GROUP", str(tmp_path))
-        monkeypatch.setattr(memory, "_GROUPS", [("used", "max", "parts", "cache"), ("used", "none", "parts", "cache")])
-        physical = memory.machine_memory()
+        monkeypatch.setattr(devices, "_GROUP", str(tmp_path))
+        monkeypatch.setattr(
+            devices, "_GROUP_FILES", [("used", "max", "parts", "cache"), ("used", "none", "parts", "cache")]
+        )
+        physical = devices.machine_memory()
         assert physical >= whole
-        monkeypatch.setattr(memory, "_GROUPS", [("used", "limit", "parts", "cache")])
-        assert memory.machine_memory() == 12345
+        monkeypatch.setattr(devices, "_GROUP_FILES", [("used", "limit", "parts", "cache")])
+        assert devices.machine_memory() == 12345
 
     def test_what_is_free_is_what_is_not_used_but_for_files(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(memory, "_GROUPS", [])
-        available = memory.free_memory()
-        assert 2**26 < available < memory.machine_memory()
-        monkeypatch.setattr(memory, "_GROUP", str(tmp_path))
-        monkeypatch.setattr(memory, "_GROUPS", [("used", "limit", "parts", "inactive_file")])
+        monkeypatch.setattr(devices, "_GROUP_FILES", [])
+        available = devices.free_memory()
+        assert 2**26 < available < devices.machine_memory()
+        monkeypatch.setattr(devices, "_GROUP", str(tmp_path))
+        monkeypatch.setattr(devices, "_GROUP_FILES", [("used", "limit", "parts", "inactive_file")])
         for name, text in (("used", "1000\n"), ("limit", "3000\n"), ("parts", "anon 600\ninactive_file 400\n")):
             (tmp_path / name).write_text(text)
-        assert memory.free_memory() == 3000 - (1000 - 400)
+        assert devices.free_memory() == 3000 - (1000 - 400)
         (tmp_path / "limit").write_text("max\n")
-        assert memory.free_memory() > 2**26
-        used = memory._fields("/proc/self/status")["VmSize"] * 1024
-        monkeypatch.setattr(memory, "address_space", lambda: used + 2**20)
-        assert memory.free_memory() <= 2**22
+        assert devices.free_memory() > 2**26
+        used = devices._read_fields("/proc/self/status")["VmSize"] * 1024
+        monkeypatch.setattr(devices, "address_space", lambda: used + 2**20)
+        assert devices.free_memory() <= 2**22
 
 
 @pytest.mark.parametrize("count", [10**9, 2**62])

@@ -15,7 +15,7 @@ from tfdecouple.errors import (
     UserError,
     WolfError,
 )
-from tfdecouple.runtime.backend import require_backend
+from tfdecouple.runtime.requirements import require_backend
 
 if TYPE_CHECKING:
     from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, load_preset, override, preset_names

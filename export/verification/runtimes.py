@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from tfdecouple.errors import one_line
-from tfdecouple.runtime.settings import cores
+from tfdecouple.runtime.devices import cores
 
 # This provider sends calls to a service elsewhere and computes nothing here.
 REMOTE = "AzureExecutionProvider"

@@ -13,7 +13,7 @@ from export.verification import runtimes
 from tfdecouple.doctor import device_numbers, round_trips, small_model
 from tfdecouple.doctor.result import VARIANTS, Request, Task
 from tfdecouple.runs import opened_run
-from tfdecouple.runtime import extras
+from tfdecouple.runtime import requirements
 
 
 @contextlib.contextmanager
@@ -148,7 +148,9 @@ class TestExports:
         assert found[4].what == "SavedModel, CPU:0" and found[4].holds is False
 
     def test_without_the_packages_it_is_not_tried(self, monkeypatch):
-        monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object())
+        monkeypatch.setattr(
+            requirements.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object()
+        )
         (finding,) = round_trips.try_exports(Task(Request()))
         assert finding.holds is None and "pip install 'tfdecouple[export]'" in finding.message
 

@@ -19,7 +19,7 @@ from export.formats.litert import METADATA
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder
-from tfdecouple.runtime.extras import MissingPackageError
+from tfdecouple.runtime.requirements import MissingPackageError
 
 NAMES = onnx_names(SMALL)
 

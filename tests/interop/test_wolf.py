@@ -17,7 +17,7 @@ from helpers.wolf import Reference, assert_refused
 import tfdecouple
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state, translate_config
-from tfdecouple.runtime.extras import MissingPackageError
+from tfdecouple.runtime.requirements import MissingPackageError
 
 REFERENCE = Reference("wolf_small")
 DATA, CONFIG, IMAGES, edited = REFERENCE.folder, REFERENCE.config, REFERENCE.images, REFERENCE.edited

@@ -35,7 +35,7 @@ def test_a_logger_is_a_module_and_its_place_in_the_registry(tmp_path):
     place, loggers = module.splitlines()[0].removeprefix("# "), folder / "tfdecouple" / "loggers" / "__init__.py"
     imported, _, line = registered.partition("\n# in `LOGGERS`\n")
     (folder / place).write_text(module, encoding="utf-8")
-    insert(loggers, "from tfdecouple.runtime.extras", imported)
+    insert(loggers, "from tfdecouple.runtime.requirements", imported)
     register(loggers, "LOGGERS", line)
     used = run_in(folder, "-c", USE)
     assert used.returncode == 0, used.stderr

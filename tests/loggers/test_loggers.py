@@ -17,7 +17,7 @@ from PIL import Image
 from tfdecouple.config import Config, TrainingConfig, override
 from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS, require_loggers
-from tfdecouple.runtime.extras import MissingPackageError
+from tfdecouple.runtime.requirements import MissingPackageError
 from tfdecouple.training.metrics_log import MetricsLog, read_metrics
 
 CONFIG = Config(name="tiny", model=SMALL, training=TrainingConfig(learning_rate=0.5))

@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tfdecouple.runtime.extras import EXTRAS
+from tfdecouple.runtime.requirements import EXTRAS
 
 # The last version of each package with a known hole; see SECURITY.md.
 HOLES = {"keras": "3.13.1", "onnx": "1.20.1", "pyarrow": "23.0.0", "pillow": "12.2.0", "torch": "2.5.1"}

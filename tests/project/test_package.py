@@ -25,7 +25,8 @@ COMMITTED = ROOT / "docs" / "results" / "quickstart"
 PACKAGES = ("tfdecouple", "export")
 # Makes the packages of the extras impossible to import, except torch: SciPy takes a None in its place for a module.
 WITHOUT_EXTRAS = (
-    "import sys\nfrom tfdecouple.runtime.extras import EXTRAS\nsys.modules |= dict.fromkeys(EXTRAS.keys() - {'torch'})"
+    "import sys\nfrom tfdecouple.runtime.requirements import EXTRAS\n"
+    "sys.modules |= dict.fromkeys(EXTRAS.keys() - {'torch'})"
 )
 
 

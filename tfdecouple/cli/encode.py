@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.extras import require
 from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.requirements import require
 
 if TYPE_CHECKING:
     from tfdecouple.cli.run_images import OpenedRun

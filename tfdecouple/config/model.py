@@ -17,7 +17,7 @@ PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
 # The place of each class by its name, so that TensorFlow is imported only with the class; in the order for users.
 STEP_LAYERS = {
-    "sinh_arcsinh": "tfdecouple.layers.elementary:SinhArcsinh",
+    "sinh_arcsinh": "tfdecouple.layers.pointwise:SinhArcsinh",
 }
 CONDITIONERS = {
     "convolutional": "tfdecouple.layers.conditioners:ConvNet",

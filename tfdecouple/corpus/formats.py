@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.corpus.codes_manifest import Field, Manifest
 from tfdecouple.errors import DataError
-from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.requirements import require
 
 if TYPE_CHECKING:
     from tfdecouple.corpus.parquet import ParquetFile

@@ -15,7 +15,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.data.splits import Arrays, MemorySplit, Source
 from tfdecouple.errors import DataError, nearest
-from tfdecouple.runtime.memory import machine_memory, shown_bytes
+from tfdecouple.runtime.devices import machine_memory, shown_bytes
 
 
 class Photograph(NamedTuple):

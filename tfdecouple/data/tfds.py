@@ -17,7 +17,7 @@ from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape
 from tfdecouple.data.image_file import fit_tensor
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
-from tfdecouple.runtime.extras import missing
+from tfdecouple.runtime.requirements import missing
 
 # Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
 # thousand images, mix well.

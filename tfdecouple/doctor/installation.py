@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfdecouple.doctor.result import Request, Result, Task
-from tfdecouple.runtime.memory import machine_memory, shown_bytes
+from tfdecouple.runtime.devices import machine_memory, shown_bytes
 
 _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",

@@ -13,7 +13,7 @@ from tfdecouple.doctor import small_model
 from tfdecouple.doctor.benchmark import Benchmark, make_timed_config, read_live_bytes, time_calls
 from tfdecouple.doctor.result import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.networks.costs import activations
-from tfdecouple.runtime.memory import shown_bytes
+from tfdecouple.runtime.devices import shown_bytes
 
 # Images of a batch, on CPUs and on GPUs, until memory ends.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}

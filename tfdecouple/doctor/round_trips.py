@@ -15,7 +15,7 @@ from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.doctor import small_model
 from tfdecouple.doctor.result import Result, Task
 from tfdecouple.errors import ExactnessWarning
-from tfdecouple.runtime.extras import MissingPackageError, require
+from tfdecouple.runtime.requirements import MissingPackageError, require
 
 _RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), 0, 255
 _CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)

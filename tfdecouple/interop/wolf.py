@@ -19,7 +19,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.opened_run import write_run
 from tfdecouple.runs.run_folder import SUMMARY
-from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.requirements import require
 from tfdecouple.storage.files import read_json, write_json
 
 Arrays = Mapping[str, np.ndarray]

@@ -5,7 +5,8 @@ from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, Inverti
 from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet
 from tfdecouple.layers.conv1x1 import InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.coupling import Coupling
-from tfdecouple.layers.elementary import Sigmoid, SinhArcsinh, Squeeze
+from tfdecouple.layers.pointwise import Sigmoid, SinhArcsinh
+from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.layers.whitening import ConditionalWhitening
 from tfdecouple.runtime.execution import backward_memory
 from tfdecouple.runtime.precision import net_precision

@@ -13,7 +13,7 @@ from tfdecouple.loggers.ml_flow import MLflow
 from tfdecouple.loggers.tables import Tables
 from tfdecouple.loggers.tensorboard import TensorBoard
 from tfdecouple.loggers.weights_and_biases import WeightsAndBiases
-from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.requirements import require
 
 # The loggers by name, in the order of help texts and messages.
 LOGGERS: dict[str, type[Logger]] = {

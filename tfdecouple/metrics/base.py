@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfdecouple.errors import RunError
-from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.requirements import require
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -31,8 +31,8 @@ from tfdecouple.model.round_trip import listed, require_finite, require_same, wa
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.runs.run_folder import load_weights as read_weights
+from tfdecouple.runtime.devices import free_memory
 from tfdecouple.runtime.execution import without_autograph
-from tfdecouple.runtime.memory import free_memory
 from tfdecouple.runtime.numerics import sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 

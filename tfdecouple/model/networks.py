@@ -34,9 +34,9 @@ from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import PriorFlow
-from tfdecouple.runtime.backend import require_backend
 from tfdecouple.runtime.execution import backward_memory, backward_mode, without_autograph
 from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.requirements import require_backend
 
 
 class Codes(NamedTuple):

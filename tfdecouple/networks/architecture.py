@@ -12,7 +12,7 @@ from typing import Any
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import StagePlan, step_names
 from tfdecouple.errors import ConfigError
-from tfdecouple.runtime.memory import machine_memory, shown_bytes
+from tfdecouple.runtime.devices import machine_memory, shown_bytes
 
 Shape = tuple[int, ...]
 

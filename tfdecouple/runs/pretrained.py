@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
-from tfdecouple.runtime.extras import require
+from tfdecouple.runtime.requirements import require
 from tfdecouple.storage.files import file_sha256, read_json, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"

@@ -19,9 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.backend import require_backend
-from tfdecouple.runtime.extras import EXTRAS, missing
-from tfdecouple.runtime.settings import Settings, cores
+from tfdecouple.runtime.devices import Settings, cores
+from tfdecouple.runtime.requirements import EXTRAS, missing, require_backend
 
 # The values of options of malloc.h: how many free bytes at the end of the heap are given back (M_TRIM_THRESHOLD), how
 # many more than needed are asked for (M_TOP_PAD), and from which size on blocks are mapped singly (M_MMAP_THRESHOLD).
@@ -33,14 +32,14 @@ _UNUSED = ("sklearn", "matplotlib", "IPython", "pandas")
 def start_tensorflow(threads: int | None = None) -> None:
     """Imports TensorFlow without its messages and sets it up; call it before anything else imports TensorFlow.
 
-    `runtime/settings.py` decides what is set with and without a GPU. TF_CPP_MIN_LOG_LEVEL shows TensorFlow's messages.
+    `runtime/devices.py` decides what is set with and without a GPU. TF_CPP_MIN_LOG_LEVEL shows TensorFlow's messages.
 
     Args:
         threads: how many threads compute where there is no GPU; None for one a core.
 
     Raises:
         ConfigError: where Keras is set to another backend than TensorFlow or to channels first, or where a variable of
-            `runtime/settings.py` has no valid value.
+            `runtime/devices.py` has no valid value.
     """
     require_backend()
     _keep_memory()

@@ -26,7 +26,7 @@ from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.precision_check import check_precision_of
 from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.runtime.memory import address_space, shown_bytes
+from tfdecouple.runtime.devices import address_space, shown_bytes
 from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports

@@ -15,8 +15,8 @@ from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError
 from tfdecouple.networks.costs import fewest_micro_batches, not_counted, step_bytes
 from tfdecouple.runs.run_folder import CONFIG, load_config
-from tfdecouple.runtime import settings
-from tfdecouple.runtime.memory import free_memory, shown_bytes
+from tfdecouple.runtime import devices
+from tfdecouple.runtime.devices import free_memory, shown_bytes
 from tfdecouple.training.workers import Cluster, Workers
 
 # Seconds without a heartbeat after which a worker counts as dead. A worker that is killed during a step is noticed at
@@ -113,8 +113,8 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
 
 
 def device_input_options() -> tf.distribute.InputOptions:
-    """Returns the input options by which some batches lie on the devices before their step (`runtime/settings.py`)."""
-    return tf.distribute.InputOptions(experimental_per_replica_buffer_size=settings.current().device_batches)
+    """Returns the input options by which some batches lie on the devices before their step (`runtime/devices.py`)."""
+    return tf.distribute.InputOptions(experimental_per_replica_buffer_size=devices.current().device_batches)
 
 
 def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:

@@ -1,13 +1,15 @@
-"""What a program sets for TensorFlow on GPUs and on CPUs, and the environment variables that change it.
+"""The devices, cores and memory of this machine, and what a program sets for TensorFlow on GPUs and on CPUs.
 
-Options that change a run's numbers are in its config (`training.precision`, `jit_compile`, `bytes_per_pack`); these
-settings concern the machine alone.
+Options that change a run's numbers are in its config (`training.precision`, `jit_compile`, `bytes_per_pack`); the
+settings here concern the machine alone. Environment variables change them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Self
 
@@ -16,6 +18,15 @@ from tfdecouple.errors import ConfigError
 # The first variable is TensorFlow's own.
 ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
 GRAPPLER, SHARDS = "TFDECOUPLE_GRAPPLER", "TFDECOUPLE_SHARDS"
+
+# Files of control groups, which limit containers, in their second and their first version: the memory in use, the
+# limit, and the parts of the use with the name of the part that only caches files.
+_GROUP = "/sys/fs/cgroup"
+_GROUP_FILES = (
+    ("memory.current", "memory.max", "memory.stat", "inactive_file"),
+    ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+_UNLIMITED = 2**63
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,3 +107,65 @@ def _read_switch(environment: Mapping[str, str], name: str, default: bool) -> bo
     if text not in words:
         raise ConfigError(f"{name} is {environment[name]!r}; it must be 1 or 0 (or true or false)")
     return words[text]
+
+
+# --- memory ---
+
+
+def machine_memory() -> int:
+    """Returns the bytes of memory of this machine, or of the container where it has less."""
+    limits = [_UNLIMITED]
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for _, limit, _, _ in _GROUP_FILES:
+        # Without a limit the file contains "max" or is missing.
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(_read_number(f"{_GROUP}/{limit}"))
+    return min(limit for limit in limits if limit > 0)
+
+
+def free_memory() -> int:
+    """Returns the bytes of memory that this process may still take of the machine, its container and `ulimit -v`."""
+    free = [machine_memory()]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        free.append(1024 * _read_fields("/proc/meminfo")["MemAvailable"])
+    for used, limit, parts, cache in _GROUP_FILES:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            # The kernel drops cached files when a process needs the memory.
+            cached = _read_fields(f"{_GROUP}/{parts}")[cache]
+            in_use = max(0, _read_number(f"{_GROUP}/{used}") - cached)
+            free.append(_read_number(f"{_GROUP}/{limit}") - in_use)
+    if (space := address_space()) < _UNLIMITED:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            free.append(space - 1024 * _read_fields("/proc/self/status")["VmSize"])
+    return max(0, min(free))
+
+
+def address_space() -> int:
+    """Returns the bytes of addresses that this process may use (`ulimit -v`); 2**63 without a limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except (ImportError, OSError):
+        return _UNLIMITED
+    return _UNLIMITED if limit == resource.RLIM_INFINITY else limit
+
+
+def shown_bytes(count: int) -> str:
+    """Returns a number of bytes for people.
+
+    >>> shown_bytes(1_500_000_000), shown_bytes(4 * 10**18)
+    ('1.5 GB', '4,000,000,000.0 GB')
+    """
+    return f"{count // 10**8 / 10:,.1f} GB"
+
+
+def _read_number(path: str) -> int:
+    return int(pathlib.Path(path).read_text(encoding="ascii"))
+
+
+def _read_fields(path: str) -> dict[str, int]:
+    """Returns the numbers of a file whose lines hold a name, a number and perhaps a unit."""
+    lines = (line.replace(":", " ").split() for line in pathlib.Path(path).read_text(encoding="ascii").splitlines())
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
