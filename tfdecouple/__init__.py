@@ -1,4 +1,4 @@
-"""Models that decouple what an image is globally (z) from its local detail (v).
+"""Generative models that decouple the global content of an image (z) from its local detail (v).
 
 A TensorFlow/Keras implementation of "Decoupling Global and Local Representations via Invertible Generative Flows".
 """

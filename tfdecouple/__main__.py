@@ -1,4 +1,4 @@
-"""`python -m tfdecouple`."""
+"""Runs `python -m tfdecouple`."""
 
 import sys
 

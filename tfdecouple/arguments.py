@@ -1,4 +1,4 @@
-"""Conversion of what callers pass: numbers, arrays, images, labels and codes, with clear errors for wrong ones."""
+"""Conversion of arguments of callers: numbers, arrays, images, labels and codes, with clear errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _show_batch(image_shape: tuple[int, int, int]) -> str:
 
 
 def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns two batches of as many images, as `as_images` does; `what` is the name of the operation in messages.
+    """Returns two batches with the same number of images; `what` is the name of the operation in messages.
 
     Raises:
         DataError: where one batch has more images than the other, or a value holds no images.

@@ -40,12 +40,12 @@ EXPORT = "export"
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python train.py` and returns the exit status; without arguments, those of the command line."""
+    """Runs `python train.py` with these arguments, or those of the command line, and returns the exit status."""
     return run_program(lambda: run_command(["train", *given_arguments(arguments)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python -m tfdecouple` and returns the exit status; without arguments, those of the command line."""
+    """Runs `python -m tfdecouple` with these arguments, or those of the command line, and returns the exit status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed[:1] == [EXPORT]:
         return int(import_export().main(typed[1:], f"{program_name()} {EXPORT}"))
@@ -71,7 +71,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """Returns the parser of some commands, whose modules alone are imported."""
+    """Returns a parser of these commands; the modules of other commands are not imported."""
     parser = Parser(
         prog=program_name(),
         description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
@@ -91,7 +91,7 @@ def import_command(name: str) -> Any:
 
 
 def import_export() -> Any:
-    """Returns the command line of the export that lies beside this package."""
+    """Returns the module `export.cli` of the package `export` that lies beside this one."""
     # The working folder, which may hold another `export`, comes first where Python was started with -m.
     folder = str(pathlib.Path(__file__).resolve().parents[2])
     sys.path.insert(0, folder)

@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def choose_labels(source: Source, options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-    """Returns by the name of each direction its label, or with `--label-pairs` the labels that it leads from and to.
+    """Returns for each direction its label, or with `--label-pairs` the two labels that it leads from and to.
 
     Raises:
         UserError: for a source without labels, an unknown label, or too few labels for pairs.
@@ -179,7 +179,7 @@ def read_split(
 def find_directions(
     names: Sequence[str], training: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], seed: int
 ) -> list[Direction]:
-    """Returns the directions of each name that the images allow, and prints the names that they do not.
+    """Returns the directions that the images allow, and prints the names of those that they do not.
 
     Args:
         names: the names of the directions.
@@ -217,7 +217,7 @@ def find_directions(
 
 
 def add_earlier(new: Directions, opened: OpenedRun) -> Directions:
-    """Returns new directions behind those of other names that the run folder has for the same weights."""
+    """Returns the new directions together with those that the run folder already has under other names."""
     earlier: Iterable[Direction] = ()
     try:
         earlier = opened.directions() or ()

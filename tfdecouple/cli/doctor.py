@@ -1,4 +1,4 @@
-"""`python -m tfdecouple doctor`: checks every promise on this machine, and times the model."""
+"""`python -m tfdecouple doctor`: tests every promise of the project on this machine, and times the model."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class Evaluation:
 def write_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Writes a result with everything that it depends on, and returns the name of the JSON file.
+    """Writes a result, and the run and data that it depends on, as a JSON file, and returns the file's name.
 
     Raises:
         RunError: where the folder cannot be written.

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple project`: shows the global codes of images in the plane."""
+"""`python -m tfdecouple project`: shows the global codes of images as points in a plane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands about a run share: opening the run, choosing its images, and saving pictures."""
+"""Functions that the commands about a run share: they open the run, choose its images, and save pictures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class OpenedRun(Run):
         return {"run": self.path, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
-        """Returns the sentence that ends every caption."""
+        """Returns the sentence about the run that ends every caption."""
         return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
 
 
@@ -79,7 +79,7 @@ class Images:
 
 
 def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
-    """Returns the run that `--run` names, opened for an operation that needs z (`z_for`, such as "switch") or not.
+    """Returns the run that `--run` names; `z_for` names an operation that needs z, such as "switch".
 
     Raises:
         UserError: for a missing run, a run without a checkpoint, or a model without z where z is needed.
@@ -133,7 +133,7 @@ def draw_images(run: OpenedRun, options: argparse.Namespace, source: Source | No
 def describe_images(
     run: OpenedRun, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
-    """Returns images of a split as the model sees them, with the facts about them."""
+    """Returns images of a split as the model sees them, with the facts about them for the JSON file."""
     run.require_labels(source)
     facts = {
         "data": source.title,

@@ -1,1 +1,1 @@
-"""`python -m tfdecouple doctor`: whether every promise holds on this machine, and how fast it is."""
+"""`python -m tfdecouple doctor`: tests every promise of the project on this machine, and times the model."""

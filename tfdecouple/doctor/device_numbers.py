@@ -110,7 +110,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
 
 
 def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
-    """Returns whether the numbers of a device are within their bounds; NaN never is."""
+    """Returns whether the numbers of a device are within their bounds; NaN is outside."""
     listed = ", ".join(f"{_NAMES[name]} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
     bounds = dict.fromkeys(_NAMES, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]

@@ -30,7 +30,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns what measured times depend on: processor, cores, versions and how busy the machine is."""
+    """Returns the facts on which measured times depend: processor, cores, versions and the load of the machine."""
     return {
         "processor": _read_cpuinfo("model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -56,7 +56,7 @@ def _read_cpuinfo(field: str) -> str:
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
-    """Yields the facts about the machine, and whether they let every other promise hold."""
+    """Yields facts about the machine, and whether its packages, GPUs and variables let other promises hold."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")

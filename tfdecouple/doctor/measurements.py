@@ -41,7 +41,7 @@ def make_config(request: Request, batch: int | None = None, variant: Variant = D
 
 
 def measure_speed(task: Task) -> Iterator[Result]:
-    """Yields the images/s of each batch size and phase."""
+    """Yields the images/s for each batch size and phase."""
     request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[device[:3]])]
     if count > 1 and variant is DEFAULT:

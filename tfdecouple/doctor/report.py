@@ -40,7 +40,7 @@ class Recommendation:
 
 
 def recommend(results: Results) -> Recommendation:
-    """Returns for each option the fastest variant whose numbers are right, if it is worth another option."""
+    """Returns for each option the fastest variant whose numbers are right, if it gains enough (`GAIN`)."""
     rates = {
         (row["variant"], row["batch"]): row["images_per_s"]
         for row in (result.figures for result in results.get("speed", ()))

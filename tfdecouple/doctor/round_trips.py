@@ -22,7 +22,7 @@ _CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes and decodes images, uint8 `[n, height, width, channels]`.
+    """Returns how encoding and decoding change images, uint8 `[n, height, width, channels]`.
 
     Returns:
         The number of subpixels that change in each image, int `[n]`, and the root mean square of v of each image, float

@@ -30,19 +30,19 @@ def load_config() -> Config:
 
 
 def make_step_config(**training: Any) -> Config:
-    """Returns the config of a training of the model on `IMAGES` images a batch, with these options changed."""
+    """Returns the config of a training of the model with batches of `IMAGES` images, and with these options changed."""
     options = {"batch_size": IMAGES, "evaluation_batch_size": IMAGES, "ema_decay": 0.0, **training}
     config = load_config()
     return dataclasses.replace(config, training=dataclasses.replace(config.training, **options))
 
 
 def load_images(count: int) -> np.ndarray:
-    """Returns photographs that the model did not see, uint8 `[count, 16, 16, 3]`; where there are fewer, some again."""
+    """Returns photographs that the model was not trained on, uint8 `[count, 16, 16, 3]`; few ones repeat."""
     images = load_numbers()["images"]
     return np.resize(images, (count, *images.shape[1:]))
 
 
 def load_numbers() -> dict[str, np.ndarray]:
-    """Returns what the model gave where it was trained, see `device_numbers`, and `images`, the bundled photographs."""
+    """Returns the numbers of the model where it was trained (`device_numbers`), and the photographs, `images`."""
     with np.load(FOLDER / NUMBERS) as archive:
         return {name: archive[name] for name in archive.files}
