@@ -85,7 +85,7 @@ def normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
     It is `reshape(normal(shape, seed), [-1])[start : start + count]`, to the bit.
     """
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    # Philox makes four numbers from each state of its counter, whose 128 bits are two numbers, the lower first.
+    # Philox makes four numbers from each value of its counter, whose 128 bits are two integers, the lower one first.
     low = counter[0] + tf.constant(start // 4, tf.uint64)
     advanced = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
     numbers = tf.raw_ops.StatelessRandomNormalV2(

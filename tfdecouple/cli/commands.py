@@ -14,7 +14,7 @@ from tfdecouple.cli.options import Parser, program_name
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import given_arguments, run_program
 
-# In the order of the help; each is the module of that name in this folder.
+# The commands in the order of the help; each is the module of that name in this folder.
 COMMANDS = [
     "train",
     "presets",
@@ -35,7 +35,7 @@ COMMANDS = [
     "publish",
     "doctor",
 ]
-# A program of its own, `python -m export`.
+# The export is a program of its own, `python -m export`.
 EXPORT = "export"
 
 

@@ -65,7 +65,7 @@ def read_curves(path: str, name: str) -> Any:
     from tfdecouple.visualization.plots import Curves
 
     config = load_config(path)
-    # The log also has the terms that the model lacks, all 0.
+    # The log has a 0 for each term that the model lacks.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     metrics = [metric for metric in _METRICS if not absent.get(metric)]
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tfdecouple.data import Source
 
-# In the order of options, computation and output; metrics that take longer come later.
+# The metrics in the order of options, computation and output; those that take longer come later.
 METRICS: list[type[Metric]] = [
     BitsPerDim,
     ImportanceWeighted,
@@ -40,7 +40,7 @@ METRICS: list[type[Metric]] = [
     LabelSamples,
     FrechetDistance,
 ]
-# A line for each evaluation of test images: test images that chose between models are no longer new to them.
+# Each evaluation of test images adds a line, because test images by which a model was chosen say less about new ones.
 TEST_EVALUATIONS = "test_evaluations.log"
 
 _DETAILS = """

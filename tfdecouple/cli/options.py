@@ -17,7 +17,7 @@ from tfdecouple.runtime.option_types import add_choice, add_number
 # The largest factor of v.
 MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
-# A picture shows at most so many images, and so many steps along a direction, none of them larger than MOST_AMOUNT.
+# The most images of a picture, the most steps along a direction, and the largest step.
 MOST_IN_A_PICTURE, MOST_AMOUNTS, MOST_AMOUNT = 100_000, 50, 1000.0
 
 

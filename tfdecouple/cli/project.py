@@ -11,7 +11,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.runtime.process import start_tensorflow
 
 _FEWEST_IMAGES = 4
-# From so many images on t-SNE takes long enough to say so.
+# t-SNE of more images takes so long that the program announces it.
 _SLOW = 2000
 
 

@@ -194,7 +194,7 @@ def choose_pairs(
         return {"pairs": (read_image_files(run, options.pairs[::2]), read_image_files(run, options.pairs[1::2]))}
     source = open_data(run, options)
     by_label = options.pairing != "any" and len(source.label_names) > 1
-    # A pool with enough images of each label for pairs within it.
+    # The pool has enough images of each label for pairs within the label.
     size = max(500, 8 * options.count) if by_label else 2 * options.count
     pool = draw_indices(source, options.split, size, options.seed)
     images, labels = load_by_index(source, options.split, pool)

@@ -30,7 +30,7 @@ _ADVICE = {
 }
 # The exit status of a process that has fewer devices than the user asked for.
 _TOO_FEW_DEVICES = 64
-# The program of a check's process.
+# The module that the process of a check runs.
 _MODULE = "tfdecouple.doctor.check_runner"
 
 
@@ -57,7 +57,7 @@ def _changes_training(task: Task) -> bool:
     return "train" in task.variant.phases
 
 
-# The first finds the devices for the other checks.
+# The first check finds the devices for the other checks.
 CHECKS = {
     "build": Check("what is installed and what is there", installation.inspect_machine),
     "numerics": Check(

@@ -15,7 +15,7 @@ from tfdecouple.doctor.result import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.networks.costs import activations
 from tfdecouple.runtime.devices import shown_bytes
 
-# Images of a batch, on CPUs and on GPUs, until memory ends.
+# The batch sizes that are tried on CPUs and on GPUs, until memory ends.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
 QUICK_BATCH = 16
 # The least seconds of a repetition, with and without --quick. The median of so many repetitions counts.
@@ -71,7 +71,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
     small = max(2, round(_DIFFERENCE[device[:3]] / per_image))
     peaks = []
     for batch in (small, 2 * small):
-        # The model before is garbage that refers to itself, and would count as memory of this one.
+        # The first model refers to itself; until it is collected, its memory counts as that of the second.
         gc.collect()
         before = read_live_bytes(device, "current")
         work = Benchmark(make_config(request, batch, variant)).make_work("train", batch)

@@ -14,7 +14,7 @@ from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result
 
 Results = Mapping[str, Sequence[Result]]
 
-# Raised when a field changes its meaning or goes.
+# The schema is raised when a field changes its meaning or goes.
 SCHEMA = 1
 # A smaller gain is not worth another option.
 GAIN = 1.05
@@ -53,7 +53,7 @@ def recommend(results: Results) -> Recommendation:
     best: dict[str, tuple[float, str]] = {}
     why = []
     for variant in VARIANTS[1:]:
-        # At the largest batch of both.
+        # The last gain is that at the largest batch of both.
         gains = [rates[variant.name, b] / rates[DEFAULT.name, b] for b in batches if (variant.name, b) in rates]
         if not gains:
             continue

@@ -79,7 +79,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
     kinds = load_images_by_kind(task)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         with tf.device(device):
-            # One batch, because the model is traced for each size of a batch.
+            # All images are one batch, because the model is traced for each batch size.
             changed, _ = count_changed_subpixels(load_model(small_model.FOLDER), np.concatenate(list(kinds.values())))
         parts = np.split(changed, np.cumsum([len(images) for images in kinds.values()])[:-1])
         counts = {
@@ -113,7 +113,7 @@ def try_exports(task: Task) -> Iterator[Result]:
         message = f"no folder for temporary files can be written ({error.strerror or error})"
         yield Result("the export", False, message, "set TMPDIR to a folder that can be written")
         return
-    # Imported by its name, because the export stands on top of the library.
+    # The export is imported by its name, because it stands on top of the library.
     runtimes = importlib.import_module("export.verification.runtimes")
     with scratch as name:
         folder, kinds = pathlib.Path(name), load_images_by_kind(task)

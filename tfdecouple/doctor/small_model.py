@@ -16,10 +16,10 @@ from tfdecouple.config import Config
 
 FOLDER = pathlib.Path(__file__).parent / "model"
 NUMBERS = "numbers.npz"
-# Number of images whose numbers are compared, and the seed of their noise. A batch of training has as many.
+# The number of images whose numbers are compared, which is also the batch size of a step, and the seed of their noise.
 IMAGES = 16
 SEED = 1
-# Number of bundled photographs.
+# The number of bundled photographs.
 PHOTOGRAPHS = 128
 
 
