@@ -5,11 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
-import shutil
-import subprocess
-import sysconfig
 
-import pytest
 from helpers.command_lines import check_command
 from helpers.places import ROOT
 
@@ -32,15 +28,6 @@ def arguments_of(path, word):
 def copied(path):
     """The sources of all COPY instructions."""
     return [source for rest in arguments_of(path, "COPY") for source in rest.split()[:-1]]
-
-
-@pytest.mark.parametrize("path", [TRAIN, SERVE], ids=lambda path: path.name)
-def test_hadolint_has_no_objection(path):
-    program = shutil.which("hadolint", path=sysconfig.get_path("scripts")) or shutil.which("hadolint")
-    if program is None:
-        pytest.skip("there is no hadolint")
-    done = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_training_copies_what_exists_and_what_the_context_includes():
