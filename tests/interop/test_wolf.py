@@ -258,29 +258,21 @@ class TestUnsupported:
         [
             ({"dequantizer": {"type": "variational"}}, ["dequantizer.type", "'variational'", "uniform"]),
             ({"discriminator.type": "categorical"}, ["lacks", "discriminator.num_events"]),
-            ({"discriminator.type": "cat"}, ["discriminator.type", "'cat'"]),
             ({"generator.flow.type": "macow"}, ["generator.flow.type", "'macow'", "glow"]),
             ({"generator.flow.transform": "nlsq"}, ["generator.flow.transform", "'nlsq'", "affine, additive"]),
-            ({"generator.flow.prior_transform": "nlsq"}, ["generator.flow.prior_transform", "'nlsq'"]),
-            ({"discriminator.prior.transform": "nlsq"}, ["discriminator.prior.transform", "'nlsq'"]),
             ({"generator.flow.activation": "relu"}, ["generator.flow.activation", "'relu'"]),
             ({"generator.flow.coupling_type": "self_attn"}, ["generator.flow.coupling_type", "'self_attn'"]),
             ({"generator.flow.in_channels": 1}, ["generator.flow.in_channels", "1"]),
             ({"generator.flow.h_type": "local_linear"}, ["generator.flow.h_type", "'local_linear'"]),
             ({"generator.flow.h_channels": 5}, ["generator.flow.h_channels", "5"]),
             ({"generator.flow.levels": 3}, ["generator.flow.levels", "3"]),
-            ({"generator.flow.normalize": "batch_norm"}, ["generator.flow.normalize", "'batch_norm'"]),
             ({"generator.flow.inverse": False}, ["generator.flow.inverse", "False"]),
             ({"discriminator.encoder.type": "global_attn"}, ["discriminator.encoder.type", "'global_attn'"]),
-            ({"discriminator.encoder.activation": "relu"}, ["discriminator.encoder.activation", "'relu'"]),
             ({"discriminator.prior.type": "vamp"}, ["discriminator.prior.type", "'vamp'"]),
-            ({"discriminator.prior.coupling_type": "self_attn"}, ["discriminator.prior.coupling_type"]),
             ({"discriminator": {"type": "base"}}, ["generator.flow.h_channels"]),
             ({"generator.flow.alpha": 1.5}, ["impossible", "alpha"]),
             ({"generator.flow.num_steps": [1, [1, 1], [1, 1, 1, 1], 1]}, ["impossible", "steps[2]"]),
             ({"generator.flow": ...}, ["lacks", "generator.flow"]),
-            ({"dequantizer": ...}, ["lacks", "dequantizer"]),
-            ({"discriminator.dim": ...}, ["lacks", "discriminator.dim"]),
             ({"generator.flow.num_steps": ...}, ["lacks", "generator.flow.num_steps"]),
             ({"generator.flow.num_steps": []}, ["generator.flow.num_steps []", "an entry for each level"]),
         ],
@@ -294,9 +286,6 @@ class TestUnsupported:
             ({"discriminator.encoder": 3}, "discriminator.encoder"),
             ({"generator.flow.num_steps": 4}, "num_steps"),
             ({"generator.flow.num_steps": [1, ["a"], [1], 1]}, "num_steps"),
-            ({"generator.flow": 3}, "generator.flow"),
-            ({"discriminator": "base"}, "discriminator"),
-            ({"discriminator.encoder.hidden_planes": 8}, "hidden_planes"),
             ({"generator.flow.alpha": "large"}, "alpha"),
             ({"discriminator.dim": "8", "generator.flow.h_channels": "8"}, "dim"),
         ],
@@ -335,7 +324,6 @@ class TestWeights:
             (lambda s: s.pop(f"{STEP}.conv1x1.weight"), ["lack", f"{STEP}.conv1x1.weight"]),
             (lambda s: s.pop("discriminator.fc.linear.bias"), ["lack", "discriminator.fc.linear.bias"]),
             (lambda s: s.update(extra=np.zeros(3)), ["extra", "no place"]),
-            (lambda s: s.update({f"{STEP}.attention.weight": np.zeros(3)}), [f"{STEP}.attention.weight", "no place"]),
             (
                 lambda s: s.update({f"{STEP}.conv1x1.weight": np.zeros((4, 4), "f4")}),
                 [f"{STEP}.conv1x1.weight", "(4, 4)"],
@@ -349,7 +337,7 @@ class TestWeights:
                 [f"{STEP}.unit.coupling1_up.net.conv1.weight", "(16, 63)"],
             ),
         ],
-        ids=["missing", "missing-in-encoder", "superfluous", "superfluous-in-step", "shape", "shape-of-vector", "rank"],
+        ids=["missing", "missing-in-encoder", "superfluous", "shape", "shape-of-vector", "rank"],
     )
     def test_weights_that_do_not_fit_are_named(self, change, words, scratch):
         state = dict(STATE)
@@ -399,18 +387,11 @@ class TestFiles:
         assert "none.npz" in refusal(self.importing(tmp_path, weights=tmp_path / "none.npz"))
         assert not (tmp_path / "run").exists()
 
-    @pytest.mark.parametrize("text", ["{", "", "nonsense"])
-    def test_bad_json_is_named(self, tmp_path, text):
-        (tmp_path / "bad.json").write_text(text)
-        message = refusal(self.importing(tmp_path, config=tmp_path / "bad.json"))
-        assert "bad.json" in message and "cannot be read" in message
-
     @pytest.mark.parametrize(
         ("name", "content", "word"),
         [
             ("weights.h5", b"x", "neither .npz nor .pt"),
             ("weights.npz", b"no archive", "no readable .npz"),
-            ("weights.npz", b"", "no readable .npz"),
             ("weights.npz", (DATA / "model.npz").read_bytes()[:1000], "no readable .npz"),
             ("weights.npz", archived(first=b"damaged"), "no readable .npz"),
             ("weights.npz", archived(flag=1), "no readable .npz"),
@@ -459,11 +440,10 @@ class TestTorch:
             (lambda state: {**state, "epoch": 3}, ["'epoch'", "of type int, which is no tensor"]),
             (lambda state: {"optimizer": {"lr": 0.1}, **state}, ["'optimizer'", "of type dict, which is no tensor"]),
             (lambda state: {"model": state}, ["'model'", "of type dict, which is no tensor"]),
-            (lambda state: {0: state["a"]}, ["0"]),
             (lambda state: {"core": 3}, ["of type int, no mapping"]),
             (lambda state: [state["a"]], ["of type list, no mapping"]),
         ],
-        ids=["epoch", "optimizer", "nested", "number", "core", "list"],
+        ids=["epoch", "optimizer", "nested", "core", "list"],
     )
     def test_pt_of_something_else_is_named(self, tmp_path, wrap, words):
         torch = pytest.importorskip("torch")
@@ -477,9 +457,3 @@ class TestTorch:
         torch.save({"a": torch.tensor([0.5, -3.0], dtype=torch.bfloat16)}, tmp_path / "model.pt")
         (array,) = read_state(tmp_path / "model.pt").values()
         assert array.dtype == np.float32 and array.tolist() == [0.5, -3.0]
-
-    def test_damaged_pt_is_named(self, tmp_path):
-        pytest.importorskip("torch")
-        path = tmp_path / "model.pt"
-        path.write_bytes(b"no pickle")
-        assert "model.pt" in refusal(lambda: read_state(path))

@@ -1,1 +1,1 @@
-"""Weights that other programs saved."""
+"""Import of weights from other programs."""

@@ -1,4 +1,4 @@
-"""Checkpoints of the reference, the PyTorch code of the paper's authors, taken over into a run folder."""
+"""Import of checkpoints of wolf, the PyTorch code of the paper's authors, which is called the reference here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tfdecouple.storage.files import read_json, write_json
 Arrays = Mapping[str, np.ndarray]
 
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
-# Caches and counters of the reference that carry no information of their own.
+# Endings of the reference's caches and counters, which follow from other values.
 _DERIVED = ("weight_inv", "num_batches_tracked")
 
 
@@ -37,28 +37,28 @@ def import_wolf(
     n_bits: int = 8,
     workdir: str | pathlib.Path,
 ) -> DecoupledModel:
-    """Turns a checkpoint of the reference into a run folder that `load_model` opens.
+    """Makes a run folder of a checkpoint of the reference, and returns the model.
 
     Args:
-        config_path: the reference's JSON config.
-        weights_path: its state dict, `.npz` (one array a name) or `.pt` (as torch saves it; needs torch).
-        image_shape: height, width and channels of the images, of which the reference's config says the channels alone.
-        n_bits: bits per colour channel, which it does not say either.
+        config_path: JSON config of the reference.
+        weights_path: its state dict, `.npz` (one array per name) or `.pt` (as torch saves it; needs torch).
+        image_shape: height, width and channels of the images; the reference's config has no height and width.
+        n_bits: bits per colour channel, which the reference's config does not have either.
         workdir: the run folder to make.
 
     Returns:
         The model.
 
     Raises:
-        WolfError: for something that this project does not have (MaCow flows and others), naming it; for
-            weights that do not fit the config; for a folder that is already in use.
-        ConfigError: for a folder whose name is none of a run.
+        WolfError: for parts that this project does not have, such as MaCow flows; for weights that do not fit the
+            config; for a folder that is already in use.
+        ConfigError: for a folder whose name cannot be that of a run.
     """
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WolfError(f"--workdir {workdir} exists and is not empty; name a new folder")
     model_config = translate_config(_read_json(config_path), image_shape=image_shape, n_bits=n_bits)
-    # Before the weights are read: the folder may have the name of no run.
+    # An impossible name is refused here, before the weights are read.
     config = Config(
         name=folder.absolute().name,
         description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
@@ -81,8 +81,8 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads a state dict of the reference, names to arrays.
 
     Raises:
-        WolfError: where the file is missing, of another kind, or needs torch and torch is not installed or too old;
-            where it holds what is no tensor, naming the first, or what would have to be run.
+        WolfError: where the file is missing, of another kind, or needs a torch that is not installed or too old; where
+            it holds an object that is no tensor, or that loading would have to run.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -93,7 +93,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             if not isinstance(loaded, np.ndarray):
                 with loaded:
                     return {name: loaded[name] for name in loaded.files}
-        # A damaged or encrypted archive raises nearly anything: zlib.error, RuntimeError, BadZipFile ...
+        # NumPy raises nearly anything for a damaged or encrypted archive: zlib.error, RuntimeError, BadZipFile ...
         except Exception as error:
             raise WolfError(f"{path} is no readable .npz file: {one_line(error)}") from error
         raise WolfError(f"{path} is a single array without a name, as .npy files are; save it with np.savez")
@@ -144,10 +144,10 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
-    """Fills a model with the weights of the reference and marks it initialised.
+    """Copies the weights of the reference into a model and marks it as initialised.
 
     Raises:
-        WolfError: where a weight is missing, superfluous or of another shape, naming it.
+        WolfError: naming a weight that is missing, superfluous or of another shape.
     """
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
@@ -158,7 +158,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         try:
             value = convert(np.asarray(state[theirs]))
         except ValueError:
-            value = None  # not even of the rank or size that the conversion needs
+            value = None  # The conversion needs another rank or size.
         if value is None or value.shape != tuple(variable.shape):
             raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
         variable.assign(value)

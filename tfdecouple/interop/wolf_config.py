@@ -1,4 +1,4 @@
-"""The reference's JSON config, translated into the options of a model."""
+"""Translation of the reference's JSON config into the options of a model."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from tfdecouple.errors import ConfigError, WolfError
 
 
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
-    """Translates the reference's JSON config.
+    """Returns the options of a model for the reference's JSON config.
 
     Raises:
-        WolfError: naming what this project does not have, or what is missing.
+        WolfError: naming a part that this project does not have, or a value that is missing.
     """
     _supported("the number of channels", image_shape[-1], (RGB_CHANNELS,))
     flow = _get(values, "generator.flow", dict)
     discriminator = _get(values, "discriminator", dict)
     kind = discriminator.get("type")
     _supported("discriminator.type", kind, ("gaussian", "base", "categorical"))
-    # The flag says which of its directions a flow computes without inverting: x to v, and noise to u.
+    # `inverse` is the direction that a flow computes without inverting: x to v in the decoder, noise to u in the
+    # dequantisation.
     options: dict[str, Any] = {
         "image_shape": image_shape,
         "n_bits": n_bits,
@@ -44,7 +45,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
 
 
 def _flow_options(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
-    """Translates the section of a flow, whose `inverse` must be as given."""
+    """Returns the options for the section of a flow, whose `inverse` must have the given value."""
     flow = _get(values, name, dict)
     _supported(f"{name}.type", flow.get("type"), ("glow",))
     _supported(f"{name}.activation", flow.get("activation", "elu"), ("elu",))
@@ -115,7 +116,7 @@ def _class_options(
 
 
 def _class_probabilities(values: Mapping[str, Any], discriminator: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns p(y), up to a factor, of `probs` or of `logits`; without either nothing, for labels alike."""
+    """Returns p(y), up to a factor, from `probs` or `logits`; () for equal probabilities where neither is given."""
     given = {name: discriminator[name] for name in ("probs", "logits") if discriminator.get(name) is not None}
     if len(given) > 1:
         raise WolfError("the reference's config has both discriminator.probs and discriminator.logits; leave out one")
@@ -166,11 +167,7 @@ def _latent_options(
 
 
 def _get(values: Any, name: str, kind: type = object, default: Any = None) -> Any:
-    """Returns a value of the config by its dotted name; without a default it must be there.
-
-    Raises:
-        WolfError: where it is missing or of another kind.
-    """
+    """Returns a value of the config by its dotted name, or the default; WolfError where it is missing or mistyped."""
     for key in name.split("."):
         if not isinstance(values, Mapping) or key not in values:
             if default is not None:
@@ -185,11 +182,7 @@ def _get(values: Any, name: str, kind: type = object, default: Any = None) -> An
 
 
 def _whole_numbers(values: Any, name: str, default: Any = None) -> tuple:
-    """Returns a list of whole numbers (or of lists of them) of the config, as tuples.
-
-    Raises:
-        WolfError: where it is missing or something else.
-    """
+    """Returns a list of whole numbers, or of lists of them, as tuples; WolfError where it is missing or mistyped."""
 
     def checked(value: Any, deeper: bool) -> Any:
         if isinstance(value, list) and deeper:
