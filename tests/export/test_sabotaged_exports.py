@@ -231,7 +231,7 @@ SABOTAGES = {
     "a signature renamed": (signatures(rename_decode), "the SavedModel files cannot be opened: ValueError: the sign"),
     "batch of one": (signatures(fix_batch), "decode: it fails at batch 3: "),
     "another default": (signatures(decode_by_default), "serving_default: it "),
-    "a default without z": (signatures(lose_z), "serving_default: it returns v where the model returns z, v"),
+    "a default without z": (signatures(lose_z), "serving_default: it returns v where the model returns v, z"),
 }
 
 
