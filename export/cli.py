@@ -143,7 +143,7 @@ def _verify(folder: pathlib.Path, expected: str | None) -> int:
     from export.verification.comparison import join_problems
     from export.verification.verify import verify_folder
 
-    manifest.load(folder)
+    manifest.load_manifest(folder)
     digest = manifest.digest_file(folder / manifest.NAME).sha256
     if expected is not None and digest != expected.lower():
         print(f"error: {folder / manifest.NAME} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)

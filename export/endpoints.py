@@ -297,7 +297,7 @@ def onnx_names(config: ModelConfig) -> dict[str, str]:
     return {one.name: one.onnx for one in endpoints(config) if one.onnx}
 
 
-def endpoint(config: ModelConfig, name: str) -> Endpoint:
+def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     """Returns the endpoint of that name."""
     return next(one for one in endpoints(config) if one.name == name)
 

@@ -85,7 +85,7 @@ class Manifest(_Model):
         return {name for name in self.files if _VECTORS.fullmatch(name)}
 
     def merge(self, parts: Mapping[str, Part], files: Mapping[str, Digest]) -> Manifest:
-        """Returns a manifest of new parts and files, and of the own ones that they do not replace."""
+        """Returns a manifest with new parts and files, which replace those of the same name."""
         all_parts = {**self.parts, **parts}
         needed = {part.vectors for part in all_parts.values()}
         replaced = tuple(f"{part}/" for part in parts)
@@ -105,7 +105,7 @@ class Manifest(_Model):
         files = {name: one for name, one in self.files.items() if name not in gone and not name.startswith(within)}
         return Manifest(format=1, parts=parts, files=files), gone
 
-    def changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+    def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         """Yields the differences of a folder: "changed", "missing", "unknown" or "link", and the name."""
         there = dict(_list_entries(folder))
         for name, kind in there.items():
@@ -119,8 +119,8 @@ class Manifest(_Model):
             elif there[name] == "file" and digest_file(folder / name) != digest:
                 yield "changed", name
 
-    def without_part(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields files that belong to no part, and parts that the model card names and the manifest does not."""
+    def find_strays(self, folder: pathlib.Path) -> Iterator[str]:
+        """Yields files that belong to no part, and files of the model card that are not in the manifest."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:
@@ -167,7 +167,7 @@ def name_vectors(file: pathlib.Path) -> str:
     return f"{VECTORS}/{digest_file(file).sha256[:16]}.npz"
 
 
-def load(folder: pathlib.Path) -> Manifest:
+def load_manifest(folder: pathlib.Path) -> Manifest:
     """Reads the manifest of an export folder.
 
     Raises:

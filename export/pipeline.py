@@ -23,12 +23,12 @@ from export.export_config import FILE_FORMATS, ExportConfig
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
 from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
-from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, folder_bytes, require_page
+from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, measure_folder, require_page
 from export.provenance import hide_path, open_run
 from export.staging import Staging, interruptible, uninterrupted
 from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
-from export.verification.vectors import make_vectors, real_images
+from export.verification.vectors import load_real_images, make_vectors
 from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.storage.files import write_json, write_text
@@ -120,7 +120,7 @@ class _Export:
             layouts = {_WRITERS[name][0] for name in written} | ({"NHWC"} if "savedmodel" in needed else set())
             deployed = {layout: DeployedModel(self._model, layout) for layout in sorted(layouts)}
             self._report("asking the Keras model for the right answers")
-            images, source = real_images(provenance.config)
+            images, source = load_real_images(provenance.config)
             vectors = digest_weights(self._model, deployed) | make_vectors(self._model, images, self._report)
             np.savez_compressed(staging.area / _VECTORS, **vectors)
             version = None
@@ -182,7 +182,7 @@ class _Export:
         self._formats["web"] = {
             **self._about(["web/index.html"]),
             "checked": f"{kept} of {tried} images came back in ONNX Runtime in Python; no browser was tried",
-            "bytes": folder_bytes(area / "web"),
+            "bytes": measure_folder(area / "web"),
         }
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 
@@ -237,7 +237,7 @@ class _Export:
         before = manifest.EMPTY
         if (staging.folder / manifest.NAME).exists():
             try:
-                before = manifest.load(staging.folder)
+                before = manifest.load_manifest(staging.folder)
             except UserError as error:
                 self._report(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
         left, gone = before.drop_removed(staging.folder)

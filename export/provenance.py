@@ -86,7 +86,7 @@ class Provenance:
             "resize": describe_resizing(model.image_shape),
             "precision": "float32",
             "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-            "versions": ", ".join(f"{package} {version_of(package)}" for package in _PACKAGES),
+            "versions": ", ".join(f"{package} {read_version(package)}" for package in _PACKAGES),
         }
 
 
@@ -158,7 +158,7 @@ def make_safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "model"
 
 
-def version_of(package: str) -> str:
+def read_version(package: str) -> str:
     """Returns the version of an installed package, "unknown" where it is not installed."""
     try:
         return importlib.metadata.version(package)

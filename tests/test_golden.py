@@ -13,7 +13,7 @@ from helpers.places import DATA
 
 import tfdecouple
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import endpoint, endpoints
+from export.endpoints import endpoints, find_endpoint
 from export.formats.onnx import build_onnx
 from export.provenance import open_run
 from tfdecouple.errors import UserError
@@ -208,7 +208,7 @@ class TestFreshExport:
         deployed = DeployedModel(model)
 
         def call(of, inputs):
-            made = endpoint(model.config, of).build(deployed, {n: tf.constant(a) for n, a in inputs.items()})
+            made = find_endpoint(model.config, of).build(deployed, {n: tf.constant(a) for n, a in inputs.items()})
             return {name: array.numpy() for name, array in made.items()}
 
         check(call, numbers, ("encode", "decode", "sample", "score"))
@@ -216,7 +216,7 @@ class TestFreshExport:
     @pytest.fixture(scope="class")
     def built(self, model):
         deployed = DeployedModel(model, "NCHW")
-        return {of: build_onnx(deployed, endpoint(model.config, of), {}) for of in FILES}
+        return {of: build_onnx(deployed, find_endpoint(model.config, of), {}) for of in FILES}
 
     def test_onnx_files_answer_as_the_golden_ones(self, built, numbers):
         check(onnx_call(lambda of: opened(built[of].SerializeToString())), numbers, FILES)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.deployed_flow import DeployedFlow, add_log_dets
+from export.deployed.deployed_flow import DeployedFlow, sum_log_dets
 from export.deployed.deployed_layers import DeployedLinear, fold_weight_norm
-from export.deployed.graph import Deployed, Layout, LogDets, values_of
+from export.deployed.graph import Deployed, Layout, LogDets, to_float64
 from tfdecouple.bijectors import Sigmoid
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
@@ -22,9 +22,9 @@ def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, str
     A transposed convolution of stride 2 makes four pixels of each position of the input, each by one of four parts of
     the kernel. As a plain convolution to four times the channels, unsqueezed, every runtime computes it fast.
     """
-    scale = values_of(norm.gamma) / np.sqrt(values_of(norm.moving_variance) + norm.epsilon)
-    shift = values_of(norm.beta) - values_of(norm.moving_mean) * scale
-    kernel = values_of(convolution.kernel)
+    scale = to_float64(norm.gamma) / np.sqrt(to_float64(norm.moving_variance) + norm.epsilon)
+    shift = to_float64(norm.beta) - to_float64(norm.moving_mean) * scale
+    kernel = to_float64(convolution.kernel)
     if not convolution.transposed:
         return DeployedLinear(name, kernel * scale, shift, layout, strides)
     kernel = np.swapaxes(kernel, 2, 3) * scale
@@ -73,7 +73,7 @@ class DeployedEncoder(Deployed):
     def __init__(self, encoder: Encoder, layout: Layout, sides: tuple[int, int]):
         super().__init__("encoder", layout)
         self.blocks = fold_blocks(encoder.blocks, "encoder", layout)
-        self.top = DeployedLinear("encoder/top", values_of(encoder.top.kernel), values_of(encoder.top.bias), layout)
+        self.top = DeployedLinear("encoder/top", to_float64(encoder.top.kernel), to_float64(encoder.top.bias), layout)
         kernel, bias = fold_weight_norm(encoder.last)
         self.last = DeployedLinear("encoder/last", kernel[layout.flattened(*sides, encoder.out_channels)], bias, layout)
 
@@ -100,4 +100,4 @@ class DeployedDequantizer(Deployed):
             x = block(x)
         log_dets: LogDets = []
         u, log_det = Sigmoid().forward_and_log_det(self.flow.forward(noise, x, log_dets))
-        return u, add_log_dets([*log_dets, log_det])
+        return u, sum_log_dets([*log_dets, log_det])

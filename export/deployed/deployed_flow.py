@@ -19,7 +19,7 @@ from export.deployed.deployed_layers import (
     DeployedRegistered,
     fold_weight_norm,
 )
-from export.deployed.graph import Deployed, Layout, LogDets, values_of
+from export.deployed.graph import Deployed, Layout, LogDets, to_float64
 from tfdecouple.layers import ActNorm, ConditionalWhitening, Coupling, InvertibleConv1x1
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow
@@ -56,8 +56,8 @@ class DeployedSequence(Deployed):
 def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
     """Returns a step of flow; its first two layers, an actnorm and a linear map, become one linear map."""
     actnorm, linear, *others = step.sequence
-    matrix, images = values_of(linear.matrix()), isinstance(linear, InvertibleConv1x1)
-    scale, shift = np.exp(values_of(actnorm.log_scale)), values_of(actnorm.bias)
+    matrix, images = to_float64(linear.matrix()), isinstance(linear, InvertibleConv1x1)
+    scale, shift = np.exp(to_float64(actnorm.log_scale)), to_float64(actnorm.bias)
     layers: list[Deployed] = [DeployedMix(name, matrix * scale, matrix @ shift, layout, images)]
     for layer in others:
         inner = f"{name}/{layer.name}"
@@ -72,7 +72,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
     """Returns the linear map, the coupling and the actnorm that channels pass before they leave."""
-    matrix = values_of(layer.mixing.matrix())
+    matrix = to_float64(layer.mixing.matrix())
     channels = len(matrix)
     return DeployedSequence(
         name,
@@ -123,7 +123,7 @@ class DeployedWhitening(Deployed):
         kernel, bias = fold_weight_norm(layer.last)
         order = layout.flattened(*shape)
         order = np.concatenate([order, len(order) + order])
-        self.first = DeployedLinear(f"{name}/first", values_of(layer.first), values_of(layer.first_bias), layout)
+        self.first = DeployedLinear(f"{name}/first", to_float64(layer.first), to_float64(layer.first_bias), layout)
         self.last = DeployedLinear(f"{name}/last", kernel[:, order], bias[order], layout)
         self._shape = layout.shape(*shape)
 
@@ -181,7 +181,7 @@ class DeployedFlow(Deployed):
         """Maps x to v, with the log-determinant `[batch]`, or a scalar where it is the same for all images."""
         log_dets: LogDets = []
         v = self.forward(x, z, log_dets)
-        return v, add_log_dets(log_dets)
+        return v, sum_log_dets(log_dets)
 
     def inverse(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
         """Maps v to x."""
@@ -255,10 +255,10 @@ class DeployedPrior(DeployedSequence):
     def forward_and_log_det(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Maps z to the noise of the prior, with the log-determinant."""
         log_dets: LogDets = []
-        return self.forward(z, (), log_dets), add_log_dets(log_dets)
+        return self.forward(z, (), log_dets), sum_log_dets(log_dets)
 
 
-def add_log_dets(log_dets: LogDets) -> tf.Tensor:
+def sum_log_dets(log_dets: LogDets) -> tf.Tensor:
     """Returns the sum of log-determinants: `[batch]`, or a scalar where it is the same for all images."""
     # Numbers are added before the graph, where they become one constant.
     numbers = sum(value for value in log_dets if isinstance(value, float))

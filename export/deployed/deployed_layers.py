@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from export.deployed.graph import Deployed, Layout, LogDets, round_array, values_of
+from export.deployed.graph import Deployed, Layout, LogDets, round_array, to_float64
 from tfdecouple.bijectors import forward_and_log_det
 from tfdecouple.errors import InversionError
 from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, LocalConvNet
@@ -112,7 +112,7 @@ class DeployedActNorm(Deployed):
 
     def __init__(self, layer: ActNorm, name: str, layout: Layout, before: int = 0, images: bool = True):
         super().__init__(name, layout)
-        log_scale, bias = (np.pad(values_of(one), (before, 0)) for one in (layer.log_scale, layer.bias))
+        log_scale, bias = (np.pad(to_float64(one), (before, 0)) for one in (layer.log_scale, layer.bias))
         shape = (-1, 1, 1) if images and layout.order == "NCHW" else (-1,)
         self.scale = round_array(f"{name}/scale", np.exp(log_scale).reshape(shape))
         self.bias = round_array(f"{name}/bias", bias.reshape(shape))
@@ -131,9 +131,9 @@ class DeployedActNorm(Deployed):
 
 def fold_weight_norm(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
     """Returns kernel and bias of a weight-normalised layer, float64."""
-    direction = values_of(weights.direction)
+    direction = to_float64(weights.direction)
     norm = np.sqrt(np.sum(np.square(direction), axis=tuple(range(direction.ndim - 1))))
-    return direction * (values_of(weights.gain) / norm), values_of(weights.bias)
+    return direction * (to_float64(weights.gain) / norm), to_float64(weights.bias)
 
 
 class _DeployedWeight(Deployed):
@@ -151,7 +151,7 @@ class _DeployedUnfolded(Deployed):
         super().__init__(name, layout)
         self._layer = layer
         self.weights = tuple(
-            _DeployedWeight(f"{name}/{key}", layout, values_of(weight)) for key, weight in layer.tensors().items()
+            _DeployedWeight(f"{name}/{key}", layout, to_float64(weight)) for key, weight in layer.tensors().items()
         )
 
     def _tensors(self) -> dict[str, tf.Tensor]:
@@ -195,8 +195,8 @@ class Conditioning:
         """Takes the weights of a net and returns its number; None for a net that z does not condition."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
-        self.kernels.append(values_of(net.condition_kernel))
-        self.biases.append(values_of(net.condition_bias))
+        self.kernels.append(to_float64(net.condition_kernel))
+        self.biases.append(to_float64(net.condition_bias))
         return len(self.kernels) - 1
 
     def linear(self, name: str, layout: Layout) -> DeployedLinear | None:
@@ -221,8 +221,8 @@ class DeployedNet(Deployed):
 
         def linear(layer: str, kernel: str, bias: str) -> DeployedLinear:
             own_bias = getattr(net, bias, None)
-            own_bias = None if own_bias is None else values_of(own_bias)
-            return DeployedLinear(f"{name}/{layer}", values_of(getattr(net, kernel)), own_bias, layout)
+            own_bias = None if own_bias is None else to_float64(own_bias)
+            return DeployedLinear(f"{name}/{layer}", to_float64(getattr(net, kernel)), own_bias, layout)
 
         self.first, self.second = (linear(layer, layer, f"{layer}_bias") for layer in ("first", "second"))
         self.last = DeployedLinear(f"{name}/last", *fold_weight_norm(net.last), layout)

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from export.deployed.deployed_encoder import DeployedDequantizer, DeployedEncoder
 from export.deployed.deployed_flow import DeployedFlow, DeployedPrior
-from export.deployed.graph import Array, Deployed, Layout, round_array, values_of
+from export.deployed.graph import Array, Deployed, Layout, round_array, to_float64
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.objective import by_label
 from tfdecouple.model.outlier_scores import shell, typicality
@@ -38,13 +38,13 @@ class DeployedClasses(Deployed):
 
     def __init__(self, model: DecoupledModel, layout: Layout):
         super().__init__("classes", layout)
-        arrays = {"log_probabilities": values_of(model.class_log_probabilities)}
+        arrays = {"log_probabilities": to_float64(model.class_log_probabilities)}
         if model.code_net is not None:
-            arrays["codes"] = values_of(model.class_codes)
+            arrays["codes"] = to_float64(model.class_codes)
         if model.prior_affine is not None:
-            log_scale = values_of(model.prior_affine.log_scale)
+            log_scale = to_float64(model.prior_affine.log_scale)
             arrays |= {"scale": np.exp(log_scale), "unscale": np.exp(-log_scale), "log_det": log_scale.sum(1)}
-            arrays["shift"] = values_of(model.prior_affine.shift)
+            arrays["shift"] = to_float64(model.prior_affine.shift)
         rounded = {name: round_array(f"classes/{name}", array) for name, array in arrays.items()}
         self.log_probabilities: Array = rounded["log_probabilities"]
         self.codes, self.scale, self.unscale, self.shift, self.log_det = (

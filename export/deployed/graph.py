@@ -67,7 +67,7 @@ class Deployed:
         return {key: value for key, value in vars(self).items() if isinstance(value, kinds)}
 
 
-def values_of(variable: Any) -> np.ndarray:
+def to_float64(variable: Any) -> np.ndarray:
     """Returns a weight of the model in float64, in which everything is multiplied out."""
     return np.asarray(variable, np.float64)
 

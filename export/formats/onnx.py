@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint
-from export.provenance import version_of
+from export.provenance import read_version
 
 # The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
 OPSET = 18
@@ -28,7 +28,7 @@ _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
     "BackToBackOptimizer",
 )  # fmt: skip
-# A protobuf message, and so a file without external data, ends at 2 GiB; graph and names need a little of that.
+# The most bytes of weights in one file: a protobuf message ends at 2 GiB, of which graph and names need a little.
 INLINE_LIMIT = 2**31 - 2**24
 
 
@@ -39,7 +39,7 @@ def write_onnx_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Converts each endpoint to `NAME.onnx` in a folder; the model is deployed in the order NCHW."""
+    """Writes `NAME.onnx` into a folder for each endpoint; the model is deployed in the order NCHW."""
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
         whole = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
@@ -47,11 +47,10 @@ def write_onnx_files(
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Converts one endpoint.
+    """Returns an endpoint as an ONNX model.
 
-    The weights enter the conversion as inputs and the file as initializers afterwards: so that tf2onnx neither copies
-    nor folds them again and again, which took most of the time, and so that no limit of a TensorFlow graph's size
-    holds for them.
+    The weights are inputs of the conversion and become initializers of the file afterwards. So tf2onnx does not copy
+    and fold them again and again, which took most of the time, and the size limit of a TensorFlow graph does not hold.
 
     Args:
         deployed: the model, in the order NCHW, in which ONNX has its convolutions.
@@ -61,13 +60,13 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     Returns:
         The model, its weights inline whatever their size.
     """
-    with _quiet(), _few_rewriters():
+    with _silence_tf2onnx(), _limit_rewriters():
         import tf2onnx.tfonnx
         from tf2onnx import optimizer
 
         with tf.Graph().as_default() as graph:
             placeholders: dict[str, tf.Tensor] = {}
-            symbolic = deployed.with_arrays(lambda name, array: _placeholder(placeholders, name, array))
+            symbolic = deployed.with_arrays(lambda name, array: _make_placeholder(placeholders, name, array))
             inputs = {
                 array.name: tf.compat.v1.placeholder(array.dtype, (None, *array.shape), array.name)
                 for array in endpoint.inputs
@@ -81,7 +80,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
             input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
             output_names=[tensor.name for tensor in outputs],
         )
-        # Once: a second round, which tf2onnx makes, finds nothing more.
+        # tf2onnx makes a second round, which finds nothing more.
         for name in _PASSES:
             converted = getattr(optimizer, name)().optimize(converted, 0)
         converted.topological_sort(converted.get_nodes())
@@ -89,17 +88,17 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     renamed = {tensor.name: array.name for tensor, array in zip(outputs, endpoint.outputs, strict=True)}
     renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
     renamed |= {tensor.name: name for name, tensor in weights.items()}
-    _rename(model.graph, renamed)
+    _rename_values(model.graph, renamed)
     _name_constants(model.graph)
     arrays = deployed.arrays()
-    _put_weights_in(model.graph, {name: arrays[name] for name in weights})
-    _clip_for_min(model.graph)
+    _insert_weights(model.graph, {name: arrays[name] for name in weights})
+    _replace_min_by_clip(model.graph)
     _name_batch_axis(model.graph, endpoint)
     used = {node.domain for node in model.graph.node}
-    kept = [entry for entry in model.opset_import if entry.domain in used]
+    imports = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
-    model.opset_import.extend(kept)
-    model.producer_name, model.producer_version = "tfdecouple", version_of("tfdecouple")
+    model.opset_import.extend(imports)
+    model.producer_name, model.producer_version = "tfdecouple", read_version("tfdecouple")
     model.graph.name = endpoint.name
     model.doc_string = endpoint.summary
     onnx.helper.set_model_props(model, dict(metadata))
@@ -107,7 +106,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
 
 
 def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = INLINE_LIMIT) -> None:
-    """Writes a model: one file, or where the weights are too large for one, a second file beside it.
+    """Writes a model to one file, or to two files where the weights are too large for one.
 
     Args:
         model: the model.
@@ -115,13 +114,13 @@ def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = IN
         inline_limit: largest number of bytes in one file.
 
     Raises:
-        OSError: where the disk is full.
+        OSError: if the disk is full.
     """
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights + len(model.graph.node) * 1024 <= inline_limit:
         onnx.save(model, path)
     else:
-        # A bare file name: the reader looks beside the model and nowhere else.
+        # The name has no folder, so that the reader looks beside the model and nowhere else.
         onnx.save(
             model,
             path,
@@ -132,12 +131,12 @@ def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = IN
         )
 
 
-def _placeholder(made: dict[str, tf.Tensor], name: str, array: np.ndarray) -> tf.Tensor:
+def _make_placeholder(made: dict[str, tf.Tensor], name: str, array: np.ndarray) -> tf.Tensor:
     made[name] = tf.compat.v1.placeholder(tf.float32, array.shape, "weight/" + name.replace("/", "."))
     return made[name]
 
 
-def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -145,7 +144,7 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
         value.name = names.get(value.name, value.name)
 
 
-def _put_weights_in(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
+def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
     """Turns inputs that are weights into initializers, transposed already where the graph would transpose them."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
@@ -163,18 +162,18 @@ def _put_weights_in(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
     graph.node.extend(nodes)
     names = {}
     for output, (name, order) in turned.items():
-        # A weight that is read as it is too keeps its name for that, and goes by another here.
+        # A weight that is also read without transposition keeps its name there and gets another name here.
         names[output] = f"{name}/{''.join(map(str, order))}" if name in used else name
         array = np.ascontiguousarray(np.transpose(arrays[name], order))
         graph.initializer.append(onnx.numpy_helper.from_array(array, names[output]))
     for name, array in arrays.items():
         if name in used:
             graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    _rename(graph, names)
+    _rename_values(graph, names)
 
 
-def _clip_for_min(graph: onnx.GraphProto) -> None:
-    """Replaces Min(x, 0) of every ELU by Clip: ONNX Runtime runs Min as a broadcast of two inputs, which is slower."""
+def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
+    """Replaces Min(x, 0) of every ELU by Clip, which ONNX Runtime computes faster than a minimum of two tensors."""
     zeros = {
         tensor.name for tensor in graph.initializer if not tensor.dims and onnx.numpy_helper.to_array(tensor) == 0.0
     }
@@ -189,7 +188,7 @@ def _name_constants(graph: onnx.GraphProto) -> None:
     names = {tensor.name: f"constant/{number}" for number, tensor in enumerate(graph.initializer)}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
-    _rename(graph, names)
+    _rename_values(graph, names)
 
 
 def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
@@ -199,12 +198,12 @@ def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
         shape: list[str | int | None] = [BATCH, *arrays[value.name].shape]
         meaning = arrays[value.name].meaning
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape, meaning))
-    # What tf2onnx noted of the tensors between is not needed and calls the batch axis by other names.
+    # The shapes of inner tensors are not needed, and tf2onnx gives the batch axis other names there.
     del graph.value_info[:]
 
 
 @contextlib.contextmanager
-def _few_rewriters() -> Iterator[None]:
+def _limit_rewriters() -> Iterator[None]:
     """Lets tf2onnx run `_REWRITERS` alone, for which it has no option."""
     from tf2onnx import tfonnx
 
@@ -221,7 +220,7 @@ def _few_rewriters() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_tf2onnx() -> Iterator[None]:
     """Silences tf2onnx: whatever goes wrong shows in the verification, not in a log."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]

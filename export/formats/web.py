@@ -70,9 +70,9 @@ def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, 
     for path, source in sources.items():
         (folder / path).parent.mkdir(exist_ok=True)
         shutil.copyfile(source, folder / path)
-    for path, content in example_images().items():
+    for path, content in make_example_files().items():
         (folder / path).write_bytes(content)
-    config = {**about, "sizes": sizes, "project": project_url()}
+    config = {**about, "sizes": sizes, "project": find_project_url()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -107,16 +107,16 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
         "latent_dim": model.latent_dim,
         "bits_per_dim": bits.get("test", bits.get("validation")),
         "data": provenance.data,
-        "examples": examples_for(provenance.config.data if provenance.images_known else None),
+        "examples": describe_examples(provenance.config.data if provenance.images_known else None),
     }
 
 
-def folder_bytes(folder: pathlib.Path) -> int:
+def measure_folder(folder: pathlib.Path) -> int:
     """Returns the size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def project_url() -> str | None:
+def find_project_url() -> str | None:
     """Returns the address of this project, where the installed package states one."""
     stated = importlib.metadata.metadata("tfdecouple")
     links = [entry.partition(",") for entry in stated.get_all("Project-URL") or ()]
@@ -126,7 +126,7 @@ def project_url() -> str | None:
     return pages[0] if pages else None
 
 
-def example_images() -> dict[str, bytes]:
+def make_example_files() -> dict[str, bytes]:
     """Returns the example photographs as JPEG files, by their paths in the page's folder."""
     files = {}
     for one in EXAMPLES.values():
@@ -137,7 +137,7 @@ def example_images() -> dict[str, bytes]:
     return files
 
 
-def examples_for(data: DataConfig | None) -> list[dict[str, Any]]:
+def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     """Returns file, title, author and licence of each example, and whether the model was trained on it.
 
     Args:

@@ -96,7 +96,7 @@ class _Fold:
         elif kind == "net" and not self._is_unfolded(layer):
             for name in ("first", "second"):
                 self._add_linear(f"{parent}/{name}", own[name], own.get(f"{name}_bias"))
-            self._add_linear(f"{parent}/last", *_normalised(own))
+            self._add_linear(f"{parent}/last", *_fold_weight_norm(own))
             if "condition_kernel" in own and own["condition_kernel"].ndim == 4:
                 self._add_linear(f"{parent}/condition", own["condition_kernel"], own["condition_bias"])
         elif kind in _CONVOLUTIONS:
@@ -112,10 +112,10 @@ class _Fold:
             self._add(f"{layer}/log_det", own["log_scale"].sum(), _ROUNDING)
         elif layer == "flow/whitening":
             self._add_linear(f"{layer}/first", own["first"], own["first_bias"])
-            self._add_linear(f"{layer}/last", *(self._last_first(one) for one in _normalised(own)))
+            self._add_linear(f"{layer}/last", *(self._order_columns(one) for one in _fold_weight_norm(own)))
         elif layer == "encoder":
-            kernel, bias = _normalised(own)
-            self._add_linear("encoder/last", self._rows_first(kernel), bias)
+            kernel, bias = _fold_weight_norm(own)
+            self._add_linear("encoder/last", self._order_rows(kernel), bias)
         elif layer == "encoder/top":
             self._add_linear(layer, own["kernel"], own["bias"])
         elif layer in ("class_codes", "prior_affine"):
@@ -173,7 +173,11 @@ class _Fold:
         bias = norm["beta"] - norm["gamma"] * norm["moving_mean"] / deviation
         if block_name.startswith("up_"):
             strides = 1 if name == "second" else strides
-            kernel, scale, bias = _plain(kernel, strides), np.tile(scale, strides**2), np.tile(bias, strides**2)
+            kernel, scale, bias = (
+                _as_plain_convolution(kernel, strides),
+                np.tile(scale, strides**2),
+                np.tile(bias, strides**2),
+            )
         self._add_linear(f"{block}/{name}", kernel * scale, bias)
 
     def _add_classes(self, own: Arrays) -> None:
@@ -189,14 +193,14 @@ class _Fold:
             self._add("classes/shift", own["shift"])
             self._add("classes/log_det", own["log_scale"].sum(1))
 
-    def _rows_first(self, kernel: np.ndarray) -> np.ndarray:
+    def _order_rows(self, kernel: np.ndarray) -> np.ndarray:
         """Returns the matrix for flattened maps, `[height * width * channels, ...]`, in the order of the axes."""
         if not self._channels_first:
             return kernel
         channels = self._layers["encoder/top"]["bias"].size
         return kernel.reshape(-1, channels, kernel.shape[1]).swapaxes(0, 1).reshape(kernel.shape)
 
-    def _last_first(self, array: np.ndarray) -> np.ndarray:
+    def _order_columns(self, array: np.ndarray) -> np.ndarray:
         """Returns the columns of the whitening, mean and log-scale of flattened images, in the order of the axes."""
         if not self._channels_first:
             return array
@@ -204,14 +208,14 @@ class _Fold:
         return array.reshape(shape).swapaxes(-1, -2).reshape(array.shape)
 
 
-def _normalised(own: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def _fold_weight_norm(own: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Returns kernel g V / ||V|| and bias of a weight-normalised layer."""
     direction = own["last_direction"]
     norms = np.linalg.norm(direction.reshape(-1, direction.shape[-1]), axis=0)
     return direction / norms * own["last_gain"], own["last_bias"]
 
 
-def _plain(kernel: np.ndarray, strides: int) -> np.ndarray:
+def _as_plain_convolution(kernel: np.ndarray, strides: int) -> np.ndarray:
     """Returns the plain convolution that equals a transposed one, which spreads the middle one of 3 x 3 pixels."""
     size, _, outputs, inputs = kernel.shape
     spread = np.zeros((inputs, 3 * strides, 3 * strides, outputs))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from export.endpoints import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint, endpoints
+from export.endpoints import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint, endpoints, find_endpoint
 from export.verification.comparison import RefusedError
 from export.verification.keras_answers import KerasAnswers
 from export.verification.tolerance import Answer
@@ -27,7 +27,7 @@ _PHOTOGRAPH_SIDE = 64
 _LARGE = 48
 
 
-def batches(side: int) -> tuple[int, int, int]:
+def choose_batch_sizes(side: int) -> tuple[int, int, int]:
     """Returns the three batch sizes at which endpoints are called, by the longer side of the images in pixels.
 
     The model computes its answers in other batches, which shows that no image depends on its neighbours in a batch.
@@ -49,7 +49,7 @@ def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[st
 
     Args:
         model: the model that is exported.
-        images: real images, uint8 `[n, height, width, channels]`, at least as many as `batches` asks for.
+        images: real images, uint8 `[n, height, width, channels]`, at least as many as `choose_batch_sizes` asks for.
         report: called with a line of progress.
 
     Raises:
@@ -57,12 +57,12 @@ def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[st
     """
     rng, config = np.random.default_rng(0), model.config
     side = max(config.image_shape[:2])
-    sizes = batches(side)
+    sizes = choose_batch_sizes(side)
     plain = KerasAnswers(model)
     perturbed = KerasAnswers(model, plain)
     vectors: Arrays = {"batches": np.array(sizes)}
     report("  images to encode and decode")
-    kinds = {"real": images, **extreme_images(config.image_shape, rng, 1 if side > _LARGE else 4)}
+    kinds = {"real": images, **make_extreme_images(config.image_shape, rng, 1 if side > _LARGE else 4)}
     every = np.asarray(model.quantize_images(np.concatenate([*kinds.values()])))
     labels = np.arange(len(every), dtype=np.int32) % config.classes if config.has_class_codes else None
     z, _, v = plain.encode(every, labels)
@@ -119,7 +119,7 @@ class _Inputs:
 
         Codes of images hide errors below half a bin, because they decode to the middle of a bin; samples do not.
         """
-        (sample,) = (one for one in endpoints(self._answers.config) if one.name == "sample")
+        sample = find_endpoint(self._answers.config, "sample")
         given = {array.name: self.make(array, sample) for array in sample.inputs}
         codes = {
             "z": self._answers.z_from_noise(given.get("z_noise"), given.get("labels")),
@@ -134,7 +134,9 @@ class _Inputs:
         return mixed
 
 
-def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4) -> Mapping[str, np.ndarray]:
+def make_extreme_images(
+    shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
+) -> Mapping[str, np.ndarray]:
     """Returns images that no camera takes, by kind, uint8 `[n, height, width, channels]` with n at most `most`."""
     height, width, channels = shape
     board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
@@ -147,7 +149,7 @@ def extreme_images(shape: tuple[int, int, int], rng: np.random.Generator, most: 
     }
 
 
-def real_images(config: Config) -> tuple[np.ndarray, str]:
+def load_real_images(config: Config) -> tuple[np.ndarray, str]:
     """Returns images that the run did not train on, and where they come from.
 
     They are of the run's own test split; where its data cannot be read, of the sample photographs.
@@ -157,7 +159,7 @@ def real_images(config: Config) -> tuple[np.ndarray, str]:
     """
     shape = height, width, channels = config.model.image_shape
     longer = max(height, width)
-    needed = sum(batches(longer))
+    needed = sum(choose_batch_sizes(longer))
     count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // (height * width)))
     side = min(longer, _PHOTOGRAPH_SIDE)
     rows, columns = (-(-one * side // longer) for one in (height, width))

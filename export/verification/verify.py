@@ -77,11 +77,11 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     Raises:
         UserError: if the folder has no manifest, or a damaged one.
     """
-    recorded = manifest.load(folder)
+    recorded = manifest.load_manifest(folder)
     problems: list[str] = []
     not_compared: list[str] = []
     changed: set[str] = set()
-    for change, name in recorded.changes(folder):
+    for change, name in recorded.find_changes(folder):
         if change == "changed" and name in manifest.EDITABLE:
             report(f"changed: {name} (settings of a server, which are yours to edit)")
         else:
@@ -89,7 +89,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
         changed.add(name)
     same = len({*recorded.files} - changed)
     report(f"{same} of {len(recorded.files)} files are as they were exported")
-    problems += [f"no part of the manifest: {name}" for name in recorded.without_part(folder)]
+    problems += [f"no part of the manifest: {name}" for name in recorded.find_strays(folder)]
     if not recorded.parts:
         problems.append("the manifest names nothing that could be checked")
     for name, part in recorded.parts.items():
@@ -119,14 +119,14 @@ def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[t
     elif runtime != "onnx":
         yield RUNTIMES[runtime].package, {}
     else:
-        for provider in installed_providers():
+        for provider in list_providers():
             if provider == REMOTE:
                 report(f"{name}: {provider} computes on a server elsewhere: not checked")
             else:
                 yield provider, {"provider": provider}
 
 
-def installed_providers() -> list[str]:
+def list_providers() -> list[str]:
     """Returns the execution providers of the installed ONNX Runtime."""
     import onnxruntime
 

@@ -10,7 +10,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from export.deployed.deployed_layers import DeployedSplit
 from export.deployed.deployed_model import DeployedModel
 from export.deployed.graph import Layout
-from export.endpoints import endpoint, endpoints
+from export.endpoints import endpoints, find_endpoint
 from export.formats.saved_model import save_saved_model
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
@@ -20,7 +20,7 @@ from tfdecouple.model.outlier_scores import outlier_scores
 def call(name, endpoint_name, **given):
     """Runs an endpoint of the folded graph in the layout NHWC."""
     config = VARIANTS[name]
-    one = endpoint(config, endpoint_name)
+    one = find_endpoint(config, endpoint_name)
     everything = {**inputs_of(config), **given}
     made = one.build(deployed_of(name), {array.name: tf.constant(everything[array.name]) for array in one.inputs})
     assert list(made) == [array.name for array in one.outputs]
@@ -172,7 +172,7 @@ def test_each_direction_of_the_flow_is_in_a_saved_model_once(tmp_path):
 
     def convolutions(*names):
         folder = tmp_path / "-".join(names)
-        save_saved_model(deployed, [endpoint(config, name) for name in names], folder)
+        save_saved_model(deployed, [find_endpoint(config, name) for name in names], folder)
         message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
         functions = message.meta_graphs[0].graph_def.library.function
         return sum(node.op == "Conv2D" for function in functions for node in function.node_def)

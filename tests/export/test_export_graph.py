@@ -23,7 +23,7 @@ from helpers.graphs import (
 )
 from helpers.models import TINY, random_images
 
-from export.endpoints import endpoint, endpoints
+from export.endpoints import endpoints, find_endpoint
 from export.formats.onnx import OPSET, save_onnx
 from export.verification.comparison import digest_array, reorder_axes
 
@@ -58,7 +58,7 @@ FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample
 def file(request):
     """(endpoint, ONNX model)."""
     name, of = request.param
-    return endpoint(VARIANTS[name], of), onnx_of(name, of)
+    return find_endpoint(VARIANTS[name], of), onnx_of(name, of)
 
 
 @pytest.mark.usefixtures("eager")

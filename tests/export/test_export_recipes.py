@@ -50,14 +50,14 @@ from export import endpoints as signatures
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import IMAGE
 from export.provenance import open_run
-from export.endpoints import endpoint, endpoints
+from export.endpoints import find_endpoint, endpoints
 from export.verification.keras_answers import KerasAnswers
 
 model, _ = open_run(sys.argv[1])
 rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
 for name, output in {"reconstruct": "decoded", "length": "length"}.items():
-    one = endpoint(model.config, name)
+    one = find_endpoint(model.config, name)
     given = {array.name: images if array.holds == IMAGE else array.draw(rng, 3) for array in one.inputs}
     made = one.build(DeployedModel(model), {name: tf.constant(value) for name, value in given.items()})
     answers = KerasAnswers(model)

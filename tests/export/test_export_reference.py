@@ -18,7 +18,7 @@ from helpers.models import random_images
 from helpers.places import DATA
 
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import endpoint, endpoints
+from export.endpoints import endpoints, find_endpoint
 from export.formats.onnx import build_onnx
 from tfdecouple.interop.wolf import import_wolf
 
@@ -56,12 +56,12 @@ class Reference:
 
     @functools.cache  # noqa: B019 - as long as the module's fixture lives
     def session(self, of):
-        built = build_onnx(self.deployed, endpoint(self.config, of), {})
+        built = build_onnx(self.deployed, find_endpoint(self.config, of), {})
         return onnxruntime.InferenceSession(built.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def call(self, of, **given):
         """Runs an endpoint: of the deployed graph in NHWC, of an ONNX file in NCHW."""
-        one = endpoint(self.config, of)
+        one = find_endpoint(self.config, of)
         given = {"labels": self.arrays.get("labels"), **given}
         given = {array.name: given[array.name].astype(array.dtype) for array in one.inputs}
         if self.layout == "NCHW":

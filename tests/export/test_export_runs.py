@@ -17,11 +17,11 @@ from helpers.runs import run_config, write_run
 from PIL import Image
 
 from export.card import JSON_NAME, TEXT_NAME, judge_exactness, render_card
-from export.endpoints import endpoint, endpoints
+from export.endpoints import endpoints, find_endpoint
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification.keras_answers import KerasAnswers
-from export.verification.vectors import make_vectors, real_images
+from export.verification.vectors import load_real_images, make_vectors
 from tfdecouple.config import DataConfig, load_preset
 from tfdecouple.data import load_images, open_source
 from tfdecouple.model import DecoupledModel
@@ -132,7 +132,7 @@ class TestJustBegun:
         images = random_images(21)
         right = np.asarray(begun.encoder.infer(begun.levels_of(images) * (2 / 256) - 1)[1])
         assert 1e-9 < np.abs(right).max() < 1e-3
-        answer = endpoint(begun.config, "encode_global").answer(KerasAnswers(begun), {"images": images})
+        answer = find_endpoint(begun.config, "encode_global").answer(KerasAnswers(begun), {"images": images})
         found = answer["z_log_variance"]
         np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-10)
 
@@ -183,7 +183,7 @@ def test_vectors_have_every_endpoint_of_every_kind_of_model(tmp_path):
 
 def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
     _, origin = open_run(finished_run)
-    images, where = real_images(origin.config)
+    images, where = load_real_images(origin.config)
     assert where.startswith("5 test images of ") and len(images) == 21
 
 
@@ -193,7 +193,7 @@ def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
 def test_without_data_photographs_are_made_images_of_any_shape(shape, taken):
     """Grey, larger than they are, and of more channels than they have, which then take turns."""
     model, elsewhere = types.SimpleNamespace(image_shape=shape), DataConfig(source="folder:none")
-    images, where = real_images(types.SimpleNamespace(model=model, data=elsewhere))
+    images, where = load_real_images(types.SimpleNamespace(model=model, data=elsewhere))
     assert where.startswith(f"{len(images)} test images of ") and images.shape[1:] == shape
     crops, _ = load_images(open_source(DataConfig(source="photographs"), taken), "test", len(images))
     for channel in range(shape[-1]):

@@ -151,7 +151,7 @@ class TestVerify:
         problems, said = problems_of(copy)
         assert problems == []
         assert "changed: batching.config (settings of a server, which are yours to edit)" in said
-        count = len(manifest.load(copy).files)
+        count = len(manifest.load_manifest(copy).files)
         assert f"{count - 1} of {count} files are as they were exported" in said
 
     @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ class TestVerify:
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
         providers = ["CUDAExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
-        monkeypatch.setattr(verify, "installed_providers", lambda: providers)
+        monkeypatch.setattr(verify, "list_providers", lambda: providers)
 
         def run(runtime, folder, vectors, options, report):
             provider = options["provider"]
@@ -252,7 +252,7 @@ class TestVerify:
 
         monkeypatch.setattr(verify, "compare_in_process", run)
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
-        monkeypatch.setattr(verify, "installed_providers", lambda: providers)
+        monkeypatch.setattr(verify, "list_providers", lambda: providers)
         problems, said = problems_of(copy)
         assert problems == []
         assert asked == [
@@ -319,7 +319,7 @@ class TestWhatIsPublished:
         (to / TEXT_NAME).unlink()
         export(ExportConfig(run=tiny_run, to=to, formats=("savedmodel",), version=2), said.append)
         assert problems_of(to)[0] == []
-        assert {*manifest.load(to).parts} == {"savedmodel/2"}
+        assert {*manifest.load_manifest(to).parts} == {"savedmodel/2"}
         told = [line.partition("] ")[2] for line in said if "no more" in line]
         gone = ("client.py", "onnx", "savedmodel/1")
         assert told == [f"{name} lies there no more and is left out of the manifest" for name in gone]

@@ -7,7 +7,7 @@ import pytest
 from helpers.models import SMALL, random_images
 from helpers.variants import fresh
 
-from export.endpoints import endpoint, endpoints
+from export.endpoints import endpoints, find_endpoint
 from export.verification import keras_answers, vectors
 from export.verification.keras_answers import KerasAnswers
 from export.verification.tolerance import FACTOR, PERTURBATION, Answer
@@ -33,7 +33,7 @@ class TestVectors:
         """The test vectors of a large model, and the rows that the flow decodes each time."""
         known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
         assert len(known) == len(KNOWN)
-        monkeypatch.setattr(vectors, "batches", lambda side: (1, 2, 1))
+        monkeypatch.setattr(vectors, "choose_batch_sizes", lambda side: (1, 2, 1))
         monkeypatch.setattr(vectors, "endpoints", lambda config: known)
         monkeypatch.setattr(vectors, "_LARGE", 4)
         rows = []
@@ -75,7 +75,7 @@ class TestVectors:
 
 @pytest.mark.parametrize("name", ["encode", "switch", "interpolate", "edit"])
 def test_images_are_perturbed_before_they_are_encoded(name, model):
-    rng, offered = np.random.default_rng(0), endpoint(model.config, name)
+    rng, offered = np.random.default_rng(0), find_endpoint(model.config, name)
     given = {one.name: IMAGES if one.dtype == "uint8" else one.draw(rng, 4) for one in offered.inputs}
     effects = []
     for times in (1, 100):
@@ -89,7 +89,7 @@ def test_images_are_perturbed_before_they_are_encoded(name, model):
 
 def scores_of(model, images, **noise):
     """The answers for the scores, with their bounds."""
-    rng, offered = np.random.default_rng(0), endpoint(model.config, "score")
+    rng, offered = np.random.default_rng(0), find_endpoint(model.config, "score")
     given = {one.name: images if one.dtype == "uint8" else one.draw(rng, len(images)) for one in offered.inputs} | noise
     plain = KerasAnswers(model)
     right, other = (offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))

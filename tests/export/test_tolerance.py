@@ -6,9 +6,9 @@ import pytest
 from export.verification.comparison import compare_files
 from export.verification.runtimes import RUNTIMES, Runtime
 from export.verification.tolerance import FACTOR, Answer
-from export.verification.vectors import batches
+from export.verification.vectors import choose_batch_sizes
 
-SIZES = batches(8)
+SIZES = choose_batch_sizes(8)
 COUNT = sum(SIZES)
 FLOATS = np.linspace(-2, 4, COUNT * 10, dtype=np.float32).reshape(COUNT, 10)
 
@@ -153,7 +153,7 @@ class TestPixels:
 
 @pytest.mark.parametrize("size", [8, 32, 64, 128, 256, 512])
 def test_there_are_three_batches_of_any_size_of_images(size):
-    sizes = batches(size)
+    sizes = choose_batch_sizes(size)
     assert len(sizes) == 3 and len(set(sizes)) >= 2 and sizes[0] == 1
 
 

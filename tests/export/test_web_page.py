@@ -18,7 +18,7 @@ from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
-from export.formats.web import RUNTIME_VERSION, describe_model, example_images, examples_for, project_url
+from export.formats.web import RUNTIME_VERSION, describe_examples, describe_model, find_project_url, make_example_files
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.config import DataConfig
@@ -128,7 +128,7 @@ def page(steered_run, tools, tmp_path_factory):
 @pytest.mark.slow
 def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path, monkeypatch):
     # The other pages have no address of the project, as there is none yet.
-    monkeypatch.setattr("export.formats.web.project_url", lambda: "https://example.org/tfdecouple")
+    monkeypatch.setattr("export.formats.web.find_project_url", lambda: "https://example.org/tfdecouple")
     config = dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7)
     model = let_z_show(fresh(config))
     runtime = tools / "node_modules" / "onnxruntime-web"
@@ -152,13 +152,13 @@ def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_
 
 
 def test_the_page_knows_which_examples_the_model_has_seen():
-    found = {one["file"]: one for one in examples_for(load_config("photographs").data)}
-    assert set(found) == set(example_images())
+    found = {one["file"]: one for one in describe_examples(load_config("photographs").data)}
+    assert set(found) == set(make_example_files())
     assert found["model/coffee.jpg"]["seen"] is True and found["model/retina.jpg"]["seen"] is False
     assert found["model/retina.jpg"]["licence"] == "CC0"
     # Of other data, and of a model that came without any, nobody knows.
     for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
-        assert {one["seen"] for one in examples_for(data)} == {None}
+        assert {one["seen"] for one in describe_examples(data)} == {None}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_the_project_is_where_the_metadata_say(monkeypatch, field, value, addres
     stated["Project-URL"] = "Paper, https://arxiv.org/abs/2004.11820"
     stated[field] = value
     monkeypatch.setattr("importlib.metadata.metadata", lambda name: stated)
-    assert project_url() == address
+    assert find_project_url() == address
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def _replace(patch, opened, **parts):
     """Puts functions of a test into the pipeline instead of all that takes time."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
-        "pipeline.real_images": lambda config: (None, "test images"),
+        "pipeline.load_real_images": lambda config: (None, "test images"),
         "pipeline.DeployedModel": NoDeployedModel,
         "pipeline.digest_weights": lambda model, deployed: {},
         **parts,

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import IMAGE, endpoint, endpoints
+from export.endpoints import IMAGE, endpoints, find_endpoint
 from export.formats.onnx import build_onnx
 from export.verification.keras_answers import KerasAnswers
 from helpers.models import TINY, give_effect, random_images
@@ -184,7 +184,7 @@ def expected(name, endpoint_name):
         every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
         return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
     # Of an endpoint that is new: what the verification would compare it with.
-    one = endpoint(model.config, endpoint_name)
+    one = find_endpoint(model.config, endpoint_name)
     answers = KerasAnswers(model)
     right = one.answer(answers, given)
     return {
@@ -214,7 +214,7 @@ IN_FILES = ["alpha-0.8", "base", "none", "combined", "classes", "grey", "five ch
 @functools.cache
 def onnx_of(name, of):
     """The ONNX model of an endpoint. Do not change it."""
-    return build_onnx(deployed_of(name, "NCHW"), endpoint(VARIANTS[name], of), {"run": name})
+    return build_onnx(deployed_of(name, "NCHW"), find_endpoint(VARIANTS[name], of), {"run": name})
 
 
 def arrays_of(name):

@@ -21,7 +21,7 @@ from helpers.variants import images_of, variant
 import tfdecouple
 from export.deployed.deployed_model import DeployedModel
 from export.verification.comparison import compare_files
-from export.verification.vectors import batches as batch_sizes
+from export.verification.vectors import choose_batch_sizes as batch_sizes
 from export.verification.vectors import make_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.corpus.codes_manifest import Field

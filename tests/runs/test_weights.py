@@ -15,7 +15,7 @@ from helpers.refusals import refused
 from PIL import Image
 
 import tfdecouple
-from export.formats.web import example_images
+from export.formats.web import make_example_files
 from tfdecouple.cli import main
 from tfdecouple.cli.run_images import find_results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
@@ -57,7 +57,7 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
     crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 6)
-    pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in example_images().values()]
+    pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in make_example_files().values()]
     examples = [fit_pixels(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
     images = np.concatenate([*examples, crops, random_images(2, 64)])
     z, v = model.encode(images)
