@@ -30,7 +30,7 @@ ELSEWHERE = {
     },
 }
 # Packages below tfdecouple whose `__all__` is public.
-PUBLIC = ("config", "data", "layers", "bijectors", "training", "metrics", "corpus")
+PUBLIC = ("config", "data", "layers", "bijectors", "training", "corpus")
 # The networks have no `__all__`; these are the parts of a model.
 NETWORKS = (
     "tfdecouple.networks.flow.Flow",
