@@ -167,24 +167,17 @@ class TestEvaluations:
 
 
 class TestMore:
-    def test_importance_weighted_bound(self, made_run, tmp_path, capsys):
-        assert command("--run", made_run, "--importance", 8, "--out", tmp_path) == 0
-        values = read(tmp_path, "importance-test")
-        assert values["bound"] == "importance-weighted" and values["k"] == 8 and values["images"] == 5
-        assert values["gain"]["mean"] > 0 and 1 <= values["effective_draws"] <= 8
-        assert f"{values['bits_per_dim']:.4f}" in capsys.readouterr().out
-
-    def test_use_of_z(self, made_run, tmp_path, capsys):
-        assert command("--run", made_run, "--latent-use", "--seed", 4, "--out", tmp_path) == 0
-        values = read(tmp_path, "latent_use-test")
-        assert values["images"] == 5 and values["prior"] == "flow" and values["seed"] == 4
-        assert len(values["information"]) == 4
-        assert values["bits_per_dim"]["mean"] == pytest.approx(
-            read(tmp_path, "bits_per_dim-test")["bits_per_dim"], rel=1e-6
-        )
+    def test_importance_weighted_bound_and_use_of_z(self, made_run, tmp_path, capsys):
+        assert command("--run", made_run, "--importance", 8, "--latent-use", "--seed", 4, "--out", tmp_path) == 0
+        elbo, bound, use = (read(tmp_path, f"{name}-test") for name in ("bits_per_dim", "importance", "latent_use"))
+        assert bound["bound"] == "importance-weighted" and bound["k"] == 8 and bound["images"] == 5
+        assert bound["gain"]["mean"] > 0 and 1 <= bound["effective_draws"] <= 8
+        assert use["images"] == 5 and use["prior"] == "flow" and use["seed"] == 4 and len(use["information"]) == 4
+        assert use["bits_per_dim"]["mean"] == pytest.approx(elbo["bits_per_dim"], rel=1e-6)
         out = capsys.readouterr().out
-        assert f"active units         {values['active_units']} of 4" in out
-        assert f"{values['shuffling_costs']['mean']:.4f} ± " in out
+        assert f"{bound['bits_per_dim']:.4f}" in out
+        assert f"active units         {use['active_units']} of 4" in out
+        assert f"{use['shuffling_costs']['mean']:.4f} ± " in out
 
     def test_statistics_of_fewer_images_than_asked_for_say_so(self, made_run, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(image_statistics, "_VALUES", 4 * 8 * 8 * 3)

@@ -150,13 +150,8 @@ class BoundEvaluator:
         self._has_classes = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
         # The seed and the number of the draw are tensors, so that each shape of batch is traced once.
-        self._compute_on_devices, self._gather_on_devices = (
-            tf.function(
-                lambda *inputs, function=function: self._strategy.run(function, args=inputs),
-                autograph=False,
-                reduce_retracing=True,
-            )
-            for function in (self._compute_draw, _all_gather)
+        self._compute_on_devices = tf.function(
+            lambda *inputs: self._strategy.run(self._compute_draw, args=inputs), autograph=False, reduce_retracing=True
         )
 
     def __call__(
@@ -261,10 +256,7 @@ class BoundEvaluator:
 
     def _gather(self, values: Any) -> np.ndarray:
         """Returns the values of all devices, in the order of the batch, on every worker."""
-        local = self._strategy.experimental_local_results(values)
-        if len(local) < self._strategy.num_replicas_in_sync:
-            return self._strategy.experimental_local_results(self._gather_on_devices(values))[0].numpy()
-        return np.concatenate([rows.numpy() for rows in local])
+        return self._strategy.gather(values, axis=0).numpy()
 
     def _compute_draw(
         self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
@@ -279,14 +271,6 @@ class BoundEvaluator:
         noise = z_noise(config.latent_dim, *draw), u_noise(config.image_shape, *draw, normal_u_noise(config))
         known = {} if labels is None else {"labels": labels}
         return tf.stack(self._model.elbo_from_noise(images, *noise, **known)[:3], -1)
-
-
-def _all_gather(rows: tf.Tensor) -> tf.Tensor:
-    """Returns the rows of all devices, also of other workers, on each device."""
-    import tensorflow as tf
-
-    # The argument of a function is on no device, and TensorFlow gathers only values on a device.
-    return tf.distribute.get_replica_context().all_gather(tf.identity(rows), axis=0)
 
 
 def describe_grey(images: np.ndarray) -> str:
