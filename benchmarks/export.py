@@ -133,7 +133,7 @@ def random_run(config: Config, folder: pathlib.Path) -> pathlib.Path:
     write_text(folder / "config.json", config.to_json())
     variables = model.named_variables()
     # Averaged weights are written as such, where the preset has them, by being the best ones.
-    CheckpointFolder(folder / "checkpoints").write("best", 1, {"model": variables})
+    CheckpointFolder(folder / "checkpoints").write_checkpoint("best", 1, {"model": variables})
     return folder
 
 

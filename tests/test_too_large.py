@@ -119,10 +119,10 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
     name = min(name for name, shape in shapes.items() if shape != shape[::-1])
     shape = shapes.pop(name)
     shapes |= change(name, shape)
-    kept.write("best", 1, {"model": {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}})
+    kept.write_checkpoint("best", 1, {"model": {name: tf.Variable(tf.zeros(shape)) for name, shape in shapes.items()}})
     with pytest.raises(RunError) as refused:
         tfdecouple.load_model(run)
-    fits = f"the checkpoint {kept.prefix('best', 1)} does not fit the config beside it"
+    fits = f"the checkpoint {kept.checkpoint_path('best', 1)} does not fit the config beside it"
     says = says.format(other=shape[::-1])
     assert str(refused.value) == f"{fits}: the weight {name} has the shape {shape} by the config, and {says}"
 
@@ -130,7 +130,9 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
 def test_checkpoints_say_which_weights_they_hold(run):
     folder = CheckpointFolder(run / "checkpoints")
-    assert folder.read_weight_shapes("best", folder.steps("best")[0]) == weight_shapes(load_config(run).model)
+    assert folder.read_weight_shapes("best", folder.checkpoint_steps("best")[0]) == weight_shapes(
+        load_config(run).model
+    )
 
 
 def test_permutations_are_no_parameters(tmp_path):

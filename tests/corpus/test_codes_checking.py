@@ -148,7 +148,7 @@ class TestVerify:
         out = codes()
         model = load_model(out / "_run")
         give_effect(model, seed=1)
-        CheckpointFolder(out / "_run" / "checkpoints").write("best", 1, {"model": model.named_variables()})
+        CheckpointFolder(out / "_run" / "checkpoints").write_checkpoint("best", 1, {"model": model.named_variables()})
         status, lines = verify(out, capsys)
         assert status == 1 and lines[0] == f"{out / '_run'} holds other weights than made these codes"
         shutil.rmtree(out / "_run")

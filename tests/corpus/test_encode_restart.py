@@ -131,7 +131,7 @@ class TestRestart:
         stop_after(0)
         trained = load_model(run)
         give_effect(trained, seed=1)
-        CheckpointFolder(run / "checkpoints").write("best", 20, {"model": trained.named_variables()})
+        CheckpointFolder(run / "checkpoints").write_checkpoint("best", 20, {"model": trained.named_variables()})
         capsys.readouterr()
         line = refused(capsys, lambda: encode(run=run))
         assert "the weights of update 1 of the run tiny, and those of update 20 of tiny are others" in line

@@ -44,7 +44,7 @@ def write_run(folder, model, **config):
     from tfdecouple.storage.files import write_text
 
     write_text(folder / "config.json", Config(name=folder.name, model=model.config, **config).to_json())
-    CheckpointFolder(folder / "checkpoints").write("best", 1, {"model": model.named_variables()})
+    CheckpointFolder(folder / "checkpoints").write_checkpoint("best", 1, {"model": model.named_variables()})
     return folder
 
 

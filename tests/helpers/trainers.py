@@ -67,19 +67,19 @@ class Trainer:
         def read(variable):
             if device is not None:
                 is_view = isinstance(variable, BufferView)
-                copies = variable.copies() if is_view else self.strategy.experimental_local_results(variable)
+                copies = variable.device_copies() if is_view else self.strategy.experimental_local_results(variable)
                 variable = copies[device]
             return variable.numpy()
 
         return {
             f"{group}/{name}": read(variable)
-            for group, variables in self.state.groups().items()
+            for group, variables in self.state.checkpoint_groups().items()
             for name, variable in variables.items()
         }
 
     def put(self, values):
         """Puts what `values` has returned back."""
-        for group, variables in self.state.groups().items():
+        for group, variables in self.state.checkpoint_groups().items():
             for name, variable in variables.items():
                 variable.assign(values[f"{group}/{name}"])
 

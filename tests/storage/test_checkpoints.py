@@ -27,16 +27,16 @@ def folder(tmp_path):
     """A folder with the checkpoints of steps 1 and 2, which hold ones and twos."""
     folder = CheckpointFolder(tmp_path / "checkpoints")
     for step in (1, 2):
-        folder.write("step", step, variables(step))
+        folder.write_checkpoint("step", step, variables(step))
     return folder
 
 
 def data_of(folder, step):
-    return pathlib.Path(folder.prefix("step", step) + ".data-00000-of-00001")
+    return pathlib.Path(folder.checkpoint_path("step", step) + ".data-00000-of-00001")
 
 
 def index_of(folder, step):
-    return pathlib.Path(folder.prefix("step", step) + ".index")
+    return pathlib.Path(folder.checkpoint_path("step", step) + ".index")
 
 
 def flip_every_byte_of_the_middle(path):
@@ -62,46 +62,46 @@ class TestCheckpointFolder:
     def test_gives_back_what_was_written(self, folder):
         for step in (1, 2):
             groups = variables(0)
-            folder.read("step", step, groups)
+            folder.read_checkpoint("step", step, groups)
             assert values(groups) == values(variables(step))
 
     def test_lists_the_newest_first(self, folder):
-        assert folder.steps() == [2, 1]
-        assert folder.steps("best") == []
+        assert folder.checkpoint_steps() == [2, 1]
+        assert folder.checkpoint_steps("best") == []
 
     def test_keeps_the_last_ones_and_one_best(self, tmp_path):
         folder = CheckpointFolder(tmp_path, keep=2)
         for step in range(5):
-            folder.write("step", step, variables(step))
-            folder.write("best", step, variables(step))
-        assert (folder.steps(), folder.steps("best")) == ([4, 3], [4])
+            folder.write_checkpoint("step", step, variables(step))
+            folder.write_checkpoint("best", step, variables(step))
+        assert (folder.checkpoint_steps(), folder.checkpoint_steps("best")) == ([4, 3], [4])
         assert len(list(tmp_path.iterdir())) == 2 * 3
 
     @pytest.mark.parametrize("kind", ["step", "best"])
     def test_what_was_written_stays_though_newer_ones_are_there(self, tmp_path, kind):
         folder = CheckpointFolder(tmp_path, keep=1)
         for step in (1000, 700):
-            folder.write(kind, step, variables(step))
-        assert 700 in folder.steps(kind)
+            folder.write_checkpoint(kind, step, variables(step))
+        assert 700 in folder.checkpoint_steps(kind)
         groups = variables(0)
-        folder.read(kind, 700, groups)
+        folder.read_checkpoint(kind, 700, groups)
         assert values(groups) == values(variables(700))
         if kind == "best":
-            assert folder.steps("best") == [700]
+            assert folder.checkpoint_steps("best") == [700]
 
     @pytest.mark.parametrize("kind", DAMAGE)
     def test_damage_is_found_before_anything_is_read(self, folder, kind):
         DAMAGE[kind](folder)
         groups = variables(7)
         with pytest.raises(DamagedCheckpointError, match="step-000000002 is damaged") as error:
-            folder.read("step", 2, groups)
+            folder.read_checkpoint("step", 2, groups)
         assert "\n" not in str(error.value)
         assert values(groups) == values(variables(7))
 
     def test_other_variables_than_it_holds_are_refused_in_one_line(self, folder):
         groups = {"model": {"another": tf.Variable(1.0)}}
         with pytest.raises(RunError, match="does not fit the config beside it") as error:
-            folder.read("step", 2, groups)
+            folder.read_checkpoint("step", 2, groups)
         assert "\n" not in str(error.value)
 
     def test_cleaning_removes_what_an_interrupted_write_left_and_nothing_else(self, folder):
@@ -130,8 +130,8 @@ class TestCheckpointFolder:
         whole = sorted(folder.path.iterdir())
         monkeypatch.setattr(pathlib.Path, "replace", replace)
         with pytest.raises(Killed):
-            folder.write("step", 3, variables(3))
-        assert folder.steps() == [2, 1]
+            folder.write_checkpoint("step", 3, variables(3))
+        assert folder.checkpoint_steps() == [2, 1]
         assert len(list(folder.path.iterdir())) > len(whole)
         folder.remove_remains()
         assert sorted(folder.path.iterdir()) == whole
@@ -141,14 +141,14 @@ class TestCheckpointFolder:
         # A folder stands where the file must go.
         (folder.path / "step-000000003.data-00000-of-00001" / "inside").mkdir(parents=True)
         with pytest.raises(RunError, match="cannot write the checkpoint .* the run goes on from step 2") as error:
-            folder.write("step", 3, variables(3))
+            folder.write_checkpoint("step", 3, variables(3))
         assert "\n" not in str(error.value)
         assert sorted(folder.path.iterdir()) == whole
 
     def test_folder_that_cannot_be_made_is_one_line(self, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(RunError, match="cannot write the checkpoint .*: Not a directory; start again") as error:
-            CheckpointFolder(tmp_path / "file" / "checkpoints").write("best", 1, variables(1))
+            CheckpointFolder(tmp_path / "file" / "checkpoints").write_checkpoint("best", 1, variables(1))
         assert "\n" not in str(error.value)
 
 
@@ -169,7 +169,7 @@ class TestLoadModel:
         return averages_of(finished_run / "checkpoints" / "step-000000010")
 
     def test_gives_the_best_weights_which_are_averages(self, finished_run, image_folder):
-        (best,) = CheckpointFolder(finished_run / "checkpoints").steps("best")
+        (best,) = CheckpointFolder(finished_run / "checkpoints").checkpoint_steps("best")
         state = averages_of(finished_run / "checkpoints" / f"step-{best:09d}")
         model = tfdecouple.load_model(finished_run)
         assert model.config == load_config(finished_run).model

@@ -58,7 +58,7 @@ class TestTwoRanks:
             def act(workers):
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
                 with RunDirectory(tmp_path / "run", config) as directory:
-                    workers.on_chief(directory.require_same_run)
+                    workers.call_on_chief(directory.require_same_run)
                     return Trainer(config, state, source, strategy, directory, progress, workers).train_to_end()
 
             return states, Together().run(act)
@@ -108,7 +108,7 @@ class TestTwoRanks:
         states, (chiefs, others) = ranks()
         assert chiefs == others and chiefs["steps"] == 10
         assert [int(state.updates.numpy()) for state in states] == [10, 10]
-        ours, theirs = (state.groups() for state in states)
+        ours, theirs = (state.checkpoint_groups() for state in states)
         for group, values in ours.items():
             for name, value in values.items():
                 np.testing.assert_array_equal(value.numpy(), theirs[group][name].numpy(), err_msg=f"{group}: {name}")

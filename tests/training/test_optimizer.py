@@ -25,7 +25,7 @@ class Updated:
         self.weight, self.statistic = (tf.Variable(start, dtype=tf.float32) for _ in range(2))
         self.optimizer = Optimizer(TrainingConfig(**config), {"w": self.weight}, {"s": self.statistic})
         self.optimizer.start_averages()
-        self.apply = tf.function(self.optimizer.apply, autograph=False)
+        self.apply = tf.function(self.optimizer.apply_update, autograph=False)
 
     def update(self, gradient, updates=0, rate=0.1, *, applied=True, scale=1.0):
         """Updates after `updates` others; the statistic's new value is the gradient."""
@@ -74,7 +74,7 @@ def test_averages_are_lent_and_given_back():
     ours = Updated(ema_decay=0.9)
     ours.update([0.5, -0.5])
     before = ours.values()
-    with ours.optimizer.averaged():
+    with ours.optimizer.use_averages():
         np.testing.assert_array_equal(ours.weight, before[4])
         np.testing.assert_array_equal(ours.statistic, before[5])
     np.testing.assert_array_equal(ours.values(), before)
@@ -103,12 +103,12 @@ def test_pieces_of_a_vector_are_variables_to_a_checkpoint(tmp_path):
     # Pieces are read as variables, and variables as pieces.
     for step, (written, read) in enumerate([(vector.views, alone), (alone, other.views)]):
         folder = CheckpointFolder(tmp_path)
-        folder.write("step", step, {"means": written})
-        folder.read("step", step, {"means": read})
+        folder.write_checkpoint("step", step, {"means": written})
+        folder.read_checkpoint("step", step, {"means": read})
         for name, value in values.items():
             np.testing.assert_array_equal(read[name].numpy(), value)
     with pytest.raises(RunError, match="does not fit"):
-        folder.read("step", 1, {"means": FlatBuffer({"c": tf.TensorShape([2])}).views})
+        folder.read_checkpoint("step", 1, {"means": FlatBuffer({"c": tf.TensorShape([2])}).views})
 
 
 @pytest.mark.usefixtures("size")

@@ -81,7 +81,7 @@ class Program:
 
     def newest(self):
         """The step of the newest checkpoint; -1 where there is none."""
-        return max([-1, *CheckpointFolder(self.run / "checkpoints").steps()])
+        return max([-1, *CheckpointFolder(self.run / "checkpoints").checkpoint_steps()])
 
     def end(self, number=None):
         """Sends a signal, waits for the end, and returns status, output and errors."""
@@ -141,7 +141,7 @@ def killed_after_step_5(config, run):
             [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=user_environment(), capture_output=True, text=True
         )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert CheckpointFolder(run / "checkpoints").steps() == [5] and not (run / "summary.json").exists()
+    assert CheckpointFolder(run / "checkpoints").checkpoint_steps() == [5] and not (run / "summary.json").exists()
     return run
 
 
@@ -271,7 +271,7 @@ class TestFullDisk:
         run = small_disk / "run"
         shutil.copytree(stopped_run, run)
         checkpoints = CheckpointFolder(run / "checkpoints")
-        before = checkpoints.steps()
+        before = checkpoints.checkpoint_steps()
         assert before == [5]
         fill(small_disk, leave=room * 1024)
         status, _, err = Program(config, run, tmp_path).end()
@@ -279,10 +279,10 @@ class TestFullDisk:
         assert err.count("\n") == 1 and err.startswith("error: cannot write")
         assert "No space left on device" in err
         assert "{{" not in err and "Traceback" not in err
-        assert set(before) <= set(checkpoints.steps())
+        assert set(before) <= set(checkpoints.checkpoint_steps())
         assert not list(run.glob(".*.tmp"))
         (small_disk / "filler").unlink()
-        newest = checkpoints.steps()[0]
+        newest = checkpoints.checkpoint_steps()[0]
         status, out, err = Program(config, run, tmp_path).end()
         assert (status, err) == (0, "")
         assert f"goes on from step {newest}\n" in out

@@ -199,13 +199,13 @@ class TestResumption:
         run = shutil.copytree(finished_run, tmp_path / "run")
         checkpoints = CheckpointFolder(run / "checkpoints")
         # As it is where it was killed before the state that knows them was saved.
-        checkpoints.remove("step", 10)
+        checkpoints.remove_checkpoint("step", 10)
         for file in checkpoints.path.glob("best-*"):
             file.rename(file.with_name(f"best-000000010.{file.name.partition('.')[2]}"))
         stop_before_step(monkeypatch, 5)
         with pytest.raises(FirstStepError):
             train(run_config(image_folder), run)
-        assert (checkpoints.steps(), checkpoints.steps("best")) == ([5], [])
+        assert (checkpoints.checkpoint_steps(), checkpoints.checkpoint_steps("best")) == ([5], [])
 
     def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
         shutil.copytree(finished_run, tmp_path / "run")
@@ -394,7 +394,7 @@ class TestSelection:
             config = run_config(image_folder, model=LEAST, steps=steps, evaluate_every=2, evaluation_samples=0)
             summary = train(config, tmp_path / "run").summary
         assert (summary["steps"], summary["best_step"], summary["validation_bits_per_dim"]) == (4, 3, 2.0)
-        assert CheckpointFolder(tmp_path / "run" / "checkpoints").steps("best") == [3]
+        assert CheckpointFolder(tmp_path / "run" / "checkpoints").checkpoint_steps("best") == [3]
         assert "measured instead" not in capsys.readouterr().out
 
     def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(

@@ -39,10 +39,10 @@ def test_program_under_nohup_goes_on_without_its_terminal():
 
 def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that():
     with StopRequest() as stop:
-        with pytest.raises(InterruptedRunError, match="stopped by SIGTERM in a test"), stop.at_once("in a test"):
+        with pytest.raises(InterruptedRunError, match="stopped by SIGTERM in a test"), stop.stop_at_once("in a test"):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(InterruptedRunError, match="SIGTERM"), stop.at_once("in a test"):
+        with pytest.raises(InterruptedRunError, match="SIGTERM"), stop.stop_at_once("in a test"):
             pytest.fail("the signal came before")
 
 
@@ -52,7 +52,7 @@ import hashlib, os, signal, threading
 from tfdecouple.training import signals
 
 signals._GRACE = 0.5
-with signals.StopRequest() as stop, stop.at_once("in a test"):
+with signals.StopRequest() as stop, stop.stop_at_once("in a test"):
     threading.Timer(2, os.kill, [os.getpid(), signal.SIGTERM]).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
 """

@@ -17,7 +17,7 @@ class TestWorkers:
         calls = []
 
         def act(workers):
-            return workers.on_chief(lambda: calls.append(workers.rank) or {"steps": [5, None], "word": "größer"})
+            return workers.call_on_chief(lambda: calls.append(workers.rank) or {"steps": [5, None], "word": "größer"})
 
         assert Together(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
         assert calls == [0]
@@ -26,7 +26,7 @@ class TestWorkers:
         def fail():
             raise ConfigError("no such thing")
 
-        first, second = Together().run(lambda workers: workers.on_chief(fail))
+        first, second = Together().run(lambda workers: workers.call_on_chief(fail))
         assert isinstance(first, ConfigError)
         assert isinstance(second, RunError) and str(second) == "worker 0: no such thing"
 
@@ -37,7 +37,7 @@ class TestWorkers:
                     raise OSError("disk\nfull")
                 return workers.rank
 
-            return workers.on_all(fail)
+            return workers.call_on_all(fail)
 
         first, second, third = Together(3).run(act)
         assert isinstance(second, OSError)
@@ -70,8 +70,8 @@ class TestWorkers:
     def test_alone_there_is_nobody_to_ask(self):
         workers = Workers()
         assert workers.rank == 0
-        assert workers.on_chief(lambda: pathlib.Path("x")) == pathlib.Path("x")
-        assert workers.on_all(lambda: 3) == 3
+        assert workers.call_on_chief(lambda: pathlib.Path("x")) == pathlib.Path("x")
+        assert workers.call_on_all(lambda: 3) == 3
         workers.require_equal("nothing", "")
         workers.broadcast([])
 

@@ -255,7 +255,7 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
     """
     text = config.to_json()  # A config that cannot be written fails here, before there is a folder.
     folder.mkdir(parents=True, exist_ok=True)
-    CheckpointFolder(folder / CHECKPOINTS).write("best", step, {"model": model.named_variables()})
+    CheckpointFolder(folder / CHECKPOINTS).write_checkpoint("best", step, {"model": model.named_variables()})
     write_text(folder / CONFIG, text)
 
 

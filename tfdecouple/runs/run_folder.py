@@ -91,7 +91,7 @@ def _checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, st
     """Yields folder, kind and step of each checkpoint of a run, in the order in which to try them."""
     folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
     for kind in ("best", "step"):
-        for step in folder.steps(kind):
+        for step in folder.checkpoint_steps(kind):
             yield folder, kind, step
 
 
@@ -99,7 +99,7 @@ def _stored_shapes(run: str | pathlib.Path) -> tuple[dict[str, tuple[int, ...]],
     """Returns the shapes of the weights in the first readable checkpoint, and its path; ({}, "") without any."""
     for folder, kind, step in _checkpoints(run):
         try:
-            return folder.read_weight_shapes(kind, step), folder.prefix(kind, step)
+            return folder.read_weight_shapes(kind, step), folder.checkpoint_path(kind, step)
         except DamagedCheckpointError:
             continue
     return {}, ""
@@ -149,10 +149,10 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
     problem = None
     for folder, kind, step in _checkpoints(run):
         try:
-            folder.read(kind, step, {"model": variables})
+            folder.read_checkpoint(kind, step, {"model": variables})
             if kind == "step" and averaged:
                 covered = list_averaged_weights(model)
-                folder.read(kind, step, {"averages": {n: v for n, v in variables.items() if n in covered}})
+                folder.read_checkpoint(kind, step, {"averages": {n: v for n, v in variables.items() if n in covered}})
             return step
         except DamagedCheckpointError as error:
             problem = error

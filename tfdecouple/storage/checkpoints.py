@@ -42,18 +42,18 @@ class CheckpointFolder:
         self.path = path
         self.keep = keep
 
-    def steps(self, kind: str = "step") -> list[int]:
+    def checkpoint_steps(self, kind: str = "step") -> list[int]:
         """Returns the steps of the checkpoints of a kind, newest first."""
         if not self.path.is_dir():
             return []
         matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
         return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
 
-    def prefix(self, kind: str, step: int) -> str:
+    def checkpoint_path(self, kind: str, step: int) -> str:
         """Returns the path of a checkpoint in TensorFlow's sense, without the endings of its files."""
         return str(self.path / f"{kind}-{step:09d}")
 
-    def write(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
+    def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Writes a checkpoint, then removes the old ones: all but `keep` steps, or all but the new best one.
 
         It is written under another name and renamed when it is complete, its index last. So a listed checkpoint can be
@@ -76,30 +76,30 @@ class CheckpointFolder:
                 file.replace(file.with_name(file.name[1:]))
         except (tf.errors.OpError, OSError) as error:
             self.remove_remains()
-            steps = self.steps()
+            steps = self.checkpoint_steps()
             newest_name = f"step {steps[0]}" if steps else "its beginning"
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             code = errno.ENOSPC if full else getattr(error, "errno", None)
             raise RunError(
-                f"cannot write the checkpoint {self.prefix(kind, step)}: "
+                f"cannot write the checkpoint {self.checkpoint_path(kind, step)}: "
                 f"{os.strerror(code) if code else one_line(error, first=True)}; "
                 f"{'free some space and ' if code == errno.ENOSPC else ''}start again, the run goes on from "
                 f"{newest_name}"
             ) from error
-        newest = self.steps(kind)[: self.keep] if kind == "step" else []
-        for other in self.steps(kind):
+        newest = self.checkpoint_steps(kind)[: self.keep] if kind == "step" else []
+        for other in self.checkpoint_steps(kind):
             # The new one is kept even where a run that got further has left newer ones.
             if other not in (step, *newest):
-                self.remove(kind, other)
+                self.remove_checkpoint(kind, other)
 
-    def read(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
+    def read_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
         """Reads variables from a checkpoint.
 
         Raises:
             DamagedCheckpointError: where its files are cut short or do not match their checksums.
             RunError: where it does not hold these variables.
         """
-        prefix = self.prefix(kind, step)
+        prefix = self.checkpoint_path(kind, step)
         # Everything is read once before, because a damaged file must not leave half of its values in the variables.
         with _damage_errors(prefix):
             reader = tf.train.load_checkpoint(prefix)
@@ -120,7 +120,7 @@ class CheckpointFolder:
         Raises:
             DamagedCheckpointError: where it cannot be read, or declares more bytes than its files have.
         """
-        prefix = self.prefix(kind, step)
+        prefix = self.checkpoint_path(kind, step)
         weights, declared = {}, 0
         with _damage_errors(prefix):
             reader = tf.train.load_checkpoint(prefix)
@@ -137,16 +137,16 @@ class CheckpointFolder:
             )
         return weights
 
-    def remove(self, kind: str, step: int) -> None:
+    def remove_checkpoint(self, kind: str, step: int) -> None:
         """Removes a checkpoint, its index first, so that an incomplete one is never listed."""
-        prefix = pathlib.Path(self.prefix(kind, step))
+        prefix = pathlib.Path(self.checkpoint_path(kind, step))
         prefix.with_name(prefix.name + ".index").unlink(missing_ok=True)
         for data in self.path.glob(prefix.name + ".data-*"):
             data.unlink(missing_ok=True)
 
     def remove_remains(self) -> None:
         """Removes what an interrupted write has left: temporary folders, and data without an index."""
-        complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.steps(kind)}
+        complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.checkpoint_steps(kind)}
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             if not _OURS.fullmatch(entry.name):
                 continue

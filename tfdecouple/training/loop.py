@@ -116,15 +116,15 @@ def train(
             workers = Workers(count, group.rank, make_collective_sum(strategy, count))
         stack.enter_context(_one_line_errors(path))
         _require_same_options(workers, config)
-        workers.on_chief(lambda: require_loggers(config.training.loggers))
+        workers.call_on_chief(lambda: require_loggers(config.training.loggers))
         config = choose_micro_batches(config, path, strategy, workers, progress.say)
         directory = stack.enter_context(RunDirectory(path, config, progress.say))
         require_divisible_batch(config.training, strategy.num_replicas_in_sync)
-        workers.on_all(lambda: _require_memory(config))
-        workers.on_chief(directory.require_same_run)
-        source = workers.on_all(lambda: open_source(config.data, config.model.image_shape, download))
-        workers.on_all(lambda: require_classes(source, config.model))
-        workers.on_chief(lambda: directory.require_label_names(source.label_names))
+        workers.call_on_all(lambda: _require_memory(config))
+        workers.call_on_chief(directory.require_same_run)
+        source = workers.call_on_all(lambda: open_source(config.data, config.model.image_shape, download))
+        workers.call_on_all(lambda: require_classes(source, config.model))
+        workers.call_on_chief(lambda: directory.require_label_names(source.label_names))
         workers.require_equal("the images", json.dumps(source.sizes))
         stack.enter_context(source.guard())
         keras.utils.set_random_seed(config.training.seed)
@@ -151,7 +151,7 @@ def _require_memory(config: Config) -> None:
 
 def _require_same_options(workers: Workers, config: Config) -> None:
     """Raises RunError in every process if a worker was started with other options; the message lists them."""
-    chiefs = Config.from_dict(workers.on_chief(config.to_dict))
+    chiefs = Config.from_dict(workers.call_on_chief(config.to_dict))
     changed = difference(chiefs, config)
     listed = "; ".join(f"{name} is {own!r}, of worker 0 {other!r}" for name, (other, own) in changed.items())
 
@@ -159,7 +159,7 @@ def _require_same_options(workers: Workers, config: Config) -> None:
         if listed:
             raise RunError(f"all workers must be started with the same options; here {listed}")
 
-    workers.on_all(refuse_changes)
+    workers.call_on_all(refuse_changes)
 
 
 @contextlib.contextmanager
@@ -223,14 +223,18 @@ class Trainer:
         """Trains to the last step and returns the run's summary; raises the errors of `train`."""
         messages, is_new = self.directory.restore(self.state, self.source.sizes)
         if not is_new:
-            self.workers.broadcast(variable for group in self.state.groups().values() for variable in group.values())
+            self.workers.broadcast(
+                variable for group in self.state.checkpoint_groups().values() for variable in group.values()
+            )
         self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
         if summary := self.directory.finished_summary():
             return summary
         self.progress.begin(self.step)
         self._introduce(messages)
-        self.workers.on_all(lambda: check_precision_of(self.state.model, self.training.precision, self.training.memory))
+        self.workers.call_on_all(
+            lambda: check_precision_of(self.state.model, self.training.precision, self.training.memory)
+        )
         if is_new:
             self._initialize_weights()
         else:
@@ -283,7 +287,7 @@ class Trainer:
 
     def _broadcast_model(self) -> None:
         """Copies the chief's weights to all workers."""
-        self.workers.broadcast(self.state.groups()["model"].values())
+        self.workers.broadcast(self.state.checkpoint_groups()["model"].values())
 
     def _write_run_files(self) -> None:
         """Writes the config of the run and opens its log, once.
@@ -325,7 +329,7 @@ class Trainer:
             read = None
             if logs or saves or schedule.is_due(self.step):
                 read = self._read(result)
-                schedule.set_next(self.step, self.workers.on_chief(lambda: schedule.propose_interval(self.step)))
+                schedule.set_next(self.step, self.workers.call_on_chief(lambda: schedule.propose_interval(self.step)))
             if logs and read:
                 now = time.monotonic()
                 self._log(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
@@ -459,7 +463,7 @@ class Trainer:
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
             "the same command goes on from here"
         )
-        with self._ended_by(stop, where), self.state.optimizer.averaged():
+        with self._ended_by(stop, where), self.state.optimizer.use_averages():
             count_batch = self.progress.counted("validation", count)
             batches = self._evaluation_batches("validation", count)
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
@@ -492,7 +496,7 @@ class Trainer:
 
     def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
         """Returns a context that a signal ends at once, unless other workers wait for this one."""
-        return contextlib.nullcontext() if self.workers.count > 1 else stop.at_once(where)
+        return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _evaluated_images(self, split: str, limit: int = 0) -> int:
         """Returns how many images of a split to evaluate on.
@@ -554,4 +558,4 @@ class _OnChief:
         value = getattr(self._target, name)
         if not callable(value):
             return value
-        return lambda *args, **options: self._workers.on_chief(lambda: value(*args, **options))
+        return lambda *args, **options: self._workers.call_on_chief(lambda: value(*args, **options))

@@ -88,7 +88,7 @@ class Optimizer:
             average.assign(tf.raw_ops.DeepCopy(x=self._averaged[name]))
 
     @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
+    def use_averages(self) -> Iterator[None]:
         """Replaces weights and statistics by their averages inside this context."""
         self._swap_averages()
         try:
@@ -103,7 +103,7 @@ class Optimizer:
             variable.assign(average.read_value())
             average.assign(value)
 
-    def apply(
+    def apply_update(
         self,
         applied: tf.Tensor,
         gradients: list[tf.Tensor],
@@ -296,7 +296,7 @@ class BufferView(base.Trackable):
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")
-        for copy in self.copies():
+        for copy in self.device_copies():
             # The sliced assignment of `tf.Variable` would read the part first.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=copy._vector.handle,
@@ -306,7 +306,7 @@ class BufferView(base.Trackable):
                 value=tf.reshape(value, [-1]),
             )
 
-    def copies(self) -> tuple[BufferView, ...]:
+    def device_copies(self) -> tuple[BufferView, ...]:
         """Returns the view of each device's copy of the vector."""
         distributed = isinstance(self._vector, tf.distribute.DistributedValues)
         vectors = self._vector.values if distributed else (self._vector,)

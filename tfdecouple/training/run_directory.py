@@ -123,7 +123,7 @@ class RunDirectory:
         free = [*_FREE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
-        newest = max(CheckpointFolder(path / CHECKPOINTS).steps(), default=0)
+        newest = max(CheckpointFolder(path / CHECKPOINTS).checkpoint_steps(), default=0)
         if all(c.training.patterns_after >= newest for c in (before, self._config) if c.training.patterns):
             free += _FREE_BEFORE_PATTERNS
         for name in free:
@@ -180,7 +180,7 @@ class RunDirectory:
         messages = [*self._messages, *self._describe_changed_sizes(sizes)]
         messages += self._restore_newest(state) if self.is_resumed else []
         self._begun = int(state.step.numpy())
-        return messages, self._begun == 0 and not self.checkpoints.steps()
+        return messages, self._begun == 0 and not self.checkpoints.checkpoint_steps()
 
     def _describe_changed_sizes(self, sizes: Mapping[str, int]) -> list[str]:
         """Returns a warning where the splits have other numbers of images than when the run last trained."""
@@ -194,17 +194,17 @@ class RunDirectory:
 
     def _restore_newest(self, state: TrainingState) -> list[str]:
         messages: list[str] = []
-        for step in self.checkpoints.steps():
+        for step in self.checkpoints.checkpoint_steps():
             try:
-                self.checkpoints.read("step", step, state.groups())
+                self.checkpoints.read_checkpoint("step", step, state.checkpoint_groups())
             except DamagedCheckpointError as error:
                 messages.append(f"passed over: {error}")
                 continue
             messages.append(f"goes on from step {int(state.step.numpy())}")
             # The restored state knows nothing of later checkpoints, nor of later best weights.
             for kind in ("step", "best"):
-                for newer in (s for s in self.checkpoints.steps(kind) if s > step):
-                    self.checkpoints.remove(kind, newer)
+                for newer in (s for s in self.checkpoints.checkpoint_steps(kind) if s > step):
+                    self.checkpoints.remove_checkpoint(kind, newer)
             return messages
         if messages:
             raise RunError(
@@ -328,13 +328,13 @@ class RunDirectory:
         """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
-        if overwrite or step not in self.checkpoints.steps():
+        if overwrite or step not in self.checkpoints.checkpoint_steps():
             self._log.flush()
-            self.checkpoints.write("step", step, state.groups())
+            self.checkpoints.write_checkpoint("step", step, state.checkpoint_groups())
 
     def save_best_weights(self, state: TrainingState, step: int) -> None:
         """Saves the model's weights as the best ones."""
-        self.checkpoints.write("best", step, {"model": state.groups()["model"]})
+        self.checkpoints.write_checkpoint("best", step, {"model": state.checkpoint_groups()["model"]})
 
     def load_best_weights(self, state: TrainingState) -> None:
         """Loads the best weights into the model, or those of the newest checkpoint if the best cannot be read."""

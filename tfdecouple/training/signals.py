@@ -28,7 +28,7 @@ class InterruptedRunError(RunError):
 
 
 class _Stopped(BaseException):
-    """Ends the code inside `StopRequest.at_once`; it is no `Exception`, which libraries might catch."""
+    """Ends the code inside `StopRequest.stop_at_once`; it is no `Exception`, which libraries might catch."""
 
 
 class StopRequest:
@@ -61,7 +61,7 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
-    def at_once(self, where: str) -> Iterator[None]:
+    def stop_at_once(self, where: str) -> Iterator[None]:
         """Lets a signal, also one that came before, end the code inside this context at once.
 
         Use it where nothing is left to save.

@@ -62,7 +62,7 @@ class TrainingState:
         self.not_finite = tf.Variable(np.zeros(len(RUNNING_MEANS), np.int64), trainable=False)
         self.lost = tf.Variable(np.float32(0), trainable=False)
 
-    def groups(self) -> dict[str, Mapping[str, Any]]:
+    def checkpoint_groups(self) -> dict[str, Mapping[str, Any]]:
         """Returns all variables of a checkpoint by group and name; the group "model" has the weights."""
         counters = ("step", "updates", "skipped", "best_step", "best_bits_per_dim", "window")
         return {

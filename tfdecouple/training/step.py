@@ -110,12 +110,12 @@ class TrainStep:
 
     def _add_micro_batch(self, examples: Any, step: tf.Tensor, number: tf.Tensor) -> None:
         def add(examples: Any) -> None:
-            self._accumulator.add(self._share(examples, step, number)[0])
+            self._accumulator.add_tensors(self._share(examples, step, number)[0])
 
         self._strategy.run(add, args=(examples,))
 
     def _finish_micro_batches(self, stop: tf.Tensor) -> StepResult:
-        shares = self._strategy.run(self._accumulator.take)
+        shares = self._strategy.run(self._accumulator.take_sums)
         return self._update(shares, self._strategy.run(self.state.optimizer.read_small_weights), stop)
 
     # --- on each device ---
@@ -202,7 +202,8 @@ class TrainStep:
         rate = learning_rate(training, state.updates)
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
-            state.optimizer.apply, args=(applied, total.gradients, small, total.moving, state.updates, rate, scale)
+            state.optimizer.apply_update,
+            args=(applied, total.gradients, small, total.moving, state.updates, rate, scale),
         )
         result = StepResult(
             bits_per_dim=state.model.nats_to_bits_per_dim(loss),
@@ -243,7 +244,7 @@ class Accumulator:
     """Sums of the tensors of micro-batches, one set of sums on each device.
 
     All sums lie in one long vector, because a thousand variables take long to trace. Create the accumulator inside the
-    scope of the strategy; call `add` and `take` on a device.
+    scope of the strategy; call `add_tensors` and `take_sums` on a device.
 
     Args:
         shapes: `tf.TensorShape`s of the tensors, in any structure that `tf.nest` knows.
@@ -259,11 +260,11 @@ class Accumulator:
             aggregation=tf.VariableAggregation.SUM,
         )
 
-    def add(self, values: Any) -> None:
+    def add_tensors(self, values: Any) -> None:
         """Adds float32 tensors of the accumulator's shapes, in its structure."""
         self._total.assign_add(tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(values)], 0))
 
-    def take(self) -> Any:
+    def take_sums(self) -> Any:
         """Returns the sums in their structure and sets them to 0."""
         total = tf.identity(self._total)
         with tf.control_dependencies([total]):

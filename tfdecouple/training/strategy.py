@@ -154,7 +154,7 @@ def choose_micro_batches(
     """
     if config.training.micro_batches != "auto":
         return config
-    count = workers.on_chief(lambda: _count_micro_batches(config, folder, strategy, report))
+    count = workers.call_on_chief(lambda: _count_micro_batches(config, folder, strategy, report))
     return dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=count))
 
 

@@ -212,7 +212,7 @@ class Workers:
     training works. Every method is a barrier: all workers must call it, in the same order.
 
     >>> alone = Workers()
-    >>> alone.on_chief(lambda: 1), alone.on_all(lambda: 2)
+    >>> alone.call_on_chief(lambda: 1), alone.call_on_all(lambda: 2)
     (1, 2)
 
     Args:
@@ -227,7 +227,7 @@ class Workers:
         self.rank = rank
         self._add = add
 
-    def on_all(self, act: Callable[[], Any]) -> Any:
+    def call_on_all(self, act: Callable[[], Any]) -> Any:
         """Calls `act` in every process and returns its result here; if it fails in one process, it fails in all.
 
         Raises:
@@ -236,7 +236,7 @@ class Workers:
         """
         return self._call(act)[0]
 
-    def on_chief(self, act: Callable[[], Any]) -> Any:
+    def call_on_chief(self, act: Callable[[], Any]) -> Any:
         """Calls `act` in the chief's process and returns its result, plain JSON, in every process.
 
         Raises:
