@@ -1,4 +1,4 @@
-"""`python -m export`."""
+"""Runs `python -m export`."""
 
 import sys
 

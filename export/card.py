@@ -31,7 +31,7 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# How to call each format, in Markdown.
+# The folder of Markdown templates that show how to call each format.
 _CALLS = pathlib.Path(__file__).with_name("calls")
 _CALLED = ("onnx", "litert", "savedmodel", "web")
 
@@ -89,7 +89,7 @@ def make_card(
         "bits_per_dim": provenance.bits_per_dim,
         "exact": judge_exactness(model.bound_of_scales, model.n_bits, formats),
         "endpoints": _name_files(described, formats),
-        "checked": {"real_images": images, "machine": _machine()},
+        "checked": {"real_images": images, "machine": _describe_machine()},
         "formats": dict(formats),
     }
 
@@ -187,7 +187,7 @@ def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict
     return whole
 
 
-def _machine() -> str:
+def _describe_machine() -> str:
     return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
 
 
@@ -196,7 +196,7 @@ def render_card(card: Mapping[str, Any]) -> str:
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
     rows = {
-        "architecture": f"{_sides(shape)} {_channels(shape)}, {architecture['n_bits']} bits, "
+        "architecture": f"{_describe_sides(shape)} {_describe_channels(shape)}, {architecture['n_bits']} bits, "
         + ("no z (an unconditional flow), " if latent_dim is None else f"z of {latent_dim} numbers, ")
         + f"v of the image's size, {architecture['parameters']:,} parameters, "
         + ("additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}")
@@ -212,7 +212,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         "bits per dimension": _describe_bits(card["bits_per_dim"]),
         "exactness": card["exact"]["meaning"],
         "images": f"turned upright as their EXIF data say, {_describe_colours(shape)}, cropped to the {card['crop']}, "
-        f"resized to {_sides(shape)} {card['resize']}",
+        f"resized to {_describe_sides(shape)} {card['resize']}",
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
     lines = [
@@ -226,8 +226,8 @@ def render_card(card: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for name, endpoint in card["endpoints"].items():
-        takes = ", ".join(map(_array, endpoint["inputs"]))
-        returns = ", ".join(map(_array, endpoint["outputs"]))
+        takes = ", ".join(map(_describe_array, endpoint["inputs"]))
+        returns = ", ".join(map(_describe_array, endpoint["outputs"]))
         lines.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
     lines += ["", "## Measured before publication", ""]
     for name, entry in card["formats"].items():
@@ -238,11 +238,11 @@ def render_card(card: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sides(shape: Shape) -> str:
+def _describe_sides(shape: Shape) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
-def _channels(shape: Shape) -> str:
+def _describe_channels(shape: Shape) -> str:
     return describe_channels(shape[-1]) if shape[-1] in PILLOW_MODES else f"with {describe_channels(shape[-1])}"
 
 
@@ -272,7 +272,7 @@ def _describe_bits(bits: Mapping[str, Any] | None) -> str:
     return ", ".join(parts) + " (ELBO)"
 
 
-def _array(array: Mapping[str, Any]) -> str:
+def _describe_array(array: Mapping[str, Any]) -> str:
     return f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"
 
 
@@ -305,7 +305,7 @@ def _list_calls(card: Mapping[str, Any]) -> list[str]:
     """Returns how to call each format that is there, in blocks that run in the export's folder."""
     formats, encode, decode = card["formats"], card["endpoints"]["encode"], card["endpoints"]["decode"]
     inputs, codes = ([array["name"] for array in one["inputs"]] for one in (encode, decode))
-    black = [(array["name"], _zeros(array)) for array in encode["inputs"]]
+    black = [(array["name"], _write_zeros(array)) for array in encode["inputs"]]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
@@ -315,30 +315,30 @@ def _list_calls(card: Mapping[str, Any]) -> list[str]:
         "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
         "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
         "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
-        "js_assign_inputs": "\n".join(f"const {one['name']} = {_js_tensor(one)};" for one in encode["inputs"]),
+        "js_assign_inputs": "\n".join(f"const {one['name']} = {_write_js_zeros(one)};" for one in encode["inputs"]),
         "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
         "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
         "signature": signature,
-        "json_inputs": ", ".join(map(_json_zeros, card["endpoints"][signature]["inputs"])),
+        "json_inputs": ", ".join(map(_write_json_zeros, card["endpoints"][signature]["inputs"])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
     templates = [(_CALLS / f"{name}.md").read_text(encoding="utf-8") for name in _CALLED if name in formats]
     return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
 
 
-def _zeros(array: Mapping[str, Any]) -> str:
+def _write_zeros(array: Mapping[str, Any]) -> str:
     """Returns an input of zeros for one image, in Python."""
     sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
     return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
 
 
-def _js_tensor(array: Mapping[str, Any]) -> str:
+def _write_js_zeros(array: Mapping[str, Any]) -> str:
     """Returns an input of zeros for one image, in JavaScript."""
     sizes, kind = [1, *array["shape"][1:]], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 
-def _json_zeros(array: Mapping[str, Any]) -> str:
+def _write_json_zeros(array: Mapping[str, Any]) -> str:
     """Returns an input of zeros without the batch, as Python that makes JSON of it."""
     value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):

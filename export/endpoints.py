@@ -28,7 +28,7 @@ Arrays = dict[str, np.ndarray]
 # `export.verification.keras_answers.KerasAnswers`, which stands above this module.
 KerasAnswers = Any
 
-# What an input can hold, beside scalars of a range.
+# The possible contents of an input, beside scalars of a range.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
 # The temperatures at which samples are compared lie between these two.
@@ -149,7 +149,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         return Array(name, "int32", (), meaning, LABEL, labels=(0 if needed else -1, config.classes))
 
     v = Array("v", "float32", image, "local code", LOCAL_CODE)
-    # z is coded by the label, or only its prior knows the label, or nothing does.
+    # `coded`: z is a function of the label. `known`: at least the prior of z depends on labels.
     coded, known = config.has_class_codes, config.has_classes
     labels = (label("labels"),) if coded else ()
     values = f"{describe_channels(image[-1])}, 0..255"
@@ -292,7 +292,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
     return tuple(one for one in every if (with_z or not one.needs_z) and one.name not in lacking)
 
 
-def onnx_names(config: ModelConfig) -> dict[str, str]:
+def list_onnx_names(config: ModelConfig) -> dict[str, str]:
     """Returns the names of the ONNX files, without suffix, by the endpoints that they offer."""
     return {one.name: one.onnx for one in endpoints(config) if one.onnx}
 
@@ -306,12 +306,12 @@ def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
 
 
 def _encode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    z, v = deployed.codes(inputs["images"], inputs.get("labels"))
+    z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {**({} if z is None else {"z": z}), "v": deployed.layout.leave(v)}
 
 
 def _encode_global(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    mean, log_variance = deployed.posterior(deployed.bins_of(inputs["images"]))
+    mean, log_variance = deployed.posterior(deployed.to_bins(inputs["images"]))
     return {"z_mean": mean, "z_log_variance": log_variance}
 
 
@@ -327,22 +327,22 @@ def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     return {"images": deployed.decode(z, deployed.layout.enter(v))}
 
 
-def _codes_of_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Returns z and v of images_a and images_b, encoded as one batch."""
     import tensorflow as tf
 
-    # Stacked, not concatenated: batches of different sizes would be halved in the wrong place without an error.
+    # Both batches are stacked: concatenated ones of different sizes would be halved in the wrong place, unnoticed.
     pairs, labels = tf.stack([inputs["images_a"], inputs["images_b"]]), None
     if "labels_a" in inputs:
         labels = tf.reshape(tf.stack([inputs["labels_a"], inputs["labels_b"]]), [-1])
-    z, v = deployed.codes(tf.reshape(pairs, [-1, *deployed.config.image_shape]), labels)
+    z, v = deployed.encode(tf.reshape(pairs, [-1, *deployed.config.image_shape]), labels)
     return tf.split(z, 2), tf.split(v, 2)
 
 
 def _switch(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z, v = _codes_of_both(deployed, inputs)
+    z, v = _encode_both(deployed, inputs)
     images_ab, images_ba = tf.split(deployed.decode(tf.concat(z, 0), tf.concat([v[1], v[0]], 0)), 2)
     return {"images_ab": images_ab, "images_ba": images_ba}
 
@@ -350,7 +350,7 @@ def _switch(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z, v = _codes_of_both(deployed, inputs)
+    z, v = _encode_both(deployed, inputs)
     alpha, beta = tf.reshape(inputs["alpha"], [-1, 1]), tf.reshape(inputs["beta"], [-1, 1, 1, 1])
     # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
     return {"images": deployed.decode((1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1])}
@@ -359,20 +359,20 @@ def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tenso
 def _edit(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
-    z, v = deployed.codes(inputs["images"], inputs.get("labels"))
+    z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {"edited": deployed.decode(z + tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"], v)}
 
 
 def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    from export.deployed.deployed_model import score
+    from export.deployed.deployed_model import compute_scores
 
-    return score(deployed, inputs)
+    return compute_scores(deployed, inputs)
 
 
 def _classify(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    from export.deployed.deployed_model import label_log_probabilities
+    from export.deployed.deployed_model import compute_label_probabilities
 
-    return {"log_probabilities": label_log_probabilities(deployed, inputs["images"])}
+    return {"log_probabilities": compute_label_probabilities(deployed, inputs["images"])}
 
 
 # --- answers of the Keras model ---

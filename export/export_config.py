@@ -15,7 +15,7 @@ FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """What to export, and where to.
+    """The run, the formats and the folder of one export.
 
     Attributes:
         run: run folder, or the name or address of bundled or published weights.

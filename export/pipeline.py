@@ -18,7 +18,7 @@ import tensorflow as tf
 from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, make_card, merge_earlier_formats, render_card, require_same_model
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import endpoints, onnx_names
+from export.endpoints import endpoints, list_onnx_names
 from export.export_config import FILE_FORMATS, ExportConfig
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
@@ -33,7 +33,7 @@ from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.storage.files import write_json, write_text
 
-# Published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
+# The client is published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
 CLIENT = pathlib.Path(__file__).with_name("client.py")
 # The file of the test vectors in the staging area.
 _VECTORS = "vectors.npz"
@@ -150,7 +150,7 @@ class _Export:
         _WRITERS[name][1](deployed, chosen, metadata, folder, self._report)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         paths = [f"{name}/{file}" for file in sizes]
-        self._verify(name, f"{name} files", folder, name, onnx_names(self._model.config), paths)
+        self._verify(name, f"{name} files", folder, name, list_onnx_names(self._model.config), paths)
         self._formats[name]["bytes"] = sizes
 
     def _verify(
@@ -172,7 +172,7 @@ class _Export:
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
         self._report("building the web page")
-        models = {name: file for name, file in onnx_names(self._model.config).items() if file in PAGE_MODELS}
+        models = {name: file for name, file in list_onnx_names(self._model.config).items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
         build_page(area / "web", area / "onnx", runtime, about)
         self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})

@@ -19,7 +19,7 @@ from tfdecouple.errors import UserError
 
 _STAGING = ".export-"
 _LOCK = ".export.lock"
-# Begins the name of a folder in the staging area that made room for its successor.
+# The name of a folder that made room for its successor begins with this, in the staging area.
 _OLD = "old-"
 
 

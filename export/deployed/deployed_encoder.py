@@ -75,7 +75,9 @@ class DeployedEncoder(Deployed):
         self.blocks = fold_blocks(encoder.blocks, "encoder", layout)
         self.top = DeployedLinear("encoder/top", to_float64(encoder.top.kernel), to_float64(encoder.top.bias), layout)
         kernel, bias = fold_weight_norm(encoder.last)
-        self.last = DeployedLinear("encoder/last", kernel[layout.flattened(*sides, encoder.out_channels)], bias, layout)
+        self.last = DeployedLinear(
+            "encoder/last", kernel[layout.order_flattened(*sides, encoder.out_channels)], bias, layout
+        )
 
     def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of z, each `[batch, d_z]`, of x in [-1, 1)."""

@@ -121,7 +121,7 @@ class DeployedWhitening(Deployed):
     def __init__(self, layer: ConditionalWhitening, name: str, layout: Layout, shape: tuple[int, int, int]):
         super().__init__(name, layout)
         kernel, bias = fold_weight_norm(layer.last)
-        order = layout.flattened(*shape)
+        order = layout.order_flattened(*shape)
         order = np.concatenate([order, len(order) + order])
         self.first = DeployedLinear(f"{name}/first", to_float64(layer.first), to_float64(layer.first_bias), layout)
         self.last = DeployedLinear(f"{name}/last", kernel[:, order], bias[order], layout)

@@ -91,7 +91,7 @@ class DeployedMix(Deployed):
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
         """Maps x towards v."""
         if log_dets is not None:
-            log_dets.append(self.layout.positions(x) * self.log_det)
+            log_dets.append(self.layout.count_positions(x) * self.log_det)
         return self.mix(x)
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
@@ -121,7 +121,7 @@ class DeployedActNorm(Deployed):
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
         """Maps x towards v."""
         if log_dets is not None:
-            log_dets.append(self.layout.positions(x) * self.log_det)
+            log_dets.append(self.layout.count_positions(x) * self.log_det)
         return x * self.scale + self.bias
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:

@@ -51,7 +51,7 @@ class DeployedClasses(Deployed):
             rounded.get(name) for name in ("codes", "scale", "unscale", "shift", "log_det")
         )
 
-    def rows(self, array: Array, labels: tf.Tensor) -> tf.Tensor:
+    def take_rows(self, array: Array, labels: tf.Tensor) -> tf.Tensor:
         """Returns the rows of an array for labels `[batch]`."""
         # The variable is read first, because to gather from it would be an operation with state.
         return tf.gather(tf.convert_to_tensor(array), labels)
@@ -95,11 +95,11 @@ class DeployedModel(Deployed):
 
     # --- the pieces of the endpoints ---
 
-    def bins_of(self, images: tf.Tensor) -> tf.Tensor:
+    def to_bins(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the bins of uint8 images `[batch, height, width, channels]`, in the order of the graph."""
         return self.quantizer.levels(self.layout.enter(images))
 
-    def pixels(self, x: tf.Tensor) -> tf.Tensor:
+    def to_pixels(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the uint8 images `[batch, height, width, channels]` of x in [-1, 1); values outside are clipped."""
         return self.layout.leave(self.quantizer.pixels(x))
 
@@ -108,31 +108,31 @@ class DeployedModel(Deployed):
         assert self.encoder is not None
         return self.encoder.infer(self.quantizer.edges(bins))
 
-    def code(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
+    def infer_z(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
         """Returns the z of `encode`, `[batch, d_z]`; None without z."""
         if self.classes is not None and self.classes.codes is not None:
-            return self.classes.rows(self.classes.codes, labels)
+            return self.classes.take_rows(self.classes.codes, labels)
         return None if self.encoder is None else self.posterior(bins)[0]
 
-    def codes(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
+    def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
         """Returns z and v of uint8 images, v in the order of the graph."""
-        bins = self.bins_of(images)
-        z = self.code(bins, labels)
+        bins = self.to_bins(images)
+        z = self.infer_z(bins, labels)
         return z, self.flow.forward(self.quantizer.centres(bins), z)
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
         """Returns the uint8 images of codes, v in the order of the graph."""
-        return self.pixels(self.flow.inverse(v, z))
+        return self.to_pixels(self.flow.inverse(v, z))
 
     def z_from_noise(self, noise: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
         """Returns z of normal noise, where it has a density, and of labels, where the model knows them."""
         classes = self.classes
         if classes is not None and classes.codes is not None:
-            return self.code(None, labels)
+            return self.infer_z(None, labels)
         z = None if self.prior is None else self.prior.inverse(noise)
         if classes is None or z is None:
             return z
-        return (z - classes.rows(classes.shift, labels)) * classes.rows(classes.unscale, labels)
+        return (z - classes.take_rows(classes.shift, labels)) * classes.take_rows(classes.unscale, labels)
 
     def prior_of_each_class(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the noise of the prior behind z by each label, and log p(z, y), as the model's own."""
@@ -146,19 +146,19 @@ class DeployedModel(Deployed):
         return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
 
-def score(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def compute_scores(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Returns the scores of `outlier_scores.OutlierScores` that the model has, each `[batch]`, by name.
 
     Args:
         deployed: the model.
         inputs: "images", "u_noise", and where the model knows them "z_noise" and "labels", as of the endpoint.
     """
-    bins, labels, config = deployed.bins_of(inputs["images"]), inputs.get("labels"), deployed.config
+    bins, labels, config = deployed.to_bins(inputs["images"]), inputs.get("labels"), deployed.config
     z, kl, log_q, classes = None, None, None, deployed.classes
     of_z, latents = {}, []
     if config.has_class_codes:
         assert classes is not None
-        z, kl = deployed.code(bins, labels), -classes.rows(classes.log_probabilities, labels)
+        z, kl = deployed.infer_z(bins, labels), -classes.take_rows(classes.log_probabilities, labels)
     if config.has_encoder:
         mean, log_variance = deployed.posterior(bins)
         noise = inputs["z_noise"]
@@ -193,13 +193,13 @@ def score(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> dict[str,
     }
 
 
-def label_log_probabilities(deployed: DeployedModel, images: tf.Tensor) -> tf.Tensor:
+def compute_label_probabilities(deployed: DeployedModel, images: tf.Tensor) -> tf.Tensor:
     """Returns log p(y|x) of each label, `[batch, classes]`, of uint8 images."""
-    bins, classes = deployed.bins_of(images), deployed.classes
+    bins, classes = deployed.to_bins(images), deployed.classes
     assert classes is not None
     if not deployed.config.has_class_codes:
-        return tf.math.log_softmax(deployed.prior_of_each_class(deployed.code(bins, None))[1])
-    # All labels in one pass, because with a pass each the graph would grow with their number.
+        return tf.math.log_softmax(deployed.prior_of_each_class(deployed.infer_z(bins, None))[1])
+    # All labels go through the flow in one pass; with a pass for each, the graph would grow with their number.
     count, batch = deployed.config.classes, tf.shape(bins)[0]
     x = tf.tile(deployed.quantizer.centres(bins), [count, 1, 1, 1])
     z = tf.repeat(tf.convert_to_tensor(classes.codes), tf.fill([count], batch), 0)

@@ -115,12 +115,12 @@ class Layout:
         """Returns the shape of an image."""
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
-    def flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns, for each entry of a flattened image, its number in one of `[height, width, channels]`."""
+    def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
+        """Returns the order of the entries of a flattened image, as numbers of those of `[height, width, channels]`."""
         every = np.arange(height * width * channels).reshape(height, width, channels)
         return (every.transpose(2, 0, 1) if self.order == "NCHW" else every).ravel()
 
-    def positions(self, x: tf.Tensor) -> int:
+    def count_positions(self, x: tf.Tensor) -> int:
         """Returns the number of positions that have channels: the pixels of an image, 1 for a vector."""
         return math.prod(x.shape[1:]) // x.shape[self.axis]
 
@@ -151,7 +151,7 @@ class Layout:
         """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ..."""
         if self.order == "NCHW":
             return x[:, ::2], x[:, 1::2]
-        # A hundredth of the time that TensorFlow takes for slices with a step along the last axis.
+        # Slices with a step along the last axis would take TensorFlow a hundred times as long.
         even, odd = tf.unstack(tf.reshape(x, [-1, *x.shape[1:-1], x.shape[-1] // 2, 2]), axis=-1)
         return even, odd
 
@@ -160,7 +160,7 @@ class Layout:
         if self.order == "NCHW":
             channels, *others = even.shape[1:]
             return tf.reshape(tf.stack([even, odd], 2), [-1, 2 * channels, *others])
-        # One long transposition takes half of the time that `tf.stack` along the last axis takes.
+        # `tf.stack` along the last axis would take twice as long as one long transposition.
         pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
         return tf.reshape(pairs, [-1, *even.shape[1:-1], 2 * even.shape[-1]])
 
@@ -173,14 +173,14 @@ class Layout:
         return tf.nn.depth_to_space(x, 2, self.order)
 
     def as_pixel(self, vectors: tf.Tensor) -> tf.Tensor:
-        """Gives vectors `[batch, channels]` the axes of an image of one pixel."""
+        """Returns vectors `[batch, channels]` as images of one pixel."""
         return tf.reshape(vectors, [-1, *self.shape(1, 1, vectors.shape[-1])])
 
     def elu(self, x: tf.Tensor) -> tf.Tensor:
         """Returns x above 0 and exp(x) - 1 below."""
         if self.order == "NHWC":
             return tf.nn.elu(x)
-        # ONNX Runtime computes Elu on one thread and without vectors, and took a third of the whole time for it. These
-        # four operations give the same, since exp(0) - 1 = 0 <= x above 0 and exp(x) - 1 >= x below, in a third of the
-        # time of Elu. `formats/onnx.py` makes a Clip of the minimum.
+        # ONNX Runtime computes Elu on one thread and without vectors, which took a third of the whole time. These four
+        # operations give the same in a third of the time of Elu, since exp(0) - 1 = 0 <= x above 0 and exp(x) - 1 >= x
+        # below. `formats/onnx.py` makes a Clip of the minimum.
         return tf.maximum(x, tf.exp(tf.minimum(x, 0.0)) - 1.0)

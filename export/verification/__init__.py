@@ -1,1 +1,1 @@
-"""What stands between an export and its publication: every file is used, in a process of its own, and compared."""
+"""Verification of exports: every file is opened in a process of its own and compared with the model."""

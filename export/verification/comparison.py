@@ -27,7 +27,7 @@ from tfdecouple.errors import UserError
 _PIXELS_AT_ONCE = 16 * 64 * 64
 # Problems that one line names.
 _NAMED = 5
-# Begins the line of the report on stdout.
+# The line on stdout that has the report begins with this.
 REPORT = "report: "
 
 Arrays = dict[str, np.ndarray]
@@ -78,7 +78,7 @@ def compare_files(
     try:
         opened = kind(folder, names, **({"provider": provider} if provider else {}))
     except Exception as error:  # noqa: BLE001 - a runtime raises anything at a file that it cannot read
-        found.problems.append(f"the {kind.title} files cannot be opened: {first_reason(error)}")
+        found.problems.append(f"the {kind.title} files cannot be opened: {find_first_reason(error)}")
         return found
     with opened:
         if not opened.available:
@@ -102,7 +102,7 @@ def compare_files(
 def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
     """Calls an endpoint in every batch; returns the problems of its answers, and the figures by output."""
     own_name = opened.aliases.get(endpoint, endpoint)
-    inputs, parts = select(vectors, f"in/{own_name}/"), select(vectors, f"out/{own_name}/")
+    inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
         return ["it cannot be compared: there are no answers of the model to it"], {}
     sizes, start, answers = vectors["batches"].tolist(), 0, []
@@ -110,7 +110,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
         try:
             answers.append(opened.call(endpoint, {name: array[start : start + size] for name, array in inputs.items()}))
         except Exception as error:  # noqa: BLE001 - a runtime raises anything
-            return [f"it fails at batch {size}: {first_reason(error)}"], {}
+            return [f"it fails at batch {size}: {find_first_reason(error)}"], {}
         start += size
     expected, returned = list(dict.fromkeys(name.partition("/")[0] for name in parts)), list(answers[0])
     if opened.sorts_outputs:
@@ -119,7 +119,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
         return [f"it returns {', '.join(returned)} where the model returns {', '.join(expected)}"], {}
     problems, figures = [], {}
     for name in expected:
-        answer = Answer(**select(parts, f"{name}/"))
+        answer = Answer(**select_arrays(parts, f"{name}/"))
         arrays = [np.asarray(one[name]) for one in answers]
         shapes = _describe_shapes([(array.dtype, array.shape) for array in arrays])
         right = _describe_shapes([(answer.values.dtype, (size, *answer.values.shape[1:])) for size in sizes])
@@ -136,8 +136,8 @@ def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
 
 
 def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report) -> None:
-    """Encodes and decodes images by the files alone: those that the model itself keeps must come back identical."""
-    for kind, images in {"real": vectors["real"], **select(vectors, "extreme/")}.items():
+    """Encodes and decodes images by the files alone; images that the model itself keeps must come back identical."""
+    for kind, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
         at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
         inputs = {"images": images}
         if f"labels/{kind}" in vectors:
@@ -162,7 +162,7 @@ def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
     """Yields weights in the files that are not, to the last bit, weights that the model was deployed with."""
     known = {*vectors[f"weights/{opened.layout}"].tolist()}
     every, same, others = 0, 0, []
-    for name, array in opened.weights():
+    for name, array in opened.read_weights():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             yield f"weight {name} is not of finite numbers in float32"
         every += array.size
@@ -189,7 +189,7 @@ def digest_array(array: np.ndarray) -> str:
     return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def select(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
+def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
     """Returns the arrays whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
@@ -203,8 +203,8 @@ def join_problems(problems: Sequence[str]) -> str:
     return f"{len(problems)} problems: " + "; ".join([*named, *more])
 
 
-def first_reason(error: BaseException) -> str:
-    """Returns in one line why something failed: of an error raised while another was handled, the first."""
+def find_first_reason(error: BaseException) -> str:
+    """Returns the cause of a failure in one line: the first error of a chain."""
     while error.__context__ is not None:
         error = error.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The answers of the Keras model, with which files are compared; and its answers to perturbed inputs."""
+"""The answers of the Keras model, with which files are compared, and its answers to perturbed inputs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from export.verification.tolerance import PERTURBATION
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import OutlierScores, scores_of
 
-# Pixels that the model computes at once. The number of images is always the same, because each number is traced anew.
+# Pixels that the model computes at once. The number of images is always the same, since each number is traced anew.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 
 Optional = np.ndarray | None
 
 
 class Encoding(NamedTuple):
-    """What the model makes of images: `z` and `z_log_variance`, `[n, d_z]` or None, and `v`, of the images' shape."""
+    """The codes of images: `z` and `z_log_variance`, `[n, d_z]` or None, and `v`, of the images' shape."""
 
     z: Optional
     z_log_variance: Optional
@@ -29,7 +29,7 @@ class Encoding(NamedTuple):
 
 
 class KerasAnswers:
-    """What a model answers to images, codes and noise: arrays in, arrays out, the batch first, z None without it.
+    """The answers of a model to images, codes and noise, as arrays with the batch first; without z, z is None.
 
     Answers to equal rows are computed once.
 
@@ -75,7 +75,7 @@ class KerasAnswers:
             z_noise = np.zeros((len(images), self.config.latent_dim), np.float32)
         if self._unperturbed is not None:
             z_noise = self._perturb_noise(images, z_noise)
-            # In units of bins, so that x is moved as far as that of perturbed images.
+            # u is perturbed in units of bins, so that x is moved as far as that of perturbed images.
             u_noise = self._perturb(u_noise, self.config.n_bins / 2)
 
         def compute(*inputs: tf.Tensor) -> list[tf.Tensor]:
@@ -87,16 +87,16 @@ class KerasAnswers:
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Returns log p(y|x) of each label, `[n, classes]`."""
-        return self._run(lambda bins: [tf.math.log_softmax(self._model.log_joint(bins))], self._bins_of(images))[0]
+        return self._run(lambda bins: [tf.math.log_softmax(self._model.log_joint(bins))], self._to_bins(images))[0]
 
-    def pixels(self, bins: np.ndarray) -> np.ndarray:
+    def to_pixels(self, bins: np.ndarray) -> np.ndarray:
         """Returns the pixels, uint8, of values in units of bins; values that are not finite are outside of all bins."""
         quantizer = self._model.quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.step).astype(np.uint8)
 
     def _encode(self, images: np.ndarray, labels: Optional) -> list[Optional]:
-        bins, mean, log_variance = self._bins_of(images), None, None
+        bins, mean, log_variance = self._to_bins(images), None, None
         if labels is not None:
             mean = self.z_from_noise(None, labels)
         flow, encoder, quantizer = self._model.flow, self._model.encoder, self._model.quantizer
@@ -110,7 +110,7 @@ class KerasAnswers:
             z, v = None if z is None else self._perturb(z), self._perturb(v)
         return self._run(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)
 
-    def _bins_of(self, images: np.ndarray) -> np.ndarray:
+    def _to_bins(self, images: np.ndarray) -> np.ndarray:
         bins = np.asarray(self._model.levels_of(tf.constant(images)))
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
@@ -143,7 +143,7 @@ class KerasAnswers:
             hashlib.sha256(b"|".join([question.encode(), *(array[row].tobytes() for array in given)])).digest()
             for row in range(len(given[0]))
         ]
-        # By key, so that rows that are equal are computed once.
+        # Equal rows have the same key and are computed once.
         unknown = list({key: row for row, key in enumerate(keys) if key not in self._known}.values())
         if unknown:
             results = compute(*(None if array is None else array[unknown] for array in inputs))

@@ -65,7 +65,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         """Returns the outputs of an endpoint, by name."""
 
     @abc.abstractmethod
-    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
+    def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields the weights in the files, each with a name for messages."""
 
 
@@ -102,15 +102,15 @@ class SavedModel(Runtime):
 
         signature = self._signatures[endpoint]
         for name, array in inputs.items():
-            # A session feeds the tensor and does not heed the shape in the signature, which servers do.
+            # A session feeds the tensor whatever the shape in the signature, by which servers refuse requests.
             tf.TensorShape(signature.inputs[name].tensor_shape).assert_is_compatible_with(array.shape)
         feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
         return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
 
-    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
+    def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields all variables."""
         names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
-        # All at once, because each call of the session looks at the whole graph.
+        # All variables are read at once, because each call of the session looks at the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
 
 
@@ -138,7 +138,7 @@ class OnnxFiles(Runtime):
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
-    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
+    def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields all arrays in the files but integers, which are shapes, positions and axes."""
         import onnx
         from onnx import numpy_helper
@@ -168,7 +168,7 @@ class LiteRTFiles(Runtime):
         """Returns the outputs of a file."""
         return self._runners[endpoint](**inputs)
 
-    def weights(self) -> Iterator[tuple[str, np.ndarray]]:
+    def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields all constant arrays of floats but of zeros, which the converter gives convolutions without a bias."""
         from ai_edge_litert import schema_py_generated as schema
 
@@ -244,7 +244,7 @@ def round_trip_onnx(folder: pathlib.Path, provider: str, kinds: Mapping[str, np.
 
 
 def _count_losses(call: Callable[[str, Arrays], Arrays], kinds: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
-    """Returns for each kind of images how many there are, how many are lost, and in how many values they differ."""
+    """Returns three numbers for each kind of images: all images, lost images, and values that differ."""
     counts = {}
     for kind, images in kinds.items():
         differing = np.zeros(len(images), np.int64)

@@ -1,4 +1,4 @@
-"""Whether a file answers as the Keras model does: the same pixels, and floats within a tolerance, image by image.
+"""The tolerance check: a file must answer with the same pixels as the Keras model, and with floats near enough.
 
 float32 rounds every number to a relative 6e-8, and every runtime adds up in an order of its own, so two right programs
 differ, on some images more than on others. The model therefore answers twice (`keras_answers.py`): to the inputs, and
@@ -14,8 +14,8 @@ import numpy as np
 PERTURBATION = 1e-6
 # Right files were measured to differ by 0.03 to 1.1 times the effect of the perturbation.
 FACTOR = 4.0
-# Rounding alone, where the perturbation has no effect: relative to the largest value of an image and to the scale of
-# the numbers that an output is summed from.
+# The part that rounding alone may change, relative to the largest value of an image and to the scale of the numbers
+# that an output is summed from.
 FLOOR = 2e-6
 # An image whose values float32 can change by half a bin and more is unstable: its pixels say nothing about a file.
 UNSTABLE = 0.5
@@ -123,7 +123,7 @@ class Answer:
 
 
 def _effect(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> np.ndarray:
-    """Returns how far each image may be off, by what the perturbation does to it, float64 `[n]`.
+    """Returns how far each image may be off, by the effect of the perturbation on it, float64 `[n]`.
 
     Each image is allowed the effect on the median image, up to `most`, because one effect can be small by chance.
     """

@@ -1,4 +1,4 @@
-"""Test vectors: the inputs that every endpoint is tried with, and what the Keras model answers to them."""
+"""Test vectors: the inputs that every endpoint is tried with, and the answers of the Keras model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[st
     every = np.asarray(model.quantize_images(np.concatenate([*kinds.values()])))
     labels = np.arange(len(every), dtype=np.int32) % config.classes if config.has_class_codes else None
     z, _, v = plain.encode(every, labels)
-    same = [answers.pixels(answers.decode(z, v)) == every for answers in (plain, perturbed)]
+    same = [answers.to_pixels(answers.decode(z, v)) == every for answers in (plain, perturbed)]
     kept = np.all(same, 0).reshape(len(every), -1).all(1)
     start = 0
     for kind, array in kinds.items():
@@ -95,7 +95,7 @@ def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[st
 
 
 class _Inputs:
-    """The inputs of endpoints for so many images; one of the same name is the same for all endpoints."""
+    """Makes the inputs of endpoints; inputs of the same name are the same for all endpoints."""
 
     def __init__(self, answers: KerasAnswers, images: np.ndarray, rng: np.random.Generator):
         self._answers, self._images, self._rng = answers, images, rng
@@ -104,8 +104,8 @@ class _Inputs:
     def make(self, array: Array, endpoint: Endpoint) -> np.ndarray:
         """Returns an input of an endpoint."""
         if array.holds in (IMAGE, LABEL):
-            # The second of two images is the one half of all images further on: where their number is even, both ways
-            # to switch a pair need the same answers.
+            # The second of two images lies half of all images further on. Where their number is even, both ways to
+            # switch a pair need the same answers.
             alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
             whole = self._images if array.holds == IMAGE else array.draw(self._rng, len(self._images))
             return np.roll(whole, len(whole) // 2 * alike.index(array.name), 0)
@@ -150,7 +150,7 @@ def make_extreme_images(
 
 
 def load_real_images(config: Config) -> tuple[np.ndarray, str]:
-    """Returns images that the run did not train on, and where they come from.
+    """Returns images that the run did not train on, and their source in words.
 
     They are of the run's own test split; where its data cannot be read, of the sample photographs.
 

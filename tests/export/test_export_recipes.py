@@ -62,7 +62,7 @@ for name, output in {"reconstruct": "decoded", "length": "length"}.items():
     made = one.build(DeployedModel(model), {name: tf.constant(value) for name, value in given.items()})
     answers = KerasAnswers(model)
     (right,) = one.answer(answers, given).values()
-    right = answers.pixels(right) if output == "decoded" else right
+    right = answers.to_pixels(right) if output == "decoded" else right
     np.testing.assert_allclose(made[output].numpy(), right, rtol=1e-5)
 assert doctest.testmod(signatures).failed == 0
 print(*given, "of", *(one.name for one in endpoints(model.config)))
@@ -98,7 +98,7 @@ class TestEndpoint:
     def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
         file = copy / "export" / "endpoints.py"
         text = file.read_text(encoding="utf-8")
-        right = 'deployed.codes(inputs["images"], inputs.get("labels"))'
+        right = 'deployed.encode(inputs["images"], inputs.get("labels"))'
         assert f"*{right}" in text
         file.write_text(text.replace(f"*{right}", f"*(1.01 * code for code in {right})"))
         done = run_export(copy, tiny_run, tmp_path / "to")

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from export import manifest
 from export.card import JSON_NAME, TEXT_NAME
 from export.cli import EXIT_REFUSED, main
-from export.endpoints import onnx_names
+from export.endpoints import list_onnx_names
 from export.formats import web
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
@@ -265,7 +265,7 @@ class TestVerify:
 
     @pytest.mark.filterwarnings("ignore:Specified provider")
     def test_provider_that_cannot_start_does_not_pass_as_another(self, exported, tiny_run):
-        names = onnx_names(open_run(tiny_run)[0].config)
+        names = list_onnx_names(open_run(tiny_run)[0].config)
         provider = "CUDAExecutionProvider"
         report = compare_files("onnx", exported / "onnx", read_vectors(exported), names, provider)
         assert report.notes["unavailable"] == "CUDAExecutionProvider" and report.parity == {}

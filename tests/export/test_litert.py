@@ -14,14 +14,14 @@ from helpers.exporting import read_vectors
 from helpers.models import SMALL
 
 from export.card import render_card
-from export.endpoints import onnx_names
+from export.endpoints import list_onnx_names
 from export.formats.litert import METADATA
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import compare_files
 from export.verification.verify import verify_folder
 from tfdecouple.runtime.requirements import MissingPackageError
 
-NAMES = onnx_names(SMALL)
+NAMES = list_onnx_names(SMALL)
 
 
 def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):

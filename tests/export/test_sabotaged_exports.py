@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
-from export.endpoints import onnx_names
+from export.endpoints import list_onnx_names
 from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import RefusedError, compare_files
@@ -98,7 +98,7 @@ def onnx_problems(exported, vectors, model, tmp_path):
             edited = onnx.load(folder / f"{file}.onnx")
             change(edited)
             onnx.save(edited, folder / f"{file}.onnx")
-        return compare_files("onnx", folder, vectors, onnx_names(model.config)).problems
+        return compare_files("onnx", folder, vectors, list_onnx_names(model.config)).problems
 
     return run
 

@@ -166,7 +166,7 @@ class Made(Runtime):
     def call(self, endpoint, inputs):
         return self.functions[endpoint](**inputs)
 
-    def weights(self):
+    def read_weights(self):
         yield from ()
 
 

@@ -12,7 +12,7 @@ import onnx
 
 import export.pipeline  # noqa: F401 - looked for by its name
 from export.card import JSON_NAME
-from export.endpoints import onnx_names
+from export.endpoints import list_onnx_names
 from export.formats.web import PAGE_MODELS
 from export.manifest import VECTORS
 from export.verification.comparison import Report
@@ -20,7 +20,7 @@ from helpers.deployed import NoDeployedModel
 from helpers.models import TINY
 
 # The ONNX files of an export of TINY, and those of its web page.
-PARTS = tuple(f"{name}.onnx" for name in onnx_names(TINY).values())
+PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
 # By which an export is verified later.
 RECORDS = ("manifest.json", "test_vectors")

@@ -188,7 +188,7 @@ def expected(name, endpoint_name):
     answers = KerasAnswers(model)
     right = one.answer(answers, given)
     return {
-        array.name: answers.pixels(right[array.name]) if array.dtype == "uint8" else right[array.name]
+        array.name: answers.to_pixels(right[array.name]) if array.dtype == "uint8" else right[array.name]
         for array in one.outputs
     }
 
