@@ -208,8 +208,8 @@ def compute_latent_use(
         for number in range(samples):
             z = passes.draw(posteriors, seed, number)
             other = z[draw_derangement(count, randomness.fold(seed, "shuffle", number))]
-            kl += posteriors.log_density(z).sum(1) - passes.log_prior(z)
             nats = passes.reconstruct(z, other, seed, number)
+            kl += posteriors.log_density(z).sum(1) - nats[2]
             own, shuffled = own + nats[0], shuffled + nats[1]
             nats = compute_information(z[informed], posteriors.select(informed))
             total, per_dimension = total + nats[0], per_dimension + nats[1]
@@ -298,9 +298,9 @@ class _Passes:
             return tf.stack([distribution.mean(), distribution.stddev()], 1)
 
         self._model, self._batches, self._on_batch, self._done = model, batches, on_batch, 0
-        self._posterior, self._log_prior, self._reconstruct = (
+        self._posterior, self._reconstruct = (
             tf.function(function, autograph=False, reduce_retracing=True)
-            for function in (posterior, lambda z: model.prior.log_prob(z), self._negative_log_likelihoods)
+            for function in (posterior, self._compute_terms)
         )
 
     def encode(self) -> Posteriors:
@@ -331,15 +331,8 @@ class _Passes:
         noise = z_noise(self._model.config.latent_dim, seed, tf.fill([len(index)], number), index)
         return posteriors.mean + posteriors.stddev * noise.numpy()
 
-    def log_prior(self, z: np.ndarray, rows: int = 1024) -> np.ndarray:
-        """Returns log p(z), float64 `[N]`, for z `[N, d_z]`."""
-        import tensorflow as tf
-
-        chunks = [z[start : start + rows].astype(np.float32) for start in range(0, len(z), rows)]
-        return np.concatenate([self._log_prior(tf.constant(chunk)).numpy() for chunk in chunks]).astype(np.float64)
-
     def reconstruct(self, z: np.ndarray, other: np.ndarray, seed: int, number: int) -> np.ndarray:
-        """Returns -log p(x|z) + log q(u|x) of each image with its own z and another's, float64 `[2, N]`, in nats."""
+        """Returns -log p(x|z) + log q(u|x) with an image's own z and with another's, and log p(z), float64 `[3, N]`."""
         import tensorflow as tf
 
         found, start = [], 0
@@ -355,7 +348,7 @@ class _Passes:
             self._count(counted)
         return np.concatenate(found).astype(np.float64).T
 
-    def _negative_log_likelihoods(
+    def _compute_terms(
         self, images: tf.Tensor, index: tf.Tensor, codes: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
     ) -> tf.Tensor:
         import tensorflow as tf
@@ -368,7 +361,8 @@ class _Passes:
         if is_learned:
             u, log_q = self._model.dequantize(images, u)
         x = quantizer.within(quantizer.levels(images), u)
-        return tf.stack([log_q - self._model.likelihood(codes[i]).log_prob(x) for i in (0, 1)], 1)
+        terms = [log_q - self._model.likelihood(codes[i]).log_prob(x) for i in (0, 1)]
+        return tf.stack([*terms, self._model.prior.log_prob(codes[0])], 1)
 
     def _count(self, counted: np.ndarray) -> None:
         self._done += int(counted.sum())
