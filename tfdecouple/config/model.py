@@ -15,7 +15,7 @@ CONDITIONING = ("coupling", "base", "none")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
-# The place of each class by its name, so that TensorFlow is imported only with the class; in the order for users.
+# The module and class of each name; a module is imported with TensorFlow when it is needed. Users see this order.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.pointwise:SinhArcsinh",
 }
@@ -25,9 +25,9 @@ CONDITIONERS = {
 
 # One over the fraction of channels that leave.
 Factor = Annotated[int, pydantic.Field(ge=2)]
-# More than any image can be halved.
+# No image can be halved so often.
 MOST_LEVELS = 24
-# TensorFlow needs minutes to build so many; the deepest preset has 92.
+# TensorFlow needs minutes to build this many steps; the deepest preset has 92.
 MOST_STEPS = 1000
 
 

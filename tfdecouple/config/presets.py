@@ -1,4 +1,4 @@
-"""The presets: configs that come with the package, a JSON file each in `tfdecouple/presets/`."""
+"""The presets: configs of this package, one JSON file each in `tfdecouple/presets/`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> Config:
-    """Returns the preset of that name.
+    """Returns the preset with this name.
 
     >>> load_preset("cifar10").model.latent_dim
     64
 
     Raises:
-        ConfigError: where there is none, with the nearest name.
+        ConfigError: for an unknown name, with the nearest one.
     """
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1)
@@ -40,7 +40,7 @@ def load_preset(name: str) -> Config:
 
 
 def describe_config(config: Config) -> str:
-    """Returns what a run is called: its name, and what is not as in the preset of that name.
+    """Returns the name of a run's preset, and the options of the model that differ from it.
 
     >>> from tfdecouple.config import override
     >>> describe_config(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
@@ -49,8 +49,8 @@ def describe_config(config: Config) -> str:
     if config.name not in preset_names():
         return config.name
     changes = difference(load_preset(config.name), config)
-    told = [f"{name}={json.dumps(to_plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
-    return f"{config.name} with {', '.join(told)}" if told else config.name
+    texts = [f"{name}={json.dumps(to_plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
+    return f"{config.name} with {', '.join(texts)}" if texts else config.name
 
 
 def _preset_folder() -> Any:

@@ -1,4 +1,4 @@
-"""The config of a whole run, from plain JSON and back to it, and single values of it changed by their names."""
+"""The config of a whole run: its JSON, changes of single options by their names, and the meanings of all options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run.
+    """The config of a whole run.
 
     >>> from tfdecouple.config import load_preset
     >>> config = load_preset("cifar10")
@@ -42,7 +42,7 @@ class Config:
     32
 
     Attributes:
-        name: name of the preset it came from, or of one's own.
+        name: name of the preset, or another name.
         description: one line for people.
         notes: more lines for people: hardware, duration, how to shorten the run.
         model: the architecture.
@@ -58,7 +58,7 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError for a name that is none of a folder: a run is written to runs/NAME by default."""
+        """Raises a ConfigError for a name that no folder can have: a run is written to runs/NAME by default."""
         check_fields(self)
         name = self.name
         is_plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
@@ -83,7 +83,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Builds a config from plain JSON values; what is absent takes its default.
+        """Returns the config of plain JSON values; absent options take their defaults.
 
         Raises:
             ConfigError: for an unknown name (with the nearest valid one), a wrong type or an impossible value.
@@ -92,7 +92,7 @@ class Config:
 
     @classmethod
     def from_json(cls, path: str | pathlib.Path) -> Config:
-        """Reads a config from a JSON file; what is absent takes its default.
+        """Returns the config in a JSON file; absent options take their defaults.
 
         Raises:
             ConfigError: where the file is missing, is no JSON, or holds a bad value.
@@ -107,7 +107,7 @@ class Config:
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Builds the config dataclass `cls`, whose options begin with `prefix`, from plain JSON values.
+    """Returns an instance of the config class `cls`, whose options begin with `prefix`, from plain JSON values.
 
     Raises:
         ConfigError: for an unknown name, a wrong type or an impossible value.
@@ -143,7 +143,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         try:
             value = parse_json(text)
         except ValueError:
-            # A number beyond 64 bits is one that is too large.
+            # JSON numbers beyond 64 bits become floats, which are then refused as too large.
             value = float(text) if text.strip().removeprefix("-").isdecimal() else text
         section = values
         *path, last = name.split(".")

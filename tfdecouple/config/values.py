@@ -26,7 +26,7 @@ Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 # TensorFlow's whole numbers have 64 bits, and its numbers 32 in most places.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# By pydantic's types of errors, what a value must be.
+# Descriptions of the right values, by the types of pydantic's errors.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -63,13 +63,13 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
-    """Builds a dataclass from plain JSON values; what is absent takes its default.
+    """Returns an instance of a config dataclass from plain JSON values; absent fields take their defaults.
 
     Args:
         cls: the dataclass.
-        values: by the names of its fields.
-        names: dotted names of all options, for a hint where one is unknown.
-        prefix: of the dotted names of its fields.
+        values: values by the names of the fields.
+        names: dotted names of all options, for a hint at an unknown name.
+        prefix: beginning of the dotted names of the fields.
 
     Raises:
         ConfigError: for an unknown name, a wrong type or an impossible value.
@@ -92,7 +92,7 @@ def build_config(cls: type[T], values: Mapping[str, Any], names: Sequence[str], 
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Gives the fields of a config, made in Python or from JSON, their types; sections of a config are left alone.
+    """Converts the fields of a config in place to their types; fields that are sections stay as they are.
 
     Raises:
         ConfigError: for a wrong type, or a value out of its range.
@@ -100,13 +100,13 @@ def check_fields(config: Any, prefix: str = "") -> None:
     for name, (hint, adapter) in _adapters(typing.cast(typing.Hashable, type(config))).items():
         value = getattr(config, name)
         try:
-            object.__setattr__(config, name, adapter.validate_python(_python(value, prefix + name)))
+            object.__setattr__(config, name, adapter.validate_python(_to_python(value, prefix + name)))
         except pydantic.ValidationError as error:
             errors = error.errors(include_url=False)
             first = errors[0]
             place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
             given = first["input"] if len(errors) == 1 else value
-            expected = " or ".join(dict.fromkeys(map(_expected, errors)))
+            expected = " or ".join(dict.fromkeys(map(_describe_right_values, errors)))
             if type(None) in typing.get_args(hint):
                 expected += " or null"
             raise ConfigError(f"{prefix}{name}{place} is {format_value(given)}; it must be {expected}") from None
@@ -117,49 +117,49 @@ def _adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
     adapters = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if typing.get_origin(hint) is tuple:
-            # How many there are, a config says in words of its own.
+            # A config checks the number of entries itself, with a better message.
             hint = tuple[typing.get_args(hint)[0], ...]  # type: ignore[misc]
         if not dataclasses.is_dataclass(hint):
             adapters[name] = hint, pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True))
     return adapters
 
 
-def _expected(error: Mapping[str, Any]) -> str:
-    """Returns what a value must be, by an error of pydantic's."""
+def _describe_right_values(error: Mapping[str, Any]) -> str:
+    """Returns the description of the right values that belongs to an error of pydantic's."""
     if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
         return f"at most {_LARGEST[int]:.2g}"
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
     return _EXPECTED.get(error["type"], error["msg"]).format(**bounds)
 
 
-def _python(value: Any, name: str) -> Any:
+def _to_python(value: Any, name: str) -> Any:
     """Returns a value with tuples for lists and Python's numbers for NumPy's, whole ones as int."""
     if isinstance(value, list | tuple):
-        return tuple(_python(inner, f"{name}[{index}]") for index, inner in enumerate(value))
+        return tuple(_to_python(inner, f"{name}[{index}]") for index, inner in enumerate(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         largest = _LARGEST[int if isinstance(value, numbers.Integral) else float]
-        # Not so for NaN, of which a check says more.
+        # NaN passes here: the check of the range refuses it.
         number: Any = value
         require(not abs(number) > largest, f"{name} is {format_value(value)}; it must be at most {largest:.2g}")
         is_whole = isinstance(value, numbers.Integral) or (abs(number) <= _LARGEST[int] and number == int(number))
         return int(number) if is_whole else float(number)
-    # TensorFlow and file systems take none.
+    # Neither TensorFlow nor file systems take a NUL.
     require(not isinstance(value, str) or "\0" not in value, f"{name} is {format_value(value)}; it must not hold a NUL")
     return value
 
 
 def unknown_option(name: str, names: Sequence[str]) -> ConfigError:
-    """Returns the error for an option that does not exist, with the nearest of those that do."""
+    """Returns the error for an unknown option, with the name of the nearest one."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not near:
-        # Somebody who forgets the section types the bare name: find it in whichever section has it.
+        # The name may lack its section.
         near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     hint = f"did you mean {near[0]}?" if near else "python -m tfdecouple explain explains all"
     return ConfigError(f"there is no option {format_value(name)}; {hint}")
 
 
 def to_plain(value: Any) -> Any:
-    """Returns a value with lists in the place of tuples, at any depth, as JSON has them."""
+    """Returns a value with lists instead of tuples at any depth, as in JSON."""
     if isinstance(value, Mapping):
         return {key: to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

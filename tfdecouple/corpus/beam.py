@@ -47,18 +47,12 @@ _DIGESTS = "_digests.jsonl"
 
 
 def encode_with_beam(options: argparse.Namespace) -> Manifest:
-    """Runs the pipeline and waits for its end.
-
-    Args:
-        options: of the command `encode-beam`.
-
-    Returns:
-        The manifest that was written.
+    """Encodes a folder of images by a pipeline, with the options of `encode-beam`, and returns the written manifest.
 
     Raises:
         UserError: where the model or the images are missing, the output folder is not empty, or the pipeline fails.
     """
-    model = _model_file(options.model)
+    model = _find_encoder(options.model)
     session = open_session(model, options.threads)
     fields, image_shape = _choose_fields(session, options)
     facts = session.get_modelmeta().custom_metadata_map
@@ -66,14 +60,14 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     if crop is None:
         # The only number in the metadata, if any, is the side of the centre that the model's images keep.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
-    out, root = _absolute(options.out), _absolute(options.images) + "/"
+    out, root = _absolute_path(options.out), _absolute_path(options.images) + "/"
     _clear(out)
-    if _is_matched(f"{out}/*"):
+    if _has_files(f"{out}/*"):
         raise UserError(f"{options.out} is not empty; name a new folder with --out")
-    if not _is_matched(f"{root}**"):
+    if not _has_files(f"{root}**"):
         raise DataError(f"there are no files in {options.images}; --images takes a folder of image files")
-    reader = Reader(Images(root, has_splits=_is_matched(f"{root}train/**")), image_shape, crop)
-    # Otherwise each worker would make the folder.
+    reader = Reader(Images(root, has_splits=_has_files(f"{root}train/**")), image_shape, crop)
+    # The folder is made here so that workers do not make it at the same time.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
     try:
@@ -91,15 +85,15 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
     counted = {counter.key.metric.name: counter.result for counter in counters}
     images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
-    lines = [Shard.model_validate_json(line) for line in _content(f"{out}/{_DIGESTS}").splitlines()]
+    lines = [Shard.model_validate_json(line) for line in _read_bytes(f"{out}/{_DIGESTS}").splitlines()]
     shards = sorted(lines, key=lambda shard: shard.name)
-    digest = hashlib.sha256(_content(model)).hexdigest()
+    digest = hashlib.sha256(_read_bytes(model)).hexdigest()
     manifest = Manifest(
         format=options.format,
         fields=fields,
         model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
         data=DataFacts(title=f"images in {options.images}", image_shape=image_shape, centre_crop=crop),
-        label_names=json.loads(_content(f"{out}/{_LABELS}")),
+        label_names=json.loads(_read_bytes(f"{out}/{_LABELS}")),
         splits={SPLIT: images + skipped},
         images_per_shard=0,
         complete=True,
@@ -212,7 +206,7 @@ class Reader:
             if "://" not in path and not os.path.isfile(path):
                 # Reading from a pipe would wait for ever.
                 raise DataError("it is no regular file")
-            pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_content(path)))
+            pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_read_bytes(path)))
         except DataError as error:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
             yield beam.pvalue.TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
@@ -257,7 +251,7 @@ def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
     options.intra_op_num_threads = threads
     try:
         # A model that is not on a disk must be one file: weights beside it could not be found.
-        content: str | bytes = _content(model) if "://" in model else model
+        content: str | bytes = _read_bytes(model) if "://" in model else model
         if names and "v" not in names:
             whole = onnx.load(model) if isinstance(content, str) else onnx.load_model_from_string(content)
             content = onnx.utils.Extractor(whole).extract_model(["images"], list(names)).SerializeToString()
@@ -294,8 +288,8 @@ def _clear(out: str, *written: str) -> None:
                 file.unlink()
 
 
-def _model_file(model: str) -> str:
-    base = _absolute(model)
+def _find_encoder(model: str) -> str:
+    base = _absolute_path(model)
     candidates = [base] if base.endswith(".onnx") else [f"{base}/onnx/encoder.onnx", f"{base}/encoder.onnx"]
     for path in candidates:
         if FileSystems.exists(path):
@@ -320,15 +314,15 @@ def _choose_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Fie
     return tuple(Field(name=name, shape=outputs[name]) for name in wanted), inputs["images"]
 
 
-def _content(path: str) -> bytes:
+def _read_bytes(path: str) -> bytes:
     with FileSystems.open(path) as file:
         return file.read()
 
 
-def _is_matched(pattern: str) -> bool:
+def _has_files(pattern: str) -> bool:
     return bool(FileSystems.match([pattern], [1])[0].metadata_list)
 
 
-def _absolute(path: str) -> str:
+def _absolute_path(path: str) -> str:
     """Returns an absolute path, or an address with a scheme as it is."""
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))

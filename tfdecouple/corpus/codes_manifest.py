@@ -184,7 +184,7 @@ class Manifest(_Model):
             )
 
     def as_json(self) -> dict:
-        """Returns plain values for JSON."""
+        """Returns the manifest as plain JSON values."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def write(self, folder: pathlib.Path) -> None:
@@ -246,5 +246,5 @@ def choose_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = F
 
 
 def estimate_bytes(fields: Sequence[Field]) -> int:
-    """Returns about how many bytes the codes of an image take."""
+    """Returns the approximate number of bytes of an image's codes."""
     return 64 + sum(4 * field.size for field in fields)

@@ -107,7 +107,7 @@ def encode_shards(
     """
     done = 0
     far: list[bytes] = []
-    for group in _neighbours(shards):
+    for group in _group_neighbours(shards):
         split, start, stop = group[0].split, group[0].start, group[-1].stop
         # A batch may belong to two files: `left` has its rows for the next one.
         rows = encode_images(source, split, start, stop, encoder, batch_size)
@@ -116,7 +116,7 @@ def encode_shards(
             with folder.shard(manifest, shard) as write:
                 while left is not None or (left := next(rows, None)) is not None:
                     inside = int(np.searchsorted(left["index"], shard.stop))
-                    inner, left = _cut(left, inside)
+                    inner, left = _split_rows(left, inside)
                     if inside:
                         keys = [key_bytes(source.key(split, int(index))) for index in inner["index"]]
                         _require_finite(inner, manifest.fields, keys)
@@ -141,7 +141,7 @@ def hash_keys(source: Source, splits: Sequence[str]) -> str:
     return digest.hexdigest() if named else ""
 
 
-def _neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
+def _group_neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
     """Yields the files in groups of successive images, so that a data set is read in few passes."""
     group: list[ShardRange] = []
     for shard in shards:
@@ -173,7 +173,7 @@ def encode_images(
         yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"], labels)}
 
 
-def _cut(rows: Rows, row: int) -> tuple[Rows, Rows | None]:
+def _split_rows(rows: Rows, row: int) -> tuple[Rows, Rows | None]:
     if row == len(rows["index"]):
         return rows, None
     return {n: values[:row] for n, values in rows.items()}, {n: values[row:] for n, values in rows.items()}

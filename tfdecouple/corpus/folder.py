@@ -149,7 +149,7 @@ class CodesFolder:
                 size, digest = temporary.stat().st_size, file_sha256(temporary)
                 entry = Shard(name=shard.name, images=images, bytes=size, sha256=digest)
                 with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
-                    # The line before may have been cut short.
+                    # A killed program may have left half a line before this one.
                     journal.write(f"\n{entry.model_dump_json()}\n")
                 move_into_place(temporary, self.path / shard.name)
                 self._shards[shard.name] = entry
@@ -189,7 +189,7 @@ def read_shard_records(
             damaged += 1
     if damaged:
         report(f"{folder / JOURNAL} has {damaged} damaged line{'s' if damaged > 1 else ''}")
-    # The newest counts.
+    # A later record of a file replaces an earlier one.
     return {shard.name: shard for shard in shards}
 
 

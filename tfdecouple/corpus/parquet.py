@@ -46,7 +46,7 @@ class ParquetFile:
 
 
 def schema(fields: Sequence[Field]) -> pa.Schema:
-    """Returns the columns; the metadata of an array's column have the array's shape."""
+    """Returns the schema of a file; the shape of an array is in the metadata of its column."""
     columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
     for field in fields:
         shape = {"shape": ",".join(map(str, field.shape))}

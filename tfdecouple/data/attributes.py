@@ -55,10 +55,10 @@ class Attributes:
 
 
 def read_attributes(path: str | pathlib.Path) -> Attributes:
-    """Reads a table: comma-separated, a first line of names, then a line an image that begins with its file's name.
+    """Reads a CSV file: a first line of column names, then one line per image, which begins with a file name.
 
     Raises:
-        DataError: where the file cannot be read or holds something else, naming the line and what it has.
+        DataError: where the file cannot be read or is no such table, naming the line and the wrong value.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -81,21 +81,21 @@ def _read_rows(path: str, lines: Any) -> Attributes:
     for cells in lines:
         if not cells:
             continue
-        where = f"line {lines.line_num} of {path}"
+        place = f"line {lines.line_num} of {path}"
         if len(cells) != len(header):
-            raise DataError(f"{where} has {len(cells)} cells, and the first line {len(header)}; they must be as many")
+            raise DataError(f"{place} has {len(cells)} cells, and the first line {len(header)}; they must be as many")
         name = cells[0].strip()
         if name in rows:
-            raise DataError(f"{where} has the image {name!r} once more; each image may have one line")
+            raise DataError(f"{place} has the image {name!r} once more; each image may have one line")
         rows[name] = np.array(
-            [_number(cell, column, where) for cell, column in zip(cells[1:], header[1:], strict=True)]
+            [_parse_number(cell, column, place) for cell, column in zip(cells[1:], header[1:], strict=True)]
         )
     if not rows:
         raise DataError(f"{path} has a line of names and no image")
     return Attributes(path, tuple(header[1:]), rows)
 
 
-def _number(cell: str, column: str, where: str) -> float:
+def _parse_number(cell: str, column: str, place: str) -> float:
     text = cell.strip()
     if not text:
         return math.nan
@@ -104,5 +104,5 @@ def _number(cell: str, column: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or abs(value) > 1e100:
-        raise DataError(f"{where} has {text[:40]!r} as {column}; it must be a number, or empty where none is known")
+        raise DataError(f"{place} has {text[:40]!r} as {column}; it must be a number, or empty where none is known")
     return value

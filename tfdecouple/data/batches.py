@@ -108,7 +108,7 @@ def training_batches(
         )
         return {"image": image, "label": label}
 
-    # Only records pass through the loop over epochs, so that images are decoded ahead across the borders of epochs.
+    # Images are decoded after the loop over epochs, so that decoding ahead does not stop at the end of an epoch.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
         records = records.filter(is_ours)
@@ -121,7 +121,7 @@ def training_batches(
 
 
 def round_batch_size(batch_size: int, count: int, devices: int) -> int:
-    """Returns the size of a batch for `count` images that devices divide evenly: no larger than needed, rounded up.
+    """Returns the batch size for `count` images, rounded up so that the devices divide the batch evenly.
 
     >>> round_batch_size(250, 1000, 4), round_batch_size(250, 5, 2)
     (252, 6)
@@ -132,7 +132,7 @@ def round_batch_size(batch_size: int, count: int, devices: int) -> int:
 def evaluation_batches(
     source: Source, split: str, *, batch_size: int, limit: int = 0, indices: np.ndarray | None = None
 ) -> tf.data.Dataset:
-    """Returns every image of a split, or its first ones, exactly once, in batches of one size.
+    """Returns every image of a split, or the first `limit`, exactly once, in batches of one size.
 
     Args:
         source: the opened data set.
@@ -195,7 +195,7 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(
     source: Source, split: str, count: int, start: int = 0, at_most: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns some images of a split in its own order, for pictures and other small uses.
+    """Returns images of a split as arrays, in the split's own order.
 
     Args:
         source: the opened data set.
@@ -259,7 +259,7 @@ def _set_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options.deterministic = True
     # The end of a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
     options.autotune.enabled = False
-    # Several workers that share no files must split the images between them; by files, some would get none.
+    # Workers share images, not files: there may be fewer files than workers.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options).prefetch(2)
 

@@ -13,21 +13,21 @@ from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.errors import DataError
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    # `exact` keeps the colour of transparent pixels; there are none, but nothing less is lossless by name.
+    # `exact` also keeps the colours of transparent pixels, which these images do not have.
     "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6, "exact": True},
     "png": {"format": "PNG", "optimize": True},
 }
-# WebP's limit.
+# WebP files hold at most this many rows.
 _MOST_ROWS = 16383
 
 
 def lossless_bits_per_dim(images: np.ndarray, codec: str = "webp") -> float:
-    """Returns how many bits per subpixel a lossless codec needs for images, the mean of `codec_bits_per_dim`."""
+    """Returns the bits per subpixel of a lossless codec, the mean of `codec_bits_per_dim` over images."""
     return float(codec_bits_per_dim(images, codec).mean())
 
 
 def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
-    """Returns how many bits per subpixel a lossless codec needs for each image, in a file of its own, header counted.
+    """Returns the bits per subpixel of a lossless codec for each image, in a file of its own with header.
 
     Args:
         images: uint8 [N, H, W, C], N at least 1. Images of other than three channels are coded as grey pictures, one
@@ -48,7 +48,7 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
 
     def coded_bytes(image: np.ndarray) -> int:
         total = 0
-        for picture in _pictures(image):
+        for picture in _split_channels(image):
             file = io.BytesIO()
             Image.fromarray(picture).save(file, **_OPTIONS[codec])
             total += len(file.getvalue())
@@ -58,7 +58,7 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
         return 8 * np.array(list(pool.map(coded_bytes, images))) / images[0].size
 
 
-def _pictures(image: np.ndarray) -> list[np.ndarray]:
+def _split_channels(image: np.ndarray) -> list[np.ndarray]:
     """Returns an image as pictures that the formats can hold: RGB as it is, other channels as grey pictures."""
     height, _, channels = image.shape
     if channels == RGB_CHANNELS:

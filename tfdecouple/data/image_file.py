@@ -26,15 +26,15 @@ from tfdecouple.errors import DataError, one_line
 # 400 MB as RGB: few cameras take more pixels, and a small file can claim any number.
 MOST_PIXELS = 2**27
 
-# The formats that a file is opened as, by its ending; none of them needs another program. The common formats are often
-# mistaken for each other in names, so the content decides between them; without a known ending, between all.
+# The formats as which a file may be opened, by its ending; none of them needs another program. File names often mistake
+# the common formats for each other, so the content decides between these, and without a known ending between all.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _FORMATS = {
     **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
     **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
 }
-# Pixels as NumPy saves them, for images of other numbers of channels than image files have.
+# Files of NumPy, for images with more channels than image files have.
 ARRAY_SUFFIX = ".npy"
 SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
 # Endings of image files that are not read; users who have such files are told.
@@ -175,7 +175,7 @@ _BUDGET = PixelBudget(MOST_PIXELS)
 
 @functools.cache
 def _use_large_blocks() -> None:
-    """Has Pillow keep pixels in blocks of 64 MiB: freed ones below 32 MB would stay with the thread that had them."""
+    """Sets Pillow's block size to 64 MiB: smaller freed blocks would stay with the thread that had them."""
     Image.core.set_block_size(2**26)
 
 

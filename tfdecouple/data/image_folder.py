@@ -66,7 +66,7 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
         DataError: where the folder is missing, holds too few images for three splits or contradictory sub-folders, or
             an image in it cannot be read.
     """
-    # Path.expanduser raises an error of its own for an unknown user.
+    # os.path.expanduser leaves the path of an unknown user as it is, where Path.expanduser raises an error.
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
     if not config.source.removeprefix("folder:"):
         raise DataError(f"data.source is {config.source!r}; name the folder, as in folder:PATH")
@@ -128,14 +128,14 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
 
 
 def hash_key(key: str) -> float:
-    """Returns a number in [0, 1) for a file's key, by which the file falls to a split."""
+    """Returns a number in [0, 1) for a file's key, which decides on the file's split."""
     # File systems spell accented letters in different ways; the normal form is the same for all.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _split_files(folder: pathlib.Path, unread: Counts) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns the files of each split and the split's description; counts images that are not read in `unread`."""
+    """Returns the files and the description of each split, and counts in `unread` the files of unread formats."""
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     chosen = "{} images {}chosen by a hash of their names"
     if "train" not in present:
@@ -163,7 +163,7 @@ def _split_files(folder: pathlib.Path, unread: Counts) -> dict[str, tuple[list[I
 
 
 def _list_images(folder: pathlib.Path, least: int, unread: Counts) -> list[ImageFile]:
-    """Returns at least `least` images below a folder, sorted by key; names that begin with a dot are left out."""
+    """Returns the images below a folder, sorted by key, without names that begin with a dot; there must be `least`."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

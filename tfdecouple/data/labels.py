@@ -12,15 +12,16 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError
 
 NO_LABEL = -1
-# TensorFlow's error quotes this text where the assertion on labels fails; it escapes all but letters and spaces.
+# The text of the assertion on labels, by which `BadImages` finds the message; TensorFlow escapes all but letters and
+# spaces.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
 def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
-    """Returns labels, int32 `[n]`, each of which has a name in the source or is -1.
+    """Returns the labels as int32 `[n]`, after a check that each has a name in the source or is -1.
 
     Raises:
-        DataError: where one is neither, or where two labels of the source have one name.
+        DataError: for another label, or where two labels of the source have the same name.
     """
     names, labels = source.label_names, np.asarray(labels, np.int32)
     if len(set(names)) < len(names):
@@ -46,7 +47,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_classes(source: Source, model: ModelConfig) -> None:
-    """Raises DataError where a source has not the number of labels that a model is to learn, or two of one name."""
+    """Raises DataError where a source has other than `model.classes` labels, or two labels with the same name."""
     found = len(source.label_names)
     if not model.has_classes or found == model.classes:
         check_labels(source, np.zeros(0, np.int32))
@@ -62,7 +63,7 @@ def require_classes(source: Source, model: ModelConfig) -> None:
 
 
 def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns batches that fail, within `Source.guard` with a DataError, at a label that the model cannot take.
+    """Returns batches whose iteration fails at a label that the model cannot take, with a DataError in `Source.guard`.
 
     Args:
         batches: dicts with "label" `[batch]`.

@@ -25,7 +25,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class BadImages:
-    """The unreadable images of a source, which `data.on_bad_image` says to skip or to stop at.
+    """The unreadable images of a source, at which it stops or which it skips, by `data.on_bad_image`.
 
     tf.data reports an exception of a function as a text within an error of its own. Errors are therefore kept here,
     and `find_error` returns the one that such a text quotes.
@@ -40,20 +40,16 @@ class BadImages:
         self._errors: dict[str, DataError] = {}
 
     def keep_error(self, message: str, quoted: str = "") -> DataError:
-        """Returns an error with a message, which `find_error` finds by the text `quoted`, by default the message."""
+        """Returns a DataError and keeps it for `find_error` under the text `quoted`, by default the message."""
         error = self._errors[quoted or message] = DataError(message)
         return error
 
     def find_error(self, text: str) -> DataError | None:
-        """Returns the error that a text of TensorFlow's quotes; None where it quotes none."""
+        """Returns the kept error whose text is quoted in a text of TensorFlow's; None where there is none."""
         return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
 
     def skip(self, path: str, error: DataError) -> None:
-        """Counts an unreadable image.
-
-        Raises:
-            DataError: `error`, where the rule is to stop.
-        """
+        """Counts an unreadable image as skipped, or raises `error` where the rule is to stop."""
         if not self._skips:
             raise self._errors.setdefault(str(error), error)
         if path not in self.skipped:
