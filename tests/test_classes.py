@@ -55,13 +55,13 @@ class TestCodes:
         elbo = model.elbo_from_noise(images, z_noise, u, labels=LABELS)
         np.testing.assert_allclose(model.class_log_probabilities, SHARES, rtol=1e-6)
         np.testing.assert_allclose(elbo.kl, -SHARES[LABELS], rtol=1e-6)
-        x = model.quantizer.within(model.levels_of(images), u)
+        x = model.quantizer.within(model.quantizer.levels(images), u)
         density = model.likelihood(model.class_codes.numpy()[LABELS]).log_prob(x)
         np.testing.assert_allclose(elbo.reconstruction, -density, rtol=1e-5)
 
     def test_classification_is_bayes_rule(self, traced):
         model, images = variant("classes"), images_of(variant("classes"))
-        x = model.quantizer.centres(model.levels_of(images))
+        x = model.quantizer.centres(model.quantizer.levels(images))
         joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)
         joint = joint.astype("f8") + SHARES
         expected = (

@@ -48,23 +48,30 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
     return tf.cast(tensor, tf.float32)
 
 
-def as_images(value: Any, image_shape: tuple[int, int, int]) -> tf.Tensor:
+def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> tf.Tensor:
     """Returns a value as a tensor of images, uint8 `[batch, height, width, channels]`.
 
     Args:
         value: an array, a tensor, or lists of numbers.
         image_shape: height, width and channels.
+        any_size: whether images may have another height and width, at least 1.
 
     Raises:
         DataError: for another type or shape.
     """
     images = as_tensor(value, "images", DataError)
-    require_images(images, image_shape)
+    require_images(images, image_shape, any_size)
     return images
 
 
-def require_images(images: Any, image_shape: tuple[int, int, int]) -> None:
-    """Raises DataError unless the type and shape of `images` (a tensor or a `tf.TensorSpec`) are those of images."""
+def require_images(images: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
+    """Raises DataError unless the type and shape of `images` (a tensor or a `tf.TensorSpec`) are those of images.
+
+    Args:
+        images: the tensor.
+        image_shape: height, width and channels.
+        any_size: whether images may have another height and width, at least 1.
+    """
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
     if dtype != tf.uint8:
         advice = ": tf.cast(images, tf.uint8)" if dtype.is_integer else ""
@@ -73,22 +80,29 @@ def require_images(images: Any, image_shape: tuple[int, int, int]) -> None:
                 ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of pixels in 0..255"
             )
         raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{advice}")
-    if shape.rank != 4 or tuple(shape[1:]) != image_shape:
+    if not _has_shape(shape, image_shape, any_size):
         shown = "unknown" if shape.rank is None else tuple(shape)
-        raise DataError(f"images are of shape {shown}; this model needs {_show_batch(image_shape)}")
+        raise DataError(f"images are of shape {shown}; this model needs {_show_batch(image_shape, any_size)}")
 
 
-def _show_batch(image_shape: tuple[int, int, int]) -> str:
-    return f"[batch, {', '.join(map(str, image_shape))}]"
+def _has_shape(shape: tf.TensorShape, image_shape: tuple[int, int, int], any_size: bool) -> bool:
+    """Returns whether a shape is that of a batch of images, whose height and width `any_size` leaves open."""
+    if shape.rank == 4 and any_size:
+        return shape[-1] == image_shape[-1] and 0 not in shape[1:3]
+    return shape.rank == 4 and tuple(shape[1:]) == image_shape
+
+
+def _show_batch(image_shape: tuple[int, int, int], any_size: bool = False) -> str:
+    return f"[batch, {', '.join(map(str, image_shape))}]{', or another height and width' if any_size else ''}"
 
 
 def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns two batches with the same number of images; `what` is the name of the operation in messages.
+    """Returns two batches with the same number of images, of any size; `what` is the name of the operation in messages.
 
     Raises:
         DataError: where one batch has more images than the other, or a value holds no images.
     """
-    a, b = as_images(a, image_shape), as_images(b, image_shape)
+    a, b = as_images(a, image_shape, any_size=True), as_images(b, image_shape, any_size=True)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
         raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
     return a, b
@@ -116,15 +130,25 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
     return z
 
 
-def as_codes(z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor | None, tf.Tensor]:
+def as_codes(
+    z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int], multiple: int
+) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Returns the codes of a batch of images: z as `as_z` does, and v, float32 `[batch, height, width, channels]`.
+
+    Args:
+        z: as for `as_z`.
+        v: an array, a tensor, or lists of numbers.
+        latent_dim: as for `as_z`.
+        image_shape: height, width and channels of the model's images.
+        multiple: the number of which height and width of v must be multiples.
 
     Raises:
         UserError: where a code is of another shape, or the codes are of different numbers of images.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
-    if v.shape.rank != 4 or tuple(v.shape[1:]) != image_shape:
-        raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {_show_batch(image_shape)}")
+    if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
+        needed = _show_batch(image_shape, True)
+        raise UserError(f"v is of shape {tuple(v.shape)}; this model needs {needed} that are multiples of {multiple}")
     if z is not None and (z.shape.rank != 2 or not v.shape[:1].is_compatible_with(z.shape[:1])):
         raise UserError(
             f"z is of shape {tuple(z.shape)} and v of {v.shape[0]} images; z must be [batch, {latent_dim}] for as many"

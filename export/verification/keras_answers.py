@@ -111,7 +111,7 @@ class KerasAnswers:
         return self._run(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)
 
     def _to_bins(self, images: np.ndarray) -> np.ndarray:
-        bins = np.asarray(self._model.levels_of(tf.constant(images)))
+        bins = np.asarray(self._model.quantizer.levels(tf.constant(images)))
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:

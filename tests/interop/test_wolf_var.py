@@ -27,7 +27,7 @@ def computed(tmp_path_factory):
 def compute(model):
     given = REFERENCE.given
     noise, z = given["dequantization_normal_noise"], given["z"]
-    levels = model.levels_of(IMAGES)
+    levels = model.quantizer.levels(IMAGES)
     u, log_q = model.dequantize(IMAGES, noise)
     v, log_det = model.flow.forward_and_log_det(model.quantizer.within(levels, given["dequantization_noise"]), z)
     posterior, elbo = model.posterior(IMAGES), model.elbo_from_noise(IMAGES, given["posterior_noise"], noise)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tfdecouple.errors import UserError
-from tfdecouple.model.interpolation import between
+from tfdecouple.model.interpolation import interpolate_codes
 
 PLACES = [0, 0.25, 0.5, 0.75, 1]
 
@@ -26,7 +26,7 @@ def angles(codes, other):
 
 @pytest.mark.parametrize("path", ["lerp", "slerp"])
 def test_both_ends_are_exact(codes, path):
-    found = between(*codes, [0, 1], path)
+    found = interpolate_codes(*codes, [0, 1], path)
     np.testing.assert_array_equal(found[:, 0], codes[0])
     np.testing.assert_array_equal(found[:, 1], codes[1])
 
@@ -34,36 +34,36 @@ def test_both_ends_are_exact(codes, path):
 def test_line(codes):
     a, b = codes
     expected = [(np.float32(1) - np.float32(place)) * a + np.float32(place) * b for place in PLACES]
-    np.testing.assert_array_equal(between(a, b, PLACES), np.stack(expected, 1))
+    np.testing.assert_array_equal(interpolate_codes(a, b, PLACES), np.stack(expected, 1))
 
 
 def test_arc_turns_at_an_even_speed_and_stays_as_long_as_a_draw(codes):
     a, b = codes.reshape(2, 3, -1)
     # One is longer than a draw.
     b = 1.5 * b
-    found = between(a, b, PLACES, "slerp").numpy()
+    found = interpolate_codes(a, b, PLACES, "slerp").numpy()
     whole = angles(a, b)
     for index, place in enumerate(PLACES):
         np.testing.assert_allclose(angles(found[:, index], a), place * whole, atol=1e-3)
     lengths, of_a, of_b = (np.linalg.norm(code, axis=-1)[..., None] for code in (found, a, b))
     np.testing.assert_allclose(lengths[..., 0], (1 - np.float32(PLACES)) * of_a + np.float32(PLACES) * of_b, rtol=1e-5)
     # The middle of the line is shorter by about the square root of 2.
-    middle = np.linalg.norm(between(a, b, [0.5]).numpy()[:, 0], axis=-1)
+    middle = np.linalg.norm(interpolate_codes(a, b, [0.5]).numpy()[:, 0], axis=-1)
     np.testing.assert_allclose(middle / lengths[:, 2, 0], np.sqrt(0.5), atol=0.08)
 
 
 def test_arc_between_perpendicular_codes_of_one_length_is_that_of_a_circle():
     a, b = np.float32([[3, 0, 0]]), np.float32([[0, 3, 0]])
-    found = between(a, b, [1 / 3], "slerp").numpy()[0, 0]
+    found = interpolate_codes(a, b, [1 / 3], "slerp").numpy()[0, 0]
     np.testing.assert_allclose(found, [3 * np.cos(np.pi / 6), 3 * np.sin(np.pi / 6), 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("a", "b"), [([1, 2], [2, 4]), ([1, 2], [-2, -4]), ([0, 0], [1, 2]), ([0, 0], [0, 0])])
 def test_where_there_is_no_one_arc_the_line_is_taken(a, b):
     a, b = np.float32([a]), np.float32([b])
-    np.testing.assert_array_equal(between(a, b, PLACES, "slerp"), between(a, b, PLACES))
+    np.testing.assert_array_equal(interpolate_codes(a, b, PLACES, "slerp"), interpolate_codes(a, b, PLACES))
 
 
 def test_another_path_is_refused():
     with pytest.raises(UserError, match="path is 'arc'; it must be lerp or slerp"):
-        between(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), [0], "arc")
+        interpolate_codes(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), [0], "arc")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -147,16 +148,14 @@ class TestDequantization:
             layer.bias.assign(tf.zeros_like(layer.bias))
         first = dequantizer.flow.levels[0][0].steps[0].sequence[0]
         first.log_scale.assign(first.log_scale + math.log(1.12 / 1.75))
+        networks = types.SimpleNamespace(
+            quantizer=quantizer, flow=Humps(quantizer), encoder=None, code_net=None, dequantizer=dequantizer
+        )
         elbo, _ = negative_elbo(
+            networks,
             tf.constant(rng.integers(0, 4, (k, 4, 4, 3)), tf.float32),
             tf.zeros([k, 0]),
             rng.standard_normal((k, 4, 4, 3)).astype("float32"),
-            quantizer=quantizer,
-            flow=Humps(quantizer),
-            encoder=None,
-            prior_flow=None,
-            dequantizer=dequantizer,
-            training=False,
         )
         # Every level has the probability 1/4.
         bits = 2 + 0.0034030 / math.log(2)

@@ -66,7 +66,7 @@ class TestOfAModel:
         posterior = tiny_model.posterior(images)
         z = posterior.mean() + posterior.stddev() * z_noise
         np.testing.assert_allclose(scores.prior_nats, -tiny_model.prior.log_prob(z), rtol=1e-5)
-        x = tiny_model.quantizer.within(tiny_model.levels_of(images), u_noise)
+        x = tiny_model.quantizer.within(tiny_model.quantizer.levels(images), u_noise)
         v = tiny_model.flow.forward_and_log_det(x, z)[0].numpy()
         lengths = np.linalg.norm(v.reshape(3, -1), axis=1)
         np.testing.assert_allclose(scores.shell, (lengths - stats.chi.mean(192)) / stats.chi.std(192), rtol=1e-3)

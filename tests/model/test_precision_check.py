@@ -6,50 +6,41 @@ import pytest
 import tensorflow as tf
 from helpers.layers import all_layers
 from helpers.models import TINY
+from helpers.variants import VARIANTS
 
 from tfdecouple.errors import ConfigError
 from tfdecouple.layers import nets
-from tfdecouple.model import precision_check
-from tfdecouple.model.precision_check import check_precision, kinds_of_nets
+from tfdecouple.model.precision_check import list_kinds_of_nets, require_precision
+from tfdecouple.networks.dequantizer import DequantizingFlow
 from tfdecouple.networks.flow import Flow
 from tfdecouple.runtime.convolution import convolve
 
 
 @pytest.fixture(scope="module")
-def flow():
-    flow = Flow(TINY)
-    flow.build()
-    return flow
-
-
-def test_of_a_model_every_flow_is_tried_in_the_type_that_its_training_has(monkeypatch):
-    tried = []
-    monkeypatch.setattr(precision_check, "check_precision", lambda *given: tried.append(given))
-    models = [SimpleNamespace(flow="v", dequantizer=each) for each in (None, SimpleNamespace(flow="u"))]
-    for precision in ("float32", "tf32", "mixed_bfloat16"):
-        precision_check.check_precision_of(models[1], precision, "invert")
-    precision_check.check_precision_of(models[0], "mixed_bfloat16", "keep")
-    types = ("float32", "float32", "bfloat16")
-    assert tried[:6] == [(flow, dtype, "invert") for dtype in types for flow in "vu"]
-    assert tried[6:] == [("v", "bfloat16", "keep")]
+def model():
+    flows = [Flow(TINY), DequantizingFlow(VARIANTS["dequantization"])]
+    for flow in flows:
+        flow.build()
+    return SimpleNamespace(flow=flows[0], dequantizer=SimpleNamespace(flow=flows[1]))
 
 
 @pytest.mark.parametrize("memory", ["keep", "recompute", "invert"])
-def test_bfloat16_works_here(flow, memory):
-    check_precision(flow, "bfloat16", memory)
+def test_bfloat16_works_here(model, memory):
+    require_precision(model, "mixed_bfloat16", memory)
 
 
-def test_every_kind_of_net_is_tried_once(flow):
-    tried = [(sides, net.first.shape[2], net.hidden, net.outputs) for net, sides in kinds_of_nets(flow)]
+def test_every_kind_of_net_of_every_flow_is_tried_once(model):
+    tried = [(sides, *net.first.shape[2:], net.outputs) for net, sides in list_kinds_of_nets(model)]
     assert len(set(tried)) == len(tried)
-    couplings = [layer for layer in all_layers(flow) if isinstance(layer, nets.ConvNet)]
-    assert {kind[1:] for kind in tried} == {(net.first.shape[2], net.hidden, net.outputs) for net in couplings}
+    flows = model.flow, model.dequantizer.flow
+    built = [net for flow in flows for net in all_layers(flow) if isinstance(net, nets.ConvNet)]
+    assert {kind[1:] for kind in tried} == {(*net.first.shape[2:], net.outputs) for net in built}
     assert {kind[0] for kind in tried} == {(8, 8), (4, 4), (2, 2)}
 
 
 @pytest.mark.parametrize("by", [lambda y: y * float("nan"), lambda y: y * 1.5, lambda y: tf.reverse(y, [2])])
 @pytest.mark.parametrize("convolution", ["convolve", "convolve_normed"])
-def test_wrong_numbers_are_refused_and_the_precision_that_works_is_named(flow, monkeypatch, convolution, by):
+def test_wrong_numbers_are_refused_and_the_precision_that_works_is_named(model, monkeypatch, convolution, by):
     right = getattr(nets, convolution)
 
     def wrong(x, *weights):
@@ -58,12 +49,12 @@ def test_wrong_numbers_are_refused_and_the_precision_that_works_is_named(flow, m
 
     monkeypatch.setattr(nets, convolution, wrong)
     with pytest.raises(ConfigError, match=r"bfloat16 does not work .* use --set training.precision=float32$") as error:
-        check_precision(flow, "bfloat16")
+        require_precision(model, "mixed_bfloat16", "keep")
     assert "\n" not in str(error.value)
-    check_precision(flow, "float32")
+    require_precision(model, "float32", "keep")
 
 
-def test_operation_that_there_is_not_is_refused(flow, monkeypatch):
+def test_operation_that_there_is_not_is_refused(model, monkeypatch):
     def missing(x, kernel):
         if x.dtype == tf.bfloat16:
             raise tf.errors.AbortedError(None, None, "{{node Conv2D}} could not create a primitive\nmore")
@@ -71,4 +62,4 @@ def test_operation_that_there_is_not_is_refused(flow, monkeypatch):
 
     monkeypatch.setattr(nets, "convolve", missing)
     with pytest.raises(ConfigError, match="TensorFlow cannot compute it, could not create a primitive"):
-        check_precision(flow, "bfloat16")
+        require_precision(model, "mixed_bfloat16", "keep")

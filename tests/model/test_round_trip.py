@@ -98,7 +98,7 @@ def labelled(model):
 
 
 def centres(model):
-    return model.quantizer.centres(model.levels_of(tf.constant(images_of(model))))
+    return model.quantizer.centres(model.quantizer.levels(tf.constant(images_of(model))))
 
 
 # What has an answer for every model, and what only where there is a z.

@@ -42,11 +42,11 @@ class TestMistakeBeforeTheFirstStep:
         assert not (tmp_path / "run").exists()
 
     def test_precision_that_the_processor_cannot_do(self, image_folder, tmp_path, monkeypatch):
-        def refuse(flow, dtype, memory):
-            raise ConfigError(f"{dtype} does not work")
+        def refuse(net, sides, memory):
+            return "all of it"
 
-        monkeypatch.setattr(precision_check, "check_precision", refuse)
-        with pytest.raises(ConfigError, match="bfloat16 does not work"):
+        monkeypatch.setattr(precision_check, "_compare_with_float32", refuse)
+        with pytest.raises(ConfigError, match="bfloat16 does not work .* all of it"):
             train(run_config(image_folder, precision="mixed_bfloat16"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 

@@ -20,6 +20,7 @@ from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.outliers import Outliers
+from tfdecouple.metrics.own_size import OwnSize
 from tfdecouple.metrics.probe import LinearProbe
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 METRICS: list[type[Metric]] = [
     BitsPerDim,
     ImportanceWeighted,
+    OwnSize,
     UseOfZ,
     ImageStatistics,
     Classification,

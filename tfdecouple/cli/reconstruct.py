@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
+
+if TYPE_CHECKING:
+    from tfdecouple.cli.run_images import OpenedRun
 
 
 def add_parser(commands: Any) -> None:
@@ -17,16 +23,23 @@ def add_parser(commands: Any) -> None:
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_drawing(parser, 20, "images")
+    parser.add_argument(
+        "--own-size",
+        action="store_true",
+        help="images at their own size, neither cropped nor resized, a picture each (folders and photographs)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes reconstruct.png and reconstruct.json."""
+    """Writes reconstruct.png and reconstruct.json; with --own-size reconstruct-NAME.png and .json for each image."""
     start_tensorflow()
     from tfdecouple.cli.run_images import draw_images, open_run, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_reconstruction_grid, reconstruct_images
 
     opened = open_run(options)
+    if options.own_size:
+        return _reconstruct_at_own_size(opened, options)
     images = draw_images(opened, options)
     count = len(images.pixels)
     with Counter("reconstructing", count) as counter:
@@ -35,4 +48,23 @@ def run(options: argparse.Namespace) -> int:
     facts = {**images.facts, "seed": options.seed, "count": count, "exact": exact}
     summary = f"{exact} of {count} images come back to the last pixel"
     save_picture(opened, options, "reconstruct", picture, summary, **facts)
+    return 0
+
+
+def _reconstruct_at_own_size(opened: OpenedRun, options: argparse.Namespace) -> int:
+    from tfdecouple.cli.run_images import open_data, save_picture
+    from tfdecouple.data.whole_images import draw_whole_images
+    from tfdecouple.visualization.tiles import draw_grid
+
+    model = opened.model
+    source = open_data(opened, options)
+    for name, read in draw_whole_images(source, options.split, options.count, options.seed).items():
+        image = model.quantizer.quantize(read()[None]).numpy()
+        back = model.decode(*model.encode(image)).numpy()
+        lost, (height, width) = int((back != image).sum()), image.shape[1:3]
+        says = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels do not come back"
+        picture = draw_grid(np.stack([image, back], 1), f"Image and decode(encode(image)): {says}. {opened.note()}")
+        facts = {"data": source.title, "split": options.split, "image": name, "height": height, "width": width}
+        name = pathlib.PurePath(name).with_suffix("").as_posix().replace("/", "-")
+        save_picture(opened, options, f"reconstruct-{name}", picture, says, **facts, lost_subpixels=lost)
     return 0

@@ -94,12 +94,15 @@ def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.n
 
     Args:
         pixels: uint8 [H, W, channels], or [H, W] for one channel.
-        image_shape: height, width and channels of the result.
+        image_shape: height, width and channels of the result; (0, 0, channels) for all pixels, neither cropped nor
+            resized.
         centre_crop: see `centre_box`.
 
     Returns:
         uint8 [height, width, channels].
     """
+    if image_shape[:2] == (0, 0):
+        return pixels.reshape(*pixels.shape[:2], image_shape[2])
     top, left, rows, columns = centre_box(pixels.shape[0], pixels.shape[1], image_shape, centre_crop)
     return _resize(pixels[top : top + rows, left : left + columns], image_shape)
 
@@ -188,7 +191,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
 
     Args:
         path: of the file.
-        image_shape: height, width and channels of the result.
+        image_shape: height, width and channels of the result, as for `fit_pixels`.
         centre_crop: see `centre_box`.
         file: the open file, where it is not on a disk; `path` then only names it.
 

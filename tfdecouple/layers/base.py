@@ -141,6 +141,7 @@ class FullLayer(keras.layers.Layer):
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the declared weights and builds the layers inside."""
+        self._sides = tuple((x_shape or ())[1:-1])
         declared = self.declare(x_shape, condition_shape)
         for name, (shape, initializer, dtype, trainable) in declared.items():
             initializer = initializer if isinstance(initializer, str) else initializer()
@@ -205,7 +206,6 @@ class InvertibleLayer(FullLayer):
         # `build` sets these to the shapes of the inputs.
         self._event_ndims = 3
         self._condition_ndims = 1
-        self._sides: tuple[int, ...] = ()
         self._channels: int | None = None
 
     @full_float32()
@@ -306,7 +306,6 @@ class InvertibleLayer(FullLayer):
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
         """Creates the weights for inputs of these shapes, batch first."""
         self._event_ndims = len(x_shape) - 1
-        self._sides = tuple(x_shape[1:-1])
         self._channels = x_shape[-1]
         if condition_shape is not None:
             self._condition_ndims = len(condition_shape) - 1

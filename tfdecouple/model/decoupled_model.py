@@ -1,4 +1,4 @@
-"""The model whole, and what one does with it: encode, decode, sample, switch, interpolate, edit, classify."""
+"""The whole model: encode, decode, sample, switch, interpolate, edit and classify, and Keras' methods."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ from tfdecouple.arguments import (
 from tfdecouple.config import TrainingConfig, load_preset, preset_names
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
 from tfdecouple.model import keras_training
-from tfdecouple.model.interpolation import between, require_path
+from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks
-from tfdecouple.model.precision_check import check_precision_of
+from tfdecouple.model.own_size import SizedCodes, pad_side, require_any_size, size_multiple
+from tfdecouple.model.precision_check import require_precision
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
@@ -36,9 +37,9 @@ from tfdecouple.runtime.execution import without_autograph
 from tfdecouple.runtime.numerics import sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
-# How many images `sample`, `interpolate` and the like decode at once: memory, not a result, depends on it.
+# Number of images that `sample` and `interpolate` decode at once, on which memory depends, but no result.
 CHUNK = 64
-# And of how many `sample` draws z at once.
+# Number of images whose z `sample` draws at once.
 _Z_CHUNK = 4096
 
 
@@ -62,22 +63,22 @@ class DecoupledModel(Networks):
 
     Args:
         config: the architecture, or its plain dict.
-        **kwargs: of `Networks`, such as `jit_compile`.
+        **kwargs: arguments of `Networks`, such as `jit_compile`.
     """
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> Self:
-        """Returns the model of a preset, with its weights where there are some.
+        """Returns the model of a preset, with its weights.
 
         Args:
-            preset: the name of weights that come along ("photographs") or their address `hf://OWNER/NAME[@REVISION]`;
-                or the path of a run folder; or, without weights, the name of a preset such as "cifar10".
+            preset: the name of bundled weights ("photographs"), the address of weights `hf://OWNER/NAME[@REVISION]`, or
+                the path of a run folder; without weights, the name of a preset such as "cifar10".
             load_weights: False for weights as they are before training.
-            **kwargs: of the model.
+            **kwargs: arguments of the model.
 
         Raises:
-            ConfigError: where there is no such preset, or its weights are asked for and it has none.
-            UserError: where the weights cannot be had; see `tfdecouple.load_pretrained`.
+            ConfigError: for an unknown preset, or one without weights.
+            UserError: where the weights cannot be loaded; see `tfdecouple.load_pretrained`.
         """
         if preset in preset_names() and not (find_run(preset) / CONFIG).is_file():
             if load_weights:
@@ -97,29 +98,32 @@ class DecoupledModel(Networks):
         return model
 
     def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes:
-        """Keras' entry: the same as `encode`."""
+        """Returns the codes of images, as `encode` does; Keras calls this method."""
         return self.encode(images, labels)
 
     def encode(self, images: Any, labels: Any = None, verify: bool = False) -> Codes:
         """Encodes images, deterministically: z is the posterior mean, v the flow of the pixels' bin centres.
 
+        Images may have another height and width than the model's. Then z is the code of the image shrunk to the model's
+        size (`tfdecouple.model.own_size.shrink_images`), and v is the flow of the image itself given that z. Sides that
+        the flow cannot halve are padded with the last row and column. Models whose weights have the size of images, as
+        with `conditioning` "base", take images of their own size alone.
+
         Args:
             images: uint8 `[batch, height, width, channels]`.
-            labels: of the images, whole numbers `[batch]`, where z is a function of the label; elsewhere z needs none.
-            verify: decode again and compare, outside of any `tf.function`. Images far from those of the training, such
-                as a checkerboard of two saturated colours, can be lost; without `verify` an `ExactnessWarning` names
-                images that are so far off (see `far_from_training`). Within a `tf.function` nothing is looked at: codes
-                that are not finite are neither refused nor warned of.
+            labels: labels of the images, whole numbers `[batch]`, where z is a function of the label.
+            verify: whether to decode the codes and compare, which a `tf.function` cannot do. Images far from those of
+                the training, such as a checkerboard of two saturated colours, can be lost; without `verify` an
+                `ExactnessWarning` names images that are so far off (see `far_from_training`). A `tf.function` neither
+                warns nor refuses codes that are not finite.
 
         Returns:
-            `Codes(z, v)`.
+            `Codes(z, v)`; for images of another size than the model's `SizedCodes(z, v, size)`, whose v is padded.
 
         Raises:
-            InversionError: with `verify`, where an image does not come back, naming it; in any case where a code is
-                not finite.
-            UserError: for `verify` within a `tf.function`.
-            DataError: for images of another shape or type, or for missing or unknown labels.
-            NotInitializedError: for a model without weights.
+            InversionError: naming the images whose codes are not finite, or which `verify` finds lost.
+            UserError: for `verify` within a `tf.function`, or images too large for the free memory.
+            DataError: for missing or unknown labels.
         """
         if verify and not tf.executing_eagerly():
             raise UserError(
@@ -127,27 +131,39 @@ class DecoupledModel(Networks):
                 "outside, or leave verify out"
             )
         self.require_initialized()
-        levels = self._checked_levels(images)
-        labels = self._labels_of(labels, levels)
-        codes = self.encode_levels(levels, labels)
+        images = self._accept_images(images)
+        labels = self._labels_of(labels, images)
+        z, v = self._run_in_pieces(self._encode_images, images, labels)
         if tf.executing_eagerly():
-            require_finite("encode gave codes that are not finite", codes.v, *([] if codes.z is None else [codes.z]))
+            require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
                 # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
-                x = self.flow.inverse_and_log_det(codes.v, codes.z)[0]
-                require_same(self.pixels(x), x, self.quantize_images(images), self.config.bound_of_scales)
+                x = self._run_in_pieces(self._invert, v, z)[:, : images.shape[1], : images.shape[2]]
+                require_same(self.quantizer.pixels(x), x, self.quantizer.quantize(images), self.config.bound_of_scales)
             else:
-                warn_of_far_images(codes.v)
-        return codes
+                warn_of_far_images(v)
+        size = self._own_size(images)
+        return Codes(z, v) if size is None else SizedCodes(z, v, size)
 
-    def decode(self, z: Any, v: Any) -> tf.Tensor:
+    def _encode_images(self, images: tf.Tensor, labels: tf.Tensor | None) -> Codes:
+        levels, encoder_levels = self._levels_of_any_size(images)
+        z = None if self.code_net is None else self.code_net(labels)
+        if self.encoder is not None:
+            z = self.encoder.infer(self.quantizer.edges(encoder_levels))[0]
+        return Codes(z, self.flow.forward_and_log_det(self.quantizer.centres(levels), z)[0])
+
+    def _invert(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
+        return self.flow.inverse_and_log_det(v, z)[0]
+
+    def decode(self, z: Any, v: Any, size: tuple[int, int] | None = None) -> tf.Tensor:
         """Turns codes into images: `decode(*encode(images))` returns the very same pixels.
 
-        Within a `tf.function` it is not looked at whether images are finite.
+        A `tf.function` does not refuse images that are not finite.
 
         Args:
             z: float32 `[batch, d_z]`; None for a model without z.
             v: float32 `[batch, height, width, channels]`.
+            size: height and width to which the images are cropped; None for those of v.
 
         Returns:
             uint8 `[batch, height, width, channels]`.
@@ -155,12 +171,20 @@ class DecoupledModel(Networks):
         Raises:
             UserError: where z is missing or superfluous, or a shape does not fit.
             InversionError: where an image is not finite, naming it.
-            NotInitializedError: for a model without weights.
         """
         self.require_initialized()
-        z, v = as_codes(z, v, self._d_z, self.config.image_shape)
+        multiple = size_multiple(self.config)
+        z, v = as_codes(z, v, self._d_z, self.config.image_shape, multiple)
+        if self._own_size(v) is not None:
+            require_any_size(self.config, "v", v)
+        if size is not None and not any(map(tf.is_tensor, size)):
+            padded = [pad_side(as_whole_number(side, "a side in size"), multiple) for side in size]
+            if not v.shape[1:3].is_compatible_with(padded):
+                raise UserError(
+                    f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; v is of shape {tuple(v.shape)}"
+                )
         try:
-            x = self.flow.inverse_and_log_det(v, z)[0]
+            x = self._run_in_pieces(self._invert, v, z)
         except tf.errors.InvalidArgumentError as error:
             if "not invertible" not in error.message:
                 raise
@@ -170,29 +194,27 @@ class DecoupledModel(Networks):
             ) from error
         if tf.executing_eagerly():
             require_finite("decode gave pixels that are not finite", x)
-        return self.pixels(x)
+        return self.quantizer.pixels(x if size is None else x[:, : size[0], : size[1]])
 
     def sample(self, n: int, temperature: float = 1.0, seed: Any = None, labels: Any = None) -> tf.Tensor:
         """Draws new images: z ~ p(z), v ~ temperature * N(0, I).
 
-        A model that knows labels draws y ~ p(y) first, where it is not told them.
-
-        However many are drawn, memory holds the noise of a few; of the images it holds two copies at the end.
+        Memory holds the noise of a few images at a time, and two copies of all images at the end.
 
         Args:
-            n: how many.
-            temperature: acts on v alone.
+            n: number of images.
+            temperature: scale of v; z does not depend on it.
             seed: whole number or `[2]` integer tensor; None draws a fresh one, in a `tf.function` at each of its calls.
-            labels: that the images are to have: whole numbers `[n]`, or one for all; None to draw them.
+            labels: labels of the new images, whole numbers `[n]`, or one for all; None draws them from p(y), where the
+                model knows labels.
 
         Returns:
             uint8 `[n, height, width, channels]`.
 
         Raises:
-            DataError: for an unknown label, or labels of another number.
-            UserError: where n is no whole number from 0 on, the temperature no number from 0 on, for another seed, or
-                where memory cannot hold so many images.
-            NotInitializedError: for a model without weights.
+            DataError: for an unknown label, or another number of labels.
+            UserError: where n is no whole number from 0 on or the temperature no number from 0 on, for a seed of
+                another type, or where memory cannot hold so many images.
             InversionError: where an image is not finite.
         """
         self.require_initialized()
@@ -230,21 +252,20 @@ class DecoupledModel(Networks):
         """Switches the global codes of two batches of images (paper section 3.2, Figure 1).
 
         Args:
-            a: uint8 `[batch, height, width, channels]`.
-            b: the same shape.
-            labels: of a and of b, a pair of what `encode` takes; None for none.
+            a: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
+            b: as many images, perhaps of another height and width.
+            labels: the labels of a and those of b, a pair of what `encode` takes; None for no labels.
 
         Returns:
-            (ab, ba), uint8 of that shape: ab has z of a and v of b, ba has z of b and v of a.
+            (ab, ba), uint8: ab has z of a and v of b, and the size of b; ba has z of b and v of a, and the size of a.
 
         Raises:
             UserError: for a model without z.
-            DataError: for images of another shape or type.
         """
         self._require_latent("a switch of z")
         a, b = as_image_batches("switch", a, b, self.config.image_shape)
-        codes_a, codes_b = self._encoded_pair(a, b, labels)
-        return self.decode(codes_a.z, codes_b.v), self.decode(codes_b.z, codes_a.v)
+        codes_a, codes_b = self._encode_pair(a, b, labels)
+        return self.decode(codes_a.z, *codes_b[1:]), self.decode(codes_b.z, *codes_a[1:])
 
     def interpolate(
         self,
@@ -258,66 +279,68 @@ class DecoupledModel(Networks):
         """Interpolates between two batches of images in two dimensions (paper section 3.2, Figure 5).
 
         Args:
-            a: uint8 `[batch, height, width, channels]`.
+            a: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
             b: the same shape.
-            alphas: positions between z of a (0) and z of b (1); a number stands for a list of it. Without z they change
-                nothing.
-            betas: positions between v of a (0) and v of b (1); likewise.
+            alphas: positions between z of a (0) and z of b (1), a list or one number. A model without z ignores them.
+            betas: positions between v of a (0) and v of b (1), a list or one number.
             labels: as for `switch`.
-            path: of v: "lerp" for the line between the two, as in the paper, or "slerp" for the arc around the origin,
-                on which v in the middle is as long as at the ends and images keep their contrast. z takes the line.
+            path: path of v: "lerp" for the line between the two, as in the paper, or "slerp" for the arc around the
+                origin, on which v in the middle is as long as at the ends and images keep their contrast. z takes the
+                line.
 
         Returns:
             uint8 `[batch, len(alphas), len(betas), height, width, channels]`; corners (0, 0) and (1, 1) are a and b.
 
         Raises:
-            DataError: for images of another shape or type.
+            DataError: for images of two sizes.
             UserError: for alphas or betas that are no finite numbers, or another path.
         """
         a, b = as_image_batches("interpolate", a, b, self.config.image_shape)
         of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
-        require_path(path)
-        (z_a, v_a), (z_b, v_b) = self._encoded_pair(a, b, labels)
+        if not a.shape.is_compatible_with(b.shape):
+            raise DataError(f"interpolate got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; give one size")
+        (z_a, v_a, *size), (z_b, v_b, *_) = self._encode_pair(a, b, labels)
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
         if 0 in (count, rows, columns):
-            return tf.zeros([sizes(v_a)[0], rows, columns, *self.config.image_shape], tf.uint8)
-        v = between(v_a, v_b, of_v, path)
-        v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *self.config.image_shape])
+            return tf.zeros([sizes(v_a)[0], rows, columns, *sizes(a)[1:]], tf.uint8)
+        v = interpolate_codes(v_a, v_b, of_v, path)
+        v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *sizes(v_a)[1:]])
         z = None
         if z_a is not None and z_b is not None:
-            z = tf.repeat(between(z_a, z_b, of_z)[:, :, None], columns, 2)
+            z = tf.repeat(interpolate_codes(z_a, z_b, of_z)[:, :, None], columns, 2)
             z = tf.reshape(z, [-1, self.config.latent_dim])
-        return tf.reshape(self._decode_in_chunks(z, v), [-1, rows, columns, *self.config.image_shape])
+        return tf.reshape(self._decode_in_chunks(z, v, *size), [-1, rows, columns, *sizes(a)[1:]])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
-        """Moves z of images along a direction, and leaves their v as it is.
+        """Shifts z of images along a direction, and leaves their v unchanged.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
-            direction: of `tfdecouple.load_directions`, or any `[d_z]`, or one for each image, `[batch, d_z]`.
-            amount: how far, in multiples of the direction: a number, or one for each image, `[batch]`. At 0 an image
-                comes back to the very same pixels.
+            images: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
+            direction: a direction of `tfdecouple.load_directions`, any vector `[d_z]`, or one for each image,
+                `[batch, d_z]`.
+            amount: multiple of the direction that is added to z: a number, or one for each image, `[batch]`. At 0 an
+                image comes back to the very same pixels.
             labels: as for `encode`.
 
         Returns:
             uint8 of the shape of images.
 
         Raises:
-            UserError: for a model without z, or a direction or an amount of another shape or not finite.
-            DataError: for images of another shape or type.
+            UserError: for a model without z, or a direction or an amount that has another shape or is not finite.
         """
         self._require_latent("a direction in z")
-        images = as_images(images, self.config.image_shape)
+        images = self._accept_images(images)
         step = as_z_change(direction, amount, images.shape[0], self.config.latent_dim)
-        z, v = self.encode(images, labels)
+        z, *local = self.encode(images, labels)
         assert z is not None
-        return self.decode(z + step, v)
+        return self.decode(z + step, *local)
 
     def classify(self, images: Any) -> tf.Tensor:
-        """Returns log p(y|x) of each label y by Bayes' rule: p(x|y) p(y), made to add up to 1.
+        """Returns log p(y|x) of each label y by Bayes' rule: p(x|y) p(y), normalised to add up to 1.
 
-        Deterministic as `encode`. Where z is a function of the label, p(x|y) is the density at the pixels' bin centres,
-        one pass of the flow a label; elsewhere all that depends on the label is p(z|y), taken at the posterior mean.
+        The result is deterministic. Where z is a function of the label, p(x|y) is the density at the pixels' bin
+        centres, one pass of the flow for each label; elsewhere the label changes p(z|y) alone, taken at the posterior
+        mean.
 
         Args:
             images: uint8 `[batch, height, width, channels]`.
@@ -327,52 +350,31 @@ class DecoupledModel(Networks):
 
         Raises:
             UserError: for a model that knows no labels.
-            DataError: for images of another shape or type.
-            NotInitializedError: for a model without weights.
         """
         self.require_initialized()
         self._require_classes()
         levels = self._checked_levels(images)
         return tf.math.log_softmax(self.log_joint(levels))
 
-    # --- pieces that other modules build graphs from ---
-
-    def encode_levels(self, levels: tf.Tensor, labels: tf.Tensor | None = None) -> Codes:
-        """`encode` of pixel levels, float32 `[batch, height, width, channels]` in 0..n_bins - 1, without any check."""
-        z = None if self.encoder is None else self.encoder.infer(self.quantizer.edges(levels))[0]
-        if self.code_net is not None:
-            z = self.code_net(labels)
-        return Codes(z, self.flow.forward_and_log_det(self.quantizer.centres(levels), z)[0])
-
-    def pixels(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the uint8 images of x in [-1, 1); what lies outside is clipped."""
-        return self.quantizer.pixels(x)
-
-    def levels_of(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the levels 0..n_bins - 1 of uint8 images, float32 of the same shape."""
-        return self.quantizer.levels(images)
-
     def quantize_images(self, images: Any) -> tf.Tensor:
         """Returns images as the model sees them: unchanged at 8 bits, else with their levels k as k * 256 / n_bins.
 
         Args:
             images: uint8 `[batch, height, width, channels]`.
-
-        Raises:
-            DataError: for images of another shape or type.
         """
         return self.quantizer.quantize(as_images(images, self.config.image_shape))
 
-    def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
-        if v.shape[0] is None:  # In a function of a user's, for batches of any size.
-            return self.decode(z, v)
+    def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor, *size: Any) -> tf.Tensor:
+        if v.shape[0] is None:
+            # The user's own function is traced for batches of any size.
+            return self.decode(z, v, *size)
         images = [
-            self.decode(None if z is None else z[start : start + CHUNK], v[start : start + CHUNK])
+            self.decode(None if z is None else z[start : start + CHUNK], v[start : start + CHUNK], *size)
             for start in range(0, v.shape[0], CHUNK)
         ]
         return tf.concat(images, 0)
 
-    def _encoded_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes, Codes]:
+    def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes, Codes]:
         try:
             of_a, of_b = (None, None) if labels is None else labels
         except (TypeError, ValueError):
@@ -380,7 +382,7 @@ class DecoupledModel(Networks):
             raise DataError(f"labels are {given}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)
 
-    # --- Keras' training: docs/keras.md; its functions are in keras_training.py ---
+    # --- Keras' methods, whose functions are in keras_training.py ---
 
     _options: TrainingConfig | None = None
     _bound_metrics: keras_training.BoundMetrics | None = None
@@ -405,20 +407,20 @@ class DecoupledModel(Networks):
         """Prepares `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
 
         Args:
-            optimizer: of Keras, or its name. Its schedule, clipping and weight decay are its own.
-            loss: none; the bound is.
-            kl_weight: as `training.kl_weight` of a run, like the rest.
+            optimizer: an optimizer of Keras, with its schedule, clipping and weight decay, or its name.
+            loss: must be None, since the loss is the bound.
+            kl_weight: as `training.kl_weight` of a run, like the arguments below.
             precision: "float32", "tf32" or "mixed_bfloat16"; None for that of Keras' global policy.
             memory: "keep", "recompute" or "invert".
-            jit_compile: whether XLA compiles each kind of layer; "auto" for no.
-            seed: of all noise, in steps and in evaluations.
-            init_images: of how many training images `fit` starts a model without weights.
-            max_skipped_steps: steps in a row that may be skipped, for values that are not finite or, with
-                `memory="invert"`, an inversion that came back too far off.
+            jit_compile: whether XLA compiles each kind of layer; "auto" means no.
+            seed: seed of all noise, in steps and in evaluations.
+            init_images: number of training images from which `fit` starts a model without weights.
+            max_skipped_steps: number of steps in a row that may be skipped, for values that are not finite or, with
+                `memory="invert"`, for too large an inversion error.
             **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of Keras.
 
         Raises:
-            UserError: for a loss or metrics of one's own, or a policy in float16.
+            UserError: for a loss or metrics, or a policy in float16.
             ConfigError: for an impossible value.
         """
         training = keras_training.compile_options(
@@ -431,11 +433,10 @@ class DecoupledModel(Networks):
             init_images=init_images,
             max_skipped_steps=max_skipped_steps,
         )
-        with self.distribute_strategy.scope():
-            metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training.kl_weight, max_skipped_steps)
-            # Keras would hand all of a step to XLA.
-            super().compile(optimizer, jit_compile=False, **options)
-        # Only now: if Keras refuses something, the model stays compiled as it was.
+        metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training.kl_weight, max_skipped_steps)
+        # Without this False Keras would hand all of a step to XLA.
+        super().compile(optimizer, jit_compile=False, **options)
+        # Set last: if Keras refuses something, the model stays compiled as it was.
         self._options, self._bound_metrics = training, metrics
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -450,8 +451,7 @@ class DecoupledModel(Networks):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles as a saved model was."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        with self.distribute_strategy.scope():
-            self.optimizer.build(self.trainable_variables)
+        self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -480,28 +480,27 @@ class DecoupledModel(Networks):
         validation_data: Any = None,
         **options: Any,
     ) -> keras.callbacks.History:
-        """Trains as `keras.Model.fit`, on images.
+        """Trains on images as `keras.Model.fit` does.
 
         A model without weights is started from training images first. A step that is not finite, or whose inversion
-        comes back too far off, changes nothing.
+        error is too large, changes nothing.
 
         Args:
             x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches of them; with
                 labels beside them, or as dicts with `image` and `label`.
             y: labels, for a model that knows labels; others ignore them.
-            batch_size: of arrays; Keras' 32 by default.
-            epochs: see Keras, as for all else.
-            verbose: as there.
-            callbacks: as there.
-            validation_split: as there, of arrays.
-            validation_data: as x, or a tuple of images and labels.
-            **options: as there.
+            batch_size: number of images of arrays in a batch; Keras' 32 by default.
+            epochs: as of `keras.Model.fit`, like all arguments below.
+            verbose: see Keras.
+            callbacks: see Keras.
+            validation_split: see Keras; for arrays alone.
+            validation_data: data as x, or a tuple of images and labels.
+            **options: see Keras.
 
         Returns:
             The history, by the names of `metrics`, with "val_" before those of the validation.
 
         Raises:
-            DataError: for images of another shape or type.
             UserError: for a model that was not compiled, or options or devices that training by the bound rules out.
             ConfigError: where the processor cannot do the precision.
             DivergedError: where max_skipped_steps steps in a row were not applied.
@@ -509,13 +508,15 @@ class DecoupledModel(Networks):
         training, metrics = self.require_compiled("fit")
         if options.get("sample_weight") is not None or options.get("class_weight") is not None:
             raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-        keras_training.check_fit(self, x, y, batch_size, validation_split, validation_data)
+        keras_training.require_one_device(self)
+        keras_training.check_validation(x, validation_split, validation_data, self.config)
+        keras_training.check_images(x, y, self.config)
         if not self.has_weights():
             split = validation_split if validation_data is None else 0.0
-            x = self._start_from(x, split, training, bool(verbose))
-        check_precision_of(self, training.precision, training.memory)
+            x = self._start_from_data(x, split, training, bool(verbose))
+        require_precision(self, training.precision, training.memory)
         if isinstance(x, tf.data.Dataset):
-            # Keras warns that it does not shuffle one, unless it is told not to.
+            # Keras warns that it does not shuffle a data set, unless it is told not to.
             options.setdefault("shuffle", False)
         watch = keras_training.SkippedSteps(metrics, training.max_skipped_steps)
         return super().fit(
@@ -530,38 +531,37 @@ class DecoupledModel(Networks):
             **options,
         )
 
-    def _start_from(self, x: Any, split: float, training: TrainingConfig, tells: bool) -> Any:
-        """Initialises the weights from training images; returns x with those images still to be read."""
+    def _start_from_data(self, x: Any, split: float, training: TrainingConfig, verbose: bool) -> Any:
+        """Initialises the weights from training images; returns data that still begin with these images."""
         if split:
             images = keras_training.unpack_images(x)[0]
-            images = images[: keras_training.trained_on(images, split)]
+            images = images[: keras_training.count_trained(images, split)]
             images, _ = keras_training.first_images(images, training.init_images, training.seed)
         else:
             images, x = keras_training.first_images(x, training.init_images, training.seed)
         require_images(images, self.config.image_shape)
-        if tells:
+        if verbose:
             print(f"starting the weights from {len(images)} training images, then tracing the first step", flush=True)
         self.initialize(images, seed=training.seed)
         return x
 
     def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
-        """Measures the bound as `keras.Model.evaluate` does, by the names of `metrics`.
+        """Returns the metrics of the bound for some images, as `keras.Model.evaluate` does.
 
-        The noise of an image depends on the seed and on its place among the images alone: repeated, or with batches of
-        another size, the figures are the same, and those of `python -m tfdecouple evaluate` for the same images.
+        The noise of an image depends on the seed and on the index of the image alone. Batches of another size give the
+        same results, and so does `python -m tfdecouple evaluate` for the same images.
 
         Args:
-            x: as for `fit`.
+            x: data as for `fit`.
             y: labels, for a model that knows labels; others ignore them.
             *rest: see Keras.
-            **options: as there.
+            **options: see Keras.
 
         Raises:
-            DataError: for images of another shape or type.
-            NotInitializedError: for a model without weights.
             UserError: for a model that was not compiled, or options or devices that training by the bound rules out.
         """
         self.require_compiled("evaluate")
+        keras_training.require_one_device(self)
         self.require_initialized()
         if not options.get("_use_cached_eval_dataset"):
             keras_training.check_images(x, y, self.config)
@@ -571,19 +571,18 @@ class DecoupledModel(Networks):
         """Encodes images batch by batch, as `encode` does.
 
         Args:
-            x: as for `fit`.
+            x: data as for `fit`.
             *rest: see `keras.Model.predict`.
-            **options: as there.
+            **options: see Keras.
 
         Returns:
             `Codes(z, v)` of NumPy arrays.
 
         Raises:
-            DataError: for images of another shape or type.
             InversionError: where a code is not finite.
-            NotInitializedError: for a model without weights.
         """
         self.require_initialized()
+        keras_training.require_one_device(self)
         keras_training.check_images(x, None, self.config)
         found = super().predict(keras_training.as_keras_takes(x), *rest, **options)
         codes = Codes(*found) if self.config.has_latent else Codes(None, found)
@@ -592,15 +591,15 @@ class DecoupledModel(Networks):
         return codes
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Takes a step on this device's images of a batch, for Keras' loops; returns the metrics."""
+        """Takes a step on a batch, for Keras' loops; returns the metrics."""
         return keras_training.train_step(self, data)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Measures this device's images of a batch, for Keras' loops; returns the metrics."""
+        """Measures the bound of a batch, for Keras' loops; returns the metrics."""
         return keras_training.test_step(self, data)
 
     def predict_step(self, data: Any) -> Any:
-        """Encodes this device's images of a batch, for Keras' loops."""
+        """Encodes a batch, for Keras' loops."""
         return keras_training.predict_step(self, data)
 
     def make_train_function(self, force: bool = False) -> None:
@@ -610,25 +609,24 @@ class DecoupledModel(Networks):
         training, _ = self.require_compiled("fit")
         self.require_initialized()
         if not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                # A step builds nothing: it may be within the condition that it is applied on.
-                self.optimizer.build(self.trainable_variables)
+            # A step applies its update within a condition, which cannot make variables.
+            self.optimizer.build(self.trainable_variables)
         super().make_train_function(force)
         context = tensor_float_32 if training.precision == "tf32" else full_float32
-        self.train_function = keras_training.run_within(context, self.train_function)
+        # The switch for TF32 counts while a function runs, not while it is traced.
+        self.train_function = context()(self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
         """Makes the function that measures a batch; Keras' loops call it."""
         if self.test_function is None or force:
             super().make_test_function(force)
-            self.test_function = keras_training.run_within(full_float32, self.test_function)
+            self.test_function = full_float32()(self.test_function)
 
     def make_predict_function(self, force: bool = False) -> None:
         """Makes the function that encodes a batch; Keras' loops call it."""
         if self.predict_function is None or force:
             super().make_predict_function(force)
-            self.predict_function = keras_training.run_within(full_float32, self.predict_function)
+            self.predict_function = full_float32()(self.predict_function)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        # All is built. Keras would take the mean over the devices of a batch, who may have unequally many images.
-        return
+        """Does nothing, since all is built: Keras would trace a step for it."""

@@ -1,10 +1,9 @@
-"""The gradient of the bound for a slice of a batch: what every step of training takes, the trainer's and Keras'."""
+"""The gradient of the bound for a slice of a batch, which the steps of the trainer and of Keras' fit share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -16,25 +15,25 @@ from tfdecouple.layers import backward_memory, net_precision
 from tfdecouple.model.networks import Networks
 from tfdecouple.runtime.execution import jit_compiled
 
-# Of the encoder's and coupling nets' products, by `training.precision`.
+# The precision of products in the encoder and the coupling nets, by `training.precision`.
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
-# Largest error of inversion, of any image, of a step that is applied: gradients are then off by less than 1e-4 of the
-# largest number of each in float32, and by about a tenth of what rounding the nets' operands makes of them. Ordinary
-# errors are a tenth of these bounds and less (docs/training.md).
+# A step is applied if no image has a larger inversion error. Then gradients are off by less than 1e-4 of the largest
+# number of each in float32, and by about a tenth of the effect of rounding the nets' operands. Ordinary errors are at
+# most a tenth of these bounds (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
 
-# Weights of so many numbers at most are taken together, as one vector. Most are scales and shifts.
+# Weights of at most so many numbers, mostly scales and shifts, are joined to one vector.
 _SMALL = 2**15
 
 
 class Share(NamedTuple):
-    """What a device computes of a batch, each its share of the batch's mean; reduced, what all of them computed.
+    """The result of one device for a batch, as its share of the batch's mean; once reduced, the result of all devices.
 
     Attributes:
-        gradients: of the trainable weights, in their order.
+        gradients: gradients of the trainable weights, in their order.
         moving: new moving statistics, in their order.
-        terms: of the bound, mean nats per image: reconstruction, kl, dequantization.
-        inversion_error: how far a backward pass that inverts was off (see `backward_memory`), of the worst image.
+        terms: reconstruction, kl and dequantization, the terms of the bound, in mean nats per image.
+        inversion_error: the largest error of any image in a backward pass that inverts (see `backward_memory`).
     """
 
     gradients: list[Any]
@@ -57,32 +56,38 @@ def differentiate(
     kl_weight: float | tf.Tensor,
     weights: Sequence[tf.Tensor] | None = None,
 ) -> Share:
-    """Computes a device's share of a step: the noise of its images, their bound and its gradient; changes nothing.
+    """Returns a device's share of a step: the bound of its images and the gradient of it. No variable changes.
 
-    The noise of an image depends on the seed and its place in the batch: it is a slice of the noise of the whole batch.
+    The noise of an image depends on the seed and on the position of the image in the whole batch.
 
     Args:
         model: an initialised model.
-        images: uint8 `[n, height, width, channels]`, those of a device.
-        labels: of the images, int32 `[n]`; None for none.
+        images: the device's images, uint8 `[n, height, width, channels]`.
+        labels: labels of the images, int32 `[n]`; None for no labels.
         training: holds `precision`, `memory` and `jit_compile`.
-        seed: of the step.
-        own: places of the images in the batch.
-        batch_size: images of the whole batch, over all devices.
+        seed: seed of the step.
+        own: positions of the images in the whole batch.
+        batch_size: number of images in the whole batch, over all devices.
         trainable: weights to differentiate by.
         moving: moving statistics of batch normalisation.
-        kl_weight: of the KL term in the loss, a scalar.
-        weights: values of the trainable weights, where they have been read already.
+        kl_weight: weight of the KL term in the loss, a scalar.
+        weights: values of the trainable weights; None to read them.
     """
     config = model.config
     z = randomness.normal([batch_size, config.latent_dim], randomness.fold(seed, "z"))[own]
     shape = [batch_size, *config.image_shape]
     u = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
-    # Read once for all shards of the batch.
+    # Each weight is read once for all shards of the batch.
     weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
     meter = tf.zeros([])
-    values = list(zip(trainable, weights, strict=True))
-    with _in_place(values, training, meter) as scope:
+    # The scope catches the new moving statistics of batch normalisation: a step that turns out not to be finite must
+    # leave them alone.
+    with (
+        keras.StatelessScope(state_mapping=list(zip(trainable, weights, strict=True))) as scope,
+        net_precision(NETS[training.precision]),
+        backward_memory(training.memory, meter),
+        jit_compiled(training.jit_compile),
+    ):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*weights, meter])
             elbo = model.elbo_from_noise(images, z, u, training=True, labels=labels)
@@ -91,19 +96,19 @@ def differentiate(
             reconstruction, kl, dequantization = terms
             loss = reconstruction + kl_weight * kl + dequantization
         *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
-    # None where nothing was assigned: of a network that is not trainable.
-    found = [(variable, scope.get_current_value(variable)) for variable in moving]
-    statistics = [tf.convert_to_tensor(variable if new is None else new) for variable, new in found]
+    # The statistics of a network that is not trainable were not assigned: their new value is None.
+    new = [(variable, scope.get_current_value(variable)) for variable in moving]
+    statistics = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
     return Share(gradients, statistics, terms, error)
 
 
 class Verdict(NamedTuple):
-    """Whether a step can be trusted: boolean scalars, and the norm of its gradient.
+    """The verdict on a step: boolean scalars, and the norm of its gradient.
 
     Attributes:
-        finite: whether loss and gradient are.
-        inverted: whether the backward pass got back what the forward pass had, within `INVERSION_BOUND`.
-        norm: of all gradients.
+        finite: whether loss and gradient are finite.
+        inverted: whether the inversion error of the backward pass is within `INVERSION_BOUND`.
+        norm: the norm of all gradients.
     """
 
     finite: tf.Tensor
@@ -112,7 +117,7 @@ class Verdict(NamedTuple):
 
 
 def judge_step(share: Share, precision: str) -> Verdict:
-    """Returns whether the sum of all devices' shares, each gradient on one device, can be trusted."""
+    """Returns the verdict on the sum of all devices' shares."""
     norm = global_norm(share.gradients)
     finite = tf.math.is_finite(tf.add_n(share.terms)) & tf.math.is_finite(norm)
     # NaN compares as false, and so counts as too large.
@@ -120,34 +125,16 @@ def judge_step(share: Share, precision: str) -> Verdict:
 
 
 def in_slot(value: tf.Tensor, slot: int | tf.Tensor, slots: int) -> tf.Tensor:
-    """Returns a vector of zeros but for a value: the largest of the sum of such vectors is the largest value.
+    """Returns a vector of zeros with a value in one slot; the maximum over a sum of such vectors is that of the values.
 
-    Devices and micro-batches can add up, and know no largest.
+    Devices and micro-batches can add up, but cannot take a maximum.
 
     Args:
         value: a scalar.
-        slot: its place, which no other has.
-        slots: how many there are.
+        slot: index of the value, which no other value has.
+        slots: length of the vector.
     """
     return tf.where(tf.equal(tf.range(slots), slot), value, tf.zeros_like(value))
-
-
-@contextmanager
-def _in_place(
-    values: list[tuple[keras.Variable, tf.Tensor]], training: TrainingConfig, meter: tf.Tensor
-) -> Iterator[keras.StatelessScope]:
-    """Computes with these values of the trainable weights, in the precision that training asks for.
-
-    The scope catches the new moving statistics of batch normalisation, too: a step that turns out not to be finite
-    must leave them alone.
-    """
-    with (
-        keras.StatelessScope(state_mapping=values) as scope,
-        net_precision(NETS[training.precision]),
-        backward_memory(training.memory, meter),
-        jit_compiled(training.jit_compile),
-    ):
-        yield scope
 
 
 def flattened(values: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -156,12 +143,12 @@ def flattened(values: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def is_small(shape: Sequence[int]) -> bool:
-    """Returns whether a weight is one of those that are taken together."""
+    """Returns whether weights of this shape are joined to one vector."""
     return math.prod(shape) <= _SMALL
 
 
 def global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the norm of all gradients as one vector; the small ones are put together, which is one operation."""
+    """Returns the norm of all gradients; the small ones are joined, since each of them would be an operation."""
     small = [gradient for gradient in gradients if is_small(gradient.shape)]
     large = [gradient for gradient in gradients if not is_small(gradient.shape)]
     return tf.linalg.global_norm([*large, flattened(small)] if small else large)

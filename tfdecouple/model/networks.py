@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -27,6 +27,14 @@ from tfdecouple.model.objective import (
     prior_of_each_class,
     standard_normal_log_prob,
 )
+from tfdecouple.model.own_size import (
+    count_images_at_once,
+    pad_images,
+    pad_side,
+    require_any_size,
+    shrink_images,
+    size_multiple,
+)
 from tfdecouple.model.quantizer import Quantizer
 from tfdecouple.networks.architecture import count_by_network, make_networks
 from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
@@ -35,21 +43,16 @@ from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.execution import backward_memory, backward_mode, without_autograph
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.requirements import require_backend
 
 
 class Codes(NamedTuple):
-    """What an image is encoded to.
+    """The codes of images.
 
-    >>> from tfdecouple import DecoupledModel, ModelConfig
-    >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
-    >>> model = DecoupledModel(config)
-    >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
-    >>> model.initialize(images)
-    >>> codes = model.encode(images)
-    >>> codes.z is None, codes.v.shape.as_list()
-    (True, [2, 4, 4, 3])
+    >>> codes = Codes(z=None, v=tf.zeros([2, 4, 4, 3]))
+    >>> codes.v.shape.as_list()
+    [2, 4, 4, 3]
 
     Attributes:
         z: the global code, float32 `[batch, d_z]`; None for a model without z.
@@ -64,37 +67,29 @@ class Codes(NamedTuple):
 class Networks(keras.Model):
     """The networks of a model with their weights, the distributions that they parametrise, and the bound.
 
-    >>> from tfdecouple import DecoupledModel
-    >>> from tfdecouple.config import ModelConfig
-    >>> model = DecoupledModel(ModelConfig(
-    ...     image_shape=(8, 8, 3), latent_dim=4, steps=(1, 1), hidden_channels=(4, 4), encoder_channels=(4,),
-    ...     prior_hidden=4,
-    ... ))
-    >>> model.initialize(tf.zeros([2, 8, 8, 3], tf.uint8))
-    >>> z = model.prior.sample(5, seed=0)
-    >>> z.shape.as_list(), model.likelihood(z).batch_shape.as_list()
-    ([5, 4], [5])
+    Methods that take images raise DataError for images of another type or shape, and methods that use the weights raise
+    NotInitializedError before the weights were initialised or loaded.
 
     Args:
         config: the architecture, or its plain dict.
         jit_compile: whether XLA compiles the layers of flow and prior, kind by kind, and the encoder, at their first
-            use and again for each other batch size. It is of this object and not saved with the model; training has
+            use and again for each other batch size. The option is not saved with the model; training has
             `training.jit_compile`.
-        **kwargs: of `keras.Model`.
+        **kwargs: arguments of `keras.Model`.
 
     Attributes:
-        config: the same, as a `ModelConfig`.
-        flow: from x and z to v.
-        encoder: of q(z|x); None for a model without z, and where z is a function of the label.
-        prior_flow: from z to standard normal noise; None where p(z) is standard normal, or has no density.
-        prior_affine: what stands before that flow for each label; None where the prior knows no labels.
-        code_net: from labels to z; None where z is not a function of the label.
-        dequantizer: of q(u|x); None where u is uniform.
+        config: the architecture.
+        flow: maps x, given z, to v.
+        encoder: gives q(z|x); None for a model without z, and where z is a function of the label.
+        prior_flow: maps z to standard normal noise; None where p(z) is standard normal, or has no density.
+        prior_affine: shifts and scales z by the label before that flow; None where the prior knows no labels.
+        code_net: maps labels to z; None where z is not a function of the label.
+        dequantizer: gives q(u|x); None where u is uniform.
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
         require_backend()
-        # Whatever the global policy of Keras, as for all layers.
+        # Float32 whatever the global policy of Keras.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
         made = {name: network for name, (network, _) in make_networks(self.config).items()}
@@ -112,14 +107,13 @@ class Networks(keras.Model):
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        """Creates all weights; the constructor calls it, for the config fixes every shape."""
+        """Creates all weights. The constructor calls this method, since the config fixes every shape."""
         if hasattr(self, "initialized"):
             return
-        image, z = self.input_shape, (None, self.config.latent_dim)
-        of_images, of_z = (self.flow, self.encoder, self.dequantizer), (self.prior_flow, self.prior_affine)
-        groups: list[tuple[tuple[Any, ...], Any]] = [(of_images, image), (of_z, z), ((self.code_net,), (None,))]
-        for networks, shape in groups:
-            for network in filter(None, networks):
+        z = None, self.config.latent_dim
+        of_images = dict.fromkeys((self.flow, self.encoder, self.dequantizer), self.input_shape)
+        for network, shape in {**of_images, self.prior_flow: z, self.prior_affine: z, self.code_net: (None,)}.items():
+            if network is not None:
                 network.build(shape)
         self.initialized = self.add_weight(
             name="initialized", shape=(), dtype="bool", initializer="zeros", trainable=False
@@ -149,26 +143,26 @@ class Networks(keras.Model):
 
     @property
     def output_shape(self) -> Codes:
-        """The shapes of what `call` gives, as `Codes`."""
+        """The shapes of the codes."""
         return Codes((None, self.config.latent_dim) if self.config.has_latent else None, self.input_shape)
 
     @property
     def input(self) -> keras.KerasTensor:
-        """The images, for a Keras model to be made of this one's input and output."""
+        """The images of a symbolic call, of which another Keras model can be made."""
         self._call_symbolically()
         return super().input
 
     @property
     def output(self) -> Codes:
-        """What becomes of `input`."""
+        """The codes of `input`."""
         self._call_symbolically()
         return Codes(*super().output)
 
     def _call_symbolically(self) -> None:
-        """Lets Keras know input and output of a model that was not called in another one yet.
+        """Calls a model that was not called symbolically yet, so that Keras knows its input and output.
 
         Raises:
-            AttributeError: for a model without z, or whose z needs labels: what Keras looks for where there is none.
+            AttributeError: for a model without z, or whose z needs labels. Keras takes this error for "no output".
         """
         if not self.config.has_latent:
             raise AttributeError("a model without z has no output of Keras, which takes no None among them")
@@ -179,7 +173,7 @@ class Networks(keras.Model):
 
     @property
     def quantizer(self) -> Quantizer:
-        """Between pixels, their levels and x."""
+        """The quantizer, which turns pixels into levels, levels into x, and x into pixels."""
         return Quantizer(self.config.n_bits)
 
     @property
@@ -199,7 +193,6 @@ class Networks(keras.Model):
 
         Raises:
             UserError: for another model.
-            NotInitializedError: for a model without weights.
         """
         if self.code_net is None:
             raise UserError(
@@ -222,24 +215,23 @@ class Networks(keras.Model):
         return count_by_network({name: variable.shape for name, variable in named.items()})
 
     def _by_name(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
-        # The model's path has the names of what it was made in, too.
+        # The model's own path begins with the names of the scopes in which the model was made.
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in variables}
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
-        """Starts the weights from data, once, before training (paper section 2.1 and the reference's procedure).
+        """Sets the weights from data, once, before training (paper section 2.1 and the reference's procedure).
 
         Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
-        (without dequantisation noise); every coupling starts as the identity, the posterior as N(0, I) and q(u|x),
-        where it is learned, as nearly uniform.
+        (without dequantisation noise). Every coupling starts as the identity, the posterior as N(0, I), and a learned
+        q(u|x) as nearly uniform.
 
         Args:
             images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
-            seed: of the draws with which the flows of the prior and of the dequantisation are started.
-            force: whether to start anew a model that has weights already, which are lost: all are drawn again, as those
-                of a new model, and then set from the images.
+            seed: seed of the draws from which the flows of the prior and of the dequantisation start.
+            force: whether the weights of an initialised or loaded model are drawn again and overwritten.
 
         Raises:
-            DataError: for images of another shape or type, or none at all.
+            DataError: for no images.
             UserError: for a model that has weights already, or within a `tf.function`.
         """
         levels = self.quantizer.levels(as_images(images, self.config.image_shape))
@@ -265,7 +257,7 @@ class Networks(keras.Model):
             self.prior_affine.reset()
         if self.encoder is not None:
             self.encoder.last.reset()
-            # The posterior now is N(0, I) for every image: no need to run the encoder.
+            # The posterior now is N(0, I) for every image, so that the encoder need not run.
             z = randomness.normal([levels.shape[0], self.config.latent_dim], randomness.fold(seed, "initialize"))
         elif self.code_net is not None:
             # Couplings start as the identity, whatever the label.
@@ -276,15 +268,15 @@ class Networks(keras.Model):
         self.initialized.assign(True)
 
     def diagnose(self, images: Any) -> dict[str, float]:
-        """Returns the signs that a run is about to diverge, measured on some images.
+        """Returns diagnostics that show whether a run is about to diverge.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`, one at least. A model that knows labels takes its labels
-                in turn for theirs.
+            images: uint8 `[batch, height, width, channels]`, at least one. A model that knows labels uses each of its
+                labels in turn.
 
         Returns:
-            `smallest_scale`: the smallest coupling scale s at any place of these images (inverting divides by it), and
-            `worst_condition`: the largest condition number of an invertible linear map.
+            `smallest_scale`, the smallest coupling scale s anywhere in these images, by which the inverse divides, and
+            `worst_condition`, the largest condition number of an invertible linear map.
 
         Raises:
             DataError: for no images.
@@ -325,18 +317,14 @@ class Networks(keras.Model):
     def _walk(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
         """Runs prior flow and flow with `visit` instead of each elementary layer (`InvertibleLayer.visit_layers`)."""
         if z is not None and self.prior_flow is not None:
-            moved = z
+            shifted = z
             if self.prior_affine is not None:
-                moved = tf.gather(self.prior_affine(z)[0], labels, batch_dims=1)
-            self.prior_flow.visit_layers(moved, None, visit)
+                shifted = tf.gather(self.prior_affine(z)[0], labels, batch_dims=1)
+            self.prior_flow.visit_layers(shifted, None, visit)
         self.flow.visit_layers(x, z, visit)
 
     def require_initialized(self) -> None:
-        """Refuses to use a model that was neither initialised nor loaded.
-
-        Raises:
-            NotInitializedError: in one line.
-        """
+        """Raises NotInitializedError for a model that was neither initialised nor loaded."""
         if not self.has_weights():
             raise NotInitializedError(
                 "this model is not initialised: call model.initialize(images) with training images, or load a run"
@@ -344,18 +332,13 @@ class Networks(keras.Model):
 
     def has_weights(self) -> bool:
         """Returns whether the weights were started from data or loaded."""
-        # The flag is read outside any function being traced, so that the check holds there too; and as a tensor, for
-        # the variable of several devices is true whatever it holds.
+        # The flag is read outside of a trace, where it has a value, and as a tensor, since the variable of several
+        # devices counts as true whatever its value.
         with tf.init_scope():
             return bool(tf.convert_to_tensor(self.initialized.value))
 
     def compute_output_spec(self, images: Any, labels: Any = None, training: bool = False) -> Codes:
-        """Returns what `call` gives, for a Keras model that is being built around this one: without weights as yet.
-
-        Raises:
-            DataError: for images of another shape or type.
-            UserError: for a model without z.
-        """
+        """Returns the symbolic codes for a Keras model that is being built around this one."""
         self._require_outputs()
         require_images(images, self.config.image_shape)
         z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
@@ -364,18 +347,17 @@ class Networks(keras.Model):
     def export(
         self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
     ) -> Any:
-        """Keras' export, of `encode` alone; `python -m export` makes checked files of all that the model does.
+        """Exports `encode` as a SavedModel; `python -m export` exports all endpoints and verifies them.
 
         Args:
-            filepath: see `keras.Model.export`, as for all that is not named here.
-            format: "tf_saved_model"; what Keras makes for other runtimes lacks operations that the model needs.
-            *rest: as there.
-            input_signature: of the images; batches of any size by default.
-            **options: as there.
+            filepath: as for `keras.Model.export`.
+            format: must be "tf_saved_model"; Keras' other formats lack operations that the model needs.
+            *rest: as for `keras.Model.export`.
+            input_signature: signature of the images; None for batches of any size.
+            **options: as for `keras.Model.export`.
 
         Raises:
             UserError: for a model without z, or another format.
-            NotInitializedError: for a model without weights.
         """
         if format != "tf_saved_model":
             raise UserError(
@@ -399,13 +381,12 @@ class Networks(keras.Model):
 
     @property
     def prior(self) -> tfd.Distribution:
-        """p(z): a distribution over z `[d_z]`, float32.
+        """p(z), a distribution over z `[d_z]`, float32.
 
-        Of a model that knows labels it is the mixture over them, whose parts are `prior_of`.
+        The prior of a model that knows labels is the mixture of `prior_of` all labels.
 
         Raises:
             UserError: for a model without z, or whose z is a function of the label.
-            NotInitializedError: for a model without weights.
         """
         self._require_latent("a prior over z", density=True)
         self.require_initialized()
@@ -416,18 +397,11 @@ class Networks(keras.Model):
         return tfd.MixtureSameFamily(weights, of_labels, name="prior")
 
     def prior_of(self, labels: Any) -> tfd.Distribution:
-        """p(z|y), the prior over z of labels.
-
-        Args:
-            labels: whole numbers `[batch]`.
-
-        Returns:
-            A distribution of batch shape `[batch]` and event shape `[d_z]`.
+        """Returns p(z|y) of labels `[batch]`, a distribution of batch shape `[batch]` and event shape `[d_z]`.
 
         Raises:
             UserError: for a model whose prior knows no labels.
             DataError: for an unknown label.
-            NotInitializedError: for a model without weights.
         """
         self._require_latent("a prior over z", density=True)
         self._require_classes()
@@ -437,35 +411,34 @@ class Networks(keras.Model):
         return self._prior_behind([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
     def _prior_behind(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the distribution of z, of this batch shape, that `first` and then the prior's flow make normal."""
+        """Returns the distribution of z, of a batch shape, that `first` and then the prior's flow make normal."""
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
-        # Of a chain the last one comes first.
+        # A chain applies its last bijector first.
         maps = [*flow, *first]
         return tfd.TransformedDistribution(base, tfb.Invert(tfb.Chain(maps)), name="prior") if maps else base
 
     def posterior(self, images: Any) -> tfd.Distribution:
-        """q(z|x), a diagonal Gaussian over z (paper equation 5).
+        """Returns q(z|x), a diagonal Gaussian over z (paper equation 5).
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
+            images: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
 
         Returns:
             A distribution of batch shape `[batch]` and event shape `[d_z]`.
 
         Raises:
             UserError: for a model without z, or whose z is a function of the label.
-            DataError: for images of another shape or type.
-            NotInitializedError: for a model without weights.
         """
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
         assert self.encoder is not None
-        mean, log_variance = self.encoder.infer(self.quantizer.edges(self._checked_levels(images)))
+        levels = self._levels_of_any_size(self._accept_images(images))[1]
+        mean, log_variance = self.encoder.infer(self.quantizer.edges(levels))
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
     def likelihood(self, z: Any = None) -> tfd.Distribution:
-        """p(x|z), a density over x in [-1, 1), x = 2*(k + u)/n_bins - 1 for level k and noise u.
+        """Returns p(x|z), a density over x in [-1, 1), x = 2*(k + u)/n_bins - 1 for level k and noise u.
 
         Args:
             z: float32 `[..., d_z]`; None for a model without z, whose likelihood is p(x).
@@ -476,7 +449,6 @@ class Networks(keras.Model):
 
         Raises:
             UserError: where z is missing or superfluous.
-            NotInitializedError: for a model without weights.
         """
         self.require_initialized()
         z = as_z(z, self._d_z)
@@ -487,38 +459,43 @@ class Networks(keras.Model):
     def elbo(self, images: Any, seed: Any = None, training: bool = False, labels: Any = None) -> Elbo:
         """Returns the negative evidence lower bound of each image, an upper bound of -log p(x), by its terms.
 
-        It is taken at one draw of z and of the dequantization noise. With the label y of an image it is a bound of
+        The bound is taken at one draw of z and of the dequantization noise. With the label y of an image it bounds
         -log p(x, y).
+
+        Images may have another size than the model's, as for `encode`. The result is still a bound, since q(z|x) may
+        depend on x in any way, such as through the image shrunk to the model's size. Padding counts in full: the terms
+        are those of the padded image, which is at most as probable as the image cropped from it, and `bits_per_dim`
+        divides all their bits by the colour values of the image without its padding.
 
         Args:
             images: uint8 `[batch, height, width, channels]`.
             seed: whole number or `[2]` integer tensor; None draws a fresh one, in a `tf.function` at each of its calls.
-            training: whether to train on it, in a loop of one's own: the encoder then normalises by the statistics of
-                the batch and moves its averages of them, by which it normalises afterwards.
-            labels: of the images, whole numbers `[batch]`, for a model that knows labels. Where z is a function of the
-                label all must be given; elsewhere None or -1 stands for none.
+            training: whether the user's own loop trains on the bound: the encoder then normalises by the statistics of
+                the batch and updates its moving statistics, by which it normalises afterwards.
+            labels: labels of the images, whole numbers `[batch]`, for a model that knows labels. Where z is a function
+                of the label all must be given; elsewhere None or -1 means no label.
 
         Raises:
-            DataError: for images of another shape or type, or for missing or unknown labels.
-            UserError: for another seed.
-            NotInitializedError: for a model without weights.
+            DataError: for missing or unknown labels.
+            UserError: for a seed of another type, or images too large for the free memory.
         """
         self.require_initialized()
-        levels = self._checked_levels(images)
-        batch = tf.shape(levels)[0]
+        images = self._accept_images(images)
+        batch, *sides, channels = sizes(images)
+        shape = [batch, *(pad_side(side, size_multiple(self.config)) for side in sides), channels]
         z_noise = randomness.normal([batch, self.config.latent_dim], randomness.fold(seed, "z"))
-        u_noise = randomness.pixel_noise(tf.shape(levels), randomness.fold(seed, "u"), self.config.has_dequantizer)
+        u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), self.config.has_dequantizer)
         return self.elbo_from_noise(images, z_noise, u_noise, training, labels)
 
     def elbo_from_noise(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> Elbo:
-        """As `elbo`, with given noise and without looking whether the model is initialised.
+        """Returns `elbo` for given noise, also of a model that is not initialised.
 
         Args:
             images: uint8 `[batch, height, width, channels]`.
             z_noise: standard normal, float32 `[batch, d_z]`; ignored without z, or where it is a function of the label.
-            u_noise: float32 of the shape of images, as for `dequantize`.
+            u_noise: float32 of the shape of the (padded) images, as for `dequantize`.
             training: whether the encoders normalise by the statistics of the batch.
             labels: as for `elbo`.
         """
@@ -527,61 +504,64 @@ class Networks(keras.Model):
     def elbo_and_latents(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> tuple[Elbo, Latents]:
-        """As `elbo_from_noise`, with the latents that the bound was taken at."""
-        levels = self._checked_levels(images)
-        labels = self._labels_of(labels, levels)
-        if levels.shape[0] == 0:
+        """Returns what `elbo_from_noise` returns, and the latents at which the bound was taken."""
+        images = self._accept_images(images)
+        labels = self._labels_of(labels, images)
+        if images.shape[0] == 0:
             noise = tf.zeros([0, self.config.latent_dim]) if self.config.has_encoder else None
+            levels = self._levels_of_any_size(images)[0]
             return Elbo(*[tf.zeros([0])] * 4), Latents(noise, tf.zeros([0]), tf.zeros_like(levels))
-        # A loop of a user's own announces no backward pass, but will take one.
-        announced = backward_memory("keep") if training and backward_mode() is None else contextlib.nullcontext()
+        if not training:
+            return self._run_in_pieces(self._bound_images, images, z_noise, u_noise, labels)
+        # The user's own loop takes a backward pass without announcing it.
+        announced = backward_memory("keep") if backward_mode() is None else contextlib.nullcontext()
         with announced:
-            return negative_elbo(
-                levels,
-                z_noise,
-                u_noise,
-                quantizer=self.quantizer,
-                flow=self.flow,
-                encoder=self.encoder,
-                prior_flow=self.prior_flow,
-                dequantizer=self.dequantizer,
-                labels=labels,
-                class_codes=self.code_net,
-                prior_affine=self.prior_affine,
-                class_log_probabilities=self.class_log_probabilities if self.config.has_classes else None,
-                training=training,
-            )
+            return self._bound_images(images, z_noise, u_noise, labels, training)
+
+    def _bound_images(
+        self,
+        images: tf.Tensor,
+        z_noise: tf.Tensor,
+        u_noise: tf.Tensor,
+        labels: tf.Tensor | None,
+        training: bool = False,
+    ) -> tuple[Elbo, Latents]:
+        """Returns `elbo_and_latents` without checking images and labels."""
+        levels, encoder_levels = self._levels_of_any_size(images)
+        elbo, latents = negative_elbo(
+            self, levels, z_noise, u_noise, labels=labels, encoder_levels=encoder_levels, training=training
+        )
+        if self._own_size(images) is not None:
+            padding = product(sizes(levels)[1:3], tf.float32) / product(sizes(images)[1:3], tf.float32)
+            elbo = elbo._replace(bits_per_dim=elbo.bits_per_dim * padding)
+        return elbo, latents
 
     def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws u, the places in the bins of the pixels, from q(u|x): x = 2*(k + u)/n_bins - 1 for level k.
+        """Draws u, the positions in the bins of the pixels, from q(u|x): x = 2*(k + u)/n_bins - 1 for level k.
 
-        Where `model.dequantization` is "uniform", u is the noise itself. Both results are differentiable by the
-        noise and the weights.
+        Where `model.dequantization` is "uniform", u is the noise itself. Both results are differentiable with respect
+        to the noise and the weights.
 
         Args:
             images: uint8 `[batch, height, width, channels]`.
             noise: of the shape of images: standard normal for a learned q(u|x), else uniform in [0, 1).
 
         Returns:
-            u, float32 of that shape, and log q(u|x), float32 `[batch]`, in nats. Of a learned q(u|x) u lies in (0, 1)
-            but for the rounding of float32, which can make it 0 or 1.
+            u, float32 of that shape, and log q(u|x), float32 `[batch]`, in nats. A learned q(u|x) draws u from (0, 1),
+            which float32 may round to 0 or 1.
 
         Raises:
-            DataError: for images of another shape or type.
             UserError: for noise of another shape.
-            NotInitializedError: for a model without weights.
         """
         self.require_initialized()
         levels = self._checked_levels(images)
-        noise = as_pixel_noise(noise, levels)
-        return dequantize(levels, noise, quantizer=self.quantizer, dequantizer=self.dequantizer, training=False)
+        return dequantize(self, levels, as_pixel_noise(noise, levels))
 
     def log_joint(self, levels: tf.Tensor) -> tf.Tensor:
-        """Returns log p(x, y) of each label, but for a term of each image, `[batch, classes]`; see `classify`."""
+        """Returns log p(x, y) of each label, up to a term of each image, `[batch, classes]`; see `classify`."""
         if self.code_net is None:
-            assert self.encoder is not None and self.prior_affine is not None
-            z = self.encoder.infer(self.quantizer.edges(levels))[0]
-            return prior_of_each_class(self.prior_flow, self.prior_affine, self.class_log_probabilities, z)[1]
+            assert self.encoder is not None
+            return prior_of_each_class(self, self.encoder.infer(self.quantizer.edges(levels))[0])[1]
         x, found = self.quantizer.centres(levels), []
         for code in tf.unstack(self.code_net.codes()):
             v, log_det = self.flow.forward_and_log_det(x, tf.repeat(code[None], tf.shape(x)[0], 0))
@@ -601,13 +581,13 @@ class Networks(keras.Model):
         return z if self.prior_affine is None else self.prior_affine.inverse(z, labels)
 
     def drawn_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
-        """Returns the labels of the samples from number `first` to before `last`, int32, drawn from p(y)."""
+        """Draws the labels of samples `first` to `last` (exclusive) from p(y), int32."""
         normal = randomness.normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
 
     def wanted_labels(self, labels: Any) -> Any:
-        """Returns the labels that come with images, None for a model that knows none."""
+        """Returns the labels, or None for a model that knows no labels."""
         return labels if self.config.has_classes else None
 
     def nats_to_bits_per_dim(self, nats: Any) -> Any:
@@ -616,6 +596,48 @@ class Networks(keras.Model):
 
     def _checked_levels(self, images: Any) -> tf.Tensor:
         return self.quantizer.levels(as_images(images, self.config.image_shape))
+
+    # --- images of other sizes than the model's: own_size.py ---
+
+    def _accept_images(self, images: Any) -> tf.Tensor:
+        """Returns images as a tensor, uint8 `[batch, height, width, channels]`, of any size that the model takes."""
+        images = as_images(images, self.config.image_shape, any_size=True)
+        if self._own_size(images) is not None:
+            require_any_size(self.config, "images", images)
+        return images
+
+    def _own_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
+        """Returns height and width of images or local codes; None where they are those of the model."""
+        return None if images.shape[1:3] == self.config.image_shape[:2] else tuple(sizes(images)[1:3])
+
+    def _levels_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns pixel levels for the flow, padded, and for the encoder, of the model's size."""
+        if self._own_size(images) is None:
+            levels = self.quantizer.levels(images)
+            return levels, levels
+        padded, shrunk = pad_images(images, size_multiple(self.config)), shrink_images(images, *self.input_shape[1:3])
+        return self.quantizer.levels(padded), self.quantizer.levels(shrunk)
+
+    def _run_in_pieces(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
+        """Returns a function's results for images of another size, taken so many at a time that memory holds them.
+
+        Images of the model's size are taken all at once, and so is all that is traced.
+
+        Args:
+            function: treats image by image; returns tensors `[n, ...]` or None, in any structure.
+            batch: images or local codes, `[n, height, width, channels]`.
+            *others: further tensors `[n, ...]`, or None.
+        """
+        if not tf.executing_eagerly() or self._own_size(batch) is None:
+            return function(batch, *others)
+        count = count_images_at_once(self.config, *batch.shape[1:3])
+        if batch.shape[0] <= count:
+            return function(batch, *others)
+        pieces = [
+            function(*(None if each is None else each[start : start + count] for each in (batch, *others)))
+            for start in range(0, batch.shape[0], count)
+        ]
+        return tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, 0), *pieces)
 
     def _labels_of(self, labels: Any, levels: tf.Tensor) -> tf.Tensor | None:
         return as_labels(labels, sizes(levels)[0], self.config.classes, self.config.has_class_codes)

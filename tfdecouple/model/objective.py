@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfdecouple.model.quantizer import Quantizer
-from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
-from tfdecouple.networks.dequantizer import Dequantizer
-from tfdecouple.networks.encoder import Encoder
-from tfdecouple.networks.flow import Flow
-from tfdecouple.networks.prior import PriorFlow
 from tfdecouple.runtime.numerics import product, sizes, zero_per_image
 
 
 class Elbo(NamedTuple):
     """The negative evidence lower bound, an upper bound of -log p(x), by its terms: each float32 `[batch]`.
 
-    >>> from tfdecouple import DecoupledModel, ModelConfig
-    >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
-    >>> model = DecoupledModel(config)
-    >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
-    >>> model.initialize(images)
-    >>> elbo = model.elbo(images, seed=0)
-    >>> elbo.bits_per_dim.shape.as_list(), elbo.kl.numpy().tolist()
-    ([2], [0.0, 0.0])
+    >>> elbo = Elbo(*tf.zeros([4, 2]))
+    >>> elbo.bits_per_dim.shape.as_list()
+    [2]
 
     Attributes:
         reconstruction: -log p(x|z) in nats.
@@ -43,12 +32,12 @@ class Elbo(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """What the bound is taken at, at one draw of z and of the dequantization noise.
+    """The latents of one draw of z and of the dequantization noise, at which a bound is taken.
 
     Attributes:
-        prior_noise: what the prior's flow makes of z, standard normal under the model, float32 `[batch, d_z]`; None for
-            a model without z, and where z is a function of the label. Of a prior that knows labels it is by the label,
-            or by the most probable one where there is none.
+        prior_noise: the noise that the prior's flow makes of z, standard normal under the model, float32
+            `[batch, d_z]`; None for a model without z, and where z is a function of the label. A prior that knows
+            labels makes it by the label of the image, or by the most probable one where there is none.
         log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. With the label y it is log p(z, y), or
             log p(y) where z is a function of it.
         v: float32 `[batch, height, width, channels]`, standard normal under the model.
@@ -60,99 +49,95 @@ class Latents(NamedTuple):
 
 
 def negative_elbo(
+    networks: Any,
     levels: tf.Tensor,
     z_noise: tf.Tensor,
     u_noise: tf.Tensor,
     *,
-    quantizer: Quantizer,
-    flow: Flow,
-    encoder: Encoder | None,
-    prior_flow: PriorFlow | None,
-    dequantizer: Dequantizer | None = None,
     labels: tf.Tensor | None = None,
-    class_codes: ClassCodes | None = None,
-    prior_affine: ClassAffine | None = None,
-    class_log_probabilities: tf.Tensor | None = None,
-    training: bool,
+    encoder_levels: tf.Tensor | None = None,
+    training: bool = False,
 ) -> tuple[Elbo, Latents]:
-    """Returns the negative bound at given draws of z, reparametrised, and of x within the bins of the pixels.
-
-    With it come the latents that it was taken at, for whoever asks more of them than their density.
+    """Returns the negative bound at one draw of z and of x within the bins of the pixels, and the latents of that draw.
 
     Args:
-        levels: of pixels, float32 `[batch, height, width, channels]`.
-        z_noise: standard normal, float32 `[batch, d_z]`; ignored without an encoder.
-        u_noise: float32 of the shape of levels, as for `dequantize`.
-        quantizer: of these levels.
-        flow: from x and z to v.
-        encoder: of q(z|x) (paper equation 5); None for a model without z.
-        prior_flow: from z to standard normal noise; None where p(z) is standard normal.
-        dequantizer: of q(u|x); None where u is uniform.
-        labels: of the images, int32 `[batch]`; needed with `class_codes`, else -1 or None for none.
-        class_codes: z as a function of the label, in the place of encoder and prior; None where there is none.
-        prior_affine: of a prior over z that knows labels; None where it knows none.
-        class_log_probabilities: log p(y), `[classes]`, for either.
+        networks: of a model, as `Networks` has them in attributes.
+        levels: pixel levels, float32 `[batch, height, width, channels]`.
+        z_noise: standard normal, float32 `[batch, d_z]`; ignored by a model without an encoder.
+        u_noise: as for `dequantize`.
+        labels: of the images, int32 `[batch]`; -1 or None for no label, unless z is a function of the label.
+        encoder_levels: pixel levels for the encoder of z, of the model's size; None for `levels`.
         training: whether the encoders normalise by the statistics of the batch.
     """
+    quantizer, encoder = networks.quantizer, networks.encoder
     z, prior_noise, log_prior = None, None, zero_per_image(levels)
     kl = log_prior
     if encoder is not None:
-        inputs = quantizer.edges(levels)
+        inputs = quantizer.edges(levels if encoder_levels is None else encoder_levels)
         mean, log_variance = encoder(inputs, training=True) if training else encoder.infer(inputs)
         z = mean + tf.exp(log_variance / 2) * z_noise
         log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
-        prior_noise, log_prior = _prior(prior_flow, prior_affine, class_log_probabilities, z, labels)
+        prior_noise, log_prior = _evaluate_prior(networks, z, labels)
         kl = log_posterior - log_prior
-    elif class_codes is not None:
-        z, log_prior = class_codes(labels), tf.gather(class_log_probabilities, labels)
+    elif networks.code_net is not None:
+        z, log_prior = networks.code_net(labels), tf.gather(networks.class_log_probabilities, labels)
         kl = -log_prior
-    u, dequantization = dequantize(levels, u_noise, quantizer=quantizer, dequantizer=dequantizer, training=training)
-    v, log_det = flow.forward_and_log_det(quantizer.within(levels, u), z)
+    u, dequantization = dequantize(networks, levels, u_noise, training)
+    v, log_det = networks.flow.forward_and_log_det(quantizer.within(levels, u), z)
     reconstruction = -standard_normal_log_prob(v) - log_det
     nats = reconstruction + kl + dequantization
-    bits = quantizer.bits_per_dim(nats, math.prod(levels.shape[1:]))
+    bits = quantizer.bits_per_dim(nats, product(sizes(levels)[1:], levels.dtype))
     return Elbo(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
 
 
 def dequantize(
-    levels: tf.Tensor, u_noise: tf.Tensor, *, quantizer: Quantizer, dequantizer: Dequantizer | None, training: bool
+    networks: Any, levels: tf.Tensor, u_noise: tf.Tensor, training: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns u, the place of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
+    """Returns u, the places of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
     Args:
-        levels: of pixels, float32 `[batch, height, width, channels]`.
-        u_noise: float32 of the shape of levels: standard normal for a dequantizer; without one u itself, uniform in
-            [0, 1), whose log density is 0.
-        quantizer: of these levels.
-        dequantizer: of q(u|x), reparametrised; None where u is uniform.
+        networks: of a model.
+        levels: pixel levels, float32 `[batch, height, width, channels]`.
+        u_noise: float32 of the shape of levels: standard normal for a learned q(u|x), which is reparametrised;
+            elsewhere u itself, uniform in [0, 1), whose log density is 0.
         training: as for `negative_elbo`.
     """
-    if dequantizer is None:
+    if networks.dequantizer is None:
         return u_noise, zero_per_image(levels)
     u_noise = tf.convert_to_tensor(u_noise, levels.dtype)
-    u, log_det = dequantizer.call(quantizer.edges(levels), u_noise, training)
+    u, log_det = networks.dequantizer.call(networks.quantizer.edges(levels), u_noise, training)
     return u, standard_normal_log_prob(u_noise) - log_det
 
 
-def prior_of_each_class(
-    prior_flow: PriorFlow | None, prior_affine: ClassAffine, class_log_probabilities: tf.Tensor, z: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns what the prior makes of z by each label y.
+def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the standard normal noise that the prior's flow makes of z, and log p(z), or log p(z, y) with a label."""
+    if networks.prior_affine is not None:
+        return by_label(*prior_of_each_class(networks, z), labels)
+    return _flow_prior(networks, z)
+
+
+def prior_of_each_class(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the noise that the prior of each label y makes of z, and log p(z, y).
 
     Args:
-        prior_flow: None where there is none.
-        prior_affine: that stands before it.
-        class_log_probabilities: log p(y), `[classes]`.
+        networks: of a model whose prior knows labels.
         z: `[batch, d_z]`.
 
     Returns:
         The standard normal noise, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
     """
-    moved, log_det = prior_affine(z)
-    classes, latent_dim = moved.shape[1:]
-    noise, log_prob = _prior(prior_flow, None, None, tf.reshape(moved, [-1, latent_dim]), None)
-    log_joint = tf.reshape(log_prob, [-1, classes]) + log_det + class_log_probabilities
+    shifted, log_det = networks.prior_affine(z)
+    classes, latent_dim = shifted.shape[1:]
+    noise, log_prob = _flow_prior(networks, tf.reshape(shifted, [-1, latent_dim]))
+    log_joint = tf.reshape(log_prob, [-1, classes]) + log_det + networks.class_log_probabilities
     return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
+
+
+def _flow_prior(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    if networks.prior_flow is None:
+        return z, standard_normal_log_prob(z)
+    noise, log_det = networks.prior_flow.forward_and_log_det(z)
+    return noise, standard_normal_log_prob(noise) + log_det
 
 
 def by_label(noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -173,22 +158,6 @@ def by_label(noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None) -
     chosen = tf.where(known, labels, tf.argmax(log_joint, -1, tf.int32))
     log_prior = tf.where(known, tf.gather(log_joint, chosen, batch_dims=1), tf.reduce_logsumexp(log_joint, -1))
     return tf.gather(noise, chosen, batch_dims=1), log_prior
-
-
-def _prior(
-    prior_flow: PriorFlow | None,
-    prior_affine: ClassAffine | None,
-    class_log_probabilities: tf.Tensor | None,
-    z: tf.Tensor,
-    labels: tf.Tensor | None,
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the standard normal noise behind z, and log p(z), or log p(z, y) of those with a label."""
-    if prior_affine is not None:
-        return by_label(*prior_of_each_class(prior_flow, prior_affine, class_log_probabilities, z), labels)
-    if prior_flow is None:
-        return z, standard_normal_log_prob(z)
-    noise, log_det = prior_flow.forward_and_log_det(z)
-    return noise, standard_normal_log_prob(noise) + log_det
 
 
 def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:

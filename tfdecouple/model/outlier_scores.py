@@ -1,10 +1,10 @@
-"""How unlike the training an image is, by what the flow makes of it: a few numbers an image, of one pass.
+"""Scores of how unlike the training an image is, from one pass of the flow.
 
-The density alone misleads: a flow gives smooth images that it never saw more density than those it was trained on
-(Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So there are scores of the latents
-besides. Under the model these are standard normal, and in many dimensions nearly all such vectors have the same length:
-they lie in a thin shell, far from the mode. These scores, of the shell and of typicality, are in units in which chance
-alone gives about 1; those of densities are in bits per dimension and in nats.
+The density alone misleads: a flow gives smooth images that it never saw more density than the images that it was
+trained on (Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So there are scores of the
+latents, too. Latents are standard normal under the model, and in many dimensions nearly all standard normal vectors
+have the same length: they lie in a thin shell, far from the mode. The scores `shell` and `typicality` are in units in
+which chance alone gives about 1; densities are in bits per dimension and in nats.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OutlierScores(NamedTuple):
         prior_nats: -log p(z), the density of z under the prior in nats; None for a model without z, or whose z is a
             function of the label.
         shell: by how many standard deviations |v| is longer (or, below 0, shorter) than under the model.
-        typicality: see `typicality`, of z's noise under the prior and of the parts of v.
+        typicality: the function `typicality` of z's noise under the prior and of the parts of v.
     """
 
     bits_per_dim: tf.Tensor
@@ -37,7 +37,7 @@ class OutlierScores(NamedTuple):
     typicality: tf.Tensor
 
     def named(self) -> dict[str, tf.Tensor]:
-        """Returns the scores that there are, by name."""
+        """Returns the scores that are not None, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
@@ -46,23 +46,21 @@ def outlier_scores(
 ) -> OutlierScores:
     """Scores images at given draws of z and of the dequantization noise.
 
-    Where z is a function of the label and none are given, an image is scored by the label that it has most probably.
+    Where z is a function of the label and no labels are given, each image is scored by its most probable label.
 
     >>> from tfdecouple import DecoupledModel, ModelConfig
     >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
-    >>> model = DecoupledModel(config)
-    >>> images = tf.zeros([2, 4, 4, 3], tf.uint8)
+    >>> model, images = DecoupledModel(config), tf.zeros([2, 4, 4, 3], tf.uint8)
     >>> model.initialize(images)
-    >>> scores = outlier_scores(model, images, z_noise=tf.zeros([2, 0]), u_noise=tf.zeros([2, 4, 4, 3]))
-    >>> scores.prior_nats is None, scores.shell.shape.as_list()
-    (True, [2])
+    >>> outlier_scores(model, images, z_noise=tf.zeros([2, 0]), u_noise=tf.zeros([2, 4, 4, 3])).shell.shape.as_list()
+    [2]
 
     Args:
-        model: with weights.
+        model: a model with weights.
         images: uint8 `[batch, height, width, channels]`.
         z_noise: as for `DecoupledModel.elbo_from_noise`.
-        u_noise: likewise.
-        labels: likewise.
+        u_noise: as for `DecoupledModel.elbo_from_noise`.
+        labels: as for `DecoupledModel.elbo_from_noise`.
     """
     if labels is None and model.config.has_class_codes:
         labels = tf.argmax(model.classify(images), -1, tf.int32)
@@ -70,7 +68,7 @@ def outlier_scores(
 
 
 def scores_of(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
-    """Returns the scores of a bound and of the latents that it was taken at (`DecoupledModel.elbo_and_latents`)."""
+    """Returns the scores that follow from what `DecoupledModel.elbo_and_latents` returns."""
     return OutlierScores(
         elbo.bits_per_dim,
         None if latents.prior_noise is None else -latents.log_prior,
@@ -80,7 +78,7 @@ def scores_of(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierSco
 
 
 def shell(v: tf.Tensor) -> tf.Tensor:
-    """Returns by how many standard deviations the length of v is off the shell of standard normal vectors.
+    """Returns by how many standard deviations the length of v differs from that of standard normal vectors.
 
     Args:
         v: float32 `[batch, ...]`.
@@ -96,14 +94,14 @@ def shell(v: tf.Tensor) -> tf.Tensor:
 
 
 def typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns how far standard normal latents are from their typical set, part by part.
+    """Returns how far standard normal latents are from their typical set.
 
-    A sum over all latents lets one level make up for another: an image without noise has too short a v at the fine
-    levels and too long a one at the coarse. So the squared length of each part, of n numbers, is compared with its own
-    mean, n, in its own standard deviations, sqrt(2 n).
+    In a sum over all latents one level of the flow makes up for another: an image without noise has too short a v at
+    the fine levels and too long a v at the coarse ones. So the squared length of each part, of n numbers, is compared
+    with its mean, n, in units of its standard deviation, sqrt(2 n).
 
     Args:
-        parts: of the latents, each float32 `[batch, ...]`.
+        parts: parts of the latents, each float32 `[batch, ...]`.
 
     Returns:
         The root mean square over the parts of these numbers of standard deviations, float32 `[batch]`. The mean of its
@@ -114,12 +112,7 @@ def typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def chi_moments(dimensions: int) -> tuple[float, float]:
-    """Returns mean and standard deviation of the length of a standard normal vector.
-
-    >>> mean, deviation = chi_moments(3072)
-    >>> round(mean, 3), round(deviation, 3)
-    (55.421, 0.707)
-    """
+    """Returns mean and standard deviation of the length of a standard normal vector."""
     if dimensions > 1000:
         # Stirling's series: two large logarithms of the gamma function would leave too little of their difference.
         variance = 0.5 - 1 / (8 * dimensions) - 1 / (16 * dimensions**2)
@@ -129,5 +122,5 @@ def chi_moments(dimensions: int) -> tuple[float, float]:
 
 
 def _excess(x: tf.Tensor) -> tf.Tensor:
-    """Returns |x|^2 less the number of its entries, `[batch]`; summed in a way that rounds the difference, not both."""
+    """Returns |x|^2 less the number of entries of x, `[batch]`; the sum rounds the difference alone."""
     return tf.reduce_sum(tf.square(x) - 1, list(range(1, len(x.shape))))

@@ -1,88 +1,68 @@
-"""A trial, before a run begins, of its coupling nets in the precision that it asks for."""
+"""A trial of the coupling nets in the precision of a training, before the training begins."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, one_line
 from tfdecouple.layers import ConvNet, Coupling, LocalConvNet, backward_memory, net_precision
 from tfdecouple.model.networks import Networks
-from tfdecouple.networks.flow import Flow, FlowStep
+from tfdecouple.networks.flow import FlowStep
 
 # What works for two images works for more.
 _IMAGES = 2
-
-# How far values and gradients may be from those of float32, relative to their norm. Rounding to bfloat16 gives 0.01.
+# Largest difference from float32, relative to the norm. Rounding to bfloat16 gives 0.01.
 _TOLERANCE = 0.1
 
 
-def check_precision_of(model: Networks, precision: str, memory: str) -> None:
+def require_precision(model: Networks, precision: str, memory: str) -> None:
     """Refuses a precision of training in which this processor computes something else than in float32.
 
+    One coupling net of each kind runs forward and backward in both.
+
     Args:
-        model: that is to be trained.
-        precision: of training, in the words of its config.
-        memory: of training.
+        model: the model that is to be trained.
+        precision: as `training.precision`.
+        memory: as `training.memory`.
 
     Raises:
         ConfigError: naming the precision that works.
     """
-    dtype = "bfloat16" if precision == "mixed_bfloat16" else "float32"
-    for flow in (model.flow, *([] if model.dequantizer is None else [model.dequantizer.flow])):
-        check_precision(flow, dtype, memory)
-
-
-def check_precision(flow: Flow, dtype: str, memory: str = "keep") -> None:
-    """Refuses a precision in which this processor computes something else than in float32.
-
-    A coupling net of each kind that the flow has runs once, forward and backward, in both.
-
-    Args:
-        flow: the flow that is to be trained, built.
-        dtype: of the coupling nets' products, as `net_precision` takes it.
-        memory: of training.
-
-    Raises:
-        ConfigError: naming the precision that works.
-    """
-    if dtype == "float32":
+    if precision != "mixed_bfloat16":
         return
-    for net, sides in kinds_of_nets(flow):
+    for net, sides in list_kinds_of_nets(model):
         try:
-            wrong = _wrong(net, sides, dtype, memory)
+            difference = _compare_with_float32(net, sides, memory)
         except tf.errors.OpError as error:
-            # Without the operation's place in TensorFlow's graph.
-            said = re.sub(r"\{\{.*?\}\}", "", error.message).strip() or type(error).__name__
-            wrong = f"TensorFlow cannot compute it, {one_line(said, first=True)}"
-        if wrong:
+            # TensorFlow's message begins with the operation's place in the graph.
+            reason = re.sub(r"\{\{.*?\}\}", "", error.message).strip() or type(error).__name__
+            difference = f"TensorFlow cannot compute it, {one_line(reason, first=True)}"
+        if difference:
             raise ConfigError(
-                f"training in {dtype} does not work on this processor (a coupling net of {net.first.shape[2]}, "
-                f"{net.hidden} and {net.outputs} channels at {sides[0]} x {sides[1]} pixels: {wrong}); "
+                f"training in bfloat16 does not work on this processor (a coupling net of {net.first.shape[2]}, "
+                f"{net.hidden} and {net.outputs} channels at {sides[0]} x {sides[1]} pixels: {difference}); "
                 "use --set training.precision=float32"
             )
 
 
-def kinds_of_nets(flow: Flow) -> Iterator[tuple[ConvNet, tuple[int, int]]]:
-    """Yields a coupling net of each kind, and the height and width of its maps."""
-    seen = set()
-    for stage in flow.stages:
+def list_kinds_of_nets(model: Networks) -> list[tuple[ConvNet, tuple[int, int]]]:
+    """Returns one coupling net of each kind that the flows over images have, with the height and width of its maps."""
+    kinds = {}
+    flows = [model.flow, *([] if model.dequantizer is None else [model.dequantizer.flow])]
+    for stage in (stage for flow in flows for stage in flow.stages):
         sides = stage.plan.height, stage.plan.width
         for layer in stage.layers:
             for coupling in layer.sequence if isinstance(layer, FlowStep) else [layer.coupling]:
-                if not isinstance(coupling, Coupling) or not isinstance(coupling.net, ConvNet):
-                    continue
-                kind = *sides, *coupling.net.first.shape, coupling.net.outputs
-                if kind not in seen:
-                    seen.add(kind)
-                    yield coupling.net, sides
+                if isinstance(coupling, Coupling) and isinstance(coupling.net, ConvNet):
+                    kinds.setdefault((*sides, *coupling.net.first.shape, coupling.net.outputs), (coupling.net, sides))
+    return list(kinds.values())
 
 
-def _wrong(net: ConvNet, sides: tuple[int, int], dtype: str, memory: str) -> str:
-    """Returns what differs from float32 in a net like this one, with an effect; nothing where all is well."""
+def _compare_with_float32(net: ConvNet, sides: tuple[int, int], memory: str) -> str:
+    """Returns what differs from float32 in a net like this one in bfloat16; "" where nothing differs."""
     trial = type(net)(net.outputs, net.hidden, net.condition_size)
     generator = tf.random.Generator.from_seed(0)
     shapes = [[_IMAGES, *sides, channels] for channels in (net.first.shape[2], net.outputs)]
@@ -99,17 +79,14 @@ def _wrong(net: ConvNet, sides: tuple[int, int], dtype: str, memory: str) -> str
         sources = [x, *(weight.value for weight in trial.trainable_weights)]
         return [y, *tape.gradient(y, sources, output_gradients=upstream)]
 
-    # By itself a net that is inverted keeps its maps.
+    # Within a layer that is inverted a net keeps its maps.
     with backward_memory("keep" if memory == "invert" else memory):
         exact = run()
-        with net_precision(dtype):
-            _spoil_free_memory([*shapes, [_IMAGES, *sides, net.hidden]], dtype)
+        with net_precision("bfloat16"):
+            _spoil_free_memory([*shapes, [_IMAGES, *sides, net.hidden]])
             found = run()
-    names = [
-        "the output",
-        "the gradient for the input",
-        *(f"the gradient for {w.name}" for w in trial.trainable_weights),
-    ]
+    sources = ["the input", *(weight.name for weight in trial.trainable_weights)]
+    names = ["the output", *(f"the gradient for {source}" for source in sources)]
     for name, ours, right in zip(names, found, exact, strict=True):
         difference = float(tf.norm(ours - right) / tf.norm(right))
         # Written so that NaN is wrong.
@@ -118,7 +95,7 @@ def _wrong(net: ConvNet, sides: tuple[int, int], dtype: str, memory: str) -> str
     return ""
 
 
-def _spoil_free_memory(shapes: list[list[int]], dtype: str) -> None:
-    """Leaves NaN where the next maps will lie: a kernel that reads too far shows by what it finds there."""
-    held = [tf.fill(shape, tf.constant(math.nan, dtype)) for shape in shapes for _ in range(2)]
+def _spoil_free_memory(shapes: list[list[int]]) -> None:
+    """Leaves NaN in the memory that the next maps take: a kernel that reads beyond its map shows by it."""
+    held = [tf.fill(shape, tf.constant(math.nan, tf.bfloat16)) for shape in shapes for _ in range(2)]
     del held

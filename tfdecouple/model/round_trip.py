@@ -1,4 +1,4 @@
-"""Whether images come back from their codes: what is refused, what is warned of, and by which number of the batch."""
+"""Errors and warnings about images that do not come back from their codes, or may not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
-# The root mean square of v from which on an image is called far from the training: above that of every image of the
-# data that a committed run was trained on, below that of every image that one lost; docs/RESULTS.md, "What comes back".
+# The root mean square of v above which an image counts as far from the training: every image of the data sets that the
+# committed runs were trained on is below, every image that one of them lost is above; docs/RESULTS.md.
 FAR = 3.0
 
 
@@ -18,8 +18,8 @@ def far_from_training(v: Any) -> np.ndarray:
     """Returns which images are so unlike those of the training that they may not come back exactly, bool `[batch]`.
 
     Training makes v a standard normal variable: its root mean square is near 1 for images like those of the training.
-    An image whose v has one above `FAR` is stretched by the flow so much that float32 may not undo it. It takes one
-    pass over v and no decoding; `encode(images, verify=True)` is the proof.
+    Where it is above `FAR`, the flow stretches the image so much that float32 may not undo it. This function does not
+    decode; `encode(images, verify=True)` does.
 
     >>> far_from_training(np.stack([np.ones([4, 4, 3]), np.full([4, 4, 3], 5.0)])).tolist()
     [False, True]
@@ -28,12 +28,12 @@ def far_from_training(v: Any) -> np.ndarray:
         v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
-    # What is no number is far, too.
+    # Written so that NaN counts as far.
     return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
 
 
 def warn_of_far_images(v: tf.Tensor) -> None:
-    """Warns of images by their local codes where they are `far_from_training`."""
+    """Warns of the images that are `far_from_training`, given their local codes."""
     far = np.flatnonzero(far_from_training(v))
     if len(far):
         warn_user(
@@ -44,15 +44,7 @@ def warn_of_far_images(v: tf.Tensor) -> None:
 
 
 def require_finite(what: str, *arrays: tf.Tensor) -> None:
-    """Refuses arrays `[batch, ...]` that are not finite throughout.
-
-    Args:
-        what: the message's beginning.
-        *arrays: of the same images.
-
-    Raises:
-        InversionError: naming the images.
-    """
+    """Raises InversionError if an array `[batch, ...]` is not finite; the message begins with `what`."""
     finite = np.ones(arrays[0].shape[0], bool)
     for array in arrays:
         finite &= np.isfinite(np.asarray(array)).all(tuple(range(1, len(array.shape))))
@@ -61,16 +53,13 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
 
 
 def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
-    """Refuses images that do not come back.
+    """Raises InversionError if decoded images differ from the encoded ones or are not finite, naming the images.
 
     Args:
-        decoded: what came back, uint8 `[batch, height, width, channels]`.
-        x: the numbers that it was rounded from, of that shape.
-        images: what should have come back.
-        alpha: of the model, for the message; None where its couplings do not scale.
-
-    Raises:
-        InversionError: naming the images that differ or are not finite.
+        decoded: uint8 `[batch, height, width, channels]`.
+        x: the numbers before they were rounded to pixels, of the same shape.
+        images: the encoded images, of the same shape.
+        alpha: the model's alpha, for the message; None where its couplings do not scale.
     """
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
@@ -80,7 +69,7 @@ def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: flo
 
 
 def listed(indices: Any, most: int = 8) -> str:
-    """Returns the numbers of images for a message: the first few, and how many more there are.
+    """Returns indices of images as text for a message: the first few, and the number of the others.
 
     >>> listed([3, 5]), listed(range(10), 2)
     ('3, 5', '0, 1 and 8 more')

@@ -25,6 +25,9 @@ _INVERSION_MAPS = 8
 # Maps of the size of the image around the flow: pixels, noise, x and v, and the gradient for each.
 _IMAGE_MAPS = 8
 
+# Maps of the width of a coupling net, and of the channels of a stage, that a pass without gradients holds at once.
+_HIDDEN_MAPS, _STAGE_MAPS = 3, 8
+
 # Backward multiply-adds for each forward one: the gradients of a product by its two factors.
 BACKWARD = 2
 
@@ -78,6 +81,26 @@ def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "
     inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
     working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
     return Activations(stored + FLOAT32 * _IMAGE_MAPS * math.prod(config.image_shape), working)
+
+
+def inference_bytes(config: ModelConfig, height: int, width: int) -> int:
+    """Returns the bytes that encoding, decoding or a bound takes at most for one image of a size, without weights.
+
+    Args:
+        config: the architecture, of images of any size.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
+    """
+    own_height, own_width, channels = config.image_shape
+    # Numbers in the maps of an image of the model's size; all maps grow with the pixels.
+    stages = itertools.chain(*config.levels, *config.dequantization_levels)
+    widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
+    if config.has_dequantizer:
+        encoder, x_shape = encoders(config)[-1]
+        blocks = encoder.children(x_shape)
+        widest += [_HIDDEN_MAPS * math.prod(block.compute_output_shape(shape)[1:]) for block, shape, _ in blocks]
+    numbers = max(widest) + _IMAGE_MAPS * own_height * own_width * channels
+    return FLOAT32 * numbers * height * width // (own_height * own_width)
 
 
 def stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:

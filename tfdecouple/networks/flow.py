@@ -251,8 +251,8 @@ class Flow(InvertibleComposite):
         return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Builds every layer for images of the config's shape."""
-        FullLayer.build(self, x_shape)
+        """Builds every layer; their weights are the same for images of any height and width."""
+        FullLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -307,9 +307,14 @@ class Flow(InvertibleComposite):
         return [*parts, v]
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
-        shape = tuple(tf.convert_to_tensor(x).shape)
-        if len(shape) != 4 or shape[1:] != self.config.image_shape:
+        shape, multiple = tuple(tf.convert_to_tensor(x).shape), self.levels[-1][0].plan.reduction
+        if self.whitening is not None and shape[1:] != self.config.image_shape:
             raise UserError(f"the flow got an array of shape {shape}; it needs [batch, *{self.config.image_shape}]")
+        if len(shape) != 4 or shape[-1] != self.config.image_shape[-1] or any(n and n % multiple for n in shape[1:3]):
+            raise UserError(
+                f"the flow got an array of shape {shape}; it needs [batch, height, width, "
+                f"{self.config.image_shape[-1]}] with sides that are multiples of {multiple}"
+            )
         if not self.condition_size and self.whitening is None:
             condition = None
         return super()._prepare(x, condition)

@@ -104,9 +104,13 @@ class Execution:
         with jit_compiled(self.jit_compile if compiled is None else compiled):
             if not tf.executing_eagerly():
                 return run(x, *others)
-            key = (function.__name__, run is function, x.shape[1:], *_trace_settings())
+            # Images of other sizes than the network was built for share one trace, which leaves height and width open.
+            is_open = len(x.shape) == 4 and x.shape[1:-1] != network._sides
+            key = (function.__name__, run is function, x.shape[-1:] if is_open else x.shape[1:], *_trace_settings())
             if key not in self._network_functions:
-                self._network_functions[key] = network.variables, _as_function(run)
+                self._network_functions[key] = network.variables, (traced := _as_function(run))
+                if is_open and not tf.config.functions_run_eagerly():
+                    traced.get_concrete_function(*map(_open_shape, (x, *others)))
             variables, traced = self._network_functions[key]
             # Within a `keras.StatelessScope` other values replace the weights, which the trace would not see.
             are_replaced = any(not isinstance(variable.value, tf.Variable) for variable in variables)
@@ -279,6 +283,13 @@ def _as_function(run: Callable[..., Any], compiled: bool = False) -> Any:
         jit_compile=compiled or None,
         experimental_attributes={"_noinline": True},
     )
+
+
+def _open_shape(x: tf.Tensor | None) -> tf.TensorSpec | None:
+    """Returns the signature of a tensor `[batch, ...]` whose last axis, but the batch, alone has a known size."""
+    if x is None:
+        return None
+    return tf.TensorSpec([None] * (len(x.shape) - 1) + [x.shape[-1] if len(x.shape) > 1 else None], x.dtype)
 
 
 def _run_with_weights(

@@ -23,7 +23,7 @@ from tfdecouple.data.labels import check_batch_labels, make_step_inputs, require
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
-from tfdecouple.model.precision_check import check_precision_of
+from tfdecouple.model.precision_check import require_precision
 from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.runtime.devices import address_space, shown_bytes
@@ -233,7 +233,7 @@ class Trainer:
         self.progress.begin(self.step)
         self._introduce(messages)
         self.workers.call_on_all(
-            lambda: check_precision_of(self.state.model, self.training.precision, self.training.memory)
+            lambda: require_precision(self.state.model, self.training.precision, self.training.memory)
         )
         if is_new:
             self._initialize_weights()

@@ -11,9 +11,9 @@ import tensorflow as tf
 from helpers.variants import SMALLEST
 
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.errors import DataError, DivergedError, ExactnessWarning, NotInitializedError, UserError
+from tfdecouple.errors import DivergedError, ExactnessWarning, NotInitializedError, UserError
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.model import Codes
+from tfdecouple.model import Codes, DecoupledModel
 from tfdecouple.model.keras_training import moving_statistics
 from tfdecouple.runtime import precision
 from tfdecouple.training.state import TrainingState
@@ -122,97 +122,14 @@ class TestMeasuring:
                 method(images)
 
 
-class TestDevices:
-    @pytest.fixture(scope="class")
-    def strategy(self):
-        return make_strategy(2)
-
-    @pytest.mark.slow
-    def test_two_take_the_steps_of_one(self, make, images, strategy, memory="keep"):
-        def train(make_model):
-            model = make_model()
-            # 7 images are 4 and 3, and in the last batch one device has none.
-            history = model.fit(
-                images, batch_size=10, shuffle=False, validation_data=images[:7], validation_batch_size=6, verbose=0
-            ).history
-            return model, history
-
-        def clipped():
-            return keras.optimizers.Adam(1e-3, global_clipnorm=1.0)
-
-        with strategy.scope():
-            model = make(clipped(), memory=memory)
-        ours, history = train(lambda: model)
-        alone, right = train(lambda: make(clipped(), memory=memory))
-        for name, value in right.items():
-            np.testing.assert_allclose(history[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-        for variable, theirs in zip(ours.weights, alone.weights, strict=True):
-            off = np.abs(np.array(variable, "float32") - np.array(theirs, "float32"))
-            # Adam takes as large a step for the smallest gradient, which rounding can turn round.
-            assert off.max() < 5e-3 and off.mean() < 5e-5, theirs.path
-        codes = ours.predict(images[:5], batch_size=4, verbose=0)
-        np.testing.assert_allclose(codes.v, ours.encode(images[:5]).v, atol=1e-4)
-
-    @pytest.mark.slow
-    def test_so_they_do_traced(self, make, images, strategy, traced):
-        # What inverting tells is put together over the devices, too.
-        self.test_two_take_the_steps_of_one(make, images, strategy, "invert")
-
-    def test_what_does_not_work_is_one_line(self, make, images, strategy):
-        with strategy.scope():
-            model = make()
-        for refused, message in (
-            (lambda: model.fit(images, batch_size=8), "20 images are no multiple of batch_size=8"),
-            # Keras trains on what the split leaves.
-            (
-                lambda: model.fit(images, batch_size=10, validation_split=0.25),
-                "15 images are no multiple of batch_size=10",
-            ),
-            (lambda: model.fit(images[:15], batch_size=5), "cannot be divided evenly among 2 devices"),
-            (
-                lambda: model.fit(tf.data.Dataset.from_tensor_slices(images).batch(10)),
-                r"dataset.batch\(size, drop_remainder=True\)",
-            ),
-        ):
-            with pytest.raises(DataError, match=message) as error:
-                refused()
-            assert "\n" not in str(error.value)
-        outside = make()
-        with strategy.scope():
-            outside._distribute_strategy = strategy
-            with pytest.raises(UserError, match="the model was made outside of the scope"):
-                outside.fit(images, batch_size=10)
-            gathering = make(keras.optimizers.Adam(1e-3, gradient_accumulation_steps=2))
-        with pytest.raises(UserError, match="gradient_accumulation_steps works on one device alone"):
-            gathering.fit(images, batch_size=10)
-
-        class Other:
-            num_replicas_in_sync = 2
-
-        gathering._distribute_strategy = Other()
-        with pytest.raises(UserError, match="not under a Other: train by python train.py"):
-            gathering.fit(images, batch_size=10)
-
-    def test_what_keras_cuts_into_batches_is_judged_by_what_it_trains_on(self, make, images, strategy, monkeypatch):
-        class Batches(keras.utils.PyDataset):
-            def __len__(self):
-                return 3
-
-            def __getitem__(self, number):
-                return images[:10]
-
-        with strategy.scope():
-            model = make()
-        fitted = []
-        monkeypatch.setattr(keras.Model, "fit", lambda self, x, *_, **options: fitted.append(x))
-        more = np.concatenate([images, images[:5]])
-        model.fit(more, batch_size=10, validation_split=0.2)
-        model.fit(images, batch_size=10, validation_split=0.25, validation_data=images)
-        # Of what comes batch by batch its length is no number of images, and the default size not its own.
-        monkeypatch.setattr(type(strategy), "num_replicas_in_sync", 5)
-        for given in (Batches(), (images[:10] for _ in range(3))):
-            model.fit(given)
-        assert len(fitted) == 4
+def test_several_devices_are_refused_in_one_line(images):
+    with make_strategy(2).scope():
+        model = DecoupledModel(SMALLEST)
+        model.compile()
+    model.initialize(images)
+    for method in (model.fit, model.evaluate, model.predict):
+        with pytest.raises(UserError, match="one device, not on the 2 of a MirroredStrategy: train by python train.py"):
+            method(images)
 
 
 class TestPrecision:

@@ -1,0 +1,262 @@
+"""Images of other sizes than the model's: codes, bounds and switches of them, and what is refused."""
+
+import dataclasses
+import fractions
+import itertools
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers.models import TINY, random_images
+from helpers.refusals import message_of
+from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantised, variant
+
+import tfdecouple
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.model import DecoupledModel, own_size
+from tfdecouple.model.own_size import SizedCodes, count_images_at_once, pad_images, shrink_images, size_multiple
+from tfdecouple.networks.costs import inference_bytes
+
+SIZES = [(12, 10), (11, 9), (1, 1), (2, 40)]
+
+
+def pictures(model, height, width, count=2, seed=1):
+    return quantised(random_images(count, (height, width, model.config.image_shape[-1]), seed), model.config.n_bits)
+
+
+def average_areas(values, count):
+    """Averages of equal parts of a list, in exact fractions, each rounded, halves upwards."""
+    length = len(values)
+    averages = []
+    for part in range(count):
+        total = fractions.Fraction(0)
+        for number, value in enumerate(values):
+            shared = min((part + 1) * length, (number + 1) * count) - max(part * length, number * count)
+            total += fractions.Fraction(max(shared, 0) * int(value), length)
+        averages.append(math.floor(total + fractions.Fraction(1, 2)))
+    return averages
+
+
+class TestShrinking:
+    @pytest.mark.parametrize(("old", "new"), [((13, 7), (4, 4)), ((5, 12), (5, 3)), ((2, 1), (5, 4)), ((9, 9), (9, 9))])
+    def test_pixels_are_exact_averages_of_areas(self, old, new):
+        image = random_images(1, (*old, 3))[0]
+        rows = np.stack([[average_areas(image[:, x, c], new[0]) for c in range(3)] for x in range(old[1])], 1)
+        right = np.stack([[average_areas(rows[c, :, y], new[1]) for c in range(3)] for y in range(new[0])])
+        equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
+
+    def test_sums_of_the_longest_sides_are_exact(self):
+        side = own_size.LONGEST_SIDE
+        image = np.full((1, side, 1, 1), 255, np.uint8)
+        image[0, : side // 2] = 254
+        exact = [average_areas([254] * (side // 2) + [255] * (side - side // 2), count) for count in (1, 3)]
+        for count, right in zip((1, 3), exact, strict=True):
+            assert shrink_images(tf.constant(image), count, 1).numpy().ravel().tolist() == right
+
+    def test_an_exported_graph_with_free_height_and_width_gives_the_same_pixels(self, tmp_path):
+        module = tf.Module()
+        signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
+        module.shrink = tf.function(lambda images: shrink_images(images, 4, 6), signature)
+        tf.saved_model.save(module, str(tmp_path))
+        loaded = tf.saved_model.load(str(tmp_path))
+        for size in ((13, 7), (4, 6), (31, 50)):
+            images = tf.constant(random_images(2, (*size, 3)))
+            equal(loaded.shrink(images), shrink_images(images, 4, 6))
+
+    def test_padding_repeats_the_last_row_and_column(self):
+        images = random_images(2, (5, 8, 3))
+        equal(pad_images(tf.constant(images), 4), np.pad(images, [(0, 0), (0, 3), (0, 0), (0, 0)], "edge"))
+
+
+@pytest.mark.usefixtures("eager")
+class TestCodes:
+    @pytest.mark.parametrize("name", [name for name in VARIANTS if not name.startswith("base")])
+    def test_images_of_every_size_come_back(self, name):
+        model = variant(name)
+        for size in SIZES:
+            images = pictures(model, *size)
+            codes = model.encode(images, verify=True)
+            multiple = size_multiple(model.config)
+            assert isinstance(codes, SizedCodes) and codes.size == size
+            assert codes.v.shape[1:3] == [-(-side // multiple) * multiple for side in size]
+            equal(model.decode(*codes), images)
+
+    @pytest.mark.parametrize("n_bits", [8, 5, 1])
+    def test_images_of_fewer_bits_come_back(self, of_bits, n_bits):
+        model = of_bits(n_bits)
+        images = random_images(2, (65, 43, 3))
+        equal(model.decode(*model.encode(images, verify=True)), quantised(images, n_bits))
+
+    def test_labels_give_z_at_every_size(self):
+        model = variant("classes")
+        images = pictures(model, 7, 10)
+        codes = model.encode(images, [0, 2])
+        equal(codes.z, tf.gather(model.class_codes, [0, 2]))
+        equal(model.decode(*codes), images)
+
+    def test_z_is_that_of_the_shrunk_image_and_v_that_of_a_flow_of_the_size(self, small_model):
+        images = pictures(small_model, 11, 9)
+        z, v, _ = small_model.encode(images)
+        shrunk = shrink_images(tf.constant(images), 4, 4)
+        equal(z, small_model.encode(shrunk).z)
+        equal(z, small_model.posterior(images).mean())
+        larger = DecoupledModel(dataclasses.replace(SMALLEST, image_shape=(12, 10, 3)))
+        for name, variable in larger.named_variables().items():
+            if not name.startswith("encoder/"):
+                variable.assign(small_model.named_variables()[name])
+        x = larger.quantizer.centres(np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge").astype("f4"))
+        np.testing.assert_allclose(v, larger.flow.forward_and_log_det(x, z)[0], rtol=1e-5, atol=1e-5)
+
+    def test_pieces_of_a_batch_are_its_images(self, small_model, monkeypatch):
+        images = pictures(small_model, 12, 10, 5)
+        together = small_model.encode(images), small_model.elbo(images, seed=1)
+        monkeypatch.setattr(own_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
+        assert count_images_at_once(small_model.config, 12, 10) == 2
+        apart = small_model.encode(images, verify=True), small_model.elbo(images, seed=1)
+        for one, other in zip(tf.nest.flatten(together), tf.nest.flatten(apart), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        equal(small_model.decode(*apart[0]), images)
+
+    def test_no_images_have_no_codes(self, small_model):
+        none = np.zeros((0, 9, 5, 3), np.uint8)
+        assert small_model.decode(*small_model.encode(none)).shape == none.shape
+        assert [part.shape for part in small_model.elbo(none)] == [(0,)] * 4
+
+    def test_what_is_made_of_z_and_v_has_the_size_of_v(self, small_model):
+        a, b = pictures(small_model, 11, 9, seed=1), pictures(small_model, 6, 14, seed=2)
+        ab, ba = small_model.switch(a, b)
+        assert ab.shape == b.shape and ba.shape == a.shape and np.any(ab != b)
+        for image, other in zip((a, b), small_model.switch(a, a)[:1] + small_model.switch(b, b)[:1], strict=True):
+            equal(image, other)
+        direction = np.ones(4, np.float32)
+        equal(small_model.edit(a, direction, 0), a)
+        assert np.any(small_model.edit(a, direction, 2) != a)
+        grid = small_model.interpolate(a, a[::-1], [0, 1], [0, 0.5, 1])
+        assert grid.shape == (2, 2, 3, 11, 9, 3)
+        equal(grid[:, 0, 0], a)
+        equal(grid[:, 1, 2], a[::-1])
+
+
+class TestTraces:
+    def test_many_sizes_share_a_trace_and_leave_the_models_own_as_it_was(self):
+        model = fresh(TINY)
+        own, images = images_of(model), [pictures(model, *size) for size in [(65, 43), (64, 64), (128, 96), (3, 5)]]
+        before = model.encode(own)
+        for each in images[:1]:
+            equal(model.decode(*model.encode(each)), each)
+        traces = len(model.flow.execution._network_functions), len(model.flow.execution._layer_functions)
+        for each in images[1:]:
+            equal(model.decode(*model.encode(each)), each)
+        assert (len(model.flow.execution._network_functions), len(model.flow.execution._layer_functions)) == traces
+        functions = [traced for _, traced in model.flow.execution._network_functions.values()]
+        assert all(function.experimental_get_tracing_count() == 1 for function in functions)
+        for one, other in zip(before, model.encode(own), strict=True):
+            equal(one, other)
+
+    def test_a_function_of_a_users_takes_free_sizes(self):
+        model = variant("dequantization")
+        images = pictures(model, 7, 10)
+        signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
+        back = tf.function(lambda images: model.decode(*model.encode(images)), signature, autograph=False)
+        bits = tf.function(lambda images: model.elbo(images, seed=1).bits_per_dim, signature, autograph=False)
+        equal(back(images), images)
+        np.testing.assert_allclose(bits(images), model.elbo(images, seed=1).bits_per_dim, rtol=1e-5)
+        equal(back(images_of(model)), images_of(model))
+
+
+@pytest.mark.usefixtures("eager")
+class TestBound:
+    @pytest.mark.parametrize("size", [(12, 10), (11, 9)], ids=["even", "padded"])
+    def test_bits_per_dim_follow_from_the_jacobian_of_the_flow(self, small_model, size):
+        model, images = small_model, pictures(small_model, *size, 1)
+        rng = np.random.default_rng(0)
+        z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 12, 10, 3), "f4")
+        elbo = model.elbo_from_noise(images, z_noise, u)
+        posterior = model.posterior(shrink_images(tf.constant(images), 4, 4))
+        z = posterior.mean() + posterior.stddev() * z_noise
+        padded = np.pad(images, [(0, 0), (0, 12 - size[0]), (0, 10 - size[1]), (0, 0)], "edge")
+        x = tf.constant(2 * (padded + u) / 256 - 1)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            v = tf.reshape(model.flow.forward_and_log_det(x, z)[0], [-1])
+        log_det = np.linalg.slogdet(tf.reshape(tape.jacobian(v, x), [360, 360]).numpy().astype("f8"))[1]
+        nats = 0.5 * np.sum(v.numpy().astype("f8") ** 2 + math.log(2 * math.pi)) - log_det
+        nats += float((posterior.log_prob(z) - model.prior.log_prob(z))[0])
+        # All bits of the padded image, shared out among the colour values of the image itself.
+        bits = (nats - 360 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
+        assert float(elbo.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
+
+    def test_learned_noise_has_its_term_at_every_size(self):
+        model = variant("dequantization")
+        elbo = model.elbo(pictures(model, 7, 10), seed=1)
+        assert np.all(np.isfinite(elbo.bits_per_dim)) and np.all(elbo.dequantization != 0)
+
+    def test_the_bound_can_be_trained_on(self):
+        model = fresh(SMALLEST)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(model.elbo(pictures(model, 7, 10), seed=1, training=True).bits_per_dim)
+        weights = [variable.value for variable in model.trainable_variables]
+        assert all(gradient is not None for gradient in tape.gradient(loss, weights))
+
+
+@pytest.mark.usefixtures("eager")
+class TestRefusals:
+    def test_a_model_with_weights_of_its_size_names_one(self):
+        model = variant("base")
+        images = pictures(model, 12, 10)
+        for method in (model.encode, model.elbo, model.posterior):
+            assert "flow/whitening/last_direction" in message_of(DataError, lambda method=method: method(images))
+        z = np.zeros((2, 4), np.float32)
+        assert "whitening" in message_of(DataError, lambda: model.decode(z, np.zeros((2, 12, 10, 3))))
+
+    @pytest.mark.parametrize("shape", [(2, 0, 5, 3), (2, 5, 5, 1), (5, 5, 3)])
+    def test_what_are_no_images_of_the_models_channels(self, small_model, shape):
+        message = message_of(DataError, lambda: small_model.encode(np.zeros(shape, np.uint8)))
+        assert str(shape) in message and "another height and width" in message
+
+    def test_sides_longer_than_any(self, small_model):
+        images = np.zeros((1, own_size.LONGEST_SIDE + 1, 1, 3), np.uint8)
+        assert "32,767" in message_of(DataError, lambda: small_model.encode(images))
+
+    def test_codes_of_no_size(self, small_model):
+        z, v, size = small_model.encode(pictures(small_model, 11, 9))
+        assert "multiples of 2" in message_of(UserError, lambda: small_model.decode(z, v[:, :11]))
+        for wrong in ((11, 11), (1, 9)):
+            assert "size is" in message_of(UserError, lambda wrong=wrong: small_model.decode(z, v, wrong))
+        assert "whole number" in message_of(UserError, lambda: small_model.decode(z, v, (11.5, 9)))
+
+    def test_places_between_images_of_two_sizes(self, small_model):
+        a, b = pictures(small_model, 11, 9), pictures(small_model, 11, 8)
+        assert "one size" in message_of(DataError, lambda: small_model.interpolate(a, b, 0.5, 0.5))
+
+    def test_too_large_for_memory_is_said_before_anything_is_computed(self, small_model, monkeypatch):
+        needed = inference_bytes(small_model.config, 120, 90)
+        monkeypatch.setattr(own_size, "free_memory", lambda: needed // 4)
+        message = message_of(UserError, lambda: small_model.encode(pictures(small_model, 120, 90)))
+        assert "90 x 120" in message and "45 x 60" in message
+        # The memory of the model's own size is not limited by it.
+        small_model.encode(images_of(small_model))
+
+
+def test_memory_grows_with_the_pixels():
+    bytes_of = [inference_bytes(TINY, 8 * n, 16) for n in (1, 2, 4)]
+    assert bytes_of[1] == 2 * bytes_of[0] and bytes_of[2] == 4 * bytes_of[0] and bytes_of[0] > 8 * 16 * 3 * 4
+
+
+@pytest.mark.slow
+def test_photographs_of_the_bundled_weights_come_back_at_512_pixels():
+    from skimage import data
+
+    model = tfdecouple.load_pretrained("photographs")
+    astronaut, coffee = data.astronaut(), data.coffee()[:, :, :3]
+    for image in (astronaut, coffee[:399, :511]):
+        images = image[None]
+        codes = model.encode(images)
+        equal(model.decode(*codes), images)
+        assert 1 < float(model.elbo(images, seed=0).bits_per_dim[0]) < 5
+    pairs = itertools.permutations((astronaut[None], coffee[None]))
+    assert [[image.shape for image in model.switch(a, b)] for a, b in pairs] == [
+        [coffee[None].shape, astronaut[None].shape],
+        [astronaut[None].shape, coffee[None].shape],
+    ]

@@ -1,0 +1,54 @@
+"""Images of a data set at their own size: upright, neither cropped nor resized."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfdecouple.data.image_file import read_image
+from tfdecouple.data.sample_images import PHOTOGRAPHS, find_band
+from tfdecouple.errors import DataError
+
+if TYPE_CHECKING:
+    from tfdecouple.data import Source
+
+
+def draw_whole_images(source: Source, split: str, count: int, seed: int) -> dict[str, Callable[[], np.ndarray]]:
+    """Returns functions that read images of a split at their own size, uint8 `[H, W, channels]`, by name.
+
+    A folder has one for each file. The sample photographs have one for each photograph: the band that belongs to the
+    split.
+
+    Args:
+        source: the data set, a folder or the sample photographs.
+        split: "train", "validation" or "test".
+        count: number of images, drawn with the seed; 0 for all.
+        seed: seed of that draw.
+
+    Raises:
+        DataError: for another data set.
+    """
+    channels = source.image_shape[-1]
+    if source.name.startswith("folder:"):
+        folder = pathlib.Path(source.name.removeprefix("folder:")).expanduser()
+        names = source.split(split).keys or ()
+        images = {name: functools.partial(read_image, str(folder / name), (0, 0, channels), 0) for name in names}
+    elif source.name == "photographs":
+        images = {name: functools.partial(_read_band, name, split, channels) for name in source.label_names}
+    else:
+        raise DataError(f"{source.title} has no images of their own size; give folder:PATH or photographs as --data")
+    chosen = np.random.default_rng(seed).permutation(len(images))[: count or None]
+    return {name: images[name] for name in (list(images)[number] for number in chosen)}
+
+
+def _read_band(name: str, split: str, channels: int) -> np.ndarray:
+    photograph = PHOTOGRAPHS[name]
+    path = importlib.metadata.distribution(photograph.package).locate_file(photograph.path)
+    pixels = read_image(str(path), (0, 0, channels), 0)
+    left, top, right, bottom = find_band((pixels.shape[1], pixels.shape[0]), split)
+    return pixels[top:bottom, left:right]

@@ -1,0 +1,155 @@
+"""Images of other sizes than the model's: shrunk for the encoder, padded for the flow, and the memory that they take.
+
+The flow and the network of the dequantisation are convolutions, which work at any size. The encoder of z ends in a
+dense layer, which works at one size alone. So z is the code of the image shrunk to the model's size, and v is what the
+flow makes of the image itself, given that z.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tfdecouple.config import ModelConfig
+from tfdecouple.errors import DataError, UserError
+from tfdecouple.networks.architecture import weight_shapes
+from tfdecouple.networks.costs import inference_bytes
+from tfdecouple.runtime.devices import free_memory, shown_bytes
+from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.precision import full_float32
+
+# The longest side for which `shrink_images` adds up whole numbers that float32 holds exactly.
+LONGEST_SIDE = 32_767
+# Pixels that are encoded or decoded at the same time, unless a single image has more.
+_PIXELS_AT_ONCE = 2**20
+
+
+class SizedCodes(NamedTuple):
+    """The codes of images of another size than the model's; `decode(*codes)` gives back the images.
+
+    Attributes:
+        z: the global code of the image shrunk to the model's size, float32 `[batch, d_z]`; None for a model without z.
+        v: the local code of the padded image, float32 `[batch, padded height, padded width, channels]`.
+        size: height and width of the images.
+    """
+
+    z: tf.Tensor | None
+    v: tf.Tensor
+    size: tuple[Any, Any]
+
+
+@full_float32()
+def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Returns images at another size: each new pixel is the average of the area that it covers.
+
+    Columns of pixels are averaged first, then rows, and each average is rounded to a whole number, halves upwards. All
+    sums are whole numbers that float32 holds exactly, so that every device and runtime computes the same pixels. The
+    function consists of operations that TensorFlow graphs can export.
+
+    >>> shrink_images(tf.constant([0, 1, 4, 8], tf.uint8)[None, :, None, None], 2, 1).numpy().ravel().tolist()
+    [1, 6]
+
+    Args:
+        images: uint8 `[batch, H, W, channels]`, H and W up to `LONGEST_SIDE`.
+        height: of the result.
+        width: of the result.
+
+    Returns:
+        uint8 `[batch, height, width, channels]`.
+    """
+    batch, rows, columns, channels = sizes(images)
+    x = tf.reshape(tf.cast(images, tf.float32), [batch, rows, columns * channels])
+    x = tf.reshape(_average_second_axis(x, height), [batch * height, columns, channels])
+    return tf.cast(tf.reshape(_average_second_axis(x, width), [batch, height, width, channels]), tf.uint8)
+
+
+def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
+    """Returns `[n, count, k]`: the averages of equal parts of the second axis of x `[n, length, k]`, rounded."""
+    length = sizes(x)[1]
+    # Old pixels are `count` units long and new ones `length` units, so that all borders are whole numbers.
+    old, new = tf.range(length + 1) * count, tf.range(count + 1)[:, None] * length
+    shared = tf.maximum(tf.minimum(old[1:], new[1:]) - tf.maximum(old[:-1], new[:-1]), 0)
+    total, length = tf.matmul(tf.cast(shared, tf.float32), x), tf.cast(length, tf.float32)
+    return tf.floor((2 * total + length) / (2 * length))
+
+
+def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
+    """Returns images whose sides are multiples of a number: their last row and last column are repeated.
+
+    Args:
+        images: `[batch, height, width, channels]`.
+        multiple: as `size_multiple` returns it.
+    """
+    for axis, side in enumerate(sizes(images)[1:3], 1):
+        padded = pad_side(side, multiple)
+        if not (isinstance(side, int) and side == padded):
+            images = tf.gather(images, tf.minimum(tf.range(padded), side - 1), axis=axis)
+    return images
+
+
+def pad_side(side: Any, multiple: int) -> Any:
+    """Returns the least multiple of a number that is at least `side`, a number or a tensor."""
+    return -(-side // multiple) * multiple
+
+
+@functools.lru_cache(maxsize=8)
+def size_multiple(config: ModelConfig) -> int:
+    """Returns the number that the sides of an image must be multiples of, so that the networks can halve them.
+
+    >>> size_multiple(ModelConfig(image_shape=(32, 32, 3), steps=(2, (6, 6), (6, 6), 4)))
+    8
+    """
+    stages = itertools.chain(*config.levels, *config.dequantization_levels)
+    halvings = len(config.dequantization_encoder_channels) if config.has_dequantizer else 0
+    # All of them are powers of 2, so that the largest is a multiple of the others.
+    return max(2**halvings, *(stage.reduction for stage in stages))
+
+
+@functools.lru_cache(maxsize=8)
+def _name_fixed_weight(config: ModelConfig) -> str:
+    """Returns the name of a weight outside of the encoder whose shape depends on the size of images; "" without one."""
+    height, width, channels = config.image_shape
+    larger = dataclasses.replace(config, image_shape=(2 * height, 2 * width, channels))
+    other = weight_shapes(larger)
+    fixed = (name for name, shape in weight_shapes(config).items() if shape != other[name])
+    return next((name for name in fixed if not name.startswith("encoder/")), "")
+
+
+def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
+    """Refuses an array of another size than the model's where the model works at its own size alone.
+
+    Args:
+        config: of the model.
+        name: of the array in the message.
+        array: images or local codes, `[batch, height, width, channels]`.
+
+    Raises:
+        DataError: for a model with weights of that size, or a side longer than `LONGEST_SIDE`.
+    """
+    shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
+    if weight := _name_fixed_weight(config):
+        raise DataError(
+            f"{name} is of shape {shape}; this model needs {needed}, for its weight {weight} has the size of its images"
+        )
+    if max(side or 0 for side in shape[1:3]) > LONGEST_SIDE:
+        raise DataError(f"{name} is of shape {shape}; sides of images can have at most {LONGEST_SIDE:,} pixels")
+
+
+def count_images_at_once(config: ModelConfig, height: int, width: int) -> int:
+    """Returns how many images of a size are encoded or decoded at the same time, at least 1.
+
+    Raises:
+        UserError: where memory cannot hold what a single image takes.
+    """
+    needed, free = inference_bytes(config, height, width), free_memory()
+    if needed > free:
+        scale = (free / needed) ** 0.5
+        raise UserError(
+            f"an image of {width} x {height} pixels takes {shown_bytes(needed)} of memory with this model, and "
+            f"{shown_bytes(free)} are free; shrink it to {int(scale * width)} x {int(scale * height)} pixels or less"
+        )
+    return max(1, min(_PIXELS_AT_ONCE // (height * width), free // needed))
