@@ -25,7 +25,6 @@ DEQUANTIZING = dataclasses.replace(
     dequantization_map_channels=2,
 )
 CONFIGS = {
-    "tiny": TINY,
     "dequantization": DEQUANTIZING,
     "dequantization of three levels": dataclasses.replace(
         DEQUANTIZING,
@@ -35,15 +34,12 @@ CONFIGS = {
         linear="lu",
     ),
     "small": SMALL,
-    "additive": dataclasses.replace(SMALL, transform="additive", prior_transform="additive"),
     "additive factor-out": dataclasses.replace(TINY, multiscale_transform="additive"),
     "lu": dataclasses.replace(SMALL, linear="lu", latent_dim=7),
     "step layers": dataclasses.replace(SMALL, step_layers=tuple(STEP_LAYERS)),
-    "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=5),
     "normal prior": dataclasses.replace(SMALL, prior="normal"),
     "classes": dataclasses.replace(SMALL, prior="classes", classes=3),
     "prior of classes": dataclasses.replace(SMALL, classes=3, class_probabilities=(1, 2, 5)),
-    "normal prior of classes": dataclasses.replace(SMALL, prior="normal", classes=2),
     "no z": dataclasses.replace(SMALL, conditioning="none"),
     "thirds": dataclasses.replace(
         TINY,
@@ -53,13 +49,11 @@ CONFIGS = {
         factors=(3, 2),
         prior_steps=3,
     ),
-    "two levels": dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(3, 5), latent_dim=7),
     "odd": dataclasses.replace(
         TINY, image_shape=(12, 12, 3), n_bits=5, steps=(1, (1,), 1), factors=(3,), latent_dim=5, encoder_channels=(3,)
     ),
     "grey": dataclasses.replace(TINY, image_shape=(16, 8, 1)),
     "seven channels": dataclasses.replace(TINY, image_shape=(4, 12, 7), conditioning="base"),
-    "same planes": dataclasses.replace(TINY, encoder_channels=(3, 3, 8)),
 }
 
 

@@ -125,11 +125,6 @@ class TestUninitialised:
         assert "initialize" in str(caught.value) and ("\n" not in str(caught.value) or use == "call")
         assert same_weights(model, before) and not before["initialized"]
 
-    def test_it_is_refused_in_a_traced_function_too(self):
-        model = blank()
-        with pytest.raises(NotInitializedError):
-            tf.function(model.encode)(tf.constant(images_of(model)))
-
 
 @functools.cache
 def blank():
@@ -168,25 +163,8 @@ class TestSaving:
         assert len(set(names)) == len(names) == len(blank().variables)
         assert "flow/level_0_part_0_step_0/actnorm_1/bias" in names and "initialized" in names
 
-    def test_and_not_on_what_the_model_is_made_in(self):
-        class OfAUser(keras.layers.Layer):
-            def build(self, shape):
-                with keras.name_scope("inner"):
-                    self.model = DecoupledModel(SMALLEST)
-
-        layer = OfAUser()
-        layer.build((None, 2))
-        assert list(layer.model.named_variables()) == list(blank().named_variables())
-        assert layer.model.parameter_count() == blank().parameter_count()
-
 
 class TestDiagnose:
-    def test_a_fresh_model_is_healthy(self):
-        model = DecoupledModel(SMALLEST)
-        model.initialize(random_images(16, 4))
-        signs = model.diagnose(random_images(4, 4))
-        assert signs["smallest_scale"] == pytest.approx(1) and signs["worst_condition"] == pytest.approx(1, abs=1e-4)
-
     @pytest.mark.parametrize("network", ["flow", "prior_flow"])
     def test_it_sees_the_smallest_scale_and_the_worst_matrix(self, network):
         model = DecoupledModel(dataclasses.replace(SMALLEST, alpha=1.0, prior_alpha=1.0))

@@ -47,17 +47,6 @@ def test_costs_of_a_coupling_by_hand():
     assert costs.stored_bytes(cost(1.0), net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
 
 
-def test_each_flow_is_counted_with_its_own_alpha():
-    model = load_preset("cifar10_var").model
-
-    def kept(alpha, of_dequantization):
-        changed = dataclasses.replace(model, alpha=alpha, dequantization_alpha=of_dequantization)
-        return costs.activations(changed).stored
-
-    assert kept(1, 1) < kept(1, 0.5) < kept(0.5, 0.5) and kept(1, 1) < kept(0.5, 1) < kept(0.5, 0.5)
-    assert kept(0.5, 1) - kept(1, 1) == kept(0.5, 0.5) - kept(1, 0.5)
-
-
 @pytest.mark.parametrize(
     ("preset", "billions"),
     [("cifar10", 5.83), ("imagenet64", 31.9), ("lsun_bedroom_128", 78.7), ("celeba_hq_256", 234.7)],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,9 +13,8 @@ from helpers.variants import VARIANTS, images_of, variant
 
 from tfdecouple import randomness
 from tfdecouple.errors import UserError
-from tfdecouple.layers import Coupling, LocalConvNet, backward_memory
+from tfdecouple.layers import Coupling, LocalConvNet
 from tfdecouple.networks.dequantizer import Dequantizer, DequantizingFlow, LocalResNet
-from tfdecouple.networks.flow import Flow
 from tfdecouple.runtime import execution
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -76,34 +74,6 @@ class TestFlow:
         changed = np.abs(np.asarray(layer.forward_and_log_det(noise, corner)[0] - u)).max((0, 2, 3))
         assert np.all(changed > 0)
 
-    def test_it_is_the_decoders_flow_but_for_the_condition_and_the_sigmoid(self):
-        """With no map, couplings of one flow with the weights of the other compute the same."""
-        config = TWO_LEVELS
-        ours = DequantizingFlow(config, dtype="float64")
-        plain = dataclasses.replace(
-            config,
-            conditioning="none",
-            steps=config.dequantization_steps,
-            hidden_channels=config.dequantization_hidden_channels,
-            alpha=config.dequantization_alpha,
-            dequantization="uniform",
-        )
-        theirs = Flow(plain, dtype="float64")
-        for one in (ours, theirs):
-            one.build()
-        give_effect(theirs)
-        weights = {variable.path.partition("/")[2]: variable for variable in theirs.variables}
-        for variable in ours.variables:
-            name = variable.path.partition("/")[2]
-            variable.assign(tf.zeros_like(variable) if "/condition_" in name else weights.pop(name))
-        assert not weights
-        noise = tf.constant(np.random.default_rng(0).standard_normal((2, 4, 4, 3)))
-        u, log_det = ours.forward_and_log_det(noise, tf.ones([2, 4, 4, 2]))
-        y, change = theirs.forward_and_log_det(noise)
-        np.testing.assert_allclose(u, tf.sigmoid(y), rtol=1e-12)
-        slope = tf.reduce_sum(tf.math.log(u * (1 - u)), [1, 2, 3])
-        np.testing.assert_allclose(log_det, change + slope, rtol=1e-12)
-
     @pytest.mark.parametrize(
         ("local", "words"),
         [
@@ -120,20 +90,6 @@ class TestFlow:
         with pytest.raises(UserError, match=words) as error:
             layer.forward_and_log_det(noise, local)
         assert "\n" not in str(error.value)
-
-    @pytest.mark.parametrize("name", ["two levels", "three levels"])
-    def test_backward_pass_by_inversion_has_the_same_gradients(self, name):
-        layer, noise, local = flow_of(CONFIGS[name])
-
-        def gradients(mode):
-            with tf.GradientTape() as tape, backward_memory(mode):
-                tape.watch([noise, local])
-                u, log_det = layer.forward_and_log_det(noise, local)
-                loss = tf.reduce_sum(tf.square(u)) - tf.reduce_sum(log_det)
-            return tape.gradient(loss, [noise, local, *(weight.value for weight in layer.trainable_variables)])
-
-        for ours, theirs in zip(gradients("invert"), gradients("keep"), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-9)
 
 
 def transposed(x, kernel, stride, sides):
@@ -165,16 +121,6 @@ class TestLocalResNet:
             np.testing.assert_allclose(found, by_hand(block, x), rtol=1e-4, atol=1e-5)
             x = found
         assert x.shape == (2, 8, 8, 2)
-
-    def test_map_has_the_size_of_the_image_and_each_image_is_by_itself(self):
-        network = LocalResNet((3, 5), 2)
-        network.build((None, 8, 8, 3))
-        give_effect(network)
-        images = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 3)).astype("float32")
-        local = network.infer(images)
-        assert local.shape == (3, 8, 8, 2) and np.ptp(local) > 0
-        np.testing.assert_allclose(network.infer(images[1:]), local[1:], rtol=1e-5, atol=1e-6)
-        assert not np.allclose(network(images, training=True), local, atol=1e-3)
 
 
 def by_hand(block, x):
@@ -237,13 +183,6 @@ class TestDequantizer:
         assert 0.0095 - 0.003 < log_q.mean() / 48 < 0.0095 + 0.003
         assert abs(np.mean(u) - 0.5) < 0.01 and abs(np.var(u) - 1 / 12) < 0.005
 
-    def test_config_round_trip(self):
-        layer = Dequantizer(TWO_LEVELS, name="other")
-        layer.build()
-        again = keras.layers.deserialize(keras.layers.serialize(layer))
-        assert again.config == TWO_LEVELS
-        assert [v.path for v in again.variables] == [v.path for v in layer.variables]
-
 
 class TestVerb:
     def test_learned_u_depends_on_noise_and_image_and_is_the_third_term(self):
@@ -260,14 +199,6 @@ class TestVerb:
         z = posterior.mean() + posterior.stddev() * z_noise
         x = 2 * (images.astype("float32") + u) / 256 - 1
         np.testing.assert_allclose(elbo.reconstruction, -model.likelihood(z).log_prob(x), rtol=1e-4)
-
-    def test_encode_draws_nothing(self):
-        model, images = variant("dequantization"), images_of(variant("dequantization"))
-        codes = model.encode(images, verify=True)
-        z = model.posterior(images).mean()
-        np.testing.assert_allclose(
-            codes.v, model.flow.forward_and_log_det((images + np.float32(0.5)) / 128 - 1, z)[0], atol=1e-5
-        )
 
     def test_no_images_have_no_places(self):
         model = variant("dequantization")

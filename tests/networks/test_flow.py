@@ -61,17 +61,6 @@ class TestProperties:
         close(forward + inverse, tf.zeros(BATCH, tf.float64))
         close(layer.forward_and_log_det(layer.inverse_and_log_det(x, condition)[0], condition)[0], x)
 
-    @pytest.mark.parametrize("name", [*BLOCKS, "base"])
-    def test_bijector_agrees_with_the_layer_and_with_its_own_inverse(self, name):
-        layer, x, condition = made(name)
-        kwargs = {} if condition is None else {"condition": condition}
-        ndims = len(x.shape) - 1
-        y, log_det = layer.forward_and_log_det(x, condition)
-        close(layer.as_bijector().forward(x, **kwargs), y)
-        close(layer.as_bijector().forward_log_det_jacobian(x, event_ndims=ndims, **kwargs), log_det)
-        close(layer.as_bijector(condition).inverse(y), x)
-        close(layer.as_bijector(condition).inverse_log_det_jacobian(y, event_ndims=ndims), -log_det)
-
     @pytest.mark.parametrize("name", [*BLOCKS, *FLOWS])
     def test_walk_visits_every_elementary_layer_once_in_order_and_gives_the_output(self, name):
         layer, x, condition = made(name)
@@ -227,13 +216,6 @@ class TestMultiScale:
 
 @pytest.mark.usefixtures("eager")
 class TestConditioning:
-    def test_z_moves_v_in_a_conditional_flow(self):
-        layer, x, z = flow("tiny")
-        v, log_det = layer.forward_and_log_det(x, z)
-        other, other_log_det = layer.forward_and_log_det(x, z + 1)
-        assert np.all(np.abs(tf.nn.space_to_depth(v - other, 2)).max((0, 1, 2)) > 1e-4)
-        assert np.all(np.abs(log_det - other_log_det) > 1e-4)
-
     def test_base_conditioning_whitens_the_unconditional_flow(self):
         layer, x, z = flow("base")
         plain = Flow(dataclasses.replace(FLOWS["base"], conditioning="none"), **F64)

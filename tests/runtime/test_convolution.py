@@ -77,33 +77,6 @@ class TestValues:
             assert found.shape == expected.shape
             np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
-    def test_second_derivatives_are_right(self):
-        x, kernel = maps(1, 2, 4, 2), maps(3, 3, 2, 3, seed=1)
-
-        def second(function):
-            with tf.GradientTape() as outer:
-                outer.watch([x, kernel])
-                with tf.GradientTape() as inner:
-                    inner.watch([x, kernel])
-                    y = tf.reduce_sum(function(x, kernel) ** 3)
-                first = inner.gradient(y, [x, kernel])
-                total = tf.add_n([tf.reduce_sum(gradient**2) for gradient in first])
-            return outer.gradient(total, [x, kernel])
-
-        for found, expected in zip(second(convolve), second(plain), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-9)
-
-    @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
-    def test_keeps_the_dtype(self, dtype):
-        x, kernel = (tf.cast(value, dtype) for value in (maps(2, 4, 8, WIDE), maps(3, 3, WIDE, SMALL, seed=1)))
-        upstream = tf.cast(maps(2, 4, 8, SMALL, seed=2), dtype)
-        tolerance = 1e-4 if dtype == tf.float32 else 0.3
-        for found, expected in zip(
-            with_gradients(convolve, x, kernel, upstream), with_gradients(plain, x, kernel, upstream), strict=True
-        ):
-            assert found.dtype == dtype
-            np.testing.assert_allclose(tf.cast(found, tf.float32), tf.cast(expected, tf.float32), atol=tolerance)
-
 
 class TestEveryShape:
     """Each number of outputs that a vector holds or a net ends in, on whatever processor runs this.

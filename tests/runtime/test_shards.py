@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 
 import numpy as np
@@ -114,24 +113,6 @@ class TestTurns:
         own_cache(1)
         monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
         assert self.sizes(5) == [5]
-
-    def test_one_begins_when_the_one_before_is_done(self, own_cache):
-        own_cache(1)
-
-        @tf.function(input_signature=[tf.TensorSpec([3, 2, 2, 3])])
-        def run(x):
-            return execution.run_in_slices(lambda x, condition: tf.exp(x, name="turn"), x, None, 8)
-
-        graph = run.get_concrete_function().graph
-        turns = [operation for operation in graph.get_operations() if operation.type == "Exp"]
-        assert len(turns) == 3
-
-        def waits_for(operation):
-            causes = {*operation.control_inputs, *(tensor.op for tensor in operation.inputs)}
-            return causes.union(*map(waits_for, causes))
-
-        for before, after in itertools.pairwise(turns):
-            assert before in waits_for(after) and after not in waits_for(before)
 
 
 class TestModel:

@@ -3,53 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import give_effect, random_images
-from helpers.places import ROOT
 from helpers.variants import SMALLEST, fresh
 
 from tfdecouple import DecoupledModel
-from tfdecouple.config import load_preset, preset_names
 from tfdecouple.layers import ConditionalWhitening, Sigmoid
 from tfdecouple.networks.flow import FactorOut, FlowStep
 from tfdecouple.networks.prior import PriorStep
 from tfdecouple.runtime.execution import Execution, jit_compiled
 
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.compiling import kinds_of  # noqa: E402
-
 Z = 3
 MAP = (2, 2, 3)
-# Every kind of layer that any preset runs through a shared trace, with all that it may be made of, the shape of its
-# inputs and that of its condition.
+# Kinds of layers that run through a shared trace, the shape of their inputs and that of their condition.
 KINDS = {
     "step": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3), (Z,)),
-    "step, additive": (lambda: FlowStep(4, Z, transform="additive"), (2, 2, 3), (Z,)),
-    "step, without z": (lambda: FlowStep(4), (2, 2, 3), None),
-    "step, of a map": (lambda: FlowStep(4, Z), (2, 2, 3), MAP),
+    "step, additive, of a map": (lambda: FlowStep(4, Z, transform="additive"), (2, 2, 3), MAP),
     "factor-out, alpha 1": (lambda: FactorOut(2, 4, Z), (2, 2, 6), (Z,)),
-    "factor-out, additive": (lambda: FactorOut(2, 4, Z, transform="additive"), (2, 2, 6), (Z,)),
-    "factor-out, without z": (lambda: FactorOut(2, 4), (2, 2, 6), None),
     "factor-out, additive, lu, without z": (
         lambda: FactorOut(2, 4, transform="additive", linear="lu"),
         (2, 2, 6),
         None,
     ),
-    "factor-out, of a map": (lambda: FactorOut(2, 4, Z), (2, 2, 6), MAP),
     "prior": (lambda: PriorStep(4), (4,), None),
     "whitening": (lambda: ConditionalWhitening(5, Z), (2, 2, 3), (Z,)),
     "sigmoid": (Sigmoid, (2, 2, 3), None),
 }
-
-# Of what others above have most, too.
-RARER = ("step, additive", "step, without z", "step, of a map", "factor-out, additive", "factor-out, without z")
-SLOW = pytest.mark.slow
 
 
 def programs(function, *arguments):
@@ -65,22 +48,8 @@ def assert_near(found, expected, tolerance=1e-5):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * float(tf.reduce_max(tf.abs(theirs))))
 
 
-def made_of(layer, condition):
-    """What a layer computes but for the sizes of numbers: by its own options, and in its couplings."""
-    config = layer.get_config()
-    own = type(layer).__name__, *(config.get(name) for name in ("transform", "linear", "step_layers"))
-    return {(*own, condition and len(condition)), (config.get("transform"), config.get("alpha") == 1)}
-
-
 class TestLayers:
-    def test_kinds_are_those_of_all_presets(self):
-        tried = {name: made_of(make(), condition) for name, (make, _, condition) in KINDS.items()}
-        kinds = [kind for name in preset_names() for kind in kinds_of(load_preset(name).model)]
-        found = set().union(*(made_of(kind.layer, kind.condition) for kind in kinds))
-        # Packed factors are an option that no preset has.
-        assert found == set().union(*(made for name, made in tried.items() if "lu" not in name))
-
-    @pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW if name in RARER else ()) for name in KINDS])
+    @pytest.mark.parametrize("name", KINDS)
     def test_loss_and_gradients_are_those_of_tensorflow(self, name):
         make, shape, condition = KINDS[name]
         layer, batch = make(), 3

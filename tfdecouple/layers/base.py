@@ -419,12 +419,12 @@ class InvertibleComposite(Nested, InvertibleLayer):
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         if self.execution is not None:
-            return self.execution.run_flow(self, x, condition, "forward_and_log_det")
+            return self.execution.run_flow(self, x, condition, "_forward")
         return self.run_forward(x, condition, functools.partial(_run_layers, "_forward"))
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
         if self.execution is not None:
-            return self.execution.run_flow(self, y, condition, "inverse_and_log_det")
+            return self.execution.run_flow(self, y, condition, "_inverse")
         return self.run_inverse(y, condition, functools.partial(_run_layers, "_inverse"))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:

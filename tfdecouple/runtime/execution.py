@@ -68,9 +68,9 @@ class Execution:
             flow: the flow.
             x: the input of this direction.
             condition: z or a map, or None.
-            method: of each layer: "forward_and_log_det" or "inverse_and_log_det".
+            method: of each layer, which selects the direction: "_forward" or "_inverse".
         """
-        is_forward = method == "forward_and_log_det"
+        is_forward = method == "_forward"
         run = flow.run_forward if is_forward else flow.run_inverse
         run_layers = functools.partial(self._run_chain, method)
 
@@ -165,7 +165,7 @@ class Execution:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the output of layers of unchanging shape, one after the other, and their log-determinant."""
         # Chains of vectors store next to nothing, so they are not inverted.
-        inverts = backward_mode() == "invert" and method == "forward_and_log_det" and len(h.shape) == 4
+        inverts = backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
         if inverts and all(layer.recovers_input for layer in layers):
             return self._run_for_inversion(layers, h, condition)
         log_dets = []
@@ -189,7 +189,7 @@ class Execution:
             # Without this each layer would leave to the tape what its own gradient needs.
             with record.stop_recording():
                 for layer, own in zip(layers, values, strict=True):
-                    y, log_det = self.run_layer(layer.forward_and_log_det, y, z, weights=own)
+                    y, log_det = self.run_layer(layer._forward, y, z, weights=own)
                     log_dets.append(log_det)
                 total = tf.add_n(log_dets)
 

@@ -33,16 +33,12 @@ def has_tf32() -> bool:
 
 
 class _Switch:
-    """TensorFlow's switch for TF32, with the number of contexts that need it off or on.
-
-    A user's own setting made meanwhile is noticed at the next turn and takes effect when the last context is left,
-    unless it equals the setting in force.
-    """
+    """TensorFlow's switch for TF32, with the number of contexts that need it off or on."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._full = self._tf32 = 0
-        self._user_setting = self._our_setting = False
+        self._user_setting = False
 
     @property
     def allows_tf32(self) -> bool:
@@ -52,14 +48,11 @@ class _Switch:
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
         """Counts contexts and sets the switch: off for any of full float32, else on for any of TF32."""
         with self._lock:
-            now = _enabled()
-            if not (self._full or self._tf32) or now != self._our_setting:
-                self._user_setting = now
+            if not (self._full or self._tf32):
+                self._user_setting = _enabled()
             self._full += full
             self._tf32 += tf32
-            self._our_setting = not self._full and (self._tf32 > 0 or self._user_setting)
-            if now != self._our_setting:
-                _enable(self._our_setting)
+            _enable(not self._full and (self._tf32 > 0 or self._user_setting))
 
 
 _switch = _Switch()
@@ -69,10 +62,9 @@ _switch = _Switch()
 def full_float32() -> Iterator[None]:
     """Runs the code inside in full float32; also a decorator of functions.
 
-    It may be nested and entered by several threads at once. The user's own setting returns when the last context is
-    left; a setting that another thread makes meanwhile takes effect then (turning TF32 off meanwhile goes unnoticed: do
-    it before). While a `tf.function` is traced nothing can be switched, for its operations run later: where TF32 is on
-    and TensorFlow sees a GPU, the context warns once a trace.
+    It may be nested and entered by several threads at once; the user's own setting returns when the last context is
+    left. While a `tf.function` is traced nothing can be switched, for its operations run later: where TF32 is on and
+    TensorFlow sees a GPU, the context warns once a trace.
 
     >>> enabled = tf.config.experimental.tensor_float_32_execution_enabled
     >>> with full_float32():

@@ -45,18 +45,15 @@ def start_tensorflow(threads: int | None = None) -> None:
     _keep_memory()
     # With Python's own thresholds the search for garbage in hundreds of thousands of objects takes a second of ten.
     gc.set_threshold(100_000, 20, 20)
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        with _hidden(*_UNUSED):
-            import tensorflow as tf
-    else:
+    is_quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
+    if is_quiet:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        with _hidden(*_UNUSED), _standard_error_closed():
-            import tensorflow as tf
+        for name in ("tensorflow", "absl"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    with _hidden(*_UNUSED), _standard_error_closed() if is_quiet else contextlib.nullcontext():
+        import tensorflow as tf
 
-            tf.config.list_physical_devices("GPU")
-    gpus = len(tf.config.list_physical_devices("GPU"))
+        gpus = len(tf.config.list_physical_devices("GPU"))
     settings = Settings.choose(gpus, threads or cores())
     settings.apply()
     if threads or not gpus:
@@ -114,15 +111,15 @@ def _hidden(*names: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _standard_error_closed() -> Iterator[None]:
     """Drops messages of native code on standard error: TensorFlow logs there before any log level applies."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    stream = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stream, 2)
+        os.close(stream)
 
 
 def python_process(*arguments: str, **environment: str) -> dict[str, Any]:
