@@ -343,8 +343,7 @@ def run_in_shards(function: Callable[..., Any], x: tf.Tensor, *others: tf.Tensor
         *others: z, a map or other tensors `[batch, ...]`; None where there is none.
     """
     shards = [[None] * shard_count() if each is None else _split_batch(each) for each in (x, *others)]
-    outputs = [function(*shard) for shard in zip(*shards, strict=True)]
-    return tuple(map(join_shards, zip(*outputs, strict=True)))
+    return tuple(map(join_shards, zip(*map(function, *shards), strict=True)))
 
 
 def split_into_shards(x: tf.Tensor) -> Batch:
@@ -373,7 +372,7 @@ def image_by_image(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
         if not counts:
             return function(*arguments)
         shards = (argument if isinstance(argument, list) else [argument] * counts[0] for argument in arguments)
-        return [function(*shard) for shard in zip(*shards, strict=True)]
+        return list(map(function, *shards))
 
     return run
 
