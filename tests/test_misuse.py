@@ -1,7 +1,6 @@
 """What callers pass by mistake to the Python API: refused in one line, and what makes sense at the edge works."""
 
 import dataclasses
-import inspect
 
 import numpy as np
 import pytest
@@ -429,62 +428,3 @@ class TestCompiledByXla:
         assert float(compiled) == pytest.approx(float(loss), rel=1e-5)
         for gradient, other in zip(gradients, others, strict=True):
             np.testing.assert_allclose(other, gradient, atol=1e-4 * max(1, np.abs(gradient).max()))
-
-
-def test_every_public_verb_is_looked_at():
-    """So that a new one comes with its misuse."""
-    ours = [vars(kind) for kind in DecoupledModel.__mro__ if kind.__module__.startswith("tfdecouple.")]
-    verbs = {
-        name
-        for name, _ in inspect.getmembers(DecoupledModel, inspect.isfunction)
-        if any(name in kind for kind in ours) and not name.startswith("_")
-    }
-    # Those of Keras' training are looked at in tests/model/keras_training.
-    of_keras = {
-        "compile",
-        "compile_from_config",
-        "evaluate",
-        "fit",
-        "get_compile_config",
-        "make_predict_function",
-        "make_test_function",
-        "make_train_function",
-        "predict",
-        "predict_step",
-        "test_step",
-        "train_step",
-    }
-    assert verbs - of_keras == {
-        "build",
-        "call",
-        "classify",
-        "compute_output_spec",
-        "decode",
-        "dequantize",
-        "diagnose",
-        "drawn_labels",
-        "edit",
-        "elbo",
-        "elbo_and_latents",
-        "elbo_from_noise",
-        "encode",
-        "export",
-        "get_config",
-        "has_weights",
-        "initialize",
-        "interpolate",
-        "likelihood",
-        "log_joint",
-        "named_variables",
-        "nats_to_bits_per_dim",
-        "parameter_count",
-        "posterior",
-        "prior_of",
-        "quantize_images",
-        "require_compiled",
-        "require_initialized",
-        "sample",
-        "switch",
-        "wanted_labels",
-        "z_from_noise",
-    }
