@@ -82,8 +82,8 @@ class TestPhotograph:
     def test_results_are_of_the_same_type(self, tmp_path, name):
         path = written(tmp_path, Image.fromarray(smooth_photograph(30, 50)), name)
         photograph = read_photograph(path, 3, 2048)
-        assert photograph.pixels.shape == (30, 50, 3) and photograph.at_model_size(SHAPE).shape == SHAPE
-        content, suffix = photograph.encoded(photograph.pixels)
+        assert photograph.pixels.shape == (30, 50, 3) and photograph.shrink(SHAPE).shape == SHAPE
+        content, suffix = photograph.encode_file(photograph.pixels)
         with Image.open(io.BytesIO(content)) as again, Image.open(path) as first:
             assert again.format == first.format and again.size == (50, 30) and name.endswith(suffix)
 
@@ -95,7 +95,7 @@ class TestPhotograph:
     def test_of_any_proportions(self, tmp_path, size, read):
         path = written(tmp_path, Image.fromarray(np.full((*size, 3), 90, np.uint8)), "a.png")
         photograph = read_photograph(path, 3, 2048)
-        small = photograph.at_model_size(SHAPE)
+        small = photograph.shrink(SHAPE)
         result = change_at_full_size(photograph.pixels, small, np.full(SHAPE, 200, np.uint8))
         assert result.shape == photograph.pixels.shape == (*read, 3)
         assert np.abs(result.astype(int) - 200).max() <= 1
@@ -106,13 +106,13 @@ class TestPhotograph:
         exif[0x0112] = 6
         photograph = read_photograph(written(tmp_path, image, "a.png", exif=exif), 3, 2048)
         np.testing.assert_array_equal(photograph.pixels, np.rot90(np.asarray(image), -1))
-        with Image.open(io.BytesIO(photograph.encoded(photograph.pixels)[0])) as again:
+        with Image.open(io.BytesIO(photograph.encode_file(photograph.pixels)[0])) as again:
             assert again.size == (20, 40) and 0x0112 not in again.getexif()
 
     def test_keeps_its_transparency(self, tmp_path):
         pixels = np.dstack([smooth_photograph(20, 30), np.arange(600).reshape(20, 30) % 256]).astype(np.uint8)
         photograph = read_photograph(written(tmp_path, Image.fromarray(pixels), "a.png"), 3, 2048)
-        with Image.open(io.BytesIO(photograph.encoded(255 - photograph.pixels)[0])) as again:
+        with Image.open(io.BytesIO(photograph.encode_file(255 - photograph.pixels)[0])) as again:
             np.testing.assert_array_equal(np.asarray(again)[..., 3], pixels[..., 3])
 
     def test_of_16_bits_an_animation_and_grey(self, tmp_path):

@@ -59,10 +59,10 @@ def run(options: argparse.Namespace) -> int:
     count = len(images.pixels)
     says = f"{count} image{'s' if count > 1 else ''} along {direction.name}, {direction.method}"
     save_picture(opened, options, "edit", picture, says, **facts)
-    change = re.sub(r"[^\w.-]", "_", direction.name)
-    for amount in amounts if results is not None else ():
-        if amount:
-            made = np.asarray(opened.model.edit(results.small, direction.vector, amount))
-            for index, image in enumerate(made):
+    if results is not None:
+        change = re.sub(r"[^\w.-]", "_", direction.name)
+        for amount in filter(None, amounts):
+            edited = np.asarray(opened.model.edit(results.small, direction.vector, amount))
+            for index, image in enumerate(edited):
                 results.save(index, image, f"{change}{amount:+g}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -51,10 +50,10 @@ class OwnSizeResults:
         from tfdecouple.visualization.full_size import read_photograph
 
         self._folder = find_results_folder(options.run, options.out, PICTURES)
-        self._names: set[str] = set()
+        self._written: set[pathlib.Path] = set()
         shape = model.config.image_shape
         self._photographs = [read_photograph(path, shape[-1], options.max_side) for path in paths]
-        small = np.stack([photograph.at_model_size(shape) for photograph in self._photographs])
+        small = np.stack([photograph.shrink(shape) for photograph in self._photographs])
         self.small = np.asarray(model.quantize_images(small))
 
     def save(self, index: int, after: np.ndarray, change: str) -> None:
@@ -73,11 +72,14 @@ class OwnSizeResults:
 
         photograph = self._photographs[index]
         pixels = change_at_full_size(photograph.pixels, self.small[index], after)
-        content, suffix = photograph.encoded(pixels)
+        content, suffix = photograph.encode_file(pixels)
         name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
-        number = next(n for n in itertools.count(1) if f"{name}-{n}{suffix}" not in self._names)
-        self._names.add(f"{name}-{number}{suffix}")
-        path = self._folder / (f"{name}-{number}{suffix}" if number > 1 else f"{name}{suffix}")
+        # Photographs of one name in several folders get a number.
+        path, number = self._folder / f"{name}{suffix}", 1
+        while path in self._written:
+            number += 1
+            path = self._folder / f"{name}-{number}{suffix}"
+        self._written.add(path)
         try:
             write_bytes(path, content)
         except OSError as error:

@@ -73,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
                 labels=pair_labels(a, b),
             )
         facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels)}
+        if results is not None:
+            facts["strength"] = options.strength
         says = f"{_WHAT[how].lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"
         save_picture(opened, options, f"switch-{how}", picture, says, pairing=how, **facts)
     if results is not None:

@@ -13,6 +13,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -109,7 +110,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 
 # Formats that a result is written in, as its photograph was; results of others (GIF, PPM) are PNG files.
-_WRITTEN = {
+_WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": (".bmp", {}),
     "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
     "PNG": (".png", {}),
@@ -134,13 +135,13 @@ class Photograph:
     alpha: np.ndarray | None
     format: str
 
-    def at_model_size(self, image_shape: tuple[int, int, int]) -> np.ndarray:
+    def shrink(self, image_shape: tuple[int, int, int]) -> np.ndarray:
         """Returns the whole photograph shrunk to `[height, width, channels]`: each pixel is the mean of an area."""
         height, width, channels = image_shape
         image = Image.fromarray(self.pixels if channels == 3 else self.pixels[..., 0])
         return np.asarray(image.resize((width, height), Image.Resampling.BOX)).reshape(image_shape)
 
-    def encoded(self, pixels: np.ndarray) -> tuple[bytes, str]:
+    def encode_file(self, pixels: np.ndarray) -> tuple[bytes, str]:
         """Returns a file of pixels in the photograph's format, with its transparency, and the ending of its name."""
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if self.alpha is not None:
