@@ -129,11 +129,13 @@ class Gradients:
         self.variables = benchmark.model.trainable_variables
         self._model = benchmark.model
         images = load_images(benchmark.source, "train", batch)[0]
-        noise = randomness.normal([batch, self._model.config.latent_dim], randomness.fold(0, "z"))
+        noise = randomness.draw_normal([batch, self._model.config.latent_dim], randomness.derive_seed(0, "z"))
         self._inputs = (
             images,
             noise,
-            randomness.pixel_noise(images.shape, randomness.fold(0, "u"), self._model.config.has_dequantizer),
+            randomness.draw_pixel_noise(
+                images.shape, randomness.derive_seed(0, "u"), self._model.config.has_dequantizer
+            ),
         )
         self._functions: dict[tuple[str, str], Any] = {}
 

@@ -236,17 +236,17 @@ class TestSample:
         monkeypatch.setattr(model_module, "CHUNK", at_once)
         monkeypatch.setattr(model_module, "_Z_CHUNK", z_at_once)
         for model in (tiny_model, without_z):
-            seed = randomness.base_seed(5)
-            v = 0.7 * randomness.normal([n, 8, 8, 3], randomness.fold(seed, "v"))
+            seed = randomness.make_seed(5)
+            v = 0.7 * randomness.draw_normal([n, 8, 8, 3], randomness.derive_seed(seed, "v"))
             z = None
             if model.encoder is not None:
-                z = model.z_from_noise(randomness.normal([n, 4], randomness.fold(seed, "z")))
+                z = model.z_from_noise(randomness.draw_normal([n, 4], randomness.derive_seed(seed, "z")))
             np.testing.assert_array_equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
 
     def test_memory_holds_the_noise_of_a_few(self, tiny_model, monkeypatch):
         """Ten million images: no tensor on the way is larger than a chunk of 64 images or of 4096 z."""
         largest, decoded = [0], [0]
-        part = randomness.normal_part
+        part = randomness.draw_normal_part
 
         def counted(count, start, seed):
             largest[0] = max(largest[0], count)
@@ -261,7 +261,7 @@ class TestSample:
                 raise Enough
             return tf.zeros([len(v), 8, 8, 3], tf.uint8)
 
-        monkeypatch.setattr(randomness, "normal_part", counted)
+        monkeypatch.setattr(randomness, "draw_normal_part", counted)
         monkeypatch.setattr(tiny_model, "decode", decode)
         with pytest.raises(Enough):
             tiny_model.sample(10**5, seed=0)
@@ -283,9 +283,9 @@ class TestPartOfADraw:
     @pytest.mark.parametrize("seed", [0, 1, 2**31, [2**31 - 1, -5]])
     @pytest.mark.parametrize(("start", "count"), [(0, 1), (3, 9), (4, 4), (1021, 2000), (34_999, 1), (12_345, 22_655)])
     def test_is_what_the_whole_has_there(self, seed, start, count):
-        folded = randomness.fold(seed, "v")
-        whole = tf.reshape(randomness.normal([5000, 7], folded), [-1])
-        found = randomness.normal_part(count, start, folded)
+        folded = randomness.derive_seed(seed, "v")
+        whole = tf.reshape(randomness.draw_normal([5000, 7], folded), [-1])
+        found = randomness.draw_normal_part(count, start, folded)
         np.testing.assert_array_equal(found, whole[start : start + count])
 
     def test_carries_over_to_the_upper_half_of_the_counter(self, monkeypatch):
@@ -295,7 +295,7 @@ class TestPartOfADraw:
         key = tf.constant([11], tf.uint64)
         monkeypatch.setattr(raw, "StatelessRandomGetKeyCounter", lambda seed: (key, full))
         whole = raw.StatelessRandomNormalV2(shape=[64], key=key, counter=full, alg=1, dtype=tf.float32)
-        np.testing.assert_array_equal(randomness.normal_part(40, 20, tf.constant([0, 0])), whole[20:60])
+        np.testing.assert_array_equal(randomness.draw_normal_part(40, 20, tf.constant([0, 0])), whole[20:60])
 
 
 class TestInterpolate:
@@ -383,8 +383,8 @@ class TestOwnLoop:
         assert all(not np.array_equal(before[name], variable.numpy()) for name, variable in moving.items())
 
     def test_it_is_the_bound_by_the_statistics_of_the_batch(self, tiny_model):
-        z = randomness.normal([3, TINY.latent_dim], randomness.fold(4, "z"))
-        u = randomness.uniform([3, 8, 8, 3], randomness.fold(4, "u"))
+        z = randomness.draw_normal([3, TINY.latent_dim], randomness.derive_seed(4, "z"))
+        u = randomness.draw_uniform([3, 8, 8, 3], randomness.derive_seed(4, "u"))
         model = DecoupledModel(TINY)
         for name, variable in model.named_variables().items():
             variable.assign(tiny_model.named_variables()[name])

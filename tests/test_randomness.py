@@ -18,25 +18,27 @@ def as_list(seed):
 class TestFreshSeeds:
     @pytest.mark.parametrize("jit_compile", [False, True])
     def test_each_call_of_a_function_draws_its_own(self, jit_compile):
-        draw = tf.function(lambda: (randomness.base_seed(None), randomness.fold(None, "z")), jit_compile=jit_compile)
+        draw = tf.function(
+            lambda: (randomness.make_seed(None), randomness.derive_seed(None, "z")), jit_compile=jit_compile
+        )
         seeds = [as_list(seed) for _ in range(3) for seed in draw()]
         assert len(set(map(tuple, seeds))) == 6
         assert all(0 <= number < 2**31 for pair in as_list([draw()[0] for _ in range(9)]) for number in pair)
         assert draw()[0].dtype == tf.int32 and draw()[0].shape == (2,)
 
     def test_outside_of_a_function_too(self):
-        assert as_list(randomness.base_seed(None)) != as_list(randomness.base_seed(None))
+        assert as_list(randomness.make_seed(None)) != as_list(randomness.make_seed(None))
 
     def test_each_device_draws_its_own(self):
         strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-        draw = tf.function(lambda: strategy.run(lambda: randomness.base_seed(None)))
+        draw = tf.function(lambda: strategy.run(lambda: randomness.make_seed(None)))
         seeds = [as_list(seed) for _ in range(2) for seed in strategy.experimental_local_results(draw())]
         assert len(set(map(tuple, seeds))) == 4
 
     def test_the_users_seed_of_tensorflow_makes_functions_repeat(self):
         def drawn(seed):
             tf.random.set_seed(seed)
-            draw = tf.function(lambda: (randomness.base_seed(None), randomness.base_seed(None)))
+            draw = tf.function(lambda: (randomness.make_seed(None), randomness.make_seed(None)))
             return as_list([draw(), draw()])
 
         try:
@@ -46,7 +48,7 @@ class TestFreshSeeds:
             tf.random.set_seed(None)
 
     def test_a_seed_that_was_given_leaves_no_random_state_in_a_graph(self):
-        graph = tf.function(lambda: randomness.fold(1, "z")).get_concrete_function().graph
+        graph = tf.function(lambda: randomness.derive_seed(1, "z")).get_concrete_function().graph
         assert not any(operation.op_def.is_stateful for operation in graph.get_operations())
 
 

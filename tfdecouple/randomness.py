@@ -15,7 +15,7 @@ from tfdecouple.errors import UserError
 _PHILOX = 1
 
 
-def base_seed(seed: Any) -> tf.Tensor:
+def make_seed(seed: Any) -> tf.Tensor:
     """Returns a seed as the `[2]` int32 tensor that TensorFlow's stateless functions take.
 
     Args:
@@ -46,14 +46,14 @@ def base_seed(seed: Any) -> tf.Tensor:
     return tf.stack([tf.constant(0, tf.int32), seed]) if seed.shape.rank == 0 else seed
 
 
-def fold(seed: Any, *parts: Any) -> tf.Tensor:
+def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
     """Returns a seed derived from another seed, int32 `[2]`; equal parts give equal seeds.
 
     Args:
-        seed: as for `base_seed`.
+        seed: as for `make_seed`.
         *parts: names of purposes (text) or whole numbers (tensors too), such as a step.
     """
-    result = base_seed(seed)
+    result = make_seed(seed)
     for part in parts:
         if isinstance(part, str):
             part = zlib.crc32(part.encode()) & 0x7FFFFFFF
@@ -61,28 +61,28 @@ def fold(seed: Any, *parts: Any) -> tf.Tensor:
     return result
 
 
-def normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
+def draw_normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     """Returns standard normal draws."""
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
 
 
-def uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
+def draw_uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
     """Returns uniform draws in [0, 1)."""
     return tf.random.stateless_uniform(shape, seed, dtype=dtype)
 
 
-def pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
+def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
     """Returns the noise of the dequantisation for images of a shape.
 
     It is standard normal with `normal_noise`, for a learned q(u|x), which turns it into u; otherwise it is u itself.
     """
-    return (normal if normal_noise else uniform)(shape, seed)
+    return (draw_normal if normal_noise else draw_uniform)(shape, seed)
 
 
-def normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
+def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
     """Returns part of a large draw without drawing the rest, float32 `[count]`.
 
-    It is `reshape(normal(shape, seed), [-1])[start : start + count]`, to the bit.
+    It is `reshape(draw_normal(shape, seed), [-1])[start : start + count]`, to the bit.
     """
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
     # Philox makes four numbers from each value of its counter, whose 128 bits are two integers, the lower one first.

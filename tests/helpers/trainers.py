@@ -22,7 +22,7 @@ def augmented(state, images, step, number=0, **training):
     """The images that a step sees on one device of a batch, or of a micro-batch: with noise and patterns."""
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
     take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
-    seed = randomness.fold(config.training.seed, "step", tf.constant(step))
+    seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
     return take._augment(images, seed, slice(start, start + len(images)))
 
 

@@ -256,8 +256,8 @@ class TestSample:
         assert np.any(small_model.sample(3) != small_model.sample(3))
 
     def test_temperature_scales_v_and_leaves_z(self, small_model):
-        z = small_model.z_from_noise(randomness.normal([4, 4], randomness.fold(7, "z")))
-        v = randomness.normal([4, 4, 4, 3], randomness.fold(7, "v"))
+        z = small_model.z_from_noise(randomness.draw_normal([4, 4], randomness.derive_seed(7, "z")))
+        v = randomness.draw_normal([4, 4, 4, 3], randomness.derive_seed(7, "v"))
         for temperature in (0.0, 0.7, 1.0):
             equal(small_model.sample(4, temperature, seed=7), small_model.decode(z, temperature * v))
         assert np.any(small_model.sample(4, 0.7, seed=7) != small_model.sample(4, 1.0, seed=7))

@@ -143,7 +143,7 @@ class TestDequantization:
         quantizer, k = Quantizer(2), 2000
         dequantizer = DecoupledModel(VARIANTS["dequantization"]).dequantizer
         rng = np.random.default_rng(0)
-        dequantizer.flow.start(randomness.base_seed(0))
+        dequantizer.flow.start(randomness.make_seed(0))
         for layer in (layer for layer in all_layers(dequantizer.flow) if isinstance(layer, ActNorm)):
             layer.bias.assign(tf.zeros_like(layer.bias))
         first = dequantizer.flow.levels[0][0].steps[0].sequence[0]

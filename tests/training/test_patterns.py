@@ -18,7 +18,7 @@ from tfdecouple.training.state import TrainingState
 
 @pytest.fixture(scope="module")
 def many():
-    return draw_patterns([2000, 8, 8, 3], randomness.base_seed(0)).numpy()
+    return draw_patterns([2000, 8, 8, 3], randomness.make_seed(0)).numpy()
 
 
 def _field(image):
@@ -50,12 +50,12 @@ class TestDrawn:
         assert set(np.unique(noise[~has_extremes])) == set(range(256))
 
     def test_they_repeat_with_their_seed_alone(self, many):
-        np.testing.assert_array_equal(draw_patterns(many.shape, randomness.base_seed(0)), many)
-        assert (draw_patterns(many.shape, randomness.base_seed(1)).numpy() != many).any(axis=(1, 2, 3)).mean() > 0.9
+        np.testing.assert_array_equal(draw_patterns(many.shape, randomness.make_seed(0)), many)
+        assert (draw_patterns(many.shape, randomness.make_seed(1)).numpy() != many).any(axis=(1, 2, 3)).mean() > 0.9
 
     @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (1, 5, 2), (6, 10, 4)])
     def test_images_of_any_shape(self, shape):
-        found = draw_patterns([64, *shape], randomness.base_seed(3)).numpy()
+        found = draw_patterns([64, *shape], randomness.make_seed(3)).numpy()
         assert found.shape == (64, *shape) and found.min() == 0 and found.max() == 255
 
     def test_images_give_way_where_the_chance_is_below_the_share(self):
@@ -83,7 +83,7 @@ def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
     mixed = augmented(state, images, step, **options)
     is_image = (mixed == images).numpy().all(axis=(1, 2, 3))
     assert 0 < is_image.sum() < BATCH
-    seed = randomness.fold(TrainingConfig().seed, "step", step, "patterns")
+    seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "patterns")
     np.testing.assert_array_equal(
         mixed, np.where(is_image[:, None, None, None], images, draw_patterns(images.shape, seed))
     )

@@ -191,13 +191,13 @@ def draw_samples(
     from tfdecouple import randomness
 
     config = model.config
-    frechet_seed = randomness.fold(seed, "frechet")
+    frechet_seed = randomness.derive_seed(seed, "frechet")
 
     def draw_noise(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        own = randomness.fold(frechet_seed, number)
+        own = randomness.derive_seed(frechet_seed, number)
         return (
-            randomness.normal([config.latent_dim], randomness.fold(own, "z")),
-            randomness.normal(config.image_shape, randomness.fold(own, "v")),
+            randomness.draw_normal([config.latent_dim], randomness.derive_seed(own, "z")),
+            randomness.draw_normal(config.image_shape, randomness.derive_seed(own, "v")),
         )
 
     @tf.function(autograph=False)
@@ -210,7 +210,7 @@ def draw_samples(
             z_noise, v_noise = draw_batch(tf.range(start, start + batch_size))
             labels = None
             if config.has_classes:
-                labels = model.drawn_labels(start, start + batch_size, randomness.fold(frechet_seed, "labels"))
+                labels = model.drawn_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
             z = model.z_from_noise(z_noise, labels) if config.has_latent else None
             done = min(start + batch_size, count)
             yield model.decode(z, temperature * v_noise).numpy()[: done - start]

@@ -197,7 +197,7 @@ def compute_image_statistics(
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
     (train_z, train_v), (z, v) = (encode_images(model, each, batch_size) for each in (train, images))
     assert train_z is not None and z is not None
-    partner = draw_derangement(len(images), randomness.fold(seed, "switch"))
+    partner = draw_derangement(len(images), randomness.derive_seed(seed, "switch"))
     switched = _decode(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
         {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)

@@ -202,12 +202,12 @@ def compute_latent_use(
         if count < 2:
             raise DataError(f"{count} image is too few to see the use of z; at least 2 are needed")
         # The images are drawn, because folders are sorted by class.
-        informed = np.sort(_random_order(count, randomness.fold(seed, "information"))[:INFORMATION_IMAGES])
+        informed = np.sort(_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
         kl, own, shuffled = np.zeros((3, count))
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             z = passes.draw(posteriors, seed, number)
-            other = z[draw_derangement(count, randomness.fold(seed, "shuffle", number))]
+            other = z[draw_derangement(count, randomness.derive_seed(seed, "shuffle", number))]
             nats = passes.reconstruct(z, other, seed, number)
             kl += posteriors.log_density(z).sum(1) - nats[2]
             own, shuffled = own + nats[0], shuffled + nats[1]
@@ -283,7 +283,7 @@ def _random_order(count: int, seed: Any) -> np.ndarray:
 
     from tfdecouple import randomness
 
-    keys = randomness.uniform([count], randomness.base_seed(seed), tf.float64)
+    keys = randomness.draw_uniform([count], randomness.make_seed(seed), tf.float64)
     return np.argsort(keys.numpy(), kind="stable")
 
 

@@ -35,7 +35,9 @@ class OwnSize(Metric):
         with Counter("ELBO at own size", len(images)) as counter:
             for index, (name, read) in enumerate(images.items()):
                 image = read()
-                seeds = [randomness.fold(options.seed, "own size", index, draw) for draw in range(options.samples)]
+                seeds = [
+                    randomness.derive_seed(options.seed, "own size", index, draw) for draw in range(options.samples)
+                ]
                 bits = np.mean([float(model.elbo(image[None], seed).bits_per_dim[0]) for seed in seeds])
                 rows.append({"image": name, "height": image.shape[0], "width": image.shape[1], "bits_per_dim": bits})
                 counter(index + 1)

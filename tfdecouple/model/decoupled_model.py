@@ -219,9 +219,9 @@ class DecoupledModel(Networks):
         """
         self.require_initialized()
         n, temperature = as_whole_number(n, "n"), as_number(temperature, "temperature")
-        seed = randomness.base_seed(seed)
+        seed = randomness.make_seed(seed)
         labels = as_labels(labels, n, self.config.classes, required=True) if labels is not None else None
-        z_seed, v_seed = randomness.fold(seed, "z"), randomness.fold(seed, "v")
+        z_seed, v_seed = randomness.derive_seed(seed, "z"), randomness.derive_seed(seed, "v")
         d_z, values = self.config.latent_dim, math.prod(self.config.image_shape)
         images = []
         try:
@@ -231,14 +231,14 @@ class DecoupledModel(Networks):
                 last = min(first + _Z_CHUNK, n)
                 z = None
                 if self.config.has_latent:
-                    noise = randomness.normal_part((last - first) * d_z, first * d_z, z_seed)
+                    noise = randomness.draw_normal_part((last - first) * d_z, first * d_z, z_seed)
                     own = None if labels is None else labels[first:last]
                     if own is None and self.config.has_classes:
-                        own = self.drawn_labels(first, last, randomness.fold(seed, "labels"))
+                        own = self.drawn_labels(first, last, randomness.derive_seed(seed, "labels"))
                     z = self.z_from_noise(tf.reshape(noise, [-1, d_z]), own)
                 for start in range(first, last, CHUNK):
                     count = min(CHUNK, last - start)
-                    v = randomness.normal_part(count * values, start * values, v_seed)
+                    v = randomness.draw_normal_part(count * values, start * values, v_seed)
                     v = temperature * tf.reshape(v, [count, *self.config.image_shape])
                     images.append(self.decode(None if z is None else z[start - first : start - first + count], v))
             return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)

@@ -74,9 +74,9 @@ def differentiate(
         weights: values of the trainable weights; None to read them.
     """
     config = model.config
-    z = randomness.normal([batch_size, config.latent_dim], randomness.fold(seed, "z"))[own]
+    z = randomness.draw_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[own]
     shape = [batch_size, *config.image_shape]
-    u = randomness.pixel_noise(shape, randomness.fold(seed, "u"), config.has_dequantizer)[own]
+    u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[own]
     # Each weight is read once for all shards of the batch.
     weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
     meter = tf.zeros([])

@@ -331,10 +331,10 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     """Takes a step on a batch: bound, gradient, and an update where it can be trusted; returns the metrics."""
     training, metrics = model.require_compiled("fit")
     images, labels = _take_images(model, data)
-    seed = randomness.fold(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
+    seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
     if model.optimizer.gradient_accumulation_steps:
         # Several steps are one iteration of the optimizer.
-        seed = randomness.fold(seed, metrics.images)
+        seed = randomness.derive_seed(seed, metrics.images)
     count = sizes(images)[0]
     share = differentiate(
         model,

@@ -258,13 +258,15 @@ class Networks(keras.Model):
         if self.encoder is not None:
             self.encoder.last.reset()
             # The posterior now is N(0, I) for every image, so that the encoder need not run.
-            z = randomness.normal([levels.shape[0], self.config.latent_dim], randomness.fold(seed, "initialize"))
+            z = randomness.draw_normal(
+                [levels.shape[0], self.config.latent_dim], randomness.derive_seed(seed, "initialize")
+            )
         elif self.code_net is not None:
             # Couplings start as the identity, whatever the label.
             z = self.code_net(labels)
         self._walk(self.quantizer.edges(levels), z, labels, visit)
         if self.dequantizer is not None:
-            self.dequantizer.flow.start(randomness.fold(seed, "dequantize"))
+            self.dequantizer.flow.start(randomness.derive_seed(seed, "dequantize"))
         self.initialized.assign(True)
 
     def diagnose(self, images: Any) -> dict[str, float]:
@@ -300,7 +302,7 @@ class Networks(keras.Model):
             z = self.code_net(labels)
         self._walk(self.quantizer.centres(levels), z, labels, visit)
         if self.dequantizer is not None:
-            noise = randomness.normal(tf.shape(levels), randomness.fold(0, "diagnose"))
+            noise = randomness.draw_normal(tf.shape(levels), randomness.derive_seed(0, "diagnose"))
             self.dequantizer.flow.visit_layers(noise, self.dequantizer.encoder.infer(inputs), visit)
         return {
             "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
@@ -483,8 +485,8 @@ class Networks(keras.Model):
         images = self._accept_images(images)
         batch, *sides, channels = sizes(images)
         shape = [batch, *(pad_side(side, size_multiple(self.config)) for side in sides), channels]
-        z_noise = randomness.normal([batch, self.config.latent_dim], randomness.fold(seed, "z"))
-        u_noise = randomness.pixel_noise(shape, randomness.fold(seed, "u"), self.config.has_dequantizer)
+        z_noise = randomness.draw_normal([batch, self.config.latent_dim], randomness.derive_seed(seed, "z"))
+        u_noise = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), self.config.has_dequantizer)
         return self.elbo_from_noise(images, z_noise, u_noise, training, labels)
 
     def elbo_from_noise(
@@ -582,7 +584,7 @@ class Networks(keras.Model):
 
     def drawn_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
         """Draws the labels of samples `first` to `last` (exclusive) from p(y), int32."""
-        normal = randomness.normal_part(last - first, first, seed)
+        normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
 

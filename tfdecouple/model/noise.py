@@ -15,23 +15,25 @@ def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> 
 
     Args:
         latent_dim: size of z, 0 or more.
-        seed: as for `randomness.fold`.
+        seed: as for `randomness.derive_seed`.
         number: which draw of its image, integers `[n]`.
         index: of the image in its split, integers `[n]`.
 
     Returns:
         Standard normal, float32 `[n, latent_dim]`.
     """
-    return _each(lambda own: randomness.normal([latent_dim], randomness.fold(own, "z")), seed, number, index)
+    return _each(
+        lambda own: randomness.draw_normal([latent_dim], randomness.derive_seed(own, "z")), seed, number, index
+    )
 
 
 def u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """As `z_noise`, of the pixels: as `randomness.pixel_noise` draws it, float32 `[n, height, width, channels]`."""
+    """As `z_noise`, of the pixels: by `randomness.draw_pixel_noise`, float32 `[n, height, width, channels]`."""
 
     def draw(own: tf.Tensor) -> tf.Tensor:
-        return randomness.pixel_noise(image_shape, randomness.fold(own, "u"), normal_noise)
+        return randomness.draw_pixel_noise(image_shape, randomness.derive_seed(own, "u"), normal_noise)
 
     return _each(draw, seed, number, index)
 
@@ -42,5 +44,7 @@ def normal_u_noise(config: Any) -> bool:
 
 
 def _each(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    base = randomness.fold(seed, "evaluate")
-    return tf.map_fn(lambda which: draw(randomness.fold(base, *which)), (number, index), fn_output_signature=tf.float32)
+    base = randomness.derive_seed(seed, "evaluate")
+    return tf.map_fn(
+        lambda which: draw(randomness.derive_seed(base, *which)), (number, index), fn_output_signature=tf.float32
+    )

@@ -59,7 +59,7 @@ class DequantizingFlow(Flow):
             seed: of the noise from which the actnorms are set.
         """
         positions = self.levels[-1][0].plan.positions
-        noise = randomness.normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
+        noise = randomness.draw_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
 
         def visit(layer: Any, x: tf.Tensor, condition: Condition) -> tf.Tensor:
             y = layer.initialize(x, condition)

@@ -276,7 +276,9 @@ class Trainer:
             images = next(iter(first))["image"]
             if self.training.noise:
                 # The first update sees images with noise: scales that fit others would take long to change.
-                normal = randomness.normal(images.shape, randomness.fold(self.training.seed, "start", "images"))
+                normal = randomness.draw_normal(
+                    images.shape, randomness.derive_seed(self.training.seed, "start", "images")
+                )
                 images = add_noise(images, noise_deviation(self.training, tf.constant(0)), normal)
             self.state.model.initialize(images, seed=self.training.seed)
         if run is not None:

@@ -103,14 +103,16 @@ def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
 
     Args:
         shape: `[batch, height, width, channels]`.
-        seed: a seed as for `randomness.normal`.
+        seed: a seed as for `randomness.draw_normal`.
     """
     batch, height, width, channels = shape
 
     def chance(purpose: str) -> tf.Tensor:
-        return randomness.uniform([batch, 1, 1], randomness.fold(seed, purpose))
+        return randomness.draw_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
 
-    values = tf.floor(256 * randomness.uniform([batch, height * width, channels], randomness.fold(seed, "values")))
+    values = tf.floor(
+        256 * randomness.draw_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
+    )
     values = tf.where(chance("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
     values = tf.where(chance("grey") < 0.25, values[..., :1], values)
     sides = 1 + math.ceil(math.log2(max(height, width)))

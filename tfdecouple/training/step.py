@@ -132,7 +132,7 @@ class TrainStep:
         size = training.batch_size // training.passes
         count = size // self._strategy.num_replicas_in_sync
         start = number * size + replica * count
-        seed, own = randomness.fold(training.seed, "step", step), slice(start, start + count)
+        seed, own = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
         images = tf.ensure_shape(images, (count, *state.model.config.image_shape))
         images = self._augment(images, seed, own)
         if labels is not None:
@@ -164,11 +164,11 @@ class TrainStep:
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
-            drawn = randomness.normal(shape, randomness.fold(seed, "images"))[own]
+            drawn = randomness.draw_normal(shape, randomness.derive_seed(seed, "images"))[own]
             images = add_noise(images, noise_deviation(training, updates), drawn)
         if training.patterns:
-            chances = randomness.uniform(shape[:1], randomness.fold(seed, "chances"))[own]
-            drawn = draw_patterns(shape, randomness.fold(seed, "patterns"))[own]
+            chances = randomness.draw_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
+            drawn = draw_patterns(shape, randomness.derive_seed(seed, "patterns"))[own]
             images = insert_patterns(images, pattern_fraction(training, updates), chances, drawn)
         return images
 
