@@ -112,10 +112,6 @@ class TestPipeline:
         if kind == "parquet":
             assert pq.read_table(out).num_rows == 24
 
-    def test_z_alone(self, encode, single, tmp_path):
-        assert encode(*IN_MEMORY) == 0
-        assert_same(read(tmp_path / "codes"), single, "z")
-
     def test_images_are_cropped_as_the_export_says_or_the_command(self, encode, exported, tmp_path):
         model = onnx.load(exported / "onnx" / "encoder.onnx")
         next(entry for entry in model.metadata_props if entry.key == "crop").value = describe_cropping((8, 8, 3), 9)
@@ -159,22 +155,19 @@ class TestRefusals:
         assert "there are no files in" in refused(capsys, lambda: encode(images=tmp_path / "none"))
         assert not (tmp_path / "codes").exists()
 
-    def test_folder_that_is_not_empty(self, encode, tmp_path, capsys):
-        (tmp_path / "codes").mkdir()
-        (tmp_path / "codes" / "thesis.txt").write_text("mine")
-        assert "is not empty" in refused(capsys, encode)
-
     @pytest.mark.parametrize(
         ("arguments", "message"), [("--format csv", "--format is"), ("--threads 0", "--threads is")]
     )
     def test_mistake_in_the_arguments(self, encode, capsys, arguments, message):
         assert message in refused(capsys, lambda: encode(*arguments.split()))
 
-    def test_the_command_for_one_machine_in_the_same_folder(self, encode, tiny_run, pictures, tmp_path, capsys):
+    def test_a_folder_of_codes_is_not_written_again(self, encode, single, tiny_run, pictures, tmp_path, capsys):
         assert encode(*IN_MEMORY) == 0
+        assert_same(read(tmp_path / "codes"), single, "z")
         arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", tmp_path / "codes"]
         capsys.readouterr()
         assert "was written by encode-beam" in refused(capsys, lambda: main(list(map(str, arguments))))
+        assert "is not empty" in refused(capsys, lambda: encode(*IN_MEMORY))
 
 
 class TestFiles:

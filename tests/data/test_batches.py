@@ -76,20 +76,11 @@ class TestTrainingOrder:
         with pytest.raises(ValueError, match="a batch of 8 is not 3 equal micro-batches"):
             training_batches(source, AUGMENTED, **options, micro_batches=3)
 
-    def test_whole_epoch_is_the_training_set(self, source: Source) -> None:
-        seen = numbers(take(source, PLAIN, 2, batch_size=13))
-        wanted = [int(example["image"][0, 0, 0]) for example in source.examples("train").as_numpy_iterator()]
-        assert sorted(seen) == sorted(wanted)
-
     def test_epochs_differ_in_order_and_in_what_is_left_over(self, source: Source) -> None:
         batches = take(source, PLAIN, 36)
         epochs = [numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
         assert len({tuple(epoch) for epoch in epochs}) == 6
         assert len({frozenset(epoch) for epoch in epochs}) > 1
-
-    def test_labels_stay_with_their_images(self) -> None:
-        batches = take(memory_source(numbered_images(30)), PLAIN, 7)
-        assert numbers(batches) == [int(label) for batch in batches for label in batch["label"]]
 
     def test_start_in_mid_epoch_decodes_nothing_before(self) -> None:
         decoded = []
@@ -137,7 +128,7 @@ class TestTrainingOrder:
 
 
 class TestEvaluation:
-    @pytest.mark.parametrize("batch_size", [1, 3, 4, 13, 26, 40])
+    @pytest.mark.parametrize("batch_size", [1, 4, 26, 40])
     def test_each_image_exactly_once(self, source: Source, batch_size: int) -> None:
         wanted, labels = load_images(source, "train", TRAINING_IMAGES)
         batches = list(evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
@@ -154,7 +145,7 @@ class TestEvaluation:
         np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
         assert not joined["image"][TRAINING_IMAGES:].any()
 
-    @pytest.mark.parametrize(("limit", "count"), [(0, 26), (1, 1), (7, 7), (26, 26), (100, 26)])
+    @pytest.mark.parametrize(("limit", "count"), [(0, 26), (7, 7), (100, 26)])
     def test_limit_takes_the_first(self, limit: int, count: int) -> None:
         source = memory_source(numbered_images(26))
         batches = list(evaluation_batches(source, "train", batch_size=4, limit=limit).as_numpy_iterator())
@@ -175,16 +166,11 @@ class TestWrongInputs:
         [
             (lambda s: steps_per_epoch(s, 27), ("27", "26 training images")),
             (lambda s: steps_per_epoch(s, 0), ("batch size is 0",)),
-            (lambda s: training_batches(s, PLAIN, batch_size=27, seed=0), ("27",)),
             (lambda s: training_batches(s, PLAIN, batch_size=2, seed=-1), ("seed is -1",)),
-            (lambda s: training_batches(s, PLAIN, batch_size=2, seed=2**63), ("seed",)),
             (lambda s: training_batches(s, PLAIN, batch_size=2, seed=0, start_step=-3), ("start_step is -3",)),
             (lambda s: evaluation_batches(s, "tset", batch_size=2), ("'tset'", "test")),
-            (lambda s: evaluation_batches(s, "test", batch_size=0), ("batch size is 0",)),
             (lambda s: evaluation_batches(s, "test", batch_size=2, limit=-1), ("limit is -1",)),
-            (lambda s: s.examples("all"), ("'all'",)),
             (lambda s: load_images(s, "train", 10, start=20), ("10", "20", "has 6")),
-            (lambda s: load_images(s, "train", 1, start=26), ("has 0",)),
             (lambda s: load_images(s, "train", 0), ("count is 0",)),
         ],
     )

@@ -184,13 +184,6 @@ class TestFolder:
 
         assert "none of the 10" in one_line_error(train)
 
-    def test_guard_leaves_other_errors(self, numbered_folder: pathlib.Path) -> None:
-        source = self._open(numbered_folder)
-        with pytest.raises(KeyError), source.guard():
-            raise KeyError("other")
-        with pytest.raises(tf.errors.InvalidArgumentError), source.guard():
-            tf.debugging.assert_equal(1, 2)
-
     def test_guard_names_the_image_of_its_error(self, damaged: pathlib.Path) -> None:
         source = self._open(damaged, cache_gib=0)
         assert "007.png" in one_line_error(lambda: load_images(source, "train", 3, start=7))

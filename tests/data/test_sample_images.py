@@ -124,8 +124,3 @@ class TestPhotographs:
         monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
         message = one_line_error(lambda: open_source(DataConfig(), (32, 32, 3)))
         assert "no_cat.png" in message and "scikit-image 0." in message
-
-    def test_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        missing = photographs_module.Photograph("coffee", "no-such-package-at-all", "cat.png", "", "")
-        monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
-        assert "pip install no-such-package-at-all" in one_line_error(lambda: open_source(DataConfig(), (32, 32, 3)))

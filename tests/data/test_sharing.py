@@ -17,7 +17,7 @@ def contexts(pipelines, replicas):
     return [tf.distribute.InputContext(pipelines, number, replicas) for number in range(pipelines)]
 
 
-@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 1), (1, 2), (2, 2), (2, 4), (4, 4), (4, 8)])
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 2), (2, 4)])
 class TestSharing:
     @pytest.mark.parametrize("start_step", [0, 3])
     def test_slices_in_order_are_the_batch(self, source, image_folder, pipelines, replicas, start_step):

@@ -9,12 +9,10 @@ import pathlib
 import numpy as np
 import pytest
 from helpers.numbered import (
-    AUGMENTED,
     SIZE,
     assert_same,
     numbered_images,
     one_line_error,
-    take,
 )
 from PIL import Image
 
@@ -176,7 +174,3 @@ class TestCifar10:
             with Image.open(io.BytesIO(theirs["image"])) as image:
                 np.testing.assert_array_equal(ours["image"], image)
             assert ours["label"] == theirs["label"]
-
-    def test_epoch_and_continuation(self, source: Source) -> None:
-        batches = take(source, AUGMENTED, 3, batch_size=512, start_step=94)
-        assert_same(take(source, AUGMENTED, 2, batch_size=512, start_step=95), batches[1:])

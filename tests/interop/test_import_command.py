@@ -51,12 +51,6 @@ def test_the_run_gives_the_numbers_of_the_paper_s_code(imported):
     )
 
 
-def test_other_commands_take_it(imported, tmp_path):
-    arguments = ["sample", "--run", imported[0], "--count", 4, "--out", tmp_path]
-    assert main(list(map(str, arguments))) == 0
-    assert list(tmp_path.glob("*.png"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

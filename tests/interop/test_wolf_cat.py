@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.eager import run_eagerly
-from helpers.refusals import message_of
 from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign_weights, read_state, translate_config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
@@ -114,10 +112,3 @@ def test_other_classes_with_unequal_probabilities(given):
 )
 def test_what_this_project_does_not_have_is_named(changes, words):
     assert_refused(edited(**changes), words)
-
-
-def test_weights_of_the_labels_are_asked_for(model):
-    state = read_state(REFERENCE.folder / "model.npz")
-    state.pop("discriminator.net.2.bias")
-    message = message_of(WolfError, lambda: assign_weights(model, state))
-    assert "the weights lack discriminator.net.2.bias" in message

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.eager import run_eagerly
-from helpers.refusals import message_of
 from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.errors import WolfError
-from tfdecouple.interop.wolf import import_wolf, read_state, translate_config
+from tfdecouple.interop.wolf import translate_config
 
 REFERENCE = Reference("wolf_small_var")
 IMAGES = REFERENCE.images
@@ -77,13 +75,6 @@ def test_config_is_that_of_the_reference():
     )
 
 
-def test_three_levels_are_read_with_their_factors():
-    changes = {"flow.levels": 3, "flow.num_steps": [1, [2], 1], "flow.factors": [2], "flow.alpha": 0.5}
-    config = translate_config(edited({**changes, "flow.hidden_channels": [8, 16, 24]}), image_shape=(32, 32, 3))
-    assert config.dequantization_steps == (1, (2,), 1) and config.dequantization_factors == (2,)
-    assert config.dequantization_hidden_channels == (8, 16, 24) and config.dequantization_alpha == 0.5
-
-
 def edited(changes):
     """The reference's config with values of its dequantizer changed, `{dotted name: value}`."""
     return REFERENCE.edited({f"dequantizer.{name}": value for name, value in changes.items()})
@@ -108,12 +99,3 @@ def edited(changes):
 )
 def test_what_this_project_does_not_have_is_named(changes, words):
     assert_refused(edited(changes), words)
-
-
-def test_weights_of_the_dequantizer_are_asked_for(tmp_path):
-    state = read_state(REFERENCE.folder / "model.npz")
-    name = "dequantizer.encoder.net.deresnet1.main.1.downsample.0.weight"
-    np.savez(tmp_path / "model.npz", **{key: array for key, array in state.items() if key != name})
-    files = REFERENCE.folder / "config.json", tmp_path / "model.npz"
-    message = message_of(WolfError, lambda: import_wolf(*files, image_shape=(32, 32, 3), workdir=tmp_path / "run"))
-    assert f"the weights lack {name}" in message

@@ -6,7 +6,7 @@ import abc
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ class Source:
     title: str
     label_names: tuple[str, ...]
     image_shape: Shape
-    splits: dict[str, Split]
+    splits: Mapping[str, Split]
     bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
     notes: tuple[str, ...] = ()
 
