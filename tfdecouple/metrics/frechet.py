@@ -7,9 +7,10 @@ name of a distance contains the file name of its network. docs/understanding.md 
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,7 +131,8 @@ class FrechetDistance(Metric):
         return Result(values, lines)
 
 
-class Moments(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Moments:
     """The moments of the features of images, in float64.
 
     Attributes:

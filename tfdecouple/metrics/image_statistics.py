@@ -204,12 +204,12 @@ def compute_image_statistics(
     )
     features = {"z": standardize_features(train_z.copy(), z.copy())}
     for name, both in {"v, PCA": (train_v, v), "pixels, PCA": (train, images)}.items():
-        both = standardize_features(*(each.reshape(len(each), -1).astype(np.float32) for each in both))
-        pca = fit_pca(both[0], z.shape[1], seed)
-        features[name] = standardize_features(*(pca.transform(each).astype(np.float32) for each in both))
+        flat = standardize_features(*(each.reshape(len(each), -1).astype(np.float32) for each in both))
+        pca = fit_pca(flat[0], z.shape[1], seed)
+        features[name] = standardize_features(*(pca.transform(each).astype(np.float32) for each in flat))
     statistics = {}
     for name, values in of_images.items():
-        r2 = {kind: _compute_r2(*both, of_train[name], values, seed) for kind, both in features.items()}
+        r2 = {kind: _compute_r2(x, (of_train[name], values), seed) for kind, x in features.items()}
         switch = _regress_switch(of_switched[name], values[partner], values, seed)
         statistics[name] = {
             group: {kind: dataclasses.asdict(estimate) for kind, estimate in estimates.items()}
@@ -263,11 +263,18 @@ def _bootstrap_error(statistic: Callable[..., Any], *values: np.ndarray, seed: i
     ).standard_error
 
 
-def _compute_r2(train_x: np.ndarray, x: np.ndarray, train_y: np.ndarray, y: np.ndarray, seed: int) -> Estimate:
-    """Returns R2, on the images, of a regression of a statistic `[m, k]` from features `[m, d]` of training images."""
+def _compute_r2(features: tuple[np.ndarray, ...], statistic: tuple[np.ndarray, np.ndarray], seed: int) -> Estimate:
+    """Returns R2, on images, of a regression of a statistic from features that is fitted to training images.
+
+    Args:
+        features: the features of training images, `[m, d]`, and of images, `[n, d]`.
+        statistic: the statistic of training images, `[m, k]`, and of images, `[n, k]`.
+        seed: the seed of the bootstrap.
+    """
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
 
+    (train_x, x), (train_y, y) = features, statistic
     mean, scale = train_y.mean(0), np.maximum(train_y.std(0), 1e-12)
     with threadpool_limits(1):
         ridge = RidgeCV(alphas=_PENALTIES).fit(train_x.astype(np.float64), (train_y - mean) / scale)

@@ -211,8 +211,8 @@ def compute_latent_use(
             nats = passes.reconstruct(z, other, seed, number)
             kl += posteriors.log_density(z).sum(1) - nats[2]
             own, shuffled = own + nats[0], shuffled + nats[1]
-            nats = compute_information(z[informed], posteriors.select(informed))
-            total, per_dimension = total + nats[0], per_dimension + nats[1]
+            of_image, of_dimension = compute_information(z[informed], posteriors.select(informed))
+            total, per_dimension = total + of_image, per_dimension + of_dimension
     kl_to_normal = posteriors.kl_to_normal()
     exact = model.config.prior == "normal" and not getattr(model.config, "has_classes", False)
     kl = kl_to_normal.sum(1) if exact else kl / samples

@@ -135,16 +135,18 @@ class Outliers(Metric):
                     scores[name] = scorer.score_batches(self._batches(evaluation, name), name, counter)
             detection = {}
             for score in meanings:
-                both = rest[score], scores[name][score]
-                # A `shell` far below 0 is as unusual as one far above.
-                detection[score] = compare_scores(*(map(np.abs, both) if score == "shell" else both), options.seed)
+                ours, others = rest[score], scores[name][score]
+                if score == "shell":
+                    # A score far below 0 is as unusual as one far above.
+                    ours, others = np.abs(ours), np.abs(others)
+                detection[score] = compare_scores(ours, others, options.seed)
             reports[name] = {
                 "what": self._describe(name),
                 "images": len(scores[name]["index"]),
                 "known_images": len(rest["index"]),
                 "detection": detection,
             }
-        others = {name: each for name, each in scores.items() if name not in labels}
+        unlabelled = {name: each for name, each in scores.items() if name not in labels}
         values = {
             "images": evaluation.count,
             "samples": options.samples,
@@ -152,10 +154,10 @@ class Outliers(Metric):
             "scores": meanings,
             "outliers": reports,
             # The images of a label are among those of the split, which have their labels beside them.
-            "per_image": {name: _plain_scores(each) for name, each in {options.split: known, **others}.items()},
+            "per_image": {name: _plain_scores(each) for name, each in {options.split: known, **unlabelled}.items()},
         }
         # The histogram of the split contains the images of a label already, and lines of one colour would look alike.
-        shown = {options.split: known, **dict(list((others or scores).items())[: len(COLOURS)])}
+        shown = {options.split: known, **dict(list((unlabelled or scores).items())[: len(COLOURS)])}
         panels = {meaning: {name: each[score] for name, each in shown.items()} for score, meaning in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")

@@ -77,7 +77,7 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
             if name in run.train:
                 axes.plot(*run.train[name], color=colour, linewidth=1, alpha=0.6, label=f"{begin}training")
             if name in run.validation:
-                style = {"linewidth": 2, "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6}
+                style: dict[str, Any] = {"linewidth": 2, "marker": _MARKERS[number % len(_MARKERS)], "markersize": 6}
                 style["color"] = COLOURS[1] if is_alone else colour
                 axes.plot(*run.validation[name], label=f"{begin}validation", **style)
         _style_axes(axes, "update", _NAMES[name])
@@ -185,15 +185,16 @@ def plot_projection(
     size = float(np.clip(24000 / max(len(points), 1), 9, 60))
     rest = ~np.isin(labels, coloured)
     if rest.any():
-        style = {"color": _GREY, "label": "other"} if len(coloured) else {"color": COLOURS[0]}
-        axes.scatter(*points[rest].T, s=size, alpha=0.7, linewidths=0, **style)
+        style: dict[str, Any] = {"color": _GREY, "label": "other"} if len(coloured) else {"color": COLOURS[0]}
+        axes.scatter(points[rest, 0], points[rest, 1], s=size, alpha=0.7, linewidths=0, **style)
     for number, label in enumerate(coloured):
         style = {
             "color": COLOURS[number % len(COLOURS)],
             "marker": _MARKERS[(number + number // len(COLOURS)) % len(_MARKERS)],
             "label": names[label] if label < len(names) else str(label),
         }
-        axes.scatter(*points[labels == label].T, s=size, alpha=0.75, linewidths=0, **style)
+        chosen = labels == label
+        axes.scatter(points[chosen, 0], points[chosen, 1], s=size, alpha=0.75, linewidths=0, **style)
     _style_axes(axes, *axis_names)
     axes.set_title(title, fontsize=_TEXT + 1, loc="left")
     if len(coloured):
@@ -290,7 +291,11 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= _NUMBERED_CLASSES:
         for row, column in np.argwhere(counts):
-            style = {"ha": "center", "va": "center", "color": "white" if shares[row, column] > 0.5 else "black"}
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "color": "white" if shares[row, column] > 0.5 else "black",
+            }
             axes.text(column, row, str(counts[row, column]), fontsize=_SMALL - 2, **style)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=_SMALL - 2)
     axes.set_yticks(range(len(names)), names, fontsize=_SMALL - 2)
