@@ -28,7 +28,7 @@ def test_plain_lines_where_there_is_no_terminal(clock):
         clock[0] += 0.2
         progress.update(3.14159, 1000.4)
         progress.step(step)
-    progress.say("all said")
+    progress.print_line("all said")
     progress.close()
     lines = file.getvalue().splitlines()
     # Not a line a step: the first, at most one each 15 seconds, and the last.
@@ -99,7 +99,7 @@ def test_progress_goes_on_in_silence_where_its_output_is_gone(capsys):
     progress = TrainingProgress(2, Gone())
     progress.update(3.0, 10.0)
     progress.step(1)
-    progress.say("more")
+    progress.print_line("more")
     progress.step(2)
     progress.note("still more")
     progress.close()

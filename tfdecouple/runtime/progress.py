@@ -138,7 +138,7 @@ class TrainingProgress:
             options = {"initial": step, "unit": "step", "bar_format": "step {n_fmt}/{total_fmt} |{bar}| {desc}"}
             self._bar = tqdm(total=self._total, file=self._file, dynamic_ncols=True, **options)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Prints a line."""
         self._last_line = time.monotonic()
         with self._surviving_output():
@@ -156,7 +156,7 @@ class TrainingProgress:
                 self._bar.set_description_str(text, refresh=False)
                 self._bar.update(step - self._bar.n)
         elif is_due or step >= self._total:
-            self.say(f"step {step}/{self._total}{text and f': {text}'}")
+            self.print_line(f"step {step}/{self._total}{text and f': {text}'}")
 
     def update(self, bits_per_dim: float, images_per_second: float) -> None:
         """Sets the metrics that the next lines show, both of the last steps."""
@@ -168,7 +168,7 @@ class TrainingProgress:
             with self._surviving_output():
                 self._bar.set_description_str(text)
         elif at_once or time.monotonic() - self._last_line >= _QUIET:
-            self.say(f"  {text}")
+            self.print_line(f"  {text}")
 
     def counted(self, what: str, total: int) -> Callable[[int], None]:
         """Returns a function of the number of images done, which notes it with the time left."""

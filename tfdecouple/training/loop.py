@@ -108,7 +108,7 @@ def train(
         progress = TrainingProgress(config.training.steps, quiet, config.training.batch_size)
         stack.callback(progress.close)
         if group is not None:
-            progress.say(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
+            progress.print_line(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
             stack.enter_context(lost_worker_errors(group.rank))
         strategy, workers = make_strategy(devices, group), Workers()
         if group is not None:
@@ -117,8 +117,8 @@ def train(
         stack.enter_context(_one_line_errors(path))
         _require_same_options(workers, config)
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
-        config = choose_micro_batches(config, path, strategy, workers, progress.say)
-        directory = stack.enter_context(RunDirectory(path, config, progress.say))
+        config = choose_micro_batches(config, path, strategy, workers, progress.print_line)
+        directory = stack.enter_context(RunDirectory(path, config, progress.print_line))
         require_divisible_batch(config.training, strategy.num_replicas_in_sync)
         workers.call_on_all(lambda: _require_memory(config))
         workers.call_on_chief(directory.require_same_run)
@@ -252,7 +252,7 @@ class Trainer:
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
         if self.workers.count > 1:
             devices += f" of {self.workers.count} workers"
-        self.progress.say(
+        self.progress.print_line(
             f"{describe_config(self.config)}: {self.state.model.parameter_count()['total']:,} parameters, "
             f"{devices}, run folder {self.directory.path}\n"
             f"{self.source.title}: {sizes['train']:,} training images, "
@@ -260,9 +260,11 @@ class Trainer:
             f"{sizes['test']:,} for test"
         )
         for message in [*self.source.notes, *messages]:
-            self.progress.say(message)
+            self.progress.print_line(message)
         if self.training.precision == "tf32" and not has_tf32():
-            self.progress.say("training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do")
+            self.progress.print_line(
+                "training.precision=tf32 changes nothing here: no GPU has it; NVIDIA's since Ampere do"
+            )
 
     def _initialize_weights(self) -> None:
         """Initialises the weights from training images, from another run, or from both."""
@@ -300,7 +302,9 @@ class Trainer:
             return
         self._files_written = True
         if damaged := self.directory.write_run_files(self.source.sizes, self.source.label_names):
-            self.progress.say(f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched")
+            self.progress.print_line(
+                f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched"
+            )
 
     # --- steps ---
 
@@ -314,7 +318,7 @@ class Trainer:
             InterruptedRunError: after a signal; the state is saved.
         """
         training = self.training
-        batches, schedule = self._batches(), ReadSchedule(self.step)
+        batches, schedule = self._training_batches(), ReadSchedule(self.step)
         begun = self.step
         if begun:
             self._finish_evaluation(stop)
@@ -330,11 +334,11 @@ class Trainer:
             saves = evaluates or self.step % training.checkpoint_every == 0
             read = None
             if logs or saves or schedule.is_due(self.step):
-                read = self._read(result)
+                read = self._read_step(result)
                 schedule.set_next(self.step, self.workers.call_on_chief(lambda: schedule.propose_interval(self.step)))
             if logs and read:
                 now = time.monotonic()
-                self._log(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
+                self._log_row(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif self.step == begun + 1:
                 # The first step is traced, so its time says nothing about the speed.
@@ -342,17 +346,17 @@ class Trainer:
             self.progress.step(self.step)
             if saves:
                 # The state is saved before the evaluation, during which a signal or a kill may come.
-                self._save()
+                self._save_checkpoint()
                 if evaluates:
-                    self._evaluate(stop)
+                    self._evaluate_validation(stop)
                 since, last = time.monotonic(), self.step
                 schedule.restart_clock(self.step)
             stopping = self._should_stop(stop, read)
         if stopping and self.step < training.steps:
             if result is not None:
-                self._read(result)
+                self._read_step(result)
             self._write_run_files()
-            self._save(overwrite=False)
+            self._save_checkpoint(overwrite=False)
             cause = stop.reason or "a signal to another worker"
             raise InterruptedRunError(
                 f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
@@ -367,7 +371,7 @@ class Trainer:
             return read is not None and bool(read.stop)
         return bool(stop.reason)
 
-    def _batches(self) -> Iterator[Any]:
+    def _training_batches(self) -> Iterator[Any]:
         """Yields the examples of each micro-batch, as `TrainStep` takes them, from the run's position in the data."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -384,7 +388,7 @@ class Trainer:
 
         return iter(self.strategy.distribute_datasets_from_function(load_examples, device_input_options()))
 
-    def _read(self, result: StepResult) -> StepResult:
+    def _read_step(self, result: StepResult) -> StepResult:
         """Waits for the last step, prints how many steps since the last call were skipped, and returns its result.
 
         Raises:
@@ -399,7 +403,7 @@ class Trainer:
             new, reasons = skipped - self.skipped, self.state.read_skip_reasons()
             first = self._read_at + 1
             which = f"step {step}" if first == step else f"{new} of the steps {first} to {step}"
-            self.progress.say(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
+            self.progress.print_line(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
             self.skipped = skipped
             if self.state.halted.numpy():
                 self._end_diverged_run(step, reasons)
@@ -409,14 +413,14 @@ class Trainer:
     def _end_diverged_run(self, step: int, reasons: str) -> NoReturn:
         # The state is that of this step, though more steps may have been dispatched.
         self.step = step
-        self._save()
+        self._save_checkpoint()
         in_a_row = int(self.state.skipped.numpy())
         raise DivergedError(
             f"training diverged: {in_a_row} steps in a row were not applied (at step {step}: {reasons}); "
             f"the weights before them are saved in {self.directory.checkpoints.path}. See docs/divergence.md"
         )
 
-    def _log(self, learning_rate: float, images_per_second: float) -> None:
+    def _log_row(self, learning_rate: float, images_per_second: float) -> None:
         row = {
             **self.state.read_running_means(),
             "learning_rate": learning_rate,
@@ -426,7 +430,7 @@ class Trainer:
         self.directory.write_row("train", self.step, row)
         self.progress.update(row["bits_per_dim"], images_per_second)
 
-    def _save(self, overwrite: bool = True) -> None:
+    def _save_checkpoint(self, overwrite: bool = True) -> None:
         """Saves the state; with `overwrite=False` only where this step has no checkpoint yet.
 
         Raises:
@@ -453,9 +457,9 @@ class Trainer:
         if bits_per_dim is not None:
             self.state.update_best(self.step, bits_per_dim)
         elif self._evaluates():
-            self._evaluate(stop)
+            self._evaluate_validation(stop)
 
-    def _evaluate(self, stop: StopRequest) -> None:
+    def _evaluate_validation(self, stop: StopRequest) -> None:
         """Evaluates the (averaged) weights on the validation images, logs the result and keeps the best weights.
 
         The state is saved, so a signal ends the evaluation at once, and the resumed run begins with it.
@@ -471,7 +475,7 @@ class Trainer:
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
             is_best = self.state.update_best(self.step, measured.bits_per_dim)
             message = self.reports.report_validation(self.step, measured, is_best)
-        self.progress.say(message)
+        self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
         """Evaluates the best weights on the test images, unless those are left alone, and returns the run's summary."""
@@ -493,7 +497,7 @@ class Trainer:
                 )
             summary, lines = self.reports.write_summary(self.step, test, count)
             for line in lines:
-                self.progress.say(line)
+                self.progress.print_line(line)
             return summary
 
     def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:

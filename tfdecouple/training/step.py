@@ -75,7 +75,7 @@ class TrainStep:
         # Each device has a slot for each micro-batch.
         self._slots = config.training.passes * strategy.num_replicas_in_sync
         with strategy.scope():
-            self._accumulator: Any = Accumulator(self._shapes()) if config.training.passes > 1 else None
+            self._accumulator: Any = Accumulator(self._share_shapes()) if config.training.passes > 1 else None
         # Each function is traced once: the shapes never change. There is no Python control flow on tensors for
         # AutoGraph to turn into graphs, and looking for it in loops over a thousand variables takes seconds.
         self._whole = tf.function(self._take_whole, autograph=False)
@@ -105,12 +105,12 @@ class TrainStep:
     # --- what is traced: a whole batch at once, or its micro-batches one by one ---
 
     def _take_whole(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
-        shares, small = self._strategy.run(self._share, args=(examples, step, 0))
+        shares, small = self._strategy.run(self._compute_share, args=(examples, step, 0))
         return self._update(shares, small, stop)
 
     def _add_micro_batch(self, examples: Any, step: tf.Tensor, number: tf.Tensor) -> None:
         def add(examples: Any) -> None:
-            self._accumulator.add_tensors(self._share(examples, step, number)[0])
+            self._accumulator.add_tensors(self._compute_share(examples, step, number)[0])
 
         self._strategy.run(add, args=(examples,))
 
@@ -120,7 +120,7 @@ class TrainStep:
 
     # --- on each device ---
 
-    def _share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[Share, list[tf.Tensor]]:
+    def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[Share, list[tf.Tensor]]:
         """Returns this device's share of the step and the values of the weights that are updated together.
 
         The share is that of the device's slice of the batch, or of micro-batch `number`. The values are returned
@@ -172,7 +172,7 @@ class TrainStep:
             images = insert_patterns(images, pattern_fraction(training, updates), chances, drawn)
         return images
 
-    def _shapes(self) -> Share:
+    def _share_shapes(self) -> Share:
         """Returns the shapes of the numbers in a device's share."""
         return Share(
             [tf.TensorShape(variable.shape) for variable in self.state.trainable.values()],
