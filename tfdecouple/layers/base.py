@@ -1,11 +1,11 @@
-"""The contract of every layer: the weights that it declares, what it costs, and its map in both directions."""
+"""The contract of every layer: the weights that it declares, its cost, and its map in both directions."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -20,12 +20,12 @@ from tfdecouple.runtime.precision import full_float32
 
 Shape = tuple[int, ...]
 # z `[batch, d_z]`, a map `[batch, height, width, channels]`, or None for a layer without a condition.
-Condition = tf.Tensor | None
+Condition: TypeAlias = "tf.Tensor | None"
 # An output, and its log-determinant for each image, `[batch]`.
 Mapped = tuple[tf.Tensor, tf.Tensor]
-Visit = Callable[["InvertibleLayer", tf.Tensor, Condition], tf.Tensor]
+Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
 # Runs layers of unchanging shape one after the other on an input, all with the same condition.
-RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, Condition], Mapped]
+RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, "Condition"], Mapped]
 
 
 class Gradients(NamedTuple):
@@ -61,7 +61,7 @@ class Weight(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a layer costs for one image: products, and the numbers that its backward pass needs.
+    """The cost of a layer for one image: products, and the numbers that its backward pass needs.
 
     Attributes:
         multiply_adds: of the forward direction.
@@ -106,11 +106,11 @@ class FullLayer(keras.layers.Layer):
     declarations before anything is built.
 
     Attributes:
-        saved_arguments: names of the constructor's arguments, each of which the layer stores as an attribute.
+        saved_arguments: names of the constructor's arguments, each of which the layer has as an attribute.
     """
 
     built: bool
-    saved_arguments: ClassVar[tuple[str, ...]] = ()
+    saved_arguments: tuple[str, ...] = ()
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns the layer's own weights by name, in the order in which they are made.
@@ -133,7 +133,7 @@ class FullLayer(keras.layers.Layer):
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the layer costs for one image: the sum over the layers inside."""
+        """Returns the cost of the layer for one image: the sum over the layers inside."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
             cost = cost.plus(layer.cost(*inputs))
@@ -312,7 +312,7 @@ class InvertibleLayer(FullLayer):
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the layer costs for one image; a layer with weights stores its input for their gradients."""
+        """Returns the cost of the layer for one image; a layer with weights stores its input for their gradients."""
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.plus(super().cost(x_shape, condition_shape))
 

@@ -28,7 +28,7 @@ def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
 
 
 def weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Returns the weights of a weight-normalised layer, given the shape of its kernel with the outputs last."""
+    """Returns the weights of a weight-normalised layer for the shape of its kernel, whose outputs come last."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -119,7 +119,7 @@ class CouplingNet(StartsAtZero, FullLayer):
         return self.output(self.tensors(), x, condition)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the net costs for one image."""
+        """Returns the cost of the net for one image."""
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)

@@ -81,7 +81,7 @@ class InvertibleLinear(InvertibleLayer):
         return values[0] / values[-1]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the layer costs for one image."""
+        """Returns the cost of the layer for one image."""
         return super().cost(x_shape, condition_shape).plus(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix | ChannelLU:

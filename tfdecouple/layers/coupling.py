@@ -121,7 +121,7 @@ class Coupling(Nested, InvertibleLayer):
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the net and the transform cost for one image."""
+        """Returns the cost of the net and the transform for one image."""
         _, transformed = self.split.counts(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).plus(Cost(activations=activations))

@@ -16,7 +16,7 @@ from tfdecouple.runtime.execution import Batch, Execution, image_by_image, join_
 from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.precision import full_float32
 
-# How much of the moving statistics of batch normalisation an update keeps.
+# The part of the moving statistics of batch normalisation that an update keeps.
 _MOMENTUM = 0.9
 
 
@@ -198,7 +198,7 @@ class ResNetBlock(Nested, Float32Layer):
         return [(*each, None) for each in (*layers, *zip(self.shortcut, (x_shape, inner), strict=False))]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns what the block costs for one image."""
+        """Returns the cost of the block for one image."""
         self.children(x_shape)
         *sides, channels = x_shape[1:]
         *out_sides, planes = self.compute_output_shape(x_shape)[1:]

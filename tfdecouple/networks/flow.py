@@ -42,7 +42,7 @@ STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
 class _CouplingLayers(InvertibleLayer):
     """The options shared by all layers that contain couplings."""
 
-    saved_arguments = ("hidden", "condition_size", "transform", "alpha", "linear", "conditioner")
+    saved_arguments: tuple[str, ...] = ("hidden", "condition_size", "transform", "alpha", "linear", "conditioner")
 
     def __init__(
         self,

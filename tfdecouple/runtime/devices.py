@@ -1,4 +1,4 @@
-"""The devices, cores and memory of this machine, and what a program sets for TensorFlow on GPUs and on CPUs.
+"""The devices, cores and memory of this machine, and the settings of TensorFlow on GPUs and on CPUs.
 
 Options that change a run's numbers are in its config (`training.precision`, `jit_compile`, `bytes_per_pack`); the
 settings here concern the machine alone. Environment variables change them.

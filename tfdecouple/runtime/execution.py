@@ -84,7 +84,7 @@ class Execution:
     def run_network(
         self, network: keras.layers.Layer, function: Callable[..., Any], x: tf.Tensor, *others: tf.Tensor | None
     ) -> Any:
-        """Returns what a function of a network gives, computed in shards where that pays.
+        """Returns the outputs of a network's function, computed in shards where that pays.
 
         An eager call runs one trace of the whole network, which reads all weights itself: passing a thousand weights to
         a function took 45 ms a call.
@@ -117,9 +117,9 @@ class Execution:
             return run(x, *others) if are_replaced else traced(x, *others)
 
     def run_images(self, method: Callable[..., Any], x: tf.Tensor) -> Any:
-        """Returns what a network's method of x and None gives, image by image, where no kind of layer repeats.
+        """Returns the outputs of a network's method of x and None, image by image, where no layers repeat.
 
-        The trace of the method is one program where XLA compiles.
+        The whole method has one trace, which is one program where XLA compiles.
         """
 
         def run(x: tf.Tensor) -> Any:
@@ -136,7 +136,7 @@ class Execution:
         *rest: tf.Tensor,
         weights: list[tf.Tensor] | None = None,
     ) -> Any:
-        """Returns what a layer's method gives, run through the trace that all layers of its kind share.
+        """Returns the outputs of a layer's method, run through the trace that all layers of its kind share.
 
         The weights are arguments of the trace, so that the time to the first step does not depend on the number of
         steps. While a kind is traced, its first layer reads these arguments instead of its own weights.
@@ -177,7 +177,7 @@ class Execution:
     def _run_for_inversion(
         self, layers: Sequence[Any], x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the same as `_run_chain`; the backward pass recovers what lies between the layers by inversion."""
+        """Returns the same as `_run_chain`; the backward pass recovers the maps between the layers by inversion."""
         weights = [[tf.convert_to_tensor(variable) for variable in layer.variables] for layer in layers]
         probe, precision, compiled = _backward_probe(), current_net_precision() or "float32", bool(jit_compile())
 
@@ -186,7 +186,7 @@ class Execution:
             values = tf.nest.pack_sequence_as(weights, flat)
             z = condition if has_condition else None
             y, log_dets = x, []
-            # Without this each layer would leave to the tape what its own gradient needs.
+            # Without this the tape would store the activations of each layer.
             with record.stop_recording():
                 for layer, own in zip(layers, values, strict=True):
                     y, log_det = self.run_layer(layer._forward, y, z, weights=own)
@@ -393,7 +393,7 @@ def backward_memory(mode: str | None, probe: tf.Tensor | None = None) -> Iterato
 
     "keep" stores all activations. "recompute" computes the hidden maps of coupling nets, many times as wide as the maps
     between layers, again, which takes most of one more forward pass; values and gradients are the same to the bit.
-    "invert" stores the input and the output of each chain of flow layers and recovers what lies between by inversion;
+    "invert" stores the input and the output of each chain of flow layers and recovers the maps between by inversion;
     gradients are the same but for rounding.
 
     Outside of this context gradients are right, too, but the nets run as is best where no gradient is wanted.

@@ -32,7 +32,7 @@ _UNUSED = ("sklearn", "matplotlib", "IPython", "pandas")
 def start_tensorflow(threads: int | None = None) -> None:
     """Imports TensorFlow without its messages and sets it up; call it before anything else imports TensorFlow.
 
-    `runtime/devices.py` decides what is set with and without a GPU. TF_CPP_MIN_LOG_LEVEL shows TensorFlow's messages.
+    `runtime/devices.py` decides about the settings. The variable TF_CPP_MIN_LOG_LEVEL shows TensorFlow's messages.
 
     Args:
         threads: how many threads compute where there is no GPU; None for one a core.

@@ -37,7 +37,7 @@ def require(*modules: str, what: str = "this") -> None:
 
     Args:
         *modules: the names of packages, of `EXTRAS`.
-        what: the subject of the message: what needs them.
+        what: the subject of the message, such as "the export".
 
     Raises:
         MissingPackageError: naming the first package that is missing, and the extra that brings it.
