@@ -82,7 +82,8 @@ class Array:
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Returns for `count` images noise, labels in turn, or a scalar from one end of its range to the other."""
         if not isinstance(self.holds, str):
-            return np.linspace(*self.holds, count, dtype=np.float32)
+            first, last = self.holds
+            return np.linspace(first, last, count, dtype=np.float32)
         if self.holds == LABEL:
             first, end = self.labels
             return (first + np.arange(count) % (end - first)).astype(np.int32)

@@ -122,7 +122,7 @@ class _Export:
             self._report("asking the Keras model for the right answers")
             images, source = load_real_images(provenance.config)
             vectors = digest_weights(self._model, deployed) | make_vectors(self._model, images, self._report)
-            np.savez_compressed(staging.area / _VECTORS, **vectors)
+            np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
                 version = config.version or max(staging.versions(), default=0) + 1

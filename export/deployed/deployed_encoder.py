@@ -46,7 +46,8 @@ class DeployedBlock(Deployed):
         super().__init__(name, layout)
         self.shortcut = None
         if block.shortcut:
-            self.shortcut = fold_convolution(f"{name}/shortcut", *block.shortcut, layout, block.strides)
+            convolution, norm = block.shortcut
+            self.shortcut = fold_convolution(f"{name}/shortcut", convolution, norm, layout, block.strides)
         self.first = fold_convolution(f"{name}/first", block.convolution_1, block.norm_1, layout, block.strides)
         self.second = fold_convolution(f"{name}/second", block.convolution_2, block.norm_2, layout, 1)
 

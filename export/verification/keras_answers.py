@@ -78,8 +78,9 @@ class KerasAnswers:
             # u is perturbed in units of bins, so that x is moved as far as that of perturbed images.
             u_noise = self._perturb(u_noise, self.config.n_bins / 2)
 
-        def compute(*inputs: tf.Tensor) -> list[tf.Tensor]:
-            scores = scores_of(self._model, *self._model.elbo_and_latents(*inputs[:3], labels=inputs[3]))
+        def compute(images: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
+            elbo, latents = self._model.elbo_and_latents(images, z_noise, u_noise, labels=labels)
+            scores = scores_of(self._model, elbo, latents)
             return [score for score in scores if score is not None]
 
         names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]

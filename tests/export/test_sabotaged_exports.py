@@ -282,7 +282,7 @@ class TestProcess:
         assert f"weight decoder.onnx: {COUPLING}/last/kernel has other numbers" in refusal("--format", "onnx")
 
     def test_that_crashes_refuses_in_one_line(self, monkeypatch, refusal):
-        monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **arrays: path.write_bytes(b"no archive"))
+        monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **_: path.write_bytes(b"no archive"))
         assert "the verification of onnx ended with status 1: " in refusal("--format", "onnx")
 
     def test_that_is_killed_refuses_in_one_line_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
