@@ -20,7 +20,7 @@ from tfdecouple.storage.files import read_json
 
 NAME = "manifest.json"
 VECTORS = "test_vectors"
-# The model card, for programs.
+# The file of the model card for programs.
 JSON_NAME = "model_card.json"
 # Settings of a server, which a person may edit without anything being wrong.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
@@ -51,7 +51,7 @@ class Digest(_Model):
 
 
 class Part(_Model):
-    """How one part, such as "savedmodel/3" or "onnx", is verified.
+    """The data by which one part, such as "savedmodel/3" or "onnx", is verified.
 
     Attributes:
         runtime: of `export.verification.runtimes.RUNTIMES`.
@@ -163,7 +163,7 @@ def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, Digest]:
 
 
 def name_vectors(file: pathlib.Path) -> str:
-    """Returns the name in an export folder of a file of test vectors: from its contents, so that parts share it."""
+    """Returns the name of a file of test vectors in an export folder, made from its contents so that parts share it."""
     return f"{VECTORS}/{digest_file(file).sha256[:16]}.npz"
 
 

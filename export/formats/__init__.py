@@ -1,1 +1,1 @@
-"""One kind of exported file a module."""
+"""The formats of exported files, a module for each."""

@@ -26,7 +26,7 @@ def write_litert_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Converts each endpoint to `NAME.tflite` in a folder, by way of a SavedModel that is deleted again.
+    """Writes `NAME.tflite` into a folder for each endpoint, converted from a SavedModel that is deleted again.
 
     The files have built-in operations alone, in float32.
 

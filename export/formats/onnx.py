@@ -18,7 +18,7 @@ from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint
 from export.provenance import read_version
 
-# The highest that tf2onnx writes; ONNX Runtime for Python, Node and the browser all read it.
+# The highest opset that tf2onnx writes; ONNX Runtime for Python, Node and the browser reads it.
 OPSET = 18
 BATCH = "batch"
 # The rewriters and passes of tf2onnx that find something to do in these graphs, in its own order. The others look for

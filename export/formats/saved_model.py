@@ -16,7 +16,7 @@ from export.deployed.graph import Deployed
 from export.endpoints import Endpoint
 from tfdecouple.storage.files import write_text
 
-# The names of the variables begin with it; the rest is the weight's own name, with points for slashes.
+# The name of a variable is this prefix and the name of the weight, with points for slashes.
 PREFIX = "folded/"
 _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
@@ -29,7 +29,7 @@ def save_saved_model(
     folder: pathlib.Path,
     report: Callable[[str], Any] = lambda name: None,
 ) -> None:
-    """Writes a SavedModel.
+    """Writes a SavedModel that has endpoints as its signatures.
 
     The deployed weights are variables, so that all signatures share them and no limit of a graph's size holds for them.
 
@@ -42,7 +42,7 @@ def save_saved_model(
     Raises:
         OSError, tf.errors.OpError: if the disk is full or the folder cannot be written.
     """
-    # Plain variables: those of a Keras layer would be written twice.
+    # The variables are plain ones, because those of a Keras layer would be written twice.
     stored = deployed.with_arrays(
         lambda name, array: tf.Variable(array, trainable=False, name=f"{PREFIX}{name.replace('/', '.')}")
     )
@@ -53,11 +53,11 @@ def save_saved_model(
     shared.flow.parts = stored.flow.parts  # type: ignore[method-assign]
     if stored.encoder is not None:
         shared.encoder = _Shared(stored.encoder, "infer")  # type: ignore[assignment]
-    # Concrete functions: `keras.export.ExportArchive` tracks what can be traced, and saving then traces it all again.
+    # The functions are traced here once; `keras.export.ExportArchive` would trace them again when it saves them.
     signatures = {endpoint.name: _function(shared, endpoint, report) for endpoint in endpoints}
     for name, function in signatures.items():
         setattr(module, name, function)
-    # Pixels have no gradients; those of the bijectors would be traced once for each place that uses them.
+    # Pixels have no gradients, and those of the bijectors would be traced once for each place that uses them.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]}, options)
 

@@ -33,7 +33,7 @@ RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-sim
 GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
 # Pixels along the longer side of an example.
 EXAMPLE_SIDE = 640
-# The page has a slider for each of so many directions.
+# The most directions for which the page has a slider.
 _MOST_SLIDERS = 100
 
 

@@ -1,4 +1,4 @@
-"""Exports of models that know labels: through the gate, and what their card says."""
+"""Exports of models that know labels: verified, with their card."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_endpoints_take_labels_where_they_matter(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("run", LABELLED, indirect=True)
-def test_passes_the_gate(run, tmp_path, forked, npm_example):
+def test_passes_verification(run, tmp_path, forked, npm_example):
     with_z_of_labels = MODELS["classes"] == load_config(run).model
     formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
     export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)

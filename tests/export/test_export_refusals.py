@@ -40,27 +40,11 @@ class TestRefusals:
         with pytest.raises(UserError, match="no format is given"):
             ExportConfig(run=tiny_run, to=tmp_path, formats=())
 
-    def test_run_that_there_is_not(self, refused, tmp_path):
-        assert "there is no run folder" in refused(run=tmp_path / "none")
-
-    def test_folder_that_is_no_run(self, refused, tmp_path):
-        (tmp_path / "run").mkdir()
-        assert "it has no config.json" in refused(run=tmp_path / "run")
-
-    def test_run_without_a_checkpoint(self, refused, tiny_run, tmp_path):
-        (tmp_path / "run").mkdir()
-        shutil.copy(tiny_run / "config.json", tmp_path / "run")
-        assert "holds no checkpoint yet" in refused(run=tmp_path / "run")
-
     def test_run_whose_checkpoint_is_cut_off(self, refused, tiny_run, tmp_path):
         run = shutil.copytree(tiny_run, tmp_path / "run")
         (data,) = (run / "checkpoints").glob("*.data-*")
         os.truncate(data, 1000)
         assert data.name.partition(".")[0] in refused(run=run)
-
-    def test_run_of_a_model_that_was_never_initialised(self, refused, tmp_path):
-        run = write_run(tmp_path / "run", DecoupledModel(SMALL))
-        assert "not initialised" in refused(run=run)
 
     def test_run_that_diverged(self, refused, tmp_path):
         model = DecoupledModel(SMALL)

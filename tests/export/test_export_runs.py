@@ -44,7 +44,7 @@ def exported_card(run, to, **options):
 
 
 def passed(card, *formats):
-    """Asserts that the figures of a card are what the gate lets pass, of the default formats or of others."""
+    """Asserts that the figures of a card pass verification, of the default formats or of others."""
     assert {*card["formats"]} == {*(formats or ("savedmodel", "onnx"))}
     for entry in card["formats"].values():
         for trip in entry["round_trip"].values():
