@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.own_size import OwnSizeResults, add_size
+from tfdecouple.cli.photograph_results import OwnSizeResults, add_size
 from tfdecouple.errors import RunError
 from tfdecouple.runtime.process import start_tensorflow
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.base import Metric, Result
+from tfdecouple.metrics.bits_at_own_size import OwnSize
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, describe_grey
 from tfdecouple.metrics.classification import Classification, LabelSamples
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.outliers import Outliers
-from tfdecouple.metrics.own_size import OwnSize
 from tfdecouple.metrics.probe import LinearProbe
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 
