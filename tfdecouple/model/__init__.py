@@ -3,6 +3,7 @@
 from tfdecouple.model.decoupled_model import DecoupledModel
 from tfdecouple.model.networks import Codes
 from tfdecouple.model.objective import Elbo
+from tfdecouple.model.own_size import SizedCodes
 from tfdecouple.model.round_trip import far_from_training
 
-__all__ = ["Codes", "DecoupledModel", "Elbo", "far_from_training"]
+__all__ = ["Codes", "DecoupledModel", "Elbo", "SizedCodes", "far_from_training"]

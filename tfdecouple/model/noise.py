@@ -1,4 +1,4 @@
-"""The noise of the draws of (z, u) that measurements take of an image: the same for all of them."""
+"""The noise of the draws of (z, u) of an image, which all metrics share."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tfdecouple import randomness
 
 
 def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Returns the noise of z of some draws, each a function of the seed, its number and the image's index alone.
+    """Returns the noise of z of n draws, each a function of the seed, its number and the image's index alone.
 
     Args:
         latent_dim: size of z, 0 or more.
         seed: as for `randomness.derive_seed`.
-        number: which draw of its image, integers `[n]`.
-        index: of the image in its split, integers `[n]`.
+        number: number of each draw among those of its image, integers `[n]`.
+        index: index of the draw's image in its split, integers `[n]`.
 
     Returns:
         Standard normal, float32 `[n, latent_dim]`.
@@ -30,7 +30,7 @@ def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> 
 def u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """As `z_noise`, of the pixels: by `randomness.draw_pixel_noise`, float32 `[n, height, width, channels]`."""
+    """Returns the noise of the pixels of n draws, float32 `[n, *image_shape]`, as `randomness.draw_pixel_noise`."""
 
     def draw(own: tf.Tensor) -> tf.Tensor:
         return randomness.draw_pixel_noise(image_shape, randomness.derive_seed(own, "u"), normal_noise)
@@ -39,7 +39,7 @@ def u_noise(
 
 
 def normal_u_noise(config: Any) -> bool:
-    """Returns whether the noise of the pixels of a model, or of a density in its place, is normal."""
+    """Returns whether a model, or a density that replaces it in tests, takes normal noise of the pixels."""
     return getattr(config, "has_dequantizer", False)
 
 

@@ -14,8 +14,8 @@ class Quantizer:
     """Turns pixels 0..255 into levels 0..n_bins - 1, levels into x in [-1, 1), and back.
 
     Level k is the bin from 2k / n_bins - 1 to 2(k + 1) / n_bins - 1 of x. Uniform dequantization (Uria et al., 2013)
-    draws x within the bin; codes are taken at its centre, so that x may be off by half a bin either way and the pixel
-    still comes back. What only adds and multiplies takes arrays of NumPy as well as tensors, of any floating type.
+    draws x within the bin. Codes are taken at its centre, so that the pixel still comes back if x is off by less than
+    half a bin. Methods that only add and multiply take NumPy arrays as well as tensors, of any floating type.
 
     >>> quantizer = Quantizer(5)
     >>> quantizer.levels(tf.constant([0, 7, 8, 255], tf.uint8)).numpy().tolist()
@@ -31,17 +31,17 @@ class Quantizer:
 
     @property
     def n_bins(self) -> int:
-        """Number of levels."""
+        """The number of levels."""
         return 2**self.n_bits
 
     @property
     def step(self) -> int:
-        """How many pixel values share a level."""
+        """The number of pixel values that share a level."""
         return 256 // self.n_bins
 
     @property
     def width(self) -> float:
-        """Width of a bin in x; a power of two, so that scaling by it rounds nothing."""
+        """The width of a bin in x: a power of two, by which float32 multiplies without rounding."""
         return 2 / self.n_bins
 
     def levels(self, pixels: Any) -> tf.Tensor:
@@ -50,11 +50,11 @@ class Quantizer:
         return levels if self.step == 1 else tf.floor(levels / self.step)
 
     def edges(self, levels: Any) -> Any:
-        """Returns the lower edges of the bins in x: what the encoder is given."""
+        """Returns the lower edges of the bins in x, the encoder's input."""
         return levels * self.width - 1
 
     def within(self, levels: Any, u: Any) -> Any:
-        """Returns the places in x that are the share u, in [0, 1), of the way through the bins."""
+        """Returns x at the position u in [0, 1) within each bin."""
         return (levels + u) * self.width - 1
 
     def centres(self, levels: Any) -> Any:
@@ -71,7 +71,7 @@ class Quantizer:
         return tf.cast(levels if self.step == 1 else levels * self.step, tf.uint8)
 
     def quantize(self, pixels: Any) -> tf.Tensor:
-        """Returns pixels as the model sees them, uint8: each with the lowest value of its level."""
+        """Returns each pixel as the lowest value of its level, uint8, which is all that the model sees of it."""
         return self.pixels(self.centres(self.levels(pixels)))
 
     def bits_per_dim(self, nats: Any, dimensions: int) -> Any:
@@ -80,7 +80,7 @@ class Quantizer:
         -log P(image) is at most the mean of -log p(x) over its bins, less the logarithm of their widths.
 
         Args:
-            nats: of images, any shape.
-            dimensions: colour values of an image.
+            nats: -log p(x) of images, any shape.
+            dimensions: number of colour values of an image.
         """
         return (nats / dimensions - math.log(self.width)) / math.log(2)
