@@ -20,7 +20,7 @@ pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
-from tfdecouple.corpus.beam import Images, number_labels
+from tfdecouple.corpus.beam import Reader, number_labels
 from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import DataError
 
@@ -172,16 +172,17 @@ class TestRefusals:
 
 class TestFiles:
     def test_keys_and_labels_are_those_of_the_data_code(self):
-        images = Images("/data/", has_splits=False)
-        assert "/data/cats/1.PNG" in images and images.label_name("/data/cats/old/1.PNG") == "cats"
-        assert images.key("/data/cats/1.PNG") == "cats/1.PNG" and images.label_name("/data/1.png") == ""
+        reader = Reader("/data/", False, (8, 8, 3), 0)
+        assert reader.is_image("/data/cats/1.PNG") and reader.label_name("/data/cats/old/1.PNG") == "cats"
+        assert reader.key("/data/cats/1.PNG") == "cats/1.PNG" and reader.label_name("/data/1.png") == ""
         for path in ("/data/cats/1.txt", "/data/.cats/1.png", "/data/cats/.1.png", "/data/png"):
-            assert path not in images
+            assert not reader.is_image(path)
 
     def test_splits(self):
-        images = Images("/data/", has_splits=True)
-        assert images.label_name("/data/train/cats/1.png") == "cats" and images.label_name("/data/val/1.png") == ""
-        assert "/data/other/1.png" not in images and "/data/1.png" not in images and "/data/val/1.png" in images
+        reader = Reader("/data/", True, (8, 8, 3), 0)
+        assert reader.label_name("/data/train/cats/1.png") == "cats" and reader.label_name("/data/val/1.png") == ""
+        paths = ("other/1.png", "1.png", "val/1.png")
+        assert [reader.is_image(f"/data/{path}") for path in paths] == [False, False, True]
 
     def test_labels_are_numbered_by_their_names(self):
         assert number_labels([b"b", b"", b"\xe9", b"a", b"b"]) == {b"a": 0, b"b": 1, b"\xe9": 2}

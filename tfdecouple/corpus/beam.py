@@ -66,7 +66,7 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
         raise UserError(f"{options.out} is not empty; name a new folder with --out")
     if not _has_files(f"{root}**"):
         raise DataError(f"there are no files in {options.images}; --images takes a folder of image files")
-    reader = Reader(Images(root, has_splits=_has_files(f"{root}train/**")), image_shape, crop)
+    reader = Reader(root, _has_files(f"{root}train/**"), image_shape, crop)
     # The folder is made here so that workers do not make it at the same time.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
@@ -106,18 +106,17 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
 
 
 def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encoder: Encoder, out: str) -> None:
-    images = reader.images
     text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
     paths = (
         pipeline
-        | "List files" >> fileio.MatchFiles(f"{images.root}**")
-        | "Keep images" >> beam.Filter(lambda metadata: metadata.path in images)
+        | "List files" >> fileio.MatchFiles(f"{reader.root}**")
+        | "Keep images" >> beam.Filter(lambda metadata: reader.is_image(metadata.path))
         # As bytes: Beam passes on only UTF-8 text, and file names may be other bytes.
         | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
     )
     labels = (
         paths
-        | "Label names" >> beam.Map(lambda path: os.fsencode(images.label_name(os.fsdecode(path))))
+        | "Label names" >> beam.Map(lambda path: os.fsencode(reader.label_name(os.fsdecode(path))))
         | "Distinct names" >> beam.Distinct()
         | "All names" >> beam.combiners.ToList()
         | "Number labels" >> beam.Map(number_labels)
@@ -158,33 +157,6 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """The images below a folder, with keys and labels as of `folder:PATH`.
-
-    Attributes:
-        root: the folder, with a "/" at its end.
-        has_splits: whether its sub-folders are splits, "train" among them.
-    """
-
-    root: str
-    has_splits: bool
-
-    def key(self, path: str) -> str:
-        """Returns a file's path below the folder."""
-        return path.removeprefix(self.root)
-
-    def __contains__(self, path: str) -> bool:
-        names = self.key(path).split("/")
-        image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
-        return image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
-
-    def label_name(self, path: str) -> str:
-        """Returns the sub-folder that labels a file; "" where there is none."""
-        folders = self.key(path).split("/")[:-1]
-        return next(iter(folders[self.has_splits :]), "")
-
-
 def number_labels(names: Sequence[bytes]) -> dict[bytes, int]:
     """Returns a number for each label name, in the order of the names as text; "" has no number."""
     return {name: number for number, name in enumerate(sorted(set(names) - {b""}, key=os.fsdecode))}
@@ -192,16 +164,39 @@ def number_labels(names: Sequence[bytes]) -> dict[bytes, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads the image files on a worker; see `read_image`."""
+    """Reads the image files below a folder on a worker, with keys and labels as of `folder:PATH`.
 
-    images: Images
+    Attributes:
+        root: the folder, with a "/" at its end.
+        has_splits: whether its sub-folders are splits, "train" among them.
+        image_shape: see `read_image`.
+        centre_crop: see `read_image`.
+    """
+
+    root: str
+    has_splits: bool
     image_shape: Shape
     centre_crop: int
+
+    def key(self, path: str) -> str:
+        """Returns a file's path below the folder."""
+        return path.removeprefix(self.root)
+
+    def is_image(self, path: str) -> bool:
+        """Returns whether a file is an image of the data set, by its path."""
+        names = self.key(path).split("/")
+        is_image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
+        return is_image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
+
+    def label_name(self, path: str) -> str:
+        """Returns the sub-folder that labels a file; "" where there is none."""
+        folders = self.key(path).split("/")[:-1]
+        return next(iter(folders[self.has_splits :]), "")
 
     def read(self, name: bytes, labels: dict[bytes, int]) -> Iterator[Any]:
         """Yields key, label and pixels, uint8 [height, width, channels], of a file; or why it cannot be read."""
         path = os.fsdecode(name)
-        key = key_bytes(self.images.key(path))
+        key = key_bytes(self.key(path))
         try:
             if "://" not in path and not os.path.isfile(path):
                 # Reading from a pipe would wait for ever.
@@ -211,7 +206,7 @@ class Reader:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
             yield beam.pvalue.TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
         else:
-            yield key, labels.get(os.fsencode(self.images.label_name(path)), NO_LABEL), pixels
+            yield key, labels.get(os.fsencode(self.label_name(path)), NO_LABEL), pixels
 
 
 @dataclasses.dataclass(frozen=True)
