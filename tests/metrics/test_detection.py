@@ -22,25 +22,25 @@ def test_two_normal_distributions_have_their_closed_forms(shift):
 
 def test_auroc_is_the_share_of_pairs_with_ties_by_half():
     rng = np.random.default_rng(1)
-    known, outliers = rng.integers(0, 6, 70), rng.integers(2, 9, 50)
-    difference = outliers[:, None] - known[None]
-    assert compute_auroc(known, outliers) == pytest.approx(np.mean((difference > 0) + 0.5 * (difference == 0)))
-    assert compute_auroc(outliers, known) == pytest.approx(1 - compute_auroc(known, outliers))
+    inliers, outliers = rng.integers(0, 6, 70), rng.integers(2, 9, 50)
+    difference = outliers[:, None] - inliers[None]
+    assert compute_auroc(inliers, outliers) == pytest.approx(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    assert compute_auroc(outliers, inliers) == pytest.approx(1 - compute_auroc(inliers, outliers))
 
 
 def test_separate_and_equal_scores():
-    known, outliers = np.arange(100.0), np.arange(100.0) + 200
-    found = compare_scores(known, outliers, resamples=20)
+    inliers, outliers = np.arange(100.0), np.arange(100.0) + 200
+    found = compare_scores(inliers, outliers, resamples=20)
     assert (found["auroc"], found["false_positives"]) == (1.0, 0.0) and found["auroc_interval"] == (1.0, 1.0)
-    assert compare_scores(outliers, known, resamples=20)["auroc"] == 0.0
+    assert compare_scores(outliers, inliers, resamples=20)["auroc"] == 0.0
     assert compare_scores(np.zeros(30), np.zeros(40), resamples=20) == {
         "auroc": 0.5,
         "auroc_interval": (0.5, 0.5),
         "false_positives": 1.0,
         "false_positives_interval": (1.0, 1.0),
     }
-    # 95 of the known images score at most 94: a score of 94 passes, and higher ones do not.
-    assert compare_scores(known, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
+    # 95 of the inliers score at most 94: a score of 94 passes, and higher ones do not.
+    assert compare_scores(inliers, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
 
 
 def test_intervals_contain_the_truth_about_as_often_as_they_say():

@@ -269,8 +269,8 @@ class BoundEvaluator:
         config = self._model.config
         draw = seed, tf.fill(tf.shape(index), number), index
         noise = z_noise(config.latent_dim, *draw), u_noise(config.image_shape, *draw, normal_u_noise(config))
-        known = {} if labels is None else {"labels": labels}
-        return tf.stack(self._model.elbo_from_noise(images, *noise, **known)[:3], -1)
+        options = {} if labels is None else {"labels": labels}
+        return tf.stack(self._model.elbo_from_noise(images, *noise, **options)[:3], -1)
 
 
 def describe_grey(images: np.ndarray) -> str:

@@ -115,27 +115,27 @@ class Outliers(Metric):
         labels = {name: _find_label(source, name) for name in names if name.startswith(_LABEL)}
         scorer = Scorer(evaluation.opened.model, options.samples, options.seed)
         with Counter(f"scores of {options.split}", evaluation.count) as counter:
-            known = scorer.score_batches(evaluation.batches().as_numpy_iterator(), options.split, counter)
-        meanings = {score: meaning for score, meaning in SCORES.items() if score in known}
+            split_scores = scorer.score_batches(evaluation.batches().as_numpy_iterator(), options.split, counter)
+        meanings = {score: meaning for score, meaning in SCORES.items() if score in split_scores}
         reports, scores = {}, {}
         for name in names:
-            rest = known
+            inliers = split_scores
             if name in labels:
-                chosen = known["label"] == labels[name]
+                chosen = split_scores["label"] == labels[name]
                 if chosen.all() or not chosen.any():
                     raise DataError(
                         f"--outliers {name}: {chosen.sum()} of {len(chosen)} images have the label; it needs some with "
                         "it and some without"
                     )
-                scores[name], rest = (
-                    {score: values[rows] for score, values in known.items()} for rows in (chosen, ~chosen)
+                scores[name], inliers = (
+                    {score: values[rows] for score, values in split_scores.items()} for rows in (chosen, ~chosen)
                 )
             else:
                 with Counter(f"scores of {name}", evaluation.count) as counter:
                     scores[name] = scorer.score_batches(self._batches(evaluation, name), name, counter)
             detection = {}
             for score in meanings:
-                ours, others = rest[score], scores[name][score]
+                ours, others = inliers[score], scores[name][score]
                 if score == "shell":
                     # A score far below 0 is as unusual as one far above.
                     ours, others = np.abs(ours), np.abs(others)
@@ -143,7 +143,7 @@ class Outliers(Metric):
             reports[name] = {
                 "what": self._describe(name),
                 "images": len(scores[name]["index"]),
-                "known_images": len(rest["index"]),
+                "known_images": len(inliers["index"]),
                 "detection": detection,
             }
         unlabelled = {name: each for name, each in scores.items() if name not in labels}
@@ -154,10 +154,12 @@ class Outliers(Metric):
             "scores": meanings,
             "outliers": reports,
             # The images of a label are among those of the split, which have their labels beside them.
-            "per_image": {name: _plain_scores(each) for name, each in {options.split: known, **unlabelled}.items()},
+            "per_image": {
+                name: _plain_scores(each) for name, each in {options.split: split_scores, **unlabelled}.items()
+            },
         }
         # The histogram of the split contains the images of a label already, and lines of one colour would look alike.
-        shown = {options.split: known, **dict(list((unlabelled or scores).items())[: len(COLOURS)])}
+        shown = {options.split: split_scores, **dict(list((unlabelled or scores).items())[: len(COLOURS)])}
         panels = {meaning: {name: each[score] for name, each in shown.items()} for score, meaning in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
@@ -316,8 +318,8 @@ class Scorer:
         return outlier_scores(self._model, images, z, u).named()
 
 
-def compute_auroc(known: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
-    """Returns the probability that an outlier has a higher score than a known image, with ties counted by half.
+def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
+    """Returns the probability that an outlier has a higher score than an inlier, with ties counted by half.
 
     It is the area under the ROC curve: 0.5 is chance, and below it the score ranks outliers as the more usual images.
 
@@ -325,37 +327,37 @@ def compute_auroc(known: np.ndarray, outliers: np.ndarray, axis: int = -1) -> An
     0.875
 
     Args:
-        known: scores of known images, `[..., n]`.
+        inliers: scores of inliers, `[..., n]`.
         outliers: scores of outliers, `[..., m]`.
         axis: the axis of images, which must be the last one.
     """
     import scipy.stats
 
-    n, m = known.shape[axis], outliers.shape[axis]
-    ranks = scipy.stats.rankdata(np.concatenate([known, outliers], axis), axis=axis)
+    n, m = inliers.shape[axis], outliers.shape[axis]
+    ranks = scipy.stats.rankdata(np.concatenate([inliers, outliers], axis), axis=axis)
     return (ranks[..., n:].sum(axis) - m * (m + 1) / 2) / (n * m)
 
 
-def _false_positives(known: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
+def _false_positives(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
     # A little less than `PASSING`, because 95 of 100 images are enough, whatever 0.95 * 100 rounds to.
-    threshold = np.quantile(known, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
+    threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return (outliers <= threshold).mean(axis)
 
 
 def compare_scores(
-    known: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+    inliers: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Returns how well scores separate outliers from known images.
+    """Returns how well scores separate outliers from inliers, the images of the run.
 
     Args:
-        known: scores of known images, `[n]`.
+        inliers: scores of inliers, `[n]`.
         outliers: scores of outliers, `[m]`, which should be higher.
         seed: the seed of the bootstrap.
         resamples: the number of bootstrap samples, each of n and m images drawn with replacement.
 
     Returns:
-        `auroc`, see `compute_auroc`; `false_positives`, the share of outliers that pass as known, at the threshold that
-        95 % of the known images pass; and their bootstrap intervals of 95 %, `auroc_interval` and
+        `auroc`, see `compute_auroc`; `false_positives`, the share of outliers that pass as inliers, at the threshold
+        that 95 % of the inliers pass; and their bootstrap intervals of 95 %, `auroc_interval` and
         `false_positives_interval`.
     """
     import scipy.stats
@@ -363,9 +365,9 @@ def compare_scores(
     figures: dict[str, Any] = {}
     for name, statistic in (("auroc", compute_auroc), ("false_positives", _false_positives)):
         low, high = scipy.stats.bootstrap(
-            (known, outliers), statistic, n_resamples=resamples, batch=100, method="percentile", rng=seed
+            (inliers, outliers), statistic, n_resamples=resamples, batch=100, method="percentile", rng=seed
         ).confidence_interval
-        figures |= {name: float(statistic(known, outliers)), f"{name}_interval": (float(low), float(high))}
+        figures |= {name: float(statistic(inliers, outliers)), f"{name}_interval": (float(low), float(high))}
     return figures
 
 
