@@ -51,7 +51,6 @@ _LEAST_EVALUATED = 64
 # The loop learns of a stop or a divergence within this time and the current step. Systems that end a program wait half
 # a minute or more between SIGTERM and SIGKILL.
 READ_SECONDS = 5.0
-_MOST_STEPS_UNREAD = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -544,8 +543,7 @@ class ReadSchedule:
     def propose_interval(self, step: int) -> int:
         """Returns after how many steps to read again, from the time that steps have taken in this process."""
         seconds = (time.monotonic() - self._since) / max(1, step - self._last)
-        most = min(2 * self._interval, _MOST_STEPS_UNREAD, READ_SECONDS / max(seconds, 1e-9))
-        return max(1, int(most))
+        return max(1, int(min(2 * self._interval, READ_SECONDS / max(seconds, 1e-9))))
 
     def set_next(self, step: int, interval: int) -> None:
         """Sets the next step to read, `interval` steps after `step`, which was read just now."""
