@@ -74,7 +74,7 @@ class Benchmark:
         from tfdecouple.training.strategy import make_strategy
 
         self.config, self.strategy = config, make_strategy(devices)
-        self.source = source or _random_source(config)
+        self.source = source or _make_random_source(config)
         mark("data")
         keras.utils.set_random_seed(config.training.seed)
         with self.strategy.scope():
@@ -146,10 +146,10 @@ class Benchmark:
         return Work(compiled(lambda: evaluator(batches, seed=0)), count)
 
 
-def _random_source(config: Config) -> Any:
+def _make_random_source(config: Config) -> Any:
     import numpy as np
 
-    from tfdecouple.data.splits import MemorySplit, Source
+    from tfdecouple.data.splits import MemorySplit, Source, Split
 
     shape, batch = config.model.image_shape, config.training.batch_size
     counts = {"train": max(config.training.init_images, 4 * batch), "validation": 4 * batch, "test": 4 * batch}
@@ -158,7 +158,9 @@ def _random_source(config: Config) -> Any:
         labels = np.arange(count, dtype=np.int32) % max(config.model.classes, 1)
         return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8), labels
 
-    splits = {name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()}
+    splits: dict[str, Split] = {
+        name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()
+    }
     return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=splits)
 
 
