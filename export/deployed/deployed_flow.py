@@ -105,7 +105,7 @@ class DeployedStage(DeployedSequence):
                 for fold, layer in zip(folds, stage.layers, strict=True)
             ],
         )
-        self.kept, self.dropped = stage.plan.kept, stage.plan.dropped
+        self.kept, self.dropped = stage.plan.remaining, stage.plan.dropped
 
 
 class DeployedWhitening(Deployed):

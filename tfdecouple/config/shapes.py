@@ -48,7 +48,7 @@ class StagePlan:
     dropped: int
 
     @property
-    def kept(self) -> int:
+    def remaining(self) -> int:
         """Number of channels that stay."""
         return self.channels - self.dropped
 

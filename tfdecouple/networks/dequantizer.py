@@ -45,9 +45,8 @@ class DequantizingFlow(Flow):
         config = self.config
         self.local, self.condition_size = True, config.dequantization_map_channels
         transform = config.dequantization_transform
-        return self._make_stages(
-            config.dequantization_levels, transform, transform, {}, alpha=config.dequantization_alpha
-        )
+        levels, alpha = config.dequantization_levels, config.dequantization_alpha
+        return self._make_stages(levels, transform, transform, (), alpha=alpha)
 
     def start(self, seed: Any) -> None:
         """Sets the weights so that u is nearly uniform: couplings become the identity.

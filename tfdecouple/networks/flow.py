@@ -259,16 +259,15 @@ class Flow(InvertibleComposite):
         config = self.config
         self.local, self.condition_size = False, config.latent_dim if config.conditioning == "coupling" else 0
         options = {"alpha": config.alpha, "conditioner": config.conditioner}
-        return self._make_stages(
-            config.levels, config.transform, config.multiscale_transform, {"step_layers": config.step_layers}, **options
-        )
+        transforms = config.transform, config.multiscale_transform
+        return self._make_stages(config.levels, *transforms, config.step_layers, **options)
 
     def _make_stages(
         self,
         levels: Sequence[Sequence[StagePlan]],
         transform: str,
         multiscale_transform: str,
-        step_options: dict[str, Any],
+        step_layers: Sequence[str],
         **options: Any,
     ) -> tuple[tuple[Stage, ...], ...]:
         """Returns the stages of each level.
@@ -277,15 +276,17 @@ class Flow(InvertibleComposite):
             levels: the sizes of the stages.
             transform: of the couplings in steps.
             multiscale_transform: of the couplings before channels leave.
-            step_options: further options of the steps.
-            **options: of both.
+            step_layers: names of further layers at the end of each step.
+            **options: of the steps and of the layers before channels leave.
         """
         options |= {"linear": self.config.linear, "dtype": self.dtype_policy}
 
         def make_stage(plan: StagePlan) -> Stage:
             hidden, width = plan.hidden, self.condition_shape(plan)[-1] or 0
-            of_step = {"transform": transform, **step_options, **options}
-            steps = tuple(FlowStep(hidden, width, name=name, **of_step) for name in plan.step_names)
+            steps = tuple(
+                FlowStep(hidden, width, name=name, transform=transform, step_layers=step_layers, **options)
+                for name in plan.step_names
+            )
             leaving = {"transform": multiscale_transform, "name": plan.factor_out_name, **options}
             return Stage(plan, steps, FactorOut(plan.dropped, hidden, width, **leaving) if plan.dropped else None)
 
@@ -332,7 +333,7 @@ class Flow(InvertibleComposite):
                 h, change = run_layers(stage.layers, h, level_condition)
                 log_dets[-1] += change
                 if stage.plan.dropped:
-                    h, dropped = tf.split(h, [stage.plan.kept, stage.plan.dropped], -1)
+                    h, dropped = tf.split(h, [stage.plan.remaining, stage.plan.dropped], -1)
                     left[-1].append(dropped)
         log_det = zero_per_image(x)
         for depth in reversed(range(len(self.levels))):
