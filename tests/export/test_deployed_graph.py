@@ -133,7 +133,7 @@ class TestDeployedWeights:
 
     def test_an_endpoint_has_no_part_in_what_it_does_not_use(self):
         """A folded weight that no endpoint reads would be dead weight in every SavedModel."""
-        for name in ("alpha-1", "base", "none", "classes", "prior of classes"):
+        for name in ("base", "classes", "prior of classes"):
             given, deployed = inputs_of(VARIANTS[name], 1), deployed_of(name)
             with tf.Graph().as_default():
                 made = {}
