@@ -1,9 +1,9 @@
 """The model: its networks, distributions and bound, and what one does with it."""
 
+from tfdecouple.model.any_size import SizedCodes
 from tfdecouple.model.decoupled_model import DecoupledModel
 from tfdecouple.model.networks import Codes
 from tfdecouple.model.objective import Elbo
-from tfdecouple.model.own_size import SizedCodes
 from tfdecouple.model.round_trip import far_from_training
 
 __all__ = ["Codes", "DecoupledModel", "Elbo", "SizedCodes", "far_from_training"]

@@ -24,9 +24,9 @@ from tfdecouple.arguments import (
 from tfdecouple.config import TrainingConfig, load_preset, preset_names
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
 from tfdecouple.model import keras_training
+from tfdecouple.model.any_size import SizedCodes, pad_side, require_any_size, size_multiple
 from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks
-from tfdecouple.model.own_size import SizedCodes, pad_side, require_any_size, size_multiple
 from tfdecouple.model.precision_check import require_precision
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.runs.pretrained import list_pretrained
@@ -105,7 +105,7 @@ class DecoupledModel(Networks):
         """Encodes images, deterministically: z is the posterior mean, v the flow of the pixels' bin centres.
 
         Images may have another height and width than the model's. Then z is the code of the image shrunk to the model's
-        size (`tfdecouple.model.own_size.shrink_images`), and v is the flow of the image itself given that z. Sides that
+        size (`tfdecouple.model.any_size.shrink_images`), and v is the flow of the image itself given that z. Sides that
         the flow cannot halve are padded with the last row and column. Models whose weights have the size of images, as
         with `conditioning` "base", take images of their own size alone.
 

@@ -19,6 +19,14 @@ from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
+from tfdecouple.model.any_size import (
+    count_images_at_once,
+    pad_images,
+    pad_side,
+    require_any_size,
+    shrink_images,
+    size_multiple,
+)
 from tfdecouple.model.objective import (
     Elbo,
     Latents,
@@ -26,14 +34,6 @@ from tfdecouple.model.objective import (
     negative_elbo,
     prior_of_each_class,
     standard_normal_log_prob,
-)
-from tfdecouple.model.own_size import (
-    count_images_at_once,
-    pad_images,
-    pad_side,
-    require_any_size,
-    shrink_images,
-    size_multiple,
 )
 from tfdecouple.model.quantizer import Quantizer
 from tfdecouple.networks.architecture import count_by_network, make_networks
@@ -599,7 +599,7 @@ class Networks(keras.Model):
     def _checked_levels(self, images: Any) -> tf.Tensor:
         return self.quantizer.levels(as_images(images, self.config.image_shape))
 
-    # --- images of other sizes than the model's: own_size.py ---
+    # --- images of other sizes than the model's: any_size.py ---
 
     def _accept_images(self, images: Any) -> tf.Tensor:
         """Returns images as a tensor, uint8 `[batch, height, width, channels]`, of any size that the model takes."""

@@ -14,8 +14,8 @@ from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quanti
 
 import tfdecouple
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.model import DecoupledModel, own_size
-from tfdecouple.model.own_size import SizedCodes, count_images_at_once, pad_images, shrink_images, size_multiple
+from tfdecouple.model import DecoupledModel, any_size
+from tfdecouple.model.any_size import SizedCodes, count_images_at_once, pad_images, shrink_images, size_multiple
 from tfdecouple.networks.costs import inference_bytes
 
 SIZES = [(12, 10), (11, 9), (1, 1), (2, 40)]
@@ -47,7 +47,7 @@ class TestShrinking:
         equal(shrink_images(tf.constant(image[None]), *new)[0], right.transpose(0, 2, 1))
 
     def test_sums_of_the_longest_sides_are_exact(self):
-        side = own_size.LONGEST_SIDE
+        side = any_size.LONGEST_SIDE
         image = np.full((1, side, 1, 1), 255, np.uint8)
         image[0, : side // 2] = 254
         exact = [average_areas([254] * (side // 2) + [255] * (side - side // 2), count) for count in (1, 3)]
@@ -111,7 +111,7 @@ class TestCodes:
     def test_pieces_of_a_batch_are_its_images(self, small_model, monkeypatch):
         images = pictures(small_model, 12, 10, 5)
         together = small_model.encode(images), small_model.elbo(images, seed=1)
-        monkeypatch.setattr(own_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
+        monkeypatch.setattr(any_size, "_PIXELS_AT_ONCE", 2 * 12 * 10)
         assert count_images_at_once(small_model.config, 12, 10) == 2
         apart = small_model.encode(images, verify=True), small_model.elbo(images, seed=1)
         for one, other in zip(tf.nest.flatten(together), tf.nest.flatten(apart), strict=True):
@@ -216,7 +216,7 @@ class TestRefusals:
         assert str(shape) in message and "another height and width" in message
 
     def test_sides_longer_than_any(self, small_model):
-        images = np.zeros((1, own_size.LONGEST_SIDE + 1, 1, 3), np.uint8)
+        images = np.zeros((1, any_size.LONGEST_SIDE + 1, 1, 3), np.uint8)
         assert "32,767" in message_of(DataError, lambda: small_model.encode(images))
 
     def test_codes_of_no_size(self, small_model):
@@ -232,7 +232,7 @@ class TestRefusals:
 
     def test_too_large_for_memory_is_said_before_anything_is_computed(self, small_model, monkeypatch):
         needed = inference_bytes(small_model.config, 120, 90)
-        monkeypatch.setattr(own_size, "free_memory", lambda: needed // 4)
+        monkeypatch.setattr(any_size, "free_memory", lambda: needed // 4)
         message = message_of(UserError, lambda: small_model.encode(pictures(small_model, 120, 90)))
         assert "90 x 120" in message and "45 x 60" in message
         # The memory of the model's own size is not limited by it.
