@@ -23,7 +23,7 @@ _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
+    """Declares the options."""
     parser = arguments.add_command(
         commands,
         "encode",

@@ -12,7 +12,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
+    """Declares the options."""
     parser = arguments.add_command(
         commands,
         "encode-beam",

@@ -25,7 +25,7 @@ DEFAULT_STRENGTH = 0.7
 
 
 def add_parser(commands: Any) -> None:
-    """Describes the arguments."""
+    """Declares the options."""
     parser = arguments.add_command(
         commands,
         "switch",
