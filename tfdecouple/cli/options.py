@@ -34,11 +34,12 @@ class Parser(argparse.ArgumentParser):
         return super().format_help().replace("python -m tfdecouple", program_name())
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError instead of printing how the program is used.
+        """Raises UserError, which programs print as one line, instead of printing the usage.
 
         Raises:
-            UserError: always; an option's type begins its message with "is" (`make_number_type`, `add_choice`).
+            UserError: always.
         """
+        # A type of an option says "is 0; it must be at least 1", and the line begins with the option's name.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
@@ -97,7 +98,7 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str =
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds image files, --pairs and --pairing, which `resolve_pairs` reads."""
+    """Adds image files, --pairs and --pairing; `resolve_pairs` checks them."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="image files, as with --pairs")
     parser.add_argument(
         "--pairs",
