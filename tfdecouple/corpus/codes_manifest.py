@@ -143,19 +143,19 @@ class Manifest(_Model):
 
     def ranges(self) -> list[ShardRange]:
         """Returns the files that a complete folder has, in order."""
-        found = []
+        ranges = []
         for split, size in self.splits.items():
             starts = range(0, size, self.images_per_shard)
             for number, start in enumerate(starts):
                 name = f"{split}-{number:05d}-of-{len(starts):05d}.{self.format}"
                 stop = min(start + self.images_per_shard, size)
-                found.append(ShardRange(name, split, start, stop))
-        return found
+                ranges.append(ShardRange(name, split, start, stop))
+        return ranges
 
     def names(self, split: str | None = None) -> list[str]:
         """Returns the names of the files that a complete folder has, of one split or of all, in order."""
-        found = [shard.name for shard in (self.shards if self.complete else self.ranges())]
-        return [name for name in found if split is None or name.startswith(f"{split}-")]
+        names = [shard.name for shard in (self.shards if self.complete else self.ranges())]
+        return [name for name in names if split is None or name.startswith(f"{split}-")]
 
     def require_same(self, job: Manifest, folder: pathlib.Path) -> None:
         """Raises DataError, with the first difference, where `job` is not the job that this folder was begun with."""

@@ -50,8 +50,8 @@ class Attributes:
             keys: names of the images as of `Source.key`, paths below the folder. A row may have the last part alone.
         """
         unknown = np.full(len(self.names), math.nan)
-        found = [self.rows.get(key, self.rows.get(key.rpartition("/")[2], unknown)) for key in keys]
-        return np.array(found).reshape(len(found), len(self.names))
+        numbers = [self.rows.get(key, self.rows.get(key.rpartition("/")[2], unknown)) for key in keys]
+        return np.array(numbers).reshape(len(numbers), len(self.names))
 
 
 def read_attributes(path: str | pathlib.Path) -> Attributes:

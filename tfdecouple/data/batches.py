@@ -215,10 +215,10 @@ def load_images(
     examples = source.split(split).examples(start).take(count).batch(count)
     with source.guard():
         loaded = next(examples.as_numpy_iterator(), None)
-    found = 0 if loaded is None else len(loaded["label"])
-    if loaded is None or (found < count and not at_most):
+    available = 0 if loaded is None else len(loaded["label"])
+    if loaded is None or (available < count and not at_most):
         raise DataError(
-            f"{count} images from number {start} on were asked for, but {source.name} has {found} of them in {split}"
+            f"{count} images from number {start} on were requested; {source.name} has {available} of them in {split}"
         )
     return loaded["image"], loaded["label"]
 

@@ -48,17 +48,17 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 def require_classes(source: Source, model: ModelConfig) -> None:
     """Raises DataError where a source has other than `model.classes` labels, or two labels with the same name."""
-    found = len(source.label_names)
-    if not model.has_classes or found == model.classes:
+    count = len(source.label_names)
+    if not model.has_classes or count == model.classes:
         check_labels(source, np.zeros(0, np.int32))
         return
-    if not found:
+    if not count:
         raise DataError(
             f"{source.title} has no labels, and model.classes is {model.classes}; take images with labels, as "
             "sub-folders give, or leave out model.classes and model.prior"
         )
     raise DataError(
-        f"{source.title} has {found} labels and model.classes is {model.classes}; set model.classes={found}"
+        f"{source.title} has {count} labels and model.classes is {model.classes}; set model.classes={count}"
     )
 
 
