@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import keras
@@ -97,11 +97,11 @@ class DecoupledModel(Networks):
             read_weights(preset, model, averaged=config.training.ema_decay > 0)
         return model
 
-    def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes:
+    def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes | SizedCodes:
         """Returns the codes of images, as `encode` does; Keras calls this method."""
         return self.encode(images, labels)
 
-    def encode(self, images: Any, labels: Any = None, verify: bool = False) -> Codes:
+    def encode(self, images: Any, labels: Any = None, verify: bool = False) -> Codes | SizedCodes:
         """Encodes images, deterministically: z is the posterior mean, v the flow of the pixels' bin centres.
 
         Images may have another height and width than the model's. Then z is the code of the image shrunk to the model's
@@ -299,7 +299,8 @@ class DecoupledModel(Networks):
         of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
         if not a.shape.is_compatible_with(b.shape):
             raise DataError(f"interpolate got images of shapes {tuple(a.shape)} and {tuple(b.shape)}; give one size")
-        (z_a, v_a, *size), (z_b, v_b, *_) = self._encode_pair(a, b, labels)
+        codes_a, codes_b = self._encode_pair(a, b, labels)
+        (z_a, v_a), (z_b, v_b), size = codes_a[:2], codes_b[:2], codes_a[2:]
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
         if 0 in (count, rows, columns):
             return tf.zeros([sizes(v_a)[0], rows, columns, *sizes(a)[1:]], tf.uint8)
@@ -374,7 +375,7 @@ class DecoupledModel(Networks):
         ]
         return tf.concat(images, 0)
 
-    def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes, Codes]:
+    def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes | SizedCodes, Codes | SizedCodes]:
         try:
             of_a, of_b = (None, None) if labels is None else labels
         except (TypeError, ValueError):
@@ -386,9 +387,9 @@ class DecoupledModel(Networks):
 
     _options: TrainingConfig | None = None
     _bound_metrics: keras_training.BoundMetrics | None = None
-    train_function: Callable[..., Any] | None
-    test_function: Callable[..., Any] | None
-    predict_function: Callable[..., Any] | None
+    train_function: Any
+    test_function: Any
+    predict_function: Any
 
     def compile(
         self,

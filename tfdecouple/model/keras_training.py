@@ -83,7 +83,7 @@ class BoundMetrics:
         self._sums, self.skipped, self.not_applied = (tf.Variable(start, trainable=False) for start in starts)
         self._most_skipped = most_skipped
         weights = [1.0, kl_weight, 1.0]
-        functions = {
+        functions: dict[str, Callable[[Any], Any]] = {
             "loss": lambda terms: tf.reduce_sum(terms * tf.constant(weights, tf.float64)),
             "bits_per_dim": lambda terms: bits_per_dim(tf.reduce_sum(terms)),
             **{name: operator.itemgetter(i) for i, name in enumerate(TERMS)},
@@ -251,11 +251,11 @@ def check_validation(x: Any, split: float, validation: Any, config: ModelConfig)
                 "iterable give those of the validation as validation_data"
             )
         return
-    is_pair = isinstance(validation, tuple) and len(validation) == 2
+    images, labels = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
     with warnings.catch_warnings():
         # The same warning is given for the training images.
         warnings.filterwarnings("ignore", "this model knows no labels")
-        check_images(*(validation if is_pair else (validation, None)), config)
+        check_images(images, labels, config)
 
 
 def require_one_device(model: keras.Model) -> None:

@@ -610,14 +610,18 @@ class Networks(keras.Model):
 
     def _own_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
         """Returns height and width of images or local codes; None where they are those of the model."""
-        return None if images.shape[1:3] == self.config.image_shape[:2] else tuple(sizes(images)[1:3])
+        _, height, width, _ = sizes(images)
+        return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
     def _levels_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns pixel levels for the flow, padded, and for the encoder, of the model's size."""
         if self._own_size(images) is None:
             levels = self.quantizer.levels(images)
             return levels, levels
-        padded, shrunk = pad_images(images, size_multiple(self.config)), shrink_images(images, *self.input_shape[1:3])
+        padded, shrunk = (
+            pad_images(images, size_multiple(self.config)),
+            shrink_images(images, *self.config.image_shape[:2]),
+        )
         return self.quantizer.levels(padded), self.quantizer.levels(shrunk)
 
     def _run_in_pieces(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:

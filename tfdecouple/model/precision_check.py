@@ -50,7 +50,7 @@ def require_precision(model: Networks, precision: str, memory: str) -> None:
 
 def list_kinds_of_nets(model: Networks) -> list[tuple[ConvNet, tuple[int, int]]]:
     """Returns one coupling net of each kind that the flows over images have, with the height and width of its maps."""
-    kinds = {}
+    kinds: dict[tuple[int, ...], tuple[ConvNet, tuple[int, int]]] = {}
     flows = [model.flow, *([] if model.dequantizer is None else [model.dequantizer.flow])]
     for stage in (stage for flow in flows for stage in flow.stages):
         sides = stage.plan.height, stage.plan.width
