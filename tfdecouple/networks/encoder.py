@@ -53,6 +53,12 @@ class Convolution(Float32Layer):
         weights = {"kernel": Weight((self.size, self.size, *channels), lambda: kernel)}
         return weights | ({"bias": Weight((self.planes,), lambda: bias[0])} if bias else {})
 
+    def compute_output_shape(self, x_shape: Any) -> tuple:
+        """Returns the shape of the output of `call`, which `summary` of a model shows."""
+        batch, height, width, _ = x_shape
+        sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
+        return (batch, *sides, self.planes)
+
     @image_by_image
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolution of `[batch, height, width, channels]`."""
@@ -101,6 +107,10 @@ class BatchNorm(Float32Layer):
             "moving_mean": Weight(shape, trainable=False),
             "moving_variance": Weight(shape, "ones", trainable=False),
         }
+
+    def compute_output_shape(self, x_shape: Any) -> tuple:
+        """Returns the shape of the input."""
+        return tuple(x_shape)
 
     def call(self, x: Batch, training: bool = False) -> Batch:
         """Returns the normalised images.
@@ -214,9 +224,7 @@ class ResNetBlock(Nested, Float32Layer):
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
         """Returns the shape of the output of `call`."""
-        batch, height, width, _ = x_shape
-        sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
-        return (batch, *sides, self.planes)
+        return self.convolution_1.compute_output_shape(x_shape)
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
