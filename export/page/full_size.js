@@ -4,8 +4,6 @@
  * @module
  */
 
-import { filterColumns, filterRows } from "./resize.js";
-
 const CHANNELS = 3;
 /** Numbers of a colour map: three gains and an offset for each channel of the result. */
 const NUMBERS = 12;
@@ -16,7 +14,8 @@ const EVENNESS = 0.01;
 const LEAST_CONTRAST = 0.8;
 
 /**
- * Shrinks a whole picture, of any proportions, to a square: each pixel is the mean of an area.
+ * Shrinks a whole picture, of any proportions, to a square as `shrink_images` in Python does: each pixel is the mean of
+ * the area that it covers, first of the columns, then of the rows, rounded each time.
  * @param {Uint8ClampedArray} rgba
  * @param {number} width
  * @param {number} height
@@ -24,19 +23,30 @@ const LEAST_CONTRAST = 0.8;
  * @returns {Uint8Array} RGB.
  */
 export function shrink(rgba, width, height, size) {
-  return filterColumns(filterRows(rgba, width, 4, areaTaps(width, size)), areaTaps(height, size));
+  const rgb = new Uint8Array(width * height * CHANNELS);
+  for (let from = 0, to = 0; from < rgba.length; from += 4) for (let k = 0; k < CHANNELS; k++) rgb[to++] = rgba[from + k];
+  const narrow = average(rgb, 1, height, width * CHANNELS, size);
+  return average(narrow, size, width, CHANNELS, size);
 }
 
-/** @param {number} from @param {number} to @returns {import("./resize.js").Tap[]} As Pillow's filter BOX. */
-function areaTaps(from, to) {
-  const scale = from / to;
-  const reach = Math.max(scale, 1) / 2;
-  return Array.from({ length: to }, (_, place) => {
-    const centre = (place + 0.5) * scale;
-    const start = Math.max(0, Math.trunc(centre - reach + 0.5));
-    const end = Math.min(from, Math.max(start + 1, Math.trunc(centre + reach + 0.5)));
-    return { start, weights: new Int32Array(end - start).fill(0.5 + 2 ** 22 / (end - start)) };
-  });
+/** @param {Uint8Array} values `[count, from, step]`. @returns {Uint8Array} `[count, to, step]`. */
+function average(values, count, from, step, to) {
+  const out = new Uint8Array(count * to * step);
+  for (let row = 0; row < count; row++) {
+    for (let place = 0; place < to; place++) {
+      // Old pixels are `to` units long and new ones `from` units.
+      const [start, end] = [place * from, (place + 1) * from];
+      for (let k = 0; k < step; k++) {
+        let sum = 0;
+        for (let old = Math.floor(start / to); old * to < end; old++) {
+          const shared = Math.min((old + 1) * to, end) - Math.max(old * to, start);
+          sum += shared * values[(row * from + old) * step + k];
+        }
+        out[(row * to + place) * step + k] = Math.floor((2 * sum + from) / (2 * from));
+      }
+    }
+  }
+  return out;
 }
 
 /**

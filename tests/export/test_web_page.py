@@ -58,8 +58,7 @@ def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tm
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 def test_the_page_changes_photographs_as_python_does(tmp_path):
-    for name in ("full_size.js", "resize.js"):
-        shutil.copyfile(ROOT / "export" / "page" / name, tmp_path / name)
+    shutil.copyfile(ROOT / "export" / "page" / "full_size.js", tmp_path / "full_size.js")
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "run.js").write_text(
         'import { readFileSync, writeFileSync } from "node:fs";\n'

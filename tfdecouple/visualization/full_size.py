@@ -16,11 +16,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image, ImageCms, ImageOps
 from scipy.ndimage import uniform_filter
 
 from tfdecouple.data.image_file import open_image
 from tfdecouple.errors import DataError, one_line
+from tfdecouple.model.any_size import shrink_images
 
 # Side, in small pixels, of the squares that colour maps are fitted to.
 _WINDOW = 9
@@ -136,10 +138,8 @@ class Photograph:
     format: str
 
     def shrink(self, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """Returns the whole photograph shrunk to `[height, width, channels]`: each pixel is the mean of an area."""
-        height, width, channels = image_shape
-        image = Image.fromarray(self.pixels if channels == 3 else self.pixels[..., 0])
-        return np.asarray(image.resize((width, height), Image.Resampling.BOX)).reshape(image_shape)
+        """Returns the whole photograph at the model's size, uint8 `[height, width, channels]`, by `shrink_images`."""
+        return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
 
     def encode_file(self, pixels: np.ndarray) -> tuple[bytes, str]:
         """Returns a file of pixels in the photograph's format, with its transparency, and the ending of its name."""
