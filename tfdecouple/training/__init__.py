@@ -1,4 +1,4 @@
-"""Training: the step, and the loop around it."""
+"""Training of a model: the training loop, its outcome, and the errors that it raises."""
 
 from tfdecouple.errors import DivergedError
 from tfdecouple.training.loop import Outcome, train

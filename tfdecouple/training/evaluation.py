@@ -1,4 +1,4 @@
-"""What a run reports of an evaluation: pictures, diagnostics and the best weights, and a summary at the end."""
+"""Reports of the evaluations of a run: pictures, diagnostics, the best weights, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct_images
 from tfdecouple.visualization.pictures import PictureInputs, count_shown, save_pictures
 
-# At most this many test images are compared with lossless codecs.
+# Largest number of test images that are compared with lossless codecs.
 _CODED = 1000
-# At least this many images are encoded and decoded at each evaluation, whatever the options of pictures.
+# Smallest number of images that each evaluation encodes and decodes, whatever `training.pictures` is.
 _LEAST_RECONSTRUCTED = 4
 
-# Metrics of an evaluation beside the bound: functions of the model and some validation images, uint8, that return
-# numbers by name.
+# Functions that compute further metrics of an evaluation, by name, from the model and some validation images, uint8.
 DIAGNOSTICS = [
     DecoupledModel.diagnose,
 ]
 
-# Messages call the lossless codecs by these names.
+# Names of the lossless codecs in messages.
 _CODECS = {"webp": "lossless WebP", "png": "PNG"}
 
 
 class EvaluationReports:
-    """Writes the results of evaluations to the run folder, for the chief of the workers.
+    """Writer of the results of evaluations to the run folder; only the chief of several workers uses it.
 
     `state` holds the model with the evaluated weights; `note` receives the name of each part as it begins.
     """
@@ -55,10 +54,10 @@ class EvaluationReports:
         self._directory = directory
 
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
-        """Saves the best weights, draws pictures, logs the evaluation, and returns a message with its results."""
+        """Returns a message with the results of an evaluation, after saving the best weights, pictures and metrics."""
         model = self._state.model
         count = min(self._shown_images(step), self._source.sizes["validation"])
-        # A large folder does not know which of its images are unreadable; these are left out.
+        # Unreadable images of a large folder are found only when they are read, so fewer images may be returned.
         images, labels = load_images(self._source, "validation", count, at_most=True)
         images = np.asarray(model.quantize_images(images))
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
@@ -75,18 +74,18 @@ class EvaluationReports:
         )
 
     def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
-        """Writes how the run ended and returns the content of `summary.json`, and messages with the results.
+        """Returns the content of `summary.json`, which it writes, and messages with the results of the run.
 
         Args:
             step: the last step.
-            test: the evaluation on the test images; None if they were left alone.
+            test: the bound on the test images; None if they were not evaluated.
             count: number of test images, of which the first are compared with lossless codecs.
         """
         best, loaded = int(self._state.best_step.numpy()), self._directory.loaded
         averages = bool(self._config.training.ema_decay)
         summary: dict[str, Any] = {
             "steps": step,
-            # The step of the loaded weights, which are the ones that opening the run gives.
+            # This is the step of the loaded weights, because opening the run gives the same weights.
             "best_step": loaded,
             "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()) if loaded == best else None,
             "test": test.to_log_row() if test else None,
@@ -103,7 +102,7 @@ class EvaluationReports:
         else:
             images, labels = load_images(self._source, "test", min(_CODED, count), at_most=True)
             self._note("lossless codecs")
-            # A codec keeps all 8 bits, so it is no comparison for a model of fewer bits.
+            # A codec stores all 8 bits of a channel, so its size says nothing about a model of fewer bits.
             codecs = _CODECS if self._config.model.n_bits == 8 else {}
             coded = {codec: lossless_bits_per_dim(images, codec) for codec in codecs}
             shown = self._shown_images(step)
@@ -134,7 +133,7 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Draws the pictures of a step; returns how many reconstructions are exact, and the files by name."""
+        """Returns a text on how many reconstructions are exact, and the paths of the pictures of a step by name."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
@@ -143,13 +142,13 @@ class EvaluationReports:
             inputs = PictureInputs(self._state.model, images, seed, self._shown_images(step), labels, label_names)
             exact = save_pictures(inputs, folder, prefix, lambda name: self._note(f"drawing {name}"))
         except UserError as error:
-            # Pictures are no reason to stop a run: a model with alpha = 1 may lose an image now and then.
+            # The run continues without pictures, because a model with alpha = 1 sometimes fails to invert an image.
             return f"no pictures ({error})", {}
         pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
         return f"reconstruction: {_count_exact(exact, images)}", pictures
 
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
-        """Returns in words how many of some images the model reconstructs exactly."""
+        """Returns a text on how many of the images the model reconstructs exactly."""
         model = self._state.model
         try:
             quantized = np.asarray(model.quantize_images(images))

@@ -1,4 +1,4 @@
-"""Training a run, from what is checked before its first step to the summary after its last."""
+"""The training loop: checks before the first step, steps, evaluations, checkpoints, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -43,25 +43,25 @@ from tfdecouple.training.strategy import (
 )
 from tfdecouple.training.workers import Workers, find_cluster, lost_worker_errors, make_collective_sum
 
-# TensorFlow's libraries and threads need this much address space, most of which they never touch: with 3 GB TensorFlow
-# ends the process, with 4.5 GB the quickstart trains.
+# Bytes of address space that TensorFlow needs, most of them never touched. TensorFlow ends a process that is limited
+# to 3 GB; with 4.5 GB the quickstart trains.
 _ADDRESSES = 4 * 2**30
-# Even a run of a single step is evaluated on this many images of up to 64 pixels, and on a few of larger ones.
+# Number of images of 64 x 64 pixels on which even a run of a single step is evaluated; of larger images it is fewer.
 _LEAST_EVALUATED = 64
-# The loop learns of a stop or a divergence within this time and the current step. Systems that end a program wait half
-# a minute or more between SIGTERM and SIGKILL.
+# Longest time, in seconds, between two reads of results, so that the loop notices a stop or a divergence early. Systems
+# that end a program wait half a minute or more between SIGTERM and SIGKILL.
 READ_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The outcome of a training: its run folder and its summary.
 
     Attributes:
         workdir: the run folder.
         summary: the content of `summary.json`.
-        is_chief: whether this process wrote it: True for a process that trains alone, and for the first of several
-            workers.
+        is_chief: whether this process wrote the summary: True for a process that trains alone, and for the first of
+            several workers.
     """
 
     workdir: pathlib.Path
@@ -77,21 +77,21 @@ def train(
     download: bool = False,
     cluster: str = "auto",
 ) -> Outcome:
-    """Trains a run to its last step, from the beginning or from where it stopped, and returns how it ended.
+    """Returns the outcome of a run after training it to its last step, from the beginning or from where it stopped.
 
-    The global seed of Keras is set, since initial weights are drawn from it. In a cluster all workers call this with
-    the same arguments, before TensorFlow has run anything; only the first of them, the chief, reads and writes the
-    run folder.
+    The global seed of Keras is set, since initial weights are drawn from it. In a cluster all workers call `train` with
+    the same arguments, before TensorFlow has run anything; only the first worker, the chief, reads and writes the run
+    folder.
 
     Args:
-        config: the whole run.
+        config: the config of the run.
         workdir: the run folder; made if absent.
         devices: number of devices of each worker; None for all GPUs, or one CPU.
         download: whether TFDS prepares the data set where it is missing.
-        cluster: where the other workers are read from, see `workers.find_cluster`.
+        cluster: source of the addresses of the workers, one of `workers.CHOICES`; see `workers.find_cluster`.
 
     Raises:
-        ConfigError: where options do not fit each other or the devices, or the processor cannot do the precision.
+        ConfigError: where options contradict each other or the devices, or the processor lacks the precision.
         DataError: where images are missing or unreadable.
         InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
         DivergedError: where training.max_skipped_steps steps in a row were not applied.
@@ -134,10 +134,10 @@ def train(
 
 
 def _require_memory(config: Config) -> None:
-    """Refuses a model whose weights, gradients, moments and averages need more memory than the machine has.
+    """Raises an error if weights, gradients, moments and averages need more memory than the machine has.
 
-    On machines with a GPU, whose memory holds the others, only the weights are counted. A process whose address space
-    is too small for TensorFlow itself is refused, too.
+    With a GPU only the weights are counted, because the GPU's memory holds the rest. A process whose address space is
+    too small for TensorFlow itself gets an error, too.
     """
     if (limit := address_space()) < _ADDRESSES:
         raise RunError(
@@ -163,7 +163,7 @@ def _require_same_options(workers: Workers, config: Config) -> None:
 
 @contextlib.contextmanager
 def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
-    """Raises RunError with one line instead of the errors of a full disk and of too little memory."""
+    """Returns a context in which a full disk or too little memory raises RunError with a message of one line."""
     try:
         yield
     except OSError as error:
@@ -186,10 +186,10 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 class Trainer:
-    """Trains a run from the step that its folder holds to its last step.
+    """The training of a run, from the newest step in its folder to its last step.
 
-    Several workers take every step together. Only the chief uses the run directory, and the variables that it reads
-    are broadcast; a process that trains alone is its own chief.
+    Several workers take every step together. Only the chief uses the run directory, and broadcasts the variables that
+    it reads; a process that trains alone is its own chief.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Trainer:
         self._files_written = False
 
     def train_to_end(self) -> dict[str, Any]:
-        """Trains to the last step and returns the run's summary; raises the errors of `train`."""
+        """Returns the run's summary after training to the last step; raises the errors of `train`."""
         messages, is_new = self.directory.restore(self.state, self.source.sizes)
         if not is_new:
             self.workers.broadcast(
@@ -245,7 +245,7 @@ class Trainer:
     # --- before the first step ---
 
     def _introduce(self, messages: list[str]) -> None:
-        """Prints a summary of model, devices and images, and the messages."""
+        """Prints a summary of model, devices and images, then `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -276,7 +276,7 @@ class Trainer:
             first = training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
             images = next(iter(first))["image"]
             if self.training.noise:
-                # The first update sees images with noise: scales that fit others would take long to change.
+                # The first update sees images with noise, and scales set from clean images would take long to adapt.
                 normal = randomness.draw_normal(
                     images.shape, randomness.derive_seed(self.training.seed, "start", "images")
                 )
@@ -284,7 +284,7 @@ class Trainer:
             self.state.model.initialize(images, seed=self.training.seed)
         if run is not None:
             self.directory.load_initial_weights(self.state, run, self.source.label_names)
-        # The hardware of other workers may have rounded their weights differently.
+        # The hardware of the workers may round differently, so all of them take the chief's weights.
         self._broadcast_model()
         self.state.optimizer.start_averages()
 
@@ -293,9 +293,9 @@ class Trainer:
         self.workers.broadcast(self.state.checkpoint_groups()["model"].values())
 
     def _write_run_files(self) -> None:
-        """Writes the config of the run and opens its log, once.
+        """Writes the config of the run and opens its log, at the first call only.
 
-        A new run does so after its first step: a folder with a mistaken config would refuse the corrected command.
+        A new run calls it after its first step, because a folder with a mistaken config refuses the corrected command.
         """
         if self._files_written:
             return
@@ -308,9 +308,9 @@ class Trainer:
     # --- steps ---
 
     def _take_steps(self, stop: StopRequest) -> None:
-        """Takes steps up to the last one, or until a signal asks to stop.
+        """Takes training steps up to the last one, or until a signal asks to stop.
 
-        Steps are dispatched one after the other. What they leave on the devices is read where `ReadSchedule` is due,
+        Steps are dispatched one after the other. Their results are read from the devices where `ReadSchedule` is due,
         before each row of the log, and before each checkpoint.
 
         Raises:
@@ -340,11 +340,11 @@ class Trainer:
                 self._log_row(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif self.step == begun + 1:
-                # The first step is traced, so its time says nothing about the speed.
+                # The time of the first step is left out of the speed, because it includes tracing.
                 since, last = time.monotonic(), self.step
             self.progress.step(self.step)
             if saves:
-                # The state is saved before the evaluation, during which a signal or a kill may come.
+                # The state is saved before the evaluation, because the program may be ended during the evaluation.
                 self._save_checkpoint()
                 if evaluates:
                     self._evaluate_validation(stop)
@@ -362,16 +362,16 @@ class Trainer:
             )
 
     def _should_stop(self, stop: StopRequest, read: StepResult | None = None) -> bool:
-        """Returns whether to stop here; `read` is the result of the last step, if it was read.
+        """Returns whether to stop after this step; `read` is the result of the step, if it was read.
 
-        Several workers stop after a step that was read, because its result has the stop flag of all of them.
+        Several workers stop only after a step that was read, because its result has the stop flags of all workers.
         """
         if self.workers.count > 1:
             return read is not None and bool(read.stop)
         return bool(stop.reason)
 
     def _training_batches(self) -> Iterator[Any]:
-        """Yields the examples of each micro-batch, as `TrainStep` takes them, from the run's position in the data."""
+        """Returns an iterator over the inputs of `TrainStep`, one micro-batch each, from the run's current step on."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = training_batches(
@@ -388,13 +388,13 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(load_examples, device_input_options()))
 
     def _read_step(self, result: StepResult) -> StepResult:
-        """Waits for the last step, prints how many steps since the last call were skipped, and returns its result.
+        """Returns the result of the last step after waiting for it; prints how many steps were newly skipped.
 
         Raises:
             DivergedError: where too many steps in a row were skipped.
         """
         read = result.read()
-        # The first step has been taken, so the options are right and the run may have its folder.
+        # The folder is written now because a step was taken, which shows that the options are right.
         self._write_run_files()
         step = int(self.state.step.numpy())
         skipped = step - int(self.state.updates.numpy())
@@ -410,7 +410,7 @@ class Trainer:
         return read
 
     def _end_diverged_run(self, step: int, reasons: str) -> NoReturn:
-        # The state is that of this step, though more steps may have been dispatched.
+        # More steps may have been dispatched, but they changed nothing, so the state is saved under this step.
         self.step = step
         self._save_checkpoint()
         in_a_row = int(self.state.skipped.numpy())
@@ -430,7 +430,7 @@ class Trainer:
         self.progress.update(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
-        """Saves the state; with `overwrite=False` only where this step has no checkpoint yet.
+        """Saves the state of the training; with `overwrite=False` only where this step has no checkpoint yet.
 
         Raises:
             DivergedError: where a weight is not finite, so that no later step could be applied.
@@ -448,9 +448,9 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _finish_evaluation(self, stop: StopRequest) -> None:
-        """Takes the result of this step's evaluation from the log, or evaluates if the log has none.
+        """Restores the result of this step's evaluation from the log, or evaluates if the log has none.
 
-        The log has a row of any step that was once the last one, whatever `evaluate_every` is.
+        The log also has a row for each step that was once the last one, whatever `evaluate_every` is.
         """
         bits_per_dim = self.directory.logged_bits_per_dim(self.step)
         if bits_per_dim is not None:
@@ -459,9 +459,9 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Evaluates the (averaged) weights on the validation images, logs the result and keeps the best weights.
+        """Evaluates the (averaged) weights on the validation images, logs the result and saves the best weights.
 
-        The state is saved, so a signal ends the evaluation at once, and the resumed run begins with it.
+        The state was saved before, so a signal ends the evaluation at once; the resumed run begins with the evaluation.
         """
         count = self._evaluated_images("validation", self.training.evaluation_images)
         where = (
@@ -477,7 +477,7 @@ class Trainer:
         self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
-        """Evaluates the best weights on the test images, unless those are left alone, and returns the run's summary."""
+        """Returns the run's summary, after evaluating the best weights on the test images if the config asks for it."""
         training, count = self.training, self._evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
@@ -500,14 +500,14 @@ class Trainer:
             return summary
 
     def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context that a signal ends at once, unless other workers wait for this one."""
+        """Returns a context that a signal ends at once; with several workers, which wait for each other, a null one."""
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns how many images of a split to evaluate on.
+        """Returns the number of images of a split to evaluate on.
 
-        There are at most as many as the run was trained on (but not too few): the evaluation of a trial run of a few
-        steps must not take hours.
+        It is at most the number of images the run was trained on, but at least a few, so that the evaluation of a trial
+        run of a few steps takes no hours.
         """
         size = min(limit or self.source.sizes[split], self.source.sizes[split])
         least = max(_LEAST_EVALUATED * 64**2 // max(math.prod(self.config.model.image_shape[:2]), 64**2), 8)
@@ -521,11 +521,11 @@ class Trainer:
 
 
 class ReadSchedule:
-    """Decides after which steps, between two rows of the log, the loop reads results from the devices.
+    """The schedule of the steps, between two rows of the log, after which the loop reads results from the devices.
 
-    Reading waits for all steps that were dispatched, and a GPU then has nothing to do until the next one comes. The
-    first step of a process is read, then after at most twice as many steps each time, as long as these take no more
-    than `READ_SECONDS`. Several workers must read at the same steps, so all of them take the chief's proposal.
+    Reading waits for all dispatched steps, and a GPU is then idle until the next step is dispatched. The first step of
+    a process is read. Each further interval is at most twice as long, as long as its steps take no more than
+    `READ_SECONDS`. Several workers must read at the same steps, so all of them take the chief's proposal.
     """
 
     def __init__(self, step: int):
@@ -533,26 +533,26 @@ class ReadSchedule:
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
-        """Restarts the clock for the time of steps, which must not include what is done between two steps."""
+        """Restarts the clock that measures the time of steps; call it after other work between two steps."""
         self._since, self._last = time.monotonic(), step
 
     def is_due(self, step: int) -> bool:
-        """Returns whether to read after this step."""
+        """Returns whether to read results after this step."""
         return step >= self._next
 
     def propose_interval(self, step: int) -> int:
-        """Returns after how many steps to read again, from the time that steps have taken in this process."""
+        """Returns the number of steps until the next read, from the time that a step takes in this process."""
         seconds = (time.monotonic() - self._since) / max(1, step - self._last)
         return max(1, int(min(2 * self._interval, READ_SECONDS / max(seconds, 1e-9))))
 
     def set_next(self, step: int, interval: int) -> None:
-        """Sets the next step to read, `interval` steps after `step`, which was read just now."""
+        """Sets the next read to `interval` steps after `step`, which was read just now."""
         self._next, self._interval = step + interval, interval
         self.restart_clock(step)
 
 
 class _OnChief:
-    """Stands in for an object that only the chief uses: its methods run there, and every worker gets the result."""
+    """A proxy of an object that only the chief uses: methods run on the chief, and every worker gets the result."""
 
     def __init__(self, workers: Workers, target: Any):
         self._workers = workers

@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl`, and the loggers beside it."""
+"""The log of a run: the file `metrics.jsonl` and the loggers that receive its rows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from tfdecouple.errors import one_line
 from tfdecouple.loggers import Logger
 from tfdecouple.storage.files import parse_json, write_text
 
-# The best weights are chosen by this metric, which every row of an evaluation has.
+# Name of the metric that selects the best weights; every row of an evaluation has it.
 _SELECTED_BY = "bits_per_dim"
-# JSON has no NaN: numbers that are not finite are written as these texts.
+# Texts that stand for NaN and infinities, which JSON does not have.
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class MetricsLog:
-    """Writes rows of metrics to `metrics.jsonl`, and passes rows and pictures on to loggers.
+    """Writer of metrics to `metrics.jsonl`, which also passes rows and pictures on to loggers.
 
-    A logger of another project that fails is dropped with a message: it must not end a run. All methods raise OSError
-    where the disk is full.
+    A logger that calls another project's client is dropped with a message if it fails, because it must not end a run.
+    All methods raise OSError where the disk is full.
 
     Args:
         folder: the run folder; nothing is touched before `open`.
@@ -36,14 +36,14 @@ class MetricsLog:
         self._report = report
 
     def open(self, step: int, is_last: bool = False) -> int:
-        """Opens the log, new or at a step of the run, and returns the number of damaged lines that are removed.
+        """Returns the number of damaged lines that it removes while opening the log for new rows.
 
-        Rows of later steps, left by a program that ended before its next checkpoint, are removed: the run will write
-        them again. Rows of the test images stay: they show how often a run was evaluated on the test set.
+        Rows of later steps, left by a program that ended before its next checkpoint, are removed, because the run will
+        write them again. Rows of the test images stay: they show how often a run was evaluated on the test set.
 
         Args:
-            step: the step that was reached.
-            is_last: whether the run takes no further step, so that it measures the test images of this one again.
+            step: the step from which the run resumes; 0 for a new run.
+            is_last: whether the run takes no further step, so that it evaluates this step on the test images again.
         """
         damaged, kept = 0, []
         if self._path.exists():
@@ -55,7 +55,7 @@ class MetricsLog:
         return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds a row.
+        """Adds a row of metrics to the log.
 
         Args:
             kind: "train", "validation" or "test".
@@ -67,27 +67,27 @@ class MetricsLog:
         self._call_loggers(lambda logger: logger.write(kind, step, values))
 
     def validation_bits_per_dim(self, step: int) -> float | None:
-        """Returns the bits/dim of the validation images at a step; None where there is no such row."""
+        """Returns the bits/dim of the validation images at a step; None where the log has no row of it."""
         rows = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
         return float(rows[-1][_SELECTED_BY]) if rows else None
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Passes a PNG file on to the loggers."""
+        """Passes a picture, a PNG file, on to the loggers."""
         self._call_loggers(lambda logger: logger.write_picture(name, step, path))
 
     def flush(self) -> None:
-        """Lets loggers write out what they hold."""
+        """Makes all loggers write out the rows that they hold back."""
         self._call_loggers(lambda logger: logger.flush())
 
     def close(self) -> None:
-        """Closes the loggers."""
+        """Closes all loggers."""
         self._call_loggers(lambda logger: logger.close())
 
     def _call_loggers(self, call: Callable[[Logger], None]) -> None:
         for logger in list(self._loggers):
             try:
                 call(logger)
-            # The client of another project may raise anything.
+            # Every exception is caught, because another project's client may raise anything.
             except Exception as error:
                 if not logger.is_foreign:
                     raise
@@ -101,7 +101,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _read_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """Returns the rows, and the number of damaged lines but for the last line, which a crash may cut short."""
+    """Returns the rows and the number of damaged lines; the last line is not counted, as a crash may cut it short."""
     *lines, last = path.read_bytes().split(b"\n")
     rows = [_parse_row(line) for line in [*lines, last]]
     return [row for row in rows if row], rows[:-1].count(None)

@@ -1,4 +1,4 @@
-"""Adam with decoupled weight decay and averaged weights: moments and averages of each weight, and its update."""
+"""The optimizer: Adam with decoupled weight decay and averaged weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tensorflow.python.trackable import base
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flattened, is_small
 
-# Number of large weights that are updated at a time. Without this bound TensorFlow starts with all of them, and for a
-# moment holds temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
+# Number of large weights that are updated at the same time. Without this bound TensorFlow updates all at once and holds
+# temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
 _AT_A_TIME = 2
 
 _Named = Mapping[str, tf.Variable]
@@ -25,7 +25,7 @@ _Named = Mapping[str, tf.Variable]
 class _Scalars(NamedTuple):
     """Float32 scalars that the updates of all variables share.
 
-    Where the update is not to be applied, their values leave each variable unchanged to the last bit.
+    For an update that is skipped, the values are chosen so that each variable stays unchanged to the last bit.
     """
 
     beta_1: tf.Tensor
@@ -40,16 +40,14 @@ class _Scalars(NamedTuple):
 
 
 class Optimizer:
-    """Adam over any number of weights, with its moments and the averages of weights and moving statistics.
+    """An Adam optimizer with averages of weights and moving statistics; create it in the scope of the strategy.
 
-    Keras' optimizers build some twenty operations a variable, which for the thousand variables of a deep flow is
-    most of the time to the first step. Here the moments and averages of all small weights are one vector each, which
+    Keras' optimizers build some twenty operations for each variable, which takes most of the time to the first step in
+    a deep flow of a thousand variables. Here the moments and averages of all small weights are one vector each, which
     one operation changes. Large weights are updated by TensorFlow's fused kernel, which needs no temporary copies.
 
-    The graph has no condition: on a GPU the host would have to wait for it in the middle of each step. A skipped update
+    The graph has no condition, because on a GPU the host would wait for it in the middle of each step. A skipped update
     is an update by zero.
-
-    Create it inside the scope of the strategy that trains.
 
     Args:
         config: holds `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm` and `ema_decay`.
@@ -59,7 +57,7 @@ class Optimizer:
     Attributes:
         means, variances: the first and second moments by name of the weight.
         averages: averages over the updates by name of weight or statistic; empty where `ema_decay` is 0.
-        small: names of the weights that are updated together.
+        small: names of the small weights, which are updated together.
     """
 
     def __init__(self, config: TrainingConfig, weights: _Named, statistics: _Named):
@@ -84,12 +82,12 @@ class Optimizer:
     def start_averages(self) -> None:
         """Sets the averages to the current weights and statistics."""
         for name, average in self.averages.items():
-            # An average that shared the memory of its weight would change with it in the first step, so it gets a copy.
+            # The value is copied, because an average that shared its weight's memory would change with the weight.
             average.assign(tf.raw_ops.DeepCopy(x=self._averaged[name]))
 
     @contextlib.contextmanager
     def use_averages(self) -> Iterator[None]:
-        """Replaces weights and statistics by their averages inside this context."""
+        """Returns a context inside which weights and statistics are replaced by their averages."""
         self._swap_averages()
         try:
             yield
@@ -113,16 +111,16 @@ class Optimizer:
         rate: tf.Tensor,
         gradient_scale: tf.Tensor | None = None,
     ) -> None:
-        """Updates weights, moments, statistics and averages in place, or the device's copies of them in a replica.
+        """Updates weights, moments, statistics and averages in place; called in a replica, those of its device.
 
         Args:
             applied: whether to apply the update, a boolean scalar.
-            gradients: gradients of the weights, in their order, float32.
+            gradients: gradients of the weights, in the order of the weights, float32.
             small: the values of the small weights from `read_small_weights`.
-            statistics: the new values of the statistics, in their order, float32.
+            statistics: the new values of the statistics, in the order of the statistics, float32.
             updates: number of updates before this one, an integer scalar.
             rate: learning rate, a float32 scalar.
-            gradient_scale: factor of the gradients, a float32 scalar, where `clip_norm` is set.
+            gradient_scale: factor of the gradients, a float32 scalar; None where `clip_norm` is not set.
         """
         applied, updates = tf.identity(applied), tf.identity(updates)
         scalars = self._scalars(applied, updates, rate, gradient_scale)
@@ -143,17 +141,17 @@ class Optimizer:
         if self._averages.views:
             average = self._averages.variable.handle
             change = _read(average) - tf.concat(new_values, 0)
-            # This operation multiplies and subtracts without another copy.
+            # This operation subtracts the scaled change without another copy of the averages.
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
     def read_small_weights(self) -> list[tf.Tensor]:
-        """Returns the values of the small weights, in their order; in a replica the values of its device."""
+        """Returns the values of the small weights, in the order of `small`; in a replica, those of its device."""
         return [_read(self._weights[name].handle) for name in self.small]
 
     def _update_small(
         self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor], values: Sequence[tf.Tensor]
     ) -> list[tf.Tensor]:
-        """Updates the small weights together; returns their new values as a vector."""
+        """Returns a list with the new values of the small weights as one vector, after updating them together."""
         weights = [self._weights[name] for name in self.small]
         before, change = flattened(values), self._changes.variable.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
@@ -161,7 +159,7 @@ class Optimizer:
         _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         difference = _read(change)
         for weight, value in zip(weights, _split_like(difference, weights), strict=True):
-            # Adding in place keeps each weight where it is in memory; new places in each step would leave gaps.
+            # Adding in place keeps each weight at its address; new addresses in each step would leave gaps in memory.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
         return [before + difference]
 
@@ -172,8 +170,8 @@ class Optimizer:
         done = _apply_adam(scalars, _scale(gradient, scalars), weight, mean, variance)
         if name not in self.averages:
             return done
-        # An average moves towards its weight as Adam's mean does towards a gradient. At a rate of 0 the kernel leaves
-        # its variable (here the mean) unchanged, and at a beta_2 of 1 the variance. This is one operation for three.
+        # Adam's kernel averages weights as it averages gradients, in one operation instead of three. At a rate of 0 it
+        # leaves its variable (here the mean) unchanged, and at a beta_2 of 1 the variance.
         still = scalars._replace(rate=tf.zeros([]), beta_1=scalars.average_decay, beta_2=tf.ones([]))
         return _apply_adam(still, _read(weight), mean, self.averages[name].handle, variance)
 
@@ -185,7 +183,7 @@ class Optimizer:
         power_1, power_2 = (
             tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)
         )
-        # The averages move quickly at first, so that the initial weights are soon forgotten.
+        # The decay is small in the first updates, so that the averages soon forget the initial weights.
         before = tf.cast(updates, tf.float32)
         average_decay = tf.minimum(config.ema_decay, (1 + before) / (10 + before))
         rate = tf.where(applied, rate, 0.0)
@@ -206,7 +204,7 @@ class Optimizer:
 def _apply_adam(
     scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
 ) -> tf.Operation:
-    """Updates a variable and its moments, given by their handles."""
+    """Updates a weight and its moments, given by their resource handles, and returns the operation."""
     return tf.raw_ops.ResourceApplyAdam(
         var=weight,
         m=mean,
@@ -222,12 +220,12 @@ def _apply_adam(
 
 
 def _scale(gradient: tf.Tensor, scalars: _Scalars) -> tf.Tensor:
-    """Returns a gradient times its scale: 0 where the scale is 0, even for NaN."""
+    """Returns a gradient times the scale in `scalars`; where the scale is 0, the product is 0 even for NaN."""
     return tf.math.multiply_no_nan(gradient, scalars.gradient_scale)
 
 
 def _split_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """Returns the parts of a vector in the shapes of some variables."""
+    """Returns consecutive parts of a vector, each in the shape of one of the variables."""
     parts = tf.split(vector, [math.prod(variable.shape) for variable in variables])
     return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 
@@ -241,7 +239,7 @@ def _zeros_like(variable: tf.Variable) -> tf.Variable:
 
 
 class FlatBuffer:
-    """One vector instead of many variables, so that one operation changes all of them.
+    """A vector instead of many variables, so that one operation changes all of them.
 
     Create it inside the scope of the strategy that trains.
 
@@ -264,10 +262,10 @@ class FlatBuffer:
 
 
 class BufferView(base.Trackable):
-    """A part of a vector that is read, assigned and saved in checkpoints like a variable of its own.
+    """A view of a part of a vector that is read, assigned and saved in checkpoints like a variable.
 
     Args:
-        vector: the variable.
+        vector: the variable that holds the vector.
         start: index of the part's first number in the vector.
         shape: the shape of the variable that the part replaces.
     """
@@ -280,24 +278,24 @@ class BufferView(base.Trackable):
         self.shape = tf.TensorShape(shape)
 
     def read_value(self) -> tf.Tensor:
-        """Returns the value as a tensor."""
+        """Returns the value of the view as a tensor, float32."""
         return tf.reshape(tf.convert_to_tensor(self._vector)[self._part], self.shape)
 
     def numpy(self) -> np.ndarray:
-        """Returns the value as an array."""
+        """Returns the value of the view as an array, float32."""
         return self.read_value().numpy()
 
     def assign(self, value: Any) -> None:
-        """Sets the value on all devices.
+        """Sets the value of the view on all devices.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: for a value of another shape.
         """
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")
         for copy in self.device_copies():
-            # The sliced assignment of `tf.Variable` would read the part first.
+            # The sliced assignment of `tf.Variable` would read the slice first, which costs a copy.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=copy._vector.handle,
                 begin=[self._part.start],
@@ -307,7 +305,7 @@ class BufferView(base.Trackable):
             )
 
     def device_copies(self) -> tuple[BufferView, ...]:
-        """Returns the view of each device's copy of the vector."""
+        """Returns a view into each device's copy of the vector."""
         distributed = isinstance(self._vector, tf.distribute.DistributedValues)
         vectors = self._vector.values if distributed else (self._vector,)
         return tuple(BufferView(vector, self._part.start, self.shape) for vector in vectors)

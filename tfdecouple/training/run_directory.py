@@ -1,4 +1,4 @@
-"""What a training does with its run folder: it checks and locks it, restores from it and writes to it."""
+"""The run folder as a training uses it: it is checked, locked, restored from and written to."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from tfdecouple.storage.files import TEMPORARY, read_json, require_own_files, wr
 from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
-# Options that may change when a run is resumed.
+# Names of the options that may change when a run is resumed.
 _FREE = ("training.steps", "training.loggers")
-# Options that may change where they have had no effect before the last checkpoint.
+# Names of the options that may change as long as they had no effect before the newest checkpoint.
 _FREE_BEFORE_PATTERNS = ("training.patterns", "training.patterns_after")
-# A message names at most this many weights.
+# Largest number of weights that a message names.
 _NAMED = 8
 
 
 def make_paths_absolute(config: Config) -> Config:
-    """Returns a config with absolute paths, so that its run can be resumed from any working directory."""
+    """Returns the config with absolute paths, so that its run can be resumed from any working directory."""
     start = config.training.init_from
     if start and is_run_folder(start):
         start = os.path.abspath(os.path.expanduser(start))
@@ -54,7 +54,7 @@ def make_paths_absolute(config: Config) -> Config:
 
 
 class RunDirectory:
-    """Reads and writes the run folder of a training; a context that closes its log and releases its lock.
+    """The run folder of a training, as a context that closes the log and releases the lock at its end.
 
     Only the chief of several workers uses it.
 
@@ -66,8 +66,8 @@ class RunDirectory:
     Attributes:
         path: the folder.
         checkpoints: the checkpoints of the run.
-        is_resumed: whether `require_same_run` found this run there.
-        loaded: the step, skipped ones included, of the weights that `load_best_weights` has loaded; 0 before.
+        is_resumed: whether `require_same_run` has found this run in the folder.
+        loaded: the step, skipped ones included, of the weights that `load_best_weights` has loaded; 0 before the call.
     """
 
     def __init__(self, path: pathlib.Path, config: Config, report: Callable[[str], None] = print):
@@ -83,13 +83,13 @@ class RunDirectory:
         self._begun = 0
 
     def __enter__(self) -> RunDirectory:
-        """Returns the run directory; nothing is touched yet."""
+        """Returns the run directory itself, without touching any file."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the log and releases the lock."""
+        """Closes the log and releases the lock of the folder."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._lock.release)
             self._log.close()
@@ -97,10 +97,10 @@ class RunDirectory:
     # --- before the first step ---
 
     def require_same_run(self) -> None:
-        """Refuses a folder that holds anything but this run, and locks a folder that exists.
+        """Raises RunError if the folder holds anything but this run, and locks a folder that exists.
 
         Raises:
-            RunError: where the folder holds something else, or another program trains there.
+            RunError: where the folder holds anything else, or another program trains in it.
         """
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
@@ -113,13 +113,13 @@ class RunDirectory:
         if path.is_dir():
             require_own_files(path)
         if not (path / CONFIG).is_file():
-            # A program that ended as it began leaves no more than its lock and an unfinished config.
+            # A program that ended before its first step leaves only its lock and an unfinished config.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         before = make_paths_absolute(load_config(path))
         changed = difference(before, self._config)
-        # Texts for people may change, and the set of photographs has no effect on a run of other images.
+        # Texts for people may change; so may the set of photographs, which has no effect on a run of other images.
         free = [*_FREE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
@@ -155,7 +155,7 @@ class RunDirectory:
             ) from error
 
     def require_label_names(self, names: Sequence[str]) -> None:
-        """Raises RunError if labels have other names than when the run began; the message has the first of them."""
+        """Raises RunError if a label has another name than when the run began; the message has the first such label."""
         classes = self._config.model.classes
         if self.is_resumed and classes and (changed := find_changed_label(self.path, classes, names)):
             was, now = changed
@@ -165,14 +165,14 @@ class RunDirectory:
             )
 
     def restore(self, state: TrainingState, sizes: Mapping[str, int]) -> tuple[list[str], bool]:
-        """Restores the newest readable checkpoint; returns messages for the user, and whether the run is new.
+        """Returns messages for the user and whether the run is new, after restoring the newest readable checkpoint.
 
         Args:
             state: the variables to restore.
             sizes: current number of images of each split.
 
         Raises:
-            RunError: where there are checkpoints, and none can be read.
+            RunError: where the folder has checkpoints, but none can be read.
         """
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
@@ -183,7 +183,7 @@ class RunDirectory:
         return messages, self._begun == 0 and not self.checkpoints.checkpoint_steps()
 
     def _describe_changed_sizes(self, sizes: Mapping[str, int]) -> list[str]:
-        """Returns a warning where the splits have other numbers of images than when the run last trained."""
+        """Returns a list with a warning if numbers of images differ from those of the last training, else []."""
         try:
             before = dict(read_json(self.path / SIZES))
         except (OSError, ValueError, TypeError):
@@ -201,7 +201,7 @@ class RunDirectory:
                 messages.append(f"passed over: {error}")
                 continue
             messages.append(f"goes on from step {int(state.step.numpy())}")
-            # The restored state knows nothing of later checkpoints, nor of later best weights.
+            # The run is now at the restored step, so later checkpoints and later best weights are removed.
             for kind in ("step", "best"):
                 for newer in (s for s in self.checkpoints.checkpoint_steps(kind) if s > step):
                     self.checkpoints.remove_checkpoint(kind, newer)
@@ -214,7 +214,7 @@ class RunDirectory:
         return messages
 
     def finished_summary(self) -> dict[str, Any] | None:
-        """Returns the summary of a run that has no steps left, and prints that it is complete; None for any other."""
+        """Returns the summary of a complete run, and prints that it is complete; None where steps or tests are left."""
         step = self._begun
         if step < self._config.training.steps:
             return None
@@ -232,16 +232,16 @@ class RunDirectory:
         """Loads the best weights of another run or import into the model.
 
         A model with labels may start from a run without labels: weights of labels keep their initial values, and where
-        z is a function of the label, encoder and prior of the other run are left out. With `training.init_partial` any
-        other architecture is accepted: layers of other shapes keep their weights, and a message names them.
+        z is a function of the label, encoder and prior of the other run are left out. With `training.init_partial` the
+        other run may have any architecture: layers of other shapes keep their weights, and a message names the layers.
 
         Args:
-            state: holds the model.
+            state: the training state that holds the model.
             run: the other run.
             label_names: names of the images' labels; weights of labels are taken from a run with the same names only.
 
         Raises:
-            ConfigError: where architecture or labels differ in another way, without `training.init_partial`.
+            ConfigError: where architecture or labels differ in any other way, without `training.init_partial`.
             RunError: where the other run holds no weights.
         """
         other = load_config(run)
@@ -282,14 +282,14 @@ class RunDirectory:
     # --- from the first step on ---
 
     def write_run_files(self, sizes: Mapping[str, int], label_names: Sequence[str] = ()) -> int:
-        """Writes config, sizes and label names, and opens the log; returns how many damaged rows the log had.
+        """Returns how many damaged rows the log had, after writing config, sizes and label names and opening the log.
 
         Args:
             sizes: number of images of each split.
             label_names: names of the images' labels, written for a model with labels.
 
         Raises:
-            RunError: where another program has started a run there meanwhile.
+            RunError: where another program has started a run in the folder meanwhile.
             OSError: where a file cannot be written.
         """
         if not self._lock.is_locked:
@@ -303,13 +303,13 @@ class RunDirectory:
         return self._log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
     def logged_bits_per_dim(self, step: int) -> float | None:
-        """Returns the bits/dim of the validation images at a step by the log; None where the log has no such row."""
+        """Returns the logged bits/dim of the validation images at a step; None where the log has no row of it."""
         return self._log.validation_bits_per_dim(step)
 
     def write_row(
         self, kind: str, step: int, metrics: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}
     ) -> None:
-        """Adds a row to the log, and pictures by name.
+        """Adds a row of metrics to the log, and passes pictures, paths by name, on to the loggers.
 
         Raises:
             OSError: where the disk is full.
@@ -319,12 +319,12 @@ class RunDirectory:
             self._log.write_picture(name, step, path)
 
     def save_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
-        """Saves the state; with `overwrite=False` only where the step has no checkpoint yet.
+        """Saves the state of the training; with `overwrite=False` only where the step has no checkpoint yet.
 
-        A system that sends SIGTERM may send SIGKILL while a checkpoint is written, so a whole one is not replaced.
+        After SIGTERM use `overwrite=False`: a SIGKILL may follow while a complete checkpoint is being replaced.
 
         Raises:
-            OSError: where the disk is full, or the folder is not there any more.
+            OSError: where the disk is full, or the folder has been removed.
         """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
@@ -333,15 +333,15 @@ class RunDirectory:
             self.checkpoints.write_checkpoint("step", step, state.checkpoint_groups())
 
     def save_best_weights(self, state: TrainingState, step: int) -> None:
-        """Saves the model's weights as the best ones."""
+        """Saves the model's weights as the best weights of the run."""
         self.checkpoints.write_checkpoint("best", step, {"model": state.checkpoint_groups()["model"]})
 
     def load_best_weights(self, state: TrainingState) -> None:
-        """Loads the best weights into the model, or those of the newest checkpoint if the best cannot be read."""
+        """Loads the best weights into the model, or the newest checkpoint's weights if the best cannot be read."""
         self.loaded = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json, and a row of the log if the test images were measured."""
+        """Writes summary.json, and a row of the log if the test images were evaluated."""
         if summary["test"] is not None:
             self._log.write("test", summary["steps"], summary["test"])
         write_json(self.path / SUMMARY, summary)

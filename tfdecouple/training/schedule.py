@@ -1,4 +1,4 @@
-"""What changes from update to update: learning rate (paper appendix C.2), KL weight, image noise, patterns."""
+"""Schedules over the updates: learning rate (paper appendix C.2), KL weight, image noise and patterns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import TrainingConfig
 
-# The warm-up begins at this learning rate in the paper's code.
+# Learning rate at which the warm-up begins in the paper's code.
 WARMUP_START = 1e-7
 
 
@@ -20,10 +20,10 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     It rises linearly from 1e-7 to the peak over `warmup_steps` updates, then decays exponentially, without a floor.
 
     Args:
-        config: holds `learning_rate`, `warmup_steps` and `decay_rate`.
+        config: the config with `learning_rate`, `warmup_steps` and `decay_rate`.
         update: number of updates applied before this one, an integer scalar.
     """
-    # float32 cannot represent a base like 0.999997 well enough for its millionth power, so this is float64.
+    # The powers are taken in float64, because float32 rounds a base like 0.999997 too coarsely for its millionth power.
     update = tf.cast(update, tf.float64)
     peak, warmup = tf.constant(config.learning_rate, tf.float64), float(config.warmup_steps)
     rising = WARMUP_START + (peak - WARMUP_START) * update / max(warmup, 1.0)
@@ -34,10 +34,10 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss of an update, float32.
 
-    It rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates, then it is constant. The paper uses 1.
+    It rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates, then it is constant. In the paper it is 1.
 
     Args:
-        config: holds `kl_weight` and `kl_warmup_steps`.
+        config: the config with `kl_weight` and `kl_warmup_steps`.
         update: number of updates applied before this one, an integer scalar.
     """
     if not config.kl_warmup_steps:
@@ -51,7 +51,7 @@ def noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     It falls from `noise` to 0 as half a cosine over `noise_steps` updates, then it is 0 (Tschannen et al., 2024).
 
     Args:
-        config: holds `noise` and `noise_steps`.
+        config: the config with `noise` and `noise_steps`.
         update: number of updates applied before this one, an integer scalar.
     """
     done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
@@ -64,18 +64,18 @@ def pattern_fraction(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     It is 0 in the first `patterns_after` updates, then `patterns`.
 
     Args:
-        config: holds `patterns` and `patterns_after`.
+        config: the config with `patterns` and `patterns_after`.
         update: number of updates applied before this one, an integer scalar.
     """
     return config.patterns * tf.cast(update >= config.patterns_after, tf.float32)
 
 
 def add_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
-    """Returns images with noise, rounded and clipped to 0..255, uint8; the same images where the deviation is 0.
+    """Returns images with added noise, rounded and clipped to 0..255, uint8; unchanged where the deviation is 0.
 
     Args:
-        images: uint8.
-        deviation: standard deviation in pixel values, a scalar.
+        images: images without noise, uint8.
+        deviation: standard deviation of the noise in pixel values, a scalar.
         normal: standard normal noise, float32 of the shape of images.
     """
     noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
@@ -83,13 +83,14 @@ def add_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.
 
 
 def insert_patterns(images: tf.Tensor, fraction: tf.Tensor, chances: tf.Tensor, patterns: tf.Tensor) -> tf.Tensor:
-    """Returns images of which patterns replace a fraction, uint8.
+    """Returns images with a fraction of them replaced by patterns, uint8.
 
     Args:
-        images: uint8 `[batch, height, width, channels]`.
+        images: training images, uint8 `[batch, height, width, channels]`.
         fraction: the expected fraction of replaced images, 0 to 1, a scalar.
-        chances: uniform in [0, 1), float32 `[batch]`: an image is replaced where its chance is below the fraction.
-        patterns: the patterns from `draw_patterns`, of the shape of images.
+        chances: uniform random numbers in [0, 1), float32 `[batch]`; an image is replaced where its number is below
+            the fraction.
+        patterns: the patterns from `draw_patterns`, in the shape of images.
     """
     return tf.where(chances[:, None, None, None] < fraction, patterns, images)
 
@@ -97,13 +98,13 @@ def insert_patterns(images: tf.Tensor, fraction: tf.Tensor, chances: tf.Tensor, 
 def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     """Returns random patterns, half of them noise and half checkerboards of two colours, uint8 of the given shape.
 
-    The values of noise are drawn independently. The fields of a board are squares of 1, 2, 4, ... pixels, each side
-    equally likely, up to the whole image, which then has one colour. Half of the patterns of either kind have the
-    values 0 and 255 only, a quarter have equal channels. The kind of a pattern depends on its index and the seed.
+    The values of noise are drawn independently. The fields of a checkerboard are squares with a side of 1, 2, 4, ...
+    pixels, all equally likely, up to one field as large as the image. Half of the patterns of either kind have only the
+    values 0 and 255; a quarter have equal channels. The kind of a pattern depends on its index and the seed.
 
     Args:
         shape: `[batch, height, width, channels]`.
-        seed: a seed as for `randomness.draw_normal`.
+        seed: the seed, as `randomness.draw_normal` takes it.
     """
     batch, height, width, channels = shape
 
@@ -118,7 +119,7 @@ def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     sides = 1 + math.ceil(math.log2(max(height, width)))
     side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int32)
     rows, columns = tf.range(height)[None, :, None], tf.range(width)[None, None, :]
-    # A board consists of the first two of the values that noise would have.
+    # The two colours of a checkerboard are the first two values of the noise, so that nothing more is drawn.
     board = (rows // side + columns // side) % 2
     positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
     return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)

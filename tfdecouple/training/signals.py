@@ -1,4 +1,4 @@
-"""Stopping a run at the next step boundary when the system or the user asks for it."""
+"""Signals that stop a run: it saves its state after the current step, then raises an error."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from types import FrameType, TracebackType
 
 from tfdecouple.errors import RunError
 
-# A closed terminal sends SIGHUP; not every system knows it.
+# Signals that stop a run. A closed terminal sends SIGHUP, which some systems lack.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-# Seconds after which the process is ended if its main thread does not react: systems send SIGKILL half a minute after
-# SIGTERM.
+# Seconds until a process whose main thread does not react is ended. Systems send SIGKILL half a minute after SIGTERM.
 _GRACE = 15.0
 
 
 class InterruptedRunError(RunError):
-    """The run was asked to stop and has saved its state."""
+    """An error that ends a run that was asked to stop and has saved its state."""
 
-    # This is EX_TEMPFAIL of sysexits.h: the same command resumes the run.
+    # The exit status is EX_TEMPFAIL of sysexits.h, because the same command resumes the run.
     status = 75
 
 
 class _Stopped(BaseException):
-    """Ends the code inside `StopRequest.stop_at_once`; it is no `Exception`, which libraries might catch."""
+    """An exception that ends the code inside `StopRequest.stop_at_once`; libraries might catch an `Exception`."""
 
 
 class StopRequest:
     """A context that catches SIGTERM, SIGHUP and Ctrl-C; a second Ctrl-C ends the program at once, without saving.
 
     Attributes:
-        reason: the name of the signal that came, or None.
+        reason: the name of the received signal, or None.
     """
 
     def __init__(self) -> None:
@@ -44,10 +43,10 @@ class StopRequest:
         self._raises = False
 
     def __enter__(self) -> StopRequest:
-        """Installs the handlers; outside the main thread, where Python allows none, nothing is caught."""
+        """Returns the context after installing its handlers, which Python allows in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # A program under nohup ignores SIGHUP and continues.
+                # A program under nohup ignores SIGHUP, so that it continues when the terminal is closed.
                 if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                     continue
                 self._before[number] = signal.signal(number, self._note)
@@ -56,21 +55,19 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restores the previous handlers."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def stop_at_once(self, where: str) -> Iterator[None]:
-        """Lets a signal, also one that came before, end the code inside this context at once.
-
-        Use it where nothing is left to save.
+        """Returns a context whose code a signal ends at once, even a signal received before; all must be saved.
 
         Args:
             where: the rest of the message after "stopped by SIGTERM ".
 
         Raises:
-            InterruptedRunError: with the name of the signal.
+            InterruptedRunError: where a signal was received; the message names it.
         """
         try:
             if self.reason:
@@ -85,9 +82,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def _watched(self, where: str) -> Iterator[None]:
-        """Ends the process `_GRACE` seconds after SIGTERM or SIGHUP if this context has not been left by then.
+        """Returns a context that ends the process if SIGTERM or SIGHUP does not end its code within `_GRACE` seconds.
 
-        Python's own handlers do not run before native code returns, which may take a minute.
+        Python's own handlers run only after native code returns, which may take a minute.
         """
         left = threading.Event()
         received, sent = socket.socketpair()

@@ -1,4 +1,4 @@
-"""Everything that changes while a run trains, and that its checkpoints hold."""
+"""The state of a training that its checkpoints hold: model, optimizer and counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.run_folder import list_averaged_weights
 from tfdecouple.training.optimizer import Optimizer
 
-# Fields of `step.StepResult` that the log averages over the steps since its last row. Checkpoints hold the sums.
+# Names of the fields of `step.StepResult` that the log averages over the steps since its last row.
 RUNNING_MEANS = (
     "bits_per_dim",
     "reconstruction",
@@ -25,24 +25,24 @@ RUNNING_MEANS = (
 
 
 class TrainingState:
-    """Model, optimizer and counters of a training.
+    """The model, the optimizer and the counters of a training.
 
     Create it inside the scope of the strategy that trains.
 
     Attributes:
         model: the model in training.
-        trainable: its trainable weights by name.
-        moving: the moving statistics of its batch normalisation by name.
+        trainable: trainable weights of the model by name.
+        moving: moving statistics of the model's batch normalisation by name.
         optimizer: Adam with its moments and the averaged weights.
         step: steps taken, skipped ones included; the position in the data.
         updates: updates applied; the position in the schedule.
         skipped: number of skipped steps in a row.
-        best_step, best_bits_per_dim: step and result of the best evaluation.
+        best_step, best_bits_per_dim: step and bits/dim of the best evaluation on the validation images.
         window: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, and the number of steps.
         not_finite: number of steps in which each of `RUNNING_MEANS` was not finite; not in checkpoints.
         lost: largest inversion error for which a step was not applied; not in checkpoints.
-        halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. Steps that the host
-            has dispatched before it reads this change nothing.
+        halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. Later steps, which
+            the host may already have dispatched, change nothing.
     """
 
     def __init__(self, config: Config):
@@ -63,7 +63,7 @@ class TrainingState:
         self.lost = tf.Variable(np.float32(0), trainable=False)
 
     def checkpoint_groups(self) -> dict[str, Mapping[str, Any]]:
-        """Returns all variables of a checkpoint by group and name; the group "model" has the weights."""
+        """Returns all variables of a checkpoint by group and name; the group "model" holds the weights."""
         counters = ("step", "updates", "skipped", "best_step", "best_bits_per_dim", "window")
         return {
             "model": self._named,
@@ -90,7 +90,7 @@ class TrainingState:
         row = tf.concat([tf.cast(metrics, tf.float64), tf.ones([1], tf.float64)], 0)
         self.window.assign_add(tf.where(result.applied, row, tf.zeros_like(row)))
         self.not_finite.assign_add(tf.cast(running & ~is_finite, tf.int64))
-        # A step with finite metrics was refused because of its inversion error.
+        # A skipped step with finite metrics can only have been skipped for its inversion error.
         is_lost = running & ~result.applied & tf.reduce_all(is_finite)
         self.lost.assign(tf.where(is_lost, tf.maximum(self.lost, result.inversion_error), self.lost))
         self.updates.assign_add(tf.cast(result.applied, tf.int64))
@@ -99,13 +99,13 @@ class TrainingState:
         self.halted.assign(tf.cast(~running | (skipped >= self._training.max_skipped_steps), tf.int64))
 
     def read_running_means(self) -> dict[str, float]:
-        """Returns the means since the last call by name, NaN where no step was applied, and resets the sums."""
+        """Returns the mean of each of `RUNNING_MEANS` since the last call, or NaN without any step; resets the sums."""
         *totals, count = self.window.numpy().tolist()
         self.window.assign(tf.zeros_like(self.window))
         return {name: total / count if count else math.nan for name, total in zip(RUNNING_MEANS, totals, strict=True)}
 
     def read_skip_reasons(self) -> str:
-        """Returns in words why steps since the last call were not applied, and resets their counters."""
+        """Returns a text on why steps since the last call were not applied, and resets the counters behind it."""
         counts, lost = self.not_finite.numpy(), float(self.lost.numpy())
         self.not_finite.assign(tf.zeros_like(self.not_finite))
         self.lost.assign(0.0)
@@ -118,10 +118,10 @@ class TrainingState:
         return "; ".join(reasons)
 
     def update_best(self, step: int, bits_per_dim: float) -> bool:
-        """Returns whether an evaluation is the best one so far, and stores the one that is.
+        """Returns whether an evaluation is the best one so far, and stores its step and bits/dim if so.
 
-        Evaluations of weights that never saw patterns do not count once patterns are among the training images: their
-        bits/dim may be lower, but patterns are not reconstructed exactly by them.
+        Once patterns are among the training images, evaluations of weights that never saw patterns do not count: their
+        bits/dim may be lower, but these weights do not reconstruct patterns exactly.
         """
         best, best_step = float(self.best_bits_per_dim.numpy()), int(self.best_step.numpy())
         if self._training.patterns and best_step <= self._training.patterns_after < step:

@@ -1,4 +1,4 @@
-"""One step of training: noise, bound and gradient on every device; their sum, its check and the update once for all."""
+"""A training step: noise, bound and gradient on each device, then sum of the gradients, its check, and one update."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from tfdecouple.training.state import TrainingState
 
 
 class StepResult(NamedTuple):
-    """Result of a step: scalars on a device, or plain numbers once it is read.
+    """The result of a training step: scalar tensors, or plain numbers after `read`.
 
     Attributes:
-        bits_per_dim: mean over the batch.
+        bits_per_dim: bits/dim of the batch, the mean over its images.
         reconstruction, kl, dequantization: the terms of the bound, mean nats per image.
         gradient_norm: global norm of the gradient, before any clipping.
         learning_rate: the learning rate of the update.
-        applied: False where nothing was changed: the loss or the gradient norm were not finite, `inversion_error` was
-            above its bound, or training has halted.
-        stop: above 0 where any worker was asked to stop; the same on all of them.
-        inversion_error: error of the reconstruction of activations with `training.memory=invert`, else 0: the largest
-            difference of an image at the input of each stage relative to the largest number there, summed over the
-            stages; the maximum over the batch.
+        applied: whether the update was applied: False if the loss or the gradient norm was not finite,
+            `inversion_error` was above its bound, or training has halted.
+        stop: a number above 0 if any worker was asked to stop; all workers have the same number.
+        inversion_error: error of the activations that `training.memory=invert` reconstructs, else 0: the largest
+            difference at the input of a stage relative to the largest number there, summed over the stages of an
+            image; the maximum over the batch.
     """
 
     bits_per_dim: Any
@@ -52,47 +52,47 @@ class StepResult(NamedTuple):
     inversion_error: Any = 0.0
 
     def read(self) -> StepResult:
-        """Waits for the step and returns its result as plain numbers."""
+        """Returns the result as plain numbers, after waiting for the step."""
         return StepResult(*(np.asarray(value).item() for value in self))
 
 
 class TrainStep:
-    """Takes the training steps of a run: noise, gradients on each device, their sum, and one update.
+    """A function that takes a training step of a run: noise, gradients on each device, their sum, and one update.
 
-    The noise of an image depends on seed, step and the image's index in the batch, not on the device that processes
-    it: each device draws the noise of the whole batch and takes its slice. So a repeated step repeats, and any number
-    of devices takes the same step.
+    The noise of an image depends on seed, step and the image's index in the batch, not on the device that processes the
+    image: each device draws the noise of the whole batch and takes its slice. So a repeated step gives the same result,
+    with any number of devices.
 
-    Micro-batches are processed one after the other, each with its slice of the noise. Batch normalisation sees a
-    micro-batch (as in the paper's code), and its moving statistics move once per update, towards the mean of the
-    micro-batches' statistics. `state` must be created in the scope of the strategy.
+    Micro-batches are processed one after the other, each with its slice of the noise. Batch normalisation uses the
+    statistics of a micro-batch (as in the paper's code); its moving statistics change once per update, towards the mean
+    of the micro-batches' statistics. `state` must be created in the scope of the strategy.
     """
 
     def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
         self.state = state
         self._training = config.training
         self._strategy = strategy
-        # Each device has a slot for each micro-batch.
+        # The inversion errors of a step lie in a vector with a slot for each micro-batch of each device.
         self._slots = config.training.passes * strategy.num_replicas_in_sync
         with strategy.scope():
             self._accumulator: Any = Accumulator(self._share_shapes()) if config.training.passes > 1 else None
-        # Each function is traced once: the shapes never change. There is no Python control flow on tensors for
-        # AutoGraph to turn into graphs, and looking for it in loops over a thousand variables takes seconds.
+        # AutoGraph is off because no Python control flow depends on tensors, and its search for control flow in loops
+        # over a thousand variables takes seconds.
         self._whole = tf.function(self._take_whole, autograph=False)
         self._add = tf.function(self._add_micro_batch, autograph=False)
         self._finish = tf.function(self._finish_micro_batches, autograph=False)
 
     def __call__(self, micro_batches: Sequence[Any], step: int, stop: bool = False) -> StepResult:
-        """Dispatches one step and returns its result; on a GPU the call does not wait for the devices.
+        """Returns the result of one step, as tensors; on a GPU the call dispatches the step without waiting for it.
 
-        Nothing in the graph of the step waits for the host: a condition on a computed value would.
+        The graph of the step has no condition on a computed value, which would wait for the host.
 
         Args:
-            micro_batches: the (distributed) uint8 images of each micro-batch, `batch_size / micro_batches` in number;
+            micro_batches: the (distributed) images of each micro-batch, uint8, `batch_size / micro_batches` in number;
                 for a model with labels, pairs of images and labels, int32.
-            step: number of steps taken before.
-            stop: whether this process was asked to stop. The step is taken all the same, and its result has the stop
-                flag of all workers.
+            step: number of steps taken before this one.
+            stop: whether this process was asked to stop. The step is taken all the same, and its result combines the
+                stop flags of all workers.
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
         with tensor_float_32() if self._training.precision == "tf32" else full_float32():
@@ -102,7 +102,7 @@ class TrainStep:
                 self._add(examples, step, tf.constant(number))
             return self._finish(stop)
 
-    # --- what is traced: a whole batch at once, or its micro-batches one by one ---
+    # --- traced functions: for a whole batch, or for its micro-batches one by one ---
 
     def _take_whole(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
         shares, small = self._strategy.run(self._compute_share, args=(examples, step, 0))
@@ -121,10 +121,10 @@ class TrainStep:
     # --- on each device ---
 
     def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[Share, list[tf.Tensor]]:
-        """Returns this device's share of the step and the values of the weights that are updated together.
+        """Returns this device's result and the values of the small weights, read in a replica.
 
-        The share is that of the device's slice of the batch, or of micro-batch `number`. The values are returned
-        because reading them again would be an operation for each weight.
+        The result is computed from the device's slice of micro-batch `number`. The values are returned because reading
+        them again would take an operation for each weight.
         """
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
@@ -160,7 +160,7 @@ class TrainStep:
         return share, small
 
     def _augment(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Returns images with the noise and patterns of the update; `own` is their position in the batch."""
+        """Returns images with the noise and patterns of the update; `own` is the images' slice of the batch."""
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
@@ -173,7 +173,7 @@ class TrainStep:
         return images
 
     def _share_shapes(self) -> Share:
-        """Returns the shapes of the numbers in a device's share."""
+        """Returns the shapes of the tensors in a device's result."""
         return Share(
             [tf.TensorShape(variable.shape) for variable in self.state.trainable.values()],
             [tf.TensorShape(variable.shape) for variable in self.state.moving.values()],
@@ -184,11 +184,11 @@ class TrainStep:
     # --- for all devices ---
 
     def _update(self, shares: Share, small: list[Any], stop: tf.Tensor) -> StepResult:
-        """Applies the sum of the devices' shares, if it can be trusted, and returns the result of the step."""
+        """Returns the result of the step, after applying the sum of the devices' results if it passes its check."""
         training, state = self._training, self.state
-        # This stands outside of any condition: all workers must take part in every reduction.
+        # No condition surrounds the reduction, because all workers must take part in every reduction.
         total = self._reduce(shares)
-        # `run` makes one tensor per device: the argument is the same on all of them, and could not be added up.
+        # `run` turns the flag into one tensor per device, because only tensors of devices can be added up.
         stop = self._strategy.reduce(
             tf.distribute.ReduceOp.SUM, self._strategy.run(tf.identity, args=(stop,)), axis=None
         )
@@ -220,9 +220,9 @@ class TrainStep:
         return result
 
     def _reduce(self, shares: Share) -> Share:
-        """Returns the sum of the devices' shares, with the mean of the moving statistics.
+        """Returns the sum of the devices' results, with the mean of the moving statistics.
 
-        Gradients and statistics are returned on all devices.
+        All devices get the gradients and the statistics.
         """
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
@@ -244,7 +244,7 @@ class Accumulator:
     """Sums of the tensors of micro-batches, one set of sums on each device.
 
     All sums lie in one long vector, because a thousand variables take long to trace. Create the accumulator inside the
-    scope of the strategy; call `add_tensors` and `take_sums` on a device.
+    scope of the strategy; call `add_tensors` and `take_sums` in a replica.
 
     Args:
         shapes: `tf.TensorShape`s of the tensors, in any structure that `tf.nest` knows.
@@ -261,11 +261,11 @@ class Accumulator:
         )
 
     def add_tensors(self, values: Any) -> None:
-        """Adds float32 tensors of the accumulator's shapes, in its structure."""
+        """Adds tensors, float32 in the accumulator's shapes and structure, to the sums of this device."""
         self._total.assign_add(tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(values)], 0))
 
     def take_sums(self) -> Any:
-        """Returns the sums in their structure and sets them to 0."""
+        """Returns the sums of this device in their structure, and sets them to 0."""
         total = tf.identity(self._total)
         with tf.control_dependencies([total]):
             self._total.assign(tf.zeros_like(total))

@@ -1,4 +1,4 @@
-"""The devices that train, and how a batch is divided among them and into micro-batches."""
+"""The devices that train, and the division of a batch among them and into micro-batches."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ from tfdecouple.runtime import devices
 from tfdecouple.runtime.devices import free_memory, shown_bytes
 from tfdecouple.training.workers import Cluster, Workers
 
-# Seconds without a heartbeat after which a worker counts as dead. A worker that is killed during a step is noticed at
-# once.
+# Seconds without a heartbeat after which a worker counts as dead. A worker killed during a step is noticed at once.
 _SILENCE = 40
-# The calculation of memory leaves out gaps between buffers and workspaces, as a fraction, and on a CPU, where programs
-# and tensors share the memory, the graph of the step.
+# Fraction of the memory that tensors may take; the rest is for gaps between buffers, and for workspaces.
 _USABLE = 0.9
+# Bytes of the step's graph, which on a CPU lies in the same memory as the tensors.
 _GRAPH = 2**29
 
 _Communication = tf.distribute.experimental.CommunicationImplementation
 
 
 def make_strategy(devices: int | None = None, cluster: Cluster | None = None) -> tf.distribute.MirroredStrategy:
-    """Returns a MirroredStrategy over all visible GPUs, or over the CPU where there is none.
+    """Returns a MirroredStrategy over all visible GPUs, or over the CPU where there is no GPU.
 
-    In a cluster it is a MultiWorkerMirroredStrategy over the devices of all workers, which must have equally many. It
-    waits until all workers have started, and must be made before TensorFlow runs its first operation.
+    In a cluster it is a MultiWorkerMirroredStrategy over the devices of all workers, which must have equally many. The
+    call waits until all workers have started, and must come before TensorFlow runs its first operation.
 
     Args:
         devices: number of devices of each worker. Without GPUs, more than one means logical CPU devices, which show how
             a run behaves on several devices but make nothing faster; they must be made before TensorFlow runs its first
-            operation, and there are none in a cluster.
-        cluster: the workers; None for this process alone.
+            operation, and a cluster has none.
+        cluster: the cluster of all workers; None for this process alone.
 
     Raises:
-        ConfigError: where there are fewer devices.
+        ConfigError: where fewer devices are present.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
@@ -66,11 +65,11 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
 
 @functools.cache
 def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    """Returns a MirroredStrategy over devices, always the same one for the same devices.
+    """Returns the MirroredStrategy over some devices, always the same object for the same devices.
 
-    Two strategies of one process would give their collective operations the same numbers.
+    Two strategies in one process would give their collective operations the same numbers.
     """
-    # The strategy ignores TF_CONFIG, but fails where that is no JSON.
+    # The strategy ignores TF_CONFIG, but fails where TF_CONFIG is no JSON, so the variable is unset for a moment.
     value = os.environ.pop("TF_CONFIG", None)
     try:
         return tf.distribute.MirroredStrategy(list(devices))
@@ -101,8 +100,8 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=_Communication.AUTO if gpus else _Communication.RING
     )
-    # The strategy configures TensorFlow's coordination service, which takes a worker on a busy host for dead after 10
-    # seconds, and has no public option for it.
+    # TensorFlow's coordination service takes a worker on a busy host for dead after 10 seconds without a heartbeat. It
+    # has no public option for this time, so the call that configures the service is wrapped.
     current = context.context()
     configure = current.configure_coordination_service
     current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _SILENCE)
@@ -113,12 +112,12 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
 
 
 def device_input_options() -> tf.distribute.InputOptions:
-    """Returns the input options by which some batches lie on the devices before their step (`runtime/devices.py`)."""
+    """Returns the input options that copy some batches to the devices before their step (`runtime/devices.py`)."""
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=devices.current().device_batches)
 
 
 def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
-    """Raises ConfigError for a batch size that is no multiple of devices times micro-batches."""
+    """Raises ConfigError if the batch size is no multiple of devices times micro-batches."""
     slices = replicas * config.passes
     if config.batch_size % slices:
         micro = f" times {config.passes} micro-batches" if config.passes > 1 else ""
@@ -136,16 +135,16 @@ def choose_micro_batches(
     workers: Workers,
     report: Callable[[str], None],
 ) -> Config:
-    """Returns the config with a number instead of `training.micro_batches=auto`, and prints that number.
+    """Returns the config with a number instead of `training.micro_batches=auto`, and prints the number.
 
-    It is the number of the run in the folder, if there is one: with another number the run could not be resumed bit for
-    bit. Otherwise it is the smallest with which the state of the training and the activations of a micro-batch fit into
-    the free memory of a device of the chief, by the calculation of `costs.py`.
+    A run that is resumed keeps its number, because with another number it could not be resumed bit for bit. A new run
+    gets the smallest number with which the state of the training and the activations of a micro-batch fit into the free
+    memory of a device of the chief, by the calculation of `costs.py`.
 
     Args:
-        config: the run; one with a number is returned unchanged.
+        config: the config of the run; a config with a number is returned unchanged.
         folder: the run folder; it need not exist.
-        strategy: the devices.
+        strategy: the strategy over the devices.
         workers: all processes of the run.
         report: prints a line.
 
@@ -167,7 +166,7 @@ def _count_micro_batches(
         return count
     devices, free = strategy.num_replicas_in_sync, measure_usable_memory(strategy)
     if config.training.batch_size % devices:
-        return 1  # `require_divisible_batch` refuses this batch with a better message.
+        return 1  # Any number will do, because `require_divisible_batch` then raises an error for this batch.
     fewest = fewest_micro_batches(config, devices, free)
     if fewest is None:
         least = step_bytes(config, 1, max(1, config.training.batch_size // devices))
@@ -185,15 +184,15 @@ def _count_micro_batches(
 
 
 def measure_usable_memory(strategy: tf.distribute.Strategy) -> int:
-    """Returns how many bytes of each device a step may take."""
+    """Returns how many bytes of memory a step may take on each device."""
     local = strategy.extended.worker_devices
     gpus = [device for device in local if "GPU" in device]
     if not gpus:
-        # Logical CPU devices share the memory of the machine.
+        # The memory is divided by their number, because logical CPU devices share the memory of the machine.
         return max(0, int((_USABLE * free_memory() - _GRAPH) / len(local)))
     from tensorflow.python.client import device_lib
 
-    # The config of this process is passed because the default would number, and reserve, GPUs that it has hidden.
+    # The config of this process is passed because the default would also list, and reserve, its hidden GPUs.
     described = device_lib.list_local_devices(context.context().config)
     limits = {each.name.rpartition("device:")[2]: each.memory_limit for each in described}
     names = [device.rpartition("device:")[2] for device in gpus]

@@ -1,4 +1,4 @@
-"""The processes that train together: their addresses, barriers, broadcasts, and calls on the first of them only."""
+"""The workers, which are the processes that train together: addresses, barriers, broadcasts, calls on the chief."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ CHOICES = ("auto", "tf-config", "slurm", "none")
 
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
-# These ports lie below those that systems give to clients. Each Slurm job has ports of its own: jobs can share a host.
+# Ports of workers under Slurm, below the ports that systems give to clients.
 _SLURM_PORTS = range(16000, 32000)
+# Number of ports of each Slurm job; no two jobs get the same ports, because they can share a host.
 _PORTS_PER_JOB = 16
 
 
@@ -33,8 +34,8 @@ class Cluster:
         jobs: addresses (host:port) by job: "worker", and "chief" where there is one.
         job: the job of this process.
         index: the index of this process in its job.
-        rank_on_host: the rank, from 0, of this process among the workers that share this host and its GPUs.
-        sharing_host: number of workers that share this host and its GPUs.
+        rank_on_host: the rank, from 0, of this process among the workers that share its host and the host's GPUs.
+        sharing_host: number of workers that share the host and its GPUs.
     """
 
     jobs: dict[str, list[str]]
@@ -45,12 +46,12 @@ class Cluster:
 
     @property
     def workers(self) -> list[str]:
-        """The addresses of all workers, the chief's first."""
+        """The addresses of all workers, with the chief's first."""
         return [*self.jobs.get("chief", []), *self.jobs.get("worker", [])]
 
     @property
     def rank(self) -> int:
-        """The number of this process among all workers; that of the chief is 0."""
+        """The rank of this process among all workers; the chief has rank 0."""
         return self.index + (len(self.jobs.get("chief", [])) if self.job == "worker" else 0)
 
 
@@ -61,10 +62,10 @@ def find_cluster(choice: str = "auto") -> Cluster | None:
     batch script of Slurm that calls the program without `srun` is one process, however many tasks it has reserved.
 
     Args:
-        choice: one of `CHOICES`. "tf-config" and "slurm" require the one, "none" ignores both.
+        choice: one of `CHOICES`. "tf-config" and "slurm" require a cluster of that source; "none" ignores both sources.
 
     Raises:
-        ConfigError: where the environment contradicts itself or the choice.
+        ConfigError: where environment variables contradict each other or the choice.
     """
     if choice not in CHOICES:
         raise ConfigError(f"--cluster is {choice!r}; use one of {', '.join(CHOICES)}")
@@ -103,15 +104,15 @@ def _from_tf_config(text: str) -> Cluster | None:
     if len(jobs.get("chief", [])) > 1:
         raise _malformed("has more than one chief")
     task = values.get("task")
-    # A list is searched because the type need not be hashable.
+    # A list is searched, not the dict, because an untrusted type may be unhashable.
     if not isinstance(task, dict) or task.get("type") not in list(jobs):
         raise _malformed(f"must say in task.type which of {', '.join(jobs)} this process is")
     index, count = task.get("index"), len(jobs[task["type"]])
-    # Some launchers write numbers as text.
+    # A text of digits is accepted, because some launchers write numbers as texts.
     if isinstance(index, bool) or not re.fullmatch(r"\d+", str(index)) or int(str(index)) >= count:
         raise _malformed(f"has task.index {index!r}; it must be from 0 to {count - 1}")
     cluster = Cluster(jobs, task["type"], int(str(index)))
-    # Where CUDA_VISIBLE_DEVICES is set, each worker has GPUs of its own.
+    # Where CUDA_VISIBLE_DEVICES is set, the launcher has already divided the GPUs among the workers.
     return cluster if "CUDA_VISIBLE_DEVICES" in os.environ else _with_shared_gpus(cluster)
 
 
@@ -124,13 +125,13 @@ def _is_address(text: Any) -> bool:
 
 
 def _from_slurm() -> Cluster | None:
-    # Only srun sets this; a batch script has SLURM_NTASKS and SLURM_PROCID too, but runs once.
+    # Only srun sets this variable; a batch script has SLURM_NTASKS and SLURM_PROCID, too, but runs as one process.
     if _number("SLURM_STEP_NUM_TASKS", 1) < 2:
         return None
     job, local = _number("SLURM_JOB_ID", 0), _number("SLURM_LOCALID", 0)
     first_port = _SLURM_PORTS[job * _PORTS_PER_JOB % len(_SLURM_PORTS)]
     try:
-        # The resolver divides by these numbers; TensorFlow finds the real number of GPUs later.
+        # Any numbers of GPUs will do: the resolver only divides by them, and TensorFlow finds the GPUs later.
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
             port_base=first_port, gpus_per_node=_PORTS_PER_JOB, gpus_per_task=1, auto_set_gpu=False
         )
@@ -143,17 +144,18 @@ def _from_slurm() -> Cluster | None:
         ) from error
     own = f"{os.environ.get('SLURMD_NODENAME')}:{first_port + local}"
     if own in addresses:
-        # The resolver assumes that ranks follow the sorted names of the hosts, but node10 sorts before node9.
+        # The resolver's own index is wrong where ranks do not follow the sorted names of hosts: node10 sorts before
+        # node9.
         index = addresses.index(own)
     cluster = Cluster({"worker": addresses}, "worker", index)
-    # With these variables Slurm shows each task GPUs of its own, without them all GPUs of the host.
+    # With these variables Slurm shows each task only its GPUs; without them a task sees all GPUs of the host.
     bound = os.environ.get("SLURM_GPUS_PER_TASK") or os.environ.get("SLURM_GPU_BIND")
     return cluster if bound else _with_shared_gpus(cluster)
 
 
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name) or str(otherwise)
-    # `int` also accepts signs, underscores and digits of other scripts.
+    # The pattern is stricter than `int`, which also accepts signs, underscores and digits of other scripts.
     if not re.fullmatch(r"[0-9]{1,18}", text.strip()):
         raise ConfigError(
             f"{name} is {text[:60]!r}; it must be a number. --cluster none trains without Slurm's variables"
@@ -169,7 +171,7 @@ def _with_shared_gpus(cluster: Cluster) -> Cluster:
     return dataclasses.replace(cluster, rank_on_host=neighbours.index(own), sharing_host=len(neighbours))
 
 
-# TensorFlow raises these where another process has ended and the collective operations of this one are aborted.
+# Errors that TensorFlow raises where another process has ended and the collective operations of this one are aborted.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -179,17 +181,17 @@ _LOST = (
     tf.errors.UnknownError,
     tf.errors.FailedPreconditionError,
 )
-# Variables are broadcast in batches of this many bytes or more.
+# Smallest number of bytes of variables that are broadcast together, except for the last variables.
 _BROADCAST_BYTES = 2**24
 
 
 class LostWorkerError(RunError):
-    """Another worker has ended, and without it this one cannot go on."""
+    """An error that ends this worker because another worker has ended."""
 
 
 @contextlib.contextmanager
 def lost_worker_errors(rank: int) -> Iterator[None]:
-    """Raises LostWorkerError with one line instead of TensorFlow's errors about a worker that has ended.
+    """Returns a context that turns TensorFlow's errors about an ended worker into LostWorkerError, with one line.
 
     Args:
         rank: the rank of this process.
@@ -206,10 +208,10 @@ def lost_worker_errors(rank: int) -> Iterator[None]:
 
 
 class Workers:
-    """All processes of a run, by rank; often there is only one.
+    """The processes of a run, called workers, and the calls and values that they exchange; often there is only one.
 
-    Everything that they exchange goes through one collective operation, the sum over devices, which exists wherever
-    training works. Every method is a barrier: all workers must call it, in the same order.
+    The only collective operation is the sum over devices, which exists wherever training works. Every method is a
+    barrier: all workers must call the same methods in the same order.
 
     >>> alone = Workers()
     >>> alone.call_on_chief(lambda: 1), alone.call_on_all(lambda: 2)
@@ -218,8 +220,8 @@ class Workers:
     Args:
         count: number of processes.
         rank: the rank of this process. Rank 0 is the chief, the only one that writes the run folder and prints.
-        add: returns the sum over all ranks of byte arrays, of which at most one is above 0 at each index; see
-            `make_collective_sum`.
+        add: function that returns the sum of the byte arrays of all ranks, of which at most one is above 0 at each
+            index; see `make_collective_sum`.
     """
 
     def __init__(self, count: int = 1, rank: int = 0, add: Callable[[np.ndarray], np.ndarray] = np.array):
@@ -228,33 +230,33 @@ class Workers:
         self._add = add
 
     def call_on_all(self, act: Callable[[], Any]) -> Any:
-        """Calls `act` in every process and returns its result here; if it fails in one process, it fails in all.
+        """Returns the result of `act` in this process, after every process has called `act`.
 
         Raises:
-            Exception: the error of `act` in this process.
-            RunError: with the message of the first worker where it failed.
+            Exception: the error of `act`, where `act` failed in this process.
+            RunError: where `act` failed in another process only, with the message of the first such worker.
         """
         return self._call(act)[0]
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
-        """Calls `act` in the chief's process and returns its result, plain JSON, in every process.
+        """Returns in every process the result of `act`, JSON values, which only the chief's process calls.
 
         Raises:
-            Exception: the error of `act`, in the chief's process.
-            RunError: with its message, in the others.
+            Exception: in the chief's process, the error of `act`.
+            RunError: in the other processes, with the message of the error.
         """
         result, texts = self._call(act if self.rank == 0 else lambda: None)
         return result if self.rank == 0 else json.loads(texts[0])
 
     def require_equal(self, what: str, value: str) -> None:
-        """Raises RunError in every process if `value` differs between workers; the message has one that differs."""
+        """Raises RunError in every process if `value` differs between workers; the message has two such values."""
         values = self._exchange(value)
         for index, other in enumerate(values):
             if other != values[0]:
                 raise RunError(f"{what} of worker {index} are {other}, of worker 0 {values[0]}")
 
     def broadcast(self, variables: Iterable[tf.Variable]) -> None:
-        """Sets variables to the values that they have in the chief's process."""
+        """Sets the variables of every process to the values in the chief's process."""
         if self.count == 1:
             return
         batch: list[tf.Variable] = []
@@ -267,7 +269,7 @@ class Workers:
             self._broadcast(batch)
 
     def _broadcast(self, variables: list[tf.Variable]) -> None:
-        # Sums of bytes are exact for every type, and for values that are not finite.
+        # Bytes are summed instead of numbers, because sums of bytes are exact for every type and for NaN.
         values = [variable.numpy() for variable in variables]
         data = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
         data = self._add(data if self.rank == 0 else np.zeros_like(data))
@@ -276,7 +278,7 @@ class Workers:
             variable.assign(np.frombuffer(received.tobytes(), value.dtype).reshape(value.shape))
 
     def _call(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
-        """Calls `act` here; returns its result, and one JSON text per worker, of which the chief's is its result."""
+        """Returns the result of `act` in this process, and one JSON text per worker; the chief's text is its result."""
         if self.count == 1:
             return act(), []
         result, failure, message = None, None, ""
@@ -286,7 +288,7 @@ class Workers:
             failure = error
             line = one_line(error)
             message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
-        # Results that another process cannot use need not be JSON.
+        # Results of `call_on_all` may be no JSON, as no other process reads them, so they may become any text.
         text = json.dumps(result, default=str) if self.rank == 0 and not failure else "null"
         answers = [json.loads(answer) for answer in self._exchange(json.dumps([message, text]))]
         if failure is not None:
@@ -297,7 +299,7 @@ class Workers:
         return result, [answer for _, answer in answers]
 
     def _exchange(self, text: str) -> list[str]:
-        """Returns the texts of all workers, in their order."""
+        """Returns the texts of all workers, in the order of their ranks."""
         if self.count == 1:
             return [text]
         data = np.frombuffer(text.encode("utf-8"), np.uint8)
@@ -316,7 +318,8 @@ def make_collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callabl
 
     def add(data: np.ndarray) -> np.ndarray:
         def value_on_device(context: tf.distribute.ValueContext) -> tf.Tensor:
-            # One device of each worker has its data. Every implementation can add up float32, which holds bytes.
+            # Only one device of each worker contributes its data, so that the data is added once. The sum is of
+            # float32, which holds bytes exactly and which every implementation can add up.
             has_data = context.replica_id_in_sync_group % devices == 0
             return tf.constant(data if has_data else np.zeros_like(data), tf.float32)
 
