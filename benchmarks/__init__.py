@@ -1,1 +1,1 @@
-"""Programs that measure: how fast, how large, and how both grow. Each prints its figures as JSON."""
+"""Benchmark programs for speed, memory, export, exactness and training results."""

@@ -1,4 +1,4 @@
-"""What the benchmarks share: running one in a fresh process, what the machine is, tables."""
+"""Functions that the benchmarks share: programs run in fresh processes, markdown tables, and JSON files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ THROUGHPUT = ROOT / "benchmarks" / "throughput.py"
 
 
 def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
-    """Runs `throughput.py` in a process of its own and returns what it measured."""
+    """Returns the figures that `throughput.py` measures for a phase in a process of its own."""
     return run_json([sys.executable, str(THROUGHPUT), "--phase", phase, *arguments])
 
 
 def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs a program with passive waiting and returns the JSON object in its last line.
+    """Returns the JSON object in the last line that a program prints, run so that its idle threads sleep.
 
     Args:
         command: the program and its arguments.
-        drop: names of environment variables that it must not see.
+        drop: names of the environment variables that are removed for the program.
 
     Raises:
-        UserError: where it fails, with what it said last.
+        UserError: if the program fails or prints no JSON object; the message has the last line of its output.
     """
     environment = {name: value for name, value in {**os.environ, **PASSIVE}.items() if name not in drop}
     try:
@@ -47,13 +47,13 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a markdown table; numbers are rounded to what can be read."""
+    """Returns a markdown table with its numbers rounded by `cell`."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
 
 
 def cell(value: Any) -> str:
-    """Returns a value as a cell of a table: three digits, or all before the point."""
+    """Returns the text of a table cell: floats have three decimals below 1 and fewer above, booleans are yes or no."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -65,7 +65,7 @@ def cell(value: Any) -> str:
 
 
 def relative_differences(found: Iterable[Any], expected: Iterable[Any]) -> list[float]:
-    """Returns the largest difference of each pair of arrays over the largest number of the expected one."""
+    """Returns for each pair of arrays the largest absolute difference over the largest absolute expected number."""
     import numpy as np
 
     pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(found, expected, strict=True)]
@@ -73,6 +73,6 @@ def relative_differences(found: Iterable[Any], expected: Iterable[Any]) -> list[
 
 
 def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:
-    """Writes the figures, where a file was asked for."""
+    """Writes the figures to a JSON file, or nothing if `path` is None."""
     if path:
         pathlib.Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

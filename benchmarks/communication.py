@@ -1,26 +1,25 @@
-"""What adding up gradients over several GPUs costs, on paper, and from which batch per GPU on it costs nothing.
+"""Calculates the cost of adding up gradients over several GPUs, and the batch per GPU that hides this cost.
 
     python benchmarks/communication.py
     python benchmarks/communication.py --gradients bfloat16 --utilisation 0.5
 
-No GPU is needed and nothing is measured: these are calculations, with every assumption printed. The model:
+The program measures nothing and needs no GPU. It prints the assumptions of its calculations. The model:
 
-  all-reduce   a ring over n devices takes 2 (n - 1) / n * bytes / bandwidth, bandwidth being what one device sends (and
-               receives) at the same time, and 2 (n - 1) * latency for every bucket of gradients sent by itself. With
-               several hosts: reduce-scatter within each host, a ring over the hosts in which each device carries its
-               share over the network card of the host that all its devices use at once, all-gather within each host.
-  computing    3 multiply-adds in training for each forward one (a product, and two for its gradients), two operations
-               each, at a share of the GPU's peak (--utilisation).
-  hidden       gradients are sent while the backward pass goes on, so all but those of the last bucket can hide behind
-               it: communication is hidden where all-reduce takes no longer than the backward pass, two thirds of the
-               computing. The batch is the smallest whole number of images for each GPU with that. With several
-               micro-batches (--micro-batches) nothing is hidden: their gradients are added up on each GPU first, and
-               the sum, which is sent, is complete only after the last backward pass.
+  all-reduce   a ring over n devices takes 2 (n - 1) / n * bytes / bandwidth, where a device sends and receives at this
+               bandwidth at the same time, plus 2 (n - 1) * latency for each bucket of gradients. With several hosts,
+               gradients are reduce-scattered within each host, added up by rings over the hosts, and all-gathered
+               within each host. All devices of a host share its network card.
+  computing    training takes 3 multiply-adds for each forward one (one product, and two for its gradients). Each
+               multiply-add is two operations, computed at a fraction of the GPU's peak (--utilisation).
+  hidden       gradients are sent during the backward pass, so that communication is hidden if all-reduce takes no
+               longer than the backward pass, which is two thirds of the computing. The column has the smallest number
+               of images per GPU that hides it. With several micro-batches (--micro-batches) nothing is hidden: each
+               GPU first adds up their gradients, and the sum is complete only after the last backward pass.
 
-A cell is empty where there is nothing to say: no batch hides anything, or the preset's own is less than an image a GPU.
+A cell is empty if no batch hides the communication, or if the preset's batch has less than one image per GPU.
 
-What is left out: the overhead of starting kernels (small micro-batches of this flow are bound by it, which leaves more
-time to hide behind), batch normalisation's own small all-reduce, and networks shared with others.
+The model leaves out the time to launch kernels (it dominates small micro-batches and gives more time to hide behind),
+the small all-reduce of batch normalisation, and networks shared with other jobs.
 """
 
 from __future__ import annotations
@@ -45,19 +44,19 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PRESETS = ("cifar10", "imagenet64", "lsun_bedroom_128", "celeba_hq_256")
 BYTES = {"float32": 4, "bfloat16": 2}
-# Gradients travel in buckets; NCCL's rings need some megabytes in each to run at full speed.
+# Bytes in a bucket of gradients: NCCL's rings run at full speed only with some megabytes in each bucket.
 BUCKET = 32e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """What connects devices, or hosts.
+    """A link between devices or between hosts.
 
     Attributes:
-        name: for people.
-        bandwidth: bytes per second that one end sends while it receives as many, as advertised.
-        efficiency: what collective operations get of it.
-        latency: seconds of one step of a ring.
+        name: name of the link in the table.
+        bandwidth: advertised bytes per second that one end sends while it receives as many.
+        efficiency: fraction of the bandwidth that collective operations reach.
+        latency: seconds for one step of a ring.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Link:
 
     @property
     def rate(self) -> float:
-        """Bytes per second that are reached."""
+        """Bytes per second that collective operations reach."""
         return self.bandwidth * self.efficiency
 
 
@@ -78,13 +77,13 @@ NETWORKS = tuple(Link(f"{rate} Gbit/s a host", rate / 8 * 1e9, 0.8, 20e-6) for r
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Hosts of equally many GPUs.
+    """A cluster of hosts that have the same number of GPUs each.
 
     Attributes:
-        hosts: how many.
-        devices: GPUs in each.
-        inside: what connects them.
-        between: what connects the hosts, all GPUs of a host sharing it; None for a single one.
+        hosts: number of hosts.
+        devices: number of GPUs in each host.
+        inside: link between the GPUs of a host.
+        between: link between the hosts, shared by all GPUs of a host; None for a single host.
     """
 
     hosts: int
@@ -94,12 +93,12 @@ class Cluster:
 
     @property
     def gpus(self) -> int:
-        """All of them."""
+        """Number of GPUs in all hosts."""
         return self.hosts * self.devices
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Description of the cluster for the table."""
         between = f", {self.between.name}" if self.between else ""
         return f"{self.gpus} GPUs, {self.inside.name}{between}"
 
@@ -112,14 +111,14 @@ CLUSTERS = (
 
 
 def ring_seconds(size: float, count: int, rate: float, latency: float, buckets: int = 1) -> float:
-    """Returns how long a ring of `count` takes to add up `size` bytes that every member has.
+    """Returns the seconds in which a ring of `count` members adds up `size` bytes from each member.
 
     Args:
-        size: bytes of each member.
-        count: members.
-        rate: bytes per second that each sends.
-        latency: seconds of each of the 2 (count - 1) steps of a bucket.
-        buckets: how many parts are sent one after the other.
+        size: bytes that each member has.
+        count: number of members.
+        rate: bytes per second that each member sends.
+        latency: seconds for each of the 2 (count - 1) steps of a bucket.
+        buckets: number of buckets that are sent one after the other.
     """
     if count < 2:
         return 0.0
@@ -127,33 +126,33 @@ def ring_seconds(size: float, count: int, rate: float, latency: float, buckets: 
 
 
 def all_reduce_seconds(size: float, cluster: Cluster, bucket: float = BUCKET) -> float:
-    """Returns how long all GPUs of a cluster take to add up `size` bytes of gradients."""
+    """Returns the seconds in which all GPUs of a cluster add up `size` bytes of gradients."""
     buckets = max(1, math.ceil(size / bucket))
     inside = ring_seconds(size, cluster.devices, cluster.inside.rate, cluster.inside.latency, buckets)
     if cluster.hosts < 2 or cluster.between is None:
         return inside
-    # Each GPU carries 1/devices of the bytes, at 1/devices of the host's network: as if one carried all of it.
+    # Each GPU sends 1/devices of the bytes at 1/devices of the bandwidth, which takes as long as one GPU sending all.
     return inside + ring_seconds(size, cluster.hosts, cluster.between.rate, cluster.between.latency, buckets)
 
 
 def compute_seconds(forward_multiply_adds: float, peak: float, utilisation: float) -> float:
-    """Returns how long one image takes in training, forward and backward."""
+    """Returns the seconds that one image takes in training, in the forward and the backward pass."""
     return 2 * (1 + BACKWARD) * forward_multiply_adds / (peak * utilisation)
 
 
 def hidden_from(communication: float, image: float) -> int:
-    """Returns the images per GPU and update from which communication hides behind the backward pass.
+    """Returns the smallest number of images per GPU whose backward pass hides the communication.
 
     Args:
-        communication: seconds of the all-reduce.
-        image: seconds of one image in training.
+        communication: seconds that the all-reduce takes.
+        image: seconds that one image takes in training.
     """
     backward = image * BACKWARD / (1 + BACKWARD)
     return max(1, math.ceil(communication / backward))
 
 
 def cost(communication: float, image: float, batch: int, overlap: bool) -> float:
-    """Returns the share of an update that is spent waiting for the all-reduce, at `batch` images per GPU."""
+    """Returns the fraction of an update that is spent waiting for the all-reduce, with `batch` images per GPU."""
     computing = batch * image
     hidden = min(communication, computing * BACKWARD / (1 + BACKWARD)) if overlap else 0.0
     waiting = communication - hidden
@@ -161,7 +160,7 @@ def cost(communication: float, image: float, batch: int, overlap: bool) -> float
 
 
 def main() -> int:
-    """Prints the table."""
+    """Prints the table of all presets on all clusters; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gradients", choices=tuple(BYTES), default="float32", help="as they travel (default float32)")
     parser.add_argument("--peak", type=float, default=156.0, help="TFLOP/s of a GPU (default 156: A100, TF32)")
@@ -173,7 +172,7 @@ def main() -> int:
 
 
 def communicate(options: argparse.Namespace) -> int:
-    """Calculates and prints."""
+    """Calculates the table and prints it after the assumptions; returns the exit status."""
     if not 0 < options.utilisation <= 1:
         raise UserError(f"--utilisation is {options.utilisation}; it must lie in (0, 1]")
     if options.peak <= 0:
@@ -196,7 +195,7 @@ def communicate(options: argparse.Namespace) -> int:
 
 
 def calculate(size: int, peak: float, utilisation: float, micro_batches: int) -> list[dict[str, Any]]:
-    """Returns every preset on every cluster; None where there is no such figure."""
+    """Returns a row of figures for each preset on each cluster; None stands for a figure that does not exist."""
     rows = []
     for name in PRESETS:
         config = load_preset(name)
@@ -224,7 +223,7 @@ def calculate(size: int, peak: float, utilisation: float, micro_batches: int) ->
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """Returns the table as it goes into the docs."""
+    """Returns the rows as a markdown table for the docs."""
     header = ["preset", "parameters", "GPUs and links", "all-reduce, ms", "an image, ms", "hidden from images a GPU"]
     header += ["the preset's own", "then waiting, one after the other", "and overlapped"]
     return table(

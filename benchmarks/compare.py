@@ -1,28 +1,26 @@
-"""This project beside a PyTorch program of the same arithmetic, in turn, on the same cores.
+"""Compares the speed of this project with that of a PyTorch program of the same arithmetic, on the same cores.
 
     python benchmarks/compare.py --yardstick yardstick.py --yardstick-python /path/to/torch/bin/python
     python benchmarks/compare.py --yardstick FILE --form= --form=--channels-last --form="--channels-last --compile"
     python benchmarks/compare.py --yardstick yardstick.py --phases train16:mixed_bfloat16,train64@quickstart
 
-The yardstick is a program with phases trainN, evalN, decodeN and gemm that prints one JSON object in its last line,
-like `throughput.py`; --yardstick-python is an interpreter that has torch. Each round runs every phase once of ours and
-once of theirs in each form, a form being the flags it is given, A B C A B C, each in a process of its own with the same
-number of threads and passive waiting, and before each measures how fast the machine multiplies matrices. What counts is
-the fastest of its forms, by the median of the rounds. Figures of a shared machine mean little, ratios of neighbours
-more: the table has the ratio of each round and the ratio of the medians.
+The PyTorch program, called the yardstick, has phases trainN, evalN, decodeN and gemm and prints one JSON object in its
+last line, like `throughput.py`; --yardstick-python is an interpreter that has torch. A form is a set of flags of the
+yardstick. Each round measures how fast the machine multiplies matrices, then runs each phase once with this project and
+once with each form of the yardstick. Each run is a process of its own, with the same number of threads, and idle
+threads sleep. The form with the best median is compared. On a shared machine ratios of neighbouring runs mean more than
+rates, so the table has the ratio of each round and the ratio of the medians.
 
-The yardstick has neither encoder nor prior and neither averages weights nor draws noise. Its eval is the forward
-direction, so our eval and encode are compared with it, and our decode and sample with its decode.
-`PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` (`training.memory`) compare this project with itself: that
-training against training in float32 that keeps all it needs; `PHASE:invert/recompute` the one against the other.
-`mixed_bfloat16` should be 1.6 times as fast where the processor has instructions for its products (amx_bf16), elsewhere
-1.25 times. `PHASE@PRESET` is another preset than `cifar10`, which has
-no counterpart, beside the limit alone.
+The yardstick has no encoder and no prior, averages no weights and draws no noise. Its eval is the forward direction:
+our eval and encode are compared with it, and our decode and sample with its decode.
+`PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` compare this project with itself: training with this
+precision or this `training.memory` against training in float32 with `keep`. `PHASE:invert/recompute` compares two
+values of `training.memory`. `mixed_bfloat16` should be 1.6 times as fast on processors with amx_bf16, and elsewhere
+1.25 times. `PHASE@PRESET` takes another preset than `cifar10` and compares it with the limit alone.
 
-The limit is that of a matrix product of 2048 by 2048 in float32, in images of the CIFAR-10 preset as the yardstick
-counts them, or in the multiply-adds of another preset, the best of all that were measured: noise makes a limit only
-smaller. A rate above it says that the machine was too busy to measure it (or that a convolution took fewer
-multiplications), and is not counted as having come close to it.
+The limit is the rate of images that the speed of a float32 matrix product of 2048 by 2048 allows. It is the best of
+all measurements, because noise only makes them smaller. A rate above the limit does not count as close to it: either
+the machine was too busy to measure the limit, or a convolution took fewer multiplications.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.costs import BACKWARD, multiply_adds  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# Our kind of phase: the yardstick's, the ratio to reach, and the part of the limit that is enough where it is less.
+# For each kind of phase: the yardstick's kind, the ratio to reach, and the fraction of the limit that passes as well.
 COUNTERPARTS = {
     "train": ("train", 1.75, 0.85),
     "eval": ("eval", 1.75, 0.85),
@@ -55,38 +53,38 @@ COUNTERPARTS = {
     "decode": ("decode", 1.75, 0.85),
     "sample": ("decode", 1.75, 0.85),
 }
-# Variants of our own training by the arguments for them; A/B is A against B, others are against neither.
+# Arguments of `throughput.py` for each variant of training; a comparison A/B runs variant A against variant B.
 VARIANTS = {
     "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
     "recompute": ("--memory", "recompute"),
     "invert": ("--memory", "invert"),
 }
 VARIANTS_AGAINST = (*VARIANTS, "invert/recompute")
-# How many times as fast it should be; to invert may take a tenth longer than to compute again.
+# How many times as fast a variant should be; inverting may take a tenth longer than recomputing.
 GOALS = {"mixed_bfloat16": 1.25, "invert/recompute": 1 / 1.1}
-# The same where the processor has this instruction.
+# The goal of `mixed_bfloat16` on a processor that has this instruction set.
 AMX, GOAL_WITH_AMX = "amx_bf16", 1.6
-# Of the limit, for training a preset that has no counterpart: small models are mostly element-wise operations.
+# The fraction of the limit that training another preset must reach: small models are mostly element-wise operations.
 ENOUGH_OF_A_PRESET = 0.3
 PHASES = "train16,eval16,encode16,decode16,sample16"
 
-# Our figures and theirs by form.
+# The figures of this project, and those of the yardstick by form.
 Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A phase against its counterpart.
+    """A phase of this project, and the phase or the limit that it is compared with.
 
     Attributes:
-        name: of the phase, as it was asked for.
-        phase: ours.
-        arguments: of our program.
-        counterpart: the yardstick's phase; None for our own with `others`, or for nothing but the limit.
-        goal: ratio to reach; None for none.
-        enough: part of the limit that is as good as the goal.
-        preset: of ours where it is not the one that the yardstick computes.
-        others: arguments of our program where it is compared with itself.
+        name: text of the comparison in --phases.
+        phase: phase of `throughput.py`.
+        arguments: further arguments of `throughput.py`.
+        counterpart: phase of the yardstick; None if the phase is compared with itself or with the limit alone.
+        goal: ratio to reach, or None.
+        enough: fraction of the limit that is as good as the goal, or None.
+        preset: preset that is compared with the limit alone, or None.
+        others: arguments of `throughput.py` for the second run if this project is compared with itself.
     """
 
     name: str
@@ -99,7 +97,7 @@ class Comparison:
     others: tuple[str, ...] = ()
 
     def limit(self, gemm: dict[str, Any]) -> float:
-        """Returns the images/s that one of the yardstick's measurements of a matrix product allows."""
+        """Returns the largest images/s that a measured speed of matrix products allows."""
         trains = self.phase.startswith("train")
         if self.preset is None:
             return float(gemm[f"limit_{'train' if trains else 'eval'}_images_per_s"])
@@ -108,7 +106,7 @@ class Comparison:
 
 
 def main() -> int:
-    """Compares."""
+    """Reads the command line and compares; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yardstick", type=pathlib.Path, help="the PyTorch program")
     parser.add_argument("--yardstick-python", default=sys.executable, help="an interpreter that has torch")
@@ -124,10 +122,10 @@ def main() -> int:
 
 
 def parse_comparison(text: str, precision: str = "float32") -> Comparison:
-    """Returns what `PHASE`, `PHASE@PRESET` or `PHASE:VARIANT` compares.
+    """Returns the comparison that `PHASE`, `PHASE@PRESET` or `PHASE:VARIANT` stands for.
 
     Raises:
-        UserError: for an unknown phase, preset or variant.
+        UserError: if the phase, preset or variant is unknown.
     """
     phase, _, variant = text.partition(":")
     phase, _, preset = phase.partition("@")
@@ -150,7 +148,7 @@ def parse_comparison(text: str, precision: str = "float32") -> Comparison:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Runs the rounds and prints the table."""
+    """Runs the rounds and prints the table after each; returns the exit status."""
     comparisons = [parse_comparison(text, options.precision) for text in options.phases.split(",") if text]
     for name in ("rounds", "reps", "threads"):
         if getattr(options, name) < 1:
@@ -167,7 +165,7 @@ def compare(options: argparse.Namespace) -> int:
 
     def yardstick(phase: str, form: str = "") -> dict[str, Any]:
         command = [options.yardstick_python, str(options.yardstick), "--phase", phase, *common, *shlex.split(form)]
-        # Ours, if there is one, holds packages of another environment.
+        # PYTHONPATH may lead to packages that belong to another interpreter.
         return run_json(command, drop=("PYTHONPATH",))
 
     gemm: list[dict[str, Any]] = []
@@ -185,7 +183,7 @@ def compare(options: argparse.Namespace) -> int:
             runs[each.name].append((ours, theirs))
             rates = {name: round(run["images_per_s"], 2) for name, run in {"ours": ours, **theirs}.items()}
             print(f"round {number}, {each.name}, images/s: {rates}", file=sys.stderr)
-        # After each round: one that is stopped has not been for nothing.
+        # Results are written after each round, so that an interrupted program keeps the finished rounds.
         results = [judge(each, runs[each.name], gemm) for each in comparisons]
         figures = {"machine": described, "threads": options.threads, "gemm": gemm, "results": results, "runs": runs}
         write_json(options.json, figures)
@@ -194,7 +192,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def judge(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the medians of ours and of the fastest form, their ratios, the part of the limit, whether it is met."""
+    """Returns the result of a comparison: medians over the rounds, ratios, and whether the goal is met."""
 
     def median(runs: list[dict[str, Any]], name: str) -> float:
         return statistics.median(run[name] for run in runs)
@@ -236,7 +234,7 @@ def judge(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]
 
 
 def report(results: list[dict[str, Any]]) -> str:
-    """Returns the table of the results."""
+    """Returns the results as a markdown table."""
     header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio"]
     header += ["MiB", "theirs", "of the GEMM limit", "goal", "met"]
     rows = []

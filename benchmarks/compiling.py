@@ -1,22 +1,21 @@
-"""How long XLA compiles the kinds of step of the presets, and whether they compute the same (training.jit_compile).
+"""Measures how long XLA compiles the layers of the presets, and how far its results differ (training.jit_compile).
 
     python benchmarks/compiling.py --docs docs/scaling.md --json compiling.json
     python benchmarks/compiling.py --presets quickstart cifar10 --images 16
 
-Each kind of step of flow and prior is made once, with weights off their start, and run forward and backward on random
-maps: as TensorFlow runs it, and as a program of XLA (`jit_compiled`). A kind that several presets have is measured
-once. Each preset has a process of its own: after some two hundred programs XLA finds no room for another.
+Layers of the same class, config and shape are one kind. Each kind of layer of flow, dequantizer and prior is made once,
+with weights perturbed from their start, and runs forward and backward on random inputs: by TensorFlow, and compiled by
+XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset has a process of its own, because
+XLA runs out of room after some two hundred programs. Columns:
 
-  kinds     kinds of step, of the layers before channels leave, of the map of z in the base-conditioned model, and of
-            those and the sigmoid of the flow that dequantises
-  compiled  seconds of CPU of the first call less those of a later one, forward and gradient, of all kinds; that of the
-            slowest beside it
-  step      seconds of CPU of a later call of all kinds, the least of three, compiled over as TensorFlow runs it
-  off       largest difference of any value, gradient for inputs, z or weight, over the largest of that value
-  rounding  where that is above 1e-5, how far TensorFlow's own float32 is from its float64: the same of each such kind,
-            of the value that is off
+  kinds     number of kinds of layer
+  compiled  CPU seconds of the first call less those of a later one, forward and backward, summed over the kinds;
+            beside it the slowest kind
+  step      CPU seconds of a later call (best of three), summed over the kinds: XLA's over TensorFlow's
+  off       largest difference between XLA and TensorFlow in the loss or a gradient, over its largest number
+  rounding  the same difference between TensorFlow's float32 and float64, for the tensors that are off by over 1e-5
 
-The mean over the batch of what a flow minimises (half the squares less the log-determinant) stands for the loss.
+The loss is the mean over the batch of half the sum of squares less the log-determinant.
 --docs puts the table between the lines `<!-- compiling -->` and `<!-- end of compiling -->` of a file.
 """
 
@@ -43,15 +42,15 @@ from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Weights off their start, where couplings are the identity.
+# Standard deviation of the noise added to the weights: couplings would be the identity without it.
 OFF_START = 0.02
-# How far XLA and TensorFlow may be apart before float64 is asked which of them is off.
+# Largest relative difference between XLA and TensorFlow at which no comparison with float64 is made.
 AGREES = 1e-5
 CALLS = 3
 
 
 def main() -> int:
-    """Measures and prints the table."""
+    """Reads the command line and measures; returns the exit status."""
     return run_program(lambda: compiling(make_parser().parse_args()))
 
 
@@ -66,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def compiling(options: argparse.Namespace) -> int:
-    """Measures the presets that were asked for, one after the other."""
+    """Measures the requested presets one after the other and prints the table; returns the exit status."""
     for name in ("images", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
@@ -74,7 +73,7 @@ def compiling(options: argparse.Namespace) -> int:
         raise UserError(f"--docs: there is no file {options.docs}")
     presets = options.presets or preset_names()
     for preset in presets:
-        load_preset(preset)  # Refuses what is none, before the first is measured.
+        load_preset(preset)  # An unknown name is an error before the first preset is measured.
     measured: dict[str, dict[str, Any]] = {}
     figures: dict[str, Any] = {
         "machine": describe_machine(),
@@ -106,7 +105,7 @@ def compiling(options: argparse.Namespace) -> int:
 
 
 def render(presets: dict[str, dict[str, Any]]) -> str:
-    """Returns the table."""
+    """Returns the figures of the presets as a markdown table."""
     rows = [
         [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"], f"{row['off']:.1e}", _rounding(row)]
         for name, row in presets.items()
@@ -120,12 +119,12 @@ def _rounding(row: dict[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of layer, not built.
+    """A kind of layer: all layers that have the same class, config and shapes.
 
     Attributes:
-        layer: one of them.
-        shape: of its input, without the batch.
-        condition: shape of z or of the map beside the input, without the batch; None for neither.
+        layer: a layer of the kind, which is not built yet.
+        shape: shape of the input without the batch.
+        condition: shape of z or of the conditioning map without the batch, or None.
     """
 
     layer: Any
@@ -134,13 +133,13 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """What all layers of the kind have in common."""
+        """Text that all layers of the kind have in common: class, config and shapes."""
         config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
         return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)} {self.condition}"
 
 
 def kinds_of(config: ModelConfig) -> Iterator[Kind]:
-    """Yields the kinds of layer that run through shared traces, each once."""
+    """Yields each kind of layer of the model's flow, dequantizer and prior once."""
     from tfdecouple.networks.architecture import make_networks
 
     networks = {name: network for name, (network, _) in make_networks(config).items()}
@@ -163,14 +162,14 @@ def kinds_of(config: ModelConfig) -> Iterator[Kind]:
 def measure_preset(
     preset: str, images: int, threads: int, known: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the kinds of a preset by their keys, and the figures of those that are not known yet."""
+    """Returns the keys of a preset's kinds of layer, and the figures of the kinds whose key is not in `known`."""
     start_tensorflow(threads)
     kinds = {kind.key: kind for kind in kinds_of(load_preset(preset).model)}
     return list(kinds), {key: measure(kind, images) for key, kind in kinds.items() if key not in known}
 
 
 def measure(kind: Kind, images: int) -> dict[str, float]:
-    """Returns how long a kind compiles, and how far off it is from what TensorFlow computes."""
+    """Returns CPU seconds of a kind of layer with XLA and TensorFlow, and how far their results differ."""
     import numpy as np
     import tensorflow as tf
 
@@ -200,7 +199,7 @@ def measure(kind: Kind, images: int) -> dict[str, float]:
 
 
 def _in_float64(layer: Any, kind: Kind, given: tuple[Any, Any]) -> list[Any]:
-    """Returns loss and gradients of a layer as TensorFlow computes them in float64."""
+    """Returns the loss and the gradients of a layer that TensorFlow computes in float64."""
     import tensorflow as tf
 
     exact = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
@@ -212,7 +211,7 @@ def _in_float64(layer: Any, kind: Kind, given: tuple[Any, Any]) -> list[Any]:
 
 
 def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float, float]:
-    """Runs a layer forward and backward; returns loss and gradients, CPU seconds of the first call and of a later."""
+    """Returns loss and gradients of a layer, CPU seconds of the first call, and of the fastest later call."""
     import keras
     import tensorflow as tf
 
@@ -238,7 +237,7 @@ def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[lis
     for _ in range(1 + CALLS):
         begun = time.process_time()
         found = function(*given, weights)
-        # Wait for it.
+        # Reading the loss waits until the call is done.
         found[0].numpy()
         seconds.append(time.process_time() - begun)
     return found, seconds[0], min(seconds[1:])

@@ -1,21 +1,21 @@
-"""How many operations a step of training dispatches, by kind.
+"""Counts the operations that a training step dispatches, by kind.
 
     python benchmarks/dispatches.py --preset cifar10
     python benchmarks/dispatches.py --preset quickstart --batch 32 --json counts.json
     python benchmarks/dispatches.py --preset cifar10 --lines 40
 
-What is counted are the operations that TensorFlow's executors ran during the first step, in functions that it calls as
-well: every one is a turn of the host, and on a GPU most are a kernel to be launched. They are taken from the trace of
-TensorFlow's own profiler, which has all but what TensorFlow takes for free: constants, arguments, identities, reshapes.
-What has run some 90 times and was quick TensorFlow takes for free, too, and leaves out: therefore the first step. But a
-function that one step calls more often than that is counted too low. There is no input pipeline.
+The counts are operations that TensorFlow's executors ran during the first step, also in functions that it calls. Each
+operation costs time of the host, and most launch a kernel on a GPU. The counts come from the trace of TensorFlow's
+profiler, which leaves out operations that cost nothing: constants, arguments, identities and reshapes. After some 90
+quick runs the profiler leaves out any operation, so the first step is counted; a function that one step calls more
+often than that is counted too low. There is no input pipeline.
 
-On a CPU a step computes shards of a batch side by side, and packs convolutions of few channels, as docs/design.md says.
---one-shard takes a batch whole, as a GPU does.
+On a CPU a step computes shards of a batch in parallel, and packs convolutions of few channels (docs/design.md).
+--one-shard does not split the batch, as on a GPU.
 
---lines tells which lines of the project make the most of them, with the line that called each. That is counted in the
-traced graphs, without what nothing there needs: of cifar10 it is within one per cent of what ran. Gradients that
-TensorFlow has for its operations are made by the line that asks for them.
+--lines prints the lines of the project that make the most operations, each with the line that called it. They are
+counted in the traced graphs, without operations that no output needs; for cifar10 the sum is within one per cent of the
+profiler's count. An operation of a gradient counts for the line that computes the gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# The checkout that this program belongs to is measured, whatever else is installed.
+# The program measures its own checkout, even if another version of the project is installed.
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import table, write_json  # noqa: E402
@@ -40,17 +40,17 @@ from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# With these TensorFlow fetches constants that it computes once, before the first step.
+# Kinds of operation by which TensorFlow fetches constants before the first step; they are not part of the step.
 _OF_FOLDING = {"_Send", "_Recv"}
-# Rows of the table; what is rarer is one row.
+# Largest number of kinds with a row of their own; the rarer kinds share one row.
 _KINDS = 24
-# What the profiler leaves out, as above, and so do the lines.
+# Kinds of operation that the profiler leaves out, so that --lines leaves them out as well.
 _FREE = {"Const", "Identity", "IdentityN", "NoOp", "Placeholder", "Reshape", "ShapeN", "Squeeze"}
 _CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 
 
 def main() -> int:
-    """Counts the operations of a step."""
+    """Reads the command line and counts the operations of a step; returns the exit status."""
     options = make_parser().parse_args()
     return run_program(lambda: count(options))
 
@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def count(options: argparse.Namespace) -> int:
-    """Takes a step and prints how many operations it ran."""
+    """Takes a training step and prints the operations it ran, by kind; returns the exit status."""
     config = configured(options)
     start_tensorflow(1 if options.one_shard else options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
@@ -79,7 +79,7 @@ def count(options: argparse.Namespace) -> int:
     import numpy as np
     import tensorflow as tf
 
-    # No pipeline, whose operations would be counted, too.
+    # The images are a constant, because the operations of an input pipeline would be counted.
     images = np.random.default_rng(0).integers(0, 256, (options.batch, *config.model.image_shape), np.uint8)
     images = tf.constant(images)
     counts = operations(lambda: benchmark.step([images], 0).read())
@@ -108,13 +108,13 @@ def count(options: argparse.Namespace) -> int:
 
 
 def configured(options: argparse.Namespace) -> Config:
-    """Returns the run whose step is counted."""
+    """Returns the config of the training whose step is counted."""
     given = {**vars(options), "phase": f"train{options.batch}", "precision": None, "memory": None}
     return make_config(argparse.Namespace(**given), "train", options.batch)
 
 
 def operations(call: Callable[[], Any]) -> collections.Counter[str]:
-    """Returns how often each kind of operation was run by a call, from TensorFlow's profiler."""
+    """Returns how often a call runs each kind of operation, from the trace of TensorFlow's profiler."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -138,7 +138,7 @@ def operations(call: Callable[[], Any]) -> collections.Counter[str]:
                     }
                     counts[stats["kernel_type"]] += 1
                     continue
-                # "name:kind" is an operation, "class::method" something else of TensorFlow.
+                # An event "name:kind" is an operation; an event "class::method" is none.
                 node, _, kind = name.rpartition(":")
                 if node and not node.endswith(":") and kind.isidentifier() and kind not in _OF_FOLDING:
                     counts[kind] += 1
@@ -146,7 +146,7 @@ def operations(call: Callable[[], Any]) -> collections.Counter[str]:
 
 
 def by_line(graph: Any) -> collections.Counter[tuple[str, str]]:
-    """Returns how many operations of a kind each line of the project makes, in a graph and the functions it calls."""
+    """Returns the number of operations of each kind that each line makes, in a graph and the functions it calls."""
     known: dict[int, collections.Counter[tuple[str, str]]] = {}
 
     def walk(graph: Any) -> collections.Counter[tuple[str, str]]:
@@ -163,7 +163,7 @@ def by_line(graph: Any) -> collections.Counter[tuple[str, str]]:
 
 
 def _needed(graph: Any) -> list[Any]:
-    """Returns the operations of a graph that it cannot do without."""
+    """Returns the operations of a graph that its outputs and its changes of state need."""
     changing = [each for each in graph.get_operations() if each.op_def.is_stateful and not _only_reads(each)]
     needed, waiting = set(), [*(output.op for output in graph.outputs), *changing]
     while waiting:
@@ -179,7 +179,7 @@ def _only_reads(operation: Any) -> bool:
 
 
 def _line(operation: Any) -> str:
-    """Returns the line of the project that made an operation, and the one that called it."""
+    """Returns the line of the project that made an operation, and the line that called this one, as text."""
     package = ROOT / "tfdecouple"
     frames = [frame for frame in operation.traceback if pathlib.Path(frame.filename).is_relative_to(package)]
     places = (f"{pathlib.Path(frame.filename).relative_to(package)}:{frame.lineno}" for frame in reversed(frames[-2:]))

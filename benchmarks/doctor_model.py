@@ -1,9 +1,9 @@
-"""The training of the small model that `doctor` uses.
+"""Trains the small model that `doctor` uses, into a new folder.
 
     python benchmarks/doctor_model.py DIR
 
-trains it into a new folder; `tfdecouple/doctor/model/` was made this way. Its photographs are those of the bundled ones
-that are in the public domain or under CC0, as scikit-image describes them.
+This program made `tfdecouple/doctor/model/`. The training images are crops of the bundled photographs that are in the
+public domain or under CC0, as scikit-image describes them.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tfdecouple.doctor import device_numbers, small_model  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# The photographs in the public domain or under CC0.
+# Names of the bundled photographs that are in the public domain or under CC0.
 FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def make(folder: pathlib.Path) -> None:
-    """Trains the model and writes its run folder, as small as it can be, with its numbers.
+    """Trains the model and writes a small run folder with `numbers.npz`, which has the model's test results.
 
     Raises:
-        UserError: where the folder exists.
+        UserError: if the folder exists.
     """
     from tfdecouple.storage.files import write_json, write_text
     from tfdecouple.training import train
@@ -58,7 +58,7 @@ def make(folder: pathlib.Path) -> None:
 
 
 def write_numbers(folder: pathlib.Path, images: np.ndarray) -> None:
-    """Writes images, and the numbers that a model gives of the first of them here, in float32 on the first CPU."""
+    """Writes images to `numbers.npz`, with the model's results for the first of them, in float32 on the CPU."""
     first = images[: small_model.IMAGES]
     numbers: dict[str, Any] = device_numbers.compute_numbers("CPU:0", first, folder)
     numbers["gradient"] = device_numbers.compute_gradient("CPU:0", first, folder=folder)
@@ -66,7 +66,7 @@ def write_numbers(folder: pathlib.Path, images: np.ndarray) -> None:
 
 
 def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
-    """Writes the crops of the photographs that are free, as PNG, by split; returns the first of the test split."""
+    """Writes crops of the free photographs as PNG files, a folder per split; returns the first test images."""
     from PIL import Image
 
     from tfdecouple.data import load_images, open_source
@@ -82,7 +82,7 @@ def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
 
 
 def main() -> int:
-    """Trains the model anew."""
+    """Reads the command line and trains the model; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder")
     folder = parser.parse_args().folder

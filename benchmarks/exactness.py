@@ -1,10 +1,10 @@
-"""Which images come back from their codes: kinds of image that no camera takes beside real ones, run by run.
+"""Counts the images that decode(encode(image)) changes, for real images and for extreme ones, for each run.
 
     python benchmarks/exactness.py --run docs/results/quickstart --run docs/results/conditional --json exactness.json
 
-Prints a row for each kind and run: how many images differ after decode(encode(image)), in how many subpixels, and the
-root mean square of v, by which `DecoupledModel.encode` warns; images like those of the training have one near 1.
-With --every-image all test images of each --data go through, and nothing else.
+Prints a row for each kind of image and run: the number of changed images, the number of changed subpixels, and the root
+mean square of v. Images like the training images have one near 1; `DecoupledModel.encode` warns of large ones. With
+--every-image the images are all test images of each --data.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
-# Images that are encoded at once.
+# Largest number of images that are encoded at once.
 _AT_ONCE = 256
 
 
 def main() -> int:
-    """Measures and prints the table."""
+    """Reads the command line and measures; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
     parser.add_argument("--count", type=int, default=64, help="images of noise and of each data set (default 64)")
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Prints a row for each kind of image and run."""
+    """Prints a row for each kind of image and run; returns the exit status."""
     if options.count < 1:
         raise UserError(f"--count is {options.count}; it must be at least 1")
     start_tensorflow()
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def figures(model: Any, images: np.ndarray) -> dict[str, Any]:
-    """Returns how many images there are and are lost by a round trip, in how many subpixels, and the RMS of v."""
+    """Returns the number of images, the images and subpixels that a round trip changes, and the range of v's RMS."""
     trips = [
         count_changed_subpixels(model, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)
     ]
@@ -107,7 +107,7 @@ def figures(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 
 def cells(row: dict[str, Any]) -> list[object]:
-    """Returns a row of the table."""
+    """Returns the cells of the table for a row of figures."""
     least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
     of = [row["run"], str(row["alpha"]), row["images"], row["of"]]

@@ -1,16 +1,16 @@
-"""How long an export takes, how large it is, and how fast what comes out of it runs, beside the Keras model.
+"""Measures how long an export takes, how large it is, and how fast each runtime is compared with the Keras model.
 
     python benchmarks/export.py --preset cifar10
     python benchmarks/export.py --run runs/quickstart
     python benchmarks/export.py --exported exported/quickstart --runtimes onnx openvino --openvino-python ENV/bin/python
 
-Exports (a preset with random weights), or takes what lies in a folder, then encodes and decodes with the Keras model,
-the SavedModel, ONNX Runtime and whatever else is asked for, each in a process of its own with the same number of
-threads, call by call in turn: a rate compares with its neighbours even on a busy machine. One JSON line for the export
-and one for each runtime, endpoint and batch: wall and CPU time (user + sys) of a call, medians.
+The program exports a run, or a preset with random weights, or takes an export folder. Then it encodes and decodes with
+the Keras model, the SavedModel, ONNX Runtime and the requested runtimes. Each runtime has a process of its own with the
+same number of threads, and the runtimes take turns call by call, so that rates compare even on a busy machine. It
+prints a JSON line for the export, and one for each runtime, endpoint and batch: median wall and CPU time of a call.
 
-OpenVINO runs the ONNX files in float32 (`INFERENCE_PRECISION_HINT=f32`); its interpreter needs numpy and openvino
-alone. `litert` takes a folder that was exported with that format.
+OpenVINO runs the ONNX files in float32 (`INFERENCE_PRECISION_HINT=f32`); its interpreter needs only numpy and openvino.
+`litert` needs an export folder with LiteRT files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WORKER = ROOT / "benchmarks" / "export_worker.py"
 
 
 def main() -> int:
-    """Runs the benchmark."""
+    """Reads the command line and runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--run", type=pathlib.Path, help="run folder")
@@ -56,10 +56,10 @@ def main() -> int:
 
 
 def benchmark(options: argparse.Namespace) -> int:
-    """Exports, where that is asked for, and measures.
+    """Exports if a run or preset is given, measures, and returns the exit status.
 
     Raises:
-        UserError: for impossible arguments, a run or export that is not there, or whose codes are of a label.
+        UserError: if an argument is out of range, the run or export is missing, or its z is a function of the label.
     """
     for name in ("threads", "rounds", "batches"):
         if min(np.atleast_1d(getattr(options, name))) < 1:
@@ -88,7 +88,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, object]:
-    """Exports by the command, and says how long each part took."""
+    """Returns how many seconds the export command takes in all and for each format, and the sizes of the files."""
     process = subprocess.Popen(
         [sys.executable, "-m", "export", "--run", str(run), "--to", str(to)]
         + ["--format", "savedmodel", "onnx", *extra],
@@ -119,7 +119,7 @@ def export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, o
 
 
 def random_run(config: Config, folder: pathlib.Path) -> pathlib.Path:
-    """Makes a run folder of a preset whose every weight has an effect."""
+    """Returns a new run folder with random weights, perturbed so that each of them changes the results."""
     start_tensorflow()
     from tfdecouple.model import DecoupledModel
     from tfdecouple.storage.checkpoints import CheckpointFolder
@@ -132,13 +132,13 @@ def random_run(config: Config, folder: pathlib.Path) -> pathlib.Path:
         variable.assign_add(0.02 * rng.standard_normal(tuple(variable.shape)).astype(np.float32))
     write_text(folder / "config.json", config.to_json())
     variables = model.named_variables()
-    # Averaged weights are written as such, where the preset has them, by being the best ones.
+    # A loaded run takes the "best" checkpoint, which holds averaged weights if the preset averages them.
     CheckpointFolder(folder / "checkpoints").write_checkpoint("best", 1, {"model": variables})
     return folder
 
 
 def measure(run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], options: argparse.Namespace) -> None:
-    """Asks the workers in turn and prints their medians."""
+    """Measures the runtimes in turn and prints a JSON line for each runtime, endpoint and batch."""
     pythons = {"openvino": options.openvino_python}
     workers = {
         runtime: subprocess.Popen(
@@ -154,7 +154,7 @@ def measure(run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], opti
 
     def ask(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
-        with contextlib.suppress(BrokenPipeError):  # It has ended, and said why.
+        with contextlib.suppress(BrokenPipeError):  # A worker that has ended has printed its error.
             worker.stdin.write(f"{endpoint} {batch}\n")
             worker.stdin.flush()
         if not (answer := worker.stdout.readline()):

@@ -1,9 +1,8 @@
-"""A process that encodes and decodes in one runtime, for `export.py`.
+"""The worker program of `export.py`, which encodes and decodes in one runtime.
 
     python benchmarks/export_worker.py RUNTIME RUN EXPORTED THREADS MOST
 
-For ONNX Runtime, OpenVINO and LiteRT it imports nothing of the project: an interpreter that has numpy and one of these
-will do.
+For ONNX Runtime, OpenVINO and LiteRT it needs only numpy and the runtime, and imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import numpy as np
 
 
 def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
-    """A worker: reads "ENDPOINT BATCH" and answers with the seconds of one call, on the clock and of all cores.
+    """Answers each input line "ENDPOINT BATCH" with the wall and CPU seconds of one call, on standard output.
 
     Args:
-        runtime: one of `RUNTIMES` or `OTHERS`.
+        runtime: name of the runtime in `RUNTIMES` or `OTHERS`.
         run: run folder.
         exported: export folder.
-        threads: of the runtime.
-        most: images of the largest batch.
+        threads: number of threads of the runtime.
+        most: number of images in the largest batch.
     """
     encode, decode, shape, d_z = {**RUNTIMES, **OTHERS}[runtime](run, exported, threads)
     rng = np.random.default_rng(0)
@@ -40,7 +39,7 @@ def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, 
 
 
 def tensorflow_with(threads: int):
-    """TensorFlow with so many threads."""
+    """Returns the module tensorflow, set up with this number of threads."""
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from tfdecouple.runtime.process import start_tensorflow
 
@@ -53,7 +52,7 @@ def tensorflow_with(threads: int):
 
 
 def keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The model as `load_model` gives it."""
+    """Returns encode, decode, image shape and size of z of the Keras model that `load_model` returns."""
     tensorflow_with(threads)
     import tfdecouple
 
@@ -65,7 +64,7 @@ def keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The SavedModel in a session, as TensorFlow Serving runs it: with Grappler, which a server does not turn off."""
+    """Returns encode, decode, image shape and size of z of the SavedModel in a session with Grappler, as servers do."""
     tf = tensorflow_with(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -86,7 +85,7 @@ def saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The ONNX files in ONNX Runtime."""
+    """Returns encode, decode, image shape and size of z of the ONNX files in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -106,7 +105,7 @@ def onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The ONNX files in OpenVINO, in float32."""
+    """Returns encode, decode, image shape and size of z of the ONNX files in OpenVINO, in float32."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -124,7 +123,7 @@ def openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """The LiteRT files."""
+    """Returns encode, decode, image shape and size of z of the LiteRT files."""
     from ai_edge_litert.interpreter import Interpreter
 
     encoder, decoder = (

@@ -1,17 +1,20 @@
-"""How exact the backward pass by inversion is: its gradients beside those of one that keeps everything.
+"""Measures the error of gradients with `training.memory=invert`, compared with `training.memory=keep`.
 
     python benchmarks/inversion.py --alphas 0.5 0.8 1 --updates 0 500
     python benchmarks/inversion.py --alphas 1 --updates 500 --precisions float32 tf32 mixed_bfloat16 --break
     python benchmarks/inversion.py --run docs/results/glow --batch 64
 
-A model is trained with `training.memory=keep`, and at each of --updates the gradient of a batch is computed both ways,
-in each precision. A row has the error that a step would compare with its bound (`StepResult.inversion_error`, that of
-the worst image); of all weights the largest difference of a gradient relative to the largest number of that weight's
-gradient, and the median; the whole difference relative to the whole gradient; and what the precision itself changes,
-against float32. Without a GPU TF32 is that of `emulated_accelerator`.
+A model is trained with `keep`, and at each of --updates the gradient of a batch is computed both ways, in each
+precision. Columns:
 
---break then spoils the trained model: the smallest singular value of a 1x1 convolution becomes ever smaller, and its
-inverse makes ever more of rounding. --run takes the weights of a trained run as they are, and trains nothing.
+  error            inversion error of the worst image (`StepResult.inversion_error`)
+  largest          largest difference of a weight's gradient over that gradient's largest number; `of` names the weight
+  median           the median of this ratio over the weights
+  whole            norm of the difference over the norm of the gradient, all weights together
+  precision alone  the same ratio for the difference between the precision and float32, with `keep`
+
+Without a GPU, TF32 is emulated. --break then makes the smallest singular value of a 1x1 convolution smaller and
+smaller, so that its inverse amplifies rounding errors. --run takes the weights of a trained run and trains nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def main() -> int:
-    """Prints the table."""
+    """Reads the command line and prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart", help="default quickstart")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
@@ -56,7 +59,7 @@ def main() -> int:
 
 
 def inversion(options: argparse.Namespace) -> int:
-    """Trains a model with each alpha and compares its gradients."""
+    """Trains a model with each alpha, or loads a run, and compares gradients; returns the exit status."""
     start_tensorflow(options.threads)
     rows: list[list[Any]] = []
     models = [trained(options)] if options.run else [compared(options, alpha) for alpha in options.alphas]
@@ -71,7 +74,7 @@ def inversion(options: argparse.Namespace) -> int:
 
 
 def trained(options: argparse.Namespace) -> Iterator[list[Any]]:
-    """Yields the rows of a run's model."""
+    """Yields a row of the table for each precision, for the weights of a trained run."""
     from tfdecouple import load_model
 
     model = load_model(options.run)
@@ -84,9 +87,9 @@ def trained(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
-    """Yields the rows of a model in training."""
+    """Yields rows of the table for a model with this alpha, while it is trained."""
     preset = load_preset(options.preset)
-    # This one is to learn, unlike what is timed.
+    # `make_timed_config` sets a tiny learning rate, with which this model would not learn.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
     benchmark = photographed(override(make_timed_config(preset, options.batch), [*own, *options.set]))
     work, both, taken = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
@@ -111,7 +114,7 @@ def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
 
 
 def photographed(config: Config) -> Benchmark:
-    """Returns a benchmark on crops of the bundled photographs."""
+    """Returns a benchmark whose images are crops of the bundled photographs."""
     from tfdecouple.data import open_source
 
     return Benchmark(
@@ -120,7 +123,7 @@ def photographed(config: Config) -> Benchmark:
 
 
 class Gradients:
-    """The gradients of a batch of a model, by mode and precision, each traced once."""
+    """The gradients of a model on one batch, for each value of `training.memory` and each precision."""
 
     def __init__(self, benchmark: Benchmark, batch: int):
         from tfdecouple import randomness
@@ -140,7 +143,7 @@ class Gradients:
         self._functions: dict[tuple[str, str], Any] = {}
 
     def compared(self, precision: str) -> list[Any]:
-        """Returns the last columns of a row."""
+        """Returns the columns of a row from `error` to `precision alone`, for this precision."""
         import numpy as np
 
         full, *_ = self._of("keep", "float32")
@@ -158,7 +161,7 @@ class Gradients:
         ]
 
     def _of(self, mode: str, precision: str) -> tuple[list[Any], float]:
-        """Returns the gradients for the weights, and the error of inversion of the worst image."""
+        """Returns the gradients of the weights, and the inversion error of the worst image."""
         if (mode, precision) not in self._functions:
             self._functions[mode, precision] = self._traced(mode, precision)
         with _rounding(precision):
@@ -188,7 +191,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _rounding(precision: str) -> Iterator[None]:
-    """Rounds the products of nets to TF32 where that is asked for, as a GPU would."""
+    """Rounds products to TF32 inside the context if `precision` is "tf32", by emulation if there is no such GPU."""
     from helpers.emulation import emulated_accelerator
 
     from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32
@@ -201,7 +204,7 @@ def _rounding(precision: str) -> Iterator[None]:
 
 
 def _distance(right: Sequence[Any], found: Sequence[Any]) -> float:
-    """Returns how far gradients are from the right ones, as a whole, relative to these."""
+    """Returns the norm of the difference of all gradients from `right`, over the norm of `right`."""
     import numpy as np
 
     off = sum(float(np.sum(np.square(a - b, dtype=np.float64))) for a, b in zip(right, found, strict=True))

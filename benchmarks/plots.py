@@ -1,4 +1,4 @@
-"""The plot of `scaling.py`: time, memory and micro-batches over the depth, a panel each."""
+"""The plot of `scaling.py`, with panels of time, memory and micro-batches over the depth."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from tfdecouple.config import MEMORY
 
 Rows = list[dict[str, Any]]
-# Draws on the axes that it is given.
+# A panel of the plot: its title, and a function that draws on given axes.
 Panel = tuple[str, Callable[[Any], None]]
 
 
 def plot(figures: dict[str, Any], path: pathlib.Path, gpus: Sequence[int]) -> None:
-    """Draws time and memory over the depth, and what the large presets need.
+    """Writes a plot of time, memory per image and largest micro-batch over the depth.
 
     Args:
-        figures: the tables of `scaling.py` by name, those that there are.
-        path: of the picture.
-        gpus: GiB of those in the table "memory".
+        figures: rows of the tables of `scaling.py` by the table's name; "memory" must be there.
+        path: path of the image file.
+        gpus: memory of each GPU in the table "memory", in GiB.
     """
     import matplotlib
 
@@ -43,7 +43,7 @@ def plot(figures: dict[str, Any], path: pathlib.Path, gpus: Sequence[int]) -> No
         axis.set_xlabel("steps in each stage of each level")
         axis.yaxis.set_major_formatter(ticker.LogFormatter())
         axis.yaxis.set_minor_formatter(ticker.LogFormatter())
-        # Where it hides no line.
+        # Below the axes the legend hides no line.
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
         axis.grid(alpha=0.3)
     figure.tight_layout()
@@ -66,7 +66,7 @@ def _measured(figures: dict[str, Any]) -> list[Panel]:
 
 
 def _lines(axis: Any, rows: Rows, kinds: dict[str, tuple[str, str]]) -> None:
-    """Draws figures of rows over the depth, a colour for each training.memory."""
+    """Draws columns of the rows over the depth, with a colour for each value of training.memory."""
     for number, memory in enumerate(MEMORY):
         chosen = [row for row in rows if row["memory"] == memory]
         for name, (style, ending) in kinds.items():
@@ -79,7 +79,7 @@ def _calculated(rows: Rows, gib: int) -> Panel:
         for number, name in enumerate(_presets(rows)):
             chosen = [row for row in rows if row["preset"] == name and row["depth"]]
             for memory, style in zip(MEMORY, ("o-", "s--", "^:"), strict=True):
-                # None at all has no logarithm.
+                # A depth at which no image fits is left out, because 0 has no logarithm.
                 fits = [(row["depth"], row[f"{memory}_on_{gib}"]) for row in chosen if row[f"{memory}_on_{gib}"]]
                 axis.plot(*zip(*fits, strict=True), style, color=f"C{number}", label=f"{name}, {memory}")
 

@@ -1,4 +1,4 @@
-"""The results of docs/RESULTS.md: measured again from the committed runs, and its tables made of the JSON files there.
+"""Makes the tables of docs/RESULTS.md from the JSON files in docs/results, and measures the committed runs again.
 
     python benchmarks/results.py                              # the tables again, from docs/results; seconds
     python benchmarks/results.py --check                      # whether the page says what the files say
@@ -33,23 +33,23 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
-# What is compared, as the page calls it, by the folder of its run; and where z enters.
+# The page's name of each compared model by the folder of its run, and the place where z enters the model.
 RUNS = {"conditional": "ours", "base": "baseline of Table 3", "glow": "refined Glow"}
 ENTERS = {
     "conditional": "every coupling",
     "base": "mean and scale of the Gaussian of v",
     "glow": "there is no z",
 }
-# Ours with more numbers in z, trained for what z knows and compared with no other; commit 0e3fdba has its weights.
+# The run with 256 numbers in z: only its probe is in the tables, and its weights are in commit 0e3fdba.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, z of 256 numbers"}
-# Of the paper, its Tables 1, 3 and 4, on its own images and at its own size.
+# Results in Tables 1, 3 and 4 of the paper, for its own images and model size.
 PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
 PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
 PAPER_INFOMAX = "49.6"
 EXTRACTOR = "efficientnet_lite0_features.onnx"
-# Commands that read no images, and so are told no folder of them.
+# Commands that read no images and so take no --data-dir.
 WITHOUT_IMAGES = {"curves", "sample"}
 
 _PROGRAM = "python -m tfdecouple"
@@ -57,7 +57,7 @@ _RUN = "docs/results"
 
 
 def _evaluations() -> dict[str, list[str]]:
-    """Returns the commands of `evaluate`, and what goes with them, by the name of what they measure."""
+    """Returns the command lines of `evaluate` by the name of the metric."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
     ours, quickstart = runs[0], f"{_RUN}/quickstart"
     labels = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -82,7 +82,7 @@ def _evaluations() -> dict[str, list[str]]:
 
 
 def commands() -> dict[str, list[str]]:
-    """Returns every command that a file in docs/results comes from, by what it makes, in the order of the page."""
+    """Returns the command lines that make the files in docs/results, by a name for --measure."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
     ours, quickstart = runs[0], f"{_RUN}/quickstart"
     exactness = "python benchmarks/exactness.py"
@@ -113,7 +113,7 @@ def commands() -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Measures, makes the tables, or checks them."""
+    """Reads the command line and measures, makes the tables, or checks them; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="*", metavar="NAME", help="run the commands first (default all of them)")
     parser.add_argument("--data-dir", help="folder of TFDS, for --measure")
@@ -125,7 +125,7 @@ def main() -> int:
 
 
 def act(options: argparse.Namespace) -> int:
-    """Does what the options ask for."""
+    """Carries out the parsed options and returns the exit status, which is 1 if a check finds a difference."""
     known = commands()
     if options.list:
         for name, lines in known.items():
@@ -136,7 +136,7 @@ def act(options: argparse.Namespace) -> int:
             if name not in known:
                 raise UserError(f"--measure: there is no {name!r}; there are {', '.join(known)}")
         lines = [line for name in options.measure or known for line in known[name]]
-        # Before the first of them, which takes long.
+        # A missing extractor is an error before the first command, because the commands take long.
         if not options.extractor and any(EXTRACTOR in shlex.split(line) for line in lines):
             raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
         for line in lines:
@@ -152,10 +152,10 @@ def act(options: argparse.Namespace) -> int:
 
 
 def run(line: str, options: argparse.Namespace) -> None:
-    """Runs one of the commands.
+    """Runs a command line with the extractor and data folder of the options.
 
     Raises:
-        UserError: where it fails.
+        UserError: if the command fails.
     """
     words = [options.extractor if word == EXTRACTOR else word for word in shlex.split(line)]
     if options.data_dir and words[3] not in WITHOUT_IMAGES and f"{_RUN}/quickstart" not in words[:6]:
@@ -167,14 +167,14 @@ def run(line: str, options: argparse.Namespace) -> None:
 
 
 def with_tables(document: str) -> str:
-    """Returns the page with all tables as the files have them."""
+    """Returns the text of the page with all tables made from the files."""
     for name, make in TABLES.items():
         document = put(document, name, make())
     return document
 
 
 def differences(document: str, made: str) -> list[str]:
-    """Returns the lines of a page that are not as they are made, each with what it should be."""
+    """Returns a message for each line of the page that differs from the page `made` from the files."""
     pairs = zip(document.splitlines(), made.splitlines(), strict=False)
     wrong = [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
     if len(document.splitlines()) != len(made.splitlines()):
@@ -184,11 +184,11 @@ def differences(document: str, made: str) -> list[str]:
 
 @functools.cache
 def load(name: str) -> Any:
-    """Returns a JSON file of docs/results, which is read once."""
+    """Returns the content of a JSON file in docs/results, which is read only once."""
     return json.loads((FILES / name).read_text(encoding="utf-8"))
 
 
-# --- the tables, in their order on the page ---
+# --- tables, in the order of the page ---
 
 
 def _models() -> str:
@@ -203,7 +203,7 @@ def _models() -> str:
 
 
 def parameters(run: str) -> int:
-    """Returns how many a run trained."""
+    """Returns the number of trained parameters of a run."""
     return int(load(f"{run}/summary.json")["parameters"]["total"])
 
 
@@ -238,10 +238,10 @@ def _with_error(found: dict[str, Any], digits: int) -> str:
 
 
 def seeds() -> tuple[int, dict[str, list[float]]]:
-    """Returns the last update at which all seeds were measured, and bits/dim on the validation images there.
+    """Returns the last update at which all seeds were validated, and the bits/dim of each run's seeds at that update.
 
-    Seed 0 of a run is the run itself; of the others there are config and log in docs/results/seeds/RUN-SEED. A run
-    without others is left out.
+    Seed 0 of a run is the run itself. The config and log of another seed are in docs/results/seeds/RUN-SEED. A run with
+    only one seed is left out.
     """
     others = {run: sorted((FILES / "seeds").glob(f"{run}-*")) for run in RUNS}
     found = {run: [_validated(folder) for folder in (FILES / run, *more)] for run, more in others.items() if more}
@@ -250,20 +250,20 @@ def seeds() -> tuple[int, dict[str, list[float]]]:
 
 
 def _validated(run: pathlib.Path) -> dict[int, float]:
-    """Returns bits/dim of the validation images by update."""
+    """Returns the bits/dim of a run on the validation images, by update."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean of what was measured, and its standard error."""
+    """Returns the mean of the values and its standard error."""
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
 def behind(run: str) -> tuple[float, float]:
-    """Returns by how many bits/dim a run is behind ours, and the standard error of that.
+    """Returns the bits/dim by which a run is worse than "conditional", and the standard error of this difference.
 
-    Over the seeds that both have: runs of one seed are given the same images in the same order.
+    The difference is paired by seed, because runs of one seed see the same images in the same order.
     """
     _, found = seeds()
     pairs = zip(found["conditional"], found[run], strict=False)
@@ -283,7 +283,7 @@ def _seeds() -> str:
 
 
 def accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
-    """Returns per cent of the test images, by features and classifier; and the number of dimensions."""
+    """Returns for each kind of features the number of dimensions and each classifier's test accuracy in per cent."""
     return {
         row["features"]: {
             "dimensions": row["dimensions"],
@@ -296,7 +296,7 @@ def accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
 def _probe() -> str:
     rows: list[list[object]] = []
     names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
-    # Raw pixels are the same for both.
+    # Raw pixels are in the table once, because their accuracy does not depend on the run.
     shown_of = {
         "conditional": ("z", "v", "v, PCA", "pixels", "pixels, PCA"),
         LATENT_256: ("z", "v", "v, PCA", "pixels, PCA"),
@@ -314,7 +314,7 @@ def _probe() -> str:
 
 
 def _statistics() -> str:
-    """Of ours: R2 from z, v and pixels, and what follows z and v in a switch."""
+    """Returns the table of image statistics: R2 from z, v and pixels, and which code they follow in a switch."""
     rows = []
     for name, each in load("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
         explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
@@ -337,7 +337,7 @@ def _frechet() -> str:
 
 
 def _exactness() -> str:
-    """Of each kind of image: how many are lost by all runs together, and how large v is in two of them."""
+    """Returns the table of kinds of image: images that any run's round trip changes, and the RMS of v in two runs."""
     found: dict[str, dict[str, Any]] = {}
     for row in load("exactness.json")["rows"]:
         found.setdefault(row["images"], {})[row["run"]] = row
@@ -353,7 +353,7 @@ NOISE = "noise of 0 and 255"
 
 
 def by_length(run: str) -> dict[int, dict[str, Any]]:
-    """Returns what weights of a run were measured to do, by their updates: the earlier ones, and those of now."""
+    """Returns the metrics of a run's weights by number of updates, for earlier weights and the committed ones."""
     found = {row["updates"]: row for row in load("by_length.json")["rows"] if row["run"] == run}
     now = {
         "bits_per_dim": load(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"],
@@ -398,7 +398,7 @@ KINDS = {
 
 
 def outliers() -> dict[str, Any]:
-    """Returns how each score tells each kind of outliers."""
+    """Returns the results of outlier detection by kind of outlier, with an AUROC for each score."""
     return dict(load("conditional/evaluation/outliers/outliers-test.json")["outliers"])
 
 

@@ -1,24 +1,24 @@
-"""Measures how time and memory grow with the batch and the depth, and calculates what fits on a GPU.
+"""Measures how time and memory grow with the batch and the depth, and calculates the largest batch on a GPU.
 
     python benchmarks/scaling.py --json scaling.json --plot docs/images/scaling.png
     python benchmarks/scaling.py --tables batch,depth,memory --from scaling.json --docs docs/scaling.md
     python benchmarks/scaling.py --tables memory                       # calculated, takes no time
 
-Each point is a process of its own (`throughput.py`).
+Each measurement runs in a process of its own (`throughput.py`). The tables are:
 
-  batch   images/s over the images of a call; several kinds of phase, training with each training.memory
-  depth   time of a training step and of tracing, and memory, over the steps in each stage of each level, with each
+  batch   images/s for each batch size and kind of phase; training with each training.memory
+  depth   seconds of a training step and of tracing, and memory, for each number of flow steps in a stage and each
           training.memory
-  large   the same for presets of 64 and of 256 pixels, 2 images a batch
-  memory  calculated: what a training step of the presets for large images holds, and the largest micro-batch on a GPU
+  large   the same for presets of 64 and 256 pixels, with 2 images in a batch
+  memory  calculated, for the presets for large images: memory of a training step, and largest micro-batch on a GPU
 
-An exponent is the slope of a straight line through the points of a table, both axes logarithmic, by least squares; 1 is
-linear. Constant costs (reading the images, the encoder) make it smaller than it will be for larger work.
+An exponent is the slope of a straight line through the points of a column on logarithmic axes, by least squares; 1 is
+linear growth. Constant costs (reading the images, the encoder) make the exponent smaller than it is for larger work.
 
-"MiB in all" is the largest resident memory of the process. "MiB an image" is the difference between a batch and one
-twice as large, of TensorFlow's tensors alone, counted by its own allocator (`throughput.py --live`) with the batch in
-one piece, as a GPU takes it. The calculation beside it is that of the table of the presets
-(`tfdecouple/networks/costs.py`).
+"MiB in all" is the largest resident memory of the process. "MiB an image" is the difference between two batches, one
+twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by its
+allocator (`throughput.py --live`), and the batch is not split, as on a GPU. "calculated" is the same memory as
+`tfdecouple/networks/costs.py` predicts it.
 
 --docs puts each table between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is written after
 each table, so that an interrupted run keeps the finished tables.
@@ -51,23 +51,23 @@ TABLES = ("batch", "depth", "large", "memory")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 DEPTHS = (1, 2, 4, 8, 16)
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
-# Presets of the table of large images, the depths that a machine of 24 GB can train, and their batch.
+# Presets of the table "large", each with the depths that a machine of 24 GB can train, and their batch size.
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
 LARGE_BATCH = 2
 GPUS_GIB = (24, 80)
-# The rest of a GPU's memory: the CUDA context, the workspaces of convolutions, gaps between buffers.
+# Fraction of a GPU's memory for tensors; the CUDA context, workspaces of convolutions and gaps take the rest.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# What the maps of the smaller batch of a measurement of memory take, and bounds of its images that a CPU gets through.
-# Against the larger batch that must stand out from workspaces, and of the small model from its weights.
+# MiB of activations in the smaller batch of a memory measurement, and bounds of its number of images. The activations
+# must be large compared with workspaces and weights, and the batch small enough for a CPU.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
-# Of the start where memory is measured: what it holds must not hide what a step of as many images or more holds.
+# Images of the data-dependent start in a memory measurement: few, so that the step has the peak of memory.
 START_IMAGES = 2
 
 
 def main() -> int:
-    """Measures and prints the tables."""
+    """Reads the command line and makes the tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES), help=f"default {','.join(TABLES)}")
     parser.add_argument("--preset", default="quickstart", help="whose model is measured (default quickstart)")
@@ -88,7 +88,7 @@ def main() -> int:
 
 
 def scaling(options: argparse.Namespace) -> int:
-    """Makes the tables that were asked for."""
+    """Measures and prints the requested tables; returns the exit status."""
     names = [name for name in options.tables.split(",") if name]
     for name in names:
         if name not in TABLES:
@@ -124,10 +124,10 @@ def scaling(options: argparse.Namespace) -> int:
 
 
 def read_figures(path: pathlib.Path) -> dict[str, Any]:
-    """Returns what `--json` wrote.
+    """Returns the figures in a file that `--json` wrote.
 
     Raises:
-        UserError: where it cannot be read.
+        UserError: if the file cannot be read.
     """
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -139,7 +139,7 @@ def read_figures(path: pathlib.Path) -> dict[str, Any]:
 
 
 def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures each kind over the batches, training with each training.memory."""
+    """Returns a row of figures for each kind of phase and batch size; training with each training.memory."""
     ways = [
         (kind, f"{kind}, {memory}" if memory else kind, ["--memory", memory] if memory else [])
         for kind in options.kinds.split(",")
@@ -153,7 +153,7 @@ def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures training over the depths, with each training.memory."""
+    """Returns a row of figures of training for each depth and training.memory."""
     return [
         measure_depth(options, options.preset, memory, depth, options.depth_batch, MEMORY_MIB, MEMORY_IMAGES)
         for memory in options.memory
@@ -162,7 +162,7 @@ def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def measure_large(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures training of the presets for large images, with each training.memory."""
+    """Returns a row of figures of training for each preset for large images, depth and training.memory."""
     return [
         measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES)
         for preset, depths in MEASURED.items()
@@ -174,23 +174,24 @@ def measure_large(options: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_depth(
     options: argparse.Namespace, preset: str, memory: str, depth: int, batch: int, mib: int, images: tuple[int, int]
 ) -> dict[str, Any]:
-    """Measures training at a depth: its times with so many images a batch, and its memory.
+    """Returns the figures of training at a depth: times with `batch` images, and memory per image.
 
-    That is of a batch whose maps need about `mib`, between so many images, and of one twice as large.
+    Memory is measured with two batches. The smaller one has activations of about `mib` MiB, within the bounds `images`
+    of its number of images; the other is twice as large.
     """
     deep = with_depth(override(load_preset(preset), options.set), depth)
     training = override(deep, [f"training.memory={memory}"]).training
     expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
     small = memory_batch(expected, mib, images)
     if memory == "recompute":
-        # In its backward pass maps go while gradients come: only where maps outweigh these is all of an image seen.
+        # The backward pass frees activations while it makes gradients, so the activations must outweigh the gradients.
         gradients = 4 * count_parameters(deep.model)["total"] / MIB
         small = max(small, math.ceil(3 * gradients / expected))
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={START_IMAGES}"]
     extra += ["--memory", memory]
     row = run(options, f"train{batch}", extra, preset)
-    # Memory is not time: both at once. With one thread a batch is in one piece, as a GPU takes it; of two shards, one
-    # may have let go of its maps while the other has not come so far.
+    # Both batches are measured at once, because memory does not depend on speed. One thread means one shard, as on a
+    # GPU: with two shards one might free its activations before the other has all of its own.
     extra += ["--live", "--threads", "1"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         steps = [pool.submit(run, options, f"first_step{b}", extra, preset) for b in (small, 2 * small)]
@@ -205,18 +206,18 @@ def measure_depth(
 
 
 def memory_batch(mib_per_image: float, mib: int, images: tuple[int, int]) -> int:
-    """Returns a batch whose maps need about so many MiB, within bounds."""
+    """Returns the number of images whose activations take about `mib` MiB, within the bounds `images`."""
     least, most = images
     return min(most, max(least, round(mib / mib_per_image)))
 
 
 def run(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
-    """Runs one point and says so."""
+    """Returns the figures of a phase of `throughput.py`, and prints a line about them."""
     preset = preset or options.preset
     arguments = ["--preset", preset, "--threads", str(options.threads), "--reps", str(options.reps)]
     for assignment in options.set:
         arguments += ["--set", assignment]
-    # The depth after what the user sets, which must not undo it.
+    # The depth in `extra` comes last, so that the user's --set cannot undo it.
     row = run_throughput(phase, *arguments, *extra)
     rate = f"{row['images_per_s']:.2f} images/s, " if "images_per_s" in row else ""
     print(f"{preset} {phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr, flush=True)
@@ -234,14 +235,14 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
-    """Returns how many images at a time a GPU of so much memory holds in training, 0 where not even one."""
+    """Returns the largest micro-batch in training on a GPU with `gib` GiB of memory, or 0 if no image fits."""
     config = override(config, [f"training.memory={memory}"])
     room = USABLE * gib * GIB - step_bytes(config, images=0, micro_batches=2)
     return max(0, int(room / (step_bytes(config, images=1) - step_bytes(config, images=0))))
 
 
 def calculate_memory() -> list[dict[str, Any]]:
-    """Returns what the presets for large images need at each depth, and at their own."""
+    """Returns rows of calculated memory for the presets for large images, at each of `DEPTHS` and their own depth."""
     rows = []
     for name in LARGE:
         own = load_preset(name)
@@ -262,7 +263,7 @@ def calculate_memory() -> list[dict[str, Any]]:
 
 
 def render(name: str, figures: dict[str, Any]) -> str:
-    """Returns a table as it goes into the docs."""
+    """Returns the markdown table of this name for the docs."""
     renderers = {"batch": render_batches, "depth": render_depths, "large": render_large, "memory": render_memory}
     return renderers[name](figures[name])
 
@@ -286,7 +287,7 @@ def render_large(rows: list[dict[str, Any]]) -> str:
 
 
 def render_trained(rows: list[dict[str, Any]], names: list[str], key: Callable[[dict[str, Any]], tuple]) -> str:
-    """Returns the table of training over the depths, with the exponents below each group of rows of one key."""
+    """Returns the table of training over the depths, with the exponents below the rows of each key."""
     header = [*names, "flow steps", "ms an update", "traced in s", "MiB in all", "MiB an image", "calculated"]
     lines: list[list[object]] = []
     for group in dict.fromkeys(key(row) for row in rows):
@@ -306,12 +307,12 @@ def render_trained(rows: list[dict[str, Any]], names: list[str], key: Callable[[
 
 
 def traced(row: dict[str, Any]) -> float:
-    """Returns how much longer the first call took than the second."""
+    """Returns the seconds of tracing: the first call less the second, at least 0.01."""
     return float(max(row["first_call_s"] - row["second_step_s"], 0.01))
 
 
 def render_memory(rows: list[dict[str, Any]]) -> str:
-    """Returns the table of the presets as they are; the plot has the other depths."""
+    """Returns the table of memory for the presets at their own depth."""
     header = ["preset", "parameters", "state, GiB", *(f"GiB an image, {memory}" for memory in MEMORY)]
     header += [f"on {gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
@@ -329,10 +330,10 @@ def render_memory(rows: list[dict[str, Any]]) -> str:
 
 
 def put(document: str, name: str, text: str) -> str:
-    """Returns the document with a table in its place.
+    """Returns the document with a table put between its lines `<!-- NAME -->` and `<!-- end of NAME -->`.
 
     Raises:
-        UserError: where there is no place for it.
+        UserError: if one of the two lines is missing.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     before, found, rest = document.partition(begin)

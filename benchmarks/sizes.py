@@ -1,8 +1,8 @@
-"""What an installation without extras takes, and what each extra adds: packages and megabytes of files.
+"""Counts the packages and megabytes of an installation without extras, and those that each extra adds.
 
     python benchmarks/sizes.py
 
-It reads what is installed beside this Python; an extra whose packages are not all there is named with them.
+The program looks only at installed packages. If packages of an extra are missing, the extra's line names them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 
 def closure(name: str, extras: frozenset[str]) -> tuple[set[str], set[str]]:
-    """Returns the packages that a package with some of its extras brings, itself too, and those that are missing."""
+    """Returns the names of a package and all that it requires with these extras: those installed, those missing."""
     found: set[str] = set()
     missing: set[str] = set()
     seen, todo = set(), [(canonicalize_name(name), extras)]
@@ -38,13 +38,13 @@ def closure(name: str, extras: frozenset[str]) -> tuple[set[str], set[str]]:
 
 
 def megabytes(names: set[str]) -> float:
-    """Returns how large the files of packages are."""
+    """Returns the total size of the files of installed packages, in megabytes."""
     files = (file.locate() for name in names for file in importlib.metadata.files(name) or ())
     return sum(pathlib.Path(file).stat().st_size for file in files if pathlib.Path(file).is_file()) / 1e6
 
 
 def main() -> int:
-    """Prints a line for the installation without extras and for each extra."""
+    """Prints a line for the installation without extras and one for each extra; returns the exit status."""
     base, _ = closure("tfdecouple", frozenset())
     print(f"{'without extras':16} {len(base):4} packages {megabytes(base):8,.0f} MB")
     for extra in importlib.metadata.metadata("tfdecouple").get_all("Provides-Extra"):

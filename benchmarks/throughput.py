@@ -1,24 +1,23 @@
-"""How fast the real model trains, evaluates, encodes, decodes and samples, in one process for one figure.
+"""Measures how fast a model trains, evaluates, encodes, decodes or samples.
 
     python benchmarks/throughput.py --phase train16 --preset cifar10
     python benchmarks/throughput.py --phase first_step32 --preset quickstart
     python benchmarks/throughput.py --phase train4 --preset quickstart --set 'model.steps=[8,[8,8],[8,8],8]'
 
-A phase is a kind and a number of images: train, eval, encode, decode, sample or first_step, each with any number.
+A phase is a kind with a number of images. The kinds are:
 
-  train       the step of `train.py` as it is: data pipeline, noise, gradients, norm, the test for values that are not
-              finite, AdamW at a rate of 1e-6, averaged weights (on at 0.999 where a preset has none); of a repetition
-              the last result is read, as of the steps between two rows of a run's log
-  eval        the evaluation of a run: bits/dim at one draw, with the noise of each image
-  encode      `model.encode` as the commands call it; decode and sample likewise
-  first_step  the training step, once: how long it takes from the start of the program until it is done
+  train       the training step of `train.py` with its data pipeline, a learning rate of 1e-6, and averaged weights
+              (decay 0.999 if the preset averages none); only the last result of a repetition is read, as between two
+              rows of a run's log
+  eval        bits/dim with one draw of noise, as a run evaluates
+  encode      `model.encode` as the commands call it; likewise decode and sample
+  first_step  one training step, timed from the start of the program
 
-TensorFlow is set up as the programs set it up, with --threads for the number of cores. Images are random. The last line
-is one JSON object.
-`first_step_s` counts from the start of the process to the end of the first call; the first two calls are not among
-the repetitions, each of which takes --seconds or longer. `peak_rss_mib` is the largest resident memory of the whole
-process, tracing included. With --live TensorFlow takes its memory by an allocator that counts, which it has for GPUs:
-`peak_live_mib` is the most that its tensors had at once, weights included.
+TensorFlow is set up as in the project's programs, with --threads for the number of cores. Images are random. The last
+line is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call. The
+first two calls are not repetitions; a repetition takes --seconds or longer. `peak_rss_mib` is the largest resident
+memory of the whole process, tracing included. With --live, `peak_live_mib` is the largest memory of TensorFlow's
+tensors at one time, weights included, counted by an allocator that TensorFlow has for GPUs.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ import time
 _LOADED = time.monotonic()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# The checkout that this program belongs to is measured, whatever else is installed.
+# The program measures its own checkout, even if another version of the project is installed.
 sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
@@ -47,12 +46,12 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 KINDS = (*PHASES, "first_step")
-# Images of first_step where no number is given; the others need one.
+# Number of images of the phase first_step without a number; other kinds need a number.
 FIRST_STEP_BATCH = 16
 
 
 def main() -> int:
-    """Measures one phase."""
+    """Reads the command line and measures a phase; returns the exit status."""
     options = make_parser().parse_args()
     return run_program(lambda: measure(options))
 
@@ -72,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def measure(options: argparse.Namespace) -> int:
-    """Runs the phase and prints its figures."""
+    """Runs the phase and prints its figures as JSON; returns the exit status."""
     kind, batch = parse_phase(options.phase)
     for name in ("threads", "reps"):
         if getattr(options, name) < 1:
@@ -132,10 +131,10 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def parse_phase(text: str) -> tuple[str, int]:
-    """Returns kind and number of images of a phase.
+    """Returns the kind and the number of images of a phase.
 
     Raises:
-        UserError: for an unknown phase.
+        UserError: if the phase is unknown.
     """
     match = re.fullmatch(r"([a-z_]+?)(\d*)", text)
     kind, digits = match.groups() if match else ("", "")
@@ -147,10 +146,10 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
-    """Returns the preset with what the options change.
+    """Returns the config of the preset with the changes that the options ask for.
 
     Raises:
-        UserError: for impossible options.
+        UserError: if the options contradict the phase.
     """
     config = load_preset(options.preset)
     trains = kind in ("train", "first_step")
@@ -171,13 +170,13 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
 
 
 def peak_rss_mib() -> float:
-    """Returns the largest resident memory that this process ever had."""
+    """Returns the largest resident memory that this process ever had, in MiB."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / 2**20 if sys.platform == "darwin" else size / 2**10
 
 
 def process_start() -> float:
-    """Returns when this process started, on the clock of `time.monotonic`; when it loaded this file, where unknown."""
+    """Returns the time at which this process started (or, if unknown, loaded this file), by `time.monotonic`."""
     try:
         fields = pathlib.Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -1,18 +1,18 @@
-"""Trials of options of training: short runs, each measured on validation images alone, a row of a table each.
+"""Runs trials of training options: short runs that are measured on validation images, each a row of a table.
 
     python benchmarks/trials.py --data-dir DIR                 # all that are not done yet; SIGTERM stops it for a while
     python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # one of them, with all its seeds
     python benchmarks/trials.py --list
     python benchmarks/trials.py --docs docs/trials.md              # the table again, from the rows that there are
 
-`benchmarks/trials.json` says what is tried: what all have in common, and of each trial a name, its options and its
-seeds; `from` is a trial whose options it has, too, and `commit` the last commit that knows its options: such a trial is
-not run again. First comes seed 0 of all, then seed 1. Each is `python train.py` with checkpoints in a run folder of its
-own in --workdir; the test images are left alone (`training.evaluation_samples=0`). Then logistic regression of the
-class from z (the posterior mean) is fitted on 10,000 training images, C chosen on a fifth of them, and judged by 10,000
-others: the model was trained on them too, but without labels, and 1,000 validation images are too few to tell trials
-apart. The row with the command goes into --json at once. A trial whose row is there is not run again; one whose run is
-there goes on from its last checkpoint.
+`benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. `from`
+names a trial whose options come first. A trial with `commit`, the last commit that has its options, is not run again.
+Seed 0 of all trials comes first, then seed 1. Each trial is `python train.py` with a run folder in --workdir. The test
+images are not used (`training.evaluation_samples=0`). Then logistic regression predicts the class from z (the posterior
+mean). It is fitted on 10,000 training images, with C chosen on a fifth of them, and tested on 10,000 other training
+images, because 1,000 validation images are too few to distinguish trials; the model has seen these images without
+labels. The row with the command is written to --json at once. A trial that has a row is not run again, and an
+interrupted one resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E4
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
-# Training images that the classifier is fitted on, and as many others that judge it.
+# Number of training images that the classifier is fitted on, and of other training images that test it.
 PROBED = 10_000
 
 
 class Trial(NamedTuple):
-    """A run that is to be made.
+    """A training run of a trial with one seed.
 
     Attributes:
-        name: of the trial.
-        seed: of the run.
-        arguments: of train.py, but for the run folder and the place of the data.
-        own: those of them that not all trials have, for people.
-        commit: where its options are, if they are none today.
+        name: name of the trial.
+        seed: seed of the run.
+        arguments: arguments of train.py, except for the run folder and the data folder.
+        own: arguments that this trial does not share with all others, for the table.
+        commit: last commit that has the trial's options, or "" if they still exist.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Trial(NamedTuple):
         return f"{self.name}-{self.seed}"
 
     def command(self, *more: str) -> list[str]:
-        """Returns the words after `python`."""
+        """Returns the words of the command after `python`, with `more` arguments at the end."""
         return ["train.py", *self.arguments, *more]
 
 
 def main() -> int:
-    """Runs trials, or lists them, or makes the table."""
+    """Reads the command line and runs trials, lists them, or makes the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="these trials (default all)")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/trials"), help="of the runs")
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def act(options: argparse.Namespace) -> int:
-    """Does what the options ask for."""
+    """Carries out the parsed options and returns the exit status."""
     if options.measure:
         print(json.dumps(measure(options.measure, options.data_dir)))
         return 0
@@ -106,10 +106,10 @@ def act(options: argparse.Namespace) -> int:
 
 
 def planned(only: list[str] | None = None) -> list[Trial]:
-    """Returns all trials in their order: seed 0 of each, then seed 1.
+    """Returns the trials of the plan, or those named in `only`: seed 0 of each, then seed 1.
 
     Raises:
-        UserError: for a name that no trial has.
+        UserError: if no trial has one of the names.
     """
     plan = parse_json(PLAN.read_text(encoding="utf-8"))
     trials = plan["trials"]
@@ -134,17 +134,17 @@ def _trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed
 
 
 def is_done(trial: Trial, rows: list[dict[str, Any]]) -> bool:
-    """Returns whether a trial has its row, made with the same options."""
+    """Returns whether the rows have one for the trial, made by the same command."""
     command = f"python {shlex.join(trial.command())}"
     return any((row["name"], row["seed"], row["command"]) == (trial.name, trial.seed, command) for row in rows)
 
 
 def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains and measures; returns the row.
+    """Trains and measures a trial; returns its row, also if the training diverges.
 
     Raises:
-        UserError: where the training fails, but for divergence, which is a result.
-        SystemExit: where a signal stops it.
+        UserError: if the training fails in another way.
+        SystemExit: if a signal stops the training.
     """
     run = options.workdir.resolve() / trial.key
     data = ["--data-dir", options.data_dir] if options.data_dir else []
@@ -154,7 +154,7 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         try:
             status = process.wait()
         except (SystemExit, KeyboardInterrupt):
-            # It saves where it is.
+            # On SIGTERM train.py saves a checkpoint before it ends.
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
@@ -181,7 +181,7 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-    """Returns how many training images logistic regression on z tells of others; nothing for a model without z."""
+    """Returns the accuracy of logistic regression on z with its standard error; {} for a model without z."""
     start_tensorflow()
     import numpy as np
 
@@ -208,7 +208,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows that there are."""
+    """Returns the rows in a JSON file, or [] if there is no file."""
     return list(parse_json(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 
 
@@ -235,11 +235,7 @@ def _figures(row: dict[str, Any]) -> list[str]:
 
 
 def check_plan() -> None:
-    """Refuses a plan whose options do not hold.
-
-    Raises:
-        UserError: naming the trial.
-    """
+    """Raises UserError with the name of a trial whose options are invalid, if the plan has one."""
     for trial in (trial for trial in planned() if not trial.commit):
         preset, changes = trial.arguments[1], trial.arguments[5::2]
         try:
