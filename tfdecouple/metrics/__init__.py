@@ -1,1 +1,1 @@
-"""The metrics of `evaluate`, a module each, and what they share: classifiers, drawn images, directions in z."""
+"""The metrics of the command `evaluate`, a module each, and their tools: classifiers, image draws, directions."""

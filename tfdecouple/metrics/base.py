@@ -1,4 +1,4 @@
-"""The base class of the metrics of `evaluate`, their results, and means with standard errors."""
+"""The base class of all metrics of the command `evaluate`, its results, and means with standard errors."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Estimate:
 
     @classmethod
     def from_values(cls, values: Any) -> Estimate:
-        """Returns the estimate of one value per image, `[images]`; sums are taken in float64."""
+        """Returns the mean of `values`, one value per image, `[images]`, with its standard error, summed in float64."""
         values = np.asarray(values, np.float64)
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return cls(float(values.mean()), float(error))
 
     @classmethod
     def from_share(cls, share: float, count: int) -> Estimate:
-        """Returns a share of `count` images with its binomial standard error."""
+        """Returns `share`, a fraction of `count` images from 0 to 1, with its binomial standard error."""
         return cls(float(share), math.sqrt(share * (1 - share) / max(count, 1)))
 
     def to_text(self, digits: int) -> str:
-        """Returns the mean with its standard error, where there is one.
+        """Returns the mean with `digits` decimals as a text, followed by the standard error where it is finite.
 
         >>> Estimate(3.14159, 0.0123).to_text(3), Estimate(3.0, math.nan).to_text(1)
         ('3.142 ± 0.012', '3.0')
@@ -53,11 +53,11 @@ class Estimate:
 
 
 class Result(NamedTuple):
-    """The result of a metric.
+    """The result of one metric: values for a file, lines of text, and perhaps a picture.
 
     Attributes:
-        values: plain values for the JSON file, where NaN and infinities become null.
-        lines: the lines that are printed.
+        values: plain values for the JSON file of the metric, where NaN and infinities become null.
+        lines: the lines that `evaluate` prints.
         picture: a picture that is written as a PNG file beside the JSON file; None for no picture.
     """
 
@@ -67,21 +67,21 @@ class Result(NamedTuple):
 
 
 class Metric:
-    """A metric that `evaluate` computes; `cli/evaluate.py` lists the metrics in the order of their computation.
+    """The base class of a metric that `evaluate` computes; `cli/evaluate.py` lists all metrics in their order.
 
-    A module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
+    The module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
 
     Attributes:
-        name: the name of the result's file, and of the option that requests the metric unless `is_requested` says
-            otherwise.
-        on_split: whether the metric is computed on the images of --split, which its file then names. Otherwise it is
-            computed on test images, whatever --split says, and perhaps on training images too.
-        needs_z: whether a model without z is refused.
-        needs_classes: whether a model without labels is refused.
+        name: the name of the metric, after which its file is named and, unless `is_requested` is overridden, the
+            option that requests it.
+        on_split: True if the metric is computed on the images of --split, which its file then names; False if it is
+            computed on test images, and perhaps on training images, whatever the value of --split.
+        needs_z: whether the metric needs a model with z.
+        needs_classes: whether the metric needs a model with labels.
         needs_plots: whether the metric draws a plot, which needs matplotlib.
 
     Args:
-        options: the parsed options of the command.
+        options: the parsed options of `evaluate`.
     """
 
     name: ClassVar[str]
@@ -95,65 +95,65 @@ class Metric:
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the metric's options to a group of the parser."""
+        """Adds the metric's command-line options to `group`, an argument group of the parser of `evaluate`."""
 
     def check_options(self) -> None:
-        """Refuses values of options that do not fit together, before TensorFlow is imported.
+        """Raises UserError if values of the metric's options do not fit together, before TensorFlow is imported.
 
         Raises:
-            UserError: naming the option and its value.
+            UserError: if an option has a wrong value; the message names both.
         """
 
     @property
     def option(self) -> str:
-        """The option that requests the metric, such as "--latent-use"."""
+        """The command-line option that requests the metric, such as "--latent-use"."""
         return f"--{self.name.replace('_', '-')}"
 
     def is_requested(self) -> bool:
-        """Returns whether the options request the metric."""
+        """Returns whether the options of the command request this metric."""
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Opens the other inputs of the metric before any metric is computed, because computing may take hours.
+        """Opens the metric's own inputs, before any metric is computed, so that a missing one shows at once.
 
         Raises:
-            UserError: where something is missing.
+            UserError: if a file, a data set or a package that the metric needs is missing.
         """
         if self.needs_plots:
             require("matplotlib", what=self.option)
 
     def compute(self, evaluation: Any) -> Result:
-        """Computes the metric.
+        """Returns the result of the metric for a run.
 
         Args:
             evaluation: the run, its images and the devices: a `cli.evaluate.Evaluation`.
 
         Raises:
-            UserError: in one line, where the user can mend the cause.
+            UserError: if the metric cannot be computed and the user can mend the cause; the message is one line.
         """
         raise NotImplementedError
 
 
 def print_progress(text: str) -> None:
-    """Prints a line of progress on standard error, so that standard output holds results alone."""
+    """Prints `text` as a line of progress on standard error, so that standard output holds results alone."""
     print(text, file=sys.stderr, flush=True)
 
 
 def describe_draws(k: int) -> str:
-    """Returns a number of draws in words, such as "3 draws"."""
+    """Returns the number of draws `k` as a text, such as "1 draw" or "3 draws"."""
     return f"{k} draw{'s' if k > 1 else ''}"
 
 
 def require_finite(what: str, values: np.ndarray, index: np.ndarray) -> None:
-    """Refuses values that are not finite.
+    """Raises RunError if a value of an image is not finite.
 
     Args:
         what: the name of the values in the message, such as "the bound".
-        values: float `[images, ...]`.
+        values: the values of each image, float `[images, ...]`.
         index: the numbers of the images in their split, `[images]`.
 
     Raises:
-        RunError: with the numbers of the images.
+        RunError: if a value is infinite or NaN; the message lists the numbers of the images.
     """
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
     if len(bad):

@@ -1,4 +1,4 @@
-"""Bits/dim of images at their own size."""
+"""A metric of the command `evaluate`: bits/dim of images at their own size."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, re
 
 
 class OwnSize(Metric):
-    """The ELBO of images that are neither cropped nor resized."""
+    """The metric of bits/dim (the ELBO) of images at their own size, neither cropped nor resized."""
 
     name = "own_size"
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --own-size."""
+        """Adds the option --own-size to `group`, an argument group of the parser of `evaluate`."""
         group.add_argument(
             "--own-size",
             action="store_true",
@@ -24,7 +24,7 @@ class OwnSize(Metric):
         )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns bits/dim of each image and their mean, over as many draws as the ELBO at the model's size."""
+        """Returns bits/dim of each image and the mean over images, each averaged over --samples draws of the noise."""
         from tfdecouple import randomness
         from tfdecouple.data.whole_images import draw_whole_images
         from tfdecouple.runtime.progress import Counter

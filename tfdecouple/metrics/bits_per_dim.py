@@ -1,4 +1,4 @@
-"""Bits per dimension by two bounds: the ELBO, and the importance-weighted bound, which is tighter.
+"""The metrics of bits per dimension by two bounds: the ELBO, and the importance-weighted bound, which is tighter.
 
 Both are upper bounds, in expectation, of -log2 p(image) per colour value, where p(image) is the integral of the density
 over the pixel's bin and over z (paper equation 2). The importance-weighted bound (Burda et al., "Importance Weighted
@@ -32,15 +32,15 @@ class BitsPerDim(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --samples."""
+        """Adds the option --samples to `group`, an argument group of the parser of `evaluate`."""
         add_number(group, "--samples", 1, "draws per image for the ELBO, --latent-use and --outliers", 1)
 
     def is_requested(self) -> bool:
-        """Returns True."""
+        """Returns True, because `evaluate` always computes this metric."""
         return True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the ELBO with its terms in nats."""
+        """Returns the ELBO in bits/dim, with its three terms in nats per image."""
         elbo = _evaluate_bound(evaluation, ELBO, self.options.samples)
         terms = [
             f"    {term:15} {getattr(elbo, term).to_text(2):>22} nats an image"
@@ -56,12 +56,12 @@ class ImportanceWeighted(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --importance."""
+        """Adds the option --importance to `group`, an argument group of the parser of `evaluate`."""
         text = "also the importance-weighted bound over N draws per image, a tighter one; 0 for none"
         add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the bound, how far it lies below the ELBO, and how many draws carry it."""
+        """Returns the importance-weighted bound, its distance below the ELBO, and the number of effective draws."""
         bound = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         lines = [
             _first_line(bound, "importance-weighted bound"),
@@ -93,19 +93,19 @@ def _first_line(bound: Bound, name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A bound of the bits per dimension, averaged over images.
+    """A bound on the bits per dimension, averaged over images.
 
     Attributes:
-        bound: `ELBO` or `IMPORTANCE_WEIGHTED`.
-        k: draws of (z, u) per image, averaged outside the logarithm for the ELBO and inside for the other bound.
-        images: the number of images; each counts once.
+        bound: the kind of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
+        k: the number of draws of (z, u) per image, averaged outside the logarithm by the ELBO, inside by the other.
+        images: the number of images.
         bits_per_dim: the bound in bits per colour value.
         standard_error: the standard error of `bits_per_dim`, from the spread over images.
         reconstruction, kl, dequantization: the terms of the ELBO over the same draws, in nats per image: -log p(x|z),
             log q(z|x) - log p(z), log q(u|x).
-        gain: by how many bits/dim the bound is below the ELBO over the same draws; 0 for the ELBO.
-        effective_draws: the mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, a
-            few draws carry the bound, and more draws would lower it.
+        gain: the distance of the bound below the ELBO over the same draws, in bits/dim; 0 for the ELBO.
+        effective_draws: the mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. If it is
+            near 1, few draws dominate the bound, and more draws would lower it.
     """
 
     bound: str
@@ -120,22 +120,22 @@ class Bound:
     effective_draws: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the attributes as plain values for JSON."""
+        """Returns the attributes by name, as plain values for JSON."""
         return dataclasses.asdict(self)
 
     def to_log_row(self) -> dict[str, float]:
-        """Returns the numbers that the log of a training holds: the bound, the means of its terms, and the counts."""
+        """Returns the numbers for a row of the training log: the bound, the means of its terms, and the counts."""
         terms = {name: getattr(self, name).mean for name in ("reconstruction", "kl", "dequantization")}
         bits = {"bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
         return {**bits, **terms, "images": self.images, "samples": self.k}
 
 
 class BoundEvaluator:
-    """Computes a bound of the bits per dimension of images on one or more devices.
+    """A function that computes a bound on the bits per dimension of images, on one or more devices.
 
-    Draw number n of an image depends on the seed, on n and on the image's index alone, and sums are taken in float64.
-    So a result does not depend on the batch size or on the number of devices beyond rounding. For a model without z the
-    draws are of u alone.
+    Draw number n of an image depends only on the seed, on n and on the image's index, and sums are taken in float64.
+    So the batch size and the number of devices change a result by rounding alone. For a model without z only u is
+    drawn.
 
     Args:
         model: a `DecoupledModel` with weights, or a density with its `config`, `require_initialized`,
@@ -149,7 +149,7 @@ class BoundEvaluator:
         self._model = model
         self._has_classes = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
-        # The seed and the number of the draw are tensors, so that each shape of batch is traced once.
+        # The seed and the number of the draw are tensors, so that TensorFlow traces each batch shape only once.
         self._compute_on_devices = tf.function(
             lambda *inputs: self._strategy.run(self._compute_draw, args=inputs), autograph=False, reduce_retracing=True
         )
@@ -164,33 +164,33 @@ class BoundEvaluator:
         on_batch: Callable[[int], None] = lambda done: None,
         refuse_non_finite: bool = False,
     ) -> Bound:
-        """Returns a bound, averaged over the images of all batches.
+        """Returns a bound on the bits per dimension, averaged over the images of all batches.
 
         Args:
             batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`, 0 for
                 padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a model
                 with labels, which is required only where z is a function of the label.
-            bound: `ELBO` or `IMPORTANCE_WEIGHTED`.
-            k: draws per image, at least 1.
+            bound: the kind of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
+            k: the number of draws per image, at least 1.
             seed: the seed of the draws.
-            on_batch: called after each draw with the number of images that the finished work amounts to.
-            refuse_non_finite: whether an infinite or undefined bound of an image is an error.
+            on_batch: a callback that receives the progress after each draw, as a number of images.
+            refuse_non_finite: whether an infinite or undefined bound of an image raises RunError.
 
         Raises:
-            DataError: where a label that the model needs is missing.
-            NotInitializedError: for a model without weights.
-            RunError: with `refuse_non_finite`, naming the images.
+            DataError: if a label that the model needs is missing.
+            NotInitializedError: if the model has no weights.
+            RunError: if a bound is not finite and `refuse_non_finite` is set; the message names the images.
         """
         self._model.require_initialized()
         terms, log_sums, index = self._sum_over_draws(batches, k, seed, on_batch)
         terms, (log_sum, log_sum_of_squares) = terms / k, log_sums.T
-        # Log weights are summed in the same order, so that at k = 1 both bounds are equal to the last bit.
+        # The terms are added in the order of the log weights, so that at k = 1 both bounds are equal to the last bit.
         negative_elbo = terms[:, 0] + terms[:, 1] + terms[:, 2]
         nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
         if refuse_non_finite:
             require_finite("the bound", np.column_stack([nats, terms]), index)
         bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (nats, negative_elbo))
-        # The numbers of a diverged model need not be finite.
+        # NumPy would warn about infinite numbers, which a diverged model can produce.
         with np.errstate(invalid="ignore", over="ignore"):
             total, gain = Estimate.from_values(bits), Estimate.from_values(elbo_bits - bits)
             reconstruction, kl, dequantization = map(Estimate.from_values, terms.T)
@@ -211,7 +211,7 @@ class BoundEvaluator:
     def _sum_over_draws(
         self, batches: tf.data.Dataset, k: int, seed: int, on_batch: Callable[[int], None]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns sums over the k draws of each image.
+        """Returns sums over the k draws of each image: of the terms, and of the importance weights.
 
         Returns:
             The sums of the three terms in nats, float64 `[images, 3]`; the logs of the sum of the weights
@@ -236,7 +236,7 @@ class BoundEvaluator:
                 rows = self._gather(draw)[counted].astype(np.float64)
                 batch_terms += rows
                 log_weights = -(rows[:, 0] + rows[:, 1] + rows[:, 2])
-                # The weights of a diverged model need not be finite.
+                # NumPy would warn about infinite weights, which a diverged model can produce.
                 with np.errstate(invalid="ignore"):
                     batch_log_sums = np.logaddexp(batch_log_sums, np.stack([log_weights, 2 * log_weights], 1))
                 on_batch(done + images * (number + 1) // k)
@@ -250,18 +250,18 @@ class BoundEvaluator:
         from tfdecouple.data import slice_for_replicas
 
         if self._strategy.num_replicas_in_sync == 1:
-            # A strategy would add a second pipeline, and to close that can take as long as it has run.
+            # A strategy would add a second input pipeline, and closing a pipeline can take as long as it has run.
             return batches
         return self._strategy.distribute_datasets_from_function(lambda context: slice_for_replicas(batches, context))
 
     def _gather(self, values: Any) -> np.ndarray:
-        """Returns the values of all devices, in the order of the batch, on every worker."""
+        """Returns an array of the values from all devices, in the order of the batch, on every worker."""
         return self._strategy.gather(values, axis=0).numpy()
 
     def _compute_draw(
         self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
     ) -> tf.Tensor:
-        """Returns the three terms of the ELBO of each image at one draw, `[batch, 3]`, in nats."""
+        """Returns the three terms of each image's ELBO for one draw of the noise, `[batch, 3]`, in nats."""
         import tensorflow as tf
 
         from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
@@ -274,13 +274,13 @@ class BoundEvaluator:
 
 
 def describe_grey(images: np.ndarray) -> str:
-    """Returns a note that belongs beside the bits/dim of grey images in three equal channels; "" for other images.
+    """Returns a note on how to read the bits/dim of grey images in three equal channels; "" for other images.
 
     >>> describe_grey(np.zeros((1, 2, 2, 3), np.uint8)) != "", describe_grey(np.arange(12).reshape(1, 2, 2, 3))
     (True, '')
 
     Args:
-        images: uint8 `[n, height, width, channels]`.
+        images: the images, uint8 `[n, height, width, channels]`.
     """
     if images.shape[-1] == RGB_CHANNELS and len(images) and (images == images[..., :1]).all():
         height, width = images.shape[1:3]

@@ -1,4 +1,4 @@
-"""How well a model with labels classifies images, and how often its samples look like their label."""
+"""Two metrics of models with labels: the accuracy of classifying images, and of classifiers on samples per label."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FITTED, _TRIED = 5000, 2000
 
 
 class Classification(Metric):
-    """The accuracy of the model's own classification, by Bayes' rule."""
+    """The metric of how often the model itself classifies an image right, by Bayes' rule."""
 
     name = "classify"
     needs_classes = True
@@ -37,7 +37,7 @@ class Classification(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --classify."""
+        """Adds the option --classify to `group`, an argument group of the parser of `evaluate`."""
         group.add_argument(
             "--classify",
             action="store_true",
@@ -45,7 +45,7 @@ class Classification(Metric):
         )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the accuracy and the confusion matrix."""
+        """Returns the accuracy of the model's classification, and a picture of the confusion matrix."""
         from tfdecouple.runtime.progress import Counter
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
@@ -62,9 +62,9 @@ class Classification(Metric):
 
 
 class LabelSamples(Metric):
-    """The accuracy on samples of each label of linear classifiers of raw pixels that are fitted to real images.
+    """The metric of how often linear classifiers, fitted to real images, find the label that a sample was drawn for.
 
-    The classifiers are those of `LinearProbe`, on standardised pixels; C is chosen on held-out training images.
+    The classifiers are of the same kinds as in `LinearProbe`, on standardised raw pixels.
     """
 
     name = "label_samples"
@@ -73,7 +73,7 @@ class LabelSamples(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --label-samples."""
+        """Adds the option --label-samples to `group`, an argument group of the parser of `evaluate`."""
         text = "also how often linear classifiers of pixels, fitted to real images, find the label of N samples of each"
         add_number(group, "--label-samples", 0, f"{text} label; the model must have labels")
 
@@ -81,7 +81,7 @@ class LabelSamples(Metric):
         """Returns the accuracies on samples, on held-out training images, and on test images for comparison.
 
         Raises:
-            DataError: for images without labels or of a single class, or too few.
+            DataError: if the images have no labels, are all of one class, or are too few.
         """
         options, source, model = self.options, evaluation.source, evaluation.opened.model
         per_label, count, classes = options.label_samples, options.images, model.config.classes
@@ -140,20 +140,20 @@ def classify_images(
     batches: Iterable[Mapping[str, Any]],
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Returns how often the label with the highest probability p(y|x) is the right one.
+    """Returns how often the label y of highest probability p(y|x) is the right label of the image x.
 
     Args:
         model: a model with labels and weights.
-        batches: batches of `tfdecouple.data.evaluation_batches`, of one size.
-        on_batch: called with the number of finished images.
+        batches: batches of one size, as `tfdecouple.data.evaluation_batches` yields them.
+        on_batch: a callback that receives the number of finished images.
 
     Returns:
         Plain values: `images`; `accuracy` with its `standard_error`; `chance`, the share of the most frequent label;
         `log_probability`, the mean of log p(y|x) of the right label y in nats; and `confusion`, the confusion matrix.
 
     Raises:
-        UserError: for a model without labels.
-        DataError: where no image has a label.
+        UserError: if the model has no labels.
+        DataError: if no image has a label.
     """
     import tensorflow as tf
 

@@ -1,9 +1,9 @@
-"""Directions in z that change one property of an image, found on training images and evaluated on held-out images.
+"""Functions that find directions in z along which one property of an image changes, and evaluate them.
 
-Each direction is found by two methods: by the difference of means, as in Glow (Kingma and Dhariwal, 2018, section 6),
-and by the normal of a regularised linear classifier, which ignores what is only correlated with the label. The
-classifier gets z in the units of the prior. Its regularisation then avoids dimensions that the encoder has given up:
-these hardly vary from image to image, can still predict a label, and change nothing in an image.
+Directions are found on training images and evaluated on held-out images, by two methods: the difference of means, as in
+Glow (Kingma and Dhariwal, 2018, section 6), and the normal of a regularised linear classifier, which ignores properties
+that are only correlated with the label. z is not standardised for the classifier, so that its regularisation avoids
+dimensions that the encoder does not use: they hardly vary between images and change nothing in an image.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 from tfdecouple.metrics.outliers import compute_auroc
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
 
-# The least number of images with and without a label; the classifier holds a fifth of them out to choose C.
+# Smallest number of images with a label, and without it; the classifier holds a fifth of them out to choose C.
 LEAST = 5
 
 
 def find_label_directions(
     name: str, z: np.ndarray, has: np.ndarray, held_z: np.ndarray, held_has: np.ndarray, seed: int
 ) -> list[Direction]:
-    """Returns the directions from images without a label to images with it, by both methods.
+    """Returns two directions from images without a label to images with it, one by each method.
 
-    The classifier gets as many images with the label as without it, drawn from the more frequent kind, so that its
-    threshold and the choice of C are fair to both.
+    The classifier is fitted to as many images with the label as without it, drawn at random from the more frequent
+    kind, so that neither kind dominates its threshold and the choice of C.
 
     Args:
         name: the name of the directions.
@@ -42,9 +42,8 @@ def find_label_directions(
 
     Returns:
         The difference of means and the normal of the classifier. Their figures are `accuracy`, the mean of the
-        accuracies on held-out images with the label and without it, so that 0.5 is chance; its binomial
-        `standard_error`; `auroc`; numbers of images; and C of the classifier. Where all held-out images are of one kind
-        there is no accuracy: None.
+        accuracies on held-out images with the label and without it (0.5 is chance); its binomial `standard_error`;
+        `auroc`; numbers of images; and C. The first three are None if all held-out images are of one kind.
     """
     means = z[has].mean(0, dtype=np.float64), z[~has].mean(0, dtype=np.float64)
     difference = means[0] - means[1]
@@ -58,7 +57,7 @@ def find_label_directions(
     by_means = _evaluate_scores(held_z @ difference - difference @ (means[0] + means[1]) / 2, held_has)
     rng = np.random.default_rng(seed)
     kinds = [rng.permutation(np.flatnonzero(kind)) for kind in (has, ~has)]
-    # The two kinds alternate, so that any fifth has both.
+    # Images with and without the label alternate, so that the held-out fifth has both.
     chosen = np.stack([kind[: min(map(len, kinds))] for kind in kinds], 1).ravel()
     centre = z[chosen].mean(0, dtype=np.float64)
     fitted = fit_classifier("logistic regression", _centre(z[chosen], centre), has[chosen])
@@ -74,7 +73,7 @@ def find_label_directions(
 def find_number_directions(
     name: str, z: np.ndarray, values: np.ndarray, held_z: np.ndarray, held_values: np.ndarray
 ) -> list[Direction]:
-    """Returns the directions along which a number of images grows, by both methods.
+    """Returns two directions along which a number that belongs to each image grows, one by each method.
 
     Args:
         name: the name of the directions.
@@ -85,8 +84,9 @@ def find_number_directions(
 
     Returns:
         The slope of the mean of z per standard deviation of the number, and the normal of a ridge regression, whose
-        penalty is chosen by leaving out one image at a time. Their figures are `r2` on the held-out images (None where
-        all have the same number) of a linear prediction along the direction, numbers of images, and the penalty.
+        penalty is chosen by leaving out one image at a time. Their figures are the `r2` of a linear prediction along
+        the direction on the held-out images (None if these all have the same number), numbers of images, and the
+        penalty.
     """
     mean, deviation = values.mean(), values.std()
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
@@ -113,13 +113,13 @@ def _centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Returns the multiple of a normal that goes as far along it as the difference of means does."""
+    """Returns `normal` scaled to the length of the projection of `difference`, the difference of means, onto it."""
     square = normal @ normal
     return ((abs(normal @ difference) / square if square > 0 else 0.0) * normal).astype(np.float32)
 
 
 def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> dict[str, Any]:
-    """Returns the figures of scores of held-out images, which should be above 0 for images with the label."""
+    """Returns the accuracy and AUROC of scores of held-out images; a score above 0 predicts the label."""
     if has.all() or not has.any():
         return {"accuracy": None, "standard_error": None, "auroc": None}
     shares, sizes = (np.mean(scores[has] > 0), np.mean(scores[~has] <= 0)), (has.sum(), (~has).sum())

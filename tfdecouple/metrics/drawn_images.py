@@ -1,4 +1,4 @@
-"""Images drawn from a split at random, read in batches, and their codes."""
+"""Functions that draw images from a split at random, read them in batches, and encode them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
-    """Returns the indices of images drawn without replacement from a whole split, in random order, int64 `[count]`.
+    """Returns indices of `count` images drawn at random from a split, without replacement, int64 `[count]`.
 
-    The first images of a split would be of one class, because folders are sorted by class.
+    The first images of a split are no fair sample, because folders are sorted by class.
 
     Args:
         source: the opened data set.
@@ -27,7 +27,7 @@ def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarra
         seed: the seed of the draw, from 0 to 2**31 - 1.
 
     Raises:
-        DataError: for an unknown split, more images than there are, or a number out of range.
+        DataError: if the split is unknown, the seed or count is out of range, or the split has fewer images.
     """
     if not 0 <= seed < 2**31:
         raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**31")
@@ -40,16 +40,16 @@ def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarra
 
 
 def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of images that are not augmented, as `chosen_batches` does, and reports progress.
+    """Yields batches of images of a split without augmentation, as `chosen_batches` does, and shows progress.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        indices: the indices of the images in any order; the images come in ascending order.
-        batch_size: images per batch; the last batch may be smaller.
+        indices: the indices of the images in any order; the batches have them in ascending order.
+        batch_size: the number of images per batch; the last batch may be smaller.
 
     Raises:
-        DataError: for an unreadable image or an empty batch.
+        DataError: if an image is unreadable or a batch is empty.
     """
     from tfdecouple.data import chosen_batches
 
@@ -63,17 +63,17 @@ def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: in
 def read_images(
     model: DecoupledModel, source: Source, split: str, indices: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images as the model sees them, and their labels, in the order of `indices`.
+    """Returns images of a split, quantised to the model's number of bits, and their labels, in the order of `indices`.
 
     Args:
-        model: the model, whose number of bits the images get.
+        model: the model to whose number of bits the images are quantised.
         source: an opened data set with images of the model's size.
         split: "train", "validation" or "test".
         indices: the indices of the images, `[n]`.
-        batch_size: images that are read at once.
+        batch_size: the number of images that are read at once.
 
     Returns:
-        The images, uint8 `[n, height, width, channels]`, and the labels, int32 `[n]`, -1 where there is none.
+        The images, uint8 `[n, height, width, channels]`, and the labels, int32 `[n]`, -1 for an image without one.
     """
     images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
     order, done = np.argsort(indices), 0
@@ -85,12 +85,12 @@ def read_images(
 
 
 def encode_images(model: DecoupledModel, images: np.ndarray, batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns the codes of images.
+    """Returns the codes z and v of images.
 
     Args:
         model: a model with weights.
-        images: uint8 `[n, height, width, channels]`.
-        batch_size: images that are encoded at once.
+        images: the images, uint8 `[n, height, width, channels]`.
+        batch_size: the number of images that are encoded at once.
 
     Returns:
         z, float32 `[n, d_z]` (None for a model without z), and v, float32 of the shape of `images`.
@@ -108,7 +108,7 @@ def encode_images(model: DecoupledModel, images: np.ndarray, batch_size: int) ->
 
 
 def pad_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields batches of one size, because each size is traced anew, and how many rows of each batch are no padding."""
+    """Yields batches of rows of `values`, padded to one size, each with its number of rows without padding."""
     size = min(batch_size, len(values))
     for start in range(0, len(values), size):
         batch = values[start : start + size]

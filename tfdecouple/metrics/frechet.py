@@ -1,8 +1,8 @@
-"""The Frechet distance between the features of samples and of test images (paper section 3.1, Tables 2 and 3).
+"""The metric of the Frechet distance between samples and test images, in the features of a network.
 
-The paper reports FID, which is this distance for one particular network, the Inception of 2015-12-05. Distances by
-other networks, and by conversions of that network which resize differently, cannot be compared with the paper's. So the
-name of a distance contains the file name of its network. docs/understanding.md says how that network becomes a file.
+The paper reports FID (section 3.1, Tables 2 and 3), which is this distance for the Inception network of 2015-12-05.
+Distances by other networks, and by conversions of Inception that resize differently, are not comparable with FID, so
+the name of a distance contains the file name of its network. docs/understanding.md says how to make that file.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], 
 
 
 class FrechetDistance(Metric):
-    """The Frechet distance between samples of a model and test images, and its floor.
+    """The metric of the Frechet distance between samples of a model and test images, with its floor.
 
-    The floor is the distance between training images and the same test images, which a perfect model would reach: of
-    finitely many images the distance is above 0 even for equal distributions, the more so the fewer they are. All
-    images are compared as the model sees them, with fewer levels for a model of fewer than 8 bits.
+    The floor is the distance between training images and the same test images, which a perfect model would reach. It is
+    above 0, because the distance between two finite sets of images is, even if they have the same distribution. All
+    images are quantised to the model's number of bits.
     """
 
     name = "frechet"
@@ -44,7 +44,7 @@ class FrechetDistance(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --frechet, --trust, --frechet-images and --temperature."""
+        """Adds the options --frechet, --trust, --frechet-images and --temperature of `evaluate` to its parser."""
         group.add_argument(
             "--frechet",
             metavar="EXTRACTOR",
@@ -61,22 +61,22 @@ class FrechetDistance(Metric):
         add_number(group, "--temperature", 1.0, "temperature of v of samples, for --frechet and --label-samples")
 
     def check_options(self) -> None:
-        """Refuses a missing file, and a Keras file without --trust.
+        """Raises a UserError if the extractor file is missing, or is a Keras file without --trust.
 
         Raises:
-            ExtractorError: for a missing file.
-            UntrustedError: for a Keras file without --trust.
+            ExtractorError: if the file is missing.
+            UntrustedError: if the file is a Keras file and --trust was not given.
         """
         if self.options.frechet is not None:
             _check_file(pathlib.Path(self.options.frechet), self.options.trust)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the distance and its floor, in squared units of the features, and warnings where they are too large.
+        """Returns the distance and its floor, in squared units of the features, with warnings if few images bias them.
 
         Raises:
-            ExtractorError: where the extractor fails.
-            DataError: for fewer than two test images.
-            InversionError: where a sample is not finite.
+            ExtractorError: if the extractor fails.
+            DataError: if there are fewer than two test images.
+            InversionError: if a sample is not finite.
         """
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         extractor = open_extractor(options.frechet, model.config.image_shape, options.trust)
@@ -133,12 +133,12 @@ class FrechetDistance(Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """The moments of the features of images, in float64.
+    """The mean and the covariance of the features of images, in float64.
 
     Attributes:
         count: the number of images, at least 2.
-        mean: `[features]`.
-        covariance: `[features, features]`, symmetric and positive semi-definite.
+        mean: the mean of the features, `[features]`.
+        covariance: the covariance of the features, `[features, features]`, symmetric and positive semi-definite.
     """
 
     count: int
@@ -147,7 +147,7 @@ class Moments:
 
 
 def compute_frechet_distance(a: Moments, b: Moments) -> float:
-    """Returns the squared 2-Wasserstein distance between the Gaussians with these moments, which is at least 0.
+    """Returns the squared 2-Wasserstein distance between the Gaussians with the moments `a` and `b`, at least 0.
 
     It is |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A^(1/2) B A^(1/2))^(1/2)) for means m and covariances A and B. The last
     trace is the sum of the singular values of A^(1/2) B^(1/2). Eigenvalues of A^(1/2) B A^(1/2) would be their squares
@@ -165,13 +165,13 @@ def _square_root(matrix: np.ndarray) -> np.ndarray:
     import scipy.linalg
 
     values, vectors = scipy.linalg.eigh(matrix)
-    # Rounding turns the zeros of a singular matrix into small numbers, whose roots would be far larger.
+    # Rounding turns eigenvalues of 0 into small numbers, whose square roots are far larger, so these count as 0.
     noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
     return (vectors * np.sqrt(np.where(values > noise, values, 0))) @ vectors.T
 
 
 def compute_moments(extractor: Callable[[np.ndarray], np.ndarray], batches: Iterable[np.ndarray]) -> Moments:
-    """Returns the moments of the features of all images."""
+    """Returns the mean and the covariance of the features that `extractor` gives for the images of all batches."""
     features = np.concatenate([extractor(images) for images in batches]).astype(np.float64)
     return Moments(len(features), features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
@@ -179,7 +179,7 @@ def compute_moments(extractor: Callable[[np.ndarray], np.ndarray], batches: Iter
 def draw_images(
     model: DecoupledModel, source: Source, split: str, count: int, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields batches of images drawn from a split, as the model sees them, uint8 `[batch, height, width, channels]`."""
+    """Yields batches of images drawn from a split and quantised, uint8 `[batch, height, width, channels]`."""
     for batch in read_batches(source, split, draw_indices(source, split, count, seed), batch_size):
         yield model.quantize_images(batch["image"]).numpy()
 
@@ -187,7 +187,7 @@ def draw_images(
 def draw_samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields batches of samples at a temperature of v; sample number k depends on the seed and k alone."""
+    """Yields batches of `count` samples of a model at a temperature of v; sample k depends on the seed and k alone."""
     import tensorflow as tf
 
     from tfdecouple import randomness
@@ -208,7 +208,7 @@ def draw_samples(
 
     with Counter("sampling", count, unit="samples") as counter:
         for start in range(0, count, batch_size):
-            # The last batch has the size of the others, because TensorFlow would trace everything again for another.
+            # The last batch has the full size, because TensorFlow would trace the model again for another size.
             z_noise, v_noise = draw_batch(tf.range(start, start + batch_size))
             labels = None
             if config.has_classes:
@@ -220,16 +220,16 @@ def draw_samples(
 
 
 class Extractor:
-    """A network that computes features of images; `open_extractor` makes one of a file.
+    """A network that computes features of images; `open_extractor` reads it from a file.
 
     Attributes:
         file_name: the name of the file, without its folder.
         sha256: the hexadecimal digest of the file. It does not cover weights that an ONNX file keeps in a second file.
 
     Args:
-        path: the file.
+        path: the path of the network's file.
         run: a function that computes features of uint8 images, `[n, height, width, 3]`.
-        sha256: the digest.
+        sha256: the hexadecimal digest of the file.
     """
 
     def __init__(self, path: pathlib.Path, run: Callable[[np.ndarray], Any], sha256: str):
@@ -241,10 +241,10 @@ class Extractor:
         """Returns the features of images, float `[n, features]`.
 
         Args:
-            images: uint8 `[n, height, width, channels]` of three channels, or of one channel, which is repeated.
+            images: the images, uint8 `[n, height, width, channels]`, with three channels, or one, which is repeated.
 
         Raises:
-            ExtractorError: where the network fails, or gives features of another rank or that are not finite.
+            ExtractorError: if the network fails, or its features have another rank or are not finite.
         """
         from tfdecouple.runtime.precision import full_float32
 
@@ -270,20 +270,19 @@ class Extractor:
 
 
 def open_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = False) -> Extractor:
-    """Returns a feature extractor: a Keras file where the name ends in `.keras`, else an ONNX file.
+    """Returns a feature extractor from a file: a Keras model if the name ends in `.keras`, else an ONNX model.
 
-    The network has one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`. It gets images of
-    the model's size: a network for another size resizes them itself, so that its file says how. It is tried on two
-    images first.
+    The network has one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`. The images have
+    the model's size; a network for another size must resize them itself. The network is first tried on two images.
 
     Args:
-        path: the file.
+        path: the path of the file.
         image_shape: height, width and channels of the images.
-        trust: whether to open a Keras file. Keras refuses Lambda layers, but other code may run.
+        trust: whether to open a Keras file, which can run code: Keras refuses Lambda layers, but no other code.
 
     Raises:
-        UntrustedError: for a Keras file without `trust`.
-        ExtractorError: where the file is missing or unreadable, or its network does not fit the images.
+        UntrustedError: if the file is a Keras file and `trust` is False.
+        ExtractorError: if the file is missing or unreadable, or its network does not fit the images.
     """
     path = pathlib.Path(path)
     _check_file(path, trust)
@@ -328,9 +327,9 @@ def _open_onnx(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[st
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # ONNX Runtime raises its errors, and its log would only repeat them.
+    # Level 4 logs fatal errors alone, because ONNX Runtime raises each error as an exception as well.
     options.log_severity_level = 4
-    # ONNX Runtime would round products to TF32 by default.
+    # By default ONNX Runtime would compute products in TF32, which is less precise than float32.
     providers = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
     available = [pair for pair in providers.items() if pair[0] in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(path, options, providers=available)

@@ -1,6 +1,6 @@
-"""Statistics of images, such as colour and contrast: which ones z and v hold, and which follow z in a switch.
+"""A metric of which statistics of images, such as colour and contrast, are encoded in z and which in v.
 
-The paper says that z is global and v local (section 3.2, Figure 1). These numbers test it without labels.
+The paper says that z is global and v local (section 3.2, Figure 1). This metric tests the claim without labels.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from tfdecouple.metrics.latent_use import draw_derangement, require_latent
 from tfdecouple.metrics.linear_classifier import fit_pca, standardize_features
 from tfdecouple.runtime.progress import Counter
 
-# The least number of images for the regressions.
+# Smallest number of images for the regressions.
 LEAST = 4
-# The penalties of the ridge regression; the best is chosen by leaving out each training image in turn.
+# Candidate penalties of the ridge regression; the best is chosen by leaving out each training image in turn.
 _PENALTIES = np.logspace(-1, 5, 13)
 _RESAMPLES = 200
-# The largest number of training images for the regressions, and of colour values in them.
+# Largest number of training images for the regressions, and largest number of colour values in them.
 _FITTED, _VALUES = 2_000, 2**25
 
 
 class ImageStatistics(Metric):
-    """How well z and v predict statistics of images, and which of the two the statistics follow in a switch."""
+    """The metric of how well z and v predict statistics of images, and which code a statistic follows in a switch."""
 
     name = "image_statistics"
     needs_z = True
@@ -38,7 +38,7 @@ class ImageStatistics(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --image-statistics."""
+        """Adds the option --image-statistics to `group`, an argument group of the parser of `evaluate`."""
         group.add_argument(
             "--image-statistics",
             action="store_true",
@@ -47,19 +47,19 @@ class ImageStatistics(Metric):
         )
 
     def check_options(self) -> None:
-        """Refuses --split train, to whose images the regressions are fitted.
+        """Raises UserError if --split is train, because the regressions are fitted to training images.
 
         Raises:
-            UserError: for the training images.
+            UserError: if the metric is requested on the training images.
         """
         if self.is_requested() and self.options.split == "train":
             raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
 
     def prepare_inputs(self) -> None:
-        """Refuses a model whose images are not square or not RGB.
+        """Raises UserError if the images of the model are not square or not RGB.
 
         Raises:
-            UserError: for other images, or where the package that draws the plot is missing.
+            UserError: if the images do not fit, or the package that draws the plot is missing.
         """
         from tfdecouple.runs.run_folder import load_config
 
@@ -72,7 +72,7 @@ class ImageStatistics(Metric):
             )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the figures for the images of --split, by regressions that are fitted to training images."""
+        """Returns R2 and switch coefficients on the images of --split, by regressions fitted to training images."""
         from tfdecouple.visualization.plots import plot_statistics, render_figure
 
         options, source, opened = self.options, evaluation.source, evaluation.opened
@@ -97,21 +97,21 @@ def compute_brightness(images: np.ndarray) -> np.ndarray:
 
 
 def compute_colour(images: np.ndarray) -> np.ndarray:
-    """Returns the means of red minus green and of yellow minus blue, `[n, 2]`."""
+    """Returns the means of red minus green and of yellow minus blue of images `[n, S, S, 3]`, as `[n, 2]`."""
     red, green, blue = images.mean((1, 2)).T
     return np.stack([red - green, (red + green) / 2 - blue], 1)
 
 
 def compute_contrast(images: np.ndarray) -> np.ndarray:
-    """Returns the standard deviation of the luminance over the image, `[n, 1]`."""
+    """Returns the standard deviation of the luminance of each image, float64 `[n, S, S, 3]`, as `[n, 1]`."""
     return _luminance(images).std((1, 2))[:, None]
 
 
 def compute_orientation(images: np.ndarray) -> np.ndarray:
-    """Returns the dominant orientation: cosine and sine of twice the angle of the gradient, `[n, 2]`.
+    """Returns each image's dominant orientation: cosine and sine of twice the angle of its gradients, `[n, 2]`.
 
-    They come from the structure tensor, summed over the image, so that their length is the coherence: 1 where all edges
-    run the same way, 0 where no direction prevails.
+    The pair is computed from the structure tensor, summed over the image, so that its length is the coherence: 1 if all
+    edges run the same way, 0 if no direction prevails.
     """
     down, right = np.gradient(_luminance(images), axis=(1, 2))
     energy = (right**2 + down**2).sum((1, 2))
@@ -120,9 +120,9 @@ def compute_orientation(images: np.ndarray) -> np.ndarray:
 
 
 def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
-    """Returns the slope of log power of the luminance over log frequency, `[n, 1]`; about -2 in photographs.
+    """Returns the slope of log power of each image's luminance over log frequency, `[n, 1]`; about -2 in photographs.
 
-    The lower the slope, the smoother the image. The frequencies are rings of whole cycles per image, up to Nyquist's.
+    The lower the slope, the smoother the image. The power at 1, 2, ... cycles per image is averaged over directions.
     """
     luminance = _luminance(images)
     side = luminance.shape[1]
@@ -138,7 +138,7 @@ def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
 
 
 def find_brightest_quadrant(images: np.ndarray) -> np.ndarray:
-    """Returns where the brightest quarter of the image is: -1 or 1 for left or right, and top or bottom, `[n, 2]`."""
+    """Returns the position of each image's brightest quadrant, `[n, 2]`: left or right, top or bottom as -1 or 1."""
     luminance = _luminance(images)
     half = luminance.shape[1] // 2
     rows, columns = (slice(0, half), slice(-half, None)), (slice(0, half), slice(-half, None))
@@ -147,7 +147,7 @@ def find_brightest_quadrant(images: np.ndarray) -> np.ndarray:
     return np.stack([best % 2, best // 2], 1) * 2.0 - 1
 
 
-# The statistics in the order of tables: functions of images in [0, 1].
+# The statistics by name, in the order of the printed table; each is a function of images in [0, 1].
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean colour": compute_colour,
     "brightness": compute_brightness,
@@ -161,32 +161,32 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def compute_image_statistics(
     model: Any, train: np.ndarray, images: np.ndarray, *, batch_size: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Returns how well z and v predict statistics of images, and which of them a statistic follows in a switch.
+    """Returns how well z and v predict statistics of images, and which code a statistic follows in a switch.
 
-    Prediction: a ridge regression from z (the posterior mean), from v and from the pixels, fitted to training images. v
-    and pixels are reduced by PCA to at most d_z dimensions. R2 is computed on `images`, over all numbers of a
-    statistic; the mean of the training images as the prediction gets 0.
+    Prediction: a ridge regression predicts the statistic from z (the posterior mean), from v, or from the pixels. It is
+    fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed on `images`,
+    over all numbers of a statistic, and is 0 if the prediction is the mean over the training images.
 
     Switch: image n gets the z of another image p, which gives decode(z of p, v of n). The statistic of the result is
-    regressed on those of p and of n by least squares, each in units of its standard deviation. The two coefficients say
-    how far the statistic follows z and v. `nearer_to_z` is the share of results whose statistic is nearer to that of p
-    than to that of n, without ties: 0.5 is chance.
+    regressed by least squares on the statistic of p and on the statistic of n, in units of standard deviations. The two
+    coefficients say how far the statistic follows z and v. `nearer_to_z` is the share of results, without ties, whose
+    statistic is nearer to the statistic of p than to the statistic of n: 0.5 is chance.
 
     Args:
         model: a model with weights and z.
-        train: uint8 `[m, S, S, 3]`, at least `LEAST` images.
-        images: uint8 `[n, S, S, 3]`, at least `LEAST` images, of a split that the model was not trained on.
-        batch_size: images that are encoded at once.
-        seed: the seed of the partners and of the bootstrap.
+        train: the training images, uint8 `[m, S, S, 3]`, at least `LEAST`.
+        images: images that the model was not trained on, uint8 `[n, S, S, 3]`, at least `LEAST`.
+        batch_size: the number of images that are encoded at once.
+        seed: the seed of the draw of the partners and of the bootstrap.
 
     Returns:
-        Plain values for JSON: `train_images`, `images`, `dimensions` (d_z), and `statistics`: by name `r2` for each
-        kind of features, and `switch` with `z`, `v` and `nearer_to_z`. The standard error of each figure comes from
-        `_RESAMPLES` bootstrap samples of the images; that of `nearer_to_z` is binomial.
+        Plain values for JSON: `train_images`, `images`, `dimensions` (d_z), and `statistics`, which has for each
+        statistic `r2` by kind of features, and `switch` with `z`, `v` and `nearer_to_z`. Standard errors come from
+        `_RESAMPLES` bootstrap samples of the images; the standard error of `nearer_to_z` is binomial.
 
     Raises:
-        UserError: for a model without z, or whose z is a function of the label.
-        DataError: for too few images.
+        UserError: if the model has no z, or its z is a function of the label.
+        DataError: if there are fewer than `LEAST` images.
     """
     from tfdecouple import randomness
 
@@ -224,7 +224,7 @@ def compute_image_statistics(
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    """Returns a table of the figures of `compute_image_statistics`."""
+    """Returns the lines of a table of the result of `compute_image_statistics`."""
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
@@ -245,7 +245,7 @@ def _luminance(images: np.ndarray) -> np.ndarray:
 
 
 def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns the images of codes, uint8 `[n, S, S, 3]`."""
+    """Returns the images that the model decodes from the codes z and v, uint8 `[n, S, S, 3]`."""
     images, done = [], 0
     with Counter("switching", len(z)) as counter:
         for (some_z, count), (some_v, _) in zip(pad_batches(z, batch_size), pad_batches(v, batch_size), strict=True):
@@ -255,7 +255,7 @@ def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.nda
 
 
 def _bootstrap_error(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> Any:
-    """Returns the bootstrap standard error of a statistic of values of the same images, each `[n]`."""
+    """Returns the bootstrap standard error of `statistic`, a function of arrays `[n]` with one value per image."""
     import scipy.stats
 
     return scipy.stats.bootstrap(
@@ -264,11 +264,11 @@ def _bootstrap_error(statistic: Callable[..., Any], *values: np.ndarray, seed: i
 
 
 def _compute_r2(features: tuple[np.ndarray, ...], statistic: tuple[np.ndarray, np.ndarray], seed: int) -> Estimate:
-    """Returns R2, on images, of a regression of a statistic from features that is fitted to training images.
+    """Returns R2 on test images of a regression of a statistic from features, fitted to training images.
 
     Args:
-        features: the features of training images, `[m, d]`, and of images, `[n, d]`.
-        statistic: the statistic of training images, `[m, k]`, and of images, `[n, k]`.
+        features: the features of the training images, `[m, d]`, and of the test images, `[n, d]`.
+        statistic: the statistic of the training images, `[m, k]`, and of the test images, `[n, k]`.
         seed: the seed of the bootstrap.
     """
     from sklearn.linear_model import RidgeCV
@@ -289,7 +289,7 @@ def _compute_r2(features: tuple[np.ndarray, ...], statistic: tuple[np.ndarray, n
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, Estimate]:
-    """Returns how far a statistic of switched images follows that of the images of z and of v; all `[n, k]`."""
+    """Returns how far a statistic of switched images follows the image of z, and the image of v; all are `[n, k]`."""
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
@@ -302,7 +302,7 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
     products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
     figures = zip(coefficients(*products), _bootstrap_error(coefficients, *products, seed=seed), strict=True)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
-    # Where both images have the same statistic, there is nothing to compare.
+    # Images whose statistic is as near to one image as to the other are ties, which count for neither.
     nearer = (to_z < to_v)[to_z != to_v]
     return {
         **{code: Estimate(float(mean), float(error)) for code, (mean, error) in zip("zv", figures, strict=True)},

@@ -1,6 +1,6 @@
-"""How much a model uses z: the KL of z, its information about the image, and the bits/dim with another image's z.
+"""A metric of how much a model uses z: KL of z, information about the image, and bits/dim with another image's z.
 
-A strong flow can ignore z, and bits/dim alone do not show it.
+A strong flow can ignore z, which bits/dim alone do not show.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, re
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# A unit is active where the posterior mean varies more than this over images (Burda et al., 2016, section 5.2).
+# A dimension of z is active if its posterior mean has a larger variance over images (Burda et al., 2016, section 5.2).
 ACTIVE_VARIANCE = 0.01
-# The mutual information compares every image with every other image, so that it takes at most this many.
+# Largest number of images for the mutual information, which compares every image with every image.
 INFORMATION_IMAGES = 4096
-# The largest array of that comparison has this many numbers, which bounds the memory and changes no result.
+# Largest number of array elements in one step of this comparison: it limits the memory and changes no result.
 _CHUNK_NUMBERS = 2**21
-# The printed table has this many dimensions of z; the JSON file has all of them.
+# Number of dimensions of z in the printed table; the JSON file has all of them.
 _LISTED = 12
 
 
@@ -36,11 +36,11 @@ class UseOfZ(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --latent-use."""
+        """Adds the option --latent-use to `group`, an argument group of the parser of `evaluate`."""
         group.add_argument("--latent-use", action="store_true", help="also how much the model uses z")
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the use of z over as many draws as the ELBO takes."""
+        """Returns the use of z on the images of --split, averaged over --samples draws per image."""
         from tfdecouple.runtime.progress import Counter
 
         draws = self.options.samples
@@ -83,25 +83,25 @@ class LatentUse:
     """How a model uses z on a set of images; nats are per image.
 
     Attributes:
-        prior: "normal" or "flow".
-        images: the number of images; each counts once.
-        samples: draws of (z, u) per image.
+        prior: the kind of the prior, "normal" or "flow".
+        images: the number of images.
+        samples: the number of draws of (z, u) per image.
         kl: KL(q(z|x) || p(z)), the cost of z. It is exact for the normal prior of a model without labels, otherwise it
             is estimated from the draws.
-        kl_method: "exact" or "Monte Carlo".
-        kl_to_normal: for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact. Where `kl` is exact,
-            these add up to it; under other priors they only say how far z_i is from N(0, 1).
+        kl_method: how `kl` is computed, "exact" or "Monte Carlo".
+        kl_to_normal: for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact. Their sum is `kl` if
+            `kl` is exact; under other priors they only say how far z_i is from N(0, 1).
         information: for each dimension, KL(q(z_i|x) || q(z_i)) to the aggregated posterior q(z_i), the mean of
             q(z_i|x') over images: an estimate of I(x; z_i) under any prior.
         mean_variance: for each dimension, the variance over images of the posterior mean.
-        active_units: how many of these variances are above 0.01.
+        active_units: the number of dimensions whose variance is above 0.01.
         mutual_information: I(x; z) under q: the mean of log q(z|x) - log mean over images q(z|x'), with the image
-            itself among them. It errs to the low side, and is at most `information_limit`.
+            itself among them. The estimate is biased low, and at most `information_limit`.
         information_limit: the log of `information_images`.
-        information_images: how many images the information is computed over; they are drawn if there are more.
+        information_images: the number of images for the information, drawn at random if there are more.
         bits_per_dim: the negative ELBO with the image's own z, in bits per colour value.
-        shuffled_bits_per_dim: the same with another image's z in the reconstruction term.
-        shuffling_costs: the difference of the two per image; 0 where the flow ignores z.
+        shuffled_bits_per_dim: the negative ELBO with another image's z in the reconstruction term.
+        shuffling_costs: the mean of `shuffled_bits_per_dim` minus `bits_per_dim`; 0 if the flow ignores z.
     """
 
     prior: str
@@ -126,7 +126,7 @@ class Posteriors:
     """The normal distributions q(z|x) of N images.
 
     Attributes:
-        mean, stddev: float64 `[N, d_z]`, of float32 precision.
+        mean, stddev: means and standard deviations, float64 `[N, d_z]`, of float32 precision.
         index: the numbers of the images in their split, int64 `[N]`.
     """
 
@@ -135,7 +135,7 @@ class Posteriors:
     index: np.ndarray
 
     def select(self, rows: np.ndarray) -> Posteriors:
-        """Returns the distributions of some of the images."""
+        """Returns the distributions of the images at the positions `rows`."""
         return Posteriors(self.mean[rows], self.stddev[rows], self.index[rows])
 
     def kl_to_normal(self) -> np.ndarray:
@@ -144,15 +144,15 @@ class Posteriors:
         return (np.square(self.mean) + variance - 1 - np.log(variance)) / 2
 
     def log_density(self, z: np.ndarray) -> np.ndarray:
-        """Returns log q(z_i|x) of each image's own z, `[N, d_z]`, float64 `[N, d_z]`."""
+        """Returns log q(z_i|x) of `z`, one code per image, `[N, d_z]`, as float64 `[N, d_z]`."""
         return -np.square((z - self.mean) / self.stddev) / 2 - np.log(self.stddev) - math.log(2 * math.pi) / 2
 
 
 def require_latent(model: Any) -> None:
-    """Refuses a model without q(z|x).
+    """Raises UserError if a model has no posterior q(z|x).
 
     Raises:
-        UserError: in one line.
+        UserError: if the model has no z, or its z is a function of the label.
     """
     if not model.config.has_latent:
         raise UserError("this model has no z (model.conditioning is 'none'), so there is no use of z to measure")
@@ -171,24 +171,24 @@ def compute_latent_use(
     seed: int = 0,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> LatentUse:
-    """Returns how a model uses z, computed on one device.
+    """Returns how much a model uses z on a set of images, computed on one device.
 
-    Draws depend on the seed and on the image's index, so that the batch size changes nothing beyond rounding.
+    Draws depend on the seed and on the image's index, so that the batch size changes a result by rounding alone.
 
     Args:
         model: a `DecoupledModel` with weights, or a density with its `config`, `prior`, `posterior`, `likelihood`,
             `quantizer`, `nats_to_bits_per_dim`, `require_initialized` and, where q(u|x) is learned, `dequantize`.
         batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`, 0 for padding),
             which are read 1 + `samples` times.
-        samples: draws of (z, u) per image, at least 1.
+        samples: the number of draws of (z, u) per image, at least 1.
         seed: the seed of the draws and of the shuffling.
-        on_batch: called after each batch with the number of finished images, over all passes.
+        on_batch: a callback that receives, after each batch, the number of finished images over all passes.
 
     Raises:
-        UserError: for a model without q(z|x).
-        DataError: for fewer than 2 images.
-        NotInitializedError: for a model without weights.
-        RunError: where a posterior or a likelihood is not finite.
+        UserError: if the model has no q(z|x).
+        DataError: if there are fewer than 2 images.
+        NotInitializedError: if the model has no weights.
+        RunError: if a posterior or a likelihood is not finite.
     """
     from tfdecouple import randomness
     from tfdecouple.runtime.precision import full_float32
@@ -201,7 +201,7 @@ def compute_latent_use(
         count, dimensions = posteriors.mean.shape
         if count < 2:
             raise DataError(f"{count} image is too few to see the use of z; at least 2 are needed")
-        # The images are drawn, because folders are sorted by class.
+        # The images are drawn at random, because the first ones can be of one class: folders are sorted by class.
         informed = np.sort(_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
         kl, own, shuffled = np.zeros((3, count))
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
@@ -239,15 +239,15 @@ def compute_latent_use(
 
 
 def compute_information(z: np.ndarray, posteriors: Posteriors) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how much more likely each z is under its own image than under all images, in nats.
+    """Returns log q(z|x) of each image's z minus its log mean density over all images, in nats, and by dimension.
 
     Args:
         z: one draw of each q(z|x), `[N, d_z]`.
         posteriors: the distributions q(z|x) of the same N images.
 
     Returns:
-        log q(z|x) - log mean over x' of q(z|x') of each image, float64 `[N]`, at most log N; and the same for each
-        dimension by itself, the mean over images, float64 `[d_z]`.
+        The difference for each image, float64 `[N]`, at most log N; and the mean over images of the same difference for
+        each dimension of z by itself, float64 `[d_z]`.
     """
     import tensorflow as tf
 
@@ -258,7 +258,7 @@ def compute_information(z: np.ndarray, posteriors: Posteriors) -> tuple[np.ndarr
     joint, marginal = [], np.zeros(dimensions)
     for start in range(0, count, rows):
         chunk = tf.constant(z[start : start + rows])[:, None]
-        # The array `[rows, N, d_z]` is float64, because the densities of one z differ by hundreds of nats.
+        # The array `[rows, N, d_z]` is float64, because the log densities of one z differ by hundreds of nats.
         densities = -tf.square((chunk - mean) * inverse) / 2 - log_stddev - math.log(2 * math.pi) / 2
         joint.append(tf.reduce_logsumexp(tf.reduce_sum(densities, 2), 1).numpy())
         marginal += tf.reduce_sum(tf.reduce_logsumexp(densities, 1), 0).numpy()
@@ -288,7 +288,7 @@ def _random_order(count: int, seed: Any) -> np.ndarray:
 
 
 class _Passes:
-    """Passes over all batches, whose functions are traced once for each shape of batch."""
+    """Passes of a model over all batches of images, whose functions TensorFlow traces once for each batch shape."""
 
     def __init__(self, model: Any, batches: tf.data.Dataset, on_batch: Callable[[int], None]):
         import tensorflow as tf
@@ -307,7 +307,7 @@ class _Passes:
         """Returns q(z|x) of every image.
 
         Raises:
-            RunError: where a distribution is not finite.
+            RunError: if a mean or standard deviation is not finite, or a standard deviation is 0.
         """
         rows, indices = [], []
         for batch in self._batches:
@@ -322,7 +322,7 @@ class _Passes:
         return Posteriors(mean, stddev, index)
 
     def draw(self, posteriors: Posteriors, seed: int, number: int) -> np.ndarray:
-        """Returns draw `number` of each q(z|x), float64 `[N, d_z]`: the same z as in the ELBO of this seed."""
+        """Returns draw `number` from each q(z|x), float64 `[N, d_z]`: the z that the ELBO draws with this seed."""
         import tensorflow as tf
 
         from tfdecouple.model.noise import z_noise
@@ -332,7 +332,7 @@ class _Passes:
         return posteriors.mean + posteriors.stddev * noise.numpy()
 
     def reconstruct(self, z: np.ndarray, other: np.ndarray, seed: int, number: int) -> np.ndarray:
-        """Returns -log p(x|z) + log q(u|x) with an image's own z and with another's, and log p(z), float64 `[3, N]`."""
+        """Returns -log p(x|z) + log q(u|x) for each image's own `z` and for `other`, and log p(z), float64 `[3, N]`."""
         import tensorflow as tf
 
         found, start = [], 0

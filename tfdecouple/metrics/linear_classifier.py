@@ -1,4 +1,4 @@
-"""Linear classifiers whose regularisation is chosen on held-out images, and the labelled images for them."""
+"""Functions that fit linear classifiers, choose their regularisation on held-out images, and read labelled images."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tfdecouple.data import Source
     from tfdecouple.model import DecoupledModel
 
-# The more standardised features there are, the smaller C must be; larger values than these only cost time.
+# Candidate values of C, the inverse strength of the regularisation; values outside only cost time.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# The least number of training images: with fewer, hardly any are held out to choose C.
+# Smallest number of training images: with fewer, hardly any would be held out to choose C.
 LEAST = 10
 # Every fifth training image is held out to choose C.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
-# With more features than this, their covariance matrix costs more than a randomised decomposition.
+# Largest number of features for an exact PCA; with more, their covariance matrix costs more than a randomised PCA.
 _EXACT_PCA = 4096
 
 
 def _linear_svm() -> Any:
-    """Returns one SVM per class, against all other classes, of squared hinge loss, fitted in the primal form."""
+    """Returns an unfitted linear SVM: one classifier for each class against the rest, with squared hinge loss."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)
@@ -47,9 +47,9 @@ KINDS: dict[str, Callable[[], Any]] = {"linear SVM": _linear_svm, "logistic regr
 
 
 def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns features float32 `[n, features]` with mean 0 and standard deviation 1 over the training images.
+    """Returns all arrays of features, scaled so that those of training images have mean 0 and standard deviation 1.
 
-    A feature that does not vary over the training images becomes 0. All arrays are changed in place.
+    All arrays are float32 `[n, features]` and changed in place. A feature that is constant over `train` becomes 0.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -58,15 +58,15 @@ def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.nda
 
 
 def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
-    """Returns the principal components of training features.
+    """Returns a PCA that is fitted to training features, with at most `count` components.
 
-    There are at most `count`. n images around their mean span n - 1 dimensions, and one component more would be
-    rounding that standardisation makes large.
+    It has at most n - 1 components, because n images around their mean span n - 1 dimensions: one more would be
+    rounding error, which standardisation would make large.
 
     Args:
-        features: standardised, float32 `[n, features]`, of at least two images.
+        features: standardised features, float32 `[n, features]`, of at least two images.
         count: the largest number of components.
-        seed: the seed of the randomised decomposition, which is used for more than 4,096 features.
+        seed: the seed of the randomised PCA, which is used for more than 4,096 features.
     """
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
@@ -80,14 +80,14 @@ def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A classifier that was fitted to all training images with the best C.
+    """A classifier that is fitted to all training images with the best C.
 
     Attributes:
-        classifier: the classifier of scikit-learn.
-        strength: C.
-        held_out_accuracy: the accuracy on the held-out images of a classifier with this C, fitted to the others.
+        classifier: the fitted classifier of scikit-learn.
+        strength: the chosen value of C, the inverse strength of the regularisation.
+        held_out_accuracy: the accuracy on the held-out images of a classifier with this C that was fitted without them.
         tried: pairs of C and held-out accuracy, for each C that was tried.
-        converged: whether the last fit ended before its number of iterations did.
+        converged: whether the final fit converged within `MAX_ITERATIONS` iterations.
     """
 
     classifier: Any
@@ -98,7 +98,7 @@ class Fitted:
 
 
 def count_held_out(images: int) -> int:
-    """Returns how many of the training images, whose number is `images`, are held out to choose C."""
+    """Returns the number of images, out of `images` training images, that are held out to choose C."""
     return max(images // HELD_OUT, 1)
 
 
@@ -107,24 +107,24 @@ def fit_classifier(
 ) -> Fitted:
     """Returns a classifier whose C is chosen on the last fifth of the training images, fitted to all of them.
 
-    C rises by factors of ten. Once the held-out accuracy is more than its standard error below the best one, larger C,
-    which take longest, are not tried.
+    C rises by factors of ten. The search stops once the held-out accuracy is more than its standard error below the
+    best one, because fits with larger C take longest.
 
     Args:
         kind: a key of `KINDS`.
-        features: standardised, float32 `[n, features]`, in random order.
-        labels: whole numbers `[n]`; the first four fifths must hold two kinds.
-        on_fit: called with the number of fits after each fit; there are at most `len(STRENGTHS) + 1`.
+        features: standardised features of the training images, float32 `[n, features]`, in random order.
+        labels: the labels of the images, int `[n]`; the first four fifths must have two different labels.
+        on_fit: a callback that receives the number of fits so far, at most `len(STRENGTHS) + 1`.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
     held_out = count_held_out(len(labels))
     classifier, tried, best = KINDS[kind](), [], -1.0
-    # A second core makes thin matrix products at most twice as fast, and on two cores with other work, threads that
-    # wait for each other took 15 times as long. With one thread the results do not depend on the cores either.
+    # One thread makes the results independent of the number of cores. More threads are at most twice as fast here, and
+    # were 15 times as slow on cores with other work, because threads wait for each other.
     with threadpool_limits(1), warnings.catch_warnings():
-        # The attribute `converged` reports it instead.
+        # The attribute `converged` of the result replaces the warning.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
             classifier.C = strength
@@ -136,7 +136,7 @@ def fit_classifier(
             if accuracy < best - math.sqrt(best * (1 - best) / held_out):
                 break
         strength = next(strength for strength, accuracy in tried if accuracy == best)
-        # A new classifier, because the warm start of the last fit is far from the solution.
+        # The classifier is a new one, because a warm start from the last C tried would be far from the solution.
         classifier = KINDS[kind]()
         classifier.C = strength
         classifier.fit(features, labels)
@@ -147,21 +147,21 @@ def fit_classifier(
 def read_labelled(
     model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns drawn images as the model sees them, and their labels, in random order: any fifth is a random choice.
+    """Returns images drawn at random from a split, quantised as for the model, and their labels, in random order.
 
     Args:
-        model: the model, whose number of bits the images get.
+        model: the model to whose number of bits the images are quantised.
         source: an opened data set with labels and images of the model's size.
         split: "train", "validation" or "test".
-        count: how many images to draw.
+        count: the number of images to draw.
         seed: the seed of the draw.
-        batch_size: images that are read at once.
+        batch_size: the number of images that are read at once.
 
     Returns:
         The images, uint8 `[count, height, width, channels]`, and the labels, int32 `[count]`.
 
     Raises:
-        DataError: for images without labels, or more images than there are.
+        DataError: if the images have no labels, or the split has fewer images.
     """
     from tfdecouple.data.labels import require_labels
 
@@ -170,20 +170,20 @@ def read_labelled(
 
 
 def require_images(train_images: int) -> None:
-    """Refuses fewer training images than a classifier can be fitted to.
+    """Raises DataError if `train_images`, the number of training images, is too small to fit a classifier.
 
     Raises:
-        DataError: with the number.
+        DataError: if the number is below `LEAST`; the message states it.
     """
     if train_images < LEAST:
         raise DataError(f"the number of training images is {train_images}; a linear classifier needs at least {LEAST}")
 
 
 def require_classes(source: Source, labels: np.ndarray) -> None:
-    """Refuses training images of a single class, apart from the held-out images.
+    """Raises DataError if the training images, without the held-out ones, are all of one class.
 
     Raises:
-        DataError: with the number of images.
+        DataError: if there is only one class; the message states the number of images.
     """
     fitted = labels[: -count_held_out(len(labels))]
     if len(np.unique(fitted)) < 2:

@@ -1,4 +1,4 @@
-"""How well scores of images separate outliers from the images of a run: AUROC and false positives of each score."""
+"""A metric of how well a model's scores separate outliers from the images of a run, by AUROC and false positives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"
-# The names of the scores and their descriptions. Outliers should score higher; for `shell`, farther from 0.
+# The names of the scores and their descriptions. Outliers should have higher scores, or a `shell` farther from 0.
 SCORES = {
     "bits_per_dim": "bits/dim",
     MINUS_CODEC: f"bits/dim less lossless {CODEC}'s",
@@ -29,7 +29,7 @@ SCORES = {
     "shell": "|v| off its shell, sd",
     "typicality": "latents off their typical set, sd",
 }
-# The names of outliers that are made, not read, and their descriptions.
+# The names and descriptions of the kinds of outliers that the program makes itself.
 MADE = {
     "noise": "uniform noise",
     "constant": "images of one colour each",
@@ -39,7 +39,7 @@ _LABEL = "label:"
 # The share of the run's images that must pass the threshold, and the number of bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
-# A padded batch: "image", "index" and "weight" as of `evaluation_batches`, and perhaps "label".
+# A padded batch of images: "image", "index" and "weight" as in `evaluation_batches`, and perhaps "label".
 Batch = Mapping[str, Any]
 Scores = dict[str, np.ndarray]
 
@@ -52,12 +52,12 @@ class Outliers(Metric):
 
     def __init__(self, options: argparse.Namespace):
         super().__init__(options)
-        # The data sets by the names that --outliers gives them; `prepare_inputs` opens them.
+        # Opened data sets by their names in the option --outliers; `prepare_inputs` opens them.
         self._sources: dict[str, Source] = {}
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --outliers."""
+        """Adds the option --outliers to `group`, an argument group of the parser of `evaluate`."""
         group.add_argument(
             "--outliers",
             nargs="+",
@@ -68,10 +68,10 @@ class Outliers(Metric):
         )
 
     def check_options(self) -> None:
-        """Refuses names that are no source of images.
+        """Raises UserError if a name in --outliers is no source of images.
 
         Raises:
-            UserError: with the nearest name.
+            UserError: if a name is unknown; the message suggests the nearest one.
         """
         for name in self.options.outliers:
             if not (name in MADE or name.startswith(_LABEL) or find_kind(name)):
@@ -81,10 +81,10 @@ class Outliers(Metric):
                 )
 
     def prepare_inputs(self) -> None:
-        """Opens the other data sets.
+        """Opens the data sets of outliers that --outliers names.
 
         Raises:
-            UserError: where a data set or the package that draws the plot is missing.
+            UserError: if a data set or the package that draws the plot is missing.
         """
         super().prepare_inputs()
         from tfdecouple.data import open_source
@@ -105,7 +105,7 @@ class Outliers(Metric):
         """Returns how well each score separates each kind of outliers, and the scores of each image.
 
         Raises:
-            DataError: for a label that all images have, or none.
+            DataError: if all images or no image have a label that --outliers names.
         """
         from tfdecouple.runtime.progress import Counter
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
@@ -137,7 +137,7 @@ class Outliers(Metric):
             for score in meanings:
                 ours, others = inliers[score], scores[name][score]
                 if score == "shell":
-                    # A score far below 0 is as unusual as one far above.
+                    # A `shell` far below 0 is as unusual as one far above, so only its distance from 0 counts.
                     ours, others = np.abs(ours), np.abs(others)
                 detection[score] = compare_scores(ours, others, options.seed)
             reports[name] = {
@@ -153,12 +153,12 @@ class Outliers(Metric):
             "codec": CODEC,
             "scores": meanings,
             "outliers": reports,
-            # The images of a label are among those of the split, which have their labels beside them.
+            # Images of one label are listed among the images of the split, with their labels.
             "per_image": {
                 name: _plain_scores(each) for name, each in {options.split: split_scores, **unlabelled}.items()
             },
         }
-        # The histogram of the split contains the images of a label already, and lines of one colour would look alike.
+        # Outliers by label are left out beside other kinds, because the histogram of the split contains them.
         shown = {options.split: split_scores, **dict(list((unlabelled or scores).items())[: len(COLOURS)])}
         panels = {meaning: {name: each[score] for name, each in shown.items()} for score, meaning in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
@@ -171,7 +171,7 @@ class Outliers(Metric):
         return MADE.get(name, "images of that label, against the rest")
 
     def _batches(self, evaluation: Any, name: str) -> Iterator[Batch]:
-        """Yields outliers in batches of the size of the run's batches, as many images as the run has or fewer."""
+        """Yields batches of outliers of the kind `name`, at most as many images as are evaluated of the run."""
         from tfdecouple.data import evaluation_batches
 
         options, size = self.options, min(evaluation.batch_size, evaluation.count)
@@ -194,10 +194,10 @@ class Outliers(Metric):
 
 
 def _find_label(source: Source, name: str) -> int:
-    """Returns the number of the label that "label:NAME" names.
+    """Returns the number of the label that `name`, of the form "label:NAME", stands for.
 
     Raises:
-        UserError: where the source has no such label.
+        UserError: if the source has no label NAME.
     """
     label = name.removeprefix(_LABEL)
     if label not in source.label_names:
@@ -210,7 +210,7 @@ def _find_label(source: Source, name: str) -> int:
 
 
 def _plain_scores(scores: Scores) -> dict[str, list[Any]]:
-    """Returns the scores of each image as plain numbers, with as many digits as float32 has."""
+    """Returns the scores as lists of plain numbers, rounded to seven digits, the precision of float32."""
     return {
         name: [float(f"{value:.7g}") for value in values] if values.dtype.kind == "f" else values.tolist()
         for name, values in scores.items()
@@ -235,12 +235,12 @@ def _lines(reports: dict[str, Any], options: Any) -> list[str]:
 
 
 class Scorer:
-    """Computes scores of images on one device. A score depends on the seed and the image's index, not on its batch.
+    """A function that computes scores of images on one device; a score does not depend on the image's batch.
 
     Args:
         model: a model with weights.
-        samples: draws of (z, u) per image, over which the scores are averaged.
-        seed: the seed of these draws.
+        samples: the number of draws of (z, u) per image, over which the scores are averaged.
+        seed: the seed of the draws, which depend on it and the image's index alone.
     """
 
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
@@ -251,10 +251,10 @@ class Scorer:
         self._score_draw_traced = tf.function(self._score_draw, autograph=False)
 
     def __call__(self, images: np.ndarray, index: np.ndarray) -> Scores:
-        """Returns scores by name, float64 `[n]`: all of `SCORES` except the codec's, and `prior_nats` only with z.
+        """Returns the scores of images by name, float64 `[n]`: those of `SCORES` that the model has, without the codec.
 
         Args:
-            images: uint8 `[n, height, width, channels]`; each n is traced anew.
+            images: the images, uint8 `[n, height, width, channels]`; TensorFlow traces the model once for each n.
             index: the numbers of the images in their split, `[n]`.
         """
         import tensorflow as tf
@@ -271,7 +271,7 @@ class Scorer:
         return {name: total / self._samples for name, total in sums.items()}
 
     def score_with_codec(self, images: np.ndarray, index: np.ndarray, count: int) -> Scores:
-        """Returns the scores of the first `count` images, among them bits/dim minus those of the lossless codec."""
+        """Returns the scores of the first `count` images by name, with bits/dim minus those of a lossless codec."""
         from tfdecouple.data.codecs import codec_bits_per_dim
 
         scores = {name: values[:count] for name, values in self(images, index).items()}
@@ -281,15 +281,15 @@ class Scorer:
     def score_batches(
         self, batches: Iterable[Batch], what: str, on_batch: Callable[[int], None] = lambda done: None
     ) -> Scores:
-        """Returns the scores of the images of batches by name, and their "index" and "label" (-1 for none), `[n]`.
+        """Returns the scores of all images of batches, `[n]`, by name, with "index" and "label" (-1 for none).
 
         Args:
             batches: batches of one size.
             what: the name of the images in messages.
-            on_batch: called with the number of finished images.
+            on_batch: a callback that receives the number of finished images.
 
         Raises:
-            RunError: where a score is not finite.
+            RunError: if a score is not finite.
         """
         rows: list[Scores] = []
         for batch in batches:
@@ -313,15 +313,15 @@ class Scorer:
         config, batch = self._model.config, images.shape[0]
         draw = self._seed, tf.fill([batch], number), index
         noise = z_noise(config.latent_dim, *draw), u_noise(config.image_shape, *draw, normal_u_noise(config))
-        # TensorFlow does not know the number of images behind the loop that draws the noise.
+        # TensorFlow does not infer the number of images from the loop that draws the noise.
         z, u = (tf.ensure_shape(each, [batch, *each.shape[1:]]) for each in noise)
         return outlier_scores(self._model, images, z, u).named()
 
 
 def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
-    """Returns the probability that an outlier has a higher score than an inlier, with ties counted by half.
+    """Returns the area under the ROC curve: the probability that an outlier scores higher than an inlier.
 
-    It is the area under the ROC curve: 0.5 is chance, and below it the score ranks outliers as the more usual images.
+    A tie counts as half. 0.5 is chance; below 0.5 the score ranks outliers as the more usual images.
 
     >>> float(compute_auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0])))
     0.875
@@ -329,7 +329,7 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
     Args:
         inliers: scores of inliers, `[..., n]`.
         outliers: scores of outliers, `[..., m]`.
-        axis: the axis of images, which must be the last one.
+        axis: the axis of the images, which must be the last axis.
     """
     import scipy.stats
 
@@ -339,7 +339,7 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
 
 
 def _false_positives(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
-    # A little less than `PASSING`, because 95 of 100 images are enough, whatever 0.95 * 100 rounds to.
+    # The quantile is a little below `PASSING`, so that rounding of 0.95 * 100 never asks for 96 of 100 images.
     threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return (outliers <= threshold).mean(axis)
 
@@ -347,18 +347,17 @@ def _false_positives(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) 
 def compare_scores(
     inliers: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Returns how well scores separate outliers from inliers, the images of the run.
+    """Returns how well a score separates outliers from inliers, by AUROC and false positives, with intervals.
 
     Args:
         inliers: scores of inliers, `[n]`.
-        outliers: scores of outliers, `[m]`, which should be higher.
+        outliers: scores of outliers, `[m]`, which are higher if the score is good.
         seed: the seed of the bootstrap.
         resamples: the number of bootstrap samples, each of n and m images drawn with replacement.
 
     Returns:
-        `auroc`, see `compute_auroc`; `false_positives`, the share of outliers that pass as inliers, at the threshold
-        that 95 % of the inliers pass; and their bootstrap intervals of 95 %, `auroc_interval` and
-        `false_positives_interval`.
+        `auroc` of `compute_auroc`; `false_positives`, the share of outliers that pass as inliers at the threshold that
+        95 % of the inliers pass; and bootstrap intervals of 95 %, `auroc_interval` and `false_positives_interval`.
     """
     import scipy.stats
 
@@ -372,16 +371,16 @@ def compare_scores(
 
 
 def make_images(kind: str, shape: tuple[int, int, int], index: np.ndarray, seed: int) -> np.ndarray:
-    """Returns images of uniform "noise", or each of one "constant" colour, that depend on the seed and their index.
+    """Returns artificial images: uniform noise, or images of one constant colour each.
 
     Args:
-        kind: "noise" or "constant".
-        shape: height, width and channels.
+        kind: the kind of the images, "noise" or "constant".
+        shape: height, width and channels of an image.
         index: the numbers of the images, `[n]`.
-        seed: the seed of all images.
+        seed: the seed of all images; an image depends on it and on its number alone.
 
     Returns:
-        uint8 `[n, height, width, channels]`.
+        The images, uint8 `[n, height, width, channels]`.
     """
     drawn = shape if kind == "noise" else (1, 1, shape[-1])
     images = [np.random.default_rng([seed, int(number)]).integers(0, 256, drawn, np.uint8) for number in index]
@@ -389,9 +388,9 @@ def make_images(kind: str, shape: tuple[int, int, int], index: np.ndarray, seed:
 
 
 def permute_pixels(images: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
-    """Returns images, uint8 `[n, height, width, channels]`, with the pixels of each in a random order of its own.
+    """Returns images with the pixels of each image in a random order, uint8 `[n, height, width, channels]`.
 
-    The order depends on the seed and on the image's number in `index`.
+    An image's order depends on the seed and on the image's number in `index`.
     """
     pixels = images.reshape(len(images), -1, images.shape[-1])
     orders = [np.random.default_rng([seed, int(number)]).permutation(pixels.shape[1]) for number in index]

@@ -1,4 +1,4 @@
-"""Accuracy of linear classifiers of an image's class from z, v and pixels (paper section 3.2, Table 4)."""
+"""A metric of how well linear classifiers find an image's class from z, v or pixels (paper section 3.2, Table 4)."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ from tfdecouple.metrics.linear_classifier import (
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 
-# The default limits of the numbers of images and of their colour values: the time of a fit grows with both.
+# Default limits of the number of images and of their colour values; the time of a fit grows with both.
 IMAGES, VALUES = 10_000, 2**26
 
 
 class LinearProbe(Metric):
-    """The test accuracy of a linear SVM and of logistic regression on raw pixels, z (the posterior mean) and v.
+    """The metric of test accuracy of a linear SVM and of logistic regression on pixels, z (the posterior mean) and v.
 
     For a fair comparison with z, pixels and v are also reduced to d_z dimensions by PCA. All features are standardised.
-    Standardisation, PCA, C and the classifiers depend on the training images alone, which are not augmented. For a
-    model without z there are only pixels and v, without PCA.
+    Standardisation, PCA, C and the classifiers depend on the training images alone, which are not augmented. A model
+    without z is tested on pixels and v only, without PCA.
 
     The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss); the paper's code uses
     `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
 
-    Memory: besides the images, float32 features of pixels, and later of z and v together: 4 * (training images + test
-    images) * height * width * channels bytes, 0.7 GB for 60,000 images of 32 x 32 RGB. `LinearSVC` copies the training
-    features to 24 bytes a value.
+    Memory: besides the images, features take 4 * (training images + test images) * height * width * channels bytes,
+    0.7 GB for 60,000 images of 32 x 32 RGB, and `LinearSVC` copies the training features to 24 bytes a value.
     """
 
     name = "probe"
@@ -51,7 +50,7 @@ class LinearProbe(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --probe and --probe-images."""
+        """Adds the options --probe and --probe-images to `group`, an argument group of the parser of `evaluate`."""
         group.add_argument(
             "--probe",
             action="store_true",
@@ -61,12 +60,12 @@ class LinearProbe(Metric):
         add_number(group, "--probe-images", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the accuracies, and the confusion matrix of z (of v in a model without z).
+        """Returns the test accuracies, and a picture of the confusion matrix for z (for v in a model without z).
 
         Raises:
-            DataError: for images without labels or of a single class, more images than there are, or too few.
-            UserError: where z is a function of the label.
-            InversionError: where a code is not finite.
+            DataError: if the images have no labels, are all of one class, or are too few.
+            UserError: if z is a function of the label.
+            InversionError: if a code is not finite.
         """
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
@@ -124,7 +123,7 @@ class LinearProbe(Metric):
 
         name = "z" if z is not None else "v"
         classifiers = rows[name]["classifiers"]
-        # The test images must not choose the classifier whose errors on them are shown.
+        # The matrix is of the classifier that is best on held-out training images: test images must not choose it.
         kind = max(classifiers, key=lambda kind: classifiers[kind]["held_out_accuracy"])
         report = {
             "results": list(rows.values()),
@@ -141,10 +140,10 @@ class LinearProbe(Metric):
 
 
 def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Returns the confusion matrix of a classifier of some features as plain values.
+    """Returns the confusion matrix of a classifier as plain values, with the names of its features and its kind.
 
-    They are `features`, `classifier`, `accuracy`, the `labels` that occur, and `counts`, whose rows are the true
-    classes and whose columns the predicted ones.
+    The keys are `features`, `classifier`, `accuracy`, `labels` (the labels that occur), and `counts`, with a row for
+    each true class and a column for each predicted class.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -163,7 +162,7 @@ def _percent(result: dict[str, Any]) -> str:
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    """Returns a table of the accuracies."""
+    """Returns the lines of a table of the test accuracies."""
     results = [result for row in report["results"] for result in row["classifiers"].values()]
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
