@@ -1,8 +1,8 @@
-"""The elementary maps of the flow as TFP bijectors, their log-determinants in closed form (paper section 2.2, A and B).
+"""The elementary maps of the flow: TFP bijectors with log-determinants in closed form (paper section 2.2, A and B).
 
-Each takes `[batch, ..., channels]` in either direction. Parameters are tensors: a layer reads its weights in the call
-and hands them over. `forward_and_log_det` gives value and log-determinant at once, without TFP's cache, which would
-keep maps alive until garbage is collected.
+Each bijector takes `[batch, ..., channels]` in either direction. Its parameters are tensors: a layer reads its weights
+in each call and passes their values. `forward_and_log_det` returns value and log-determinant at once, without TFP's
+cache, which would hold maps in memory until garbage is collected.
 """
 
 from tfdecouple.bijectors.channels import ChannelAffine, ChannelLU, ChannelMatrix, Squeeze

@@ -1,4 +1,4 @@
-"""Bijectors of channels: activation normalisation, the 1x1 convolution, full or as L U, and the squeeze."""
+"""Bijectors that act on the channels: activation normalisation, the 1x1 convolution (full or as P L U), the squeeze."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tfdecouple.runtime.numerics import channel_product, inverse_matrix, log_abs
 
 
 class ChannelAffine(ClosedForm):
-    """y = exp(log_scale) * x + shift, channel by channel: activation normalisation.
+    """The bijector of activation normalisation: y = exp(log_scale) * x + shift, channel by channel.
 
     Args:
-        shift: `[channels]`.
-        log_scale: `[channels]`.
-        name: of its operations.
+        shift: shift of each channel, `[channels]`.
+        log_scale: logarithm of each channel's scale, `[channels]`.
+        name: name of the bijector's operations.
 
     >>> ChannelAffine(tf.ones([2]), tf.zeros([2])).forward_and_log_det(tf.zeros([1, 4, 4, 2]))[1].numpy().tolist()
     [0.0]
@@ -41,7 +41,7 @@ class ChannelAffine(ClosedForm):
 
 @tf.custom_gradient
 def _scale_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns scale * x + shift, channel by channel; its gradient takes half as many operations as TensorFlow's."""
+    """Returns scale * x + shift per channel, with a gradient of half as many operations as TensorFlow's own."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         axes = list(range(len(x.shape) - 1))
@@ -51,13 +51,13 @@ def _scale_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[t
 
 
 class ChannelMatrix(ClosedForm):
-    """y = W x at every position, in one matrix product over all positions: the 1x1 convolution.
+    """The bijector of the 1x1 convolution: y = W x at every position, in one matrix product over all positions.
 
-    TFP's own bijectors solve a system for each position, which is far slower for the same result.
+    TFP's own bijectors solve a linear system for each position, which is far slower and gives the same result.
 
     Args:
-        matrix: W, `[channels, channels]`, which must have an inverse.
-        name: of its operations.
+        matrix: the invertible matrix W, `[channels, channels]`.
+        name: name of the bijector's operations.
 
     >>> ChannelMatrix(2 * tf.eye(2)).forward(tf.ones([3, 2])).numpy()[0].tolist()
     [2.0, 2.0]
@@ -84,12 +84,12 @@ class ChannelMatrix(ClosedForm):
 
 
 class ChannelLU(ChannelMatrix):
-    """y = P L U x at every position, where the log-determinant is a sum.
+    """The bijector y = P L U x at every position, whose log-determinant is a sum over the diagonal of U.
 
     Args:
-        factors: L below the diagonal, whose own diagonal is 1, and U on and above it, `[channels, channels]`.
-        permutation: P as in `tf.linalg.lu`, `[channels]`, integers.
-        name: of its operations.
+        factors: matrix `[channels, channels]` with L below the diagonal (L has ones on it), and U on and above it.
+        permutation: P in the format of `tf.linalg.lu`, integers `[channels]`.
+        name: name of the bijector's operations.
 
     >>> ChannelLU(tf.eye(2), tf.constant([1, 0])).forward(tf.constant([[1.0, 2.0]])).numpy().tolist()
     [[2.0, 1.0]]
@@ -102,7 +102,7 @@ class ChannelLU(ChannelMatrix):
 
     @property
     def matrix(self) -> tf.Tensor:
-        """P L U, `[channels, channels]`."""
+        """The matrix W = P L U, `[channels, channels]`."""
         return lu_product(self.factors, self.permutation)
 
     @property
@@ -112,13 +112,13 @@ class ChannelLU(ChannelMatrix):
 
 
 class Squeeze(ClosedForm):
-    """`[..., 2h, 2w, c]` to `[..., h, w, 4c]`: neighbouring pixels become channels.
+    """The bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`: neighbouring pixels become channels.
 
-    The sub-pixel positions are the slow index of the new channels and the old channel the fast one, as in the paper's
-    code (and unlike Glow's).
+    In the new channels the sub-pixel position is the slow index and the old channel the fast one, as in the paper's
+    code; Glow's code has the opposite order.
 
     Args:
-        name: of its operations.
+        name: name of the bijector's operations.
 
     >>> Squeeze().forward(tf.zeros([1, 4, 4, 3])).shape.as_list()
     [1, 2, 2, 12]
@@ -158,7 +158,7 @@ class Squeeze(ClosedForm):
 
 
 def _map_images(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Applies a function of `[batch, height, width, channels]` to `[..., height, width, channels]`."""
+    """Returns the output of a function of `[batch, height, width, channels]` for images with any leading axes."""
     if x.shape.rank == 4:
         return function(x)
     y = function(tf.reshape(x, [-1, *sizes(x)[-3:]]))

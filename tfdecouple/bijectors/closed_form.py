@@ -1,4 +1,4 @@
-"""The base class of bijectors that return value and log-determinant together, and two functions for any bijector."""
+"""The base class of bijectors that return value and log-determinant together, and functions that do so for any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdecouple.runtime.numerics import product, sizes
 
 
 def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies a bijector to every image of a batch.
+    """Returns the output of a bijector for a batch, and the log-determinant of each image.
 
     Args:
         bijector: any bijector of numbers, of channels or of whole images.
@@ -34,7 +34,7 @@ def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor
 
 
 def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies the inverse of a bijector to every image of a batch; see `forward_and_log_det`."""
+    """Returns the inverse of a bijector for a batch `[batch, ..., channels]`, and its log-determinants `[batch]`."""
     if isinstance(bijector, ClosedForm):
         return bijector.inverse_and_log_det(y)
     log_det = bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
@@ -49,16 +49,16 @@ class ClosedForm(tfb.Bijector):
 
     Args:
         event_ndims: how many of the last axes are mapped together: 0 (numbers), 1 (channels) or 3 (images).
-        arguments: `locals()` of the subclass's constructor: its parameters, and `name` for its operations.
+        arguments: `locals()` of the subclass's constructor, with its parameters and the `name` of its operations.
         is_constant_jacobian: whether the log-determinant is the same for all x.
 
     Attributes:
-        parameter_ndims: by the name of each parameter tensor, how many axes it has; 0 for a parameter of any shape
-            that broadcasts to x.
+        parameter_ndims: the number of axes of each parameter tensor, by name; 0 for a parameter of any shape that
+            broadcasts to x.
 
     Raises:
-        UserError: for a parameter of another number of axes (one matrix or scale serves all images), or a variable of
-            TensorFlow or Keras, whose gradient would be lost.
+        UserError: if a parameter has the wrong number of axes (one matrix or scale serves all images), or is a variable
+            of TensorFlow or Keras, whose gradient would be lost.
     """
 
     parameter_ndims: ClassVar[Mapping[str, int]] = {}
@@ -88,7 +88,7 @@ class ClosedForm(tfb.Bijector):
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y, and log |det dy/dx| of each image `[batch]`, for x `[batch, ..., channels]`.
 
-        Unlike TFP's methods it fills no cache, which would keep maps in memory until garbage is collected.
+        Unlike TFP's methods this method fills no cache, which would hold maps in memory until garbage is collected.
         """
         return self._forward(x), self._sum_per_image(self._forward_log_det_jacobian(x), x)
 
@@ -96,17 +96,17 @@ class ClosedForm(tfb.Bijector):
         """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
         x = self._inverse(y)
         log_det = self._forward_log_det_jacobian(x)
-        # A scalar is negated before it is spread, so that graphs hold sums of terms alone.
+        # A scalar is negated before it is repeated for each image, which leaves fewer operations in exported graphs.
         return x, self._sum_per_image(-log_det, x) if log_det.shape.rank == 0 else -self._sum_per_image(log_det, x)
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor) -> tf.Tensor:
         return -self._forward_log_det_jacobian(self._inverse(y))
 
     def _sum_per_image(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Returns the sum of the events' log-determinants in each image, `[batch]`."""
+        """Returns the log-determinant of each image, `[batch]`: the sum over all of the image's positions."""
         events = sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
         if log_det.shape.rank == 0:
-            # TFP would sum the same number over all events; a product needs no map of them.
+            # The log-determinant is equal at all positions; a product avoids the map of equal numbers that TFP sums.
             return tf.fill(events[:1], product(events[1:], x.dtype) * log_det)
         if log_det.shape.as_list() != x.shape[: len(events)].as_list():
             log_det = tf.broadcast_to(log_det, events)
@@ -114,7 +114,7 @@ class ClosedForm(tfb.Bijector):
 
 
 def _as_parameter(value: Any) -> tf.Tensor:
-    """Returns a parameter as a tensor; refuses variables."""
+    """Returns a parameter as a tensor; raises UserError if it is a variable."""
     if hasattr(value, "assign"):
         raise UserError(
             f"a bijector got the variable {value.name}, of which it would hold a copy without gradients; pass "

@@ -1,4 +1,4 @@
-"""Bijectors of single numbers: the transforms of couplings, whitening, and the sigmoid."""
+"""Bijectors that map each number separately: the transforms of couplings, the whitening, and the sigmoid."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tfdecouple.bijectors.closed_form import ClosedForm
 
 
 class BoundedAffine(ClosedForm):
-    """y = s x + shift, with s = 1 + alpha tanh(u/2) in (1 - alpha, 1 + alpha) (paper equation 6 and B.2).
+    """The bijector y = s x + shift, with s = 1 + alpha tanh(u/2) in (1 - alpha, 1 + alpha) (paper equation 6 and B.2).
 
     Args:
-        shift: of a shape to which x's broadcasts, `[batch, ..., channels]` in a coupling.
-        unbounded: u, of the same shape.
-        alpha: in (0, 1].
-        name: of its operations.
+        shift: shift of each number, `[batch, ..., channels]` in a coupling; x must broadcast to its shape.
+        unbounded: u, an array of the same shape.
+        alpha: bound of the scale, in (0, 1].
+        name: name of the bijector's operations.
 
     >>> BoundedAffine(tf.zeros([1]), tf.zeros([1]), alpha=0.5).forward(tf.constant([3.0])).numpy().tolist()
     [3.0]
@@ -29,11 +29,11 @@ class BoundedAffine(ClosedForm):
 
     def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0, name: str = ""):
         super().__init__(0, locals())
-        # With an alpha that rounds to 1, the scale would be a difference that can be 0.
+        # If alpha rounds to 1, 1 + alpha tanh(u/2) can be 0 in float32; the formula for alpha = 1 below cannot.
         self.alpha = 1.0 if np.float32(alpha) == 1 else alpha
-        # Value, log-determinant and gradient share these: log s for alpha = 1, else s.
+        # Value, log-determinant and gradient share `_shared`, which is log s for alpha = 1 and s otherwise.
         if self.alpha == 1:
-            # 1 + tanh(u/2) = 2*sigmoid(u), whose logarithm stays finite where the scale itself underflows.
+            # The scale 1 + tanh(u/2) equals 2*sigmoid(u), whose logarithm stays finite where the scale underflows.
             self._inner = -self.unbounded
             self._shared = math.log(2) - tf.math.softplus(self._inner)
         else:
@@ -69,7 +69,7 @@ class BoundedAffine(ClosedForm):
         """
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 
-        # TensorFlow keeps each argument of this function until the backward pass; the rest is in the closure.
+        # TensorFlow stores each argument of this function until the backward pass; the closure adds no copies.
         @tf.custom_gradient
         def run(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
             axes = list(range(1, len(x.shape)))
@@ -78,7 +78,7 @@ class BoundedAffine(ClosedForm):
                 x_gradient = y_gradient * scale
                 per_image = tf.reshape(log_det_gradient, [-1, *[1] * len(axes)])
                 if alpha == 1:
-                    # This is the gradient for log s = log 2 - softplus(-u).
+                    # `slope` is the gradient for log s = log 2 - softplus(-u).
                     slope = x_gradient * x + per_image
                     return x_gradient, tf.raw_ops.SoftplusGrad(gradients=slope, features=-unbounded)
                 slope = y_gradient * x + per_image / scale
@@ -90,11 +90,11 @@ class BoundedAffine(ClosedForm):
 
 
 class Shift(ClosedForm):
-    """y = x + shift.
+    """The bijector y = x + shift of additive couplings.
 
     Args:
-        shift: of a shape to which x's broadcasts, `[batch, ..., channels]` in a coupling.
-        name: of its operations.
+        shift: shift of each number, `[batch, ..., channels]` in a coupling; x must broadcast to its shape.
+        name: name of the bijector's operations.
 
     >>> Shift(tf.ones([2])).forward(tf.zeros([1, 2])).numpy().tolist()
     [[1.0, 1.0]]
@@ -116,12 +116,12 @@ class Shift(ClosedForm):
 
 
 class Whitening(ClosedForm):
-    """y = (x - mean) / exp(log_scale), number by number: maps a Gaussian of that mean and scale to a standard normal.
+    """The bijector y = (x - mean) / exp(log_scale), which maps a Gaussian of this mean and scale to a standard normal.
 
     Args:
-        mean: of a shape to which x's broadcasts, `[batch, ..., channels]` in a flow.
-        log_scale: of the same shape.
-        name: of its operations.
+        mean: mean of each number, `[batch, ..., channels]` in a flow; x must broadcast to its shape.
+        log_scale: logarithm of each number's scale, an array of the same shape.
+        name: name of the bijector's operations.
 
     >>> Whitening(tf.ones([1]), tf.zeros([1])).forward(tf.constant([3.0])).numpy().tolist()
     [2.0]
@@ -143,10 +143,10 @@ class Whitening(ClosedForm):
 
 
 class Sigmoid(ClosedForm):
-    """y = 1 / (1 + exp(-x)), number by number. TFP's own needs a logarithm that ONNX lacks.
+    """The bijector y = 1 / (1 + exp(-x)). TFP's own version uses log1p, which tf2onnx does not convert.
 
     Args:
-        name: of its operations.
+        name: name of the bijector's operations.
 
     >>> Sigmoid().forward(tf.constant([0.0])).numpy().tolist()
     [0.5]
@@ -162,5 +162,5 @@ class Sigmoid(ClosedForm):
         return tf.math.log(y) - tf.math.log1p(-y)
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
-        # log y + log(1 - y), where log(1 - y) = log y - x.
+        # The slope is y (1 - y), and log(1 - y) = log y - x.
         return 2 * tf.math.log_sigmoid(x) - x

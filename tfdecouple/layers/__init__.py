@@ -1,4 +1,4 @@
-"""Invertible Keras layers on TFP bijectors: the parts of the flow (paper section 2.2 and appendix A)."""
+"""The invertible Keras layers that the flow consists of; TFP bijectors do their maths (paper section 2.2 and A)."""
 
 from tfdecouple.layers.actnorm import ActNorm
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence

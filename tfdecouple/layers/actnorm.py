@@ -13,15 +13,15 @@ from tfdecouple.bijectors import ChannelAffine, ClosedForm
 from tfdecouple.layers.base import Condition, InvertibleLayer, Weight
 from tfdecouple.runtime.numerics import product, sizes
 
-# A channel whose standard deviation is smaller counts as constant; neighbouring pixel values are 2/256 apart.
+# Standard deviation below which a channel counts as constant; neighbouring pixel values are 2/256 apart.
 _CONSTANT = 1e-4
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ActNorm(InvertibleLayer):
-    """y = exp(log_scale) * x + bias, per channel, for images and for vectors.
+    """A layer that scales and shifts each channel of images or vectors: y = exp(log_scale) * x + bias.
 
-    After `initialize(x)` the outputs of that batch have mean 0 and standard deviation 1 in every channel. A constant
+    After `initialize(x)` the outputs for the batch x have mean 0 and standard deviation 1 in every channel; a constant
     channel is only shifted.
 
     >>> layer = ActNorm()
@@ -31,12 +31,12 @@ class ActNorm(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the logarithm of the scale, and the shift, each `[channels]`."""
+        """Returns the layer's two weights, the logarithm of the scale and the bias, each `[channels]`."""
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets scale and bias from a batch `[batch, ..., channels]`, and returns the layer's output for it."""
+        """Sets scale and bias from a batch x `[batch, ..., channels]`, and returns the layer's output for x."""
         x, _ = self._prepare(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
@@ -48,5 +48,5 @@ class ActNorm(InvertibleLayer):
         return (x - mean) * tf.exp(log_scale)
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector of scale and shift."""
+        """Returns the bijector y = exp(log_scale) * x + bias."""
         return ChannelAffine(weights["bias"], weights["log_scale"])

@@ -1,4 +1,4 @@
-"""The contract of every layer: the weights that it declares, its cost, and its map in both directions."""
+"""The base classes of the layers: every layer declares its weights, its cost, and its map in both directions."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tfdecouple.runtime.numerics import zero_per_image
 from tfdecouple.runtime.precision import full_float32
 
 Shape = tuple[int, ...]
-# z `[batch, d_z]`, a map `[batch, height, width, channels]`, or None for a layer without a condition.
+# A condition is z `[batch, d_z]`, a map `[batch, height, width, channels]`, or None for a layer without a condition.
 Condition: TypeAlias = "tf.Tensor | None"
-# An output, and its log-determinant for each image, `[batch]`.
+# A direction of a layer returns its output and the log-determinant for each image, `[batch]`.
 Mapped = tuple[tf.Tensor, tf.Tensor]
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
-# Runs layers of unchanging shape one after the other on an input, all with the same condition.
+# A function of this type runs layers one after the other on an input; all get the same condition and keep the shape.
 RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, "Condition"], Mapped]
 
 
 class Gradients(NamedTuple):
-    """A layer's input, recovered from its output, and the gradients of its backward pass.
+    """The result of a layer's backward pass: the input, recovered from the output, and the gradients.
 
     Attributes:
         x: the input.
         x_gradient: the gradient for the input.
-        condition_gradient: the gradient for z; None where the layer takes none.
-        weight_gradients: the gradients for the trainable ones of `layer.variables`, in their order.
+        condition_gradient: the gradient for the condition; None for a layer without a condition.
+        weight_gradients: the gradients for the trainable variables of the layer, in the order of `layer.variables`.
     """
 
     x: tf.Tensor
@@ -45,12 +45,12 @@ class Gradients(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A weight as a layer declares it.
+    """The declaration of a weight, from which a layer creates it.
 
     Attributes:
-        shape: of the weight.
-        initializer: a function that makes Keras' initializer, or its name.
-        dtype: of the weight; None for the layer's.
+        shape: shape of the weight.
+        initializer: a function that makes a Keras initializer, or the name of an initializer.
+        dtype: dtype of the weight; None for the dtype of the layer.
         trainable: whether training updates it by gradients.
     """
 
@@ -61,13 +61,13 @@ class Weight(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a layer for one image: products, and the numbers that its backward pass needs.
+    """The cost of a layer for one image: multiply-adds, and how many numbers its backward pass needs.
 
     Attributes:
-        multiply_adds: of the forward direction.
-        activations: numbers in float32 that the backward pass needs from the forward pass.
-        net_inputs: numbers of the coupling nets' inputs, which the backward pass needs in the precision of these nets.
-        hidden_map: numbers of one hidden map of each coupling net.
+        multiply_adds: multiply-adds of the forward direction.
+        activations: how many float32 numbers the backward pass needs from the forward pass.
+        net_inputs: how many numbers the inputs of coupling nets hold; they are stored in the nets' precision.
+        hidden_map: how many numbers one hidden map of each coupling net holds, summed over the nets.
     """
 
     multiply_adds: int = 0
@@ -76,12 +76,12 @@ class Cost(NamedTuple):
     hidden_map: int = 0
 
     def plus(self, other: Cost) -> Self:
-        """Returns the cost of both."""
+        """Returns the sum of this cost and another."""
         return type(self)(*(one + two for one, two in zip(self, other, strict=True)))
 
 
 class Nested:
-    """Gives a layer the property `layers`; stands before the Keras class among the bases."""
+    """A mixin that gives a layer the property `layers`; it must stand before the Keras class among the bases."""
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
@@ -89,21 +89,21 @@ class Nested:
         return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
 
     def __dir__(self) -> Iterable[str]:
-        """Returns the names of attributes, but for `layers`.
+        """Returns the names of all attributes except `layers`.
 
-        Keras' files store a layer under the attribute in which Keras finds it first, going through these names: the
-        name `layers` would change the files.
+        Keras stores a layer in its files under the first attribute that holds the layer, in the order of these names:
+        with the name `layers` among them the files would change.
         """
         return [name for name in super().__dir__() if name != "layers"]
 
 
 class FullLayer(keras.layers.Layer):
-    """A layer that declares its weights, which are never read in half precision.
+    """A Keras layer that declares its weights before it is built, and never reads them in half precision.
 
-    Its methods may be called directly, also within a user's layer in mixed precision, for which Keras would cast the
-    weights that are read. Subclasses declare their own weights (`declare`) and the layers inside (`children`) for
-    inputs of any shape. Names, shapes and number of a model's weights and the cost of a model follow from these
-    declarations before anything is built.
+    Its methods may be called directly, even inside a user's layer in mixed precision, where Keras would otherwise cast
+    the weights. Subclasses declare their own weights (`declare`) and the layers inside (`children`) for inputs of any
+    shape. From these declarations follow the names, shapes and number of a model's weights and the cost of a model,
+    before anything is built.
 
     Attributes:
         saved_arguments: names of the constructor's arguments, each of which the layer has as an attribute.
@@ -113,16 +113,16 @@ class FullLayer(keras.layers.Layer):
     saved_arguments: tuple[str, ...] = ()
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the layer's own weights by name, in the order in which they are made.
+        """Returns the layer's own weights by name, in the order in which they are created.
 
         Args:
-            x_shape: of the input, batch first.
-            condition_shape: of the condition, batch first; None without one.
+            x_shape: shape of the input, batch first.
+            condition_shape: shape of the condition, batch first; None without a condition.
         """
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the layers inside, in the order in which they are built, each with the shapes of its own inputs."""
+        """Returns the layers inside in the order of building, each with the shapes of its input and its condition."""
         return []
 
     def weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
@@ -154,7 +154,7 @@ class FullLayer(keras.layers.Layer):
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments as plain values."""
+        """Returns the constructor's arguments as plain values, from which Keras can create the layer again."""
         values = {name: getattr(self, name) for name in self.saved_arguments}
         plain = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}
         return {**super().get_config(), **plain}
@@ -164,80 +164,81 @@ class FullLayer(keras.layers.Layer):
         return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
-        """Adds a weight as Keras does, but one that is never cast when it is read."""
+        """Adds a weight to the layer, as Keras does, except that Keras never casts the weight when it is read."""
         return super().add_weight(*args, **{"autocast": False, **kwargs})
 
 
 class Float32Layer(FullLayer):
-    """A `FullLayer` that computes in float32 whatever the global Keras policy."""
+    """A `FullLayer` that computes in float32 under every global Keras policy."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(dtype="float32", **kwargs)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
+        """Returns the constructor's arguments without `dtype`, which the constructor does not take."""
         return {name: value for name, value in super().get_config().items() if name != "dtype"}
 
 
 @without_autograph
 class InvertibleLayer(FullLayer):
-    """An invertible Keras layer: one method for each direction, which returns value and log-determinant together.
+    """An invertible Keras layer; its method for each direction returns the output and the log-determinant together.
 
     The forward direction is the training direction, from the image x to the local code v. The layer owns its weights;
-    the maths is a bijector, made of the weights as tensors in each call. Subclasses implement `declare` and
+    the maths is in a bijector, which each call makes from the values of the weights. Subclasses implement `declare` and
     `bijector`; a layer that no single bijector describes implements `_forward` and `_inverse` instead.
 
-    Computations are pinned to `dtype`, float32 unless another is given, whatever the global Keras policy: log-dets
-    and matrix inverses lose their meaning in half precision.
+    Computations run in `dtype` under every global Keras policy, because log-determinants and matrix inverses lose their
+    meaning in half precision.
 
     Args:
         dtype: "float32", or "float64" for tests and analyses.
-        **kwargs: of `keras.layers.Layer`, such as `name`.
+        **kwargs: arguments of `keras.layers.Layer`, e.g. `name`.
 
     Attributes:
         recovers_input: whether a backward pass by inversion (`backward_memory`) computes the layer's input from its
-            output; else the input is stored.
+            output; otherwise the input is stored.
     """
 
     recovers_input = True
 
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
         super().__init__(dtype=dtype, **kwargs)
-        # `build` sets these to the shapes of the inputs.
+        # `build` replaces these values by the numbers of axes and channels of its inputs.
         self._event_ndims = 3
         self._condition_ndims = 1
         self._channels: int | None = None
 
     @full_float32()
     def forward_and_log_det(self, x: Any, condition: Any = None) -> Mapped:
-        """Maps x towards v.
+        """Returns y, the layer's output for x in the forward direction (towards v), and the log-determinant.
 
         Args:
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
-            condition: z, `[batch, d_z]`, for the layers that take one; or a map beside x, `[batch, height, width, c]`.
+            condition: z, `[batch, d_z]`, or a map of the size of x, `[batch, height, width, c]`, for a layer that takes
+                a condition.
 
         Returns:
-            y of the shape of x, and log |det dy/dx| as `[batch]`, both of the layer's dtype.
+            y, with as many numbers as x, and log |det dy/dx|, `[batch]`, both of the layer's dtype.
 
         Raises:
-            UserError: where a condition is needed and absent, or a shape does not fit.
+            UserError: if a condition is needed and missing, or a shape does not fit.
         """
         x, condition = self._prepare(x, condition)
         return self._forward(x, condition)
 
     @full_float32()
     def inverse_and_log_det(self, y: Any, condition: Any = None) -> Mapped:
-        """Maps y back towards the image: the exact inverse of `forward_and_log_det`.
+        """Returns the x that `forward_and_log_det` maps to y, and the log-determinant of this inverse.
 
         Args:
-            y: of the shape that the forward direction returns.
-            condition: as in the forward direction.
+            y: an array of the shape that the forward direction returns.
+            condition: the same condition as in the forward direction.
 
         Returns:
-            x, and log |det dx/dy| as `[batch]`, both of the layer's dtype.
+            x, and log |det dx/dy|, `[batch]`, both of the layer's dtype.
 
         Raises:
-            UserError: as in the forward direction.
+            UserError: if a condition is needed and missing, or a shape does not fit.
         """
         y, condition = self._prepare(y, condition)
         return self._inverse(y, condition)
@@ -246,15 +247,15 @@ class InvertibleLayer(FullLayer):
     def inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        """Returns the input and the gradients of a backward pass that has stored nothing but the layer's output.
+        """Returns the layer's input and gradients in a backward pass for which only the layer's output was stored.
 
         Args:
             y: the output of `forward_and_log_det`.
-            condition: z as it was given there, or None.
+            condition: the condition that `forward_and_log_det` got, or None.
             y_gradient: the gradient for y.
             log_det_gradient: the gradient for the log-determinant, `[batch]`.
         """
-        # Each weight becomes one tensor, which a tape can watch.
+        # A gradient tape watches tensors, so each weight is converted once, and the tensor is read everywhere inside.
         with substitute_weights([(variable, tf.convert_to_tensor(variable)) for variable in self.variables]):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
@@ -263,16 +264,16 @@ class InvertibleLayer(FullLayer):
 
         The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
-        TFP asks for value and log-det separately, so each runs the layer once: train on `forward_and_log_det`.
+        TFP asks for value and log-determinant separately, and each runs the layer: train on `forward_and_log_det`.
 
-        Like all of TFP's bijectors it caches the output of each tensor, and so does a distribution that holds it:
-        after a change of the layer's weights make a new bijector.
+        The bijector caches the output for each tensor, like all bijectors of TFP, and so does a distribution that holds
+        it: after a change of the layer's weights make a new bijector.
 
         Args:
-            condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, to be used where the call gives none.
+            condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, used in calls without a condition.
 
         Raises:
-            UserError: for a layer that is not built.
+            UserError: if the layer is not built.
         """
         if not self.built:
             raise UserError(
@@ -282,7 +283,7 @@ class InvertibleLayer(FullLayer):
         return LayerBijector(self, condition)
 
     def call(self, x: tf.Tensor, condition: Condition = None) -> Mapped:
-        """Returns the same as `forward_and_log_det`; Keras calls this method."""
+        """Returns the same as `forward_and_log_det`: Keras calls this method where a model calls the layer."""
         return self.forward_and_log_det(x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
@@ -290,21 +291,21 @@ class InvertibleLayer(FullLayer):
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector of a batch, x -> v.
+        """Returns the bijector that maps a batch in the forward direction (towards v).
 
-        It may act on numbers, on channels, which are the last axis, or on whole images (`forward_min_event_ndims` of 0,
-        1 or 3), and is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's. For any weights it must have an
-        inverse. To be exported, its forward and inverse consist of operations that tf2onnx converts (exp, tanh,
-        sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p), and of no arrays but the weights.
+        The bijector may act on numbers, on channels (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or
+        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's, and must be invertible for any
+        weights. To be exported, it uses only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log,
+        products, sums, quotients; not expm1 and log1p), and no arrays except the weights.
 
         Args:
-            weights: by the names of `declare`, of any values.
-            condition: z, or a map beside x, for the layers that take one.
+            weights: values of the weights, by the names of `declare`.
+            condition: z, or a map of the size of x, for a layer that takes a condition.
         """
         raise NotImplementedError
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the weights for inputs of these shapes, batch first."""
+        """Creates the layer's weights for an input and a condition of these shapes, batch first."""
         self._event_ndims = len(x_shape) - 1
         self._channels = x_shape[-1]
         if condition_shape is not None:
@@ -312,34 +313,29 @@ class InvertibleLayer(FullLayer):
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the layer for one image; a layer with weights stores its input for their gradients."""
+        """Returns the cost of the layer for one image."""
+        # A layer with weights stores its input, from which the gradients for the weights are computed.
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.plus(super().cost(x_shape, condition_shape))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the weights that depend on data from a batch of the layer's inputs, and returns its outputs.
-
-        Most layers have no such weights.
-        """
+        """Sets the weights that depend on data, if the layer has any, from a batch of inputs; returns the outputs."""
         return self.forward_and_log_det(x, condition)[0]
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction with a function of the caller's instead of each elementary layer.
+        """Returns the output of the forward direction, in which `visit` replaces the call of each elementary layer.
 
         Args:
             x: a batch of the layer's inputs.
             condition: z, or None.
-            visit: called as `visit(layer, x, condition)` with each elementary layer and its input; returns the layer's
-                output, and may change its weights.
-
-        Returns:
-            The output.
+            visit: function that is called as `visit(layer, x, condition)` with each elementary layer and its input; it
+                returns the layer's output, and may change the layer's weights.
         """
         return visit(self, x, condition)
 
     def _shape_bijector(self) -> tfb.Bijector:
-        """Returns a bijector that changes shapes as the layer does."""
+        """Returns a bijector that changes the shape of an array in the same way as the layer."""
         return tfb.Identity()
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
@@ -362,7 +358,7 @@ class InvertibleLayer(FullLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
-        """Returns input and condition as tensors of the layer's dtype; builds the layer, or checks their shapes."""
+        """Returns input and condition as tensors of the layer's dtype; builds the layer, and checks the shapes."""
         x = as_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = as_tensor(condition, self.compute_dtype)
@@ -390,24 +386,24 @@ class InvertibleLayer(FullLayer):
 
 
 class InvertibleComposite(Nested, InvertibleLayer):
-    """An invertible layer made of others, which describes once how data run through them.
+    """An invertible layer that consists of other layers, and describes in one place how data run through them.
 
-    Subclasses implement `run_forward` and `run_inverse`. Training, inversion, initialisation and diagnostics follow
-    these two methods with different functions that run the layers inside.
+    Subclasses implement `run_forward` and `run_inverse`. Training, inversion, initialisation and diagnostics all call
+    these two methods, each with its own function `run_layers`, which runs the layers inside.
 
     Attributes:
-        execution: runs the layers of a whole flow through shared traces; None where they are called directly.
+        execution: the object that runs the layers of a flow through shared traces; None to call the layers directly.
     """
 
     execution: Execution | None = None
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the weights that depend on data in every layer inside, and returns the outputs."""
+        """Sets the weights that depend on data in every layer inside, from a batch of inputs; returns the outputs."""
         return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction with `visit(layer, x, condition)` instead of each elementary layer."""
+        """Returns the output of the forward direction, in which `visit` replaces the call of each elementary layer."""
         x, condition = self._prepare(x, condition)
 
         def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
@@ -428,16 +424,16 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self.run_inverse(y, condition, functools.partial(_run_layers, "_inverse"))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps x towards v; `run_layers(layers, x, condition)` runs layers inside, in the order given."""
+        """Returns the output for x, and the log-determinant; it runs the layers inside by `run_layers`."""
         raise NotImplementedError
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps y back towards the image; `run_layers(layers, y, condition)` runs layers inside, in the order given."""
+        """Returns the x whose output is y, and the log-determinant; it runs the layers inside by `run_layers`."""
         raise NotImplementedError
 
 
 def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
-    """Returns the output of layers, one after the other, and the sum of their log-determinants."""
+    """Returns the output of layers that run one after the other, and the sum of their log-determinants."""
     log_dets = []
     for layer in layers:
         h, log_det = getattr(layer, method)(h, condition)
@@ -446,7 +442,7 @@ def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, co
 
 
 class InvertibleSequence(InvertibleComposite):
-    """Invertible layers of unchanging shape, one after the other.
+    """An invertible layer that runs a list of invertible layers one after the other; none changes the shape.
 
     Subclasses set `self.sequence` to a list of layers in their constructor.
     """
@@ -454,15 +450,15 @@ class InvertibleSequence(InvertibleComposite):
     sequence: list[InvertibleLayer]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the sequence."""
+        """Returns the layers of the sequence, each with the shapes of its input and its condition."""
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps x towards v; see `InvertibleComposite`."""
+        """Returns the output of the whole sequence for x, and the log-determinant."""
         return run_layers(self.sequence, x, condition)
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps y back towards the image; see `InvertibleComposite`."""
+        """Returns the x whose output of the whole sequence is y, and the log-determinant."""
         return run_layers(self.sequence[::-1], y, condition)
 
     def _inverse_and_gradients(
@@ -472,7 +468,7 @@ class InvertibleSequence(InvertibleComposite):
         weight_gradients: dict[int, tf.Tensor | None] = {}
         previous: list[tf.Tensor] = []
         for layer in reversed(self.sequence):
-            # The layer before must have released its maps by now.
+            # Without this dependency TensorFlow could run several layers at once, with the maps of all in memory.
             with tf.control_dependencies(previous):
                 y = tf.identity(y)
             found = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
@@ -488,7 +484,7 @@ class InvertibleSequence(InvertibleComposite):
 
 
 def trainable_tensors(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """Returns the values of a layer's trainable variables."""
+    """Returns the values of a layer's trainable variables as tensors."""
     return [tf.convert_to_tensor(variable) for variable in _trainable(layer)]
 
 
@@ -497,16 +493,13 @@ def _trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Refuses a missing condition, or one of the wrong size.
+    """Raises UserError if the condition of a layer is missing or of the wrong size.
 
     Args:
         layer: the layer that needs the condition.
-        size: of the vector, or channels of the map.
-        condition: the condition that the layer was given.
-        local: whether it must be a map.
-
-    Raises:
-        UserError: naming the layer.
+        size: expected size of the vector, or number of channels of the map.
+        condition: the condition that the layer got.
+        local: whether the condition must be a map.
     """
     expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
     if condition is None:

@@ -1,4 +1,4 @@
-"""The conditioners of couplings: a convolutional net for images, a multi-layer perceptron for vectors."""
+"""The neural nets inside couplings (conditioners): a convolutional net for images, a perceptron for vectors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def fan_in_uniform() -> keras.initializers.Initializer:
 
 
 def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
-    """Returns an initializer that is uniform in +-1/sqrt(fan_in), for a bias, whose shape does not show the fan-in."""
+    """Returns an initializer for a bias that is uniform in +-1/sqrt(fan_in); the bias' shape does not tell `fan_in`."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
 def weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Returns the weights of a weight-normalised layer for the shape of its kernel, whose outputs come last."""
+    """Returns the declared weights of a weight-normalised layer with a kernel of this shape, outputs last."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -37,14 +37,14 @@ def weight_norm(shape: Shape) -> dict[str, Weight]:
 
 
 class WeightNorm(NamedTuple):
-    """A kernel g * V / ||V||, the norm over all axes but the output's, with a bias.
+    """A weight-normalised kernel g * V / ||V|| with a bias; the norm runs over all axes except the outputs.
 
-    Where `gain` and `bias` are 0, the output is exactly 0 for any V: so every coupling starts as the identity.
+    While `gain` and `bias` are 0, the output is exactly 0 for any V, so every coupling starts as the identity.
 
     Attributes:
-        direction: V, of the kernel's shape.
+        direction: V, an array of the kernel's shape.
         gain: g, `[outputs]`.
-        bias: `[outputs]`.
+        bias: the bias, `[outputs]`.
     """
 
     direction: Any
@@ -53,46 +53,46 @@ class WeightNorm(NamedTuple):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Any]) -> Self:
-        """Returns the weight normalisation of a layer that declares `weight_norm`, given its weights by name."""
+        """Returns the weight-normalised kernel of a layer that declares `weight_norm`, from its weights by name."""
         return cls(*(weights[f"last_{name}"] for name in cls._fields))
 
     def kernel(self) -> tf.Tensor:
-        """Returns the kernel, its outputs last."""
+        """Returns the kernel g * V / ||V||, outputs last."""
         direction, gain = map(tf.convert_to_tensor, (self.direction, self.gain))
         squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
         return direction * (gain / tf.sqrt(squares))
 
     def reset(self) -> None:
-        """Sets the output to 0."""
+        """Sets gain and bias to 0, so that the output is 0."""
         self.gain.assign(tf.zeros_like(self.gain))
         self.bias.assign(tf.zeros_like(self.bias))
 
 
 class StartsAtZero:
-    """Gives a layer that ends in a `weight_norm` the method `reset`; stands before the Keras class among the bases."""
+    """A mixin with the method `reset` for a layer that ends in a `weight_norm`; it stands before the Keras class."""
 
     @property
     def last(self) -> WeightNorm:
-        """The variables of the weight normalisation."""
+        """The variables of the weight-normalised last layer."""
         return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
 
     def reset(self) -> None:
-        """Makes the output 0 for every input."""
+        """Sets the last layer's gain and bias to 0, so that the output is 0 for every input."""
         self.last.reset()
 
 
 class CouplingNet(StartsAtZero, FullLayer):
-    """A conditioner: from x_a and z to numbers for each entry of x_b.
+    """A neural net that computes the parameters of a coupling's transform from the unchanged channels x_a and from z.
 
     Subclasses implement `declare` and `output`. They end in a `weight_norm`, so that couplings start as the identity,
-    or override `reset`. The shapes of a net's weights give its cost: a kernel of four axes is a convolution, a kernel
-    of two axes a product with one vector of each image.
+    or override `reset`. The cost follows from the shapes of the weights: a kernel of four axes is a convolution, a
+    kernel of two axes a product with one vector of each image.
 
     Args:
         outputs: number of output channels.
         hidden: width of the hidden layers.
         condition_size: size of the condition, or 0 for an unconditional net.
-        dtype: of weights and output.
+        dtype: dtype of weights and output.
     """
 
     saved_arguments = ("outputs", "hidden", "condition_size")
@@ -104,18 +104,18 @@ class CouplingNet(StartsAtZero, FullLayer):
         self.condition_size = condition_size
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns `[batch, ..., outputs]` in the layer's dtype.
+        """Returns the net's output, `[batch, ..., outputs]` in the layer's dtype.
 
         Args:
-            weights: by the names of `declare`.
+            weights: values of the weights, by the names of `declare`.
             x: `[batch, height, width, channels]`, or `[batch, channels]`.
-            condition: z, `[batch, condition_size]`, or a map beside x; an unconditional net ignores it.
+            condition: z, `[batch, condition_size]`, or a map of the size of x; an unconditional net ignores it.
         """
         raise NotImplementedError
 
     @full_float32()
     def call(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Returns `output` with the layer's own weights."""
+        """Returns the net's output for the net's own weights, `[batch, ..., outputs]`."""
         return self.output(self.tensors(), x, condition)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
@@ -134,13 +134,13 @@ class CouplingNet(StartsAtZero, FullLayer):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ConvNet(CouplingNet):
-    """conv3x3 - ELU - conv1x1 + FC(z) - ELU - conv3x3, the paper's equation 7.
+    """The paper's coupling net for images (equation 7): conv3x3 - ELU - conv1x1 + FC(z) - ELU - conv3x3.
 
     The first two convolutions have no bias and the third is weight-normalised with a bias, as in the paper's code.
     Zero padding keeps height and width.
     """
 
-    # Whether the condition is a map, which a 3x3 kernel convolves, instead of z.
+    # Whether the condition is a map, convolved by a 3x3 kernel, instead of z.
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
@@ -156,7 +156,7 @@ class ConvNet(CouplingNet):
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns `[batch, height, width, outputs]`; see `CouplingNet.output`."""
+        """Returns the net's output, `[batch, height, width, outputs]`; arguments as for `CouplingNet.output`."""
         dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
         last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
         kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
@@ -164,18 +164,18 @@ class ConvNet(CouplingNet):
         if self.condition_size:
             require_condition(self, self.condition_size, condition, self._local)
             if self._local:
-                # The map is convolved inside of the net, since the result is as large as a hidden map.
+                # The result of this convolution is as large as a hidden map, so `_run_hidden_maps` computes it.
                 shift = tf.cast(condition, dtype)
                 kernels += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
             else:
-                # FC(z) is small beside the maps, so it is computed in the layer's own precision.
+                # FC(z) is small compared with the maps, so it costs little to compute it in the layer's own precision.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
         return tf.cast(_run_hidden_maps(tf.cast(x, dtype), shift, *kernels), self.compute_dtype) + last.bias
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class LocalConvNet(ConvNet):
-    """As `ConvNet`, but for a local condition: a 3x3 convolution of a map beside x instead of FC(z).
+    """A `ConvNet` for a local condition: a 3x3 convolution of a map, of the size of x, replaces FC(z).
 
     The convolution of the map has a bias, as in the paper's code.
     """
@@ -193,16 +193,16 @@ def _run_hidden_maps(
     gain: tf.Tensor,
     *map_convolution: tf.Tensor,
 ) -> tf.Tensor:
-    """Returns the output of a `ConvNet` without its last bias.
+    """Returns the output of a `ConvNet` before the bias of the last convolution is added.
 
     Args:
         x: the net's input.
         shift: FC(z), `[batch, hidden]`, or the map of a local condition; None without a condition.
         first: kernel of the first convolution.
         second: kernel of the 1x1 convolution, `[hidden, hidden]`.
-        direction: of the last convolution's weight normalisation.
-        gain: of the last convolution's weight normalisation.
-        *map_convolution: kernel and bias for the map of a local condition.
+        direction: direction of the last convolution's weight normalisation.
+        gain: gain of the last convolution's weight normalisation.
+        *map_convolution: kernel and bias of the convolution of the map; nothing for z or without a condition.
     """
     h = channel_product(tf.nn.elu(convolve(x, first)), second)
     if map_convolution:
@@ -215,7 +215,7 @@ def _run_hidden_maps(
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class MLP(CouplingNet):
-    """FC - ELU - FC - ELU - FC without a condition, for the couplings of the prior over z (paper B.3)."""
+    """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns the weights for inputs `[batch, channels]`."""
@@ -228,7 +228,7 @@ class MLP(CouplingNet):
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns `[batch, outputs]`; see `CouplingNet.output`."""
+        """Returns the net's output, `[batch, outputs]`; arguments as for `CouplingNet.output`."""
         last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(full_product(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(full_product(h, weights["second"]) + weights["second_bias"])

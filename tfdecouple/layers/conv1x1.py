@@ -1,4 +1,4 @@
-"""Invertible linear maps of the channels: the 1x1 convolution and the prior's linear layer (paper appendix A)."""
+"""Layers that map the channels by an invertible matrix: the 1x1 convolution and the prior's linear layer (paper A)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tfdecouple.runtime.precision import full_float32
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class InvertibleLinear(InvertibleLayer):
-    """y = W x on the last axis, with a learned square matrix W, orthogonal at the start.
+    """A layer that multiplies the last axis by a learned square matrix: y = W x; W is orthogonal at the start.
 
     Args:
-        form: "full", a matrix whose log-determinant comes from its LU factorisation in each call (as the paper's
-            code), or "lu", which learns the factors P L U themselves, with P fixed: the log-determinant is a sum.
-        **kwargs: of `InvertibleLayer`.
+        form: "full" learns the matrix, and each call computes the log-determinant by an LU factorisation (as the
+            paper's code); "lu" learns the factors L and U, with P fixed, and the log-determinant is a sum.
+        **kwargs: arguments of `InvertibleLayer`.
 
     Raises:
-        ConfigError: for another form.
+        ConfigError: if the form is neither "full" nor "lu".
 
     >>> layer = InvertibleLinear()
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 8]))
@@ -45,14 +45,14 @@ class InvertibleLinear(InvertibleLayer):
         self.form = form
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the matrix `[channels, channels]`, or its packed factors and the permutation."""
+        """Returns the weights: the matrix `[channels, channels]`, or its packed factors and the permutation."""
         channels = x_shape[-1]
         if self.form == "full":
             return {"kernel": Weight((channels, channels), keras.initializers.Orthogonal)}
 
         @functools.cache
         def factorise() -> tuple[np.ndarray, np.ndarray]:
-            # Outside of any graph that is being traced, since both initializers need the numbers.
+            # The factors are computed outside of any graph being traced, since both initializers need their values.
             with tf.init_scope():
                 orthogonal = keras.initializers.Orthogonal()((channels, channels))
                 factors, permutation = tf.linalg.lu(tf.cast(orthogonal, tf.float64))
@@ -76,7 +76,7 @@ class InvertibleLinear(InvertibleLayer):
         return self.bijector(self.tensors()).log_abs_det
 
     def condition_number(self) -> tf.Tensor:
-        """Returns the ratio of the largest to the smallest singular value of W, float64."""
+        """Returns the condition number of W, a float64 scalar: its largest singular value divided by its smallest."""
         values = tf.linalg.svd(tf.cast(self.matrix(), tf.float64), compute_uv=False)
         return values[0] / values[-1]
 
@@ -91,4 +91,4 @@ class InvertibleLinear(InvertibleLayer):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class InvertibleConv1x1(InvertibleLinear):
-    """The invertible 1x1 convolution: `InvertibleLinear` at every position of `[batch, height, width, channels]`."""
+    """The invertible 1x1 convolution: an `InvertibleLinear` applied at every pixel of an image."""

@@ -1,4 +1,4 @@
-"""The conditional coupling: some channels determine how the others are transformed (paper equation 6, Figure 3b)."""
+"""The coupling layer: some channels, and z, determine how the other channels are transformed (paper equation 6)."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from tfdecouple.transforms import TRANSFORMS
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Coupling(Nested, InvertibleLayer):
-    """y_a = x_a; y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b with parameters from x_a and z.
+    """A coupling layer: y_a = x_a and y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b given x_a and z.
 
-    A coupling is a split of the channels into x_a and x_b, a conditioner (a network from x_a and z to numbers for each
-    entry of x_b), and a transform that makes a bijector of these numbers. Names and sizes select the usual three;
-    `split` and `conditioner` take any others. The condition may be a map beside x instead of the vector z: a coupling
-    that is built for a map has a `LocalConvNet`.
+    A coupling consists of a split of the channels into x_a and x_b, a conditioner (a network that computes parameters
+    for each entry of x_b from x_a and z), and a transform, a bijector of x_b with these parameters. The arguments
+    `split` and `conditioner` replace the paper's split and net by the caller's. The condition may be a map of the size
+    of x instead of the vector z: a coupling that is built for a map has a `LocalConvNet`.
 
     Args:
         hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
         condition_size: size of z, or channels of the map, or 0 for a coupling without a condition. Couplings of vectors
             take none.
-        pattern: of the `ChannelSplit`, as `part` and `transformed` are.
+        pattern: pattern of the `ChannelSplit`, "continuous" or "alternate".
         part: which channels are transformed, "last" or "first".
-        transformed: how many are; None for half of the channels.
+        transformed: how many channels are transformed; None for half of the channels.
         transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
-        alpha: bound of the transform: an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
-        split: an object with the methods of `ChannelSplit`, instead of its three options.
-        conditioner: instead of the usual net: the name of a `CouplingNet` in `config.CONDITIONERS`, or a Keras layer
+        alpha: bound of the transform; an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
+        split: an object with the methods of `ChannelSplit`; it replaces `pattern`, `part` and `transformed`.
+        conditioner: replacement of the usual net: name of a `CouplingNet` in `config.CONDITIONERS`, or a Keras layer
             whose `call(x_a, z)` returns `[batch, ..., parameters * transformed channels]`, parameter by parameter, and
             0 after its `reset()` was called; z may be None.
-        **kwargs: of `InvertibleLayer`.
+        **kwargs: arguments of `InvertibleLayer`.
 
     Raises:
-        ConfigError: for an unknown pattern, part, transform or conditioner, or an alpha outside (0, 1].
+        ConfigError: if pattern, part, transform or conditioner is unknown, or alpha lies outside (0, 1].
 
     >>> layer = Coupling(hidden=8, condition_size=4, pattern="alternate")
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 6]), tf.zeros([2, 4]))
@@ -99,10 +99,10 @@ class Coupling(Nested, InvertibleLayer):
         self._has_own_split, self._has_own_net = split is not None, self.net is not None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the conditioner, for `[batch, height, width, channels]` or `[batch, channels]`.
+        """Returns the conditioner with the shapes of its inputs; x is `[batch, height, width, channels]` or a vector.
 
         Raises:
-            UserError: for vectors and a condition.
+            UserError: if the coupling has vectors and a condition.
         """
         unchanged, transformed = self.split.counts(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
@@ -121,20 +121,20 @@ class Coupling(Nested, InvertibleLayer):
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the net and the transform for one image."""
+        """Returns the cost of the coupling for one image: that of its net and of its transform."""
         _, transformed = self.split.counts(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).plus(Cost(activations=activations))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Makes the coupling the identity."""
+        """Resets the net, so that the coupling is the identity, and returns x."""
         x, _ = self._prepare(x, condition)
         self.net.reset()
         return x
 
     @full_float32()
     def scale(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Returns the slope dy_b/dx_b of each transformed number of x: s, and 1 where the transform only shifts."""
+        """Returns the slope dy_b/dx_b for each entry of x_b: s for an affine transform, 1 for an additive one."""
         x, condition = self._prepare(x, condition)
         x_a, x_b = self.split(x)
         bijector = self._make_bijector(self._run_net(x_a, condition))
@@ -144,7 +144,7 @@ class Coupling(Nested, InvertibleLayer):
         return tape.gradient(y_b, x_b)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
+        """Returns the constructor's arguments as plain values, from which `from_config` creates the layer again."""
         save = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
@@ -161,7 +161,7 @@ class Coupling(Nested, InvertibleLayer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Coupling:
-        """Returns the layer of a config that `get_config` has returned."""
+        """Returns the layer whose `get_config` returned this config."""
         made = {
             name: keras.saving.deserialize_keras_object(config[name])
             for name in ("split", "conditioner")
@@ -182,7 +182,7 @@ class Coupling(Nested, InvertibleLayer):
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        # The net's input x_a is that of the forward pass, so the net runs once for the inverse and the gradients.
+        # The coupling leaves x_a unchanged, so one run of the net serves both the inverse and the gradients.
         (x_a, y_b), (x_a_gradient, y_b_gradient) = self.split(y), self.split(y_gradient)
         inputs = [x_a, *([] if condition is None else [condition])]
         weights = trainable_tensors(self)
@@ -193,7 +193,7 @@ class Coupling(Nested, InvertibleLayer):
             tape.watch(raw)
             bijector = self._make_bijector(raw)
             with tape.stop_recording():
-                # TFP's cache knows the inverse; for a copy of it the bijector computes the forward direction.
+                # TFP caches the inverse and would not compute the forward direction of x_b; a copy is not in the cache.
                 x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
             tape.watch(x_b)
             outputs = forward_and_log_det(bijector, x_b)
@@ -210,15 +210,15 @@ class Coupling(Nested, InvertibleLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _run_net(self, x_a: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the unconstrained parameters of the transform."""
+        """Returns the unconstrained parameters of the transform, which the net computes from x_a and the condition."""
         raw = self.net.call(x_a, condition)
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
         return raw
 
     def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
-        """Returns the bijector of x_b for the unconstrained parameters."""
+        """Returns the bijector that maps x_b to y_b, given the unconstrained parameters."""
         transform = TRANSFORMS[self.transform]
-        # One split, since the gradient of slices would be a sum of arrays that are zero elsewhere.
+        # A split is cheaper than slices: the gradient of slices sums up full-size arrays that are mostly zero.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
         return transform.bijector(parameters, self.alpha)

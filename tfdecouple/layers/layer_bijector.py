@@ -1,4 +1,4 @@
-"""An invertible layer as a TFP bijector, for the distributions of TFP."""
+"""The wrapper that turns an invertible layer into a TFP bijector, for the distributions of TFP."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
-# Numbers the bijectors.
+# Each bijector takes the next number as its key in TFP's caches.
 _numbers = itertools.count()
 
 
 class LayerBijector(tfb.Bijector):
-    """An `InvertibleLayer` under TFP's interface: any leading dimensions, condition as a keyword.
+    """A TFP bijector that runs an `InvertibleLayer`, with any leading dimensions and the condition as a keyword.
 
     Args:
-        layer: the layer, built.
-        condition: used where a call gives none.
+        layer: the built layer.
+        condition: condition for calls without the keyword.
     """
 
     def __init__(self, layer: Any, condition: Any):
@@ -39,12 +39,12 @@ class LayerBijector(tfb.Bijector):
         def event_ndims(bijector: LayerBijector, x_event_ndims: Any) -> Any:
             return bijector._layer._condition_ndims + x_event_ndims - bijector.forward_min_event_ndims
 
-        # TFP derives the batch shape from this, and slices a distribution together with its condition.
+        # TFP needs these properties to derive the batch shape, and to slice a distribution together with its condition.
         return {"condition": tfp_util.ParameterProperties(event_ndims=event_ndims)}
 
     @property
     def condition(self) -> tf.Tensor | None:
-        """The condition of calls that give none."""
+        """The condition that is used in calls without the keyword `condition`."""
         return None if self._condition is None else as_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:
@@ -76,7 +76,7 @@ class LayerBijector(tfb.Bijector):
         return self._apply(self._layer.inverse_and_log_det, y, condition)[1]
 
     def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs a method of the layer, which takes one batch axis, for any number of leading axes."""
+        """Returns what a method of the layer, which takes one batch axis, returns for any number of leading axes."""
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]

@@ -1,4 +1,4 @@
-"""How a coupling splits the channels: x_a stays, and x_b is transformed (paper Figure 3b)."""
+"""The split of the channels in a coupling: x_a stays unchanged, x_b is transformed (paper Figure 3b)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PARTS = ("last", "first")
 @keras.saving.register_keras_serializable(package="tfdecouple")
 @dataclasses.dataclass(frozen=True)
 class ChannelSplit:
-    """The four split patterns of the paper's Figure 3b: two patterns times two choices of x_b.
+    """A split of C channels into x_a (unchanged) and x_b (transformed), one of the four in the paper's Figure 3b.
 
-    The split transforms n_t of C channels, floor(C/2) unless another number is given, and leaves the others as x_a:
+    The number of transformed channels, n_t, is floor(C/2) unless the argument `transformed` sets it:
 
     | pattern    | part  | transformed (x_b)      | unchanged (x_a)        |
     | continuous | last  | the last n_t channels  | the first C - n_t      |
@@ -34,10 +34,10 @@ class ChannelSplit:
     Args:
         pattern: "continuous" or "alternate".
         part: which channels are transformed, "last" or "first".
-        transformed: n_t; None for half of the channels. Only for the continuous pattern.
+        transformed: n_t, allowed for the continuous pattern only; None for half of the channels.
 
     Raises:
-        ConfigError: for an unknown pattern or part, or a number of channels for the alternate pattern.
+        ConfigError: if pattern or part is unknown, or `transformed` is set for the alternate pattern.
 
     >>> split = ChannelSplit("alternate", "first")
     >>> x_a, x_b = split(tf.constant([[0, 1, 2, 3]]))
@@ -57,10 +57,10 @@ class ChannelSplit:
             raise ConfigError(f"transformed is {self.transformed}; only the continuous pattern takes it")
 
     def counts(self, channels: int) -> tuple[int, int]:
-        """Returns how many channels x_a and x_b have.
+        """Returns the numbers of channels of x_a and of x_b.
 
         Raises:
-            UserError: where x_a or x_b would have none.
+            UserError: if x_a or x_b would have no channel.
         """
         transformed = halve_channels(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
@@ -70,7 +70,7 @@ class ChannelSplit:
         return channels - transformed, transformed
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns x_a and x_b of `[batch, ..., channels]`."""
+        """Returns the channels x_a and the channels x_b of an array `[batch, ..., channels]`."""
         channels = x.shape[-1]
         unchanged, transformed = self.counts(channels)
         if self._alternates(channels):
@@ -81,36 +81,36 @@ class ChannelSplit:
         return tuple(tf.split(x, [transformed, unchanged], -1)[::-1])
 
     def merge(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Returns the channels of x_a and x_b in their order before the split."""
+        """Returns one array with the channels of x_a and x_b, in their order before the split."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
             return _interleave(*pair)
         return tf.concat(pair, -1)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments."""
+        """Returns the constructor's arguments, from which `from_config` creates the split again."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> ChannelSplit:
-        """Returns the split of a config that Keras has saved."""
+        """Returns the split whose `get_config` returned this config."""
         return cls(**config)
 
     def _alternates(self, channels: int) -> bool:
         return self.pattern == "alternate" and channels % 2 == 0
 
 
-# One transposition of a long matrix takes half of the time of `tf.stack` along the last axis, forward and backward.
+# The next two functions transpose a matrix with two rows: that takes half the time of `tf.stack` on the last axis.
 
 
 def _interleave(even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-    """Returns `[..., 2n]`, the channels of two maps `[..., n]` in turn."""
+    """Returns a map `[..., 2n]` whose channels are taken in turn from two maps `[..., n]`."""
     pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
     return tf.reshape(pairs, [*sizes(even)[:-1], 2 * even.shape[-1]])
 
 
 def _split_even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of `[..., 2n]`, each `[..., n]`."""
+    """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of a map `[..., 2n]`, each `[..., n]`."""
     even, odd = tf.unstack(tf.transpose(tf.reshape(x, [-1, 2])), num=2)
     shape = [*sizes(x)[:-1], x.shape[-1] // 2]
     return tf.reshape(even, shape), tf.reshape(odd, shape)

@@ -1,4 +1,4 @@
-"""The whitening of v by z, through which alone the baseline of the paper's Table 3 uses z."""
+"""The whitening layer, the only layer that uses z in the baseline of the paper's Table 3."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tfdecouple.runtime.numerics import full_product
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ConditionalWhitening(StartsAtZero, InvertibleLayer):
-    """v = (h - mu(z)) / sigma(z), so that h given z is Gaussian with that mean and scale while v stays N(0, I).
+    """A layer v = (h - mu(z)) / sigma(z): where v is standard normal, h given z is Gaussian with mean mu, scale sigma.
 
-    The paper does not describe the net from z to mean and scale; this is FC - ELU - FC to one mean and one log-scale
-    for each entry of h. The last layer is weight-normalised and 0 at the start, like those of the couplings.
+    The paper does not describe the net that computes mean and scale from z; here it is FC - ELU - FC with one mean and
+    one log-scale for each entry of h. Its last layer is weight-normalised and 0 at the start, as in couplings.
 
     Args:
         hidden: width of the net.
         condition_size: size of z.
-        **kwargs: of `InvertibleLayer`.
+        **kwargs: arguments of `InvertibleLayer`.
     """
 
     saved_arguments = ("hidden", "condition_size")
 
-    # A flow has at most one, so that inverting it would save next to no memory.
+    # A flow has at most one whitening layer, so recovering its input by inversion would save little memory.
     recovers_input = False
 
     def __init__(self, hidden: int, condition_size: int, **kwargs: Any):
@@ -39,7 +39,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the weights of the net for h of shape `[batch, ...]`."""
+        """Returns the declared weights of the net, for h of shape `[batch, ...]`."""
         return {
             "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -51,13 +51,13 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         super().build(x_shape)
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Makes the layer the identity."""
+        """Resets the net, so that the layer is the identity, and returns x."""
         x, _ = self._prepare(x, condition)
         self.reset()
         return x
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector of the mean and scale that z gives."""
+        """Returns the bijector v = (h - mu(z)) / sigma(z), with z as the condition."""
         require_condition(self, self.condition_size, condition)
         h = tf.nn.elu(full_product(condition, weights["first"]) + weights["first_bias"])
         last = WeightNorm.from_weights(weights)

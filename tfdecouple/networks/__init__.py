@@ -1,1 +1,1 @@
-"""The three networks of the paper: the invertible decoder (flow), the encoder, and the prior over z."""
+"""The networks of a model: the invertible decoder (flow), the encoder, the prior over z, and the dequantizer."""

@@ -1,4 +1,4 @@
-"""The networks of a config before they are built: names, shapes and number of their weights, and their memory."""
+"""What a config says of the networks before they are built: their weights' names, shapes and number, and memory."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tfdecouple.runtime.devices import machine_memory, shown_bytes
 Shape = tuple[int, ...]
 
 _FLOAT_BYTES = 4
-# The network that a weight is counted with, by the first part of the weight's name.
+# The network to which `count_by_network` assigns a weight, by the first part of the weight's name.
 _NETWORKS = {
     **{name: name for name in ("flow", "encoder", "class_codes", "dequantizer")},
     "prior_flow": "prior",
     "prior_affine": "prior",
 }
-# The last parts of the names of weights that are not trained by gradients.
+# A weight whose name ends in one of these parts is not trained by gradients.
 _UNTRAINED = ("moving_mean", "moving_variance", "permutation")
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the networks of a model by name, none of them built, each with the shape of its input, batch first."""
+    """Returns the unbuilt networks of a model by name, each with the shape of its input, batch first."""
     from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
@@ -61,7 +61,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 @functools.lru_cache(maxsize=8)
 def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns `make_networks` with one step in each stage, since all steps of a stage have the same shapes."""
+    """Returns the same as `make_networks`, but with one step a stage: all steps of a stage have the same shapes."""
 
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
@@ -71,7 +71,7 @@ def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 
 def flows(config: ModelConfig) -> list[tuple[Any, tuple[tuple[StagePlan, ...], ...]]]:
-    """Returns the flow over images and that of a learned dequantisation, each with one step a stage and its plan."""
+    """Returns the flows of decoder and dequantizer (if any), built with one step a stage, each with its level plans."""
     networks = _smallest_networks(config)
     pairs = [(networks["flow"][0], config.levels)]
     if config.has_dequantizer:
@@ -80,7 +80,7 @@ def flows(config: ModelConfig) -> list[tuple[Any, tuple[tuple[StagePlan, ...], .
 
 
 def encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns the encoder and that of a learned dequantisation, as far as there are any, each with its input shape."""
+    """Returns the model's encoder and the dequantizer's, where the config has them, each with its input shape."""
     networks = _smallest_networks(config)
     pairs = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:
@@ -113,7 +113,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
 def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
     """Returns the number of trainable parameters of each of a model's networks, and in total.
 
-    Flow, encoder and prior are always named; the dequantizer and the net of class codes only where there is one.
+    Flow, encoder and prior are always listed; dequantizer and class codes only if the model has them.
 
     >>> count_by_network({"flow/a/bias": (3,), "encoder/b/kernel": (2, 2), "encoder/b/moving_mean": (2,)})
     {'flow': 3, 'encoder': 4, 'prior': 0, 'total': 7}
@@ -132,7 +132,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def widest_map(config: ModelConfig) -> int:
-    """Returns how many numbers the largest map of a single image holds."""
+    """Returns how many numbers the largest hidden map of the networks holds for a single image."""
     sizes = [math.prod(config.image_shape)]
     sizes += [
         stage.positions * stage.hidden for level in config.levels + config.dequantization_levels for stage in level
@@ -145,15 +145,15 @@ def widest_map(config: ModelConfig) -> int:
 
 
 def require_memory(config: ModelConfig, copies: int = 1) -> None:
-    """Refuses a model that this machine cannot hold, before any of its weights is made.
+    """Raises ConfigError if this machine has too little memory for a model, before any weight is created.
 
     Args:
-        config: of the model.
-        copies: how many copies of the weights are held: 1 to use a model, more to train it.
+        config: the architecture.
+        copies: how many copies of the weights are in memory: 1 to use a model, more to train it.
 
     Raises:
-        ConfigError: naming the largest of its sizes, where the weights or the widest map of one image need more memory
-            than the machine has.
+        ConfigError: if the weights, or the largest map of one image, need more memory than the machine has; the message
+            names the largest size in the config.
     """
     memory = machine_memory()
     counts = count_parameters(config)

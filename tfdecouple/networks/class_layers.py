@@ -1,4 +1,4 @@
-"""Layers with weights for each label: its code z, or the shift and scale of the prior over z."""
+"""Layers with separate weights for each label: the label's code z, or the shift and scale of the prior over z."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tfdecouple.layers.conditioners import bound_uniform, fan_in_uniform
 from tfdecouple.runtime.numerics import full_product
 from tfdecouple.runtime.precision import full_float32
 
-# As in the paper's code: the embedding is drawn within +-0.1, and hidden layers are four times as wide as z.
+# In the paper's code the embedding is drawn within +-0.1, and hidden layers are four times as wide as z.
 _EMBEDDING, _WIDENING = 0.1, 4
 
 
 class _ClassLayer(Float32Layer):
-    """A layer with weights for each label.
+    """The base class of layers with separate weights for each label.
 
     Args:
         classes: how many labels there are.
         latent_dim: size of z.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
 
     saved_arguments = ("classes", "latent_dim")
@@ -35,17 +35,17 @@ class _ClassLayer(Float32Layer):
         self.latent_dim = latent_dim
 
     def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the rows of `[classes, d_z]` for labels `[batch]`; zeros for a number that is no label."""
-        # The gradient of a product is a product; that of `tf.gather` adds rows up in a varying order on a GPU.
+        """Returns the row, of `[classes, d_z]`, for each label of `[batch]`; zeros for a number that is no label."""
+        # On a GPU the gradient of `tf.gather` adds rows in a varying order; a product gives the same result each time.
         return full_product(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ClassCodes(_ClassLayer):
-    """z as a function of the label: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical")."""
+    """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical")."""
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the weights, initialised as in the paper's code."""
+        """Returns the declared weights, initialised as in the paper's code."""
         size, hidden = self.latent_dim, _WIDENING * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
         after_size, after_hidden = (functools.partial(bound_uniform, fan_in) for fan_in in (size, hidden))
@@ -60,7 +60,7 @@ class ClassCodes(_ClassLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output of `call`."""
+        """Returns the shape of z for labels of a shape."""
         return (*x_shape, self.latent_dim)
 
     @full_float32()
@@ -73,19 +73,19 @@ class ClassCodes(_ClassLayer):
 
     @full_float32()
     def call(self, labels: tf.Tensor) -> tf.Tensor:
-        """Returns z, `[batch, d_z]`, of labels `[batch]`, whole numbers."""
+        """Returns z, `[batch, d_z]`, for integer labels `[batch]`."""
         return self._select_rows(labels, self.codes())
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ClassAffine(_ClassLayer):
-    """z * scale + shift with a shift and scale for each label, before the flow of the prior over z.
+    """A layer y = z * scale + shift, with its own scale and shift for each label, before the flow of the prior over z.
 
-    It starts as the identity, so that the prior of every label is the same.
+    The layer starts as the identity, so that the prior of every label is the same.
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the logarithm of the scale, and the shift."""
+        """Returns the declared weights: log-scale and shift, each `[classes, d_z]`."""
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
@@ -93,18 +93,18 @@ class ClassAffine(_ClassLayer):
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset(self) -> None:
-        """Makes the layer the identity."""
+        """Sets log-scale and shift to 0, so that the layer is the identity."""
         for weight in (self.log_scale, self.shift):
             weight.assign(tf.zeros_like(weight))
 
     def call(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps z by the scale and shift of every label.
+        """Returns z mapped by the scale and shift of every label.
 
         Args:
             z: `[batch, d_z]`.
 
         Returns:
-            `[batch, classes, d_z]`, and the log-determinant of each label, `[classes]`.
+            The mapped z, `[batch, classes, d_z]`, and the log-determinant for each label, `[classes]`.
         """
         log_scale = tf.convert_to_tensor(self.log_scale)
         y = z[:, None] * tf.exp(log_scale) + tf.convert_to_tensor(self.shift)
@@ -112,14 +112,14 @@ class ClassAffine(_ClassLayer):
 
     @full_float32()
     def inverse(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Returns z of y `[batch, d_z]`, each mapped back by its label, `[batch]`."""
+        """Returns the z `[batch, d_z]` that the scale and shift of each label `[batch]` map to y `[batch, d_z]`."""
         log_scale, shift = (
             self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)
         )
         return (y - shift) * tf.exp(-log_scale)
 
     def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
-        """Returns the map as a TFP bijector: of labels `[batch]`, or of all labels for z `[..., 1, d_z]`."""
+        """Returns the layer as a TFP bijector, for labels `[batch]`, or for all labels and z `[..., 1, d_z]`."""
         log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
         if labels is not None:
             log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))

@@ -1,6 +1,6 @@
-"""The calculated cost of a model for one image: multiply-adds, and the bytes that training stores.
+"""Calculations of what a model costs per image: multiply-adds, and the bytes that training and inference need.
 
-`benchmarks/scaling.py` compares these bytes with the memory of processes.
+`benchmarks/scaling.py` compares the calculated bytes with the measured memory of processes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 FLOAT32, BFLOAT16 = 4, 2
 
-# Maps of the size of a layer's input that its backward pass by inversion holds at once: value and gradient, joined and
-# split, of the layer and of a coupling's halves.
+# Number of maps, each of the size of a layer's input, that a backward pass by inversion holds at once: values and
+# gradients of the layer, and of the halves of a coupling.
 _INVERSION_MAPS = 8
-# Maps of the size of the image around the flow: pixels, noise, x and v, and the gradient for each.
+# Number of maps of the size of the image outside the flow: pixels, noise, x, v, and the gradient for each.
 _IMAGE_MAPS = 8
 
-# Maps of the width of a coupling net, and of the channels of a stage, that a pass without gradients holds at once.
+# Numbers of maps that a pass without gradients holds at once: hidden maps of coupling nets, and maps of a stage.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
-# Backward multiply-adds for each forward one: the gradients of a product by its two factors.
+# Multiply-adds of the backward pass for each of the forward pass: a product has gradients for two factors.
 BACKWARD = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Bytes per image of a micro-batch.
+    """The bytes that activations take, per image of a micro-batch.
 
     Attributes:
-        stored: held from the forward to the backward pass.
-        working: the most that one layer holds for a moment.
+        stored: bytes held from the forward to the backward pass.
+        working: bytes that one layer holds in addition while its backward pass runs, at most.
     """
 
     stored: int
@@ -46,28 +46,28 @@ class Activations:
 
     @property
     def total(self) -> int:
-        """Both."""
+        """The sum of stored and working bytes."""
         return self.stored + self.working
 
 
 def multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds of the forward pass, per image: flows and encoders."""
+    """Returns the multiply-adds of the forward pass through flows and encoders, per image."""
     in_flows = sum(cost.multiply_adds for cost in _flow_costs(config))
     return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in encoders(config))
 
 
 def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> Activations:
-    """Returns the bytes that a training step holds per image of a micro-batch.
+    """Returns the bytes of activations in a training step, per image of a micro-batch.
 
-    The backward pass needs the inputs of layers, from which the gradients of kernels are made (that of an ELU is made
-    of its output, which the next convolution stores anyway), and what the transforms need. With "recompute" the hidden
-    maps of one coupling net at a time are held, the largest in the worst case. With "invert" the input and the output
-    of each stage are stored, and a layer holds values and gradients for a moment.
+    The backward pass needs the inputs of layers, for the gradients of kernels (the gradient of an ELU needs its output,
+    which the next convolution stores anyway), and the activations of the transforms. With "recompute" the hidden maps
+    of one coupling net at a time are held, the largest in the worst case. With "invert" the input and the output of
+    each stage are stored, and each layer in turn holds values and gradients while its backward pass runs.
 
     Args:
         config: the architecture.
-        memory: as `training.memory`.
-        precision: as `training.precision`.
+        memory: how activations reach the backward pass, a value of `training.memory`.
+        precision: precision of the nets, a value of `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
     stages = list(itertools.chain(*config.levels, *config.dequantization_levels))
@@ -76,7 +76,7 @@ def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "
     else:
         stored = sum(stored_bytes(cost, net_bytes, memory) for cost in _flow_costs(config))
     stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in encoders(config))
-    # The gradients of one ELU's input and output and of the layer before it, and two hidden maps if not stored already.
+    # Hidden maps held at once: gradients at an ELU's input and output and before it, and two maps unless stored.
     hidden = net_bytes * (3 if memory == "keep" else 5)
     inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
     working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
@@ -84,15 +84,15 @@ def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "
 
 
 def inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes that encoding, decoding or a bound takes at most for one image of a size, without weights.
+    """Returns the bytes, without weights, that encoding, decoding or a likelihood bound takes at most for one image.
 
     Args:
-        config: the architecture, of images of any size.
+        config: the architecture of a model for images of any size.
         height: height of the image, in pixels.
         width: width of the image, in pixels.
     """
     own_height, own_width, channels = config.image_shape
-    # Numbers in the maps of an image of the model's size; all maps grow with the pixels.
+    # The numbers are counted for an image of the model's size; all maps grow in proportion to the pixels.
     stages = itertools.chain(*config.levels, *config.dequantization_levels)
     widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
     if config.has_dequantizer:
@@ -104,13 +104,13 @@ def inference_bytes(config: ModelConfig, height: int, width: int) -> int:
 
 
 def stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
-    """Returns the bytes that a layer stores for its backward pass, per image, with "keep" or "recompute"."""
+    """Returns the bytes that a layer stores for its backward pass, per image, for the memory "keep" or "recompute"."""
     hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
     return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
 
 
 def _flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the cost of each step of the flows and of each layer before channels leave."""
+    """Yields the cost of each step of the flows, and of each `FactorOut` layer."""
     for flow, levels in flows(config):
         for stage, sizes in zip(flow.stages, itertools.chain(*levels), strict=True):
             inputs = (None, sizes.height, sizes.width, sizes.channels), flow.condition_shape(sizes)
@@ -120,27 +120,27 @@ def _flow_costs(config: ModelConfig) -> Iterator[Cost]:
 
 
 def with_depth(config: Config, steps: int) -> Config:
-    """Returns the config with `steps` steps in every stage."""
+    """Returns a copy of the config with `steps` steps in every stage of the flow."""
     every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
     return override(config, [f"model.steps={every}"])
 
 
 def state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
-    """Returns the bytes of training that do not depend on the batch, all float32.
+    """Returns the bytes that training needs whatever the batch size, all numbers in float32.
 
-    They hold weights, gradients and Adam's two moments, averaged weights where there are any, and with micro-batches
-    the sum of their gradients and the vector that is added to it.
+    Weights, gradients and Adam's two moments count, averaged weights if there are any, and with micro-batches the sum
+    of their gradients and the vector that is added to the sum.
     """
     return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
 
 
 def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:
-    """Returns the fewest micro-batches with which a step fits on each device; None where not even one image does.
+    """Returns the smallest number of micro-batches with which a training step fits into memory; None if none fits.
 
     Args:
-        config: the run.
+        config: the run's config.
         devices: how many devices share a batch.
-        free: bytes of memory on each.
+        free: free bytes of memory on each device.
     """
     share, rest = divmod(config.training.batch_size, devices)
     for count in range(1, share + 1):
@@ -150,12 +150,12 @@ def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:
 
 
 def not_counted(config: Config) -> str:
-    """Returns the end of a sentence that names what `step_bytes` leaves out; empty where it leaves out nothing."""
+    """Returns the end of a sentence that names memory that `step_bytes` leaves out; empty if it leaves out none."""
     return ", without what XLA needs besides" if config.training.jit_compile else ""
 
 
 def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
-    """Returns the bytes that a training step holds on a device: the state, and the maps of so many images at a time."""
+    """Returns the bytes that a training step holds on a device: training state, and activations of `images` images."""
     training = config.training
     parameters = count_parameters(config.model)["total"]
     state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=micro_batches)

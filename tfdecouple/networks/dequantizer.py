@@ -1,7 +1,7 @@
 """Variational dequantisation q(u|x): a flow from noise to u, the positions of x inside the bins of the pixels.
 
-Ho et al., "Flow++", 2019. The paper's code has it; the paper does not mention it. The flow consists of the same stages,
-layers and bijectors as the decoder's; its couplings take a map of the image where those of the decoder take z.
+The method is from Ho et al., "Flow++", 2019; the paper's code has it, though the paper does not mention it. The flow
+has the same stages, layers and bijectors as the decoder; its couplings are conditioned on a map of the image, not z.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tfdecouple.layers.base import Condition, Float32Layer, FullLayer, Mapped, N
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
-# The standard deviation of normal noise whose sigmoid is nearest to uniform: its relative entropy is 0.0095 nats a
-# number, that of standard deviation 1 is 0.193.
+# Standard deviation of the normal noise whose sigmoid is nearest to uniform: the relative entropy is 0.0095 nats a
+# number; with standard deviation 1 it is 0.193.
 _NEAR_UNIFORM = 1.75
-# An actnorm starts from noise at this many positions of the last level; its scale is then off by half a per cent.
+# Number of positions of the last level from whose noise an actnorm starts; its scale is then off by about 0.5 %.
 _POSITIONS = 2**14
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class DequantizingFlow(Flow):
-    """The flow from standard normal noise to u in (0, 1), with a sigmoid at its end; its condition is the map.
+    """The flow from standard normal noise to u in (0, 1), conditioned on a map of the image; it ends in a sigmoid.
 
     Noise and u are images, `[batch, height, width, channels]`.
     """
@@ -38,7 +38,7 @@ class DequantizingFlow(Flow):
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns every layer, for noise of the shape of images."""
+        """Returns every layer with its input shapes, for noise of the shape of the config's images."""
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -51,11 +51,11 @@ class DequantizingFlow(Flow):
     def start(self, seed: Any) -> None:
         """Sets the weights so that u is nearly uniform: couplings become the identity.
 
-        Every actnorm gives mean 0 and the standard deviation whose sigmoid is nearest to uniform. (In the paper's code
-        the deviation is 1, which costs 0.28 bits per dimension.)
+        The output of every actnorm gets mean 0 and the standard deviation whose sigmoid is nearest to uniform. (In the
+        paper's code the standard deviation is 1, which costs 0.28 bits per dimension.)
 
         Args:
-            seed: of the noise from which the actnorms are set.
+            seed: seed of the noise that initialises the actnorms.
         """
         positions = self.levels[-1][0].plan.positions
         noise = randomness.draw_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
@@ -71,13 +71,13 @@ class DequantizingFlow(Flow):
         self.visit_layers(noise, None, visit)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps noise to u; see `InvertibleComposite`."""
+        """Returns u for noise x, and the log-determinant."""
         y, log_det = super().run_forward(x, condition, run_layers)
         u, change = run_layers([self.sigmoid], y, None)
         return u, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps u to noise; see `InvertibleComposite`."""
+        """Returns the noise for u, and the log-determinant."""
         y, change = run_layers([self.sigmoid], y, None)
         x, log_det = super().run_inverse(y, condition, run_layers)
         return x, log_det + change
@@ -85,15 +85,15 @@ class DequantizingFlow(Flow):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Dequantizer(Nested, Float32Layer):
-    """q(u|x): from noise and an image to u with its density.
+    """The network of q(u|x), which computes u and its log-determinant from noise and an image.
 
     Args:
-        config: the model's config, or its plain dict.
-        **kwargs: of `keras.layers.Layer`.
+        config: the model's config, or the config as a plain dict.
+        **kwargs: arguments of `keras.layers.Layer`.
 
     Attributes:
-        encoder: from the image to the map.
-        flow: from noise to u.
+        encoder: the network that computes the map from the image.
+        flow: the flow from noise to u, conditioned on the map.
     """
 
     saved_arguments = ("config",)
@@ -107,25 +107,25 @@ class Dequantizer(Nested, Float32Layer):
         self.flow = DequantizingFlow(self.config, name="flow")
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns both networks, for images of the config's size."""
+        """Returns encoder and flow with their input shapes, for images of the config's size."""
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 
     def build(self, x_shape: Any = None) -> None:  # type: ignore[override]
-        """Builds both networks for images of the config's size."""
+        """Builds encoder and flow for images of the config's size."""
         super().build(x_shape)
 
     def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of the two outputs of `call`."""
+        """Returns the shapes of u and of the log-determinant."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
-        """Maps noise to u.
+        """Returns u for noise and images, and the log-determinant.
 
         Args:
-            x: `[batch, height, width, channels]` in [-1, 1), without noise.
-            noise: standard normal, of the same shape.
-            training: as for `LocalResNet`.
+            x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
+            noise: standard normal noise of the same shape.
+            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
 
         Returns:
             u in (0, 1), of the shape of x, and log |det du/dnoise|, `[batch]`.

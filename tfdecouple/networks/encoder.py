@@ -1,4 +1,4 @@
-"""The compression encoder q(z|x): an image to mean and log-variance of z (paper section 2.1 and appendix B.1)."""
+"""The encoder q(z|x), which computes mean and log-variance of z from an image (paper section 2.1 and B.1)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from tfdecouple.runtime.execution import Batch, Execution, image_by_image, join_
 from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.precision import full_float32
 
-# The part of the moving statistics of batch normalisation that an update keeps.
+# Weight of the old value when batch normalisation updates its moving statistics.
 _MOMENTUM = 0.9
 
 
 class Convolution(Float32Layer):
-    """A convolution padded with zeros by the same number of pixels on both sides, or its transpose.
+    """A convolution, or transposed convolution, with the same number of zeros as padding on both sides.
 
-    TensorFlow's "SAME" pads an even image on one side only at stride 2. A transposed convolution is the gradient of
-    such a convolution.
+    TensorFlow's padding "SAME" would pad an even image on one side only at stride 2.
 
     Args:
-        planes: output channels.
+        planes: number of output channels.
         size: side of the kernel, 1 or 3.
-        strides: by which height and width shrink; transposed, by which they grow.
-        transposed: whether it is a transposed convolution.
-        bias_fan_in: inputs of an output, by which a bias is drawn; 0 for a convolution without bias.
-        **kwargs: of `keras.layers.Layer`.
+        strides: factor by which height and width shrink, or grow if transposed.
+        transposed: whether the convolution is transposed.
+        bias_fan_in: fan-in from which the bias is initialised; 0 for a convolution without bias.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
 
     def __init__(
@@ -43,18 +42,18 @@ class Convolution(Float32Layer):
         self.size = size
         self.strides = strides
         self.transposed = transposed
-        # Keras draws an initializer's seed when it is made.
+        # Keras draws the seed of an initializer on creation, so they are created here, in a fixed order.
         self._initializers = [fan_in_uniform(), *([bound_uniform(bias_fan_in)] if bias_fan_in else [])]
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the kernel, `[size, size, inputs, outputs]` (transposed: outputs first), and the bias."""
+        """Returns the declared kernel, `[size, size, inputs, outputs]` (outputs first if transposed), and the bias."""
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
         kernel, *bias = self._initializers
         weights = {"kernel": Weight((self.size, self.size, *channels), lambda: kernel)}
         return weights | ({"bias": Weight((self.planes,), lambda: bias[0])} if bias else {})
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output of `call`, which `summary` of a model shows."""
+        """Returns the shape of the output maps, which a Keras model's `summary` shows."""
         batch, height, width, _ = x_shape
         sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
         return (batch, *sides, self.planes)
@@ -66,9 +65,9 @@ class Convolution(Float32Layer):
         if self.transposed:
             y = self._transpose(x, kernel)
         elif self.size == 1:
-            # For the gradient of a 1x1 kernel with a stride oneDNN writes beyond its memory where the images are an odd
-            # number, and with AVX-512 where maps of fewer than 16 channels have more than 40 rows (seen in 3.7.3). So
-            # pixels are left out first.
+            # Pixels are left out before the convolution, because for the gradient of a strided 1x1 kernel oneDNN 3.7.3
+            # writes beyond its memory for an odd number of images, and with AVX-512 for maps of fewer than 16 channels
+            # and more than 40 rows.
             y = tf.nn.conv2d(x[:, ::step, ::step] if step > 1 else x, kernel, 1, "VALID")
         elif step == 1:
             y = tf.nn.conv2d(x, kernel, 1, "SAME")
@@ -80,7 +79,7 @@ class Convolution(Float32Layer):
         images, rows, columns, _ = sizes(x)
         size, step, border, planes = self.size, self.strides, self.size // 2, self.planes
         if size == 1 and step > 1:
-            # Zeros are put in behind the convolution, for the same reason as above.
+            # Zeros are inserted after the convolution, because a strided 1x1 kernel would hit the fault of oneDNN.
             y = tf.nn.conv2d_transpose(x, kernel, [images, rows, columns, planes], 1, "VALID")
             gaps = [[0, 0], [0, 0], [0, step - 1], [0, 0], [0, step - 1], [0, 0]]
             return tf.reshape(tf.pad(y[:, :, None, :, None], gaps), [images, rows * step, columns * step, planes])
@@ -90,16 +89,16 @@ class Convolution(Float32Layer):
 
 
 class BatchNorm(Float32Layer):
-    """Batch normalisation of images by the statistics of all devices.
+    """Batch normalisation with the statistics of the images on all devices.
 
     Attributes:
-        epsilon: added to the variance.
+        epsilon: number that is added to the variance.
     """
 
     epsilon = 1e-5
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns scale, shift and moving statistics, each `[channels]`."""
+        """Returns the declared weights: scale, shift and moving statistics, each `[channels]`."""
         shape = x_shape[-1:]
         return {
             "gamma": Weight(shape, "ones"),
@@ -109,16 +108,16 @@ class BatchNorm(Float32Layer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the input."""
+        """Returns the output's shape, which is the input's."""
         return tuple(x_shape)
 
     def call(self, x: Batch, training: bool = False) -> Batch:
         """Returns the normalised images.
 
         Args:
-            x: `[batch, height, width, channels]`.
-            training: whether to normalise by the statistics of the batch and to update the moving ones; a layer that is
-                not trainable never does.
+            x: images, `[batch, height, width, channels]`.
+            training: whether to normalise by the batch's statistics and to update the moving statistics; a layer that
+                is not trainable always normalises by the moving statistics.
         """
         if training and self.trainable:
             mean, variance = _batch_statistics(x)
@@ -168,15 +167,15 @@ def _elu_of_sum(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ResNetBlock(Nested, Float32Layer):
-    """conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
+    """A ResNet block: conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
 
-    The shortcut is the identity where neither size nor planes change, else conv1x1 - BatchNorm.
+    The shortcut is the identity if neither size nor planes change, otherwise conv1x1 - BatchNorm.
 
     Args:
-        planes: output channels.
-        strides: 1, or 2 to halve height and width (transposed: to double them).
+        planes: number of output channels.
+        strides: 1, or 2 to halve height and width (to double them if transposed).
         transposed: whether all convolutions are transposed.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
 
     saved_arguments = ("planes", "strides", "transposed")
@@ -193,7 +192,7 @@ class ResNetBlock(Nested, Float32Layer):
         self.shortcut: list[FullLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns convolutions and normalisations, for `[batch, height, width, channels]`."""
+        """Returns convolutions and normalisations with their input shapes, for `[batch, height, width, channels]`."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -215,26 +214,26 @@ class ResNetBlock(Nested, Float32Layer):
         shortcut, out, border = bool(self.shortcut), math.prod(out_sides), 0 if self.transposed else 2
         # A transposed convolution applies its kernel at each position of its input.
         first = channels * planes * (9 + shortcut) * min(math.prod(sides), out)
-        # The backward pass needs the (padded) inputs of both convolutions, the inputs of the batch normalisations, and
-        # the outputs of both ELUs.
+        # The backward pass needs the (padded) inputs of both convolutions, the inputs of batch normalisations, and the
+        # outputs of both ELUs.
         inner = planes * math.prod(side + border for side in out_sides)
         before = channels * math.prod(side + border for side in sides)
         activations = before + inner + (2 + shortcut + 2) * planes * out
         return Cost(first + 9 * planes**2 * out, activations)
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output of `call`."""
+        """Returns the shape of the output maps."""
         return self.convolution_1.compute_output_shape(x_shape)
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns `[batch, height/strides, width/strides, planes]`; transposed, the sides times the strides.
+        """Returns maps `[batch, height/strides, width/strides, planes]`; if transposed, sides times `strides`.
 
         Args:
-            x: `[batch, height, width, channels]`.
-            training: as for `Encoder`.
+            x: maps, `[batch, height, width, channels]`.
+            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
         """
-        # `call` itself, since Keras' `__call__` takes a batch in shards for several inputs.
+        # Keras' `__call__` would take the shards of a batch for several inputs, so `call` is called directly.
         h = self.norm_1.call(self.convolution_1.call(x), training)
         h = self.norm_2.call(self.convolution_2.call(_elu(h)), training)
         if self.shortcut:
@@ -244,7 +243,7 @@ class ResNetBlock(Nested, Float32Layer):
 
 
 class _BlockNetwork(Nested, Float32Layer):
-    """A network of ResNet blocks, one after the other."""
+    """The base class of networks that run ResNet blocks one after the other."""
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
@@ -254,7 +253,7 @@ class _BlockNetwork(Nested, Float32Layer):
         ]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the blocks, for images `[batch, height, width, channels]`."""
+        """Returns the blocks with their input shapes, for images `[batch, height, width, channels]`."""
         children: list[tuple[FullLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
@@ -263,7 +262,7 @@ class _BlockNetwork(Nested, Float32Layer):
 
     @full_float32()
     def infer(self, x: tf.Tensor) -> Any:
-        """Returns the same as `call` without training, faster outside of a graph."""
+        """Returns the same as `call` with `training=False`, but faster in eager mode."""
         outputs = self.execution.run_images(self._infer, x)
         return outputs if len(outputs) > 1 else outputs[0]
 
@@ -272,7 +271,7 @@ class _BlockNetwork(Nested, Float32Layer):
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _run_blocks(self, x: tf.Tensor, training: bool) -> Batch:
-        # In training the shards meet at each batch normalisation. Else the caller has divided the batch.
+        # In training each batch normalisation joins the shards' statistics; otherwise the caller has sharded the batch.
         batch: Batch = split_into_shards(x) if training else x
         for block in self.blocks:
             batch = block(batch, training=training)
@@ -281,16 +280,16 @@ class _BlockNetwork(Nested, Float32Layer):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Encoder(StartsAtZero, _BlockNetwork):
-    """Levels of two ResNet blocks, then conv1x1 - ELU - flatten - FC to mean and log-variance.
+    """The encoder: levels of two ResNet blocks each, then conv1x1 - ELU - flatten - FC to mean and log-variance of z.
 
-    At the start the last layer is 0 and z is standard normal for any image (the paper's zero initialisation, section
-    2.1; the reference aims at 0.01 instead, and misses it in training mode).
+    At the start the last layer is 0, so z is standard normal for any image (the paper's zero initialisation, section
+    2.1; the paper's code aims at a standard deviation of 0.01 instead, and misses it in training mode).
 
     Args:
         latent_dim: size of z.
-        channels: planes of the levels; each halves height and width.
+        channels: planes of each level; a level halves height and width.
         out_channels: planes before flattening (the paper's c').
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
 
     saved_arguments = ("latent_dim", "channels", "out_channels")
@@ -303,33 +302,30 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the weights of the last, dense layer, for images `[batch, height, width, channels]`."""
+        """Returns the declared weights of the last, dense layer, for images `[batch, height, width, channels]`."""
         return weight_norm((math.prod(self.map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the blocks and the 1x1 convolution after them."""
+        """Returns the blocks and the 1x1 convolution after them, with their input shapes."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]
 
     def map_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the map that is flattened, batch first, for images of a shape."""
+        """Returns the shape, batch first, of the map that is flattened before the dense layer, for images `x_shape`."""
         return (*self.children(x_shape)[-1][1][:-1], self.out_channels)
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of the two outputs of `call`."""
+        """Returns the shapes of mean and log-variance."""
         return ((x_shape[0], self.latent_dim),) * 2
 
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """Encodes images.
+        """Returns mean and log-variance of z for images, each `[batch, d_z]`.
 
         Args:
-            x: `[batch, height, width, channels]` in [-1, 1), without noise.
-            training: whether to normalise by the statistics of the batch and to update the moving ones.
-
-        Returns:
-            mean and log-variance of z, each `[batch, d_z]`.
+            x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
+            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
         """
         h = join_shards(_elu(self.top.call(self._run_blocks(x, training))))
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
@@ -340,12 +336,12 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class LocalResNet(_BlockNetwork):
-    """A network from images to maps of the same size: blocks of the encoder down, and transposed ones back up.
+    """A network that computes a map of each image's size, by the encoder's blocks and then as many transposed blocks.
 
     Args:
-        channels: planes of the levels; each halves height and width.
+        channels: planes of each level; a level halves height and width.
         map_channels: channels of the map.
-        **kwargs: of `keras.layers.Layer`.
+        **kwargs: arguments of `keras.layers.Layer`.
     """
 
     saved_arguments = ("channels", "map_channels")
@@ -356,14 +352,14 @@ class LocalResNet(_BlockNetwork):
         self.map_channels = map_channels
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output of `call`."""
+        """Returns the shape of the output maps."""
         return (*x_shape[:-1], self.map_channels)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns the maps, `[batch, height, width, map_channels]`.
 
         Args:
-            x: `[batch, height, width, channels]` in [-1, 1), without noise.
-            training: whether to normalise by the statistics of the batch and to update the moving ones.
+            x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
+            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
         """
         return join_shards(self._run_blocks(x, training))

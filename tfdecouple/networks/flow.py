@@ -1,4 +1,4 @@
-"""The invertible decoder: x to v, conditioned on z (paper section 2.2, Figure 3)."""
+"""The invertible decoder: the flow that maps x to v, conditioned on z (paper section 2.2, Figure 3)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tfdecouple.layers.base import Condition, FullLayer, InvertibleComposite, Ma
 from tfdecouple.runtime.execution import Execution
 from tfdecouple.runtime.numerics import zero_per_image
 
-# The layers of a step by name, in the forward direction: an actnorm, the linear map of the channels, or a coupling,
-# given by the pattern of its split and the part that is transformed (paper Figure 3a).
+# The layers of a step by name, in the forward direction (paper Figure 3a): an actnorm, the linear map of the channels,
+# or a coupling, described by the pattern of its split and the part of the channels that it transforms.
 STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
     "actnorm_1": "actnorm",
     "linear": "linear",
@@ -40,7 +40,7 @@ STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
 
 
 class _CouplingLayers(InvertibleLayer):
-    """The options shared by all layers that contain couplings."""
+    """The base class of layers that contain couplings, with the options that these layers share."""
 
     saved_arguments: tuple[str, ...] = ("hidden", "condition_size", "transform", "alpha", "linear", "conditioner")
 
@@ -78,17 +78,17 @@ class _CouplingLayers(InvertibleLayer):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class FlowStep(_CouplingLayers, InvertibleSequence):
-    """One re-organised step: actnorm, 1x1 convolution, two couplings, actnorm, two couplings (paper Figure 3a).
+    """A step of the flow: actnorm, 1x1 convolution, two couplings, actnorm, two couplings (paper Figure 3a).
 
     Args:
         hidden: width of the coupling nets.
         condition_size: size of z, or 0.
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
-        linear: "full" or "lu".
-        conditioner: name of the coupling nets, of `config.CONDITIONERS`; None for the paper's.
-        step_layers: names of further layers at the end of the step, of `config.STEP_LAYERS`.
-        **kwargs: of `InvertibleLayer`.
+        linear: form of the 1x1 convolution, "full" or "lu".
+        conditioner: name of the coupling nets in `config.CONDITIONERS`; None for the paper's.
+        step_layers: names, in `config.STEP_LAYERS`, of further layers at the end of the step.
+        **kwargs: arguments of `InvertibleLayer`.
     """
 
     saved_arguments = (*_CouplingLayers.saved_arguments, "step_layers")
@@ -100,7 +100,7 @@ class FlowStep(_CouplingLayers, InvertibleSequence):
         self.sequence = [*map(self._make_layer, STEP), *further]
 
     def _make_layer(self, name: str) -> InvertibleLayer:
-        """Returns one of the paper's layers; its name is part of the paths of weights in checkpoints."""
+        """Returns the layer of a step with a name of `STEP`, which is part of the paths of weights in checkpoints."""
         match STEP[name]:
             case "actnorm":
                 return ActNorm(name=name, dtype=self.dtype_policy)
@@ -117,8 +117,8 @@ class FlowStep(_CouplingLayers, InvertibleSequence):
 class FactorOut(_CouplingLayers, InvertibleComposite):
     """The layer before some channels leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
 
-    Glow learns a conditional Gaussian of the leaving channels instead (paper Figure 3c; the reference calls this layer
-    the multi-scale prior). The last `dropped` channels of the output leave.
+    The last `dropped` channels of the output leave (paper Figure 3c; the paper's code calls this layer the multi-scale
+    prior). Glow instead learns a conditional Gaussian of the leaving channels.
 
     Args:
         dropped: how many channels leave.
@@ -126,9 +126,9 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
         condition_size: size of z, or 0.
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
-        linear: "full" or "lu".
-        conditioner: as of a `FlowStep`.
-        **kwargs: of `InvertibleLayer`.
+        linear: form of the 1x1 convolution, "full" or "lu".
+        conditioner: name of the coupling net in `config.CONDITIONERS`; None for the paper's.
+        **kwargs: arguments of `InvertibleLayer`.
     """
 
     saved_arguments = (*_CouplingLayers.saved_arguments, "dropped")
@@ -141,7 +141,7 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the three layers."""
+        """Returns 1x1 convolution, coupling and actnorm, with their input shapes."""
         self._remaining = x_shape[-1] - self.dropped
         return [
             (self.mixing, x_shape, condition_shape),
@@ -150,14 +150,14 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps x towards v; see `InvertibleComposite`."""
+        """Returns the output for x, and the log-determinant."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps y back towards the image; see `InvertibleComposite`."""
+        """Returns the x whose output is y, and the log-determinant."""
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
@@ -166,12 +166,12 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The layers of a stage: steps of flow at one number of channels, and the layer before some of them leave.
+    """The layers of a stage: steps of flow with one number of channels, and the layer before some channels leave.
 
     Attributes:
         plan: the sizes of the stage.
-        steps: the steps.
-        factor_out: the layer before the channels that leave, or None where none do.
+        steps: the steps of flow.
+        factor_out: the layer before channels leave; None if no channels leave after this stage.
     """
 
     plan: StagePlan
@@ -180,29 +180,29 @@ class Stage:
 
     @property
     def layers(self) -> tuple[InvertibleLayer, ...]:
-        """The layers in the forward direction."""
+        """All layers of the stage, in the forward direction."""
         return (*self.steps, self.factor_out) if self.factor_out else self.steps
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Flow(InvertibleComposite):
-    """The whole flow f(x; z), with the fine-grained multi-scale structure (paper Figure 3c).
+    """The whole flow v = f(x; z), with the fine-grained multi-scale structure of the paper's Figure 3c.
 
-    The first level works on the colour channels at full resolution. Every further level begins with a squeeze; so does
-    the first level where an image has one or two channels, too few to split.
-    An inner level has stages: some steps, after which a quarter of the level's channels leave as finished entries of v.
-    v has the shape of the image: the channels that left are joined with the others and unsqueezed, level by level.
+    The first level works on the colour channels at full resolution. Every further level begins with a squeeze, and so
+    does the first level if an image has one or two channels, too few to split. An inner level consists of stages; after
+    the steps of a stage a quarter of the level's channels leave the flow as finished entries of v. To give v the shape
+    of the image, the channels that left are joined with the remaining channels and unsqueezed, level by level.
 
     Args:
-        config: the model's config, or its plain dict.
-        **kwargs: of `InvertibleLayer`.
+        config: the model's config, or the config as a plain dict.
+        **kwargs: arguments of `InvertibleLayer`.
 
     Attributes:
         levels: the stages of each level, the highest resolution first.
-        condition_size: size of the vector, or channels of the map at full resolution, that conditions the flow; or 0.
-        local: whether the condition is a map, which is squeezed like the image: four times the channels at half the
-            side.
-        squeezes_first: whether the first level begins with a squeeze, too.
+        condition_size: size of the vector, or channels of the full-resolution map, that conditions the flow; 0 for no
+            condition.
+        local: whether the condition is a map, which is squeezed like the image, level by level.
+        squeezes_first: whether the first level begins with a squeeze, as all further levels do.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
@@ -221,7 +221,7 @@ class Flow(InvertibleComposite):
         self.squeezes_first = squeezes_first(self.config.image_shape[-1])
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
         self.levels = self._make_levels()
-        # Keras finds the layers here, and its .keras files contain the name of this list.
+        # Keras finds the layers in this list, whose name is part of .keras files.
         self.parts_layers = [layer for stage in self.stages for layer in stage.layers]
         self.whitening = None
         if self.config.conditioning == "base" and not self.local:
@@ -241,7 +241,7 @@ class Flow(InvertibleComposite):
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns every layer, for images of the config's shape."""
+        """Returns every layer with its input shapes, for images of the config's shape."""
         image = (None, *self.config.image_shape)
         children: list[tuple[FullLayer, Any, Any]] = []
         for stage in self.stages:
@@ -251,7 +251,7 @@ class Flow(InvertibleComposite):
         return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Builds every layer; their weights are the same for images of any height and width."""
+        """Builds every layer, with weights that serve images of any height and width."""
         FullLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
 
@@ -273,11 +273,11 @@ class Flow(InvertibleComposite):
         """Returns the stages of each level.
 
         Args:
-            levels: the sizes of the stages.
-            transform: of the couplings in steps.
-            multiscale_transform: of the couplings before channels leave.
+            levels: the sizes of the stages of each level.
+            transform: name of the transform of the couplings in steps.
+            multiscale_transform: name of the transform of the couplings before channels leave.
             step_layers: names of further layers at the end of each step.
-            **options: of the steps and of the layers before channels leave.
+            **options: further arguments of `FlowStep` and `FactorOut`.
         """
         options |= {"linear": self.config.linear, "dtype": self.dtype_policy}
 
@@ -293,13 +293,13 @@ class Flow(InvertibleComposite):
         return tuple(tuple(map(make_stage, level)) for level in levels)
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Splits v into the channels that left the flow at each stage, and those that passed all of it.
+        """Returns the parts of v: the channels that left the flow at each stage, and those that passed all stages.
 
         Args:
-            v: `[batch, height, width, channels]`.
+            v: the local code, `[batch, height, width, channels]`.
 
         Returns:
-            Each `[batch, height, width, channels]` at the resolution of its level, in the order in which they left.
+            Arrays `[batch, height, width, channels]`, each at the resolution of its level, the first to leave first.
         """
         parts = []
         for depth in range(len(self.levels)):
@@ -321,7 +321,7 @@ class Flow(InvertibleComposite):
         return super()._prepare(x, condition)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps x towards v; see `InvertibleComposite`."""
+        """Returns the output for x, and the log-determinant."""
         h, level_condition = x, condition
         left: list[list[tf.Tensor]] = []
         log_dets = []
@@ -337,7 +337,7 @@ class Flow(InvertibleComposite):
                     left[-1].append(dropped)
         log_det = zero_per_image(x)
         for depth in reversed(range(len(self.levels))):
-            # The later channels leave, the nearer they lie to those that remain.
+            # In v the channels that left last stand next to the remaining channels, those that left first at the end.
             h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
             h = self._leave_level(depth, h)
             log_det = log_dets[depth] + log_det
@@ -347,7 +347,7 @@ class Flow(InvertibleComposite):
         return v, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Maps v towards x; see `InvertibleComposite`."""
+        """Returns the x whose output is y, and the log-determinant."""
         h, level_condition, log_det = y, condition, zero_per_image(y)
         if self.whitening is not None:
             h, whitening_log_det = run_layers([self.whitening], y, condition)
@@ -367,7 +367,7 @@ class Flow(InvertibleComposite):
         return h, log_det if self.whitening is None else whitening_log_det + log_det
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        """Returns the input of a level and its condition: a map is squeezed like the image, a vector stays."""
+        """Returns the input and the condition of a level: both are squeezed, except a condition that is a vector."""
         if not (depth or self.squeezes_first):
             return h, condition
         if condition is not None and self.local:
@@ -378,7 +378,7 @@ class Flow(InvertibleComposite):
         return self.squeeze.inverse_and_log_det(h)[0] if depth or self.squeezes_first else h
 
     def _split_level(self, depth: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Returns the channels of a level that remain, and those that left, in the order in which they left."""
+        """Returns the channels that remain after a level, and those that left at each stage, in order of leaving."""
         counts = [stage.plan.dropped for stage in self.levels[depth] if stage.plan.dropped]
         remaining, *dropped = tf.split(v, [v.shape[-1] - sum(counts), *counts[::-1]], -1)
         return remaining, dropped[::-1]

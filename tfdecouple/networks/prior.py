@@ -14,7 +14,7 @@ from tfdecouple.runtime.execution import Execution
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class PriorStep(FlowStep):
-    """A step of flow on vectors: it has a linear layer instead of the 1x1 convolution, and MLPs as coupling nets."""
+    """A step of flow on vectors, with a linear layer instead of the 1x1 convolution, and MLPs as coupling nets."""
 
     def _make_linear(self, **options: Any) -> InvertibleLayer:
         return InvertibleLinear(self.linear, **options)
@@ -29,8 +29,8 @@ class PriorFlow(InvertibleSequence):
         hidden: width of the coupling nets.
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
-        linear: "full" or "lu".
-        **kwargs: of `InvertibleLayer`.
+        linear: form of the linear layers, "full" or "lu".
+        **kwargs: arguments of `InvertibleLayer`.
     """
 
     saved_arguments = ("steps", "hidden", "transform", "alpha", "linear")
