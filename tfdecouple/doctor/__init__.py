@@ -1,1 +1,1 @@
-"""`python -m tfdecouple doctor`: tests every promise of the project on this machine, and times the model."""
+"""The command `doctor`, which checks the promises of the project on the user's machine and times the model."""

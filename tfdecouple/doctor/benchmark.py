@@ -1,4 +1,4 @@
-"""A model and its images, set up as a training does, for timing: used by `doctor` and by programs of `benchmarks/`."""
+"""Tools to time a model that is set up as for a training, for `doctor` and the programs of `benchmarks/`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 from tfdecouple.config import Config, override
 from tfdecouple.errors import UserError
 
-# Weights are averaged in every benchmark, also where a preset averages none, so that the work is counted.
+# Decay of averaged weights if a preset has none, so that every benchmark includes the work of averaging.
 EMA_DECAY = 0.999
-# The variable by which TensorFlow's CPU allocator counts bytes, which is slower. It is read when TensorFlow starts.
+# Environment variable that makes TensorFlow count bytes on CPUs, which is slower. TensorFlow reads it at its start.
 COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
 
 
 def make_timed_config(config: Config, batch: int) -> Config:
-    """Returns a config with this batch size, without micro-batches, and with averaged weights.
+    """Returns a config for timing: with batch size `batch`, without micro-batches, and with averaged weights.
 
-    The learning rate is tiny, because a preset's own can diverge on a few images that repeat.
+    The learning rate is tiny, because a preset's own learning rate can diverge on few images that repeat.
     """
     return override(
         config,
@@ -36,12 +36,12 @@ def make_timed_config(config: Config, batch: int) -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A piece of work that is timed.
+    """A piece of work that is timed, such as a training step.
 
     Attributes:
-        call: does the work once and waits until it is done.
+        call: a function that does the work once and waits until it is done.
         images: the number of images of a call.
-        begin: starts the work without waiting for a GPU; None where that is the same.
+        begin: a function that starts the work without waiting for a GPU; None if only `call` is available.
     """
 
     call: Callable[[], Any]
@@ -50,17 +50,17 @@ class Work:
 
 
 class Benchmark:
-    """A model and its images, set up as a training does.
+    """A model and its images, set up as for a training, with the work that can be timed.
 
     Args:
         config: the config of the training.
-        source: the images; None for random ones.
+        source: the images; None for random images.
         devices: the number of devices that train.
         mark: a callback that receives the name of each part once it is set up.
 
     Attributes:
         model: the model, initialised from images.
-        source: the images.
+        source: the opened images.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Benchmark:
         mark("initialize")
 
     def make_work(self, phase: str, batch: int) -> Work:
-        """Returns the work of one of `result.PHASES` on this number of images."""
+        """Returns the work of a phase, one of `result.PHASES`, on `batch` images."""
         from tfdecouple.data import load_images
         from tfdecouple.runtime.execution import jit_compiled
 
-        # With training.jit_compile, inference is compiled too, as by `load_model(run, jit_compile=True)`.
+        # With training.jit_compile, inference is compiled too, as `load_model(run, jit_compile=True)` compiles it.
         compiled = jit_compiled(self.config.training.jit_compile)
         if phase == "train":
             return self._train(batch, compiled)
@@ -140,7 +140,7 @@ class Benchmark:
         from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 
         evaluator = BoundEvaluator(self.model, self.strategy)
-        # A call evaluates several batches, because the first batch of a split takes longer.
+        # A call evaluates several batches, because the first batch of a pass takes longer.
         count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
         batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
         return Work(compiled(lambda: evaluator(batches, seed=0)), count)
@@ -167,14 +167,14 @@ def _make_random_source(config: Config) -> Any:
 def time_calls(
     call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Returns the wall time and the CPU time of each repetition, in seconds.
+    """Returns the wall times and the CPU times of repeated calls, in seconds, one of each per repetition.
 
     Args:
-        call: does the work once and waits for it.
+        call: a function that does the work once and waits for it.
         reps: the number of repetitions.
         calls: the number of calls in each repetition.
-        begin: starts the work without waiting. All calls but the last use it, as a training does between two rows of
-            its log.
+        begin: a function that starts the work without waiting. All calls but the last of a repetition use it, as a
+            training waits only when it logs.
     """
     walls, cpus = [], []
     for _ in range(reps):
@@ -188,7 +188,7 @@ def time_calls(
 
 
 def read_live_bytes(device: str, kind: str = "peak") -> int:
-    """Returns the "peak" or "current" bytes of TensorFlow's tensors on a device; CPUs count only with `COUNTING`."""
+    """Returns the "peak" or "current" bytes of TensorFlow's tensors on a device; for a CPU, `COUNTING` must be set."""
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])

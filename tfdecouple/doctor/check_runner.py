@@ -1,7 +1,7 @@
-"""The checks of `doctor`, and the process in which each check runs.
+"""The checks of `doctor`, and the program that runs each check in a process of its own.
 
 `python -P -m tfdecouple.doctor.check_runner` reads the name and the task of a check from standard input, and writes the
-results to standard output, a line of JSON each. A check may fail, hang or run out of memory without harm to others.
+results to standard output, a line of JSON each. If a check fails, hangs or runs out of memory, the other checks go on.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result, Task
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.process import python_process, start_tensorflow
 
-# Idle threads sleep, instead of taking a core from other threads while they look for work.
+# Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
     "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it prints",
 }
-# The exit status of a process that has fewer devices than the user asked for.
+# Exit status of a process that has fewer devices than the user asked for.
 _TOO_FEW_DEVICES = 64
 # The module that the process of a check runs.
 _MODULE = "tfdecouple.doctor.check_runner"
@@ -36,14 +36,14 @@ _MODULE = "tfdecouple.doctor.check_runner"
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A part of the report.
+    """A check of `doctor`, which is one part of the report.
 
     Attributes:
         title: the title of the part.
-        run: yields the results of a task, in a process of its own.
-        takes: whether a task is to be run; by default one with the default variant.
-        promises: whether the check tries a promise; otherwise too little time or memory is no failure.
-        environment: variables of the process.
+        run: a function that yields the results of a task; it runs in a process of its own.
+        takes: a function that returns whether the check runs for a task; by default it runs for the default variant.
+        promises: whether the check tests a promise; if not, too little time or memory is no failure.
+        environment: environment variables of the process.
     """
 
     title: str
@@ -82,15 +82,15 @@ CHECKS = {
 
 
 def run_checks(request: Request, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
-    """Returns the results of checks by their names.
+    """Returns the results of checks, by the names of the checks, after it has run them.
 
     Args:
-        request: the options of the command.
-        names: the names of the checks; `build` always runs first.
+        request: the options of the command `doctor`.
+        names: the names of the checks; the check `build` always runs first.
         progress: a callback that receives a line before each process starts.
 
     Raises:
-        UserError: for more devices than there are.
+        UserError: if the machine has fewer devices than the user asked for.
     """
     devices: tuple[str, ...] = ("CPU:0",)
     results: dict[str, list[Result]] = {}
@@ -108,15 +108,15 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
 
 
 def run_apart(name: str, task: Task) -> list[Result]:
-    """Returns the results of a check in a process of its own; a failure of the process is the last result.
+    """Returns the results of a check that runs in a process of its own; a failed process adds a result.
 
     Raises:
-        UserError: for more devices than there are.
+        UserError: if the machine has fewer devices than the user asked for.
     """
     check = CHECKS[name]
     text = json.dumps({"check": name, **dataclasses.asdict(task)}).encode()
     python = python_process("-m", _MODULE, **PASSIVE, **check.environment)
-    # Tracebacks are shown to the user.
+    # With TFDECOUPLE_TRACEBACK the process writes to the user's own standard error, which shows its tracebacks.
     errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
     limit = task.request.timeout
     try:
@@ -124,13 +124,13 @@ def run_apart(name: str, task: Task) -> list[Result]:
         output, failure = done.stdout, _explain_end(done.returncode, (done.stderr or b"").decode("utf-8", "replace"))
     except subprocess.TimeoutExpired as expired:
         output, failure = expired.stdout or b"", ("time", f"not done after {limit:.0f} s")
-    # A process that was ended may have written a part of its last line.
+    # Only whole lines are read, because a process that was stopped may have written a part of its last line.
     results = [Result(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
     return [*results, _make_failure(check, task, *failure)] if failure else results
 
 
 def _explain_end(status: int, errors: str) -> tuple[str, str] | None:
-    """Returns the kind and the reason of a failure by the exit status and the errors of a process; None for success."""
+    """Returns the kind and the reason of a failed process, from its exit status and its errors; None for success."""
     *_, last = ["it printed nothing", *(line.strip() for line in errors.splitlines() if line.strip())]
     if status == _TOO_FEW_DEVICES:
         raise UserError(last)
@@ -147,7 +147,7 @@ def _make_failure(check: Check, task: Task, kind: str, reason: str) -> Result:
 
 
 def main() -> int:
-    """Runs the check that standard input names, and returns the exit status."""
+    """Returns the exit status of the program, after it has run the check that standard input names."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # Libraries print to standard output, too.
         os.dup2(2, 1)
@@ -170,13 +170,13 @@ def main() -> int:
 
 
 def run_here(check: Check, task: Task) -> Iterator[Result]:
-    """Yields the results of a check in this process; an exception becomes the last result."""
+    """Yields the results of a check, run in this process; an exception becomes the last result."""
     try:
         yield from check.run(task)
     except Exception as error:
         if os.environ.get("TFDECOUPLE_TRACEBACK"):
             raise
-        # TensorFlow's class is compared by its name, because this module is imported without TensorFlow.
+        # TensorFlow's exception is compared by its name, so that this module need not import TensorFlow.
         kind = "memory" if type(error).__name__ in ("MemoryError", "ResourceExhaustedError") else "error"
         yield _make_failure(check, task, kind, f"{type(error).__name__}: {one_line(error, first=True)}")
 

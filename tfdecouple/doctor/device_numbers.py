@@ -1,4 +1,4 @@
-"""Comparison of numbers: of each device with the bundled ones, and of several devices together with one."""
+"""Checks of `doctor` that each device computes the bundled numbers, and that several devices train as one does."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tfdecouple.config import override
 from tfdecouple.doctor import small_model
 from tfdecouple.doctor.result import DEFAULT, Result, Task, Variant
 
-# The largest distance of each kind of number but the gradient, relative to its norm; docs/gpu.md, "The bounds".
+# Largest relative distance of each kind of number but the gradient; docs/gpu.md, "The bounds", has the measurements.
 BOUND = 1e-4
-# The steps that several devices take, and the largest distance of their weights from those of one device, relative to
-# how far these moved. Adam divides a gradient by its size: where it is nearly 0, its last digits decide.
+# Number of steps that several devices train, and largest distance of their weights from the weights of one device,
+# relative to the change of the weights. Adam divides by the gradient's size and so enlarges rounding in tiny gradients.
 STEPS, WEIGHTS_BOUND = 10, 1e-3
 _NAMES = {
     "z": "z",
@@ -30,7 +30,7 @@ _NAMES = {
 
 @functools.cache
 def load_model_on(device: str, folder: pathlib.Path) -> Any:
-    """Returns the trained model, with its weights on a device."""
+    """Returns the trained model of a run folder, with its weights on a device."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -42,7 +42,7 @@ def load_model_on(device: str, folder: pathlib.Path) -> Any:
 def compute_numbers(
     device: str, images: np.ndarray, folder: pathlib.Path = small_model.FOLDER
 ) -> dict[str, np.ndarray]:
-    """Returns what the trained model computes of images, uint8 `[small_model.IMAGES, 16, 16, 3]`, on a device."""
+    """Returns codes, images, samples and bits/dim, computed by the trained model on a device, by name."""
     import tensorflow as tf
 
     model = load_model_on(device, folder)
@@ -74,7 +74,7 @@ def _make_step(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
 def compute_gradient(
     device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = small_model.FOLDER
 ) -> np.ndarray:
-    """Returns the gradient of a step of training for all weights, float32 `[weights]`, from Adam's first means."""
+    """Returns the gradient of all weights in one training step on a device, float32 `[weights]`, read from Adam."""
     from tfdecouple.runs.run_folder import load_weights
 
     state, step = _make_step(device, tuple(settings))
@@ -89,7 +89,7 @@ def compute_gradient(
 
 
 def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns the distance of numbers from the right ones, by their kind, relative to the norm of the right ones.
+    """Returns the relative distance of each kind of number from the right numbers, in the Euclidean norm.
 
     >>> measure_distances({"z": np.array([3.0, 4.1])}, {"z": np.array([3.0, 4.0])})
     {'z': 0.02}
@@ -101,7 +101,7 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
 
 
 def compare_numbers(task: Task) -> Iterator[Result]:
-    """Yields for each device whether its numbers are those of the machine where the model was trained."""
+    """Yields a result for each device: whether it computes the bundled numbers, from the machine of the training."""
     right, images = small_model.load_numbers(), small_model.load_images(small_model.IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant is DEFAULT else {}
@@ -110,7 +110,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
 
 
 def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
-    """Returns whether the numbers of a device are within their bounds; NaN is outside."""
+    """Returns the result of one device: whether its distances are within their bounds; NaN is outside."""
     listed = ", ".join(f"{_NAMES[name]} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
     bounds = dict.fromkeys(_NAMES, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]
@@ -128,7 +128,7 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
 
 
 def compare_devices(task: Task) -> Iterator[Result]:
-    """Yields whether some steps of training on all devices give the weights of one device."""
+    """Yields the result of whether training steps on all devices together give the weights of one device."""
     from tfdecouple.training.strategy import make_strategy
 
     count = len(task.devices)
@@ -140,7 +140,7 @@ def compare_devices(task: Task) -> Iterator[Result]:
 
 
 def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all weights, `[weights]`, before and after a step on each of the batches `[steps, batch, 16, 16, 3]`."""
+    """Returns all weights, `[weights]`, before and after training on `images`, batches `[steps, batch, 16, 16, 3]`."""
     import tensorflow as tf
 
     from tfdecouple.runs.run_folder import load_weights
@@ -163,7 +163,7 @@ def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
-    """Returns whether the weights of several devices are those of one, to the bit or within `WEIGHTS_BOUND`."""
+    """Returns the result of whether several devices gave the weights of one device, within `WEIGHTS_BOUND`."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
     figures = {"off": off, "bitwise": bool(np.array_equal(alone, together))}
     message = f"off by {off:.0e} of how far they moved, at most {np.abs(together - alone).max():.0e}"

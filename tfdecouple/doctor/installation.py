@@ -1,4 +1,4 @@
-"""The installed packages and the machine: versions, driver, CUDA, cuDNN, devices, TF32, memory."""
+"""The check of `doctor` on installed packages and the machine: versions, driver, CUDA, devices, memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu12", "nvidia-nccl-cu12",
 )  # fmt: skip
-# Variables of oneDNN that let a CPU compute float32 in fewer bits, and their values that change nothing.
+# Environment variables of oneDNN that let a CPU compute float32 in fewer bits, and their harmless values.
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _STRICT = ("", "STRICT", "strict")
-# Variables that change how TensorFlow computes.
+# Names of environment variables that change how TensorFlow computes.
 _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
 _SMI = ("driver_version", "name", "memory.total", "memory.used", "compute_cap", "mig.mode.current")
 _SMI_SECONDS = 30
-# Names the GPUs that a program may use; Slurm sets it in each job.
+# Environment variable that names the GPUs that a program may use; Slurm sets it in each job.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns the facts on which measured times depend: processor, cores, versions and the load of the machine."""
+    """Returns the facts that measured times depend on: processor, cores, versions and the load of the machine."""
     return {
         "processor": _read_cpuinfo("model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -42,7 +42,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def list_instruction_sets() -> list[str]:
-    """Returns the processor's instruction sets that matter here, as Linux names them."""
+    """Returns the processor's instruction sets that matter for its speed, by their names in Linux."""
     flags = _read_cpuinfo("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
@@ -56,7 +56,7 @@ def _read_cpuinfo(field: str) -> str:
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
-    """Yields facts about the machine, and whether its packages, GPUs and variables let other promises hold."""
+    """Yields results about the machine: facts, and whether its packages, GPUs and environment variables are right."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -79,7 +79,7 @@ def inspect_machine(task: Task) -> Iterator[Result]:
 
 
 def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
-    """Returns the devices that compute, from the results of this check."""
+    """Returns the names of the devices that all checks use, from the results of `inspect_machine`."""
     facts = next((result.figures for result in results if "devices" in result.figures), None)
     if facts is None:
         return ("CPU:0",)
@@ -87,7 +87,7 @@ def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...
 
 
 def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
-    """Yields whether the versions fit, TensorFlow sees the GPUs and float32 is not rounded; and other facts."""
+    """Yields results from facts: whether versions fit, TensorFlow sees the GPUs, and the CPU computes full float32."""
     message = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     if wrong := facts["wrong_versions"]:
         message = f"{'; '.join(wrong)} ({message})"
@@ -104,7 +104,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
     holds = seen >= len(present) if present else None
     if _VISIBLE in environment:
-        # CUDA ignores the entries from the first that names no GPU on, so that only the first entry is sure to count.
+        # CUDA ignores an entry that names no GPU, and all entries after it, so only the first entry is sure to count.
         message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         names_one = re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE])
@@ -125,10 +125,10 @@ def _find_version(name: str) -> str | None:
 
 
 def find_wrong_versions() -> Iterator[str]:
-    """Yields each required package that is missing or has a version that this project does not admit."""
+    """Yields a line for each required package that is missing or has a version that this project excludes."""
     from packaging.requirements import Requirement
 
-    # A checkout may be used without being installed.
+    # A checkout that is not installed states no requirements.
     needed = importlib.metadata.requires("tfdecouple") if _find_version("tfdecouple") else None
     for requirement in map(Requirement, needed or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -141,7 +141,7 @@ def find_wrong_versions() -> Iterator[str]:
 
 
 def _read_driver() -> list[dict[str, str]]:
-    """Returns the driver's report of each GPU; nothing where there is no driver."""
+    """Returns the report of NVIDIA's driver on each GPU, by field; an empty list if there is no driver."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)

@@ -1,4 +1,4 @@
-"""Measurements of speed and memory: training, evaluation, encoding and decoding on this machine."""
+"""The measurements of `doctor`: speed of training and inference, and memory of training, on this machine."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from tfdecouple.doctor.result import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.networks.costs import activations
 from tfdecouple.runtime.devices import shown_bytes
 
-# The batch sizes that are tried on CPUs and on GPUs, until memory ends.
+# Batch sizes that are timed on CPUs and on GPUs, in this order, until the memory does not suffice.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
 QUICK_BATCH = 16
-# The least seconds of a repetition, with and without --quick. The median of so many repetitions counts.
+# Shortest duration of a repetition in seconds, with and without --quick, and number of repetitions.
 _SECONDS, _REPETITIONS = {True: 0.3, False: 2.0}, 3
 MIB = 2**20
-# The memory by which two batches differ: enough to stand out from all other memory.
+# Difference in memory of the two batches that are compared, large enough to stand out from all other memory.
 _DIFFERENCE = {"CPU": 256 * MIB, "GPU": 2048 * MIB}
-# The largest ratio of measured to calculated memory of an image, and of calculated to measured.
+# Largest factor between the measured and the calculated memory of an image, in either direction.
 WITHIN = 4 / 3
 
 
 def make_config(request: Request, batch: int | None = None, variant: Variant = DEFAULT) -> Config:
-    """Returns the config that is timed, at a batch size: of a preset, or of the bundled small model.
+    """Returns the config that is timed: a preset, or the bundled small model, at a batch size.
 
     Raises:
-        ConfigError: for an unknown preset or impossible options.
+        ConfigError: if the preset is unknown or the options are invalid.
     """
     config = load_preset(request.preset) if request.preset else small_model.load_config()
     if batch is not None:
-        # Initialisation from few images is fast, and takes less memory than a step.
+        # The model is initialised from few images, which is fast and takes less memory than a step.
         config = override(make_timed_config(config, batch), ["training.init_images=16"])
     return override(config, [*request.settings, *variant.settings])
 
 
 def measure_speed(task: Task) -> Iterator[Result]:
-    """Yields the images/s for each batch size and phase."""
+    """Yields a result for each batch size and phase: the number of images per second."""
     request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[device[:3]])]
     if count > 1 and variant is DEFAULT:
@@ -64,14 +64,14 @@ def measure_speed(task: Task) -> Iterator[Result]:
 
 
 def measure_memory(task: Task) -> Iterator[Result]:
-    """Yields the peak memory of training at two batch sizes, and whether their difference is the calculated one."""
+    """Yields the peak memory of training at two batch sizes, and whether their difference is as calculated."""
     request, variant, device = task.request, task.variant, task.devices[0]
     config = make_config(request, 2, variant)
     per_image = activations(config.model, memory=config.training.memory, precision=config.training.precision).total
     small = max(2, round(_DIFFERENCE[device[:3]] / per_image))
     peaks = []
     for batch in (small, 2 * small):
-        # The first model refers to itself; until it is collected, its memory counts as that of the second.
+        # The first model is part of a reference cycle; until it is collected, its memory would count for the second.
         gc.collect()
         before = read_live_bytes(device, "current")
         work = Benchmark(make_config(request, batch, variant)).make_work("train", batch)
@@ -85,7 +85,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
 
 
 def compare_memory(variant: Variant, measured: float, calculated: float) -> Result:
-    """Returns whether the measured bytes of an image are the calculated ones, within a factor of `WITHIN`."""
+    """Returns the result of whether an image takes the calculated bytes, within a factor of `WITHIN`."""
     without = "" if variant.is_calculated else " without it"
     message = f"{measured / MIB:.1f} MiB an image, calculated{without} {calculated / MIB:.1f}"
     figures = {"variant": variant.name, "measured_bytes": measured, "calculated_bytes": calculated}

@@ -14,9 +14,9 @@ from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result
 
 Results = Mapping[str, Sequence[Result]]
 
-# The schema is raised when a field changes its meaning or goes.
+# Version of the JSON report, raised when a field changes its meaning or is removed.
 SCHEMA = 1
-# A smaller gain is not worth another option.
+# Smallest gain in speed for which another option is recommended.
 GAIN = 1.05
 _WIDTH = 120
 _MARKS = {True: "holds", False: "FAILS", None: ""}
@@ -24,23 +24,23 @@ _MARKS = {True: "holds", False: "FAILS", None: ""}
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """Recommended options of training.
+    """The options of training that `doctor` recommends on this machine.
 
     Attributes:
-        settings: `NAME=VALUE` for `--set`; empty where the defaults are the best.
-        why: the reasons, a sentence each.
+        settings: the settings `NAME=VALUE` for the option `--set`; empty if the defaults are the best.
+        why: the reasons, one sentence each.
     """
 
     settings: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
 
     def options(self) -> str:
-        """Returns the settings for a command line: `--set NAME=VALUE ...`."""
+        """Returns the recommended settings as command-line options: `--set NAME=VALUE ...`."""
         return " ".join(f"--set {setting}" for setting in self.settings)
 
 
 def recommend(results: Results) -> Recommendation:
-    """Returns for each option the fastest variant whose numbers are right, if it gains enough (`GAIN`)."""
+    """Returns the fastest setting of each option whose numbers are right and whose gain is at least `GAIN`."""
     rates = {
         (row["variant"], row["batch"]): row["images_per_s"]
         for row in (result.figures for result in results.get("speed", ()))
@@ -53,7 +53,7 @@ def recommend(results: Results) -> Recommendation:
     best: dict[str, tuple[float, str]] = {}
     why = []
     for variant in VARIANTS[1:]:
-        # The last gain is that at the largest batch of both.
+        # The last gain counts: it is measured at the largest batch size that both variants have.
         gains = [rates[variant.name, b] / rates[DEFAULT.name, b] for b in batches if (variant.name, b) in rates]
         if not gains:
             continue
@@ -70,7 +70,7 @@ def recommend(results: Results) -> Recommendation:
 
 
 def find_failures(results: Results) -> list[tuple[str, Result]]:
-    """Returns the results that do not hold, each with the name of its check."""
+    """Returns the results whose promise does not hold, each with the name of its check."""
     return [(name, result) for name, each in results.items() for result in each if result.holds is False]
 
 
@@ -87,7 +87,7 @@ def make_json(request: Request, results: Results, recommendation: Recommendation
 
 
 def make_text(request: Request, results: Results, recommendation: Recommendation) -> Iterator[str]:
-    """Yields the lines of the report for people."""
+    """Yields the lines of the report as a text for people."""
     for name, each in results.items():
         yield f"\n{name}: {CHECKS[name].title}"
         width = max([len(result.what) for result in each], default=0)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-# The phases of a model that can be timed.
+# The phases of a model's work that can be timed.
 PHASES = ("train", "eval", "encode", "decode", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One line of the report.
+    """The result of a check or measurement, which is one line of the report.
 
     Attributes:
-        what: the thing that was checked, in a few words.
+        what: the subject of the check, in a few words.
         holds: whether a promise holds; None for a measurement that belongs to no promise.
         message: the result in words.
-        advice: the remedy where the promise does not hold.
-        figures: the numbers behind the message, plain JSON.
+        advice: the remedy if the promise does not hold.
+        figures: the numbers behind the message, as plain values for JSON.
     """
 
     what: str
@@ -28,24 +28,24 @@ class Result:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuses a failure without advice."""
+        """Raises ValueError if the promise does not hold and there is no advice."""
         if self.holds is False and not self.advice:
             raise ValueError(f"the result {self.what!r} does not hold and has no advice")
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A way to run the model.
+    """A variant of training and inference that is checked and timed, such as another precision.
 
     Attributes:
-        name: the name in tables.
-        settings: `NAME=VALUE` as for `--set`, recommended where the variant is the fastest.
-        phases: the phases that the variant changes.
-        gradient: the largest distance of the gradient from that of float32 on a CPU, relative to its norm; docs/gpu.md,
-            "The bounds", has the measurements.
+        name: the name of the variant in tables.
+        settings: the settings `NAME=VALUE`, as for `--set`, that select the variant.
+        phases: the phases of `PHASES` that the variant changes.
+        gradient: the largest relative distance of the gradient from the gradient in float32 on a CPU; docs/gpu.md, "The
+            bounds", has the measurements.
         gpu_only: whether the variant changes nothing on CPUs.
         in_quick: whether `--quick` tries the variant.
-        is_calculated: whether `networks/costs.py` calculates the memory of the variant.
+        is_calculated: whether `networks/costs.py` can calculate the memory of the variant.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Variant:
     is_calculated: bool = True
 
 
-# The first is the default. The numbers, times, memory and recommendation of the report follow this list.
+# All variants in the order of the report; the first is the default.
 VARIANTS = (
     Variant("float32", phases=PHASES[:4], in_quick=True),
     Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
@@ -71,14 +71,14 @@ DEFAULT = VARIANTS[0]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The options of the command.
+    """The options of the command `doctor`.
 
     Attributes:
         preset: the preset that is timed; None for the bundled small model, whose memory is not measured.
-        settings: `NAME=VALUE` that change the preset.
-        quick: whether only checks of about a minute run.
+        settings: the settings `NAME=VALUE` that change the preset.
+        quick: whether fewer variants, images and batch sizes are tried, to finish in about a minute.
         devices: the number of devices that train; None for all GPUs, or one CPU.
-        timeout: seconds after which the process of a check is ended.
+        timeout: the time in seconds after which the process of a check is stopped.
     """
 
     preset: str | None = None
@@ -90,12 +90,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The work of one process: a check of one variant.
+    """The task of one process: to check one variant.
 
     Attributes:
-        request: the options of the command.
-        variant: the way to run the model.
-        devices: the devices that compute, by TensorFlow's names, such as "GPU:0".
+        request: the options of the command `doctor`.
+        variant: the variant to check.
+        devices: the devices to use, by TensorFlow's names, such as "GPU:0".
     """
 
     request: Request

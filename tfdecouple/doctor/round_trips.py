@@ -1,4 +1,4 @@
-"""Round trips of images through their codes, pixel for pixel, in Keras and in exported files."""
+"""Checks of `doctor` that images come back from their codes to the last pixel, in Keras and in exported files."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how encoding and decoding change images, uint8 `[n, height, width, channels]`.
+    """Returns how much encoding and decoding change each of `images`, uint8 `[n, height, width, channels]`.
 
     Returns:
-        The number of subpixels that change in each image, int `[n]`, and the root mean square of v of each image, float
-        `[n]`, which is near 1 for images like those of the training.
+        The number of subpixels that change in each image, int `[n]`, and the root mean square of each image's v, float
+        `[n]`, which is near 1 for images like the training images.
     """
     with warnings.catch_warnings():
-        # The number of changed subpixels says more than the warning.
+        # The warning is ignored, because the returned number of changed subpixels says more.
         warnings.simplefilter("ignore", ExactnessWarning)
         z, v = model.encode(images)
     changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
@@ -37,7 +37,7 @@ def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray,
 
 
 def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns images that no camera takes, uint8 `[n, height, width, channels]`, by kind; colours for RGB alone."""
+    """Returns artificial extreme images by kind, uint8 `[n, height, width, channels]`; only RGB has coloured kinds."""
     height, width, channels = image_shape
     rng = np.random.default_rng(seed)
     odd = np.indices((height, width)).sum(0)[..., None] % 2
@@ -64,14 +64,14 @@ def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[s
 
 
 def load_images_by_kind(task: Task) -> dict[str, np.ndarray]:
-    """Returns the images of the round trips, of the size of the small model, by kind."""
+    """Returns photographs and extreme images of the small model's size, by kind, for round trips."""
     count = 64 if task.request.quick else small_model.PHOTOGRAPHS
     shape = small_model.load_images(1).shape[1:]
     return {"photographs": small_model.load_images(count), **make_extreme_images(shape, count)}
 
 
 def try_round_trips(task: Task) -> Iterator[Result]:
-    """Yields for each device whether all images come back."""
+    """Yields a result for each device: whether the small model recovers all images from their codes."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -79,7 +79,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
     kinds = load_images_by_kind(task)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         with tf.device(device):
-            # All images are one batch, because the model is traced for each batch size.
+            # All images are one batch, because TensorFlow would trace the model once for each batch size.
             changed, _ = count_changed_subpixels(load_model(small_model.FOLDER), np.concatenate(list(kinds.values())))
         parts = np.split(changed, np.cumsum([len(images) for images in kinds.values()])[:-1])
         counts = {
@@ -89,7 +89,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
 
 
 def check_round_trip(trip: dict[str, Any]) -> Result:
-    """Returns whether all images came back at `where`; `kinds` has [images, lost images, lost subpixels] by kind."""
+    """Returns the result of a round trip, whose `kinds` has [images, lost images, lost subpixels] for each kind."""
     where, kinds = trip["where"], trip["kinds"]
     lost = [f"{counts[1]} of {counts[0]} {kind}" for kind, counts in kinds.items() if counts[1]]
     images = sum(counts[0] for counts in kinds.values())
@@ -102,7 +102,7 @@ def check_round_trip(trip: dict[str, Any]) -> Result:
 
 
 def try_exports(task: Task) -> Iterator[Result]:
-    """Exports the small model and sends images through the files."""
+    """Yields results of an export of the small model: whether its files recover all images, in each runtime."""
     try:
         require("tf2onnx", "onnx", "onnxruntime", "tensorflow_serving", what="an export")
         scratch = tempfile.TemporaryDirectory()
@@ -113,7 +113,7 @@ def try_exports(task: Task) -> Iterator[Result]:
         message = f"no folder for temporary files can be written ({error.strerror or error})"
         yield Result("the export", False, message, "set TMPDIR to a folder that can be written")
         return
-    # The export is imported by its name, because it stands on top of the library.
+    # The package `export` is imported by its name, because it depends on this library and not the reverse.
     runtimes = importlib.import_module("export.verification.runtimes")
     with scratch as name:
         folder, kinds = pathlib.Path(name), load_images_by_kind(task)
@@ -127,7 +127,7 @@ def try_exports(task: Task) -> Iterator[Result]:
 
 
 def check_export(trip: dict[str, Any]) -> Result:
-    """Returns whether a runtime reconstructed all images; a provider without its device or libraries is no failure."""
+    """Returns the result of a runtime's round trip; a provider without its device or libraries is no failure."""
     if reason := trip.get("unavailable"):
         return Result(trip["where"], None, f"installed, but not usable here: {reason}", figures=trip)
     return check_round_trip(trip)

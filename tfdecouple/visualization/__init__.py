@@ -1,1 +1,1 @@
-"""Pictures: grids of images, curves, codes in the plane, confusion matrices."""
+"""Functions that draw pictures: grids of images, curves of training, codes in the plane, confusion matrices."""

@@ -1,9 +1,9 @@
-"""Photographs at their own size, changed as the model changed small copies of them.
+"""Functions that apply a model's change of a small image to the photograph at its own size.
 
-A model of 64 x 64 pixels shows how colours change where, which is enough to change a photograph of any size in the same
-way. A guided filter (He, Sun and Tang, "Guided image filtering", 2013, applied at another size as in Chen et al.,
-"Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each small pixel, and
-applies these maps, interpolated, to the pixels of the photograph.
+A model of 64 x 64 pixels determines how colours change in each region, which is enough to change a photograph of any
+size in the same way. A guided filter (He, Sun and Tang, "Guided image filtering", 2013, applied at another size as in
+Chen et al., "Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each pixel of
+the small image, and applies these maps, interpolated, to the pixels of the photograph.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from tfdecouple.data.image_file import open_image
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.model.any_size import shrink_images
 
-# Side, in small pixels, of the squares that colour maps are fitted to.
+# Side of the squares that the colour maps are fitted to, in pixels of the small image.
 _WINDOW = 9
-# Variance of colours, in a range from 0 to 1, at which a map is half that of its square, half that of the whole image.
+# Variance of colours (in [0, 1]) within a square at which its map is half its own fit, half the whole image's fit.
 _EVENNESS = 0.01
-# Where the model lost the detail of a place, as in a sky that it made white, the photograph's own stays this strong.
+# Smallest contrast of a map, so that the photograph's detail stays even if the model lost it, as in a white sky.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
-# Rows of the photograph that a thread computes at once, so that memory does not grow with the photograph.
+# Number of rows that a thread computes at once, so that the memory of a thread does not grow with the height.
 _ROWS = 64
 
 
 def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns a photograph at its own size, with the change of colours that leads from `before` to `after`.
+    """Returns a photograph at its own size, with its colours changed as from `before` to `after`.
 
-    The result keeps the photograph's detail: only its colours and its light change, smoothly from place to place. It is
-    no output of the model: encoding it does not give the codes of `after`.
+    The result keeps the photograph's detail: only its colours and its light change, smoothly across the picture. It is
+    no output of the model, so encoding it does not give the codes of `after`.
 
     Args:
-        photograph: uint8 `[H, W, channels]`, of three channels or one.
+        photograph: the photograph, uint8 `[H, W, channels]`, with three channels or one.
         before: the whole photograph shrunk to the model's size, uint8 `[h, w, channels]`.
-        after: what the model made of that, uint8 `[h, w, channels]`.
+        after: the image that the model made of `before`, uint8 `[h, w, channels]`.
 
     Returns:
-        uint8 `[H, W, channels]`; `after` itself where the photograph has its size.
+        The photograph, uint8 `[H, W, channels]`; `after` itself if the photograph has the model's size.
     """
     if photograph.shape == after.shape:
         return after
@@ -78,11 +78,11 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Returns affine maps that turn the colours of `before` into those of `after`, by least squares in each square.
 
     Args:
-        before: float32 `[h, w, channels]` from 0 to 1.
-        after: the same shape.
+        before: the image before the change, float32 `[h, w, channels]`, from 0 to 1.
+        after: the image after the change, of the same shape.
 
     Returns:
-        float64 `[h, w, channels, channels + 1]`: the gains of each result channel, and its offset.
+        The maps, float64 `[h, w, channels, channels + 1]`: the gains of each result channel, and its offset.
     """
     channels = before.shape[-1]
     identity = np.eye(channels)
@@ -99,7 +99,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         columns = before[..., None, :]
         covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
         joint = average(after[..., None] * columns) - mean_after[..., None] * mean_before[..., None, :]
-        # gains @ covariance = joint, drawn towards the default by the ridge; the covariance is symmetric.
+        # This solves gains @ covariance = joint, transposed; the ridge term draws the gains to their default.
         solved = np.linalg.solve(covariance + ridge * identity, np.swapaxes(joint + ridge * default, -1, -2))
         gains = np.swapaxes(solved, -1, -2)
         contrast = np.einsum("i,...ij->...", weights, gains)
@@ -111,7 +111,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return average_in_square(fit(average_in_square, _EVENNESS, whole))
 
 
-# Formats that a result is written in, as its photograph was; results of others (GIF, PPM) are PNG files.
+# Formats that results are written in, with file endings and options; other formats (GIF, PPM) become PNG files.
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": (".bmp", {}),
     "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
@@ -126,10 +126,10 @@ class Photograph:
     """A photograph at its own size.
 
     Attributes:
-        path: of its file.
-        pixels: upright, in sRGB, uint8 `[H, W, 3]`; of a model of grey images `[H, W, 1]`.
-        alpha: its transparency, uint8 `[H, W]`; None where it has none.
-        format: of the file, as Pillow names it.
+        path: the path of the photograph's file.
+        pixels: the upright pixels in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images.
+        alpha: the transparency, uint8 `[H, W]`; None for a photograph without transparency.
+        format: the format of the file, as Pillow names it.
     """
 
     path: str
@@ -142,7 +142,7 @@ class Photograph:
         return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
 
     def encode_file(self, pixels: np.ndarray) -> tuple[bytes, str]:
-        """Returns a file of pixels in the photograph's format, with its transparency, and the ending of its name."""
+        """Returns the bytes of an image file of `pixels`, in the photograph's format, and the ending of its name."""
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
@@ -155,18 +155,18 @@ class Photograph:
 
 
 def read_photograph(path: str, channels: int, max_side: int) -> Photograph:
-    """Reads a photograph at its own size, or shrunk so that neither side is longer than `max_side`.
+    """Returns a photograph from a file, at its own size, or shrunk so that no side is longer than `max_side`.
 
-    It is turned upright as its EXIF data say, and a colour profile other than sRGB is converted. Of an animation the
-    first picture is taken; pixels of 16 bits become 8.
+    The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. An animation gives its
+    first picture; pixels of 16 bits become 8.
 
     Args:
-        path: of the file.
-        channels: of the model: 3 for colours, 1 for grey.
-        max_side: in pixels, at least 1.
+        path: the path of the file.
+        channels: the number of channels of the model's images: 3 for colours, 1 for grey.
+        max_side: the longest side of the result in pixels, at least 1.
 
     Raises:
-        DataError: where the file is missing or no image, has too many pixels, or the model has other channels.
+        DataError: if the file is missing, no image or too large, or `channels` is neither 3 nor 1.
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; take --size model")
@@ -175,7 +175,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> Photograph:
     try:
         with open_image(path) as image:
             kind = image.format or "PNG"
-            # A JPEG file is decoded at a fraction of its size where that is enough, which saves most of the time.
+            # This decodes a large JPEG file at a fraction of its size, which saves most of the time.
             image.draft("RGB", (max_side, max_side))
             profile = image.info.get("icc_profile")
             if image.mode.startswith("I;16"):
@@ -189,14 +189,14 @@ def read_photograph(path: str, channels: int, max_side: int) -> Photograph:
             alpha = np.asarray(image.getchannel("A")) if has_alpha else None
             image = _in_srgb(image.convert("RGB"), profile)
             pixels = np.asarray(image if channels == 3 else image.convert("L"))
-    # Pillow's readers raise nearly anything at a damaged file: OSError, SyntaxError, ValueError, struct.error ...
+    # Every exception is caught, because Pillow raises nearly any class of exception for a damaged file.
     except Exception as error:
         raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
     return Photograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Returns an RGB image with its colours converted from an embedded profile to sRGB; a broken profile is ignored."""
+    """Returns an RGB image, its colours converted from `profile` to sRGB; a missing or broken profile is ignored."""
     if not profile:
         return image
     try:

@@ -1,8 +1,8 @@
-"""Pictures of what a model does with images, each a grid of images (`tiles.py`).
+"""Functions that draw grids of a model's samples, reconstructions, switches, interpolations and edits.
 
 Images are uint8 `[n, height, width, channels]`. These arguments have one meaning in all functions: `note` ends the
 caption; `side` is the largest side of an image in the grid, as for `draw_grid`; `labels` are the labels of the images,
-`[n]`, or a pair of such arrays for pairs of images, and None for a model without labels; `on_images` is called with the
+`[n]`, or a pair of label arrays for pairs of images, and None for a model without labels; `on_images` receives the
 number of finished images.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image
 from tfdecouple.model import DecoupledModel
 from tfdecouple.visualization.tiles import WIDTH, arrange_rows, draw_grid
 
-# The number of images that the model gets at once, which changes the memory but no picture.
+# Number of images that the model computes at once, which changes the use of memory but no picture.
 _CHUNK = 64
 
 _PATHS = {"lerp": "the line (lerp)", "slerp": "the arc (slerp)"}
@@ -43,12 +43,12 @@ def draw_sample_grid(
     on_images: OnImages = _ignore,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture of samples at each temperature in rows of ten, with the same z and direction of v.
+    """Returns a picture of `count` samples at each temperature, in rows of ten, from the same draws of z and noise.
 
-    The temperatures are factors of v (paper section 3.1), which do not act on z.
+    The temperatures are factors of v (paper section 3.1); z does not depend on them.
 
     Raises:
-        InversionError: where a sample is not finite.
+        InversionError: if a sample is not finite.
     """
     bands = []
     for temperature in temperatures:
@@ -74,12 +74,12 @@ def draw_class_grid(
     on_images: OnImages = _ignore,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture with a row of samples for each label; a column shares v, so that the label's effect shows.
+    """Returns a picture with a row of samples for each label; a column shares v, to show the effect of the label.
 
     `labels` are the labels of the rows, and `names` are the names of all labels of the model.
 
     Raises:
-        InversionError: where a sample is not finite.
+        InversionError: if a sample is not finite.
     """
     rows = []
     for label in labels:
@@ -92,7 +92,7 @@ def draw_class_grid(
 def reconstruct_images(
     model: DecoupledModel, images: np.ndarray, on_images: OnImages = _ignore, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
-    """Returns decode(encode(images)), and how many of the images are reconstructed to the last pixel."""
+    """Returns decode(encode(images)), and the number of images that are reconstructed to the last pixel."""
     decoded = np.empty_like(images)
     for chunk in _chunks(len(images)):
         known = None if labels is None else labels[chunk]
@@ -104,7 +104,7 @@ def reconstruct_images(
 def draw_reconstruction_grid(
     images: np.ndarray, decoded: np.ndarray, exact: int, note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns a picture of images above their reconstructions, which `reconstruct_images` returned."""
+    """Returns a picture of images above their reconstructions, `decoded`, of which `exact` are identical."""
     columns = min(len(images), 10)
     rows = [arrange_rows(each, columns) for each in (images, decoded)]
     tiles = np.stack(rows, 1).reshape(-1, columns, *images.shape[1:])
@@ -123,9 +123,10 @@ def draw_switch_grid(
     side: int = 0,
     labels: PairLabels = None,
 ) -> Image.Image:
-    """Returns a picture of tiles as in the paper's Figure 1: a and (z of b, v of a) above b and (z of a, v of b).
+    """Returns a picture of pairs of images and their switches, as in the paper's Figure 1.
 
-    `a` are the first and `b` the second images of the pairs. A row has `columns` tiles, and `what` begins the caption.
+    `a` are the first and `b` the second images of the pairs. A tile shows a and decode(z of b, v of a) above b and
+    decode(z of a, v of b). A row has `columns` tiles, and `what` begins the caption.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
     for chunk in _chunks(len(a)):
@@ -151,9 +152,9 @@ def interpolate_pairs(
 ) -> np.ndarray:
     """Returns interpolations between pairs of images, uint8 `[n, paths, rows, places, height, width, channels]`.
 
-    `a` are the first and `b` the second images of the pairs. z changes from row to row and v from place to place, from
-    0 at the first image to 1 at the second; a model without z has one row. v takes each of the paths of
-    `DecoupledModel.interpolate`.
+    `a` are the first and `b` the second images of the pairs. `places` are numbers from 0, the first image, to 1, the
+    second; z changes from row to row and v from column to column. A model without z has one row. `paths` are the
+    paths of v in `DecoupledModel.interpolate`.
     """
     z_places = places if model.config.has_latent else places[:1]
     tiles: list[np.ndarray] = []
@@ -197,13 +198,13 @@ def draw_interpolation_grid(
 
 
 def compute_pixel_contrast(images: np.ndarray) -> np.ndarray:
-    """Returns the mean difference of neighbouring pixels of images, in levels, over channels, rows and columns.
+    """Returns the mean absolute difference of neighbouring pixels of each image, in units of pixel values.
 
     Args:
-        images: uint8 `[..., height, width, channels]`.
+        images: the images, uint8 `[..., height, width, channels]`.
 
     Returns:
-        float64 of the leading axes.
+        The mean over channels, rows and columns, float64 in the shape of the leading axes.
     """
     values = images.astype(np.float64)
     steps = [np.abs(np.diff(values, axis=axis)).mean((-3, -2, -1)) for axis in (-3, -2)]
@@ -219,10 +220,10 @@ def draw_edit_grid(
     note: str = "",
     on_images: OnImages = _ignore,
 ) -> Image.Image:
-    """Returns a picture of images changed along a direction in z: a row for each image and each method.
+    """Returns a picture of images edited along directions in z: a row for each image and each direction.
 
-    `directions` are float32 `[d_z]`, by the name of the method that found them, which labels the rows. A column adds
-    its amount times the direction to z. `name` is the name of the direction in the caption.
+    `directions` are vectors, float32 `[d_z]`, by the name of their method of finding, which labels the rows. A column
+    adds its amount times the direction to z. `name` is the name of the direction in the caption.
     """
     rows, done = [], 0
     for chunk in _chunks(len(images)):
@@ -231,7 +232,7 @@ def draw_edit_grid(
         changed = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
         for row, vector in enumerate(directions.values()):
             for column, amount in enumerate(amounts):
-                # The same as `model.edit`, which would encode the images each time.
+                # `model.edit` would give the same images, but encode them again for each amount.
                 changed[:, row, column] = model.decode(z + np.float32(amount) * vector, v)
                 on_images(done := done + len(v))
         rows.append(changed)
@@ -248,9 +249,9 @@ def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray
     """Returns a picture of samples beside the images nearest to them.
 
     Args:
-        queries: the samples.
-        neighbours: by the name of the distance, uint8 `[n, k, height, width, channels]`, the nearest first.
-        caption: the caption.
+        queries: the samples, uint8 `[n, height, width, channels]`.
+        neighbours: for each name of a distance, the nearest images, uint8 `[n, k, height, width, channels]`, in order.
+        caption: the text below the grid.
     """
     blocks, labels, k = [], [], 0
     for name, images in neighbours.items():

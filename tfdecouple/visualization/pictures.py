@@ -1,4 +1,4 @@
-"""The pictures of each evaluation of a training, by name. Commands draw the same grids of other images."""
+"""The pictures that a training saves at each evaluation: grids of validation images and of samples."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tfdecouple.visualization.grids import (
     reconstruct_images,
 )
 
-# The number of images up to 64 x 64 in a picture, and the largest side of an image in a picture, in pixels.
+# Number of images of at most 64 x 64 pixels in a picture, and largest side of an image in a picture, in pixels.
 USUAL = 40
 _SIDE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureInputs:
-    """The model and the images that the pictures of an evaluation show.
+    """The model and the images that the pictures of one evaluation show.
 
     Attributes:
-        model: the model.
-        images: uint8 `[n, height, width, channels]`, at least 1, that the model was not trained on.
-        seed: the seed of samples.
-        most: about how many images a picture shows.
+        model: the model that is evaluated.
+        images: at least one image that the model was not trained on, uint8 `[n, height, width, channels]`.
+        seed: the seed of the samples.
+        most: the approximate number of images in a picture.
         labels: the labels of the images, int32 `[n]`; None for a model without labels.
         label_names: the names of all labels of the model.
     """
@@ -49,18 +49,18 @@ class PictureInputs:
 
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
-        """The images decoded from their codes, and how many of them are equal to the last pixel."""
+        """The images decoded from their codes, and the number of images that are identical to the last pixel."""
         return reconstruct_images(self.model, self.images, labels=self.labels)
 
     def pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """Returns pairs of one image from each half, and the labels of the two; None for a model without labels."""
+        """Returns `count` first and second images of pairs, and their labels, or None for a model without labels."""
         first, second = slice(count), slice(len(self.images) // 2, len(self.images) // 2 + count)
         labels = None if self.labels is None else (self.labels[first], self.labels[second])
         return self.images[first], self.images[second], labels
 
 
 def count_shown(image_shape: tuple[int, int, int]) -> int:
-    """Returns how many images of a shape a picture shows at most: the usual number up to 64 x 64, fewer if larger.
+    """Returns the largest number of images in a picture: `USUAL` up to 64 x 64 pixels, fewer for larger images.
 
     >>> [count_shown((size, size, 3)) for size in (32, 64, 128, 256, 1024)]
     [40, 40, 10, 4, 4]
@@ -68,14 +68,14 @@ def count_shown(image_shape: tuple[int, int, int]) -> int:
     return min(USUAL, max(4, USUAL * 64**2 // math.prod(image_shape[:2])))
 
 
-# A function that draws a picture with its caption, or returns None where it does not suit the model or the images.
+# A function that draws a picture with its caption, or returns None if the picture does not suit the model.
 Draw = Callable[[PictureInputs], Image.Image | None]
-# The functions by the name of the picture, which ends the file's name and stands in TensorBoard.
+# The drawing functions by the name of the picture, which ends the name of its file and is its title in TensorBoard.
 PICTURES: dict[str, Draw] = {}
 
 
 def register_picture(name: str) -> Callable[[Draw], Draw]:
-    """Returns a decorator that registers a function of `PictureInputs` as a picture of each evaluation."""
+    """Returns a decorator that adds a drawing function to `PICTURES` under the name `name`."""
 
     def register(draw: Draw) -> Draw:
         PICTURES[name] = draw
@@ -122,20 +122,20 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
 def save_pictures(
     inputs: PictureInputs, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
 ) -> int:
-    """Writes every picture of `PICTURES` as PREFIX + name + ".png", or none if one fails.
+    """Writes every picture of `PICTURES` into a folder as a PNG file, or no file if a picture cannot be drawn.
 
     Args:
-        inputs: the model and the images; a switch takes at least 2 images.
-        folder: the folder, which is made if it does not exist.
-        prefix: the first part of the files' names.
-        on_picture: called with the name of each picture before it is drawn.
+        inputs: the model and the images; the picture of switches needs at least 2 images.
+        folder: the folder for the files, which is made if it does not exist.
+        prefix: the first part of the files' names, before the name of the picture and ".png".
+        on_picture: a callback that receives the name of each picture before it is drawn.
 
     Returns:
-        How many of the images are reconstructed to the last pixel.
+        The number of images that are reconstructed to the last pixel.
 
     Raises:
-        UserError: where the model yields pixels that are not finite.
-        OSError: where the disk is full.
+        UserError: if the model yields pixels that are not finite.
+        OSError: if the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}

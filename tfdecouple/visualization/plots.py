@@ -1,4 +1,4 @@
-"""Plots: curves of training, codes in the plane, histograms of scores, statistics and confusion matrices."""
+"""Functions that draw plots: curves of training, codes in the plane, histograms, statistics, confusion matrices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-# The colours of Okabe and Ito, which people of any colour vision can distinguish; the dark ones come first.
+# The colours of Okabe and Ito, distinct for people of any colour vision; the dark colours come first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 _GREY = "#999999"
@@ -24,22 +24,22 @@ _NAMES = {
     "dequantization": "log q(u|x), nats/image",
     "learning_rate": "learning rate",
 }
-# A confusion matrix of more classes has no room for numbers.
+# Largest number of classes for which the cells of a confusion matrix have room for numbers.
 _NUMBERED_CLASSES = 40
 
-# Steps and values of a curve, both `[n]`.
+# A curve: the steps and the values, both `[n]`.
 Line = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """The curves of one run.
+    """The curves of one run, on training and on validation images.
 
     Attributes:
         name: the name of the run in the legend.
-        train: the curves of training, by the name in the log.
-        validation: the curves of the validation images, likewise.
-        noise_steps: the first updates, whose training images have noise (`training.noise_steps`).
+        train: the curves on training images, by the name of the quantity in the log.
+        validation: the curves on validation images, by the name of the quantity in the log.
+        noise_steps: the number of first updates whose training images have noise (`training.noise_steps`).
     """
 
     name: str
@@ -49,7 +49,7 @@ class Curves:
 
 
 def render_figure(figure: Figure) -> Image.Image:
-    """Returns a plot as a picture."""
+    """Returns a matplotlib figure as an RGB picture."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -58,9 +58,9 @@ def render_figure(figure: Figure) -> Image.Image:
 def plot_curves(runs: Sequence[Curves]) -> Figure:
     """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs.
 
-    Training is thin; validation is thick with a point at each evaluation. A quantity that no run has gets no panel. The
-    axis of bits/dim leaves out the steep fall at the beginning and the updates with noise, which would press the rest
-    together.
+    Curves on training images are thin; curves on validation images are thick, with a point at each evaluation. A
+    quantity that no run has gets no panel. The axis of bits/dim leaves out the steep fall at the beginning and the
+    updates with noise, which would flatten the rest of the curve.
 
     Args:
         runs: at least one run with a curve of bits/dim.
@@ -101,13 +101,13 @@ def _lines(run: Curves, name: str) -> list[Line]:
 
 
 def _values_after(update: int, steps: Sequence[float], values: Sequence[float]) -> np.ndarray:
-    """Returns the values of a line after an update, or all values of a line that ends earlier."""
+    """Returns the values of a curve after an update, or all values of a curve that ends before it."""
     later = np.asarray(steps) > update
     return np.asarray(values, float)[later if later.any() else ...]
 
 
 def _leave_out_fall(axes: Axes, values: np.ndarray) -> None:
-    """Limits the y-axis to nine in ten of the values and half of their range above them."""
+    """Sets the y-axis to the range of the lowest 90 % of the values, and half of that range above."""
     low, high = values.min(), values.max()
     most = np.quantile(values, 0.9)
     top = min(high, most + 0.5 * (most - low))
@@ -116,14 +116,14 @@ def _leave_out_fall(axes: Axes, values: np.ndarray) -> None:
 
 
 def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns codes in their first two principal components, and the shares of the variance that these explain.
+    """Returns codes projected to their first two principal components, and the explained shares of the variance.
 
     >>> points, shares = project_to_components(np.array([[0.0, 0.0, 5.0], [3.0, 0.0, 5.0], [0.0, 1.0, 5.0]]))
     >>> points.shape, bool(np.isclose(shares.sum(), 1))
     ((3, 2), True)
 
     Args:
-        codes: `[n, d]`, n at least 2.
+        codes: the codes, `[n, d]`, n at least 2.
 
     Returns:
         The points, `[n, 2]`, and the shares, `[2]`, both float64; the second component is 0 where d is 1. The largest
@@ -132,7 +132,7 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.decomposition import PCA
 
     pca = PCA(min(2, codes.shape[1]), svd_solver="full")
-    # Codes that do not vary have no shares: 0 / 0.
+    # NumPy would warn about 0 / 0 for codes that do not vary; their shares become 0 below.
     with np.errstate(invalid="ignore"):
         points = pca.fit_transform(np.asarray(codes, np.float64))
     missing = 2 - points.shape[1]
@@ -140,21 +140,21 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Returns codes in the plane of t-SNE, `[n, 2]`, which keeps neighbours together and distorts larger distances.
+    """Returns codes projected to the plane by t-SNE, `[n, 2]`: neighbours stay together, large distances are distorted.
 
     Args:
-        codes: `[n, d]`, n at least 4.
+        codes: the codes, `[n, d]`, n at least 4.
         seed: the seed of the random part of t-SNE.
     """
     import threadpoolctl
     from sklearn.manifold import TSNE
 
-    # The usual 30 neighbours are too many for a few points.
+    # The usual perplexity of 30 (a number of neighbours) is too large for few points.
     perplexity = min(30.0, (len(codes) - 1) / 3)
     start = project_to_components(codes)[0]
     spread = np.std(start[:, 0])
     start = (start / spread * 1e-4 if spread > 0 else start).astype(np.float32)
-    # Threads would wait for each other in a busy loop: on cores with other work, one thread is several times faster.
+    # On cores with other work one thread is several times as fast, because several would wait in a busy loop.
     with threadpoolctl.threadpool_limits(1):
         t_sne = TSNE(2, perplexity=perplexity, init=start, random_state=seed)
         return t_sne.fit_transform(np.asarray(codes, np.float32))
@@ -171,12 +171,12 @@ def plot_projection(
     """Returns a plot of points in the plane, coloured by label.
 
     Args:
-        points: `[n, 2]`.
-        labels: int `[n]`; -1 for no label.
-        names: the names of the labels; empty where there are none.
+        points: the points, `[n, 2]`.
+        labels: the labels of the points, int `[n]`; -1 for no label.
+        names: the names of the labels; empty if they have no names.
         axis_names: the names of the two axes.
         title: the title of the plot.
-        coloured_labels: how many labels, the most frequent ones, get a colour and a shape; the others are grey.
+        coloured_labels: the number of most frequent labels that get a colour and a shape; all other points are grey.
     """
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
@@ -203,12 +203,12 @@ def plot_projection(
 
 
 def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
-    """Returns histograms of several kinds of images side by side, one panel per quantity; the first kind is filled.
+    """Returns a plot of histograms of several kinds of images, with one panel per quantity; the first kind is filled.
 
-    Values beyond a panel count in its first or last bin.
+    Values beyond the range of a panel count in its first or last bin.
 
     Args:
-        panels: by the name of the quantity, its values by the kind of images, `[n]` each; all have the same kinds.
+        panels: for each name of a quantity, the values of each kind of images, `[n]`; all have the same kinds.
         title: the title of the plot.
     """
     columns = min(len(panels), 3)
@@ -240,7 +240,7 @@ def plot_statistics(statistics: Mapping[str, Mapping[str, Any]], title: str) -> 
     """Returns a plot of how well z, v and pixels predict statistics of images, and which code they follow in a switch.
 
     Args:
-        statistics: by name `r2` and `switch`, as in the result of `metrics.image_statistics`.
+        statistics: for each statistic its `r2` and `switch`, as in the result of `metrics.image_statistics`.
         title: the title of the plot.
     """
     figure = _make_figure(11, 4.8)
@@ -265,7 +265,7 @@ def plot_statistics(statistics: Mapping[str, Mapping[str, Any]], title: str) -> 
         _style_axes(axes, what)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.legend(fontsize=_SMALL, frameon=False, loc="best")
-    # A regression that is worse than the mean predicts nothing.
+    # Bars below 0 are cut off, because a regression that is worse than the mean predicts nothing.
     left.set_xlim(-0.1, 1)
     left.set_yticks(range(len(names)), names, fontsize=_SMALL)
     left.invert_yaxis()
@@ -276,7 +276,7 @@ def plot_statistics(statistics: Mapping[str, Mapping[str, Any]], title: str) -> 
 def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> Figure:
     """Returns a plot of a confusion matrix: rows are the true classes, columns the predicted ones.
 
-    A cell is as dark as its share of the images of its class, and holds their number.
+    The darkness of a cell is its share of the images of its true class; the number in it is the number of images.
 
     Args:
         confusion: a result of `metrics.probe.count_confusion`.
@@ -310,9 +310,9 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
 
 
 def _make_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure, of this size in inches, whose looks do not depend on a user's matplotlibrc."""
+    """Returns an empty figure of a size in inches, whose look does not depend on a user's matplotlibrc."""
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    # Inches between a panel and its neighbours, or the border.
+    # The paddings are the distances between panels, and to the border, in inches.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     return figure
 

@@ -1,4 +1,4 @@
-"""Images in the rows and columns of one picture, with a caption and labels."""
+"""Functions that arrange images in rows and columns of one picture, with a caption and labels."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def draw_grid(
     """Returns a picture of images in rows and columns.
 
     Args:
-        images: uint8 `[rows, columns, height, width, channels]`. The first three channels are shown as RGB, or the
-            first one as grey where there are fewer.
-        caption: the text below the grid, wrapped to its width; each line of the text begins a new line.
-        group: after how many rows, and after how many columns, there is a wider gap; 0 for no wider gap.
+        images: the images, uint8 `[rows, columns, height, width, channels]`. The first three channels are shown as RGB;
+            with fewer than three channels, the first is shown as grey.
+        caption: the text below the grid, wrapped to its width; line breaks in the text are kept.
+        group: the numbers of rows and of columns after which there is a wider gap; 0 for no wider gap.
         row_labels: the texts to the left of the rows; empty for none.
         column_labels: the texts above the columns; empty for none.
-        width: small images are enlarged by a whole factor until the grid is about this wide, in pixels.
-        side: images that are wider than this are shrunk by a whole factor, in pixels; 0 for never.
+        width: the approximate width of the grid in pixels, to which small images are enlarged by a whole factor.
+        side: the largest width of an image in pixels; wider ones are shrunk by a whole factor; 0 for no limit.
 
     Returns:
-        The picture. A pixel of an image becomes a square, or a square of pixels becomes one by its mean.
+        The picture. An enlarged pixel becomes a square; a shrunk square becomes one pixel, its mean.
     """
     images = (
         images[..., :RGB_CHANNELS] if images.shape[-1] >= RGB_CHANNELS else np.repeat(images[..., :1], RGB_CHANNELS, -1)
@@ -58,7 +58,7 @@ def draw_grid(
     header = LINE if column_labels else 0
 
     def find_corner(row: int, column: int) -> tuple[int, int]:
-        """Returns the left and upper edge of an image, in pixels."""
+        """Returns the positions of the left and upper edges of the image in a row and column, in pixels."""
         wide = [place // every if every else 0 for place, every in zip((row, column), group, strict=True)]
         left = margin + _GAP + column * (tile_width + _GAP) + wide[1] * 3 * _GAP
         return left, header + _GAP + row * (tile_height + _GAP) + wide[0] * 3 * _GAP
@@ -85,7 +85,7 @@ def draw_grid(
 
 
 def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Returns the lines of a text, none of them wider than `width` pixels unless a word is."""
+    """Returns the lines of a text, wrapped to `width` pixels; only a single word can be wider."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -96,11 +96,11 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
 
 
 def arrange_rows(images: np.ndarray, columns: int) -> np.ndarray:
-    """Returns images in rows, uint8 `[rows, columns, ...]`, the last of which is filled with white images.
+    """Returns images in rows, uint8 `[rows, columns, ...]`; white images fill the last row.
 
     Args:
-        images: uint8 `[n, ...]`, at least one.
-        columns: images in a row.
+        images: the images, uint8 `[n, ...]`, at least one.
+        columns: the number of images in a row.
     """
     white = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
     return np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
