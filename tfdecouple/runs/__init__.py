@@ -1,1 +1,1 @@
-"""Runs: their folders, opened as models and saved, published weights, and directions in z."""
+"""Run folders, opened as models and saved; published weights; and directions in z."""

@@ -1,4 +1,4 @@
-"""Directions in z of a run, and the file `directions.json` of its folder."""
+"""The directions in z of a run, and the file `directions.json` in its folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "directions.json"
 VERSION = 1
 MEANS, CLASSIFIER = "means", "classifier"
 METHODS = (MEANS, CLASSIFIER)
-# A file may be untrusted: it has at most this many directions, and names of at most this length.
+# Largest number of directions, and largest length of a name, in an untrusted file.
 MOST, LONGEST_NAME = 10_000, 200
 
 
@@ -25,8 +25,8 @@ MOST, LONGEST_NAME = 10_000, 200
 class Direction:
     """A direction in z that changes one property of an image.
 
-    Its length is its unit, measured along the direction: the distance between the means of the images with the label
-    and without it, or for numbers the change of z in one standard deviation.
+    Its length is one unit of change: along the direction, the distance between the means of the images with the label
+    and without it, or, for a property that is a number, the change of z in one standard deviation of the number.
 
     Attributes:
         name: the name of the label, of the two labels ("coffee to rocket"), or of the column.
@@ -42,7 +42,7 @@ class Direction:
     figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def describe_accuracy(self) -> str:
-        """Returns in a few words how well the direction separates held-out images; "" where that was not measured."""
+        """Returns a text on how well the direction separates held-out images; "" where this was not measured."""
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
         if isinstance(accuracy, float):
             return f"tells {accuracy:.1%} of held-out images right (50 % is chance)"
@@ -51,7 +51,7 @@ class Direction:
 
 @dataclasses.dataclass(frozen=True)
 class Directions:
-    """All directions of a run.
+    """All directions in z of a run.
 
     Attributes:
         weights_sha256: the digest of the weights that encoded the images.
@@ -64,31 +64,31 @@ class Directions:
     directions: tuple[Direction, ...]
 
     def __iter__(self) -> Iterator[Direction]:
-        """Yields the directions."""
+        """Yields all directions, in the order of the search."""
         return iter(self.directions)
 
     def __contains__(self, one: object) -> bool:
-        """Returns whether an object is one of the directions, or a name that `[]` finds."""
+        """Returns whether `one` is one of the directions, or the name of one by the difference of means."""
         return any(one is each or (one == each.name and each.method == MEANS) for each in self.directions)
 
     def __len__(self) -> int:
-        """Returns the number of directions; each method counts."""
+        """Returns the number of directions; a name found by two methods counts twice."""
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
-        """Returns the direction of a name by the difference of means."""
+        """Returns the direction with this name by the difference of means; raises the errors of `find`."""
         return self.find(name)
 
     @property
     def names(self) -> list[str]:
-        """The names, each once."""
+        """The names of the directions, each once."""
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
     def find(self, name: str, method: str = MEANS) -> Direction:
-        """Returns the direction of a name and method.
+        """Returns the direction with this name and method.
 
         Raises:
-            UserError: where there is none.
+            UserError: where no direction has this name and method.
         """
         matches = [one for one in self.directions if (one.name, one.method) == (name, method)]
         if not matches:
@@ -97,7 +97,7 @@ class Directions:
         return matches[0]
 
     def require_weights(self, weights_sha256: str, run: str) -> None:
-        """Raises RunError for other weights than those of the search: their z means other things."""
+        """Raises RunError if the weights differ from the weights of the search, whose z the directions belong to."""
         if weights_sha256 != self.weights_sha256:
             raise RunError(
                 f"the directions in {run} were found with other weights than its best ones now; "
@@ -105,13 +105,13 @@ class Directions:
             )
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """Writes the file into a run folder and returns its path.
+        """Returns the path of the directions' file, which it writes into a run folder.
 
         Raises:
-            RunError: where it cannot be written.
+            RunError: where the file cannot be written.
         """
         path = folder / FILE
-        # A vector is the same to the last bit when it is read.
+        # Python's JSON writes a number so that a vector is the same to the last bit when it is read.
         directions = [
             {"name": one.name, "method": one.method, **one.figures, "vector": one.vector.tolist()}
             for one in self.directions
@@ -125,11 +125,11 @@ class Directions:
 
     @classmethod
     def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
-        """Returns the directions of a run folder, which may be untrusted; None where it has none yet.
+        """Returns the directions in a run folder, which may be untrusted; None where none were found yet.
 
         Args:
-            folder: a run folder.
-            latent_dim: d_z of its model.
+            folder: the run folder.
+            latent_dim: d_z of the run's model.
 
         Raises:
             RunError: where the file is damaged, or has another d_z.
@@ -151,7 +151,7 @@ class Directions:
 
 
 def _parse_directions(values: Any, latent_dim: int) -> Directions:
-    """Returns the directions of a JSON file; raises ValueError for the first thing that is wrong."""
+    """Returns the directions in the values of a JSON file; raises ValueError at the first wrong value."""
     if not isinstance(values, dict) or values.get("version") != VERSION:
         raise ValueError(f"it is not of version {VERSION}")
     weights, entries = values.get("weights_sha256"), values.get("directions")

@@ -1,4 +1,4 @@
-"""A run, opened: its model with the best weights, its images and its directions. Models are saved as runs, too."""
+"""Opened runs: the model with the best weights, the images and the directions; and models saved as run folders."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Run:
     """An opened run: its config, and its model with the best weights so far (averaged, where the run averages).
 
     Attributes:
-        path: the path of the folder, or the name or address of pretrained weights, as the user wrote it.
+        path: the path of the run folder, or the name or address of pretrained weights, as the user wrote it.
         config: the config of the run.
         model: the model with the weights.
         step: the step, in updates, of the weights.
@@ -54,18 +54,18 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Returns an opened run; its folder may be untrusted (docs/security.md).
+        """Returns an opened run; the run folder may be untrusted (docs/security.md).
 
         Args:
             run: the folder of a training, running or ended, or of an import; or the name or address of pretrained
                 weights (see `run_folder.find_run`).
-            z_for: the command that needs z, such as "switch"; empty where a model without z is accepted.
+            z_for: name of the command if it needs z, such as "switch"; "" where a model without z is accepted.
             jit_compile: the option of `DecoupledModel`.
 
         Raises:
-            RunError: where the folder is no run folder, or holds no whole checkpoint yet.
-            ConfigError: where its config is invalid, or asks for more memory than there is.
-            UserError: for a model without z, where it is needed.
+            RunError: where the folder is no run folder, or holds no complete checkpoint yet.
+            ConfigError: where the config is invalid, or its model needs more memory than the machine has.
+            UserError: where the model has no z and `z_for` is given.
         """
         config = load_config(run)
         if z_for and not config.model.has_latent:
@@ -80,7 +80,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the run, however its path was written."""
+        """The name of the run, the same for all spellings of its path."""
         return run_name(self.path)
 
     @property
@@ -90,11 +90,11 @@ class Run:
 
     @property
     def averaged(self) -> bool:
-        """Whether the weights are averaged ones."""
+        """Whether the model has averaged weights."""
         return self.config.training.ema_decay > 0
 
     def directions(self) -> Directions | None:
-        """Returns the directions in z that were found for these weights; None where none were found yet.
+        """Returns the directions in z that were found for the run's weights; None where none were found yet.
 
         Raises:
             RunError: where the file is damaged, or the directions were found with other weights.
@@ -109,13 +109,13 @@ class Run:
         """The names of the model's labels; () for a model without labels.
 
         Raises:
-            RunError: where their file is damaged.
+            RunError: where the file of the names is damaged.
         """
         classes = self.config.model.classes
         return read_label_names(self.path, classes) if classes else ()
 
     def require_labels(self, source: Source) -> None:
-        """Raises DataError for a data set whose labels are not the model's; the message has the first other one."""
+        """Raises DataError if a data set has other labels than the model; the message has the first such label."""
         if not self.config.model.has_classes:
             return
         require_classes(source, self.config.model)
@@ -129,23 +129,23 @@ class Run:
     def open_source(
         self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
     ) -> Source:
-        """Returns the data set of the run, or another one.
+        """Returns the opened data set of the run, or of another `data.source`.
 
         Args:
-            source: `data.source` of the other data set; None for the run's.
-            data_dir: `data.data_dir` of the other data set; None for the run's.
-            download: see `tfdecouple.data.open_source`.
+            source: `data.source` of another data set; None for the run's data set.
+            data_dir: `data.data_dir` of another data set; None for the run's folder.
+            download: whether TFDS may download and prepare missing data.
             **others: options of the config's `data` to change; None leaves an option unchanged.
 
         Raises:
-            DataError: for missing data.
-            ConfigError: for an option with a wrong value.
+            DataError: where data are missing.
+            ConfigError: where an option has a wrong value.
         """
         data = self.data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
     def data_config(self, source: str | None, **others: Any) -> DataConfig:
-        """Returns the data config of the run, or of another source; see `open_source`."""
+        """Returns the data config of the run or of another source; the arguments are explained at `open_source`."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=replace_source(config.data, source))
@@ -164,8 +164,8 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
         jit_compile: whether XLA compiles the model's functions, at their first use for each batch size.
 
     Raises:
-        RunError: where the folder is no run folder, or holds no whole checkpoint yet.
-        ConfigError: where its config is invalid.
+        RunError: where the folder is no run folder, or holds no complete checkpoint yet.
+        ConfigError: where the config of the run is invalid.
     """
     return Run.open(run, jit_compile=jit_compile).model
 
@@ -177,15 +177,15 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
     (64, 64, 3)
 
     Args:
-        name: the name of bundled weights: "photographs", of images of 64 x 64 pixels; or an address
-            `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub, where only a commit stands for the same weights for
-            ever. Config and weights are downloaded and compared with the digests of their manifest; nothing is run.
+        name: the name of bundled weights ("photographs", a model of 64 x 64 pixels), or an address
+            `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub. Only a commit as the revision always names the same
+            weights. Config and weights are downloaded and compared with the digests in their manifest; no code is run.
         jit_compile: whether XLA compiles the model's functions, at their first use for each batch size.
 
     Raises:
-        RunError: where there are no such weights, or they are not what their manifest says.
+        RunError: where no weights have this name, or they differ from their manifest.
         UntrustedError: where the manifest names files that are not part of a run's weights.
-        MissingPackageError: where the Hub's client is not installed: the extra `hub`.
+        MissingPackageError: where the Hub's client, the extra `hub`, is not installed.
     """
     if find_pretrained(name) is None:
         names = list_pretrained()
@@ -197,7 +197,7 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
 
 
 def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
-    """Writes a model, however it was trained, as a run folder, which all commands and `python -m export` accept.
+    """Writes a model as a run folder, which all commands and `python -m export` accept.
 
     >>> import tempfile
     >>> from tfdecouple import ModelConfig
@@ -211,14 +211,14 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 
     Args:
         model: an initialised or trained model.
-        run: the folder to make.
-        config: a whole config with this model, such as one that names its data. By default the config has the model
-            alone: the images are then unknown, and no licence is claimed for them.
+        run: the run folder to make.
+        config: a config with the options of this model and of its training images; None for the model's options alone,
+            so that the images count as unknown and no licence is claimed for them.
 
     Raises:
         RunError: where the folder is not empty or cannot be written.
-        ConfigError: for a config of another model, or a folder name that no run can have.
-        NotInitializedError: for a model without weights.
+        ConfigError: where the config has another model, or the folder a name that no run can have.
+        NotInitializedError: where the model has no weights yet.
     """
     model.require_initialized()
     folder = pathlib.Path(run)
@@ -229,7 +229,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
-    # The run holds no averages beside its weights.
+    # The decay is set to 0 because the run holds no averages beside its weights.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     with _writing_errors(run):
         write_run(folder, model, dataclasses.replace(config, training=training), 0)
@@ -247,13 +247,13 @@ def _writing_errors(run: str | pathlib.Path) -> Iterator[None]:
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
-    """Writes a run folder: the model's weights as the best of a step, and the config.
+    """Writes a run folder: the config, and the model's weights as the best weights of a step.
 
     Raises:
         RunError: where the weights cannot be written.
-        OSError: where the folder cannot be made, or the config not be written.
+        OSError: where the folder cannot be made, or the config cannot be written.
     """
-    text = config.to_json()  # A config that cannot be written fails here, before there is a folder.
+    text = config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write_checkpoint("best", step, {"model": model.named_variables()})
     write_text(folder / CONFIG, text)
@@ -262,14 +262,14 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the directions in z that `python -m tfdecouple directions` found for a run, by name.
 
-    They may have been found with other weights than the run has now, which `Run.directions` refuses.
+    The run may have other weights by now; `Run.directions` raises an error for directions of other weights.
 
     >>> sorted({direction.name for direction in load_directions("docs/results/quickstart")})[:2]
     ['astronaut', 'chelsea']
 
     Raises:
-        RunError: where the folder is no run folder, or has no directions yet, or damaged ones.
-        ConfigError: where its config is invalid.
+        RunError: where the folder is no run folder, or its directions are missing or damaged.
+        ConfigError: where the config of the run is invalid.
     """
     directions = Directions.read(find_run(run), load_config(run).model.latent_dim)
     if directions is None:
@@ -283,7 +283,7 @@ def describe_missing_directions(run: str | pathlib.Path) -> str:
 
 
 def hash_weights(model: DecoupledModel) -> str:
-    """Returns the SHA-256 of all weights with their names, shapes and types."""
+    """Returns the SHA-256 of all weights of a model, with their names, shapes and types, hexadecimal."""
     digest = hashlib.sha256()
     for name, variable in sorted(model.named_variables().items()):
         array = np.ascontiguousarray(variable.numpy())

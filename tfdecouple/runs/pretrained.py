@@ -1,9 +1,9 @@
-"""Trained weights that are bundled with the installation or lie on the Hugging Face Hub, used through its own client.
+"""Published weights: bundled with the installation, or on the Hugging Face Hub, which is used through its own client.
 
-`python -m tfdecouple publish` makes a folder of them: a run folder (see `run_folder`) with a card, README.md, and
-manifest.json, which has the size and SHA-256 of every other file. From the Hub only the files that a model needs are
-downloaded, by the names in the manifest: JSON and numbers. Nothing of a repository is run. The client decides where the
-Hub lies (`HF_ENDPOINT`), where files are kept (`HF_HOME`) and who the user is.
+`python -m tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a card,
+README.md, and manifest.json, which has the size and SHA-256 of every other file. From the Hub only the files that a
+model needs are downloaded, by the names in the manifest: JSON and numbers. No code of a repository is run. The client
+chooses the address of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from tfdecouple.runtime.requirements import require
 from tfdecouple.storage.files import file_sha256, read_json, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
-# The bundled weights that commands take where no run is named.
+# Name of the bundled weights that commands take where no run is named.
 DEFAULT = "photographs"
-# Addresses on the Hub begin with this.
+# Prefix of addresses on the Hub.
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
 FORMAT = 1
 MANIFEST_BYTES = 2**20
 _MOST_FILES = 100
-# Files that a model needs. Only these are read from an untrusted folder.
+# Names of the files that a model needs, the only files that are read from an untrusted folder.
 NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
     re.ASCII,
 )
-# Files that are published for people.
+# Names of the files that are published for people and never downloaded.
 FOR_PEOPLE = (CARD, "metrics.jsonl")
-# The client names this library in its requests.
+# Name of this library in the requests of the Hub's client.
 _LIBRARY = "tfdecouple"
 _COMMIT = re.compile("[0-9a-f]{40}", re.ASCII)
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
@@ -54,13 +54,13 @@ def list_pretrained() -> tuple[str, ...]:
 
 
 def find_pretrained(name: str) -> pathlib.Path | None:
-    """Returns the folder of bundled weights or of weights on the Hub; None for any other name.
+    """Returns the folder of bundled weights, or of weights that it downloads from the Hub; None for any other name.
 
     Args:
-        name: such as "photographs", or an address `hf://OWNER/NAME[@REVISION]`.
+        name: the name of bundled weights, such as "photographs", or an address `hf://OWNER/NAME[@REVISION]`.
 
     Raises:
-        RunError: where the Hub does not have the weights, or has other files than its manifest says.
+        RunError: where the Hub does not have the weights, or has other files than the manifest says.
         UntrustedError: where the manifest names files that are not part of a run's weights.
         MissingPackageError: where the Hub's client is not installed.
     """
@@ -74,7 +74,7 @@ class Manifest:
     """The list of published files with their sizes and digests.
 
     Attributes:
-        files: {name within the folder: (bytes, SHA-256)}.
+        files: size in bytes and SHA-256 of each file, by its name within the folder.
     """
 
     files: dict[str, tuple[int, str]]
@@ -87,7 +87,7 @@ class Manifest:
         return cls({name: (path.stat().st_size, file_sha256(path)) for name, path in files.items()})
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes manifest.json."""
+        """Writes the manifest as manifest.json into a folder."""
         files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in self.files.items()}
         write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
@@ -96,12 +96,12 @@ class Manifest:
         """Returns the manifest in an untrusted manifest.json.
 
         Args:
-            path: the file.
-            where: the name of the folder that it belongs to, for messages.
+            path: the path of the manifest.json.
+            where: the name of the folder in messages.
 
         Raises:
-            RunError: where it is damaged, or lacks a model's files.
-            UntrustedError: where it names files that are not part of a run's weights.
+            RunError: where the manifest is damaged, or lacks files that a model needs.
+            UntrustedError: where the manifest names files that are not part of a run's weights.
         """
         try:
             values = read_json(path, MANIFEST_BYTES)
@@ -121,11 +121,11 @@ class Manifest:
 
     @property
     def needed(self) -> dict[str, tuple[int, str]]:
-        """The files that a model needs."""
+        """The entries of the files that a model needs, by name."""
         return {name: entry for name, entry in self.files.items() if name not in FOR_PEOPLE}
 
     def matches(self, folder: pathlib.Path, name: str) -> bool:
-        """Returns whether a file of a folder has the size and digest of the manifest."""
+        """Returns whether a file in a folder has the size and digest that the manifest gives."""
         size, digest = self.files[name]
         return (folder / name).stat().st_size == size and file_sha256(folder / name) == digest
 
@@ -155,14 +155,14 @@ def parse_address(address: str) -> tuple[str, str | None]:
 
 @functools.lru_cache(maxsize=32)
 def download_weights(address: str) -> pathlib.Path:
-    """Returns the folder of weights from the Hub, in the client's cache, after comparing sizes and digests.
+    """Returns the folder of downloaded weights in the cache of the Hub's client, after comparing sizes and digests.
 
     Args:
-        address: `hf://OWNER/NAME[@REVISION]`. Only a commit stands for the same weights for ever.
+        address: an address `hf://OWNER/NAME[@REVISION]`. Only a commit always names the same weights.
 
     Raises:
-        UserError: for a text that is no address.
-        RunError: where the Hub cannot be reached, or does not have what the manifest says.
+        UserError: where the address is malformed.
+        RunError: where the Hub cannot be reached, or has other files than the manifest says.
         UntrustedError: where the manifest names files that are not part of a run's weights.
         MissingPackageError: where the Hub's client is not installed.
     """
@@ -179,7 +179,7 @@ def download_weights(address: str) -> pathlib.Path:
         except RunError:
             _remove_from_cache(path)
             raise
-        # The other files are taken from the commit of the manifest, even if the branch has moved on meanwhile.
+        # All files are taken from the commit of the manifest, because the branch may have a newer commit by now.
         commit = folder.name
         missing = {name: size for name, (size, _) in manifest.needed.items() if not (folder / name).exists()}
         total = sum(missing.values())
@@ -200,7 +200,7 @@ def download_weights(address: str) -> pathlib.Path:
 
 
 def _download_manifest(hub: Any, repository: str, revision: str | None, address: str) -> pathlib.Path:
-    """Returns the path of the manifest in the client's cache, after checking that it is not too large to download."""
+    """Returns the path of the downloaded manifest in the client's cache; RunError where it is too large to download."""
     import huggingface_hub
 
     if _COMMIT.fullmatch(revision or ""):
@@ -222,7 +222,7 @@ def _size_on_hub(hub: Any, repository: str, name: str, revision: str | None) -> 
 
 def _remove_from_cache(path: pathlib.Path) -> None:
     """Removes a file from the client's cache, so that the client downloads it again."""
-    # The folder of a commit has links to the contents.
+    # The link and its target are removed, because the folder of a commit has links to the contents.
     content = path.resolve()
     for each in (path, content):
         with contextlib.suppress(OSError):
@@ -230,17 +230,17 @@ def _remove_from_cache(path: pathlib.Path) -> None:
 
 
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
-    """Uploads a folder of published weights as one commit and returns the address of the commit.
+    """Returns the address of the commit by which it uploads a folder of published weights.
 
     Args:
-        folder: a folder with its manifest.
-        address: `hf://OWNER/NAME[@BRANCH]`; the repository is made if absent.
+        folder: a folder of published weights, with its manifest.
+        address: an address `hf://OWNER/NAME[@BRANCH]`; the repository is made if absent.
         private: whether a new repository is private.
         message: the message of the commit.
 
     Raises:
-        UserError: for a text that is no address.
-        RunError: where the Hub cannot be reached, or refuses.
+        UserError: where the address is malformed.
+        RunError: where the Hub cannot be reached, or refuses the upload.
         MissingPackageError: where the Hub's client is not installed.
     """
     repository, branch = parse_address(address)
@@ -260,7 +260,7 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 
 @contextlib.contextmanager
 def _one_line_errors(address: str) -> Iterator[None]:
-    """Raises RunError with one line instead of anything that the client raises."""
+    """Returns a context in which every error of the Hub's client becomes a RunError with one line."""
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -274,7 +274,7 @@ def _one_line_errors(address: str) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise RunError(f"{address}: the repository has no such branch, tag or commit") from error
     except EntryNotFoundError as error:
-        # The client raises this also where the Hub cannot be reached and the file is not in its cache.
+        # The message is vague because the client also raises this error where the Hub cannot be reached.
         raise RunError(f"{address}: no {MANIFEST}, or a file that it names is missing: {one_line(error)}") from error
     except Exception as error:
         raise RunError(f"{address}: {one_line(error)}") from error

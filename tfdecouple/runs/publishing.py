@@ -1,4 +1,4 @@
-"""Publishing the weights of a run: a folder with card and manifest, here or on the Hugging Face Hub."""
+"""Publishing of a run's weights: a folder with card and manifest, on this machine or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tfdecouple.storage.files import write_json, write_text
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
 _TASK = "unconditional-image-generation"
-# Names on the Hub of data sets of TFDS. Other data sets that have options here do not lie on the Hub.
+# Names on the Hub of data sets, by their names in TFDS.
 _ON_HUB = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
@@ -52,21 +52,22 @@ def publish(
     private: bool = False,
     report: Callable[[str], Any] = print,
 ) -> str:
-    """Publishes the best weights of a run and returns their folder, or the address of the commit on the Hub.
+    """Returns the folder of the published best weights of a run, or the address of their commit on the Hub.
 
     Paths of this machine and the state of the training are left out.
 
     Args:
         run: a run folder, or the name or address of pretrained weights.
         to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository that is made if absent.
-        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None for the one of published weights.
+        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None where `run` is published weights
+            with a licence.
         name: the name of the model; None for the last part of `to`.
         private: whether a new repository is private.
-        report: receives a message for what is left out.
+        report: function that receives a message about an unreadable file that is left out.
 
     Raises:
-        UserError: for an impossible licence or address, a folder that holds something, a run without weights, or a Hub
-            that refuses.
+        UserError: where licence or address are malformed, the folder is not empty, the run has no weights, or the Hub
+            refuses the upload.
     """
     licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
@@ -94,7 +95,7 @@ def publish(
 
 
 def _read_licence(run: str) -> str:
-    """Returns the licence from the card of published weights; raises UserError where there is none."""
+    """Returns the licence from the card of published weights; raises UserError where it is missing."""
     card = find_run(run) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
@@ -132,7 +133,7 @@ def _write_folder(
 
 
 def _without_machine_paths(config: Config) -> Config:
-    """Returns a config without the paths of this machine."""
+    """Returns the config without the paths of this machine."""
     option, folder = locate_images(config.data) or ("", "")
     prefix = config.data.source.partition(":")[0]
     source = f"{prefix}:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
@@ -142,7 +143,7 @@ def _without_machine_paths(config: Config) -> Config:
 
 
 def _source_folders(*sources: Any) -> list[str]:
-    """Returns all spellings of the folders that data sources name, the longest first.
+    """Returns all spellings of the folders that data sources name, the longest spelling first.
 
     >>> _source_folders("folder:/faces/", "cifar10", None, "folder:~/faces/young", "folder:.")[1:]
     ['~/faces/young', '/faces']
@@ -155,13 +156,13 @@ def _source_folders(*sources: Any) -> list[str]:
         option, whole = kind.locate_images(DataConfig(source=source)) or ("", "")
         if option == "data.source":
             folders |= {source.removeprefix(kind.prefix).rstrip("/"), whole.rstrip("/"), str(pathlib.Path(whole))}
-    # The working directory, ".", and the root have no name that could stand for them. Longer paths come first because
-    # they may lie in shorter ones.
+    # The working directory, ".", and the root are left out: they have no name to put instead. Longer paths come first
+    # because a longer path may contain a shorter one.
     return sorted((folder for folder in folders if pathlib.Path(folder).name), key=len, reverse=True)
 
 
 def _without_paths(values: Any, folders: Sequence[str]) -> Any:
-    """Returns JSON values in which paths of image folders and of the imported file are cut to their last part."""
+    """Returns JSON values with the paths of image folders and of an imported file cut to their last part."""
     if isinstance(values, dict) and "imported_from" in values:
         values = {**values, "imported_from": re.split(r"[/\\]", values["imported_from"])[-1]}
     text = json.dumps(values)
@@ -171,7 +172,7 @@ def _without_paths(values: Any, folders: Sequence[str]) -> Any:
 
 
 def _name_on_hub(source: str) -> str | None:
-    """Returns the name of a data set on the Hub; None for images that do not lie there.
+    """Returns the name on the Hub of the data set of a `data.source`; None where the Hub does not have it.
 
     >>> [_name_on_hub(source) for source in ("cifar10", "tfds:mnist:3.0.1", "folder:mnist")]
     ['uoft-cs/cifar10', 'ylecun/mnist', None]
@@ -180,13 +181,13 @@ def _name_on_hub(source: str) -> str | None:
 
 
 def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
-    """Returns the card of a model, Markdown after the Hub's header in YAML.
+    """Returns the card of a model: the Hub's header in YAML, then Markdown.
 
     Args:
-        opened: the run.
+        opened: the opened run.
         name: the name of the model.
         licence: the licence of the weights, as the Hub names it.
-        summary: the summary of the run; {} without one.
+        summary: the summary of the run; {} for a run without a summary.
         address: the address on the Hub, or the name of bundled weights; None for a folder.
     """
     config, model = opened.config, opened.config.model
@@ -232,7 +233,7 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
         facts["after encode and decode"] = summary["reconstruction"]
     lines = [
         "---",
-        # Every JSON value is valid YAML.
+        # JSON is written into the YAML header, because every JSON value is valid YAML.
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
         "---",
         "",
@@ -245,7 +246,7 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
         "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
         "```",
         "",
-        # A model without an encoder takes z from labels, which pictures do not have.
+        # Only a model with an encoder gets the example: without one, z comes from labels, which image files lack.
         *([f"    tfdecouple switch --run {run} a.jpg b.jpg", ""] if model.has_encoder else []),
         "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
         "alone (JSON and numbers), and runs nothing that lies beside them.",
@@ -254,14 +255,14 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
 
 
 def make_card_head(name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]) -> list[str]:
-    """Returns the first lines of every model card, of published weights and of exports: a description and a table.
+    """Returns the first lines of a model card, of published weights or of an export: a description and a table.
 
     Args:
         name: the name of the model.
-        shape: the shape of its images.
+        shape: height, width and channels of the model's images.
         n_bits: bits of each channel.
-        latent_dim: number of dimensions of z; None without z.
-        facts: the rows of the table.
+        latent_dim: number of dimensions of z; None for a model without z.
+        facts: the rows of the table, a value by name.
     """
     images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
     return [

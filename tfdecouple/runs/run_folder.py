@@ -1,4 +1,4 @@
-"""The files of a run folder, and functions that find and read a run.
+"""The files of a run folder, and functions that find a run and read its files.
 
     config.json      the config of the run
     checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
@@ -10,7 +10,7 @@
     directions.json  directions in z, where some were found
     .lock            held by the program that trains
 
-Loggers add files of their own, such as tensorboard/. Published weights are a run folder, too (see `pretrained`).
+Loggers add further files, such as tensorboard/. Published weights are a run folder, too (see `pretrained`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LOCK = ".lock"
 
 
 def is_run_folder(run: str | pathlib.Path) -> bool:
-    """Returns whether a run is named by its folder, not by the name or address of pretrained weights."""
+    """Returns whether `run` is the path of a run folder, instead of the name or address of pretrained weights."""
     text = str(run)
     return not text.startswith(HUB) and ((pathlib.Path(run) / CONFIG).is_file() or text not in list_pretrained())
 
@@ -45,8 +45,8 @@ def find_run(run: str | pathlib.Path) -> pathlib.Path:
     """Returns the folder of a run.
 
     Args:
-        run: a run folder; or the name of bundled weights, such as "photographs", unless a run folder has that name
-            here; or an address `hf://OWNER/NAME[@REVISION]`.
+        run: a run folder; or the name of bundled weights, such as "photographs", unless a run folder in the working
+            directory has the same name; or an address `hf://OWNER/NAME[@REVISION]`.
 
     Raises:
         UserError: where the Hub does not have the weights of the address; see `pretrained.find_pretrained`.
@@ -55,7 +55,7 @@ def find_run(run: str | pathlib.Path) -> pathlib.Path:
 
 
 def run_name(run: str | pathlib.Path) -> str:
-    """Returns the name of a run, however its path was written; on the Hub, the name of its repository.
+    """Returns the name of a run: the last part of its path, or the name of its repository on the Hub.
 
     >>> run_name("runs/faces/"), run_name("hf://ada/faces@v1"), run_name("hf://ada/faces@refs/pr/1")
     ('faces', 'faces', 'faces')
@@ -70,9 +70,9 @@ def load_config(run: str | pathlib.Path) -> Config:
     """Returns the config of a run (see `find_run`), after checking that its folder can be trusted.
 
     Raises:
-        RunError: where there is no such run.
-        UntrustedError: where its folder holds links that lead out of it, or anything but files and folders.
-        ConfigError: where its config is invalid.
+        RunError: where the folder is missing or is no run folder.
+        UntrustedError: where the folder holds links that lead out of it, or anything but files and folders.
+        ConfigError: where the config is invalid.
     """
     folder = find_run(run)
     if not folder.is_dir():
@@ -82,7 +82,7 @@ def load_config(run: str | pathlib.Path) -> Config:
     if not (folder / CONFIG).is_file():
         raise RunError(f"{run} is no run folder: it has no {CONFIG}")
     if is_run_folder(run):
-        # The cache of the Hub's client is made of links, so only other folders are checked for them.
+        # Weights from the Hub are left out of this check, because the cache of the Hub's client is made of links.
         require_own_files(folder)
     return Config.from_json(folder / CONFIG)
 
@@ -96,7 +96,7 @@ def _checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, st
 
 
 def _stored_shapes(run: str | pathlib.Path) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Returns the shapes of the weights in the first readable checkpoint, and its path; ({}, "") without any."""
+    """Returns the shapes of the weights in the first readable checkpoint, and its path; ({}, "") where none is."""
     for folder, kind, step in _checkpoints(run):
         try:
             return folder.read_weight_shapes(kind, step), folder.checkpoint_path(kind, step)
@@ -106,13 +106,13 @@ def _stored_shapes(run: str | pathlib.Path) -> tuple[dict[str, tuple[int, ...]],
 
 
 def require_fitting(run: str | pathlib.Path, config: Config) -> None:
-    """Refuses a config whose model does not have the run's weights, by name and shape, or does not fit in memory.
+    """Raises an error if the model of a config has other weights than the run, by name and shape, or is too large.
 
     Config and checkpoints may be untrusted: a config can ask for a model of any size in a few characters.
 
     Raises:
         ConfigError: where this machine has too little memory for the model.
-        RunError: where the newest of the whole checkpoints has other numbers of parameters, or lacks a weight.
+        RunError: where the checkpoint that would be loaded has other numbers of parameters, or lacks a weight.
     """
     require_memory(config.model)
     stored, path = _stored_shapes(run)
@@ -134,16 +134,16 @@ def require_fitting(run: str | pathlib.Path, config: Config) -> None:
 
 
 def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
-    """Loads the best weights of a run into a model of the same config and returns their step, in updates.
+    """Returns the step of the best weights of a run, after loading them into a model.
 
     Args:
-        run: a run; see `find_run`.
-        model: the model to fill.
+        run: a run, as `find_run` takes it.
+        model: the model to fill, of the run's config.
         averaged: whether the checkpoints of the run hold averaged weights.
-        names: names of the weights to load, the others stay unchanged; None for all.
+        names: names of the weights to load, while the other weights stay unchanged; None for all weights.
 
     Raises:
-        RunError: where there is no whole checkpoint, or it does not fit the model.
+        RunError: where the run has no complete checkpoint, or its weights do not fit the model.
     """
     variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
     problem = None
@@ -162,11 +162,11 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
 def find_fitting_weights(run: str | pathlib.Path, model: Any) -> set[str]:
     """Returns the names of the model's weights in all layers whose weights have the same shapes in a run.
 
-    A layer fits as a whole or not at all: scales and biases mean nothing beside a newly initialised kernel.
+    A layer is taken only if all its weights fit, because scales and biases mean nothing beside a new kernel.
 
     Args:
-        run: a run; see `find_run`.
-        model: another model, of any config.
+        run: a run, as `find_run` takes it.
+        model: the model, of any config.
     """
     stored, _ = _stored_shapes(run)
     own = model.named_variables()
@@ -175,9 +175,9 @@ def find_fitting_weights(run: str | pathlib.Path, model: Any) -> set[str]:
 
 
 def list_averaged_weights(model: Any) -> set[str]:
-    """Returns the names of the weights that averaging covers.
+    """Returns the names of the averaged weights of a model.
 
-    These are all that training changes: the trainable weights and the moving statistics of batch normalisation.
+    Training changes and averages the trainable weights and the moving statistics of batch normalisation.
     """
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 
@@ -186,20 +186,20 @@ def write_label_names(run: str | pathlib.Path, names: Sequence[str]) -> None:
     """Writes the names of the labels into a run folder.
 
     Raises:
-        OSError: where they cannot be written.
+        OSError: where the file cannot be written.
     """
     write_json(pathlib.Path(run) / LABELS, list(names))
 
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of the labels that a run was trained on; for an import, their numbers.
+    """Returns the names of the labels that a run was trained on; for an import, their numbers as texts.
 
     Args:
-        run: a run; see `find_run`.
-        classes: number of labels of its model.
+        run: a run, as `find_run` takes it.
+        classes: number of labels of the run's model.
 
     Raises:
-        RunError: where the file is damaged.
+        RunError: where the file of the names is damaged.
     """
     path = find_run(run) / LABELS
     if not path.is_file():
@@ -214,17 +214,17 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 
 
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns the old and the new name of the first label of a run that `names` changes; None if there is none.
+    """Returns the run's name and the new name of the first label whose name differs in `names`; None if all agree.
 
-    The labels of an import have no names.
+    The labels of an import have no names, so that None is returned.
 
     Args:
-        run: a run; see `find_run`.
-        classes: number of labels of its model.
-        names: names of as many labels.
+        run: a run, as `find_run` takes it.
+        classes: number of labels of the run's model.
+        names: new names of the labels, `classes` in number.
 
     Raises:
-        RunError: where the file of the run is damaged.
+        RunError: where the file of the run's names is damaged.
     """
     if not (find_run(run) / LABELS).is_file():
         return None
@@ -233,10 +233,10 @@ def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[st
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
-    """Returns the summary of a training or an import; None where there is none yet.
+    """Returns the summary of a training or an import; None where it has not been written yet.
 
     Raises:
-        ValueError: where it is damaged.
+        ValueError: where the summary is damaged.
     """
     path = find_run(run) / SUMMARY
     if not path.is_file():
@@ -246,7 +246,7 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
         raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
     test = summary.get("test")
     metrics = test if isinstance(test, dict) else {}
-    # Null stands for a number that is not finite.
+    # None is accepted, because null stands for a number that is not finite.
     is_number = isinstance(metrics.get("bits_per_dim", ""), int | float | None)
     if test is not None and not (is_number and type(metrics.get("images")) is int):
         raise ValueError(f"its figures of a test are none: {json.dumps(test)[:60]}")
@@ -257,24 +257,24 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
-    """Returns the test metrics of a summary if they are finite and belong to the weights of a step; else None."""
+    """Returns the test metrics in a summary if they are finite and belong to the weights of `step`; else None."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
 
 
 def describe_unknown_data(config: Config) -> str:
-    """Returns the text that stands for the images of a run whose images are not known."""
+    """Returns a text that describes the unknown images of a run, with the description of its config."""
     return f"data unknown ({config.description})" if config.description else "data unknown"
 
 
 def are_images_known(summary: Mapping[str, Any] | None, step: int) -> bool:
-    """Returns whether the images that weights were trained on are known.
+    """Returns whether it is known on which images weights were trained.
 
-    They are unknown for imports, and for a model that `save_run` got without a config: the config beside such weights
-    has the default data source.
+    The images of an import, and of a model that `save_run` got without a config, are unknown: the config beside these
+    weights has the default data source.
 
     Args:
-        summary: the result of `read_summary`.
+        summary: the summary that `read_summary` returns.
         step: the step, in updates, of the weights.
     """
     summary = summary or {}

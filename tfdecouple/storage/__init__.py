@@ -1,1 +1,1 @@
-"""Files that a run keeps: written whole or not at all, and opened again."""
+"""Functions that write files completely or not at all, and that read files and checkpoints within limits."""

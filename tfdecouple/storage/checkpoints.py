@@ -1,4 +1,4 @@
-"""Checkpoints of a run, which are complete whenever they are listed."""
+"""The checkpoints of a run; every checkpoint that is listed is complete."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tfdecouple.errors import RunError, one_line
 
 Variables = Mapping[str, Any]
 
-# A checkpoint has these texts around a name of `DecoupledModel.named_variables`, whose slashes it escapes.
+# Texts before and after the name of a model's variable in a checkpoint.
 _BEFORE, _AFTER = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
 
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
-# Names of files that an unfinished write leaves, TensorFlow's temporary ones among them. All others are the user's.
+# Pattern of the names of files that an unfinished write leaves, TensorFlow's temporary files included.
 _OURS = re.compile(r"\.?(step|best)-\d{9}(_temp.*|\.data-.*|\.index(\.tempstate.*)?)")
 
 
@@ -43,35 +43,35 @@ class CheckpointFolder:
         self.keep = keep
 
     def checkpoint_steps(self, kind: str = "step") -> list[int]:
-        """Returns the steps of the checkpoints of a kind, newest first."""
+        """Returns the steps of all checkpoints of a kind, "step" or "best", the newest first."""
         if not self.path.is_dir():
             return []
         matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
         return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
 
     def checkpoint_path(self, kind: str, step: int) -> str:
-        """Returns the path of a checkpoint in TensorFlow's sense, without the endings of its files."""
+        """Returns the path of a checkpoint as TensorFlow takes it, without the endings of its files."""
         return str(self.path / f"{kind}-{step:09d}")
 
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Writes a checkpoint, then removes the old ones: all but `keep` steps, or all but the new best one.
+        """Writes a checkpoint, then removes old checkpoints: all but `keep` of kind "step", all but one of kind "best".
 
         It is written under another name and renamed when it is complete, its index last. So a listed checkpoint can be
         read even if the program is killed at any moment.
 
         Args:
             kind: "step" or "best".
-            step: the step.
+            step: the step of the checkpoint.
             groups: variables by group and name.
 
         Raises:
-            RunError: where it cannot be written (a full disk, no permission); what was saved before is still there.
+            RunError: where the files cannot be written (a full disk, no permission); older checkpoints stay.
         """
         unfinished = f".{kind}-{step:09d}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _make_checkpoint(groups).write(str(self.path / unfinished))
-            # TensorFlow copies the index in pieces, so a kill could cut it short under its final name.
+            # The files are renamed here because TensorFlow would copy the index, which a kill could cut short.
             for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
                 file.replace(file.with_name(file.name[1:]))
         except (tf.errors.OpError, OSError) as error:
@@ -88,16 +88,16 @@ class CheckpointFolder:
             ) from error
         newest = self.checkpoint_steps(kind)[: self.keep] if kind == "step" else []
         for other in self.checkpoint_steps(kind):
-            # The new one is kept even where a run that got further has left newer ones.
+            # The new checkpoint stays even if it is older than others, which a run that got further has left.
             if other not in (step, *newest):
                 self.remove_checkpoint(kind, other)
 
     def read_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Reads variables from a checkpoint.
+        """Assigns the values in a checkpoint to variables, given by group and name.
 
         Raises:
-            DamagedCheckpointError: where its files are cut short or do not match their checksums.
-            RunError: where it does not hold these variables.
+            DamagedCheckpointError: where files are cut short or do not match their checksums.
+            RunError: where the checkpoint lacks one of the variables.
         """
         prefix = self.checkpoint_path(kind, step)
         # Everything is read once before, because a damaged file must not leave half of its values in the variables.
@@ -118,7 +118,7 @@ class CheckpointFolder:
         """Returns the shapes of the model's weights in a checkpoint by name, without reading the weights.
 
         Raises:
-            DamagedCheckpointError: where it cannot be read, or declares more bytes than its files have.
+            DamagedCheckpointError: where the checkpoint cannot be read, or declares more bytes than its files have.
         """
         prefix = self.checkpoint_path(kind, step)
         weights, declared = {}, 0
@@ -138,14 +138,14 @@ class CheckpointFolder:
         return weights
 
     def remove_checkpoint(self, kind: str, step: int) -> None:
-        """Removes a checkpoint, its index first, so that an incomplete one is never listed."""
+        """Removes a checkpoint, its index first, so that a checkpoint without its data is never listed."""
         prefix = pathlib.Path(self.checkpoint_path(kind, step))
         prefix.with_name(prefix.name + ".index").unlink(missing_ok=True)
         for data in self.path.glob(prefix.name + ".data-*"):
             data.unlink(missing_ok=True)
 
     def remove_remains(self) -> None:
-        """Removes what an interrupted write has left: temporary folders, and data without an index."""
+        """Removes the remains of an interrupted write: temporary folders, and data without an index."""
         complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.checkpoint_steps(kind)}
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             if not _OURS.fullmatch(entry.name):
@@ -157,12 +157,12 @@ class CheckpointFolder:
 
 
 class DamagedCheckpointError(RunError):
-    """A checkpoint whose files are cut short or corrupted."""
+    """An error about a checkpoint whose files are cut short or corrupted."""
 
 
 @contextlib.contextmanager
 def _damage_errors(prefix: str) -> Iterator[None]:
-    """Raises DamagedCheckpointError instead of the errors of reading a damaged checkpoint."""
+    """Returns a context in which an error of reading a damaged checkpoint becomes a DamagedCheckpointError."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
@@ -170,7 +170,7 @@ def _damage_errors(prefix: str) -> Iterator[None]:
 
 
 def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    # `tf.train.Checkpoint` needs the TensorFlow variables behind Keras' ones.
+    # Keras' variables are unwrapped, because `tf.train.Checkpoint` needs TensorFlow's variables.
     return tf.train.Checkpoint(
         **{
             group: {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}

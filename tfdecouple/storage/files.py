@@ -1,4 +1,4 @@
-"""Files that are read within limits, and written so that a reader sees the old or the new content, never a part."""
+"""Functions that read untrusted files within limits, and write files so that no reader sees a part of the content."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from typing import Any
 
 from tfdecouple.errors import UntrustedError
 
-# Name pattern of the files that a program leaves behind when it is ended while it writes.
+# Pattern of the names of files that a program leaves behind when it is ended while it writes.
 TEMPORARY = ".*.tmp"
 
-# This matches a list of numbers in indented JSON: strings in JSON have no line breaks.
+# Pattern of a list of numbers in indented JSON; no text matches it, because strings in JSON have no line breaks.
 _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
-# This project writes no JSON that is nested deeper.
+# Largest depth of nested JSON that is read; the project writes none that is deeper.
 _DEPTH = 50
 
 
 def require_own_files(folder: pathlib.Path) -> None:
-    """Raises UntrustedError for a folder that holds anything but files, folders and links within it."""
+    """Raises UntrustedError if a folder holds anything but files, folders and links to its own files."""
     root = os.path.realpath(folder)
     for where, folders, files in os.walk(folder):
         for path in (os.path.join(where, name) for name in (*folders, *files)):
             target = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([root, target]) != root:
                 raise UntrustedError(f"{path} is a link to {target}, out of the folder; put there what it leads to")
-            # A running training may have removed the file meanwhile.
+            # A missing path is accepted, because a running training may have removed the file meanwhile.
             if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
         if where == os.path.join(folder, "wandb"):
-            # The client of Weights & Biases links its logs to a cache; nothing here reads or writes these folders.
+            # These folders may have links, because the client of Weights & Biases links its logs to a cache.
             folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
 
 def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
-    """Returns the values of an untrusted JSON file; see `parse_json`.
+    """Returns the values of an untrusted JSON file of at most `at_most` bytes.
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where it is no regular file, has more than `at_most` bytes, or is refused by `parse_json`.
+        ValueError: where it is no regular file, has more bytes, or holds a text that `parse_json` refuses.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        # Reading a pipe could wait without end.
+        # A pipe is refused, because reading it could wait without end.
         raise ValueError("it is no regular file")
     if status.st_size > at_most:
         raise ValueError(f"it has {status.st_size:,} bytes, and at most {at_most:,} are read")
@@ -62,7 +62,7 @@ def parse_json(text: str | bytes) -> Any:
     """Returns the values of an untrusted JSON text, or of its bytes in UTF-8.
 
     Raises:
-        ValueError: where it is no JSON or no UTF-8, is nested too deeply, or has numbers beyond 64 bits, NaN or
+        ValueError: where the text is no JSON or no UTF-8, is nested too deeply, or has numbers beyond 64 bits, NaN or
             Infinity, which JSON does not have.
     """
     try:
@@ -104,7 +104,7 @@ def _parse_float(text: str) -> float:
 
 @contextlib.contextmanager
 def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a hidden path in the folder of `path`, to write its content to; a file left there is removed at the end.
+    """Yields a hidden path beside `path` for a file in the making, which is removed at the end if it is still there.
 
     Args:
         path: the path to which `move_into_place` moves the file; its folder is made if absent.
@@ -121,10 +121,10 @@ def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames a complete `temporary_file` to its path, after the disk has its content.
+    """Renames a complete `temporary_file` to its final path, after its content is on the disk.
 
     Raises:
-        OSError: where the disk is full; the old file is untouched then.
+        OSError: where the disk is full; an old file at the path then stays unchanged.
     """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -142,10 +142,10 @@ def file_sha256(path: pathlib.Path) -> str:
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file as a whole: a temporary file is renamed to it.
+    """Writes bytes to a file completely or not at all, by renaming a temporary file.
 
     Raises:
-        OSError: where the disk is full or the folder cannot be written; the old file is untouched then.
+        OSError: where the disk is full or the folder cannot be written; an old file then stays unchanged.
     """
     with temporary_file(path) as temporary:
         temporary.write_bytes(content)
@@ -153,14 +153,14 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file in UTF-8, like `write_bytes`."""
+    """Writes a text to a file in UTF-8, completely or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes values as indented JSON, like `write_bytes`; a list of numbers takes one line.
+    """Writes values to a file as indented JSON, completely or not at all; a list of numbers takes one line.
 
-    Null stands for NaN and infinities, which JSON does not have and `parse_json` refuses.
+    NaN and infinities become null, because JSON does not have them and `parse_json` refuses them.
     """
     indented = json.dumps(_with_nulls(values), indent=2, allow_nan=False)
     text = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)

@@ -500,7 +500,7 @@ class Trainer:
             return summary
 
     def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context that a signal ends at once; with several workers, which wait for each other, a null one."""
+        """Returns a context that a signal ends at once; with several workers it does nothing: they stop together."""
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _evaluated_images(self, split: str, limit: int = 0) -> int:
