@@ -1,4 +1,4 @@
-"""What the tests share: two logical CPU devices, tiny models, and weights that have an effect."""
+"""Fixtures and hooks for all tests: two logical CPU devices, tiny models, run folders, exports and cleanup."""
 
 import os
 
@@ -29,30 +29,30 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# A program, which finds `forked` beside itself; there are no examples in it.
+# fork_server.py is a program that imports `forked` from its own folder, so pytest cannot import it for doctests.
 collect_ignore = ["helpers/fork_server.py"]
-# Looked through for examples, of which they have none, one folder's would be taken for another's.
+# The conftest.py files have no doctests, and pytest would confuse files of one name in several folders.
 collect_ignore_glob = ["*/conftest.py"]
 
 
 def pytest_configure(config):
-    """Sets TensorFlow up where tests run: pytest, where it leaves them to others, would keep these waiting."""
+    """Sets TensorFlow up in the processes that run tests; pytest-xdist's controller starts sooner without it."""
     skips.pytest_configure(config)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         import tensorflow as tf
 
-        # Before any operation runs. Ordinary computations use the first device; tests of several devices use both.
+        # Logical devices must be made before any operation runs; only tests of several devices use the second one.
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
         )
-        # As the programs do: Grappler's rewriting costs more time than these small graphs take to run.
+        # Grappler is off, as in the programs: rewriting these small graphs takes longer than running them.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def pytest_collection_finish():
-    """Whoever collects garbage from now on need not look at all that has been imported, which stays.
+    """Exempts all imported objects from garbage collection, and makes collections rare.
 
-    It is collected at the end of each file, and before that seldom: graphs are made of many small objects.
+    Graphs are made of many small objects, so that collections take long; the end of each test file forces one.
     """
     gc.collect()
     gc.freeze()
@@ -61,21 +61,21 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def eager():
-    """Runs TensorFlow's functions without tracing them: quicker where each would run once or twice."""
+    """Runs each `tf.function` of the test eagerly, which is faster than tracing if it runs only once or twice."""
     with run_eagerly():
         yield
 
 
 @pytest.fixture(scope="module")
 def eager_file():
-    """The same for all tests of a file, and for what they share."""
+    """Runs each `tf.function` eagerly in all tests of a file and in their module-scoped fixtures."""
     with run_eagerly():
         yield
 
 
 @pytest.fixture(autouse=True, scope="module")
 def traced_again():
-    """Fails where a file leaves TensorFlow running functions eagerly: the next one would test something else."""
+    """Fails if a test file leaves eager execution of functions on, with which the next file would test other code."""
     yield
     if tensorflow := sys.modules.get("tensorflow"):
         assert not tensorflow.config.functions_run_eagerly(), "this file has functions run eagerly after its end"
@@ -83,7 +83,7 @@ def traced_again():
 
 @pytest.fixture(autouse=True, scope="module")
 def let_go(request):
-    """Lets go of what a file has traced and keeps in its caches; otherwise a process holds gigabytes in the end."""
+    """Frees the traced functions and the caches of each test file, which would add up to gigabytes."""
     from helpers.traces import traces_released
 
     with traces_released():
@@ -92,25 +92,25 @@ def let_go(request):
             if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
                 value.cache_clear()
     gc.collect()
-    # What is left is for other files as well: the next need not look at it.
+    # The remaining objects are shared with other test files, so later collections can skip them.
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Makes the random start of weights the same in every run of a test: Keras draws their seeds from `random`."""
+    """Gives each test the same random initial weights in every run: Keras draws their seeds from `random`."""
     random.seed(0)
 
 
 @pytest.fixture(autouse=True)
 def hooks_restored(monkeypatch):
-    """Gives back what an interrupted program silences for the rest of its process, which here goes on."""
+    """Restores `sys.unraisablehook` after each test, because an interrupted program replaces it for its process."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """A tiny model, initialised, whose every weight has an effect. Do not change it."""
+    """An initialised model of the config TINY, in which each weight changes the results. Do not change it."""
     from helpers.models import TINY, give_effect, random_images
 
     from tfdecouple.model import DecoupledModel
@@ -123,7 +123,7 @@ def tiny_model():
 
 @pytest.fixture
 def traced(eager):
-    """Traced functions after all, for what is called often enough."""
+    """Turns tracing on again in a file of eager tests, for a test that calls a function often."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(False)
@@ -131,7 +131,7 @@ def traced(eager):
 
 @pytest.fixture
 def small_model(traced):
-    """The model that most tests of the verbs share. Do not change it."""
+    """A model of the smallest config with coupling layers, for tests of the model's methods. Do not change it."""
     from helpers.variants import variant
 
     return variant("coupling")
@@ -139,7 +139,7 @@ def small_model(traced):
 
 @pytest.fixture
 def of_bits(tiny_model, traced, monkeypatch):
-    """The tiny model at some number of bits, on which no weight depends."""
+    """A function of `n_bits` that returns the tiny model with this number of bits per subpixel for one test."""
     from helpers.models import TINY
 
     def choose(n_bits):
@@ -151,7 +151,7 @@ def of_bits(tiny_model, traced, monkeypatch):
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """A folder of 20 images for training, 6 for validation and 5 for test."""
+    """The path of a folder with 20 training images, 6 validation images and 5 test images as PNG files."""
     from helpers.models import random_images
 
     def make(folder):
@@ -166,7 +166,7 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def watched_run(image_folder, tmp_path_factory):
-    """The run folder of a finished run of `run_config(image_folder)`, and how often it read from the devices."""
+    """The run folder of a finished run of `run_config(image_folder)`, and its number of device reads by step."""
 
     def make(folder):
         from helpers.reads import Reads
@@ -190,7 +190,7 @@ def finished_run(watched_run):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A run folder of a small model in which z shows, named "tiny". Do not change it."""
+    """The run folder "tiny" of a small model whose z changes the decoded image. Do not change it."""
 
     def make(folder):
         from helpers.models import SMALL, give_effect, let_z_show, random_images
@@ -208,20 +208,20 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """However slow the machine, nothing is said of progress."""
+    """Turns progress messages off, which a slow machine would print."""
     monkeypatch.setattr("tfdecouple.runtime.progress._FIRST", 1e6)
 
 
 @pytest.fixture
 def forked():
-    """Programs are forked from a process that has imported TensorFlow (`helpers/forked.py`)."""
+    """Makes `subprocess` fork Python programs from a process that has imported TensorFlow (`helpers/forked.py`)."""
     with forked_programs():
         yield
 
 
 @pytest.fixture(scope="session")
 def exported(tiny_run, tmp_path_factory):
-    """An export folder of `tiny_run`: SavedModel and ONNX files. Do not change it."""
+    """An export folder of `tiny_run` with SavedModel and ONNX files. Do not change it."""
 
     def make(folder):
         from export.pipeline import ExportConfig, export
@@ -234,9 +234,9 @@ def exported(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def npm_example(tmp_path_factory):
-    """Returns a function that makes a copy of a folder of examples/ with its npm packages: `npm_example("web")`.
+    """A function of a name, such as "web", that returns a copy of examples/NAME with its npm packages.
 
-    The packages are those that `.ci/install-tools` has installed; otherwise npm installs them, as the examples say.
+    The copy links to the packages that `.ci/install-tools` has installed; if there are none, npm installs them.
     """
     copies = {}
 
@@ -262,7 +262,7 @@ def npm_example(tmp_path_factory):
 
 @pytest.fixture
 def disk(tmp_path):
-    """Makes file systems of a given size; skips where none can be made."""
+    """A function that returns the folder of a new file system of some kilobytes; skips the test if mounting fails."""
     made = []
 
     def make(kilobytes):

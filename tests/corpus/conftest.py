@@ -1,4 +1,4 @@
-"""A folder of pictures and the command that encodes it."""
+"""Fixtures for tests of codes: a folder of images, the command that encodes it, and the model."""
 
 import pytest
 from helpers.codes import COUNTS
@@ -11,7 +11,7 @@ from tfdecouple.runs.opened_run import load_model
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of 31 images, those for training under two labels."""
+    """The path of a folder with 20 training images in two classes, 6 validation images and 5 test images."""
     folder = tmp_path_factory.mktemp("pictures")
     images = iter(random_images(31, seed=5))
     for split, count in COUNTS.items():
@@ -24,7 +24,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def encode(tiny_run, pictures, tmp_path):
-    """Returns a function that runs the command and gives its status."""
+    """A function that runs the command `encode` with further arguments and returns its exit status."""
 
     def run(*more, run=tiny_run, data=pictures, out=tmp_path / "codes"):
         arguments = ["--run", run, "--data", f"folder:{data}", "--out", out, "--images-per-shard", 7]

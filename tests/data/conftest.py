@@ -1,4 +1,4 @@
-"""Data sets of numbered images in all ways that a split is held."""
+"""Fixtures with data sets of numbered images: TFDS, a folder, and sources of each kind of split."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tfdecouple.data.splits import MemorySplit, RecordSplit
 
 @pytest.fixture(scope="session")
 def tiny_tfds(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A prepared TFDS data set `tiny_numbers` of 30 training and 5 test images; returns its data_dir."""
+    """The data_dir of a prepared TFDS data set `tiny_numbers` with 30 training and 5 test images."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class TinyNumbers(tfds.core.GeneratorBasedBuilder):
-        """Numbered images of the model's size, with a label."""
+        """A TFDS data set of numbered images with the labels "even" and "odd"."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -63,7 +63,7 @@ def numbered_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="session", params=["memory", "files", "records"])
 def source(request: pytest.FixtureRequest) -> Source:
-    """The three ways to hold a split, each with `TRAINING_IMAGES` training images."""
+    """A source with `TRAINING_IMAGES` training images, held in memory, in files or in TFDS records."""
     if request.param == "records":
         data_dir = request.getfixturevalue("tiny_tfds")
         opened = open_source(

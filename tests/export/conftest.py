@@ -1,4 +1,4 @@
-"""The tiny run, opened once; the export's command line, with and without verification; the name of the served model."""
+"""Fixtures for tests of the export: the opened run, stand-ins for slow parts, and the command line."""
 
 import shutil
 
@@ -16,19 +16,19 @@ from export.provenance import open_run
 
 @pytest.fixture(scope="session")
 def opened(tiny_run):
-    """The tiny run's model and its origin. Do not change them."""
+    """The model of the tiny run and its provenance. Do not change them."""
     return open_run(tiny_run)
 
 
 @pytest.fixture
 def quick(opened, monkeypatch):
-    """Exports of files that hold nothing and pass: what is tested is where they go."""
+    """Makes exports write placeholder files that pass verification, for tests of where the files go."""
     hold_nothing(monkeypatch, opened)
 
 
 @pytest.fixture
 def command(tiny_run, tmp_path, capsys):
-    """Runs `python -m export` of the tiny run, and returns status, output and errors."""
+    """A function that runs `python -m export` on the tiny run and returns exit status, output and errors."""
 
     def run(*arguments, run=tiny_run, to=tmp_path / "to"):
         status = main(["--run", str(run), "--to", str(to), *map(str, arguments)])
@@ -39,7 +39,7 @@ def command(tiny_run, tmp_path, capsys):
 
 @pytest.fixture
 def refused(command, tmp_path):
-    """Runs a command that must end with status 2 and one line, and change nothing; returns the line."""
+    """A function that runs an export, asserts status 2, one line of error and no changed file, and returns the line."""
 
     def run(*arguments, **options):
         before = contents(tmp_path)
@@ -65,13 +65,13 @@ def origin(opened):
 
 @pytest.fixture(scope="module")
 def vectors(exported):
-    """The test vectors of an export; to compute them anew would take most of the time."""
+    """The test vectors of the export folder, by name; computing them again would take long."""
     return read_vectors(exported)
 
 
 @pytest.fixture(scope="module")
 def small_saved_model(model, tmp_path_factory):
-    """A right SavedModel of two signatures: fewer are loaded faster."""
+    """The path of a correct SavedModel with only two signatures, which loads faster than a full one."""
 
     def make(folder):
         chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
@@ -83,19 +83,19 @@ def small_saved_model(model, tmp_path_factory):
 
 @pytest.fixture
 def earlier(exported, tmp_path):
-    """A folder that an earlier export filled."""
+    """The path of an export folder that an earlier export has filled."""
     return shutil.copytree(exported, tmp_path / "to")
 
 
 @pytest.fixture
 def built(opened, vectors, exported, small_saved_model, monkeypatch):
-    """Takes files that are there already instead of building them, so that only sabotage and verification are left."""
+    """Makes exports copy finished files instead of building them, for tests of verification."""
     take_from(monkeypatch, exported, opened, small_saved_model, vectors)
 
 
 @pytest.fixture
 def refusal(built, earlier, tiny_run, capsys):
-    """Runs an export that must be refused, and returns what it says; what was published before must stay as it was."""
+    """A function that runs an export, asserts that it is refused and changes no file, and returns the message."""
 
     def run(*arguments):
         before = contents(earlier)
@@ -111,6 +111,6 @@ def refusal(built, earlier, tiny_run, capsys):
 
 @pytest.fixture(scope="module")
 def name(exported):
-    """What the server knows the exported model as."""
+    """The name under which TensorFlow Serving serves the exported model."""
     (model,) = read_models(exported)
     return model.name

@@ -1,1 +1,1 @@
-"""What several tests share beside fixtures."""
+"""Functions, classes and constants that several test files share; the fixtures are in conftest.py."""

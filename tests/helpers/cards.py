@@ -1,4 +1,4 @@
-"""The blocks of code in a model card, run in the folder of the export as a reader would: a black image comes back."""
+"""Functions that run the code blocks of a model card in its export folder, and check that a black image stays black."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.places import PATIENCE, user_environment
 
 
 def blocks(folder: pathlib.Path, language: str) -> list[str]:
-    """Returns the blocks of a language."""
+    """Returns the code blocks of a model card in a language."""
     return re.findall(rf"```{language}\n(.*?)```", (folder / TEXT_NAME).read_text(), re.DOTALL)
 
 
@@ -22,7 +22,7 @@ def _shape(folder: pathlib.Path) -> tuple[int, ...]:
 
 
 def run_python(folder: pathlib.Path, count: int = 1) -> None:
-    """Runs the blocks in Python, of which there must be so many."""
+    """Asserts that the card has `count` Python blocks, and that each of them reconstructs the image."""
     found = blocks(folder, "python")
     assert len(found) == count
     for program in found:
@@ -32,7 +32,7 @@ def run_python(folder: pathlib.Path, count: int = 1) -> None:
 
 
 def run_javascript(folder: pathlib.Path, example: pathlib.Path) -> None:
-    """Runs the block in JavaScript, by the packages of a copy of the example for Node."""
+    """Asserts that the JavaScript block reconstructs the image, run with the packages of the Node example's copy."""
     (program,) = blocks(folder, "js")
     sizes = ",".join(map(str, (1, *_shape(folder))))
     check = f'if (String(same.dims) !== "{sizes}" || same.data.some((value) => value !== 0)) throw same;\n'
@@ -43,7 +43,7 @@ def run_javascript(folder: pathlib.Path, example: pathlib.Path) -> None:
 
 
 def run_curl(folder: pathlib.Path) -> dict:
-    """Runs the block for TensorFlow Serving, and returns what a server of the SavedModel answers for the one image."""
+    """Returns the prediction that a server of the SavedModel answers to the card's curl command."""
     from helpers.serving_server import Server
 
     (command,) = blocks(folder, "sh")

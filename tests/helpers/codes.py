@@ -1,4 +1,4 @@
-"""Reading folders of codes and of the images that they were made of."""
+"""Functions that read a folder of codes and the image folder that was encoded."""
 
 import json
 
@@ -8,13 +8,13 @@ from PIL import Image
 from tfdecouple.corpus import read_codes
 
 COUNTS = {"train": 20, "validation": 6, "test": 5}
-# Files of the folder in `encode`'s order: 20 + 6 + 5 images, 7 to a file.
+# Names of the code files in the order of `encode`: 20 + 6 + 5 images, with at most 7 images in a file.
 FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
 FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
 
 
 def read(folder, **options):
-    """The codes of a folder by key, each of which must be there once."""
+    """Returns the codes in a folder by key, and asserts that no key repeats."""
     rows = list(read_codes(folder, **options).as_numpy_iterator())
     by_key = {row["key"].decode(): row for row in rows}
     assert len(by_key) == len(rows)

@@ -1,4 +1,4 @@
-"""Checks commands of the documentation, without running them, against the parsers, presets and files that there are."""
+"""Checks of documented commands against the project's parsers, presets and files, without running the commands."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tfdecouple.config import Config, load_preset, override
 
 
 class CommandError(AssertionError):
-    """A command of the documentation that would not be understood."""
+    """The error for a command in the documentation that would fail."""
 
 
 class _Parsed(BaseException):
-    """Ends a program as soon as it has read its command line."""
+    """The exception that ends a program as soon as its command line is parsed, with the parsed options."""
 
     def __init__(self, options: argparse.Namespace):
         super().__init__()
@@ -41,15 +41,15 @@ def _need(condition: object, message: str) -> None:
 
 
 def parse(program: object, arguments: list[str], until: tuple[str, ...] = ()) -> argparse.Namespace:
-    """What a program's own parser reads from a command line. The program is ended there.
+    """Returns the options that a program's own parser reads; the program ends after parsing.
 
     Args:
-        program: its `main`; it takes the arguments, or none and reads `sys.argv`.
-        arguments: the command line.
-        until: functions, by their dotted names, where a program ends that checks more than its parser does.
+        program: the function `main` of the program, which reads `sys.argv`.
+        arguments: the words of the command line after the program.
+        until: dotted names of functions at which the program ends instead, if it checks options after parsing.
 
     Raises:
-        CommandError: where the parser refuses it.
+        CommandError: if the parser refuses the command line.
     """
     options = argparse.Namespace()
 
@@ -70,7 +70,7 @@ def parse(program: object, arguments: list[str], until: tuple[str, ...] = ()) ->
         for name in until:
             patch.setattr(name, end)
         patch.setattr(sys, "argv", ["program", *arguments])
-        # Documentation writes options in full.
+        # The documentation must write options in full, so abbreviations are turned off.
         patch.setattr(argparse.ArgumentParser, "_get_option_tuples", lambda parser, text: [])
         try:
             with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
@@ -84,7 +84,7 @@ def parse(program: object, arguments: list[str], until: tuple[str, ...] = ()) ->
 
 
 def main_of(path: pathlib.Path) -> object:
-    """The function `main` of a Python file."""
+    """Returns the function `main` of a Python file."""
     name = path.stem if path.parent == ROOT else f"documented_{path.parent.name}_{path.stem}"
     if path.parent.name == "benchmarks":
         sys.path.insert(0, str(ROOT))
@@ -96,11 +96,11 @@ def main_of(path: pathlib.Path) -> object:
 
 
 def trained_config(arguments: list[str]) -> Config:
-    """The config that `train.py` makes of `--preset`, `--set` and `--steps`; of `--help` the default one.
+    """Returns the config that `train.py` makes from `--preset`, `--set` and `--steps`, or the default for `--help`.
 
     Raises:
-        CommandError: where its parser refuses the arguments.
-        UserError: where there is no such preset or option, or a value is none of its.
+        CommandError: if the parser refuses the arguments.
+        UserError: if a preset or option is unknown, or a value is invalid.
     """
     options = parse(cli.train_main, arguments)
     if not hasattr(options, "preset"):
@@ -136,7 +136,7 @@ def _pytest(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _python(arguments: list[str], folder: pathlib.Path) -> None:
-    # -P: Python without the working folder on its path.
+    # The option -P only keeps the working folder off Python's path, so it is dropped.
     first, *rest = [argument for argument in arguments if argument != "-P"]
     modules = {"tfdecouple": _tfdecouple, "export": _export, "pytest": _pytest}
     if first == "-m":
@@ -150,7 +150,7 @@ def _python(arguments: list[str], folder: pathlib.Path) -> None:
     elif first == "train.py":
         _train(rest, folder)
     else:
-        # In the folder of the text, or in that of an export, where its client lies.
+        # A program may be in the document's folder, or in an export folder, whose client.py comes from export/.
         places = (ROOT, folder, ROOT / "benchmarks", ROOT / "export")
         path = next((place / first for place in places if (place / first).is_file()), None)
         _need(path is not None, f"there is no {first}")
@@ -196,7 +196,7 @@ def _node(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def check_options(source: str, arguments: list[str]) -> None:
-    """Raises CommandError where the source of a program without an argparse parser never names an option."""
+    """Raises CommandError if an option is not in the source of a program that has no argparse parser."""
     for option in arguments:
         if option.startswith("--") and option != "--":
             known = re.search(rf"(?<![\w-]){option}(?![\w-])", source) or re.search(
@@ -206,7 +206,7 @@ def check_options(source: str, arguments: list[str]) -> None:
 
 
 def _file(arguments: list[str], folder: pathlib.Path) -> None:
-    """Of programs that are not the project's: the project's files that they are given must be there."""
+    """Raises CommandError if an argument of a foreign program is a missing file of the project."""
     for argument in arguments:
         if re.match(r"(examples|docs|benchmarks|tests)/", argument):
             _need((ROOT / argument).exists(), f"there is no {argument}")
@@ -215,7 +215,7 @@ def _file(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _installed(arguments: list[str], folder: pathlib.Path) -> None:
-    """The command of an installation; without arguments it is the name of the project."""
+    """Checks a command `tfdecouple ...`; without arguments it is only the name of the project."""
     programs = {"train": _train, "export": _export}
     if arguments:
         command = programs.get(arguments[0])
@@ -223,7 +223,7 @@ def _installed(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _docker(arguments: list[str], folder: pathlib.Path) -> None:
-    """A file that an image is built of must be there; what the project's image runs is its installed command."""
+    """Raises CommandError if a Dockerfile is missing or the command inside `docker run ... tfdecouple` is wrong."""
     for before, argument in itertools.pairwise(arguments):
         if before == "-f":
             _need((ROOT / argument).is_file(), f"there is no {argument}")
@@ -248,14 +248,14 @@ PROGRAMS = {
     "export": lambda arguments, folder: None,
     "sudo": lambda arguments, folder: None,
 }
-# Programs of ours by a shorter name, within the text.
+# Programs that the text of the documentation calls by a short name, and their paths.
 SHORT = {"throughput.py": "benchmarks/throughput.py", "client.py": "client.py", "scaling.py": "benchmarks/scaling.py"}
 
 
 def words(line: str) -> list[str]:
-    """The words of a command as documentation writes it, with examples in place of what stands for something.
+    """Returns the words of a documented command, with examples instead of placeholders.
 
-    Brackets round what may be left out are taken away, and so are three dots; single capitals are numbers.
+    Brackets around optional arguments and words "..." are removed; a placeholder of one capital letter becomes 1.
     """
     line = re.sub(r"\[(-[^\[\]]*)\]", r"\1", line)
     line = re.sub(r"\bNAME=VALUE\b", "model.alpha=0.5", line)
@@ -267,13 +267,13 @@ def words(line: str) -> list[str]:
 
 
 def is_command(line: str) -> bool:
-    """Whether a line begins with a program that is known here, after settings of its environment."""
+    """Returns whether a line begins with a program in `PROGRAMS`, after assignments of environment variables."""
     first = re.sub(r"^(?:[A-Z_0-9]+=(?:'[^']*'|\"[^\"]*\"|\S*)\s+)*", "", line).partition(" ")[0]
     return first in PROGRAMS
 
 
 def _stages(found: list[str]) -> Iterator[list[str]]:
-    """The commands of a pipe or a chain."""
+    """Yields the words of each command in a pipe or a chain of commands."""
     stage: list[str] = []
     for word in found:
         if word in ("|", "&&", ";"):
@@ -285,11 +285,11 @@ def _stages(found: list[str]) -> Iterator[list[str]]:
 
 
 def check_command(line: str, folder: pathlib.Path = ROOT) -> None:
-    """Raises CommandError where a command names an option, preset, file or module that there is not.
+    """Raises CommandError if a command names an option, preset, file or module that does not exist.
 
     Args:
-        line: the command, as the documentation has it.
-        folder: where its relative names of files are looked for, beside the root of the repository.
+        line: the command in the documentation.
+        folder: folder of its relative paths, which may also be relative to the root of the repository.
     """
     for stage in _stages(words(line)):
         while stage and re.match(r"[A-Z_0-9]+=", stage[0]):

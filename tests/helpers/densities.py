@@ -1,4 +1,4 @@
-"""Densities in closed form that stand in a model's place, so that a measurement can be held against the truth."""
+"""Densities in closed form that replace a model in tests, so that metrics can be compared with exact values."""
 
 import math
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ SHAPE = (1, 1, 3)
 
 
 class Density:
-    """What measurements ask of a model, for images of three numbers; nats are float64."""
+    """The base class of densities that replace a model of images with three numbers; nats are float64."""
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
         self.config = SimpleNamespace(
@@ -32,7 +32,7 @@ class Density:
 
 
 class Uniform(Density):
-    """Uniform over the pixels. What z adds to the one part it takes from the other: its posterior is exact."""
+    """A uniform density whose ELBO is exact: noise in z adds to the reconstruction what it takes from the KL."""
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         spread = tf.reduce_sum(tf.cast(z_noise, tf.float64), 1)
@@ -41,9 +41,9 @@ class Uniform(Density):
 
 
 class LinearGaussian(Density):
-    """p(z) = N(0, I), p(x|z) = N(weights z_0, noise^2 I), q(z_0|x) = N(slopes x, stddev^2); other z_i are not used.
+    """A density with p(z) = N(0, I), p(x|z) = N(weights z_0, noise^2 I) and q(z_0|x) = N(slopes x, stddev^2).
 
-    x is the pixel's bin, its centre where only `centres` are wanted, else with noise in it.
+    Only the first entry of z is used. x is the centre of a pixel's bin, or has uniform noise if `centres` is false.
     """
 
     weights = np.array([0.5, 0.3, -0.2])
@@ -58,25 +58,25 @@ class LinearGaussian(Density):
         self.stddev = self.exact_stddev if stddev is None else stddev
         self.centres = centres
 
-    # --- the truth, in NumPy ---
+    # --- exact values, in NumPy ---
 
     def x(self, images):
         return (np.asarray(images, np.float64).reshape(-1, 3) + 0.5) / 128 - 1
 
     def log_marginal(self, images):
-        """log p(x), `[n]`."""
+        """Returns log p(x) in nats, float64 `[n]`."""
         covariance = np.outer(self.weights, self.weights) + self.noise**2 * np.eye(3)
         x = self.x(images)
         squares = np.einsum("ni,ij,nj->n", x, np.linalg.inv(covariance), x)
         return -(squares + np.linalg.slogdet(2 * math.pi * covariance)[1]) / 2
 
     def gap(self, images):
-        """KL(q(z|x) || p(z|x)), by which the expected ELBO is below log p(x), `[n]`."""
+        """Returns KL(q(z|x) || p(z|x)), float64 `[n]`: the expected ELBO is below log p(x) by this many nats."""
         difference = self.x(images) @ (self.slopes - self.exact_slopes)
         ratio = self.stddev**2 / self.exact_stddev**2
         return (ratio - 1 - math.log(ratio) + difference**2 / self.exact_stddev**2) / 2
 
-    # --- what measurements call ---
+    # --- methods that metrics call ---
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         u = 0.5 if self.centres else tf.cast(tf.reshape(u_noise, [-1, 3]), tf.float64)
@@ -109,7 +109,7 @@ class LinearGaussian(Density):
 
 
 def counted_batches(images, size, fill=0):
-    """Batches of one size of all images, the last filled up with images of weight 0."""
+    """Returns a `tf.data` data set of all images in batches of one size; images of weight 0 fill the last one."""
     missing = -len(images) % size
     filled = np.concatenate([images, np.full((missing, *images.shape[1:]), fill, np.uint8)])
     index = np.concatenate([np.arange(len(images)), np.zeros(missing)]).astype(np.int64)
@@ -118,6 +118,6 @@ def counted_batches(images, size, fill=0):
 
 
 def gaussian_images(count, scale=38.0, seed=0):
-    """Images of three numbers about normal around the middle, uint8 `[count, 1, 1, 3]`."""
+    """Returns random images of three roughly normal numbers around 127.5, uint8 `[count, 1, 1, 3]`."""
     values = 127.5 + scale * np.random.default_rng(seed).standard_normal((count, *SHAPE))
     return np.clip(np.round(values), 0, 255).astype(np.uint8)

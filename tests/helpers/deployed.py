@@ -1,8 +1,8 @@
-"""Stands where an export would deploy a model, for tests whose files are there already."""
+"""A stand-in for the deployed model in tests of exports whose files exist already."""
 
 
 class NoDeployedModel:
-    """Instead of `export.deployed.deployed_model.DeployedModel`."""
+    """An empty class that replaces `export.deployed.deployed_model.DeployedModel`."""
 
     def __init__(self, model, order="NHWC"):
         pass

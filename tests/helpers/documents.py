@@ -1,4 +1,4 @@
-"""Reads the project's Markdown: blocks of code, code within the text, links and headings."""
+"""Functions that read code blocks, inline code, links and headings from the project's Markdown files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 from helpers.places import ROOT
 
-# Model cards are written by programs and speak of the folder of an export; what lies in tests/ is no documentation.
+# The project's documentation; model cards are left out, because their commands run in an export folder.
 DOCUMENTS = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md")
@@ -18,12 +18,12 @@ DOCUMENTS = sorted(
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A block of code.
+    """A block of code in a Markdown document.
 
     Attributes:
-        language: the word after the fence; "" for an indented block.
-        text: its lines, without the indentation of the block.
-        line: the number of its first line.
+        language: the word after the fence, or "" for an indented block.
+        text: the lines of the block without its indentation.
+        line: the number of the first line in the document, from 1.
     """
 
     language: str
@@ -32,7 +32,7 @@ class Block:
 
 
 def split_code(text: str) -> tuple[list[Block], str]:
-    """The blocks of a document, and the document with empty lines in their place."""
+    """Returns the code blocks of a document, and the document with empty lines instead of the blocks."""
     blocks: list[Block] = []
     kept: list[str] = []
     lines = text.splitlines()
@@ -59,25 +59,25 @@ def split_code(text: str) -> tuple[list[Block], str]:
 
 
 def _in_list(lines: list[str]) -> bool:
-    """Whether an indented line after these goes on with an item of a list."""
+    """Returns whether an indented line after these lines continues an item of a list."""
     last = next((line for line in reversed(lines) if line.strip()), "")
     return bool(re.match(r"\s*([-*]|\d+\.) |  ", last))
 
 
 def inline_code(text: str) -> list[str]:
-    """The code within the running text of a document: what stands between backquotes."""
+    """Returns the pieces of code between backquotes in the text of a document."""
     found = re.findall(r"(?<!`)`([^`]+)`(?!`)", split_code(text)[1])
     return [" ".join(code.split()) for code in found]
 
 
 def links(text: str) -> list[str]:
-    """Where links and pictures lead, in Markdown's form and in HTML's."""
+    """Returns the targets of the links and pictures of a document, in Markdown and in HTML."""
     prose = re.sub(r"(?<!`)`[^`]+`(?!`)", "`code`", split_code(text)[1])
     return re.findall(r"\]\(<?([^)\s>]+)>?[^)]*\)", prose) + re.findall(r"(?:href|src)=\"([^\"]+)\"", prose)
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a document's headings, as GitHub names them."""
+    """Returns the anchors that GitHub gives the headings of a document."""
     found: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.+?)\s*#*$", split_code(text)[1], re.M):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -88,7 +88,7 @@ def anchors(text: str) -> set[str]:
 
 
 def command_lines(block: str) -> list[str]:
-    """The lines of a block as commands: continued ones joined, comments and the words after wide gaps left out."""
+    """Returns the commands in a code block, with continued lines joined and explanations after wide gaps removed."""
     joined: list[str] = []
     goes_on = False
     for line in block.splitlines():

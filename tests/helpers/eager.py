@@ -1,11 +1,11 @@
-"""Functions that run eagerly for a while: to trace them takes longer than to run them once or twice."""
+"""A context that runs functions eagerly, because tracing them takes longer than running them once or twice."""
 
 import contextlib
 
 
 @contextlib.contextmanager
 def run_eagerly():
-    """Within it a `tf.function` is a plain function; afterwards it is what it was before."""
+    """Runs each `tf.function` eagerly inside the context, and restores the setting afterwards."""
     import tensorflow as tf
 
     before = tf.config.functions_run_eagerly()

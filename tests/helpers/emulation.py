@@ -1,15 +1,15 @@
-"""TensorFlow on a CPU that computes as an accelerator would, to see beforehand what of a promise holds there.
+"""An emulation of an accelerator's arithmetic on a CPU, for tests of the model's accuracy without an accelerator.
 
-An accelerator differs from a CPU in three ways that matter to a model which must invert itself:
+An accelerator differs from a CPU in three ways that matter to an invertible model:
 
-- It rounds the operands of float32 matrix products and convolutions, to 10 bits of mantissa (TF32, NVIDIA GPUs since
-  Ampere) or to 7 (bfloat16, TPUs), as long as TensorFlow's switch for TF32 is on, as it is from the start.
-- It adds up in another order, and not always in the same: results differ by some of their last bits, from call to call.
+- It rounds the operands of float32 matrix products and convolutions to 10 bits of mantissa (TF32, NVIDIA GPUs since
+  Ampere) or to 7 (bfloat16, TPUs) while TensorFlow's switch for TF32 is on, which is the default.
+- It sums in another order, which can vary between calls, so that the last bits of results differ.
 - It adds products of bfloat16 up in float32.
 
-`emulated_accelerator` does all three in the two functions through which TensorFlow runs everything: operations, and
-calls of traced functions, which are copied with the operations in question exchanged, also in functions that they call.
-So it holds for functions that were traced before, and for gradients.
+`emulated_accelerator` wraps the two functions by which TensorFlow runs single operations and traced functions. It calls
+a copy of each traced function, and of the functions called inside, with products replaced. So the emulation also works
+for gradients, and for functions that were traced before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tensorflow.python.framework import op_def_registry
 from tfdecouple.errors import UserError
 from tfdecouple.runtime import precision as tf32
 
-# Of each operation that accelerators compute in products: which inputs are their operands (None: all).
+# For each operation that accelerators compute by products: the indices of the operands; None stands for all inputs.
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {
     "MatMul": (0, 1),
     "BatchMatMul": (0, 1),
@@ -42,20 +42,20 @@ _PRODUCTS: dict[str, tuple[int, ...] | None] = {
     "_FusedMatMul": (0, 1),
     "_FusedConv2D": (0, 1),
 }
-# Bits of the mantissa that operands keep, of the 23 of float32.
+# Number of mantissa bits that operands keep; float32 has 23.
 _BITS = {"tf32": 10, "bfloat16": 7}
 _TYPES = ("T", "Ta", "Tb", "Tout")
 
-# Makes names unique, also where one emulation is within another.
+# Numbers for unique names, also if one emulation is inside another.
 _names = itertools.count(1)
 
 
 @contextlib.contextmanager
 def emulated_accelerator(operands: str = "tf32", noise: float = 0.0, seed: int = 0) -> Iterator[None]:
-    """Runs what is called inside, in all threads of the process, as an accelerator would compute it.
+    """Emulates an accelerator's arithmetic inside the context, in all threads of the process.
 
-    With TensorFlow's switch for TF32 off and without noise, float32 is as always, to the bit. Not emulated are
-    pipelines of `tf.data`, which run on CPUs everywhere, and sessions of TensorFlow 1.
+    With TensorFlow's switch for TF32 off and without noise, float32 results are unchanged to the bit. The emulation
+    leaves `tf.data` pipelines alone, which always run on CPUs, and sessions of TensorFlow 1.
 
     >>> x = tf.constant([[1.0 + 2**-12]])
     >>> with emulated_accelerator():
@@ -63,21 +63,20 @@ def emulated_accelerator(operands: str = "tf32", noise: float = 0.0, seed: int =
     1.0
 
     Args:
-        operands: what float32 operands are rounded to, to the nearest and in a tie to the even one: "tf32" or
-            "bfloat16".
-        noise: largest relative change of a result, for which 1e-7 to 1e-6 is what other kernels and orders of summation
-            make of float32; drawn anew for each number of each call.
-        seed: of the noise.
+        operands: format to which float32 operands are rounded, to nearest even: "tf32" or "bfloat16".
+        noise: largest relative change of a result, drawn for each number of each call; other kernels and orders of
+            summation change float32 results by 1e-7 to 1e-6.
+        seed: seed of the noise.
 
     Raises:
-        UserError: for other operands, or noise that is negative or not below 1.
+        UserError: if `operands` is another text, or the noise is not in [0, 1).
     """
     if operands not in _BITS:
         raise UserError(f"operands is {operands!r}; it must be one of {', '.join(_BITS)}")
     if not 0 <= noise < 1:
         raise UserError(f"noise is {noise}; it must lie in [0, 1), for example 1e-6")
     emulation = _Emulation(23 - _BITS[operands], noise, seed)
-    # By their names in these modules both are looked up for each call.
+    # TensorFlow looks both functions up in these modules at each call, so that replacing them works.
     with (
         _replaced(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.operation),
         _replaced(context.Context, "call_function", emulation.call),
@@ -88,7 +87,7 @@ def emulated_accelerator(operands: str = "tf32", noise: float = 0.0, seed: int =
 
 @contextlib.contextmanager
 def switch_left_alone() -> Iterator[None]:
-    """Leaves TensorFlow's switch for TF32 as the process has it, in all threads: what would become of images then."""
+    """Stops the project from turning TensorFlow's switch for TF32 off inside the context, in all threads."""
     with _replaced(tf32._switch, "turn", lambda turn: lambda **_: None):
         yield
 
@@ -104,12 +103,12 @@ def _replaced(owner: Any, name: str, replacement: Callable[[Callable[..., Any]],
 
 
 class _Emulation:
-    """What is done to operands and results, and the functions in which it is done.
+    """The changes of operands and results, and the copies of traced functions that have these changes.
 
     Args:
-        dropped: bits of the mantissa that are rounded away.
+        dropped: number of mantissa bits that are rounded away.
         noise: largest relative change of a result.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     def __init__(self, dropped: int, noise: float, seed: int):
@@ -120,12 +119,12 @@ class _Emulation:
         self._lock = threading.RLock()
         self._copies: dict[tuple[bytes, bool], bytes] = {}
         anything = tf.TensorSpec(None, tf.float32)
-        # Kept, since a function goes with its last reference.
+        # The functions are attributes, because TensorFlow removes a function with its last reference.
         self._round = tf.function(self._rounded, autograph=False).get_concrete_function(anything)
         self._perturb = tf.function(self._perturbed, autograph=False).get_concrete_function(anything, anything)
 
     def close(self) -> None:
-        """Removes the copies of functions."""
+        """Removes the copies of traced functions from TensorFlow."""
         for original, copy in self._copies.items():
             if copy != original[0]:
                 context.context().remove_function(copy)
@@ -134,7 +133,7 @@ class _Emulation:
     # --- single operations ---
 
     def operation(self, execute: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns what runs an operation, given how it is run otherwise."""
+        """Returns a function that runs an operation with emulated arithmetic, by TensorFlow's function `execute`."""
 
         def run(ctx: Any, kind: str, name: Any, *arguments: Any) -> Any:
             if kind not in _PRODUCTS:
@@ -158,7 +157,7 @@ class _Emulation:
 
     @staticmethod
     def _tensors(kind: str, arguments: Sequence[Any]) -> list[Any]:
-        """Returns inputs and attributes, where sizes are tensors: TensorFlow takes a list another way."""
+        """Returns inputs and attributes with sizes as tensors, because TensorFlow handles lists in another way."""
         values, operands = list(arguments), _PRODUCTS[kind]
         for index in range(len(op_def_registry.get(kind).input_arg)):
             if operands is not None and index not in operands:
@@ -166,7 +165,7 @@ class _Emulation:
         return values
 
     def _operands(self, values: Any) -> tuple[tf.DType, list[tf.Tensor]]:
-        """Returns the operands' common dtype, and what they are computed with."""
+        """Returns the operands' common dtype, and the operands as rounded or converted tensors."""
         dtype = next((tf.as_dtype(value.dtype) for value in values if tf.is_tensor(value)), None)
         tensors = [tf.convert_to_tensor(value, dtype) for value in values]
         dtype = tensors[0].dtype
@@ -179,7 +178,7 @@ class _Emulation:
     # --- traced functions ---
 
     def call(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns what calls a function by its name, given how it is called otherwise."""
+        """Returns a function that calls the emulated copy of a traced function, by TensorFlow's function `call`."""
 
         def run(ctx: Any, name: bytes, inputs: Any, outputs: int) -> Any:
             return call(ctx, self._copy(name, _switch_is_on()), inputs, outputs)
@@ -187,7 +186,7 @@ class _Emulation:
         return run
 
     def _copy(self, name: bytes, rounds: bool) -> bytes:
-        """Returns the name of the function to call instead of another: of the same one where nothing changes."""
+        """Returns the name of a traced function's emulated copy, or the same name if the function has no products."""
         with self._lock:
             if (name, rounds) not in self._copies:
                 definition = context.context().get_function_def(name)
@@ -199,7 +198,7 @@ class _Emulation:
             return self._copies[name, rounds]
 
     def _exchange(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Changes the products in a function and in those that it calls; returns whether there were any."""
+        """Changes the products in a function and in the functions it calls; returns whether there were any."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:
@@ -227,7 +226,7 @@ class _Emulation:
         return changed or bool(products)
 
     def _kind(self, node: node_def_pb2.NodeDef, rounds: bool) -> str:
-        """Returns what is done to an operation: "" for nothing."""
+        """Returns the change of an operation: "bfloat16", "rounded", "perturbed", or "" for none."""
         if node.op not in _PRODUCTS:
             return ""
         dtype = next(tf.as_dtype(node.attr[name].type) for name in _TYPES if name in node.attr)
@@ -238,7 +237,7 @@ class _Emulation:
         return ""
 
     def _around(self, node: node_def_pb2.NodeDef, kind: str, mark: str) -> Iterator[node_def_pb2.NodeDef]:
-        """Changes an operation, and yields the nodes before and after it."""
+        """Yields new nodes that round the operands and change the result of an operation, which is rewired to them."""
 
         def made(suffix: str, operation: str, inputs: list[str], **attributes: Any) -> node_def_pb2.NodeDef:
             new = node_def_pb2.NodeDef(name=node.name + mark + suffix, op=operation, input=inputs, device=node.device)
@@ -285,7 +284,7 @@ class _Emulation:
     # --- arithmetic ---
 
     def _rounded(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns float32 with fewer bits of mantissa."""
+        """Returns a float32 tensor rounded to fewer bits of mantissa."""
         bits = tf.bitcast(x, tf.int32)
         dropped = tf.constant(self._dropped)
         odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, dropped), 1)
@@ -293,7 +292,7 @@ class _Emulation:
         return tf.where(tf.math.is_finite(x), tf.bitcast(bits, tf.float32), x)
 
     def _perturbed(self, y: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-        """Returns float32, each number changed by its part of the noise; `drawn` is uniform in [0, 1)."""
+        """Returns a float32 tensor with each number perturbed by noise; `drawn` is uniform in [0, 1)."""
         return y * (1 + self._noise * (2 * drawn - 1))
 
 
@@ -302,5 +301,5 @@ def _switch_is_on() -> bool:
 
 
 def _straight_through(change: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Returns `change(x)`, of which a gradient sees nothing: an accelerator records no rounding."""
+    """Returns `change(x)` with the gradient of the identity, because an accelerator records no rounding."""
     return tf.custom_gradient(lambda x: (change(x), lambda upstream: upstream))(x)

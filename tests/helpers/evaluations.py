@@ -1,4 +1,4 @@
-"""The metrics of `evaluate` for a model and a data set, without the command."""
+"""A function that computes a metric of `evaluate` for a model and a data set, without the command."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ OPTIONS = {
 
 
 def compute_metric(metric, model, source, *, batch_size=32, **options):
-    """Returns the result of a metric class with these options."""
+    """Returns the result of a metric class for a model and a source, with `OPTIONS` changed by `options`."""
     taken = metric(SimpleNamespace(**{**OPTIONS, **options}))
     config = SimpleNamespace(model=model.config)
     opened = SimpleNamespace(model=model, config=config, label_names=source.label_names)

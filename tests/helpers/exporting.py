@@ -1,4 +1,4 @@
-"""Exports of files that hold nothing and pass, where what is tested is where they go; and what stands in a folder."""
+"""Stand-ins for the slow parts of an export, and functions that read export folders."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from export.verification.comparison import Report
 from helpers.deployed import NoDeployedModel
 from helpers.models import TINY
 
-# The ONNX files of an export of TINY, and those of its web page.
+# Names of the ONNX files in an export of TINY, and of those on its web page.
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
-# By which an export is verified later.
+# Names in an export folder by which the export can be verified later.
 RECORDS = ("manifest.json", "test_vectors")
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
-# Of a SavedModel that is loaded fast.
+# Signatures of a SavedModel that has only two of them, so that it loads fast.
 SIGNATURES = ("encode", "decode")
 
 
@@ -38,7 +38,7 @@ def _save_saved_model(deployed, chosen, folder, report):
 
 
 def _replace(patch, opened, **parts):
-    """Puts functions of a test into the pipeline instead of all that takes time."""
+    """Replaces the slow functions of the export pipeline by those of a test."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
         "pipeline.load_real_images": lambda config: (None, "test images"),
@@ -51,11 +51,11 @@ def _replace(patch, opened, **parts):
 
 
 def hold_nothing(patch, opened):
-    """Makes exports of files that hold nothing and pass.
+    """Makes exports write placeholder files that pass verification.
 
     Args:
-        patch: pytest's.
-        opened: model and provenance of whatever run is exported; of the model its config alone.
+        patch: pytest's `monkeypatch`.
+        opened: model and provenance of the exported run; only the model's config is used.
     """
     _replace(
         patch,
@@ -70,7 +70,7 @@ def hold_nothing(patch, opened):
 
 
 def take_from(patch, exported, opened, saved_model, vectors):
-    """Makes exports of files that are there already: of the ONNX files in `exported`, and of a SavedModel."""
+    """Makes exports copy finished files instead of building them: the ONNX files in `exported` and a SavedModel."""
     _replace(
         patch,
         opened,
@@ -86,18 +86,18 @@ def take_from(patch, exported, opened, saved_model, vectors):
 
 
 def read_vectors(folder):
-    """Returns the test vectors in an export folder."""
+    """Returns the arrays of the test vectors in an export folder, by name."""
     (path,) = (folder / VECTORS).iterdir()
     with np.load(path) as archive:
         return dict(archive)
 
 
 def silent(text):
-    """Says nothing."""
+    """Ignores a progress message."""
 
 
 def contents(folder):
-    """Everything in a folder, hidden or not: files with their bytes."""
+    """Returns the bytes of all files in a folder by relative path, hidden ones included; None for subfolders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
@@ -106,7 +106,7 @@ def read_card(folder):
 
 
 def half_written(folder):
-    """Returns what is visible in an export folder and not whole."""
+    """Returns a description of each incomplete file or version in an export folder."""
     half = []
     versions = folder / "savedmodel"
     for version in versions.iterdir() if versions.exists() else ():
@@ -115,7 +115,7 @@ def half_written(folder):
         if not (version / "assets.extra" / JSON_NAME).exists():
             half.append(f"{version.name} without a card")
     for name in (JSON_NAME, *SERVING):
-        # A file that is there has its end.
+        # A file may be missing before it is published, but a visible one must be complete.
         with contextlib.suppress(FileNotFoundError):
             text = (folder / name).read_text()
             if not text.endswith("\n") or (name == JSON_NAME and not json.loads(text)):

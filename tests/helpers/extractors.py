@@ -1,4 +1,4 @@
-"""Feature extractors whose features are known: the mean colour of an image."""
+"""Feature extractors for tests of the Fréchet distance; their features are the mean colour of an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfdecouple.metrics.frechet import FrechetDistance
 def write_onnx(
     path, *, dtype=TensorProto.UINT8, shape=("n", "h", "w", 3), keep_dims=0, outputs=("features",), divide_by=1.0
 ):
-    """An extractor that gives the mean colour of an image; shape[-1] features."""
+    """Writes an ONNX extractor whose shape[-1] features are the mean colour of an image; returns the path."""
     nodes = [
         helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["values", "divisor"], ["scaled"]),
@@ -39,11 +39,11 @@ def write_onnx(
 
 
 def colours(images):
-    """What the extractors compute."""
+    """Returns the features that the extractors compute for images, float64 `[n, channels]`."""
     return images.mean((1, 2), dtype=np.float64)
 
 
 def frechet_result(model, source, extractor, **options):
-    """The result of `--frechet` for 40 samples at temperature 0.7."""
+    """Returns the result of `evaluate --frechet` for 40 samples at temperature 0.7."""
     options = {"frechet_images": 40, "temperature": 0.7, "batch_size": 16, **options}
     return compute_metric(FrechetDistance, model, source, frechet=extractor, **options)

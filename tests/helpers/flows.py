@@ -1,4 +1,4 @@
-"""Flows and their blocks by name, in float64, with an input and a condition."""
+"""Small flows and their blocks in float64, each with an input and a condition, by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 2
 CONDITION = 3
 F64 = {"dtype": "float64"}
 
-# name: constructor, shape of one input, size of the condition
+# Blocks by name: the constructor, the shape of an input without the batch, and the size of the condition.
 BLOCKS = {
     "step": (functools.partial(FlowStep, 4, CONDITION), (2, 2, 4), CONDITION),
     "step-odd": (functools.partial(FlowStep, 4, CONDITION, alpha=0.6), (2, 2, 3), CONDITION),
@@ -27,7 +27,7 @@ BLOCKS = {
     "prior-flow": (functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,), 0),
 }
 
-# Few steps, but every kind of conditioning, linear map and coupling.
+# Configs of small flows that together have each kind of conditioning, linear map and coupling.
 SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1,), 1), encoder_channels=(4,))
 FLOWS = {
     "tiny": TINY,
@@ -35,7 +35,7 @@ FLOWS = {
         SMALL, conditioning="none", transform="additive", multiscale_transform="additive", linear="lu"
     ),
     "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=5),
-    # One channel: squeezed before the first level, too.
+    # An image with one channel is squeezed before the first level.
     "grey": dataclasses.replace(SMALL, image_shape=(4, 8, 1), steps=(1, 1), hidden_channels=(4, 4)),
 }
 

@@ -1,7 +1,7 @@
-"""A process that has imported what takes long and becomes, by forking, each program that it is asked for.
+"""A server that imports slow modules once, and forks a process for each requested Python program.
 
-`forked.py` starts it as `python fork_server.py SOCKET MODULE...` and says what it promises. It imports nothing of the
-project, so that a program finds the project where a new process would.
+`forked.py` starts it as `python fork_server.py SOCKET MODULE...`. The server imports nothing of the project, so that a
+program finds the project where a new process would.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forked import NUMBER, ForkedPopen, Server, receive
 
 
 class _Forks:
-    """What the server has open: those who may ask, and the processes that run, with those who wait for them."""
+    """The server's open connections to clients, and its running programs with the connections that wait for them."""
 
     def __init__(self, control: socket.socket):
         self._first = control
@@ -33,7 +33,7 @@ class _Forks:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> dict | None:
-        """Forks for each request; returns a request in the process that is to become its program, None at the end."""
+        """Forks for each request; returns the request in the forked process, and None in the server at the end."""
         while True:
             for key, _ in self._selector.select():
                 if key.fd in self._running:
@@ -48,7 +48,7 @@ class _Forks:
                 elif control is self._first:
                     return None
                 else:
-                    # A program that ended; what it started goes on.
+                    # A client program has ended; the programs that it started continue.
                     self._selector.unregister(control)
                     self._asking.pop(key.fd).close()
 
@@ -57,7 +57,7 @@ class _Forks:
         self._selector.unregister(number)
         os.close(number)
         status = os.waitpid(process, 0)[1]
-        # Who asked for it may have gone.
+        # The client that started the program may have ended before it.
         with contextlib.suppress(OSError):
             connection.sendall(NUMBER.pack(status))
         connection.close()
@@ -86,7 +86,7 @@ class _Forks:
         return None
 
     def _close(self) -> None:
-        """Closes what is the server's, before the numbers belong to something of the program's."""
+        """Closes the server's descriptors in a forked process, because the program may use their numbers."""
         self._selector.close()
         for control in self._asking.values():
             control.close()
@@ -96,7 +96,7 @@ class _Forks:
 
 
 def _put(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
-    """Gives descriptors their numbers in the program, and the way to the server one that is in nobody's way."""
+    """Gives descriptors their numbers in the program; returns the connection to the server at an unused number."""
     out_of_the_way = max(100, *numbers) + 1
     moved = [fcntl.fcntl(given, fcntl.F_DUPFD_CLOEXEC, out_of_the_way) for given in (*descriptors, control.detach())]
     os.closerange(3, out_of_the_way)
@@ -108,12 +108,12 @@ def _put(descriptors: list[int], control: socket.socket, numbers: list[int]) -> 
 
 
 def become(request: dict, places: list[str]) -> None:
-    """Runs a program as a new process would: `python -c CODE`, `python -m MODULE` or `python FILE`."""
+    """Runs the requested program in this process: `python -c CODE`, `python -m MODULE` or `python FILE`."""
     if request["start_new_session"]:
         os.setsid()
         request["control"].close()
     else:
-        # What it starts belongs to the same session, and may be forked as well.
+        # Programs that this program starts belong to the same session, so the server can fork them as well.
         server = Server(request["control"])
         ForkedPopen.server = staticmethod(lambda: server)
         subprocess.Popen = ForkedPopen
@@ -141,7 +141,7 @@ def become(request: dict, places: list[str]) -> None:
 
 
 def _open_streams() -> None:
-    """Opens Python's streams anew: those of the server may be of another kind, and hold text."""
+    """Opens Python's standard streams again, because the server's streams may be buffered in another way."""
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)
@@ -155,17 +155,17 @@ def _open_streams() -> None:
 
 
 def main() -> None:
-    """Imports, then serves until the other side goes."""
-    # Of the file's own folder.
+    """Imports the modules, then serves requests until the first client ends."""
+    # Programs must not find modules in the folder of this file.
     del sys.path[0], sys.modules["forked"]
     places = list(sys.path)
     number, *modules = sys.argv[1:]
     control = socket.socket(fileno=int(number))
     for module in modules:
         importlib.import_module(module)
-    # Only the thread that forks goes on in the new process: what another holds would stay locked for ever.
+    # The client uses the server only with one thread: a forked process loses other threads, but keeps their locks.
     threads = len(os.listdir("/proc/self/task"))
-    # Memory that collecting garbage does not write to stays shared with the programs.
+    # Garbage collection does not write to frozen objects, so their memory stays shared with the programs.
     gc.collect()
     gc.freeze()
     control.sendall(NUMBER.pack(threads))

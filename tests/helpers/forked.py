@@ -1,14 +1,14 @@
-"""Programs that start at once: Python's processes, forked from one that has imported TensorFlow.
+"""Fast starts of Python programs in tests: processes are forked from a server that has imported TensorFlow.
 
-To import TensorFlow takes a process some five seconds, more than most programs of the tests run. Within
-`forked_programs()` whoever starts `sys.executable` through `subprocess`, the project included, gets a process of its
-own all the same, with its own arguments, environment, folder, files, signals and status; but TensorFlow, Keras and TFP
-have been imported there before the program begins. Nothing has run in TensorFlow, so that the program sets it up as it
-would. What the program starts is forked, too, but where it leads a session of its own.
+Importing TensorFlow takes some five seconds, longer than most programs of the tests run. Inside `forked_programs()`,
+`subprocess` forks programs that are started with `sys.executable`. A forked program has its own arguments, environment,
+folder, files, signals and status, and TensorFlow, Keras and TFP are already imported. TensorFlow has not run anything
+yet, so that the program can set it up. Programs that a forked program starts are forked as well, unless it leads a
+session of its own.
 
-A program is started anew as ever where the difference could show: where it is given options of Python, or variables
-that libraries read as they are loaded. Tests of what a program imports, and when, of what libraries print as they are
-loaded, or of memory do without. NumPy's linear algebra has one thread in what is forked.
+A new process is started if the difference could matter: for options of Python, and for environment variables that
+libraries read while they are loaded. Tests of imports, of messages while libraries are loaded, and of memory must not
+use forked programs. NumPy's linear algebra has one thread in forked programs.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 MODULES = ("tensorflow", "keras", "tensorflow_probability")
-# Beginnings of variables that Python, the C library or libraries read as they start.
+# Prefixes of environment variables that Python, the C library or other libraries read when they start.
 READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Of these, what the server sees to, what TensorFlow and oneDNN read as they first compute, and what changes no result.
+# Variables with these prefixes that may differ: they are set by the server, read later, or change no result.
 OF_NO_MATTER = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
-    # Read by the program, when it looks for the other workers.
+    # The program itself reads TF_CONFIG to find the other workers.
     "TF_CONFIG",
-    # scikit-learn sets them when it is imported.
+    # scikit-learn sets these variables when it is imported.
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
 )
-# What is sent: a length, the number of a process, its status as waitpid tells it.
+# The format of each number that is sent: a length, a process id, a number of threads, or a status from waitpid.
 NUMBER = struct.Struct("!i")
 
 
 def receive(connection: socket.socket, count: int) -> bytes:
-    """Returns so many bytes; EOFError where the other side goes before."""
+    """Returns `count` bytes from a connection; raises EOFError if it closes earlier."""
     received = b""
     while len(received) < count:
         if not (more := connection.recv(count - len(received))):
@@ -64,12 +64,12 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-# What a server has of these, whatever a test has set meanwhile.
+# The variables when this module is imported, which the server gets whatever a test has set since.
 _AT_START = _read_at_start(os.environ)
 
 
 class Server:
-    """The process that forks, as seen from those who ask it to."""
+    """A client's connection to the server process that forks programs."""
 
     def __init__(self, control: socket.socket):
         self._control = control
@@ -77,10 +77,10 @@ class Server:
 
     @classmethod
     def started(cls) -> Server | None:
-        """Starts one; None where what it imports starts threads."""
+        """Returns a connection to a new server process, or None if the imported modules start threads."""
         ours, theirs = socket.socketpair()
         others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
-        # One thread of NumPy's: another would not go on in the programs.
+        # NumPy gets one thread, because other threads would not exist in forked programs.
         environment = {**others, **_AT_START, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
             program = pathlib.Path(__file__).with_name("fork_server.py")
@@ -89,11 +89,11 @@ class Server:
             server = cls(ours)
             server._process = _Popen(command, env=environment, pass_fds=[theirs.fileno()], **nowhere)
         (threads,) = NUMBER.unpack(receive(ours, NUMBER.size))
-        # Threads do not go on in what is forked: where a library starts some as it is imported, programs start anew.
+        # A forked process has only one thread, so a server with threads that a library started cannot be used.
         return server if threads == 1 else None
 
     def start(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
-        """Starts a program; returns its process and where its status will be told."""
+        """Starts a program; returns its process id and the connection that will receive its exit status."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             socket.send_fds(self._control, [b"f"], [theirs.fileno(), *descriptors])
@@ -103,7 +103,7 @@ class Server:
 
 
 def _once(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Returns a function that makes something the first time; threads that ask meanwhile wait for the same one."""
+    """Returns a function that calls `make` once, and returns the same object to all threads."""
     lock, made = threading.Lock(), functools.cache(make)
 
     def get() -> Any:
@@ -114,9 +114,9 @@ def _once(make: Callable[[], Any]) -> Callable[[], Any]:
 
 
 class ForkedPopen(subprocess.Popen):
-    """`subprocess.Popen`, which asks the server to fork where it can."""
+    """A `subprocess.Popen` whose process is forked by the server if possible, and otherwise started anew."""
 
-    # Of two, one would be forgotten, and end: nobody would be told how what it forked ended.
+    # There is only one server: a second one would be garbage collected, and the status of its programs lost.
     server = staticmethod(_once(Server.started))
     _told: socket.socket | None = None
 
@@ -160,7 +160,7 @@ class ForkedPopen(subprocess.Popen):
         except BlockingIOError:
             return 0, 0
         except (EOFError, OSError):
-            # The server was killed.
+            # The connection closes without a status only if the server was killed.
             return self.pid, signal.SIGKILL
         self._told.close()
         return self.pid, NUMBER.unpack(status)[0]
@@ -178,12 +178,12 @@ class ForkedPopen(subprocess.Popen):
         return self.returncode
 
 
-# As it is while nobody forks.
+# The original class, which starts the server itself.
 _Popen = subprocess.Popen
 
 
 def _program(args, environment: dict[str, str], cwd) -> list[str] | None:
-    """The arguments of a program that may be forked; None where it must be started anew."""
+    """Returns the arguments of a Python program that may be forked, or None if a new process must be started."""
     if isinstance(args, (str, bytes, os.PathLike)):
         return None
     first, *rest = map(os.fspath, args)
@@ -197,7 +197,7 @@ def _program(args, environment: dict[str, str], cwd) -> list[str] | None:
 
 @contextlib.contextmanager
 def forked_programs() -> Iterator[None]:
-    """Within it programs that are started with `sys.executable` are forked; for a test the fixture `forked` says so."""
+    """Makes `subprocess` fork programs that are started with `sys.executable`, inside the context."""
     before, subprocess.Popen = subprocess.Popen, ForkedPopen
     try:
         yield

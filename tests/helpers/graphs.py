@@ -1,4 +1,4 @@
-"""Models of all kinds by name, as Keras computes them, as they are deployed, and as ONNX."""
+"""Small models of each kind by name, as Keras models, as deployed models, and as ONNX models."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from tfdecouple.config import STEP_LAYERS
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores
 
-# Of the largest value. About 5e-7 is what was measured.
+# Largest difference of an output, over the output's largest value; measured differences are about 5e-7.
 TOLERANCE = 1e-5
 
 
@@ -25,12 +25,12 @@ def variant_of_tiny(**options):
     return dataclasses.replace(TINY, **options)
 
 
-# As few layers as show an option: two levels, and one stage more where it concerns what leaves, too.
+# Options of the smallest models: LEVELS has two levels; STAGE has one more stage, after which channels leave.
 LEVELS = {"image_shape": (4, 4, 3), "steps": (1, 1), "hidden_channels": (4, 6), "encoder_channels": (4,)}
 STAGE = {"image_shape": (4, 4, 3), "steps": (1, (1,), 1), "encoder_channels": (4,)}
 ADDITIVE = {"transform": "additive", "multiscale_transform": "additive", "prior_transform": "additive"}
 LABELLED = {**LEVELS, "classes": 3, "class_probabilities": (1, 2, 5)}
-# TINY has odd channel counts (3, 9) and even ones (12, 24); the prior's splits go by d_z.
+# Configs by name; TINY has odd channel counts (3, 9) and even ones (12, 24), and the prior splits d_z entries.
 VARIANTS = {
     "alpha-0.8": TINY,
     "alpha-1": variant_of_tiny(**STAGE, alpha=1.0, prior_alpha=1.0),
@@ -47,7 +47,7 @@ VARIANTS = {
     "d_z 2": variant_of_tiny(**LEVELS, latent_dim=2),
     "d_z 5": variant_of_tiny(**LEVELS, latent_dim=5, prior_steps=2),
     "d_z 6": variant_of_tiny(**LEVELS, latent_dim=6, prior_steps=3),
-    # 12, 9 and 6 channels: halves of even and of odd length.
+    # The stages have 12, 9 and 6 channels, whose halves have even and odd lengths.
     "three parts": variant_of_tiny(steps=(1, (1, 2, 1), 1)),
     "several factors": variant_of_tiny(
         image_shape=(16, 16, 3), steps=(2, (1, 1, 2, 1), (2,), 2), hidden_channels=(4, 6, 5, 6), factors=(6, 2)
@@ -84,7 +84,7 @@ VARIANTS = {
     "prior of classes": variant_of_tiny(**LABELLED, linear="lu"),
 }
 
-# For files alone: a prior that no other variant has, and nets so wide that weights, not the graph, are most of one.
+# Variants for tests of files: one has a prior of its own, one has files in which weights outweigh the graph.
 FURTHER = {
     "additive, normal prior": variant_of_tiny(**STAGE, prior="normal", **ADDITIVE),
     "wide": variant_of_tiny(hidden_channels=(32, 48, 48), encoder_channels=(16, 32), prior_hidden=48),
@@ -94,7 +94,7 @@ VARIANTS |= FURTHER
 
 @functools.cache
 def model_of(name):
-    """A model whose every weight has an effect, z differing from image to image. Do not change it."""
+    """Returns a shared model whose every weight changes the results; z differs between images. Do not change it."""
     config = VARIANTS[name]
     random.seed(0)
     model = DecoupledModel(config)
@@ -102,13 +102,13 @@ def model_of(name):
     if model.encoder is not None:
         give_effect(model.encoder.blocks[-1], scale=0.5)
         model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
-        # Training moves them; at 0 and 1 their folding would be a step that changes nothing.
+        # With initial statistics of 0 and 1, folding batch normalisation into the weights would change nothing.
         move_statistics(model.encoder)
     if model.dequantizer is not None:
         give_effect(model.dequantizer, scale=0.3)
         move_statistics(model.dequantizer.encoder)
     if model.code_net is not None:
-        # At their start all codes are nearly 0.
+        # The initial embedding makes all class codes nearly 0.
         model.code_net.embedding.assign(20 * model.code_net.embedding)
     return give_effect(model)
 
@@ -122,12 +122,12 @@ def move_statistics(encoder):
 
 @functools.cache
 def deployed_of(name, order="NHWC"):
-    """A variant as it is deployed, whose arithmetic can be run eagerly."""
+    """Returns a variant's deployed model, which can run eagerly."""
     return DeployedModel(model_of(name), order)
 
 
 def inputs_of(config, count=5, seed=1):
-    """Every input that an endpoint may take, by name."""
+    """Returns arrays for all inputs that an endpoint may take, by name."""
     rng = np.random.default_rng(seed)
     images = random_images(count, config.image_shape, seed)
     draws = {
@@ -146,14 +146,14 @@ def inputs_of(config, count=5, seed=1):
     labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
     labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
-    # Of an endpoint that is new.
+    # An endpoint that is new may have further inputs.
     for array in (array for one in endpoints(config) for array in one.inputs if array.name not in given):
         given[array.name] = images if array.holds == IMAGE else array.draw(rng, count)
     return given
 
 
 def expected(name, endpoint_name):
-    """What the Keras model answers to `inputs_of`."""
+    """Returns the Keras model's outputs of an endpoint for `inputs_of`, by name."""
     model, given = model_of(name), inputs_of(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
     labels = model.wanted_labels(given["labels"])
@@ -183,7 +183,7 @@ def expected(name, endpoint_name):
     if endpoint_name == "interpolate":
         every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
         return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
-    # Of an endpoint that is new: what the verification would compare it with.
+    # An endpoint that is new is compared with the answers that the verification of exports uses.
     one = find_endpoint(model.config, endpoint_name)
     answers = KerasAnswers(model)
     right = one.answer(answers, given)
@@ -194,7 +194,7 @@ def expected(name, endpoint_name):
 
 
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
-    """Floats agree; pixels agree but for a few values on the border of two levels, which may fall to either side."""
+    """Asserts that floats agree within `tolerance`, and that under 1 % of the pixels differ, each by one bin."""
     assert set(found) == set(right)
     for output, values in right.items():
         ours, theirs = np.asarray(found[output], "float64"), np.asarray(values, "float64")
@@ -207,18 +207,18 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
             assert difference.max() < tolerance * np.abs(theirs).max(), output
 
 
-# The layout NCHW, in files: one model of each kind of part.
+# Names of the variants whose ONNX files, in the layout NCHW, are tested: together they have each kind of part.
 IN_FILES = ["alpha-0.8", "base", "none", "combined", "classes", "grey", "five channels"]
 
 
 @functools.cache
 def onnx_of(name, of):
-    """The ONNX model of an endpoint. Do not change it."""
+    """Returns the shared ONNX model of an endpoint. Do not change it."""
     return build_onnx(deployed_of(name, "NCHW"), find_endpoint(VARIANTS[name], of), {"run": name})
 
 
 def arrays_of(name):
-    """The weights of a variant's ONNX files."""
+    """Returns the weights in a variant's ONNX files, by name."""
     return deployed_of(name, "NCHW").arrays()
 
 
@@ -234,7 +234,7 @@ def session(name, of):
 
 
 def run(name, of, **given):
-    """Runs an endpoint as ONNX."""
+    """Returns the outputs by name of an endpoint's ONNX model for `inputs_of`, with inputs replaced by `given`."""
     opened, everything = session(name, of), {**inputs_of(VARIANTS[name]), **given}
     names = [output.name for output in opened.get_outputs()]
     return dict(zip(names, opened.run(None, {i.name: everything[i.name] for i in opened.get_inputs()}), strict=True))

@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that speaks to the Hugging Face Hub's own client as the Hub does: repositories of models."""
+"""A server on 127.0.0.1 that replaces the Hugging Face Hub in tests, with model repositories for the Hub's client."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import re
 import threading
 import urllib.parse
 
-# Files at least as large are uploaded by themselves, by Git LFS' protocol, as are those that the Hub takes for binary.
+# Smallest size in bytes of files that the client must upload by the protocol of Git LFS.
 LFS_BYTES = 10_000
 
 
 class Hub:
-    """What the server holds.
+    """The repositories on the server, and the requests that it received.
 
     Attributes:
-        url: of the server, for `HF_ENDPOINT`.
-        branches: {repository: {branch: commit}}.
-        commits: {commit: {path: content}}.
-        private: repositories that were made so.
-        asked: methods and paths of all requests, in their order.
+        url: address of the server, for `HF_ENDPOINT`.
+        branches: commits by repository and branch, {repository: {branch: commit}}.
+        commits: files by commit, {commit: {path: content}}.
+        private: names of the private repositories.
+        asked: methods and paths of all requests, in order.
     """
 
     def __init__(self, url):
@@ -31,12 +31,12 @@ class Hub:
         self.objects = {}
 
     def files(self, repository, revision="main"):
-        """The files of a branch or commit, or None."""
+        """Returns the files of a branch or commit by path, or None if there is no such revision."""
         commit = self.branches.get(repository, {}).get(revision, revision)
         return self.commits.get(commit)
 
     def commit(self, repository, files, branch="main"):
-        """Makes a commit of these files alone, and returns it."""
+        """Makes a commit that holds exactly these files, on a branch; returns the commit's name."""
         name = hashlib.sha1(repr((repository, branch, sorted(files.items()), len(self.commits))).encode()).hexdigest()
         self.commits[name] = dict(files)
         self.branches.setdefault(repository, {})[branch] = name
@@ -152,7 +152,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def hub_server():
-    """Runs the server in a thread and gives its `Hub`."""
+    """Yields the `Hub` of a server that runs in a thread inside the context."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")

@@ -1,4 +1,4 @@
-"""Layers by name, built, with effect and an input, and what holds for all of them."""
+"""Built layers by name, each with an input and a condition, and a check that all invertible layers must pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tfdecouple.transforms import TRANSFORMS
 BATCH = 2
 CONDITION = 3
 PATTERNS = list(itertools.product(("continuous", "alternate"), ("last", "first")))
-# Of every transform that is registered, whose bound matters for all but the additive one.
+# Options of couplings by name: each registered transform, with two bounds `alpha` unless it is additive.
 SCALES = {
     f"{name}-{alpha}": {"transform": name, "alpha": alpha}
     for name in TRANSFORMS
@@ -33,7 +33,7 @@ SCALES = {
 
 
 def all_layers(layer):
-    """A layer and all that it is made of; Keras has no public name for that."""
+    """Returns a layer and all its sublayers; Keras has no public method for them."""
     return layer._flatten_layers()
 
 
@@ -54,7 +54,7 @@ def coupling_cases():
 
 whitening = functools.partial(ConditionalWhitening, 5, CONDITION, dtype="float64")
 
-# name: constructor, shape of one input, size of the condition
+# Layers by name: the constructor, the shape of an input without the batch, and the size of the condition.
 CASES = {
     "actnorm-image": (functools.partial(ActNorm, dtype="float64"), (3, 2, 3), 0),
     "actnorm-vector": (functools.partial(ActNorm, dtype="float64"), (5,), 0),
@@ -71,19 +71,19 @@ CASES = {
     },
     **{name: (make, shape, condition) for name, make, shape, condition in coupling_cases()},
 }
-# One of each kind, for what does not depend on the options.
+# Names of one case of each kind of layer, for tests that do not depend on the options.
 KINDS = [name for name in CASES if not name.startswith("coupling")] + [
     "coupling-alternate-first-affine-1.0-image-conditional",
     "coupling-continuous-first-additive-1.0-vector",
 ]
-# And one of each split pattern of a coupling.
+# Names of one case for each split pattern of a coupling.
 SPLITS = [f"coupling-{pattern}-{part}-affine-0.6-image-conditional" for pattern, part in PATTERNS]
 CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 
 @functools.cache
 def case(name):
-    """A built layer whose weights all have an effect, with inputs and conditions."""
+    """Returns a built layer, inputs and conditions (or None); each weight of the layer changes its results."""
     make, shape, condition_size = CASES[name]
     rng = np.random.default_rng(1)
     layer = make(name=name.replace(".", "_"))
@@ -104,7 +104,7 @@ def built(layer, shape):
 
 
 def check(layer, shape):
-    """A freshly built layer inverts exactly and tells the log-determinant of its Jacobian, on inputs of this shape."""
+    """Asserts that a layer's inverse and log-determinant are right, on inputs of this shape; builds the layer first."""
     give_effect(built(layer, (None, *shape[1:])), scale=0.3)
     rng = np.random.default_rng(0)
     x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))

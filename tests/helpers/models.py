@@ -1,4 +1,4 @@
-"""Tiny configs by name, models whose every weight has an effect, and what holds for all invertible ones."""
+"""Tiny configs, random images, perturbed weights, and functions that check gradients and Jacobians."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
 
-# The smallest config with everything: three levels, both stages of an inner level, odd channel counts (3 and 9).
+# The smallest config with all parts: three levels, two stages in the inner level, odd channel counts (3 and 9).
 TINY = ModelConfig(
     image_shape=(8, 8, 3),
     latent_dim=4,
@@ -24,7 +24,7 @@ TINY = ModelConfig(
 )
 
 
-# For whole runs, where tracing is what takes time: two levels.
+# A config with two levels for tests of whole runs, whose time is mostly tracing.
 SMALL = ModelConfig(
     image_shape=(8, 8, 3),
     latent_dim=4,
@@ -38,7 +38,7 @@ SMALL = ModelConfig(
     prior_alpha=0.8,
 )
 
-# What makes a small model of a preset, on few images.
+# Assignments for --set that make the model of a preset small and its data few.
 SMALL_SETTINGS = [
     "model.image_shape=[8,8,3]",
     "model.steps=[1,1]",
@@ -49,12 +49,12 @@ SMALL_SETTINGS = [
     "data.photograph_crops=64",
 ]
 
-# For what concerns files and processes alone: nothing is traced sooner.
+# The config that is traced fastest, for tests that concern only files and processes.
 LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hidden_channels=(2, 2), alpha=0.8)
 
 
 def give_effect(layer, seed=0, scale=0.1):
-    """Moves every trainable weight of a layer or model off its start, where couplings are the identity."""
+    """Returns a layer or model after adding noise to its trainable weights; couplings start as the identity."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))
@@ -62,7 +62,7 @@ def give_effect(layer, seed=0, scale=0.1):
 
 
 def let_z_show(model):
-    """Strengthens what leads from an image over z to the pixels: at random weights z would change none."""
+    """Returns a model after scaling weights so that z changes pixels, which it would not with random weights."""
     for variable in model.trainable_variables:
         if "condition_kernel" in variable.path or variable.path.endswith("encoder/last_gain"):
             variable.assign(8 * variable)
@@ -70,7 +70,7 @@ def let_z_show(model):
 
 
 def random_images(count=4, size=8, seed=0):
-    """Uniform noise, uint8 `[count, size, size, 3]`; size may be a whole shape."""
+    """Returns images of uniform noise, uint8 `[count, size, size, 3]`; `size` may be an image shape."""
     shape = (size, size, 3) if isinstance(size, int) else size
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
@@ -86,16 +86,16 @@ def every_weight_has_a_gradient(layer, loss):
 
 
 def negative_log_likelihood(layer, x, condition):
-    """The loss of a layer as a whole flow to N(0, I), up to a constant."""
+    """Returns the negative log-likelihood of x if the layer is a whole flow to N(0, I), up to a constant."""
     y, log_det = layer.forward_and_log_det(x, condition)
     return tf.reduce_sum(tf.square(y)) / 2 - tf.reduce_sum(log_det)
 
 
 def jacobian_log_det(forward, x, condition=None):
-    """log |det dy/dx| of each entry of x, float64 `[batch]`, by automatic differentiation.
+    """Returns log |det dy/dx| for each entry of the batch x, `[batch]`, by automatic differentiation.
 
-    Every entry is repeated once for each of its outputs: the gradient of output k of copy k is row k of the Jacobian,
-    so that one backward pass gives all rows.
+    Each entry is repeated once per output: the gradient of output k of copy k is row k of the Jacobian, so that one
+    backward pass gives all rows.
     """
     size = math.prod(x.shape[1:])
     copies = tf.repeat(x, size, 0)
@@ -108,7 +108,7 @@ def jacobian_log_det(forward, x, condition=None):
 
 
 def walk_with(network, x, condition, look):
-    """Walks through an invertible network, calling `look(leaf, x, condition)` before each elementary layer."""
+    """Returns the result of an invertible network; calls `look(leaf, x, condition)` before each elementary layer."""
 
     def visit(leaf, h, z):
         look(leaf, h, z)

@@ -1,4 +1,4 @@
-"""Images that can be told from each other by their numbers, as data sets, and batches of them."""
+"""Images that carry a number in their first pixel, as arrays, files and sources, and functions for their batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AUGMENTED = DataConfig(horizontal_flip=True, pad_and_crop=3)
 
 
 def numbered_images(count: int, size: int = SIZE) -> np.ndarray:
-    """Images of noise whose first pixel tells the number, so that each is recognised."""
+    """Returns images of noise whose first pixel is the image's number, uint8 `[count, size, size, 3]`."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(count)
     return images
@@ -37,7 +37,7 @@ def write_images(folder: pathlib.Path, images: np.ndarray, first: int = 0) -> No
 
 
 def one_line_error(call: Callable[[], object]) -> str:
-    """Runs `call`, which must raise a DataError of one line, and returns the line."""
+    """Returns the message of the DataError that `call` must raise, and asserts that it is one line."""
     with pytest.raises(DataError) as caught:
         call()
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Folders that take long to make: made by the first of pytest's processes that asks, for all of them."""
+"""Functions that make a folder only once for all processes of pytest, because making it takes long."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from collections.abc import Callable
 
 import pytest
 
-# Names a folder for them in the environment: the quick tests and the long ones then share them, too (`make test-all`).
+# Environment variable with a folder that several runs of pytest share, such as those of `make test-all`.
 SHARED = "TFDECOUPLE_MADE_ONCE"
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """Returns a folder that `make(folder)` fills where no process of this run has done so; others wait for it.
+    """Returns a folder that all processes share; the first process fills it with `make(folder)`, the rest wait.
+
+    No test may change the folder or lock a file in it.
 
     Args:
         factory: the fixture `tmp_path_factory`.
-        name: of the folder, one for each call.
-        make: is given an empty folder.
-
-    Returns:
-        The folder itself, which processes share: nothing may change it, nor lock a file in it.
+        name: name of the folder, unique for each `make`.
+        make: function that fills an empty folder.
     """
     base = factory.getbasetemp()
     if SHARED in os.environ:
         base = pathlib.Path(os.environ[SHARED])
     elif "PYTEST_XDIST_WORKER" in os.environ:
-        # Each process has its own folder within the run's.
+        # With pytest-xdist each process has its own base folder inside the folder of the run.
         base = base.parent
     folder, done = base / name, base / f"{name}.done"
     with (base / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
-            # Where a process failed here a part of it is left.
+            # A process that failed may have left an incomplete folder.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             make(folder)
@@ -44,5 +43,5 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathli
 
 
 def copied_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """Returns a copy of its own for this process of what `made_once` returns."""
+    """Returns this process's own copy of a folder that `made_once` makes with the same arguments."""
     return pathlib.Path(shutil.copytree(made_once(factory, f"{name}-once", make), factory.mktemp(name) / name))

@@ -1,4 +1,4 @@
-"""Picture files of every kind that users have, and the programs that read them, for tests."""
+"""Image files in many formats for tests, and a function that loads the example programs that read them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 from helpers.models import TINY, random_images
 
 SIZE = TINY.image_shape[0]
-TURNED = 0x0112  # EXIF's orientation
+TURNED = 0x0112  # This EXIF tag holds the orientation of an image.
 
 
 def load_program(path: pathlib.Path) -> types.ModuleType:
-    """A program of examples/ as a module."""
+    """Returns a program of examples/ as an imported module."""
     spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -27,7 +27,7 @@ def load_program(path: pathlib.Path) -> types.ModuleType:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """An image as a photograph is: what JPEG throws away of it is little."""
+    """Returns a smooth image, uint8 `[height, width, 3]`, that JPEG changes little."""
     y, x, channel = np.ogrid[:height, :width, :3]
     waves = 128 + 90 * np.sin(x / 7 + channel) * np.cos(y / 5) + 30 * np.sin((x + 2 * y) / 2)
     return np.clip(waves, 0, 255).astype(np.uint8)
@@ -40,7 +40,7 @@ def turned(orientation: int) -> Image.Exif:
 
 
 def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Writes a file of every kind that users have, by names that say which."""
+    """Writes an image file for each of many formats, sizes and orientations; returns the paths by file name."""
     noise = random_images(1, 61)[0]
     grey = Image.fromarray(noise[:37, :50, 0])
     alpha = random_images(1, 61, seed=1)[0, :, :, 0]
@@ -68,7 +68,7 @@ def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         "progressive.jpg": (Image.fromarray(smooth(120, 99)), {"progressive": True}),
         "grey.jpg": (Image.fromarray(smooth(90, 91)[..., 0]), {}),
     }
-    for orientation in (3, 5, 6):  # upside down, mirrored and lying, lying
+    for orientation in (3, 5, 6):  # EXIF: rotated by 180 degrees, transposed, rotated by 90 degrees.
         files[f"turned_{orientation}.jpg"] = (
             Image.fromarray(smooth(60, 85)),
             {"exif": turned(orientation), "subsampling": 0},
@@ -79,7 +79,7 @@ def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG file of a few bytes that claims to have so many pixels."""
+    """Returns the few bytes of a PNG file whose header claims to have width x height pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

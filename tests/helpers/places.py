@@ -1,4 +1,4 @@
-"""Where things are, and how programs are run as a user would."""
+"""Paths of the repository, the limit of time for programs, and the environment in which tests run them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 DATA = TESTS / "data"
-# Seconds after which a program is taken to hang. No test fails because a machine is slow: nothing takes a tenth of it.
+# Seconds after which a program counts as hanging, ten times as long as any takes, so that slow machines pass.
 PATIENCE = 1800
 
 
 def user_environment():
-    """The environment for programs as a user has it: without the setting by which tests keep TensorFlow quiet."""
+    """Returns the environment variables without `TF_CPP_MIN_LOG_LEVEL`, by which tests silence TensorFlow."""
     return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}

@@ -1,4 +1,4 @@
-"""A process of `doctor` with checks that go wrong in each way; it starts no TensorFlow."""
+"""A process of `doctor` whose checks fail in each possible way (error, hang, memory, signals), without TensorFlow."""
 
 import os
 import signal

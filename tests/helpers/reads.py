@@ -1,4 +1,4 @@
-"""What a training run reads back from its devices, step by step."""
+"""A counter of the values that a training run reads back from its devices, step by step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tfdecouple.training.step import StepResult, TrainStep
 
 
 class Watched:
-    """A tensor that a step has returned: whoever looks at its value is counted, however it is done."""
+    """A tensor in the result of a training step that counts each read of its value."""
 
     def __init__(self, tensor, count):
         self._tensor = tensor
@@ -46,7 +46,7 @@ class Watched:
 
 
 class Reads:
-    """How often tensors, variables and results of steps were read after each step of the runs inside."""
+    """The number of reads of tensors, variables and step results after each training step, in `after`."""
 
     def __init__(self):
         self.after = {}
@@ -57,7 +57,7 @@ class Reads:
 
     @contextlib.contextmanager
     def counted(self):
-        """Counts, and lets no clock decide when a run reads."""
+        """Yields this counter, which counts reads inside the context; runs do not read by the clock there."""
         numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
 
         def count_numpy(tensor):

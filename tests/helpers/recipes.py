@@ -1,4 +1,4 @@
-"""Reads the recipes of docs/extending.md and carries them out in a copy of the packages."""
+"""Functions that read the recipes of docs/extending.md and carry them out in a copy of the packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.places import PATIENCE, ROOT
 
 
 def recipe(name: str) -> str:
-    """Returns the code of the recipe that has this heading, in lower case."""
+    """Returns the code of the recipe under a heading, whose case does not matter."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     begins = re.search(rf"^## {re.escape(name)}$", text, re.MULTILINE | re.IGNORECASE)
     assert begins, f"there is no recipe for {name}"
@@ -26,7 +26,7 @@ def recipe(name: str) -> str:
 
 
 def copy_of_packages(folder: pathlib.Path) -> pathlib.Path:
-    """Copies what a user runs into a folder, and returns the folder."""
+    """Copies the project's packages and train.py into a folder, and returns the folder."""
     for package in ("tfdecouple", "export"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", folder)
@@ -34,14 +34,14 @@ def copy_of_packages(folder: pathlib.Path) -> pathlib.Path:
 
 
 def insert(file: pathlib.Path, before: str, text: str, after: str = "") -> None:
-    """Inserts text into a file, before the first `before` that follows `after`."""
+    """Inserts text into a file, before the first occurrence of `before` that follows `after`."""
     content = file.read_text(encoding="utf-8")
     place = content.index(before, content.index(after))
     file.write_text(content[:place] + text + content[place:], encoding="utf-8")
 
 
 def register(file: pathlib.Path, name: str, lines: str) -> None:
-    """Puts lines at the end of what a file registers under a name, before the first bracket that closes it."""
+    """Adds lines at the end of the list or dict that a file assigns to a name, before the closing bracket."""
     rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
     begin = next(number for number, row in enumerate(rows) if re.match(rf"\s*{name}(:.*)? = .*[([{{]$", row))
     end = next(number for number in range(begin, len(rows)) if rows[number].strip()[0] in ")]}")
@@ -51,7 +51,7 @@ def register(file: pathlib.Path, name: str, lines: str) -> None:
 
 
 def run_in(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
-    """Runs Python with these arguments in a copy, whose packages it imports; forked (`forked.py`), or anew."""
+    """Returns the finished process of Python, run in a copy of the packages; forked unless `anew` (`forked.py`)."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():

@@ -1,4 +1,4 @@
-"""What must be refused in one line: programs, configs, and calls of the library."""
+"""Functions that assert that a program or call fails with an error message of one line, and return the message."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tfdecouple.errors import ConfigError
 
 
 def refused(capsys, call, *, begun=False) -> str:
-    """Runs a program that must end with status 2 and one line on standard error, and returns the line.
+    """Returns the one line that a program prints on standard error, and asserts that it ends with status 2.
 
     Args:
-        capsys: pytest's.
-        call: runs it.
-        begun: whether it may have said on standard output what it was about to do.
+        capsys: pytest's fixture `capsys`.
+        call: function that runs the program and returns its status.
+        begun: whether the program may print on standard output before it fails.
     """
     assert call() == 2
     out, err = capsys.readouterr()
@@ -24,7 +24,7 @@ def refused(capsys, call, *, begun=False) -> str:
 
 
 def message_of(error, call) -> str:
-    """The message of an error that a call must raise, in one line."""
+    """Returns the message of the error that a call must raise, and asserts that it is one line."""
     with pytest.raises(error) as caught:
         call()
     message = str(caught.value)
@@ -33,5 +33,5 @@ def message_of(error, call) -> str:
 
 
 def refusal(call) -> str:
-    """The message of the ConfigError that a call must raise."""
+    """Returns the message of the ConfigError that a call must raise, and asserts that it is one line."""
     return message_of(ConfigError, call)

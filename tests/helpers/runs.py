@@ -1,4 +1,4 @@
-"""Runs: their configs, folders, checkpoints and logs."""
+"""Configs, folders, checkpoints and logs of training runs for tests, and a fake training step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMING = ("images_per_second",)
 
 
 def run_config(images, *, model=SMALL, **training):
-    """A run of ten steps on a folder of images, which evaluates and saves at 5 and 10."""
+    """Returns the config of a run of ten steps on a folder of images, with checkpoints and evaluations at 5 and 10."""
     options = {
         "steps": 10,
         "batch_size": 8,
@@ -39,7 +39,7 @@ def run_config(images, *, model=SMALL, **training):
 
 
 def write_run(folder, model, **config):
-    """Makes a run folder of a model, as a training of one step would leave it."""
+    """Writes a run folder with a model's config and a "best" checkpoint of step 1, and returns the folder."""
     from tfdecouple.storage.checkpoints import CheckpointFolder
     from tfdecouple.storage.files import write_text
 
@@ -49,7 +49,7 @@ def write_run(folder, model, **config):
 
 
 def checkpoint_values(run, name):
-    """Every variable of a checkpoint by its key."""
+    """Returns the values of all variables in a run's checkpoint, by key."""
     reader = tf.train.load_checkpoint(str(run / "checkpoints" / name))
     keys = [key for key in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in key]
     return {key: reader.get_tensor(key) for key in keys}
@@ -63,7 +63,7 @@ def assert_same_checkpoint(ours, theirs, name):
 
 
 def log_rows(run):
-    """The rows of the log by kind and step, each of which must be there once."""
+    """Returns the rows of a run's log by kind and step, and asserts that none repeats."""
     found = read_metrics(run / "metrics.jsonl")
     values = {(row["kind"], row["step"]): row for row in found}
     assert len(values) == len(found)
@@ -71,15 +71,15 @@ def log_rows(run):
 
 
 def figures(run):
-    """The rows of the log by kind and step, without what depends on the clock."""
+    """Returns the rows of a run's log by kind and step, without images per second."""
     return {key: {k: v for k, v in row.items() if k not in TIMING} for key, row in log_rows(run).items()}
 
 
 class FakeStep:
-    """Stands in for TrainStep: moves the averages and the first moments a little, or skips the steps `bad`."""
+    """A stand-in for TrainStep that adds 0.001 to averages and first moments, but skips the steps in `bad`."""
 
     bad = ()
-    # The step that the wish to stop of some other worker reaches all of them with.
+    # The step at which another worker's request to stop reaches all workers, or None.
     told_to_stop = None
 
     def __init__(self, config, state, strategy):
@@ -104,7 +104,7 @@ class FakeStep:
 
 
 def before_steps(monkeypatch, act, of=TrainStep):
-    """Calls `act(step_function, step)` before every step of a run."""
+    """Makes runs call `act(step_function, step)` before each step, for one test."""
     original = of.__call__
 
     def step(self, micro_batches, number, *wish):

@@ -1,7 +1,7 @@
-"""A server for tests that speaks to clients as TensorFlow Serving does: its gRPC services and its REST API.
+"""A server for tests with the gRPC services and the REST API of TensorFlow Serving.
 
-The services are the official stubs. Where a comment says "As in FILE", the rule is that source file's of TensorFlow
-Serving; what the tests do not need is left out (labels, batching, several versions at once).
+The services use the official stubs. A file name such as predict_util.cc names the source file of TensorFlow Serving
+with the same rules. The server has no version labels, no batching, and serves only one version at a time.
 """
 
 import http.server
@@ -20,17 +20,17 @@ from tensorflow_serving.apis import model_service_pb2_grpc, predict_pb2, predict
 from tensorflow_serving.config import model_server_config_pb2
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-# As in http_rest_api_util.cc.
+# Paths of requests to the REST API, from http_rest_api_util.cc.
 PREDICT_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
 STATUS_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata)?", re.IGNORECASE)
 
 
 class Refusal(Exception):
-    """A status that is not OK; its args are a code of gRPC and a message."""
+    """The error of a request that is refused; its args are a status code of gRPC and a message."""
 
 
 class Servable:
-    """One version of a model, loaded the way the C++ loader does: graph, saver, init op, and a session of TF 1."""
+    """A loaded version of a model, with a TensorFlow 1 session as in TensorFlow Serving."""
 
     def __init__(self, folder, version):
         self.version = version
@@ -38,7 +38,7 @@ class Servable:
         with self.session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder))
         self.signatures = meta_graph.signature_def
-        # As in saved_model_warmup_util.cc: the file is optional, but one request that fails keeps the version out.
+        # The warmup file is optional, but a failing request in it prevents loading (saved_model_warmup_util.cc).
         path = folder / "assets.extra" / "tf_serving_warmup_requests"
         records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) if path.exists() else []
         if len(records) > 1000:
@@ -47,7 +47,7 @@ class Servable:
             self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
 
     def predict(self, request):
-        """As in predict_util.cc: exactly the inputs of the signature; replies hold values in typed fields."""
+        """Returns the response to a request, which must have exactly the signature's inputs (predict_util.cc)."""
         name = request.model_spec.signature_name or "serving_default"
         if name not in self.signatures:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -55,7 +55,7 @@ class Servable:
         if set(request.inputs) != set(signature.inputs):
             raise Refusal(INVALID, f"input size does not match signature: needed are {sorted(signature.inputs)}")
         for key, info in signature.inputs.items():
-            # Python's session would convert the type; the real server's refuses.
+            # A session in Python converts dtypes, but TensorFlow Serving refuses a wrong dtype.
             if request.inputs[key].dtype != info.dtype:
                 raise Refusal(INVALID, f"Expects {key} to be {tf.as_dtype(info.dtype).name}")
         try:
@@ -71,7 +71,7 @@ class Servable:
 
 
 def to_proto(array, dtype):
-    """A tensor with its values in the typed field, uint8 in int_val: `AsProtoField` of TensorFlow."""
+    """Returns a TensorProto with its values in a typed field (uint8 in int_val), like TensorFlow's `AsProtoField`."""
     proto = tf.make_tensor_proto(np.zeros([0]), dtype, [0])
     proto.ClearField("tensor_content")
     proto.tensor_shape.CopyFrom(tf.TensorShape(np.shape(array)).as_proto())
@@ -80,7 +80,7 @@ def to_proto(array, dtype):
 
 
 def from_json(value, info):
-    """As in json_tensor.cc: regular lists; whole numbers only where the type is an integer's."""
+    """Returns nested JSON lists as a TensorProto; raises Refusal for values of a wrong type (json_tensor.cc)."""
     dtype, array = tf.as_dtype(info.dtype), np.array(value)
     if array.dtype.kind not in ("i" if dtype.is_integer else "if"):
         raise Refusal(INVALID, f"JSON Value: {str(value)[:40]} is not of expected type: {dtype.name}")
@@ -88,7 +88,7 @@ def from_json(value, info):
 
 
 def inputs_from_json(body, inputs):
-    """As in json_tensor.cc: rows ("instances") or columns ("inputs"), where a single input may go without its name."""
+    """Returns a request's tensors by input, and whether it has rows ("instances") or columns (json_tensor.cc)."""
     if ("instances" in body) == ("inputs" in body):
         raise Refusal(INVALID, "expecting only one of 'inputs' or 'instances' keys to exist")
     if by_row := "instances" in body:
@@ -106,7 +106,7 @@ def inputs_from_json(body, inputs):
 
 
 def outputs_to_json(outputs, by_row):
-    """As in json_tensor.cc: a single output goes without its name; nine digits give any float32 back exactly."""
+    """Returns the JSON reply of rows or columns; a single output has no name (json_tensor.cc)."""
     columns = {}
     for name, proto in outputs.items():
         values = [float(f"{value:.9g}") for value in proto.float_val] or list(proto.int_val)
@@ -118,7 +118,7 @@ def outputs_to_json(outputs, by_row):
 
 
 class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
-    """Serves the newest version under `base_path` inside its `with`; `failures` tells why others were not loaded."""
+    """A context that serves the newest version in `base_path`; `failures` has the errors of versions that cannot load."""
 
     def __init__(self, base_path, name, poll_seconds=0.05):
         self.base_path, self.name, self._poll_seconds = base_path, name, poll_seconds
@@ -150,17 +150,17 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_servic
             self._poll()
 
     def _poll(self):
-        # As in file_system_storage_path_source.cc: whatever has a number for its name is a version, complete or not.
+        # A folder with a number as its name is a version, complete or not (file_system_storage_path_source.cc).
         newest = max((int(path.name) for path in self.base_path.iterdir() if path.name.isdecimal()), default=0)
         if newest in (0, self.loaded and self.loaded.version, *self.failures):
             return
         try:
             self.loaded = Servable(self.base_path / str(newest), newest)
-        except Exception as error:  # whatever it is, the server goes on without that version
+        except Exception as error:  # A version that fails to load must not stop the server.
             self.failures[newest] = repr(error)
 
     def servable(self, name, version):
-        """The version asked for; 0, the default of the protocol buffer, stands for the newest."""
+        """Returns the loaded version of a model; version 0, the default of the protocol buffer, is the newest one."""
         loaded = self.loaded
         if name != self.name or loaded is None or version not in (0, loaded.version):
             wanted = f"Specific({name}, {version})" if version else f"Latest({name})"
@@ -204,7 +204,9 @@ def _or_abort(context, answer):
         return context.abort(*refusal.args)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):  # the REST API
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """The handler of requests to the REST API."""
+
     def do_GET(self):  # noqa: N802
         self._answer(STATUS_URL, self._look)
 
@@ -228,7 +230,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):  # the REST API
         if not metadata:
             return json_format.MessageToDict(self.owner.status(name), preserving_proto_field_name=True)
         response, signatures = self.owner.metadata(name, int(version or 0))
-        # As in http_rest_api_util.cc: the parts are printed one by one, so without the "@type" of Any.
+        # Each part is converted by itself, so that the reply has no "@type" (http_rest_api_util.cc).
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
         spec, signatures = (json_format.MessageToDict(part, **options) for part in (response.model_spec, signatures))
         return {"model_spec": spec, "metadata": {"signature_def": signatures}}
@@ -241,7 +243,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):  # the REST API
             if signature not in servable.signatures:
                 raise Refusal(INVALID, f'Serving signature name: "{signature}" not found in signature def')
             tensors, by_row = inputs_from_json(body, servable.signatures[signature].inputs)
-        except ValueError as error:  # what json and NumPy raise: no JSON, and lists that are not regular
+        except ValueError as error:  # json raises ValueError for invalid JSON, and NumPy for irregular lists.
             raise Refusal(INVALID, f"JSON Value: not formatted correctly: {error}") from error
         request = predict_pb2.PredictRequest(inputs=tensors)
         request.model_spec.name, request.model_spec.signature_name = name, signature
@@ -252,6 +254,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):  # the REST API
 
 
 def read_models(folder):
-    """The models of an export's configuration for the server."""
+    """Returns the models in an export's `models.config`, as protocol buffers."""
     models = text_format.Parse((folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
     return list(models.model_config_list.config)

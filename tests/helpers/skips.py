@@ -1,8 +1,8 @@
-"""Skipped tests, told at the end of a run and compared with the list of those that may be (expected_skips.txt).
+"""Hooks of pytest, for conftest.py, that report skipped tests and compare them with tests/expected_skips.txt.
 
-A line of the list is `TEST | REASON`: the test without its parameters, or a module that is skipped as a whole, and
-why it is skipped; a reason that ends in * stands for all that begin so. With `-o strict_skips=true` (`make test-all`)
-another skip fails the run. Hooks of pytest, which conftest.py takes over.
+A line of the file is `TEST | REASON`. TEST is a test without its parameters, or a module that is skipped as a whole. A
+REASON that ends in * stands for all reasons with this beginning. With `-o strict_skips=true` (`make test-all`) a skip
+that is not in the file fails the run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXPECTED = TESTS / "expected_skips.txt"
 
 
 def read_expected(text: str) -> list[tuple[str, str]]:
-    """The list's tests and reasons; ValueError where a line is neither these nor a comment."""
+    """Returns the pairs of test and reason in a list; raises ValueError if a line is neither a pair nor a comment."""
     pairs = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -31,7 +31,7 @@ def read_expected(text: str) -> list[tuple[str, str]]:
 
 
 def unexpected(skips: Iterable[tuple[str, str]], expected: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Those of the skips, as tests and reasons, that are not in the list."""
+    """Returns the skips, as pairs of test and reason, that the list does not have."""
 
     def allowed(test: str, reason: str) -> bool:
         return any(
@@ -43,7 +43,7 @@ def unexpected(skips: Iterable[tuple[str, str]], expected: Iterable[tuple[str, s
 
 
 class _Skips:
-    """Counts what is skipped, by test and reason."""
+    """A plugin of pytest that counts skips by test and reason."""
 
     def __init__(self) -> None:
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -55,7 +55,7 @@ class _Skips:
         self._add(report)
 
     def _add(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        # What is expected to fail is reported as skipped, too, but with a word of it.
+        # pytest reports expected failures as skipped, with an attribute `wasxfail`.
         if report.skipped and not hasattr(report, "wasxfail"):
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             reason = " ".join(reason.removeprefix("Skipped: ").split())
@@ -69,26 +69,26 @@ _KEY = pytest.StashKey[_Skips]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The option by which a skip that is not in the list fails the run."""
+    """Adds the setting `strict_skips`, with which a skip that is not in the list fails the run."""
     parser.addini("strict_skips", "a skip that is not in tests/expected_skips.txt fails the run", "bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begins to count; with pytest-xdist in the process that hears of all tests."""
+    """Starts counting skips; with pytest-xdist only in the controller, which receives the reports of all tests."""
     if not hasattr(config, "workerinput"):
         config.stash[_KEY] = _Skips()
         config.pluginmanager.register(config.stash[_KEY], "skips")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fails a run that is strict and has skipped what is not in the list."""
+    """Fails the run if `strict_skips` is set and a skip is not in the list."""
     skips = session.config.stash.get(_KEY, None)
     if skips is not None and session.config.getini("strict_skips") and skips.unexpected() and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Says what was skipped, why, and whether that is all right."""
+    """Prints the skipped tests with their reasons, and marks the skips that are not in the list."""
     skips = config.stash.get(_KEY, None)
     if skips is None or not skips.counts:
         return

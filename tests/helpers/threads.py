@@ -1,4 +1,4 @@
-"""Workers as threads of one process."""
+"""Workers of one training run as threads of one process, for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfdecouple.training.workers import Workers
 
 
 class Together:
-    """Workers as threads of this process, which add up through shared memory in place of a network."""
+    """Workers that run as threads of this process and add up through shared memory instead of a network."""
 
     def __init__(self, count=2):
         self.workers = [Workers(count, rank, lambda data, rank=rank: self.sum(rank, data)) for rank in range(count)]
@@ -19,7 +19,7 @@ class Together:
         self.data = [None] * count
 
     def run(self, act):
-        """Calls `act(workers)` in a thread for each worker; returns what each returned or raised."""
+        """Returns for each worker the result of `act(workers)`, called in a thread, or the exception it raised."""
         results = [None] * len(self.workers)
 
         def thread(workers):

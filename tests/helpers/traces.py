@@ -1,4 +1,4 @@
-"""Letting go of traced functions: TensorFlow keeps for good what it has registered gradients for."""
+"""A context that frees traced functions, which TensorFlow's registry of gradients would keep forever."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow_probability import bijectors as tfb
 
-# What TensorFlow calls the gradients of a `tf.custom_gradient` that was traced, and of a function called in a graph.
+# Prefixes of the registered gradients of a traced `tf.custom_gradient`, and of a function that is called in a graph.
 _NAMES = ("CustomGradient-", "PartitionedCall-")
 
 
 @contextlib.contextmanager
 def traces_released() -> Iterator[None]:
-    """Lets go of the functions traced inside when nobody else holds them.
+    """Frees functions that are traced inside the context as soon as the program has no reference to them.
 
-    TensorFlow registers a gradient under a name of its own for each of them, process-wide and for ever; that gradient
-    holds the graph, and the graph some megabytes. Here the registry is left with a weak reference, and the graph itself
-    holds its gradient: both live as long as the function does, whoever it belongs to. TFP's cache of what bijectors
-    have computed, process-wide too, holds the same graphs; emptied, it computes again. Neither offers a public way.
+    TensorFlow registers a gradient for each function, process-wide and forever. The gradient keeps the function's graph
+    alive, which takes megabytes. This context leaves a weak reference in the registry and lets the graph hold its
+    gradient, so that both live as long as the function. TFP's process-wide cache of bijectors holds the same graphs, so
+    it is emptied; TFP then computes the values again. Neither library has a public function for this.
     """
     before = set(_registered())
     try:
@@ -31,7 +31,7 @@ def traces_released() -> Iterator[None]:
         for name in set(_registered()) - before:
             if name.startswith(_NAMES):
                 _hold_weakly(name)
-        # Where another version keeps it otherwise, memory is what is lost, and a test says so.
+        # Another version of TFP may store its cache elsewhere; then memory is not freed, and a test fails.
         with contextlib.suppress(AttributeError):
             cache = tfb.Bijector._cache.storage
             for key in list(cache):
@@ -54,7 +54,7 @@ def _hold_weakly(name: str) -> None:
 
 
 def _graph_of(gradient: Callable) -> tf.Graph | None:
-    """Returns the graph whose operations a registered gradient differentiates; None for one of another kind."""
+    """Returns the graph whose operations a registered gradient differentiates, or None for other gradients."""
     enclosed = _enclosed(gradient)
     if "self" in enclosed:
         return getattr(enclosed["self"], "_func_graph", None)
@@ -63,7 +63,7 @@ def _graph_of(gradient: Callable) -> tf.Graph | None:
 
 
 def _enclosed(function: Any) -> dict[str, Any]:
-    """Returns the variables that a function has from where it was defined, by name."""
+    """Returns the values in a function's closure by variable name."""
     if not getattr(function, "__closure__", None):
         return {}
     return {

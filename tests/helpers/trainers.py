@@ -1,4 +1,4 @@
-"""State and step of a training, started the same way on any number of devices, and comparisons of states."""
+"""Training states and steps with the same start on any number of devices, and comparisons of states."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 
 def augmented(state, images, step, number=0, **training):
-    """The images that a step sees on one device of a batch, or of a micro-batch: with noise and patterns."""
+    """Returns the images of one device's part of a batch or micro-batch, with the noise and patterns of a step."""
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
     take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
     seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
@@ -27,7 +27,7 @@ def augmented(state, images, step, number=0, **training):
 
 
 class Trainer:
-    """State and step on one or more logical CPU devices, started the same way on any number of them."""
+    """A training state and step on one or more logical CPU devices, with the same start on any number of devices."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
         options = {
@@ -50,7 +50,7 @@ class Trainer:
         self.steps = 0
 
     def take(self, count=1):
-        """Takes steps, each on images of its own, and returns the last result as numbers."""
+        """Returns the last result of `count` training steps as numbers; each step has its own images."""
         for _ in range(count):
             images = random_images(BATCH, seed=100 + self.steps)
             size = BATCH // self.config.training.micro_batches
@@ -62,7 +62,7 @@ class Trainer:
         return result.read()
 
     def values(self, device=None):
-        """Everything that checkpoints hold, by name: as read, or the copy of one device."""
+        """Returns the values of all variables in checkpoints by name; with `device`, those of that device's copies."""
 
         def read(variable):
             if device is not None:
@@ -78,7 +78,7 @@ class Trainer:
         }
 
     def put(self, values):
-        """Puts what `values` has returned back."""
+        """Assigns values that the method `values` has returned to the variables."""
         for group, variables in self.state.checkpoint_groups().items():
             for name, variable in variables.items():
                 variable.assign(values[f"{group}/{name}"])

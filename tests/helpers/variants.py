@@ -1,4 +1,4 @@
-"""Models of every kind, of the smallest size, and what tests ask of them."""
+"""The smallest model of each kind, with its images and weights, and comparisons for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers.models import give_effect, random_images
 from tfdecouple.config import ModelConfig
 from tfdecouple.model import DecoupledModel
 
-# Two levels, the last of 2 x 2 pixels.
+# A config with two levels, the last of 2 x 2 pixels.
 SMALLEST = ModelConfig(
     image_shape=(4, 4, 3),
     latent_dim=4,
@@ -24,7 +24,7 @@ SMALLEST = ModelConfig(
     prior_hidden=4,
     prior_alpha=0.8,
 )
-# With a stage at whose end channels leave, for what changes the layer before it; the last level has 1 x 1 pixels.
+# A config with an inner level, where channels leave after a stage; the last level has 1 x 1 pixels.
 STAGES = dataclasses.replace(SMALLEST, steps=(1, (1,), 1), hidden_channels=(4, 4, 4))
 VARIANTS = {
     "coupling": SMALLEST,
@@ -37,7 +37,7 @@ VARIANTS = {
     "lu": dataclasses.replace(STAGES, linear="lu"),
     "normal": dataclasses.replace(SMALLEST, prior="normal"),
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
-    # Squeezed before the first level; the last has 1 x 2 pixels.
+    # A grey image is squeezed before the first level, so that the last level has 1 x 2 pixels.
     "grey": dataclasses.replace(SMALLEST, image_shape=(4, 8, 1)),
     "dequantization": dataclasses.replace(
         SMALLEST,
@@ -49,14 +49,14 @@ VARIANTS = {
         dequantization_map_channels=2,
     ),
 }
-# Models that know labels.
+# Configs of models with labels.
 OF_CLASSES = {
     "classes": dataclasses.replace(SMALLEST, prior="classes", classes=3, class_probabilities=(1, 2, 5)),
     "prior-classes": dataclasses.replace(SMALLEST, classes=3, class_probabilities=(1, 2, 5)),
 }
 
 
-# Every option off its default but those that exclude each other.
+# A config whose options all differ from their defaults, except for options that exclude each other.
 ODD = ModelConfig(
     image_shape=(8, 8, 3),
     n_bits=6,
@@ -89,7 +89,7 @@ ODD = ModelConfig(
 
 
 def fresh(config):
-    """A model of its own: initialised, every weight with an effect, z that differs from image to image."""
+    """Returns a new initialised model whose every weight changes the results and whose z differs between images."""
     model = DecoupledModel(config)
     model.initialize(random_images(16, config.image_shape))
     if model.encoder is not None:
@@ -102,31 +102,31 @@ def fresh(config):
 
 @functools.cache
 def variant(name):
-    """A model that tests share. Do not change it."""
+    """Returns the model of a variant, which tests share. Do not change it."""
     return fresh({**VARIANTS, **OF_CLASSES}[name])
 
 
 def images_of(model, count=3, seed=1):
-    """Random images of a model's size."""
+    """Returns random images of a model's shape, uint8 `[count, height, width, channels]`."""
     return random_images(count, model.config.image_shape, seed)
 
 
 def weights(model):
-    """The values of all weights by name."""
+    """Returns the values of all weights of a model by name."""
     return {name: variable.numpy() for name, variable in model.named_variables().items()}
 
 
 def same_weights(model, before):
-    """Whether all weights are what `weights` returned."""
+    """Returns whether all weights of a model equal the values that `weights` returned before."""
     return all(np.array_equal(value, before[name]) for name, value in weights(model).items())
 
 
 def equal(a, b):
-    """Asserts that arrays are equal to the last bit."""
+    """Asserts that two arrays have equal values."""
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def quantised(images, n_bits):
-    """Level k of a pixel comes back as k * 256/n_bins."""
+    """Returns 8-bit images quantised to `n_bits` bits: bin k becomes the value k * 256 / n_bins."""
     step = 256 // 2**n_bits
     return images // step * step

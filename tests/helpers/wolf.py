@@ -1,4 +1,4 @@
-"""Models of the paper's authors in tests/data, and what their code computed of each in float64."""
+"""Models of the paper's authors in tests/data, with the float64 results that the authors' code computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.refusals import message_of
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import import_wolf, translate_config
 
-# Of an array's largest value: what is promised is 1e-4, and float32 keeps to this.
+# Largest difference of an array, over its largest value, that float32 reaches; the documentation promises 1e-4.
 NEAR = 1e-5
 INPUTS = {
     "images",
@@ -27,15 +27,15 @@ INPUTS = {
 
 
 class Reference:
-    """A model in tests/data.
+    """A model of the authors in tests/data, with inputs and results.
 
     Attributes:
-        folder: that has config.json, model.npz and reference.npz.
-        config: of the authors' code.
-        arrays: float64, what their code was given and what it computed, by name.
-        given: the same in float32, without the pixels and how many bits they have.
-        results: the names of what it computed, sorted.
-        images: uint8 `[batch, 32, 32, 3]`.
+        folder: folder with config.json, model.npz and reference.npz.
+        config: config of the authors' code.
+        arrays: inputs and results of the authors' code by name, float64.
+        given: the same arrays in float32, without `images` and `n_bits`.
+        results: sorted names of the results.
+        images: images in the input, uint8 `[batch, 32, 32, 3]`.
     """
 
     def __init__(self, name):
@@ -46,24 +46,24 @@ class Reference:
         self.given = {
             name: array.astype("float32") for name, array in self.arrays.items() if name not in ("images", "n_bits")
         }
-        # Uniform noise is drawn, that of a learned dequantisation is computed.
+        # Uniform dequantisation noise is an input; the noise of a learned dequantisation is a result.
         drawn = set() if "dequantization_normal_noise" in self.arrays else {"dequantization_noise"}
         self.results = sorted(set(self.arrays) - INPUTS - drawn)
 
     def imported(self, workdir):
-        """The model, imported into a run folder."""
+        """Returns the model, imported into the run folder `workdir`."""
         return import_wolf(
             self.folder / "config.json", self.folder / "model.npz", image_shape=(32, 32, 3), workdir=workdir
         )
 
     def assert_computed(self, computed, name):
-        """Asserts that an array of `computed` is the reference's, by its largest value."""
+        """Asserts that an array in `computed` differs from the authors' result by less than `NEAR`, relatively."""
         ours, theirs = np.asarray(computed[name], "float64"), self.arrays[name]
         assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
         assert np.abs(ours - theirs).max() < NEAR * np.abs(theirs).max()
 
     def edited(self, changes):
-        """The config with values changed, `{dotted name: value}`; a value of ... removes one."""
+        """Returns the config with changes, `{dotted name: value}`; a value of ... removes the entry."""
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             *path, last = name.split(".")
@@ -78,6 +78,6 @@ class Reference:
 
 
 def assert_refused(config, words):
-    """Asserts that a config is refused in a line that has the words."""
+    """Asserts that importing a config raises WolfError with one line that has all the words."""
     message = message_of(WolfError, lambda: translate_config(config, image_shape=(32, 32, 3)))
     assert [word for word in words if word not in message] == []

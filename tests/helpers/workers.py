@@ -1,4 +1,4 @@
-"""Two workers of one run, as processes on this machine."""
+"""Two workers of one training run as processes on this machine, for tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def free_ports(count):
 
 
 class Pair:
-    """Two workers that run `train.py` on one config and one run folder."""
+    """Two worker processes that run `train.py` with one config and one run folder."""
 
     def __init__(self, folder, config):
         self.run = folder / "run"
@@ -43,7 +43,7 @@ class Pair:
             self.processes.append(process)
 
     def end(self):
-        """Waits for both; returns status, standard output and standard error of each."""
+        """Returns status, standard output and standard error of each worker after both have ended."""
         try:
             said = [process.communicate(timeout=PATIENCE) for process in self.processes]
             return [(process.returncode, *texts) for process, texts in zip(self.processes, said, strict=True)]
@@ -60,7 +60,7 @@ class Pair:
         return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
 
     def wait_for_checkpoint(self, beyond=0):
-        """Waits until a step beyond this one is saved, and returns it."""
+        """Returns the last saved step after waiting until it is larger than `beyond`."""
         begun = time.monotonic()
         while max(self.saved(), default=0) <= beyond:
             assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]

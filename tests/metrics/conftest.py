@@ -1,4 +1,4 @@
-"""Fixtures of the tests of metrics."""
+"""A fixture for the tests of metrics: a source of random images."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of training."""
+"""Fixtures for the tests of training: stand-ins for evaluations and steps."""
 
 import pytest
 from helpers.runs import FakeStep
@@ -11,7 +11,7 @@ from tfdecouple.training import evaluation, loop
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """Replaces what takes time at evaluations; returns a function that makes one fake evaluator."""
+    """A function that replaces the evaluator by a fake with a given `measure(split)`; pictures are replaced, too."""
     monkeypatch.setattr(evaluation, "save_pictures", lambda inputs, *_: len(inputs.images))
 
     def fake(measure=lambda split: 8.0):
@@ -32,14 +32,14 @@ def stand_ins(monkeypatch):
 
 @pytest.fixture
 def fake_step(eager, monkeypatch):
-    """Replaces the step, whose tracing takes time, and traces nothing else; returns the stand-in."""
+    """The class FakeStep, which replaces TrainStep; other functions run eagerly, so that nothing is traced."""
     monkeypatch.setattr(loop, "TrainStep", FakeStep)
     return FakeStep
 
 
 @pytest.fixture(scope="module")
 def weights_of_both_sizes():
-    """Lets some of the weights be large: they are updated by themselves, the small ones together."""
+    """Lowers the limit of small weights to 64 numbers, so that a tiny model has small and large weights."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradient, "_SMALL", 64)
         yield
