@@ -1,4 +1,4 @@
-"""Export of a run: a SavedModel for TensorFlow Serving, ONNX files, a web page, each verified before it is published.
+"""Export of a run as a SavedModel, as ONNX or LiteRT files, or as a web page, verified before publication.
 
-`python -m export --run RUN --to DIR`, or `export.pipeline.export(Request(run=..., to=...))`.
+The command is `python -m export --run RUN --to DIR`; the function is `export.pipeline.export`.
 """

@@ -1,4 +1,4 @@
-"""Runs `python -m export`."""
+"""The program that `python -m export` runs."""
 
 import sys
 

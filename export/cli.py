@@ -1,4 +1,4 @@
-"""The command line `python -m export`."""
+"""The command line of `python -m export`: its options, and the calls of export and verification."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ exit status:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> int:
-    """Runs `python -m export`, or `tfdecouple export` by its own name; returns the exit status."""
+    """Returns the exit status of the command `export`, after it has run; `prog` is its name in messages."""
     return run_program(lambda: _export(arguments, prog))
 
 
 def export_parser(prog: str) -> argparse.ArgumentParser:
-    """Returns the parser of the command, as the user called it."""
+    """Returns the parser of the command `export`; `prog` is the name of the command in its help."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=_HELP.replace("python -m export", prog),

@@ -1,15 +1,15 @@
-"""Runs the ONNX files of an export; it needs onnxruntime and numpy, and Pillow for picture files.
+"""Runs the ONNX files of an export. It needs onnxruntime and numpy, and Pillow for picture files.
 
-python client.py a.jpg b.jpg           ab.png: z of a, v of b; and ba.png, into the working folder
-python client.py --sample 8            samples.png: 8 new images side by side
-python client.py --check [FOLDER]      do known images come back exactly from their codes, here?
+python client.py a.jpg b.jpg           writes ab.png (z of a, v of b) and ba.png (z of b, v of a) to the working folder
+python client.py --sample 8            writes samples.png, 8 new images side by side
+python client.py --check [FOLDER]      checks that known images come back exactly from their codes on this machine
 
-from client import Model               in a program
+from client import Model               in a Python program
 model = Model()                        or Model(folder of an export, providers=[...], batch=64)
-images = model.fit(picture)[None]      any uint8 [height, width, channels], as MODEL_CARD.md says: cropped and resized
-codes = model.encode(images)           {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}
-images = model.decode(**codes)         the very same pixels
-images = model.sample(8)               new ones; seed=1, temperature=0.7, labels=[...] where the model knows labels
+images = model.fit(picture)[None]      crops and resizes a picture, uint8 [height, width, channels] (see MODEL_CARD.md)
+codes = model.encode(images)           returns {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}
+images = model.decode(**codes)         returns the very same pixels
+images = model.sample(8)               returns new images; options seed=1, temperature=0.7, labels=[...] for some models
 """
 
 import argparse
@@ -24,13 +24,13 @@ import numpy as np
 import onnxruntime
 
 FOLDER = pathlib.Path(__file__).parent
-MODES = {1: "L", 3: "RGB"}  # The mode that Pillow converts any picture file to, by the number of channels.
-# The formats for which Pillow starts no other program; and the most pixels, of which a small file can claim any number.
+MODES = {1: "L", 3: "RGB"}  # Pillow's mode for images of 1 and of 3 channels.
+# Formats that Pillow reads without another program, and the most pixels: a small file can expand to a huge picture.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
 class Model:
-    """The ONNX files of a folder, for images of `shape`, (height, width, channels); `batch` images run at once."""
+    """A model in the ONNX files of a folder, run on `batch` images at once; `shape` is (height, width, channels)."""
 
     def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
         inner = pathlib.Path(folder, "onnx")
@@ -39,7 +39,7 @@ class Model:
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about["image_shape"]))
         self.size = self.shape[0]
-        self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits images come back as images // step * step.
+        self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, decoding gives images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         self.needs_labels = any(given.name == "labels" for given in self.encoder.get_inputs())
 
@@ -47,7 +47,7 @@ class Model:
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
     def _run(self, session, given):
-        """Returns the outputs by name, computed some rows at a time; a single row of an input stands for all rows."""
+        """Returns the outputs of a file by name, computed in batches; an input of one row counts for all rows."""
         names, count = [output.name for output in session.get_outputs()], max(map(len, given.values()))
         parts = [
             session.run(names, {k: a if len(a) == 1 else a[start : start + self.batch] for k, a in given.items()})
@@ -56,16 +56,16 @@ class Model:
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def encode(self, images, labels=None):
-        """Returns the codes {"z", "v"} of images, uint8 `[n, *shape]`; v alone without z. Some models need labels."""
+        """Returns the codes "z" and "v" of images, uint8 `[n, *shape]`. Some models have no z, some need labels."""
         given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
         return self._run(self.encoder, given)
 
     def decode(self, **codes):
-        """Returns the images of codes, uint8 `[n, *shape]`."""
+        """Returns the images that the model decodes from z and v, uint8 `[n, *shape]`."""
         return self._run(self.decoder, codes)["images"]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
-        """Returns new images, uint8 `[count, *shape]`, the same for the same seed; needs sampler.onnx."""
+        """Returns `count` new images, uint8 `[count, *shape]`; it needs sampler.onnx. A seed makes it repeatable."""
         sampler, rng = self._open("sampler"), np.random.default_rng(seed)
         shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
         if "labels" in shapes and labels is None:
@@ -77,12 +77,12 @@ class Model:
         return self._run(sampler, {**noise, **given})["images"]
 
     def switch(self, a, b, labels_a=None, labels_b=None):
-        """Returns images with z of `a` and v of `b`, and those with z of `b` and v of `a`."""
+        """Returns the images with z of `a` and v of `b`, and the images with z of `b` and v of `a`."""
         a, b = self.encode(a, labels_a), self.encode(b, labels_b)
         return self.decode(z=a["z"], v=b["v"]), self.decode(z=b["z"], v=a["v"])
 
     def fit(self, picture):
-        """Returns the centre of a picture in the model's shape, cropped and resized to the byte as in training."""
+        """Returns the centre of a picture in the model's shape, cropped and resized exactly as in training."""
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
         columns = min(width, max(height * columns_as // rows_as, 1))
@@ -95,7 +95,7 @@ class Model:
 
 
 def _resized(pixels, size, axis):
-    """Resizes uint8 along an axis, bilinearly with antialiasing, in the whole numbers of Pillow's `Image.resize`."""
+    """Returns uint8 pixels resized along an axis, bilinearly with antialiasing, with the bytes of Pillow's `resize`."""
     scale = pixels.shape[axis] / size
     if scale == 1:
         return pixels
@@ -111,7 +111,7 @@ def _resized(pixels, size, axis):
 
 
 def known_images(height, width, channels):
-    """Returns 16 images of smooth colour waves, or 2 large ones, uint8, the same for every client and machine."""
+    """Returns 16 images (2 if large) of smooth colour waves, uint8, identical on every machine."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
@@ -119,26 +119,26 @@ def known_images(height, width, channels):
 
 
 def read_picture(path, channels):
-    """Returns the pixels of a file as training reads them, upright, uint8 [height, width, channels]."""
+    """Returns the upright pixels of a picture file, as training reads them, uint8 [height, width, channels]."""
     from PIL import Image, ImageOps
 
-    if not os.path.isfile(path):  # Reading a pipe could wait without an end.
+    if not os.path.isfile(path):  # A pipe is refused, because reading it could take forever.
         raise ValueError("it is no regular file")
     with Image.open(path, formats=FORMATS) as file:
         if file.width * file.height > MOST_PIXELS:
             raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
         image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
+    if image.mode.startswith("I;16"):  # convert() would clip 16-bit values instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
-    image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
+    image.info.pop("transparency", None)  # convert() would warn that it drops a palette's transparency.
     return np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
 
 
 def _fail(text):
     print(f"error: {text}", file=sys.stderr)
-    return 2  # Status 1 is for lost images.
+    return 2  # The status is 2, because 1 means lost images.
 
 
 def _one_line(error):
@@ -146,7 +146,7 @@ def _one_line(error):
 
 
 def main(arguments=None):
-    """Runs the command line: two picture files, --sample, or --check; returns the exit status."""
+    """Returns the exit status of the command line, after it has switched pictures, sampled or checked the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
@@ -161,7 +161,7 @@ def main(arguments=None):
     folder = paths[0] if options.check and paths else FOLDER
     try:
         model = Model(folder)
-    except Exception as error:  # ONNX Runtime raises nearly anything where a file is missing or damaged.
+    except Exception as error:  # ONNX Runtime raises many classes for a missing or damaged file.
         return _fail(f"cannot open encoder.onnx and decoder.onnx of an export in {folder}: {_one_line(error)}")
     if options.check:
         return _check(model)
@@ -171,12 +171,12 @@ def main(arguments=None):
         from PIL import Image
     except ImportError as error:
         return _fail(f"picture files need Pillow (pip install pillow): {_one_line(error)}")
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS limit what is read.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS is checked instead.
     if count is None:
         return _switch(model, paths)
     try:
         drawn = model.sample(count)
-    except Exception as error:  # The file is missing or damaged, or labels are missing.
+    except Exception as error:  # The file may be missing or damaged, or need labels.
         return _fail(f"cannot draw with sampler.onnx in {model.folder}: {_one_line(error)}")
     return _write({"samples.png": (np.concatenate(drawn, 1), f"{count} new images")})
 
@@ -200,7 +200,7 @@ def _switch(model, paths):
     for path in paths:
         try:
             pictures.append(model.fit(read_picture(path, model.shape[-1]))[None])
-        except Exception as error:  # Pillow raises nearly anything at a damaged file.
+        except Exception as error:  # Pillow raises many classes of exception for a damaged file.
             return _fail(f"cannot read {path}: {_one_line(error)}")
     try:
         (ab,), (ba,) = model.switch(*pictures)

@@ -1,8 +1,8 @@
-"""The endpoints of an export: the class, and the one registry of all endpoints.
+"""The endpoints of an export: their class, and the registry of all endpoints.
 
-A new endpoint is added in this file alone: the function that builds its graph, the function that asks the Keras model
-for the right answer, and the `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, verification and card
-follow. Nothing here needs TensorFlow before a graph is built.
+A new endpoint needs changes in this file alone: a function that builds its graph, a function that computes the right
+answer with the Keras model, and an `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, verification and
+card follow from it. TensorFlow is imported only when a graph is built, so that the registry can be read without it.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]
-# `export.verification.keras_answers.KerasAnswers`, which stands above this module.
+# The type is `export.verification.keras_answers.KerasAnswers`; this module imports nothing from the verification.
 KerasAnswers = Any
 
-# The possible contents of an input, beside scalars of a range.
+# Kinds of inputs, by their content; the other inputs are scalars from a range.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
-# The temperatures at which samples are compared lie between these two.
+# Lowest and highest temperature at which samples are compared.
 TEMPERATURES = (0.1, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One input or output.
+    """One input or output of an endpoint.
 
     Attributes:
-        name: as in the signature.
-        dtype: "uint8", "float32" or "int32".
-        shape: without the batch axis, which always comes first.
-        meaning: a few words for the card.
+        name: the name in the signature.
+        dtype: the type of the elements, "uint8", "float32" or "int32".
+        shape: the shape without the batch axis, which always comes first.
+        meaning: a description in a few words for the card.
         holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or the two
             ends of a range for a scalar.
         example: a usual value of a scalar.
-        labels: the first label and the one after the last.
-        scale: of an output of floats, the magnitude of the numbers that it is summed from, to which rounding is
-            relative.
+        labels: the first label and the last label plus one.
+        scale: the magnitude of the numbers that an output of floats is summed from; rounding errors are relative to
+            it.
     """
 
     name: str
@@ -62,17 +62,17 @@ class Array:
     scale: float = 1.0
 
     def spec(self) -> tf.TensorSpec:
-        """Returns the specification for TensorFlow, batch free."""
+        """Returns the array's TensorFlow specification, with a batch axis of any size."""
         import tensorflow as tf
 
         return tf.TensorSpec((None, *self.shape), self.dtype, self.name)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns plain values for JSON; the batch axis is the word "batch"."""
+        """Returns the description of the array as plain values for JSON; the batch axis is the word "batch"."""
         return {"name": self.name, "dtype": self.dtype, "shape": ["batch", *self.shape], "meaning": self.meaning}
 
     def make_example(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns a usual value, batch 1: an extreme one could overflow, or take a path that no request takes."""
+        """Returns a usual value of this input, of batch size 1, for warm-up requests."""
         if not isinstance(self.holds, str):
             return np.full((1, *self.shape), self.example, self.dtype)
         if self.holds == IMAGE:
@@ -80,7 +80,7 @@ class Array:
         return self.draw(rng, 1)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns for `count` images noise, labels in turn, or a scalar from one end of its range to the other."""
+        """Returns values of this input for `count` images: noise, labels in turn, or scalars across their range."""
         if not isinstance(self.holds, str):
             first, last = self.holds
             return np.linspace(first, last, count, dtype=np.float32)
@@ -94,18 +94,18 @@ class Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """A named function of arrays.
+    """A function of an exported model that users can call by name, such as "encode".
 
     Attributes:
-        name: of the signature.
-        summary: a sentence that describes it.
-        inputs: in order; each has the batch as its first axis.
-        outputs: in order.
-        build: makes the outputs by name, from the deployed model and the inputs by name.
-        answer: makes the right outputs by name, from the Keras model (`KerasAnswers`) and the inputs by name. Pixels
-            are values before rounding, as `KerasAnswers.decode` returns them.
-        onnx: name of the ONNX file that offers the same, or None.
-        needs_z: whether a model without z lacks it.
+        name: the name of the endpoint, which is also the name of its signature.
+        summary: a sentence that describes the endpoint.
+        inputs: the inputs in order; each has the batch as its first axis.
+        outputs: the outputs in order.
+        build: a function of the deployed model and the inputs by name that builds the outputs by name, as a graph.
+        answer: a function of the Keras model (`KerasAnswers`) and the inputs by name that returns the right outputs by
+            name. Pixels are values before rounding, as `KerasAnswers.decode` returns them.
+        onnx: the name of the endpoint's ONNX file, without suffix; None for an endpoint without a file.
+        needs_z: whether only models with z have the endpoint.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Endpoint:
     needs_z: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses arrays of the same name, which ONNX cannot have."""
+        """Raises ValueError if two arrays have the same name, which ONNX does not allow."""
         names = [array.name for array in (*self.inputs, *self.outputs)]
         if len({*names}) < len(names):
             raise ValueError(
@@ -127,7 +127,7 @@ class Endpoint:
 
 
 def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
-    """Returns the endpoints of a model, the default one first; a model without z has fewer.
+    """Returns the endpoints of a model with this config; the first is the default endpoint.
 
     >>> [one.name for one in endpoints(ModelConfig(conditioning="none"))][:4]
     ['encode', 'decode', 'sample', 'score']
@@ -150,7 +150,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         return Array(name, "int32", (), meaning, LABEL, labels=(0 if needed else -1, config.classes))
 
     v = Array("v", "float32", image, "local code", LOCAL_CODE)
-    # `coded`: z is a function of the label. `known`: at least the prior of z depends on labels.
+    # `coded` means that z is a function of the label, `known` that the model has labels at all.
     coded, known = config.has_class_codes, config.has_classes
     labels = (label("labels"),) if coded else ()
     values = f"{describe_channels(image[-1])}, 0..255"
@@ -251,7 +251,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
-            # The rounding of one weight can make all of v longer, whose mean length is the root of its dimensions.
+            # Rounding of one weight can scale all of v, whose mean length is the root of its number of dimensions.
             scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
             scalar(
                 "typicality",
@@ -269,7 +269,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         summary="How probable each label is of images, by Bayes' rule.",
         inputs=(images,),
         outputs=(
-            # Differences of densities of whole images, some nats a dimension.
+            # The scale is large, because these are differences of log densities of some nats per dimension.
             Array(
                 "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
             ),
@@ -294,16 +294,16 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
 
 
 def list_onnx_names(config: ModelConfig) -> dict[str, str]:
-    """Returns the names of the ONNX files, without suffix, by the endpoints that they offer."""
+    """Returns the name of the ONNX file, without suffix, for each endpoint that has one."""
     return {one.name: one.onnx for one in endpoints(config) if one.onnx}
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
-    """Returns the endpoint of that name."""
+    """Returns the endpoint named `name` of a model with this config."""
     return next(one for one in endpoints(config) if one.name == name)
 
 
-# --- graphs ---
+# --- functions that build the graphs of endpoints ---
 
 
 def _encode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
@@ -329,10 +329,10 @@ def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 
 
 def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Returns z and v of images_a and images_b, encoded as one batch."""
+    """Returns the z of images_a and of images_b, and the v of both, all encoded as one batch."""
     import tensorflow as tf
 
-    # Both batches are stacked: concatenated ones of different sizes would be halved in the wrong place, unnoticed.
+    # The batches are stacked, because concatenated batches of different sizes would be split wrongly, without an error.
     pairs, labels = tf.stack([inputs["images_a"], inputs["images_b"]]), None
     if "labels_a" in inputs:
         labels = tf.reshape(tf.stack([inputs["labels_a"], inputs["labels_b"]]), [-1])
@@ -353,7 +353,7 @@ def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tenso
 
     z, v = _encode_both(deployed, inputs)
     alpha, beta = tf.reshape(inputs["alpha"], [-1, 1]), tf.reshape(inputs["beta"], [-1, 1, 1, 1])
-    # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
+    # This form is exact at both ends: 1 * a + 0 * b is a, to the last bit.
     return {"images": deployed.decode((1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1])}
 
 
@@ -376,7 +376,7 @@ def _classify(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     return {"log_probabilities": compute_label_probabilities(deployed, inputs["images"])}
 
 
-# --- answers of the Keras model ---
+# --- functions that compute the right answers of endpoints with the Keras model ---
 
 
 def _answer_encode(model: KerasAnswers, inputs: Arrays) -> Arrays:

@@ -1,4 +1,4 @@
-"""The config of one export. Mistakes that show without the run are refused before it is opened."""
+"""The config of one export, which is checked as far as possible before the run is opened."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pathlib
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.requirements import require
 
-# The formats of one file for each endpoint (`Endpoint.onnx`), in a folder of the same name.
+# Formats with a folder of files, one file for each endpoint that has a file name (`Endpoint.onnx`).
 FILE_FORMATS = ("onnx", "litert")
 FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 
@@ -18,17 +18,17 @@ class ExportConfig:
     """The run, the formats and the folder of one export.
 
     Attributes:
-        run: run folder, or the name or address of bundled or published weights.
-        to: export folder.
-        formats: some of `FORMATS`.
-        endpoints: names of the SavedModel's signatures; () for all.
-        version: number of the SavedModel's version; None for the next free one.
-        name: of the model; None for the run folder's.
-        web_runtime: folder of onnxruntime-web; None lets npm fetch it.
-        web_gpu: whether the web page has the runtime for graphics cards, too.
+        run: the run folder, or the name or address of bundled or published weights.
+        to: the export folder.
+        formats: the formats to write, from `FORMATS`.
+        endpoints: the endpoints that the SavedModel has as signatures; () for all.
+        version: the number of the SavedModel's version; None for the next free number.
+        name: the name of the model; None for the name of the run folder.
+        web_runtime: the folder of onnxruntime-web; None lets npm fetch it.
+        web_gpu: whether the web page also has the runtime for graphics cards.
 
     Raises:
-        UserError: for a value that is wrong, naming it.
+        UserError: if a value is wrong; the message names it.
     """
 
     run: str | pathlib.Path
@@ -41,7 +41,7 @@ class ExportConfig:
     web_gpu: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses wrong values."""
+        """Raises UserError if a value is wrong, or options do not fit the formats."""
         for name in self.formats or ("",):
             if name not in FORMATS:
                 there_is = f"there is no format {name!r}" if name else "no format is given"
@@ -66,7 +66,7 @@ class ExportConfig:
 
 
 def require_free_version(target: pathlib.Path) -> None:
-    """Raises UserError if the version of a SavedModel exists already."""
+    """Raises UserError if the folder of a SavedModel's version, `target`, exists already."""
     if target.exists():
         raise UserError(
             f"version {target.name} exists already in {target.parent}; leave --version out to take the next free number"

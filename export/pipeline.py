@@ -1,4 +1,4 @@
-"""From a run to a published export: files are built out of sight, verified, and put in place."""
+"""The steps of an export: open the run, build the files, verify them, and put them in place."""
 
 from __future__ import annotations
 
@@ -33,40 +33,38 @@ from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.storage.files import write_json, write_text
 
-# The client is published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
+# The client program, published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
 CLIENT = pathlib.Path(__file__).with_name("client.py")
-# The file of the test vectors in the staging area.
+# Name of the file of test vectors in the staging area.
 _VECTORS = "vectors.npz"
 # For each format of `FILE_FORMATS`, the order of axes in its files and the function that writes them.
 _WRITERS = {"onnx": ("NCHW", write_onnx_files), "litert": ("NHWC", write_litert_files)}
 
-# The errors of a full disk, and of a user's full share of it.
+# Error numbers of a full disk, and of an exhausted disk quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# TensorFlow has one error for a full disk and for memory that is used up.
+# TensorFlow raises the same error for a full disk and for exhausted memory, so the message must tell them apart.
 _OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 
 
 def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[pathlib.Path]:
-    """Exports a run.
+    """Returns the paths of a finished export of a run: the version, folders and card that were put in place.
+
+    If an error is raised, nothing of this export is visible, and the files of earlier exports are untouched.
 
     Args:
-        config: what to export, and where to.
-        report: called with a line of progress.
-
-    Returns:
-        The paths of the versions, folders and cards that were put in place.
+        config: the run, the formats and the folder of the export.
+        report: a callback that receives lines of progress.
 
     Raises:
-        UserError: if the run cannot be opened, the disk is full, or the files do not pass their verification. Nothing
-            of this export is visible then, and files of earlier exports are untouched.
-        MemoryError, ResourceExhaustedError: if memory is used up, likewise.
+        UserError: if the run cannot be opened, the disk is full, or the files do not pass their verification.
+        MemoryError, ResourceExhaustedError: if memory is exhausted.
     """
     with interruptible():
         work = _Export(config, report)
         try:
             return work.run()
         except BrokenPipeError:
-            # The reader of the reports went away, which the program handles.
+            # Nobody reads standard output any more, which the command handles itself.
             raise
         except OSError as error:
             if error.errno == errno.ENOMEM:
@@ -83,7 +81,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
 
 
 class _Export:
-    """One export, from the opened run to the files in place."""
+    """One export: it opens the run, and `run` builds, verifies and publishes the files."""
 
     def __init__(self, config: ExportConfig, report: Callable[[str], Any]):
         self._config = config
@@ -101,14 +99,14 @@ class _Export:
         if "web" in config.formats:
             require_page(self._model.config)
         require_same_model(config.to, config.formats, self._about([]))
-        # The card's entry for each format, and how each part is verified again.
+        # The card's entry for each format, and the manifest's entry for each part, by which it is verified later.
         self._formats: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, manifest.Part] = {}
 
     def run(self) -> list[pathlib.Path]:
-        """Builds, verifies and publishes; returns what was put in place."""
+        """Returns the paths that were put in place, after all files were built and verified."""
         config, provenance = self._config, self._provenance
-        # The page runs ONNX files.
+        # The web page needs the ONNX files, also if they are not published.
         needed = {*config.formats, *(["onnx"] if "web" in config.formats else [])}
         written = [name for name in FILE_FORMATS if name in needed]
         with Staging(config.to) as staging:
@@ -176,7 +174,7 @@ class _Export:
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
         build_page(area / "web", area / "onnx", runtime, about)
         self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})
-        # The page runs the same models in a runtime of its own, which was not tried.
+        # The card states the round trips of the ONNX files, because the page's own runtime was not tried.
         trips = self._formats["onnx"]["round_trip"].values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
         self._formats["web"] = {
@@ -187,13 +185,13 @@ class _Export:
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 
     def _about(self, paths: list[str]) -> dict[str, Any]:
-        """Returns the model that files belong to, by which a later export knows them again."""
+        """Returns the facts that identify the model of files, for the card and for later exports."""
         facts = {"name": self._provenance.name, "run": self._provenance.run, "step": self._provenance.step}
         return {**facts, "config_sha256": self._provenance.metadata()["config_sha256"], "files": paths}
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self._report("putting it in place")
-        # Everything that needs room on the disk comes first; after it files are only renamed.
+        # Everything that needs disk space comes first, so that the last part only renames files.
         files, vectors = _make_folder(staging.area / "files"), staging.area / _VECTORS
         if version is not None:
             write_json(_make_folder(staging.area / "savedmodel" / "assets.extra") / JSON_NAME, card)
@@ -203,7 +201,7 @@ class _Export:
         whole = merge_earlier_formats(card, staging.folder)
         write_json(files / JSON_NAME, whole)
         write_text(files / TEXT_NAME, render_card(json.loads(json.dumps(whole))))
-        # Settings of a server may have been edited since an earlier export wrote them.
+        # Existing settings of a server are kept, because the user may have edited them.
         for name in manifest.EDITABLE:
             if (staging.folder / name).exists():
                 (files / name).unlink(missing_ok=True)
@@ -227,7 +225,7 @@ class _Export:
         return [*published, staging.folder / TEXT_NAME]
 
     def _make_manifest(self, staging: Staging, vectors: str) -> tuple[manifest.Manifest, set[str]]:
-        """Returns the manifest of the export folder with this export, and the test vectors that it needs no more."""
+        """Returns the new manifest of the export folder, and the names of test vectors that it no longer needs."""
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
         files = manifest.digest_folder(staging.area / "files")
@@ -243,7 +241,7 @@ class _Export:
         left, gone = before.drop_removed(staging.folder)
         for name in sorted({*gone} - {*parts, *files}):
             self._report(f"{name} lies there no more and is left out of the manifest")
-        # Settings of a server that lie there without a manifest.
+        # Settings of a server that are in the folder, but not in the earlier manifest, are recorded as they are.
         for name in manifest.EDITABLE:
             if name not in {*left.files, *files} and (staging.folder / name).is_file():
                 files[name] = manifest.digest_file(staging.folder / name)

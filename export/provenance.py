@@ -1,4 +1,4 @@
-"""The provenance of exported weights: the run, its config, its data and its figures."""
+"""The provenance of exported weights: their run, its config, its data and its metrics."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Provenance:
     """The run and the weights that are exported.
 
     Attributes:
-        name: of the exported model, safe in a URL and a path.
-        run: name of the run folder.
-        config: of the run.
-        step: at which the weights were saved.
-        averaged: whether they are the averaged ones.
-        parameters: number of trainable parameters.
-        data: the data that the run was trained on, for people.
-        bits_per_dim: {"validation", "test", "test_images"} where the run recorded them for these weights, or None.
-        images_known: whether the training images are known; those of an import are not, for example.
-        directions: in z, for these weights; None where there are none.
-        label_names: of the labels that the model knows, in their order; () where it knows none.
-        omissions: for each file of the run that cannot be used, its name and why.
+        name: the name of the exported model, safe in a URL and a path.
+        run: the name of the run folder.
+        config: the config of the run.
+        step: the training step at which the weights were saved.
+        averaged: whether the weights are averaged ones.
+        parameters: the number of trainable parameters.
+        data: a description of the training data.
+        bits_per_dim: "validation", "test" and "test_images" of these weights as far as the run recorded them, or None.
+        images_known: whether the training images are known; for imported weights, for example, they are not.
+        directions: the directions in z for these weights; None if the run has none.
+        label_names: the names of the model's labels in their order; () for a model without labels.
+        omissions: the reason for each file of the run that cannot be used, by the name of the file.
     """
 
     name: str
@@ -67,11 +67,11 @@ class Provenance:
 
     @property
     def crop(self) -> int:
-        """Side in pixels of the centre square that is cut out of a user's image; 0 for the largest."""
+        """The side in pixels of the centre square that is cropped from a user's image; 0 for the largest square."""
         return choose_user_crop(self.config.data)
 
     def metadata(self) -> dict[str, str]:
-        """Returns the facts that each exported file states about itself."""
+        """Returns the facts about the model that each exported file states in its metadata."""
         model = self.config.model
         config = json.dumps(self.config.to_dict(), sort_keys=True)
         return {
@@ -94,12 +94,12 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     """Returns the model of a run with its best weights, and their provenance.
 
     Args:
-        run: a run folder, of a training or an import, or the name or address of bundled or published weights.
-        name: of the exported model; None for the run's.
+        run: the folder of a training or an import, or the name or address of bundled or published weights.
+        name: the name of the exported model; None for the name of the run.
 
     Raises:
-        RunError: if the folder is no run, or holds no whole checkpoint.
-        ConfigError: if its config is not valid.
+        RunError: if the folder is no run folder, or has no complete checkpoint.
+        ConfigError: if the config of the run is invalid.
         NotInitializedError: if the weights were never initialised.
     """
     opened = Run.open(run)
@@ -144,13 +144,13 @@ def _run_name(run: str | pathlib.Path) -> str:
 
 
 def hide_path(text: str, config: Config) -> str:
-    """Returns a text about a run's images with the name of their folder instead of its path, which is private."""
+    """Returns a text about a run's images in which the path of their folder, which is private, is only its name."""
     option, folder = locate_images(config.data) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def make_safe_name(name: str) -> str:
-    """Returns a name that is safe in a URL and as a folder: letters, digits, `_` and `-`.
+    """Returns `name` with only letters, digits, `_` and `-`, so that it is safe in a URL and as a folder.
 
     >>> make_safe_name("quickstart"), make_safe_name("faces, 2nd try/ema"), make_safe_name("..")
     ('quickstart', 'faces-2nd-try-ema', 'model')
@@ -159,7 +159,7 @@ def make_safe_name(name: str) -> str:
 
 
 def read_version(package: str) -> str:
-    """Returns the version of an installed package, "unknown" where it is not installed."""
+    """Returns the version of an installed package, or "unknown" if the package is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

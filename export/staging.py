@@ -1,4 +1,4 @@
-"""The export folder: files are built out of sight and put in place whole."""
+"""The export folder as a transaction: files are built in a hidden folder and renamed into place whole."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tfdecouple.errors import UserError
 
 _STAGING = ".export-"
 _LOCK = ".export.lock"
-# The name of a folder that made room for its successor begins with this, in the staging area.
+# Prefix of the name of a replaced folder, which waits in the staging area until its successor is in place.
 _OLD = "old-"
 
 
 class Staging:
-    """An export folder that this process alone writes to, while it is entered.
+    """A context manager that locks an export folder for this process and has a hidden folder to build files in.
 
-    Files are built in `area`, a hidden folder in the export folder: on the same file system, so that it can be renamed
-    into place, and out of sight of a server that polls `savedmodel/` for versions. Leaving removes it, whatever
-    happened; the area of a killed process is removed by the next export.
+    The hidden folder lies in the export folder, so that files can be renamed into place on the same file system, and
+    a server that polls `savedmodel/` for versions does not see it. It is removed when the context ends; the next export
+    removes the hidden folder of a killed process.
 
     Args:
-        folder: the export folder; made if absent.
+        folder: the export folder, which is made if it does not exist.
 
     Attributes:
-        folder: the same, absolute.
-        area: where to build.
+        folder: the absolute path of the export folder.
+        area: the path of the hidden folder.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -45,10 +45,10 @@ class Staging:
         self._made: list[pathlib.Path] = []
 
     def __enter__(self) -> Staging:
-        """Makes the folder and its staging area.
+        """Makes and locks the export folder, and makes the hidden folder.
 
         Raises:
-            UserError: if another export writes to the folder, or it cannot be written.
+            UserError: if another export writes to the folder, or the folder is not writable.
         """
         try:
             self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
@@ -73,7 +73,7 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the staging area, and folders that were made and stay empty."""
+        """Removes the hidden folder and the lock, and the folders that `__enter__` made if they are empty."""
         with uninterrupted():
             shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()
@@ -82,23 +82,23 @@ class Staging:
                     folder.rmdir()
 
     def _restore_folders(self, remains: pathlib.Path) -> None:
-        """Puts back folders that a killed export had renamed and not replaced yet."""
+        """Renames folders back that an export renamed to make room, if it was killed before it replaced them."""
         for old in remains.glob(f"{_OLD}*"):
             target = self.folder / old.name.removeprefix(_OLD)
             if not target.exists():
                 os.rename(old, target)
 
     def versions(self) -> list[int]:
-        """Returns the numbers of the SavedModel's versions, ascending."""
+        """Returns the numbers of the SavedModel's versions in the export folder, in ascending order."""
         folder = self.folder / "savedmodel"
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def put_version(self, built: pathlib.Path, version: int) -> None:
-        """Renames a SavedModel into place: a server sees the version whole or not at all.
+        """Renames a built SavedModel into place as a version, which a server sees whole or not at all.
 
         Raises:
-            UserError: if the version exists.
+            UserError: if the version exists already.
         """
         target = self.folder / "savedmodel" / str(version)
         target.parent.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ class Staging:
         os.rename(built, target)
 
     def put_folder(self, built: pathlib.Path, name: str) -> None:
-        """Puts a folder in place of an older one of that name, with no moment at which both are lost."""
+        """Renames a built folder into place; an older folder of that name is restored if this fails."""
         target, old = self.folder / name, self.area / f"{_OLD}{name}"
         if target.exists():
             os.rename(target, old)
@@ -117,7 +117,7 @@ class Staging:
             raise
 
     def put_file(self, built: pathlib.Path, name: str | None = None) -> None:
-        """Puts a file in place of an older one of the name, which is its own by default."""
+        """Renames a built file into place under `name`, by default its own name, and replaces an older file."""
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)
@@ -125,7 +125,7 @@ class Staging:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Turns SIGTERM into KeyboardInterrupt, so that an export that is stopped cleans up as after Ctrl-C."""
+    """Turns SIGTERM into KeyboardInterrupt within the context, so that a stopped export cleans up as after Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -142,9 +142,9 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ignores SIGINT and SIGTERM while files are put in place, when it is too late to undo the export.
+    """Ignores SIGINT and SIGTERM within the context, in which files are put in place, which cannot be undone.
 
-    They are not blocked, because a mask holds for one thread, and TensorFlow's threads would take them.
+    A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -149,7 +149,7 @@ def _make_failure(check: Check, task: Task, kind: str, reason: str) -> Result:
 def main() -> int:
     """Returns the exit status of the program, after it has run the check that standard input names."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
-        # Libraries print to standard output, too.
+        # Libraries' output to standard output goes to standard error, which leaves the results alone.
         os.dup2(2, 1)
         values = json.load(sys.stdin)
         check, request = CHECKS[values["check"]], Request(**values["request"])
