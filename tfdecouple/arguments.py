@@ -1,4 +1,4 @@
-"""Conversion of arguments of callers: numbers, arrays, images, labels and codes, with clear errors for wrong ones."""
+"""Conversion of callers' arguments (numbers, arrays, images, labels, codes), with clear errors for wrong values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
     Args:
         value: an array, a tensor, or lists of numbers of one shape.
         name: the name of the value in messages.
-        error: the class of the error for any other value.
+        error: the class of the error that is raised if the value cannot become a tensor.
     """
     if value is None:
         raise error(f"{name} is None; it must be an array")
@@ -40,7 +40,7 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
     """Returns a value as a float32 tensor.
 
     Raises:
-        UserError: for a value that holds no real numbers.
+        UserError: if the value does not consist of real numbers.
     """
     tensor = as_tensor(value, name)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
@@ -57,7 +57,7 @@ def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = Fa
         any_size: whether images may have another height and width, at least 1.
 
     Raises:
-        DataError: for another type or shape.
+        DataError: if the images have the wrong type or shape.
     """
     images = as_tensor(value, "images", DataError)
     require_images(images, image_shape, any_size)
@@ -65,10 +65,10 @@ def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = Fa
 
 
 def require_images(images: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
-    """Raises DataError unless the type and shape of `images` (a tensor or a `tf.TensorSpec`) are those of images.
+    """Raises DataError unless `images` are uint8 images of the right shape.
 
     Args:
-        images: the tensor.
+        images: a tensor or a `tf.TensorSpec`.
         image_shape: height, width and channels.
         any_size: whether images may have another height and width, at least 1.
     """
@@ -86,7 +86,7 @@ def require_images(images: Any, image_shape: tuple[int, int, int], any_size: boo
 
 
 def _has_shape(shape: tf.TensorShape, image_shape: tuple[int, int, int], any_size: bool) -> bool:
-    """Returns whether a shape is that of a batch of images, whose height and width `any_size` leaves open."""
+    """Returns whether a shape is that of a batch of images; with `any_size`, of any height and width."""
     if shape.rank == 4 and any_size:
         return shape[-1] == image_shape[-1] and 0 not in shape[1:3]
     return shape.rank == 4 and tuple(shape[1:]) == image_shape
@@ -100,7 +100,7 @@ def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int
     """Returns two batches with the same number of images, of any size; `what` is the name of the operation in messages.
 
     Raises:
-        DataError: where one batch has more images than the other, or a value holds no images.
+        DataError: if one batch has more images than the other, or a value does not consist of images.
     """
     a, b = as_images(a, image_shape, any_size=True), as_images(b, image_shape, any_size=True)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
@@ -116,7 +116,7 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
         latent_dim: d_z; 0 for a model without z.
 
     Raises:
-        UserError: where z is missing or superfluous, or of another shape.
+        UserError: if z is missing or superfluous, or has the wrong shape.
     """
     if not latent_dim:
         if value is not None:
@@ -133,17 +133,17 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
 def as_codes(
     z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int], multiple: int
 ) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """Returns the codes of a batch of images: z as `as_z` does, and v, float32 `[batch, height, width, channels]`.
+    """Returns two values as codes: z, float32 `[batch, d_z]` or None; v, float32 `[batch, height, width, channels]`.
 
     Args:
-        z: as for `as_z`.
-        v: an array, a tensor, or lists of numbers.
-        latent_dim: as for `as_z`.
+        z: an array, a tensor, or lists of numbers; None for a model without z.
+        v: an array, a tensor, or lists of numbers, `[batch, height, width, channels]`.
+        latent_dim: d_z; 0 for a model without z.
         image_shape: height, width and channels of the model's images.
         multiple: the number of which height and width of v must be multiples.
 
     Raises:
-        UserError: where a code is of another shape, or the codes are of different numbers of images.
+        UserError: if a code has the wrong shape, or z and v belong to different numbers of images.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
@@ -160,13 +160,13 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
     """Returns the labels of `count` images, int32 `[count]`; None for no labels.
 
     Args:
-        value: whole numbers, `[count]`, or one for all images; unless labels are required, -1 or None for no label.
-        count: the number of images, also as a scalar tensor; None for as many images as labels.
+        value: whole numbers, `[count]`, or one for all images; -1 or None for no label, unless labels are required.
+        count: the number of images, a number or a scalar tensor; None for as many images as labels.
         classes: the number of labels that the model knows; 0 for a model without labels.
         required: whether each image must have a label.
 
     Raises:
-        DataError: for labels that are missing, superfluous or unknown, or of another shape or type.
+        DataError: if labels are missing, superfluous or unknown, or have the wrong shape or type.
     """
     if not classes:
         if value is not None:
@@ -200,13 +200,13 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
     """Returns the change of z of each image, amount * direction, float32 `[batch or 1, d_z]`.
 
     Args:
-        direction: `[d_z]` or `[batch, d_z]`, or an object with such a `vector`.
-        amount: a number, or one for each image `[batch]`.
-        batch: the number of images; None while a graph is traced that does not know it.
+        direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
+        amount: one number, or a number for each image, `[batch]`.
+        batch: the number of images; None if it is unknown while a graph is traced.
         latent_dim: d_z.
 
     Raises:
-        UserError: for another shape, or numbers that are not finite.
+        UserError: if a shape is wrong, or a number is not finite.
     """
 
     def fits(leading: tf.TensorShape) -> bool:
@@ -228,10 +228,10 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
 
 
 def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
-    """Returns the noise of the dequantisation of some images, float32 of their shape.
+    """Returns a value as the dequantisation noise of images, a float32 tensor of the images' shape.
 
     Raises:
-        UserError: for another shape, or no real numbers.
+        UserError: if the value has another shape, or does not consist of real numbers.
     """
     noise = as_floats(value, "noise")
     if not noise.shape.is_compatible_with(images.shape):
@@ -240,10 +240,10 @@ def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
 
 
 def as_whole_number(value: Any, name: str) -> int:
-    """Returns a whole number of at least 0, of Python's, NumPy's or TensorFlow's type.
+    """Returns a value of a Python, NumPy or TensorFlow type as a whole number of at least 0.
 
     Raises:
-        UserError: for anything else.
+        UserError: if the value is anything else.
     """
     try:
         if isinstance(value, bool | np.bool_):
@@ -257,10 +257,10 @@ def as_whole_number(value: Any, name: str) -> int:
 
 
 def as_number(value: Any, name: str) -> float | tf.Tensor:
-    """Returns a finite number of at least 0, of Python's, NumPy's or TensorFlow's type; a tensor in a traced graph.
+    """Returns a value of a Python, NumPy or TensorFlow type as a finite number of at least 0; a tensor while tracing.
 
     Raises:
-        UserError: for anything else.
+        UserError: if the value is anything else.
     """
     if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
@@ -271,10 +271,10 @@ def as_number(value: Any, name: str) -> float | tf.Tensor:
 
 
 def as_numbers(value: Any, name: str) -> np.ndarray:
-    """Returns finite numbers, float64 `[n]`, of a list of numbers or of one number.
+    """Returns a list of numbers, or one number, as an array of finite numbers, float64 `[n]`.
 
     Raises:
-        UserError: for anything else.
+        UserError: if the value is anything else.
     """
     array = np.atleast_1d(_as_finite(value))
     if array.ndim != 1 or np.isnan(array).any():
@@ -288,10 +288,10 @@ def _is_symbolic(value: Any) -> bool:
 
 
 def _as_finite(value: Any) -> np.ndarray:
-    """Returns a value as float64; NaN unless all of it is finite real numbers."""
+    """Returns a value as a float64 array, or NaN if any part of the value is not a finite real number."""
     try:
         array = np.asarray(value)
-        # The other kinds are truth values, text, and whole numbers beyond 64 bits. An empty list is an array of floats.
+        # The kinds that are refused are booleans, text, and whole numbers beyond 64 bits.
         array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.asarray(math.nan)
     except (ValueError, TypeError, NotImplementedError, OverflowError):
         return np.asarray(math.nan)

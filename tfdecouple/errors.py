@@ -1,4 +1,4 @@
-"""Errors and warnings for users: each is a single line with what was wrong, the value and what to do."""
+"""Errors and warnings for users: each message is one line that names the mistake, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -8,66 +8,65 @@ import sys
 import warnings
 from collections.abc import Iterable
 
-# Escape sequences of terminals, such as colours.
+# Escape sequences of terminals, which set colours, for example, are removed from messages.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# The packages between the user's own code and a warning.
+# A warning points at the first line outside of these packages.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; programs print it as one line, without a traceback."""
+    """The error for a mistake that the user can correct; programs print it as one line, without a traceback."""
 
-    # Keras would turn the line into a page with escape codes, and AutoGraph into another; both leave errors with these
-    # attributes alone.
+    # Keras and AutoGraph would replace the message by a long text; they leave errors with these attributes as they are.
     _keras_call_info_injected = True
     ag_pass_through = True
 
 
 class ConfigError(UserError, ValueError):
-    """An unknown option, a value of the wrong type or an impossible combination."""
+    """The error for an unknown option of a config, a value of the wrong type or an impossible combination."""
 
 
 class DataError(UserError):
-    """Images that are missing, unreadable or of the wrong shape."""
+    """The error for images or labels that are missing, unreadable or of the wrong type or shape."""
 
 
 class RunError(UserError):
-    """A run folder that cannot be opened, continued or written."""
+    """The error for a run folder that cannot be opened, resumed or written."""
 
 
 class DivergedError(RunError):
-    """Too many steps of training in a row were not applied."""
+    """The error after too many training steps in a row that were not applied."""
 
 
 class UntrustedError(UserError):
-    """Untrusted files that would run code, or lead outside the folder that the user named."""
+    """The error for untrusted files that would run code, or lead outside the folder that the user named."""
 
 
 class NotInitializedError(UserError, RuntimeError):
-    """A model whose data-dependent initialisation has not been done."""
+    """The error for a model without data-dependent initialisation or loaded weights."""
 
 
 class InversionError(UserError, ValueError):
-    """Images that do not come back from their codes."""
+    """The error for images that cannot be recovered exactly from their codes, or whose codes are not finite."""
 
 
 class WolfError(UserError, ValueError):
-    """A checkpoint of the paper's code that cannot be imported."""
+    """The error for a checkpoint of the paper's code that cannot be imported."""
 
 
 class ExtractorError(UserError):
-    """A feature extractor that cannot be used."""
+    """The error for a feature extractor (for FID) that cannot be used."""
 
 
 class ExactnessWarning(UserWarning):
-    """Images that may not come back exactly from their codes; no error, since most of them do."""
+    """The warning for images that may not be recovered exactly from their codes; in most cases they are."""
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the line of the user's own code, past the lines of TensorFlow, Keras and this package.
+    """Issues a warning that points at the line of the user's own code, not at TensorFlow, Keras or this package.
 
     Args:
-        message: the mistake and its remedy.
+        message: text that names the mistake and the remedy.
         category: the class of the warning.
     """
     frame, level = sys._getframe(0), 1
@@ -77,7 +76,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
-    r"""Returns the text of an exception as a single line; its type where it has no text.
+    r"""Returns the text of an exception as a single line, or the exception's type if the text is empty.
 
     >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
     ('no such file', 'OSError')
@@ -86,8 +85,8 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
 
     Args:
         error: the exception, or a text.
-        limit: the most characters.
-        first: whether the first line is enough: TensorFlow adds lines that only its developers read.
+        limit: the largest number of characters.
+        first: whether to return the first line only, since TensorFlow adds lines for its developers.
     """
     text = _ESCAPE.sub("", str(error)).strip()
     if first:
@@ -97,7 +96,7 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the hint `"; did you mean X?"` with the name most like `name`, or `""` where no name is like it.
+    """Returns the hint `"; did you mean X?"` with the most similar of some names, or `""` if no name is similar.
 
     >>> nearest("cifar", ["cifar10", "mnist"])
     '; did you mean cifar10?'

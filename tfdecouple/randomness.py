@@ -1,4 +1,4 @@
-"""Stateless random numbers: every draw is a function of a seed, a purpose and possibly an index."""
+"""Stateless random numbers: every draw depends only on a seed, the name of its purpose and possibly an index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 
-# TensorFlow's number of its default generator on CPUs and GPUs.
+# TensorFlow's number for Philox, its default random generator on CPUs and GPUs.
 _PHILOX = 1
 
 
@@ -19,15 +19,15 @@ def make_seed(seed: Any) -> tf.Tensor:
     """Returns a seed as the `[2]` int32 tensor that TensorFlow's stateless functions take.
 
     Args:
-        seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a fresh one: within a
-            `tf.function` one at each of its calls, on each device, which `tf.random.set_seed` makes repeatable.
+        seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a fresh seed. In a
+            `tf.function` each call, on each device, draws a fresh seed, and `tf.random.set_seed` makes it repeatable.
 
     Raises:
-        UserError: for anything else.
+        UserError: if the seed is anything else.
     """
     if seed is None:
         if not tf.executing_eagerly():
-            # A number that Python draws while a graph is traced would be a constant of the graph.
+            # A number that Python drew during tracing would be a constant, so TensorFlow draws in each call.
             return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
     if not tf.is_tensor(seed):
@@ -35,7 +35,7 @@ def make_seed(seed: Any) -> tf.Tensor:
             values = np.asarray(seed)
         except ValueError:
             values = np.asarray(None)
-        # Numbers beyond 64 bits are objects to NumPy.
+        # NumPy gives whole numbers beyond 64 bits the kind of objects, which this check refuses.
         is_whole = values.dtype.kind in "iu" and values.shape in ((), (2,))
         if not is_whole or (values.ndim == 0 and not 0 <= values < 2**32):
             raise UserError(f"the seed is {repr(seed)[:60]}; it must be a whole number, at least 0 and below 2**32")
@@ -47,11 +47,11 @@ def make_seed(seed: Any) -> tf.Tensor:
 
 
 def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
-    """Returns a seed derived from another seed, int32 `[2]`; equal parts give equal seeds.
+    """Returns a seed, int32 `[2]`, derived from another seed and some parts; equal parts give equal seeds.
 
     Args:
-        seed: as for `make_seed`.
-        *parts: names of purposes (text) or whole numbers (tensors too), such as a step.
+        seed: the original seed, as for `make_seed`.
+        *parts: names of purposes (text) or whole numbers (also tensors), for example the number of a step.
     """
     result = make_seed(seed)
     for part in parts:
@@ -62,30 +62,31 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
 
 def draw_normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Returns standard normal draws."""
+    """Returns standard normal random numbers of a shape."""
     return tf.random.stateless_normal(shape, seed, dtype=dtype)
 
 
 def draw_uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Returns uniform draws in [0, 1)."""
+    """Returns random numbers of a shape, uniform in [0, 1)."""
     return tf.random.stateless_uniform(shape, seed, dtype=dtype)
 
 
 def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
-    """Returns the noise of the dequantisation for images of a shape.
+    """Returns the noise from which images of a shape are dequantised.
 
-    It is standard normal with `normal_noise`, for a learned q(u|x), which turns it into u; otherwise it is u itself.
+    With `normal_noise` the noise is standard normal, for a learned q(u|x) that maps it to u; otherwise the noise is u
+    itself, uniform in [0, 1).
     """
     return (draw_normal if normal_noise else draw_uniform)(shape, seed)
 
 
 def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
-    """Returns part of a large draw without drawing the rest, float32 `[count]`.
+    """Returns a part of a large normal draw, float32 `[count]`, without drawing the rest.
 
-    It is `reshape(draw_normal(shape, seed), [-1])[start : start + count]`, to the bit.
+    The result equals `reshape(draw_normal(shape, seed), [-1])[start : start + count]` to the bit.
     """
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    # Philox makes four numbers from each value of its counter, whose 128 bits are two integers, the lower one first.
+    # Philox makes four numbers from each value of its 128-bit counter, which is two integers, the lower bits first.
     low = counter[0] + tf.constant(start // 4, tf.uint64)
     advanced = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
     numbers = tf.raw_ops.StatelessRandomNormalV2(

@@ -358,7 +358,7 @@ class InvertibleLayer(FullLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
-        """Returns input and condition as tensors of the layer's dtype; builds the layer, and checks the shapes."""
+        """Returns input and condition as tensors of the layer's dtype; builds an unbuilt layer, checks the shapes."""
         x = as_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = as_tensor(condition, self.compute_dtype)

@@ -125,7 +125,7 @@ class Dequantizer(Nested, Float32Layer):
         Args:
             x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
             noise: standard normal noise of the same shape.
-            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
+            training: whether to normalise by the batch's statistics and to update the moving statistics.
 
         Returns:
             u in (0, 1), of the shape of x, and log |det du/dnoise|, `[batch]`.

@@ -231,7 +231,7 @@ class ResNetBlock(Nested, Float32Layer):
 
         Args:
             x: maps, `[batch, height, width, channels]`.
-            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
+            training: whether to normalise by the batch's statistics and to update the moving statistics.
         """
         # Keras' `__call__` would take the shards of a batch for several inputs, so `call` is called directly.
         h = self.norm_1.call(self.convolution_1.call(x), training)
@@ -325,7 +325,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
         Args:
             x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
-            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
+            training: whether to normalise by the batch's statistics and to update the moving statistics.
         """
         h = join_shards(_elu(self.top.call(self._run_blocks(x, training))))
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
@@ -360,6 +360,6 @@ class LocalResNet(_BlockNetwork):
 
         Args:
             x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
-            training: whether batch normalisation uses, and updates its moving statistics by, the batch.
+            training: whether to normalise by the batch's statistics and to update the moving statistics.
         """
         return join_shards(self._run_blocks(x, training))

@@ -1,1 +1,1 @@
-"""How the model is run: traced functions, shards of a batch, kernels, precision, and the settings of a process."""
+"""Everything about running a model: traced functions, shards of a batch, kernels, precision, process settings."""

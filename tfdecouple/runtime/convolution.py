@@ -1,13 +1,13 @@
 """3x3 convolutions of maps with few channels, arranged so that processors compute them at full speed.
 
-TensorFlow's kernels for CPUs fill the lanes of a vector register with channels, most often with those of the output. A
-coupling net ends in 2 to 48 channels, and the gradient for its input has as many: 2 channels take as long as 16. Here
-neighbouring pixels share a register, and the gradient for a kernel is taken with input and output exchanged where that
-fills registers better. On a GPU, and where height and width are unknown, TensorFlow's operations are used as they are.
+TensorFlow's kernels for CPUs fill the lanes of a vector register with channels, most often with output channels. A
+coupling net ends in 2 to 48 channels, and 2 channels take as long as 16. Here neighbouring pixels share a register, and
+the gradient for a kernel is computed with input and output exchanged if that fills registers better. On a GPU, and for
+unknown height and width, TensorFlow's own operations are used.
 
-oneDNN, which computes them, reads beyond a row in convolutions with a stride where a row gives a single output (the
-result is NaN or arbitrary), and with the matrix unit of AMX, which takes bfloat16, for other widths, too (seen in
-version 3.7.3). So a row never becomes one vector, and where there may be AMX nothing is packed in bfloat16.
+TensorFlow computes convolutions by oneDNN, which (version 3.7.3) reads beyond a row in strided convolutions if a row
+gives a single output (the result is NaN or arbitrary), and on processors with AMX in bfloat16 for further widths. So a
+row is never packed into one vector, and nothing is packed in bfloat16 on a processor that may have AMX.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
 @tf.custom_gradient
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns a 3x3 convolution with zero padding, `[batch, height, width, outputs]`.
+    """Returns the 3x3 convolution of maps with zero padding, `[batch, height, width, outputs]`.
 
     Args:
-        x: `[batch, height, width, inputs]`.
-        kernel: `[3, 3, inputs, outputs]`, of the dtype of x.
+        x: maps, `[batch, height, width, inputs]`.
+        kernel: kernel `[3, 3, inputs, outputs]` of the dtype of x.
     """
     return _convolution(x, kernel), lambda upstream: (
         input_gradient(x, kernel, upstream),
@@ -40,15 +40,15 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 @tf.custom_gradient
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns a 3x3 convolution as `convolve` does, with a weight-normalised kernel g V / ||V||.
+    """Returns the 3x3 convolution of maps, as `convolve` does, with the weight-normalised kernel g V / ||V||.
 
-    The backward pass computes the kernel again, by one multiplication a weight: stored kernels of all nets would be
-    another copy of these weights for each shard of a batch.
+    The backward pass computes the kernel again, by one multiplication a weight: to store the kernels of all nets would
+    take another copy of these weights for each shard of a batch.
 
     Args:
-        x: `[batch, height, width, inputs]`.
+        x: maps, `[batch, height, width, inputs]`.
         direction: V, `[3, 3, inputs, outputs]`.
-        gain: g, `[outputs]`, of the dtype of direction; the kernel is used in the dtype of x.
+        gain: g, `[outputs]`, of the dtype of `direction`; the kernel is cast to the dtype of x.
     """
     norm = tf.sqrt(tf.reduce_sum(tf.square(direction), [0, 1, 2]))
     scale = gain / norm
@@ -57,20 +57,20 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tupl
         return tf.cast(direction * scale, x.dtype)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # The kernel must not be computed before the backward pass arrives here.
+        # The kernel is computed only when the backward pass arrives here, so that it is not held in memory until then.
         with tf.control_dependencies([upstream]):
             again = kernel()
         x_gradient = input_gradient(x, again, upstream)
         slope = tf.cast(kernel_gradient(x, upstream), direction.dtype)
         gain_gradient = tf.reduce_sum(slope * direction, [0, 1, 2]) / norm
-        # The component along V would only change its length, on which nothing depends.
+        # The gradient's component along V is removed: it would only change the length of V, which has no effect.
         return x_gradient, (slope - direction * (gain_gradient / norm)) * scale, gain_gradient
 
     return _convolution(x, kernel()), gradient
 
 
 def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient of a convolution for its input x, given the gradient for its output."""
+    """Returns the gradient of a 3x3 convolution for its input x, given `upstream`, the gradient for its output."""
     neighbours = _neighbours(upstream, x.shape[-1])
     if neighbours > 1:
         return _packed_convolution(upstream, kernel, neighbours, reflected=True)
@@ -78,7 +78,7 @@ def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.T
 
 
 def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient of a convolution for its kernel, given its input and the gradient for its output."""
+    """Returns the gradient of a 3x3 convolution for its kernel, given its input and the gradient for its output."""
     inputs, outputs = x.shape[-1], upstream.shape[-1]
     is_swapped = _fills_registers(x) and _filled_part(inputs) > _filled_part(outputs)
     if is_swapped:
@@ -86,12 +86,12 @@ def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     gradient = tf.raw_ops.Conv2DBackpropFilter(
         input=x, filter_sizes=[3, 3, inputs, outputs], out_backprop=upstream, **_OPTIONS
     )
-    # The result is the kernel from outputs to inputs.
+    # With input and output exchanged the gradient is for a reflected, transposed kernel; this undoes both.
     return tf.transpose(tf.reverse(gradient, [0, 1]), [0, 1, 3, 2]) if is_swapped else gradient
 
 
 def vector_size() -> int:
-    """Returns how many channels the kernels take at a time: as many as a vector register has float32 numbers."""
+    """Returns how many float32 numbers a vector register holds: kernels for CPUs take so many channels at a time."""
     return 16 if "avx512f" in processor_text() else 8
 
 
@@ -101,15 +101,15 @@ def _convolution(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
 
 
 def _packed_convolution(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflected: bool = False) -> tf.Tensor:
-    """Returns a convolution by a kernel, or its reflection, that computes some neighbouring pixels of a row together.
+    """Returns the convolution by a kernel, or by its reflection, computed for several neighbouring pixels at once.
 
-    A wider kernel with that number of pixels as stride holds the kernel once for each of them.
+    A wider kernel, whose stride is the number of these pixels, holds the kernel once for each of them.
     """
     inputs, outputs = kernel.shape[2:]
-    # For each column of the wider kernel and each pixel, the kernel's column there; 3 stands for a column of zeros.
+    # Each entry is the kernel's column at one column of the wider kernel, for one pixel; 3 stands for zeros.
     columns = np.arange(neighbours + 2)[:, None] - np.arange(neighbours)
     columns[(columns < 0) | (columns > 2)] = 3
-    # The number of each of the kernel's nine positions; the tenth holds zeros.
+    # The kernel's nine positions are numbered from 0 to 8; number 9 stands for zeros.
     positions = np.arange(9).reshape(3, 3)
     if reflected:
         positions = positions[::-1, ::-1]
@@ -122,12 +122,12 @@ def _packed_convolution(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflec
 
 
 def _fills_registers(x: tf.Tensor) -> bool:
-    """Returns whether convolutions of x are arranged to fill registers: on CPUs, for known heights and widths."""
+    """Returns whether convolutions of x are arranged to fill registers: true on CPUs, if height and width are known."""
     return x.shape[1:].is_fully_defined() and not tf.config.get_visible_devices("GPU")
 
 
 def _neighbours(x: tf.Tensor, outputs: int) -> int:
-    """Returns how many pixels of a row share a vector register."""
+    """Returns how many neighbouring pixels of a row share a vector register in a convolution of x."""
     if not _fills_registers(x) or (x.dtype == tf.bfloat16 and not packs_bfloat16()):
         return 1
     most = min(vector_size() // outputs, x.shape[2] // 2)
@@ -135,18 +135,18 @@ def _neighbours(x: tf.Tensor, outputs: int) -> int:
 
 
 def _filled_part(channels: int) -> float:
-    """Returns which part of the registers for so many channels is in use."""
+    """Returns which part of the vector registers is in use, between 0 and 1, if they hold so many channels."""
     return channels / (-(-channels // vector_size()) * vector_size())
 
 
 def packs_bfloat16() -> bool:
-    """Returns whether pixels may share a register in bfloat16: not where there may be AMX."""
+    """Returns whether pixels may share a register in bfloat16: true if the processor is known to lack AMX."""
     return bool(processor_text()) and "amx" not in processor_text()
 
 
 @functools.cache
 def processor_text(file: str = "/proc/cpuinfo") -> str:
-    """Returns Linux' description of this machine's processor; "" where there is none."""
+    """Returns Linux' description of this machine's processor; "" on other systems."""
     try:
         return pathlib.Path(file).read_text(encoding="utf-8")
     except OSError:

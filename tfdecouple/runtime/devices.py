@@ -1,7 +1,7 @@
-"""The devices, cores and memory of this machine, and the settings of TensorFlow on GPUs and on CPUs.
+"""The devices, cores and memory of this machine, and the settings of TensorFlow for them.
 
-Options that change a run's numbers are in its config (`training.precision`, `jit_compile`, `bytes_per_pack`); the
-settings here concern the machine alone. Environment variables change them.
+The settings here depend on the machine, and environment variables change them. Options that change the numbers of a
+run are in the run's config (`training.precision`, `jit_compile`, `bytes_per_pack`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Self
 
 from tfdecouple.errors import ConfigError
 
-# The first variable is TensorFlow's own.
+# Names of environment variables; the first is TensorFlow's own.
 ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
 GRAPPLER, SHARDS = "TFDECOUPLE_GRAPPLER", "TFDECOUPLE_SHARDS"
 
-# Files of control groups, which limit containers, in their second and their first version: the memory in use, the
-# limit, and the parts of the use with the name of the part that only caches files.
+# Files of control groups (versions 2 and 1), which limit the memory of containers: memory in use, limit, parts of the
+# memory in use, and the name of the part that only caches files.
 _GROUP = "/sys/fs/cgroup"
 _GROUP_FILES = (
     ("memory.current", "memory.max", "memory.stat", "inactive_file"),
@@ -31,17 +31,17 @@ _UNLIMITED = 2**63
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How TensorFlow is set up in a process of ours.
+    """The settings of TensorFlow in a process.
 
     Attributes:
-        grappler: whether Grappler rewrites graphs before their first run. It does on GPUs, as is TensorFlow's default.
-            On CPUs it does not: on two cores the rewriting took 10 of the 29 seconds to the first training step of the
-            quickstart, and each step was slower for it (58 images/s instead of 98).
-        memory_growth: whether TensorFlow takes a GPU's memory as it needs it, instead of all at its start.
-        device_batches: how many batches are copied to each device before their step.
-        shards: in how many shards CPUs compute a batch side by side (`runtime/execution.py`); an operation has its
-            share of the threads. Two threads compute two shards, which was measured. More threads compute one, so that
-            an operation may take all of them, as is TensorFlow's own choice.
+        grappler: whether Grappler rewrites graphs before their first run; by default on GPUs only. On two CPU cores the
+            rewriting took 10 of the 29 seconds to the first training step of the quickstart, and made each step slower
+            (58 images/s instead of 98).
+        memory_growth: whether TensorFlow takes a GPU's memory as needed, instead of all memory at the start.
+        device_batches: how many batches are copied to each device in advance.
+        shards: number of shards of a batch that CPUs compute side by side (`runtime/execution.py`), each with its share
+            of the threads. The default is two shards for two threads, and one shard for more threads, so that an
+            operation may take all of them, as TensorFlow does.
     """
 
     grappler: bool
@@ -51,15 +51,15 @@ class Settings:
 
     @classmethod
     def choose(cls, gpus: int, cores: int, environment: Mapping[str, str] | None = None) -> Self:
-        """Returns the settings for a machine, as the environment changes them.
+        """Returns the default settings for a machine, changed by the environment variables.
 
         Args:
             gpus: how many GPUs TensorFlow sees.
-            cores: how many cores the process may use, or how many threads it asks for.
-            environment: variables; None for those of the process.
+            cores: how many cores or threads the process may use.
+            environment: environment variables; None for the variables of the process.
 
         Raises:
-            ConfigError: naming a variable and its value.
+            ConfigError: if a variable has an invalid value.
         """
         environment = os.environ if environment is None else environment
         shards = environment.get(SHARDS, "").strip() or str(cores if cores <= 2 else 1)
@@ -73,13 +73,13 @@ class Settings:
         )
 
     def apply(self) -> None:
-        """Sets up TensorFlow, which must not have started a device yet; afterwards only Grappler can still be set."""
+        """Applies the settings to TensorFlow; once TensorFlow has started a device, only Grappler is still changed."""
         import tensorflow as tf
 
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not self.grappler})
         if ALLOW_GROWTH not in os.environ:
             for gpu in tf.config.list_physical_devices("GPU"):
-                # Where a user's code has started TensorFlow, its memory stays as it is.
+                # If a user's code has started TensorFlow, TensorFlow refuses the change, and the user's setting stays.
                 try:
                     tf.config.experimental.set_memory_growth(gpu, self.memory_growth)
                 except RuntimeError:
@@ -87,7 +87,7 @@ class Settings:
 
 
 def current() -> Settings:
-    """Returns the settings for this process, whether or not they have been applied."""
+    """Returns the settings for this process, applied or not."""
     import tensorflow as tf
 
     return Settings.choose(len(tf.config.get_visible_devices("GPU")), cores())
@@ -99,7 +99,7 @@ def cores() -> int:
 
 
 def _read_switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
-    # TensorFlow takes these words for its own variables.
+    # TensorFlow accepts the same words in its own environment variables.
     words = {"1": True, "true": True, "0": False, "false": False}
     text = environment.get(name, "").strip().lower()
     if not text:
@@ -113,7 +113,7 @@ def _read_switch(environment: Mapping[str, str], name: str, default: bool) -> bo
 
 
 def machine_memory() -> int:
-    """Returns the bytes of memory of this machine, or of the container where it has less."""
+    """Returns the bytes of memory of this machine, or of the container if its limit is lower."""
     limits = [_UNLIMITED]
     with contextlib.suppress(AttributeError, ValueError, OSError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -125,13 +125,13 @@ def machine_memory() -> int:
 
 
 def free_memory() -> int:
-    """Returns the bytes of memory that this process may still take of the machine, its container and `ulimit -v`."""
+    """Returns the bytes of memory that this process may still take: the limits are machine, container, `ulimit -v`."""
     free = [machine_memory()]
     with contextlib.suppress(OSError, ValueError, KeyError):
         free.append(1024 * _read_fields("/proc/meminfo")["MemAvailable"])
     for used, limit, parts, cache in _GROUP_FILES:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            # The kernel drops cached files when a process needs the memory.
+            # Cached files do not count, because the kernel drops them when a process needs the memory.
             cached = _read_fields(f"{_GROUP}/{parts}")[cache]
             in_use = max(0, _read_number(f"{_GROUP}/{used}") - cached)
             free.append(_read_number(f"{_GROUP}/{limit}") - in_use)
@@ -142,7 +142,7 @@ def free_memory() -> int:
 
 
 def address_space() -> int:
-    """Returns the bytes of addresses that this process may use (`ulimit -v`); 2**63 without a limit."""
+    """Returns the size in bytes of the address space that this process may use (`ulimit -v`); 2**63 without a limit."""
     try:
         import resource
 
@@ -153,7 +153,7 @@ def address_space() -> int:
 
 
 def shown_bytes(count: int) -> str:
-    """Returns a number of bytes for people.
+    """Returns a number of bytes as text in gigabytes, for messages.
 
     >>> shown_bytes(1_500_000_000), shown_bytes(4 * 10**18)
     ('1.5 GB', '4,000,000,000.0 GB')
@@ -166,6 +166,6 @@ def _read_number(path: str) -> int:
 
 
 def _read_fields(path: str) -> dict[str, int]:
-    """Returns the numbers of a file whose lines hold a name, a number and perhaps a unit."""
+    """Returns the numbers, by name, of a file whose lines hold a name, a number and perhaps a unit."""
     lines = (line.replace(":", " ").split() for line in pathlib.Path(path).read_text(encoding="ascii").splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

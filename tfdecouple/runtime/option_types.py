@@ -1,4 +1,4 @@
-"""The types that turn the text of an option into a value, and refuse other text in one line."""
+"""Types of command line options: they turn the text of an option into a value, or refuse the text in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfdecouple.errors import one_line
 
 
 def make_number_type(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
-    """Returns the type of an option whose value is a number from `least` to `most`: whole for `int`."""
+    """Returns the argparse type of an option whose value is a number from `least` to `most`, a whole one for `int`."""
     numeral = "a whole number" if kind is int else "a finite number"
 
     def convert(text: str) -> Any:
@@ -30,13 +30,13 @@ def make_number_type(kind: type[int] | type[float], least: float = 0, most: floa
 def add_number(
     parser: Any, name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1
 ) -> None:
-    """Adds an option whose value is a number from `least` to `most`, whole unless the default is a float.
+    """Adds an option to a parser; its value is a number from `least` to `most`, whole unless the default is a float.
 
     Args:
         parser: the parser of the command, or a group of its options.
-        name: the option, such as "--count".
-        default: the default, which the help names; None for a default that `text` explains.
-        text: the help.
+        name: the name of the option, for example "--count".
+        default: the default value, which the help names; None if `text` explains the default.
+        text: the help text.
         least: the smallest value.
         most: the largest value.
     """
@@ -47,7 +47,7 @@ def add_number(
 
 
 def add_choice(parser: Any, name: str, values: Sequence[str], text: str) -> None:
-    """Adds an option whose value is one of some names; the first is the default."""
+    """Adds an option to a parser; its value is one of `values`, and the first of them is the default."""
 
     def convert(value: str) -> str:
         if value not in values:

@@ -1,11 +1,11 @@
-"""Precision: full float32 or TF32 for the whole process, and the precision of products in the nets.
+"""Contexts that set the precision: full float32 or TF32 for the whole process, and the precision inside the nets.
 
 On NVIDIA cards since Ampere TensorFlow rounds the operands of float32 matrix products and convolutions to 10 bits of
-mantissa (TF32) unless its switch is off. A flow inverts exactly only where both directions compute the same numbers to
-float32, so everything but training with `training.precision=tf32` runs under `full_float32`.
+mantissa (TF32) unless its switch is off. A flow inverts exactly only if both directions compute the same numbers to
+float32, so everything except training with `training.precision=tf32` runs under `full_float32`.
 
-The switch belongs to the whole process and is read when an operation starts. So it is turned off for as long as any
-thread computes, and other threads compute in full float32 meanwhile, which is more exact, never less.
+The switch belongs to the whole process and is read when an operation starts. So it is turned off while any thread is
+inside `full_float32`; all other threads then compute in full float32, too, which is more exact.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
 def has_tf32() -> bool:
-    """Returns whether a visible GPU computes in TF32: NVIDIA's since Ampere, compute capability 8.0 and above."""
+    """Returns whether a GPU of this machine can compute in TF32 (NVIDIA since Ampere, compute capability 8.0)."""
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
     return any(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
 
 
 class _Switch:
-    """TensorFlow's switch for TF32, with the number of contexts that need it off or on."""
+    """The switch for TF32 in TensorFlow, with the numbers of contexts that need it off and on."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,11 +42,11 @@ class _Switch:
 
     @property
     def allows_tf32(self) -> bool:
-        """Whether `tensor_float_32` is in force somewhere."""
+        """Whether any thread is inside `tensor_float_32`."""
         return self._tf32 > 0
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
-        """Counts contexts and sets the switch: off for any of full float32, else on for any of TF32."""
+        """Updates the counts and sets the switch: off if any context needs full float32, else on if any needs TF32."""
         with self._lock:
             if not (self._full or self._tf32):
                 self._user_setting = _enabled()
@@ -60,11 +60,11 @@ _switch = _Switch()
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Runs the code inside in full float32; also a decorator of functions.
+    """Runs the code inside in full float32; the context manager is also a decorator of functions.
 
-    It may be nested and entered by several threads at once; the user's own setting returns when the last context is
-    left. While a `tf.function` is traced nothing can be switched, for its operations run later: where TF32 is on and
-    TensorFlow sees a GPU, the context warns once a trace.
+    The context may be nested and entered by several threads at once; the user's own setting returns when the last
+    context is left. While a `tf.function` is traced nothing can be switched, because its operations run later: if TF32
+    is on and TensorFlow sees a GPU, the context warns once for each trace.
 
     >>> enabled = tf.config.experimental.tensor_float_32_execution_enabled
     >>> with full_float32():
@@ -81,7 +81,7 @@ def full_float32() -> Iterator[None]:
     try:
         yield
     finally:
-        # Operations of asynchronous eager execution would else run after the switch is turned back.
+        # In asynchronous eager execution the operations could otherwise run after the switch is turned back.
         if not tf.config.experimental.get_synchronous_execution():
             context.async_wait()
         _switch.turn(full=-1)
@@ -89,7 +89,7 @@ def full_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_float_32() -> Iterator[None]:
-    """Runs the code inside in TF32 on devices that have it, except where `full_float32` is in force."""
+    """Runs the code inside in TF32 on devices that have TF32, except inside `full_float32`."""
     _switch.turn(tf32=1)
     try:
         yield
@@ -128,21 +128,21 @@ _state = threading.local()
 
 @contextlib.contextmanager
 def net_precision(dtype: str) -> Iterator[None]:
-    """Runs the coupling nets that are called or traced inside in `dtype`.
+    """Sets the precision of the nets that are called or traced inside the context.
 
-    "bfloat16" applies to the coupling nets of images alone. With "tf32" TensorFlow's switch may be on when the
-    computation runs (`tensor_float_32`): it applies to the encoder and to the coupling nets of images; all other
-    products avoid it (`full_product`), since the switch applies to a whole graph.
+    "bfloat16" applies to the coupling nets of images only. With "tf32" TensorFlow's switch may be on when the
+    computation runs (`tensor_float_32`): TF32 then applies to the encoder and to the coupling nets of images, while all
+    other products avoid it (`full_product`).
 
-    The precision belongs to a computation and not to a model: training may use "bfloat16" while encode and decode of
-    the same model stay in float32. Exact inversion needs that, because in lower precision the inputs of a net round
-    differently forward and backward.
+    The precision belongs to a computation, not to a model: training may use "bfloat16" while encode and decode of the
+    same model stay in float32. Exact inversion needs float32, because in lower precision the inputs of a net round
+    differently in the two directions.
 
     Args:
         dtype: "float32", "tf32" or "bfloat16".
 
     Raises:
-        UserError: for another.
+        UserError: if `dtype` is none of these.
     """
     if dtype not in NET_PRECISIONS:
         raise UserError(f"the precision of the nets is {dtype!r}; it must be one of {', '.join(NET_PRECISIONS)}")
@@ -155,5 +155,5 @@ def net_precision(dtype: str) -> Iterator[None]:
 
 
 def current_net_precision() -> str | None:
-    """Returns the dtype of the `net_precision` in force; None for the full precision of the layer."""
+    """Returns the dtype that the innermost `net_precision` sets; None for the full precision of the layer."""
     return getattr(_state, "dtype", None)

@@ -1,4 +1,4 @@
-"""Start and end of a program: TensorFlow set up for a whole process, and failures as one line and an exit status.
+"""The start and the end of a program: TensorFlow's settings, and failures as one line and an exit status.
 
 Only programs call this module; importing the library changes no process-wide setting.
 """
@@ -22,28 +22,28 @@ from tfdecouple.errors import UserError, one_line
 from tfdecouple.runtime.devices import Settings, cores
 from tfdecouple.runtime.requirements import EXTRAS, missing, require_backend
 
-# The values of options of malloc.h: how many free bytes at the end of the heap are given back (M_TRIM_THRESHOLD), how
-# many more than needed are asked for (M_TOP_PAD), and from which size on blocks are mapped singly (M_MMAP_THRESHOLD).
+# Values of three options of malloc.h: how many free bytes at the end of the heap glibc returns (M_TRIM_THRESHOLD), how
+# many extra bytes it requests (M_TOP_PAD), and from which size on it maps blocks singly (M_MMAP_THRESHOLD).
 _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
-# Keras imports these packages, which takes a second, for wrappers and plots that the programs do not use.
+# Packages that Keras imports, if they are installed, for wrappers and plots that the programs never use.
 _UNUSED = ("sklearn", "matplotlib", "IPython", "pandas")
 
 
 def start_tensorflow(threads: int | None = None) -> None:
-    """Imports TensorFlow without its messages and sets it up; call it before anything else imports TensorFlow.
+    """Imports TensorFlow, silences its messages and applies the settings of `runtime/devices.py`.
 
-    `runtime/devices.py` decides about the settings. The variable TF_CPP_MIN_LOG_LEVEL shows TensorFlow's messages.
+    Call this function before anything else imports TensorFlow. TF_CPP_MIN_LOG_LEVEL shows TensorFlow's messages.
 
     Args:
-        threads: how many threads compute where there is no GPU; None for one a core.
+        threads: how many threads compute on a machine without a GPU; None for one thread per core.
 
     Raises:
-        ConfigError: where Keras is set to another backend than TensorFlow or to channels first, or where a variable of
-            `runtime/devices.py` has no valid value.
+        ConfigError: if Keras is set to another backend than TensorFlow or to channels first, or if a variable of
+            `runtime/devices.py` has an invalid value.
     """
     require_backend()
     _keep_memory()
-    # With Python's own thresholds the search for garbage in hundreds of thousands of objects takes a second of ten.
+    # With Python's default thresholds garbage collection takes a tenth of the time to trace a large model.
     gc.set_threshold(100_000, 20, 20)
     is_quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
     if is_quiet:
@@ -61,29 +61,29 @@ def start_tensorflow(threads: int | None = None) -> None:
 
 
 def divide_cores(threads: int, shards: int) -> None:
-    """Sets how many threads an operation takes and how many operations run side by side.
+    """Sets how many threads an operation takes in TensorFlow, and how many operations run side by side.
 
-    On two cores each operation takes one, and the flow runs on the two halves of a batch side by side
+    On two cores each operation takes one thread, and the two halves of a batch run through the flow side by side
     (`runtime/execution.py`): a small model trains at 127 images/s instead of 79.
 
-    Where the user sets one of TensorFlow's variables for these numbers, TensorFlow chooses the other.
+    If the user has set one of TensorFlow's environment variables for these numbers, nothing changes.
     """
     import tensorflow as tf
 
     if any(name in os.environ for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")):
         return
-    # Where a user's code has started TensorFlow, its threads stay as they are.
+    # If a user's code has started TensorFlow, TensorFlow refuses the change, and the user's threads stay.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
-        # `shard_count` divides this number by the other to get the shards.
+        # `shard_count` divides this number by the threads of one operation to get the number of shards.
         tf.config.threading.set_inter_op_parallelism_threads(threads // shards * shards)
 
 
 def _keep_memory() -> None:
-    """Makes glibc keep freed memory for the next step, unless the user has set one of its variables.
+    """Makes glibc keep freed memory for the next training step, unless the user has set one of its variables.
 
-    Memory that is given back is taken again page by page: 180,000 page faults in a training step of the preset cifar10,
-    a tenth of its time.
+    Memory that is returned to Linux must be taken again page by page: 180,000 page faults in a training step of the
+    preset cifar10, a tenth of its time.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -97,7 +97,7 @@ def _keep_memory() -> None:
 
 @contextlib.contextmanager
 def _hidden(*names: str) -> Iterator[None]:
-    """Makes packages that are not imported yet look as if they were not installed."""
+    """Makes first imports of packages fail inside the context, as if the packages were not installed."""
     hidden = [name for name in names if name not in sys.modules]
     # An entry of None makes an import fail.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def _hidden(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _standard_error_closed() -> Iterator[None]:
-    """Drops messages of native code on standard error: TensorFlow logs there before any log level applies."""
+    """Drops all output to standard error inside the context: TensorFlow logs there before any log level applies."""
     stream = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -123,12 +123,12 @@ def _standard_error_closed() -> Iterator[None]:
 
 
 def python_process(*arguments: str, **environment: str) -> dict[str, Any]:
-    """Returns the arguments `args` and `env` with which `subprocess` starts another Python.
+    """Returns the arguments `args` and `env` with which `subprocess` starts another Python process.
 
-    The process finds modules where this one finds them, and none in its working folder.
+    The new process finds modules in the same folders as this process, and none in its working folder.
 
     Args:
-        *arguments: of Python, such as "-m" and a module.
+        *arguments: arguments of Python, for example "-m" and a module.
         **environment: further environment variables.
     """
     package = str(pathlib.Path(__file__).resolve().parents[2])
@@ -137,10 +137,10 @@ def python_process(*arguments: str, **environment: str) -> dict[str, Any]:
 
 
 def given_arguments(arguments: Sequence[str] | None) -> list[str]:
-    """Returns the arguments of a program: those of a call in Python, or those of the command line.
+    """Returns the given arguments of a program as text, or the arguments of the command line if `arguments` is None.
 
     Raises:
-        UserError: for an argument with a NUL, which no file name contains.
+        UserError: if an argument contains a NUL character, which no file name can contain.
     """
     given = list(map(str, sys.argv[1:] if arguments is None else arguments))
     for text in given:
@@ -150,14 +150,15 @@ def given_arguments(arguments: Sequence[str] | None) -> list[str]:
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Runs a program and turns failures into one line on standard error and an exit status.
+    """Returns the exit status of a program after running it; a failure becomes one line on standard error.
 
     Returns:
-        What `main` returns; 2 for a user's mistake, a full disk or too little memory; 130 where interrupted; 141 where
-        the reader of our output closed it; 1 for a fault of our own, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
+        The status that `main` returns; 2 after a user's mistake, a full disk or too little memory; 130 after an
+        interruption; 141 if the reader closed the program's output; 1 after a fault of the program itself, whose
+        traceback TFDECOUPLE_TRACEBACK=1 shows.
     """
     _prepare_output()
-    # Python's last search for garbage would take seconds with TensorFlow's graphs.
+    # Garbage collection at the end of Python would take seconds with TensorFlow's graphs, so it is skipped.
     atexit.register(gc.freeze)
     try:
         try:
@@ -165,7 +166,7 @@ def run_program(main: Callable[[], int]) -> int:
         except SystemExit:
             sys.stdout.flush()
             raise
-        # A full disk fails here at the latest.
+        # Buffered output is written here, so that a full disk is reported as an error.
         sys.stdout.flush()
         return status
     except UserError as error:
@@ -173,7 +174,7 @@ def run_program(main: Callable[[], int]) -> int:
     except KeyboardInterrupt as interrupt:
         return _report_interruption(*interrupt.args)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has ended: there is nobody to report to.
+        # The program that read the output, for example `head`, has ended, so nobody would read a message.
         drop_output()
         return 141
     except OSError as error:
@@ -189,7 +190,7 @@ def run_program(main: Callable[[], int]) -> int:
             return _report(missing(package, "the command"), 2)
         if was_interrupted(error):
             return _report_interruption()
-        # By its name, since TensorFlow may not be imported; the text is that of a library too large for the memory.
+        # TensorFlow may not be imported, so its error is known by name; the text below tells of a library too large.
         out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         if out_of_memory or "failed to map segment" in str(error):
             what = one_line(error, first=True)
@@ -202,9 +203,9 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Returns whether an exception is an interruption, or was raised because of one.
+    """Returns whether an exception is an interruption (Ctrl-C), or was raised because of one.
 
-    TensorFlow replaces an exception that is raised while it calls Python, and the clean-up of an interruption may fail.
+    TensorFlow replaces exceptions that are raised while it calls Python, and clean-up after an interruption may fail.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -215,14 +216,14 @@ def was_interrupted(error: BaseException) -> bool:
 
 
 def _report_interruption(*saved: object) -> int:
-    """Prints that the program was interrupted, and what was saved."""
-    # TensorFlow's generators that the interruption left unfinished fail when Python closes them, with messages.
+    """Prints that the program was interrupted and what was saved; returns the exit status 130."""
+    # Python prints a message for each unfinished generator of TensorFlow that fails on closing; this hides them.
     sys.unraisablehook = lambda _: None
     return _report("; ".join(["interrupted", *map(str, saved)]), 130)
 
 
 def _report(text: str, status: int) -> int:
-    """Prints an error as one line, for any file names or values that it quotes; returns the exit status."""
+    """Prints an error as one line, with unprintable characters escaped; returns the exit status."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -237,14 +238,14 @@ def _report(text: str, status: int) -> int:
 
 
 def _prepare_output() -> None:
-    """Makes printing possible on a terminal of few characters and where standard streams are closed."""
+    """Makes printing safe if the terminal cannot show all characters or a standard stream is closed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # Else a file of ours would get this number, and native code would print into it.
+            # Otherwise the next file that the program opens would get this number, and native code would print into it.
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
-    # `data/image_file.py` accepts or refuses such images with its own message.
+    # `data/image_file.py` checks the size of images and prints its own message, so Pillow's is not needed.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -255,6 +256,6 @@ def _prepare_output() -> None:
 
 
 def drop_output(stream: TextIO | None = None) -> None:
-    """Makes Python drop output that it could not write to a stream (standard output unless given), also at its end."""
+    """Makes Python drop all further output to a stream, standard output by default, which it could not write."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

@@ -1,4 +1,4 @@
-"""Progress of long work: bars on a terminal, lines now and then elsewhere, and the time left."""
+"""Reports on the progress of long work: a bar on a terminal, otherwise a line every few seconds, with the time left."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from tfdecouple.runtime.process import drop_output
 
-# Seconds before the first line where there is no terminal, between two lines, and of silence before a note is printed.
+# Without a terminal: seconds before the first line, seconds between lines, and seconds of silence before a note.
 _FIRST, INTERVAL, _QUIET = 5.0, 15.0, 15.0
 
 
 def duration(seconds: float) -> str:
-    """Returns a rounded duration, in two units at most.
+    """Returns a duration as text, rounded, in at most two units.
 
     >>> [duration(seconds) for seconds in (0.4, 59, 61, 7500)]
     ['0 s', '59 s', '1 min', '2 h 5 min']
@@ -30,13 +30,13 @@ def duration(seconds: float) -> str:
 
 
 class TimeLeft:
-    """Estimates how long work will still take at its mean speed so far, and when to report again.
+    """An estimator of how long work will still take, at its mean speed so far, and of when the next report is due.
 
     Args:
         total: the amount of work, in any unit.
-        before: the amount that was done before the clock starts.
+        before: the amount of work done before the clock starts.
         warm_up: whether the clock starts with the first call of `is_due`, so that tracing does not count.
-        first: seconds before the first report; None for as long as between reports.
+        first: seconds before the first report; None for the time between two reports.
     """
 
     def __init__(self, total: float, before: float = 0.0, *, warm_up: bool = False, first: float | None = None):
@@ -46,7 +46,7 @@ class TimeLeft:
         self._next = now + (INTERVAL if first is None else first)
 
     def is_due(self, done: float) -> bool:
-        """Returns whether it is time to report that `done` of the work is done."""
+        """Returns whether a report is due; `done` is the amount of work done so far."""
         now = time.monotonic()
         self._start = self._start or (now, done)
         if now < self._next:
@@ -55,25 +55,25 @@ class TimeLeft:
         return True
 
     def rate(self, done: float) -> float:
-        """Returns the work done per second; 0 where that is not known yet."""
+        """Returns the amount of work done per second; 0 while the speed is unknown."""
         now = time.monotonic()
         start, before = self._start or (now, done)
         return (done - before) / (now - start) if now > start else 0.0
 
     def text(self, done: float) -> str:
-        """Returns a text such as "3 min left"; "" where the speed is not known yet."""
+        """Returns the time left as text, for example "3 min left"; "" while the speed is unknown."""
         rate = self.rate(done)
         return f"{duration((self._total - done) / rate)} left" if rate else ""
 
 
 class Counter:
-    """A bar on a terminal, a line now and then elsewhere; on standard error, so that results stand alone.
+    """A counter that shows the progress of work on standard error: a bar on a terminal, otherwise a line at intervals.
 
     Args:
-        what: the name of the work, such as "importance-weighted bound".
+        what: the name of the work, for example "importance-weighted bound".
         total: how many units there are.
-        file: the stream; standard error by default.
-        before: how many units an earlier program has done.
+        file: the stream to write to; standard error by default.
+        before: how many units an earlier process has done.
         unit: the name of the units, in the plural.
     """
 
@@ -94,7 +94,7 @@ class Counter:
             self._bar.close()
 
     def __call__(self, done: int) -> None:
-        """Reports how many units are done."""
+        """Shows that `done` units are done, in the bar, or in a line if one is due."""
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
         elif self._left.is_due(done):
@@ -104,7 +104,7 @@ class Counter:
 
 
 def _speed(images_per_second: float, batch_size: int) -> str:
-    """Returns the speed of steps, in units that suit slow ones, too.
+    """Returns the speed of training as text: images per second, or seconds a step if training is slow.
 
     >>> [_speed(rate, 4) for rate in (127.3, 4.25, 0.8, 0.01)]
     ['127 images/s', '4.2 images/s', '5 s a step', '400 s a step']
@@ -115,12 +115,12 @@ def _speed(images_per_second: float, batch_size: int) -> str:
 
 
 class TrainingProgress:
-    """One line of progress on a terminal; plain lines now and then elsewhere.
+    """The display of training progress: a bar on a terminal, otherwise a plain line at intervals.
 
     Args:
-        total: steps of the run.
-        file: the stream; standard output by default.
-        batch_size: images of a step.
+        total: number of steps of the run.
+        file: the stream to write to; standard output by default.
+        batch_size: number of images per step.
     """
 
     def __init__(self, total: int, file: TextIO | None = None, batch_size: int = 1):
@@ -132,14 +132,14 @@ class TrainingProgress:
         self._bar: tqdm | None = None
 
     def begin(self, step: int) -> None:
-        """Starts counting from a step of the run."""
+        """Starts the display at a step of the run, 0 or the step at which the run resumes."""
         self._left = TimeLeft(self._total, step, first=0.0, warm_up=True)
         if self._file.isatty():
             options = {"initial": step, "unit": "step", "bar_format": "step {n_fmt}/{total_fmt} |{bar}| {desc}"}
             self._bar = tqdm(total=self._total, file=self._file, dynamic_ncols=True, **options)
 
     def print_line(self, text: str) -> None:
-        """Prints a line."""
+        """Prints a line of text, above the bar on a terminal."""
         self._last_line = time.monotonic()
         with self._surviving_output():
             if self._bar is not None:
@@ -148,7 +148,7 @@ class TrainingProgress:
                 print(text, file=self._file, flush=True)
 
     def step(self, step: int) -> None:
-        """Reports after each step how many steps were taken; reads nothing from the devices."""
+        """Shows, after each step, how many steps were taken, without reading anything from the devices."""
         is_due = self._left.is_due(step)
         text = ", ".join(part for part in (self._metrics, self._left.text(step)) if part)
         if self._bar is not None:
@@ -159,11 +159,11 @@ class TrainingProgress:
             self.print_line(f"step {step}/{self._total}{text and f': {text}'}")
 
     def update(self, bits_per_dim: float, images_per_second: float) -> None:
-        """Sets the metrics that the next lines show, both of the last steps."""
+        """Sets the metrics that the next lines show: bits per dimension and speed over the last steps."""
         self._metrics = f"{bits_per_dim:.3f} bits/dim, {_speed(images_per_second, self._batch_size)}"
 
     def note(self, text: str, at_once: bool = False) -> None:
-        """Shows what is being done; without a terminal only after a while of silence, unless `at_once`."""
+        """Shows a note on the work in hand; without a terminal only after some seconds of silence, unless `at_once`."""
         if self._bar is not None:
             with self._surviving_output():
                 self._bar.set_description_str(text)
@@ -171,7 +171,7 @@ class TrainingProgress:
             self.print_line(f"  {text}")
 
     def counted(self, what: str, total: int) -> Callable[[int], None]:
-        """Returns a function of the number of images done, which notes it with the time left."""
+        """Returns a callback that takes the number of images done, and shows it as a note with the time left."""
         left = TimeLeft(total, warm_up=True)
 
         def report(done: int) -> None:
@@ -182,7 +182,7 @@ class TrainingProgress:
         return report
 
     def close(self) -> None:
-        """Ends the line."""
+        """Closes the bar, which shows the last metrics."""
         if self._bar is not None:
             with self._surviving_output():
                 self._bar.set_description_str(self._metrics, refresh=False)
@@ -190,7 +190,7 @@ class TrainingProgress:
 
     @contextlib.contextmanager
     def _surviving_output(self) -> Iterator[None]:
-        """Continues in silence where output cannot be written: a closed terminal, a full disk, a reader that ended."""
+        """Lets training continue without output if output cannot be written (closed terminal or pipe, full disk)."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What these models need: Keras with TensorFlow and channels last, and the optional packages of the extras."""
+"""Checks of what the models need: Keras with TensorFlow and channels last, and the optional packages of extras."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 
 from tfdecouple.errors import ConfigError, UserError
 
-# The extra of each package, by the name that is imported. `all` leaves out `litert`, `loggers` and `wolf`.
+# The extra that installs each package, by import name. The extra `all` leaves out `litert`, `loggers` and `wolf`.
 EXTRAS = {
     "ai_edge_litert": "litert",
     "onnx": "export",
@@ -29,18 +29,18 @@ EXTRAS = {
 
 
 class MissingPackageError(UserError, ImportError):
-    """An optional package is not installed."""
+    """The error that an optional package is not installed."""
 
 
 def require(*modules: str, what: str = "this") -> None:
-    """Refuses to continue without some packages; imports none of them.
+    """Raises MissingPackageError if an optional package is not installed; imports none of the packages.
 
     Args:
-        *modules: the names of packages, of `EXTRAS`.
-        what: the subject of the message, such as "the export".
+        *modules: import names of packages in `EXTRAS`.
+        what: the subject of the message, for example "the export".
 
     Raises:
-        MissingPackageError: naming the first package that is missing, and the extra that brings it.
+        MissingPackageError: with the name of the first missing package, and the extra that installs it.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
@@ -48,7 +48,7 @@ def require(*modules: str, what: str = "this") -> None:
 
 
 def missing(module: str, what: str = "this") -> str:
-    """Returns the message on a missing package.
+    """Returns the message that a package is missing, with the command that installs it.
 
     >>> missing("matplotlib", "the command curves")
     "the command curves needs matplotlib, which is missing: pip install 'tfdecouple[plots]'"
@@ -57,12 +57,10 @@ def missing(module: str, what: str = "this") -> str:
 
 
 def require_backend() -> None:
-    """Refuses another backend of Keras than TensorFlow, and channels first.
+    """Raises ConfigError unless Keras is set to the backend TensorFlow and to channels last.
 
-    It runs before Keras is imported: without the package of the configured backend that import fails with a traceback.
-
-    Raises:
-        ConfigError: saying where the setting is made and what to do.
+    The check runs before Keras is imported, because that import fails with a traceback if the package of the configured
+    backend is missing.
     """
     backend, image_format, where = _read_settings()
     if backend != "tensorflow":
@@ -84,7 +82,7 @@ def _read_settings() -> tuple[str, str, str]:
     if keras is not None and hasattr(keras, "config"):
         return keras.config.backend(), keras.config.image_data_format(), where
     values = None
-    # Keras ignores a file that it cannot read.
+    # Keras ignores a settings file that it cannot read, so this function ignores it, too.
     with contextlib.suppress(OSError, ValueError, RecursionError):
         values = json.loads(_file().read_text(encoding="utf-8"))
     values = values if isinstance(values, dict) else {}
