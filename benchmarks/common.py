@@ -23,7 +23,7 @@ def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
 
 
 def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the JSON object in the last line that a program prints, run so that its idle threads sleep.
+    """Returns the JSON object in the last line that a program prints; the program's idle threads sleep.
 
     Args:
         command: the program and its arguments.
@@ -73,6 +73,6 @@ def relative_differences(found: Iterable[Any], expected: Iterable[Any]) -> list[
 
 
 def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:
-    """Writes the figures to a JSON file, or nothing if `path` is None."""
+    """Writes `value` to a JSON file, or does nothing if `path` is None."""
     if path:
         pathlib.Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

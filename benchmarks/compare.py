@@ -6,10 +6,10 @@
 
 The PyTorch program, called the yardstick, has phases trainN, evalN, decodeN and gemm and prints one JSON object in its
 last line, like `throughput.py`; --yardstick-python is an interpreter that has torch. A form is a set of flags of the
-yardstick. Each round measures how fast the machine multiplies matrices, then runs each phase once with this project and
-once with each form of the yardstick. Each run is a process of its own, with the same number of threads, and idle
-threads sleep. The form with the best median is compared. On a shared machine ratios of neighbouring runs mean more than
-rates, so the table has the ratio of each round and the ratio of the medians.
+yardstick. In each round, for each phase, the program measures how fast the machine multiplies matrices, then runs the
+phase once with this project and once with each form of the yardstick. Each run is a process of its own, with the same
+number of threads, and idle threads sleep. The form with the best median is compared. On a shared machine ratios of
+neighbouring runs mean more than rates, so the table has the ratio of each round and the ratio of the medians.
 
 The yardstick has no encoder and no prior, averages no weights and draws no noise. Its eval is the forward direction:
 our eval and encode are compared with it, and our decode and sample with its decode.
@@ -45,7 +45,7 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.costs import BACKWARD, multiply_adds  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# For each kind of phase: the yardstick's kind, the ratio to reach, and the fraction of the limit that passes as well.
+# For each kind of phase: the yardstick's kind, the ratio to reach, and the fraction of the limit that is enough, too.
 COUNTERPARTS = {
     "train": ("train", 1.75, 0.85),
     "eval": ("eval", 1.75, 0.85),

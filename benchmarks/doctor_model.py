@@ -31,7 +31,7 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def make(folder: pathlib.Path) -> None:
-    """Trains the model and writes a small run folder with `numbers.npz`, which has the model's test results.
+    """Trains the model and writes a small run folder, with the model's results on this machine in `numbers.npz`.
 
     Raises:
         UserError: if the folder exists.

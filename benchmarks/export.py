@@ -154,7 +154,7 @@ def measure(run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], opti
 
     def ask(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
-        with contextlib.suppress(BrokenPipeError):  # A worker that has ended has printed its error.
+        with contextlib.suppress(BrokenPipeError):  # The worker has ended and printed its error.
             worker.stdin.write(f"{endpoint} {batch}\n")
             worker.stdin.flush()
         if not (answer := worker.stdout.readline()):

@@ -40,7 +40,7 @@ ENTERS = {
     "base": "mean and scale of the Gaussian of v",
     "glow": "there is no z",
 }
-# The run with 256 numbers in z: only its probe is in the tables, and its weights are in commit 0e3fdba.
+# The run with 256 numbers in z, which is only in the tables "models" and "probe"; commit 0e3fdba has its weights.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, z of 256 numbers"}
 # Results in Tables 1, 3 and 4 of the paper, for its own images and model size.

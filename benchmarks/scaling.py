@@ -62,7 +62,7 @@ GIB, MIB = 2**30, 2**20
 # must be large compared with workspaces and weights, and the batch small enough for a CPU.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
-# Images of the data-dependent start in a memory measurement: few, so that the step has the peak of memory.
+# Images of the data-dependent initialisation in a memory measurement: so few that the training step needs more memory.
 START_IMAGES = 2
 
 
@@ -135,7 +135,7 @@ def read_figures(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"cannot read the figures in {path}: {error}") from error
 
 
-# --- measuring ---
+# --- measurements ---
 
 
 def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -224,7 +224,7 @@ def run(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: s
     return row
 
 
-# --- calculating ---
+# --- calculations ---
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
@@ -259,7 +259,7 @@ def calculate_memory() -> list[dict[str, Any]]:
     return rows
 
 
-# --- showing ---
+# --- tables ---
 
 
 def render(name: str, figures: dict[str, Any]) -> str:

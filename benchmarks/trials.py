@@ -134,7 +134,7 @@ def _trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed
 
 
 def is_done(trial: Trial, rows: list[dict[str, Any]]) -> bool:
-    """Returns whether the rows have one for the trial, made by the same command."""
+    """Returns whether `rows` has a row that the trial's command made."""
     command = f"python {shlex.join(trial.command())}"
     return any((row["name"], row["seed"], row["command"]) == (trial.name, trial.seed, command) for row in rows)
 

@@ -22,7 +22,7 @@ from helpers.places import ROOT, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from PIL import Image
 
-# A shell lets background jobs ignore Ctrl-C, and nohup a terminal's end; programs that tests start would inherit that.
+# Background jobs may ignore Ctrl-C, and jobs of nohup ignore SIGHUP; programs that tests start must not inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -234,7 +234,7 @@ def exported(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def npm_example(tmp_path_factory):
-    """A function of a name, such as "web", that returns a copy of examples/NAME with its npm packages.
+    """A function that returns a copy of a folder of examples/, such as "web", with its npm packages.
 
     The copy links to the packages that `.ci/install-tools` has installed; if there are none, npm installs them.
     """
@@ -262,7 +262,7 @@ def npm_example(tmp_path_factory):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A function that returns the folder of a new file system of some kilobytes; skips the test if mounting fails."""
+    """A function that mounts a file system of this many kilobytes and returns its folder; skips if it cannot mount."""
     made = []
 
     def make(kilobytes):

@@ -22,10 +22,10 @@ from helpers.models import TINY
 # Names of the ONNX files in an export of TINY, and of those on its web page.
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
-# Names in an export folder by which the export can be verified later.
+# Names of the files and folders of an export that a later verification reads.
 RECORDS = ("manifest.json", "test_vectors")
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
-# Signatures of a SavedModel that has only two of them, so that it loads fast.
+# Signatures of the small SavedModel, which loads faster than a full one.
 SIGNATURES = ("encode", "decode")
 
 

@@ -163,7 +163,7 @@ def main() -> None:
     control = socket.socket(fileno=int(number))
     for module in modules:
         importlib.import_module(module)
-    # The client uses the server only with one thread: a forked process loses other threads, but keeps their locks.
+    # The client needs the number of threads: a forked process has only one, but the locks of all others stay held.
     threads = len(os.listdir("/proc/self/task"))
     # Garbage collection does not write to frozen objects, so their memory stays shared with the programs.
     gc.collect()

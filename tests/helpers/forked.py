@@ -64,7 +64,7 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-# The variables when this module is imported, which the server gets whatever a test has set since.
+# The values of these variables at the import of this module: the server gets them, whatever a test sets later.
 _AT_START = _read_at_start(os.environ)
 
 

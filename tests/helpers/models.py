@@ -54,7 +54,7 @@ LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hi
 
 
 def give_effect(layer, seed=0, scale=0.1):
-    """Returns a layer or model after adding noise to its trainable weights; couplings start as the identity."""
+    """Returns a layer or model after adding noise to its trainable weights, because couplings start as the identity."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))

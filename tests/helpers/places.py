@@ -8,7 +8,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 DATA = TESTS / "data"
-# Seconds after which a program counts as hanging, ten times as long as any takes, so that slow machines pass.
+# Seconds after which a program counts as hanging: over ten times what any program takes, so that slow machines pass.
 PATIENCE = 1800
 
 

@@ -46,7 +46,7 @@ class Watched:
 
 
 class Reads:
-    """The number of reads of tensors, variables and step results after each training step, in `after`."""
+    """A counter of reads of tensors, variables and step results; `after` has the number of reads after each step."""
 
     def __init__(self):
         self.after = {}
@@ -57,7 +57,7 @@ class Reads:
 
     @contextlib.contextmanager
     def counted(self):
-        """Yields this counter, which counts reads inside the context; runs do not read by the clock there."""
+        """Yields this counter, which counts inside the context; runs there do not read at intervals of time."""
         numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
 
         def count_numpy(tensor):

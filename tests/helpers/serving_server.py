@@ -118,7 +118,7 @@ def outputs_to_json(outputs, by_row):
 
 
 class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
-    """A context that serves the newest version in `base_path`; `failures` has the errors of versions that cannot load."""
+    """A context that serves the newest version in `base_path`; `failures` has the errors of failed versions."""
 
     def __init__(self, base_path, name, poll_seconds=0.05):
         self.base_path, self.name, self._poll_seconds = base_path, name, poll_seconds

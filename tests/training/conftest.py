@@ -11,7 +11,7 @@ from tfdecouple.training import evaluation, loop
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """A function that replaces the evaluator by a fake with a given `measure(split)`; pictures are replaced, too."""
+    """A function that makes evaluations return the bits/dim `measure(split)`, by default 8; no pictures are written."""
     monkeypatch.setattr(evaluation, "save_pictures", lambda inputs, *_: len(inputs.images))
 
     def fake(measure=lambda split: 8.0):
