@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import itertools
 import os
 import pathlib
 import tempfile
@@ -229,19 +228,22 @@ def pair_up(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     """
     if pairing == "any":
         return np.arange(len(labels) // 2 * 2).reshape(-1, 2)[:count]
-    groups = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist()) if label >= 0]
-    if pairing == "within":
-        pairs = [group[: len(group) // 2 * 2].reshape(-1, 2) for group in groups]
-        return np.array(_take_turns(pairs)[:count], np.int64).reshape(-1, 2)
-    in_turn = np.array(_take_turns(groups), np.int64)
-    # Where one label has more images than all others together, its last images have no partner.
-    across = in_turn[: len(in_turn) // 2 * 2].reshape(-1, 2)
-    return across[labels[across[:, 0]] != labels[across[:, 1]]][:count]
-
-
-def _take_turns(groups: list[np.ndarray]) -> list[Any]:
-    """Returns the first of each group, then the second of each, and so on."""
-    return [each for turn in itertools.zip_longest(*groups) for each in turn if each is not None]
+    queues = [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < count:
+        queues = [queue for queue in queues if len(queue) > (pairing == "within")]
+        if len(queues) < (1 if pairing == "within" else 2):
+            break
+        first, *others = queues
+        if pairing == "within":
+            pairs.append((first.pop(0), first.pop(0)))
+            queues = [*others, first]
+        else:
+            second, *others = others
+            pairs.append((first.pop(0), second.pop(0)))
+            # The second label comes first in the next pair, so that over time each label meets many others.
+            queues = [second, *others, first]
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
