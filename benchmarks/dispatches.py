@@ -11,7 +11,7 @@ quick runs the profiler leaves out any operation, so the first step is counted; 
 often than that is counted too low. There is no input pipeline.
 
 On a CPU a step computes shards of a batch in parallel, and packs convolutions of few channels (docs/design.md).
---one-shard does not split the batch, as on a GPU.
+--one-shard keeps the batch in one piece, as on a GPU.
 
 --lines prints the lines of the project that make the most operations, each with the line that called it. They are
 counted in the traced graphs, without operations that no output needs; for cifar10 the sum is within one per cent of the

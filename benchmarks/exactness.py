@@ -3,8 +3,8 @@
     python benchmarks/exactness.py --run docs/results/quickstart --run docs/results/conditional --json exactness.json
 
 Prints a row for each kind of image and run: the number of changed images, the number of changed subpixels, and the root
-mean square of v. Images like the training images have one near 1; `DecoupledModel.encode` warns of large ones. With
---every-image the images are all test images of each --data.
+mean square of v. It is near 1 for images like the training images, and `DecoupledModel.encode` warns if it is large.
+With --every-image the images are all test images of each --data.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ linear growth. Constant costs (reading the images, the encoder) make the exponen
 
 "MiB in all" is the largest resident memory of the process. "MiB an image" is the difference between two batches, one
 twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by its
-allocator (`throughput.py --live`), and the batch is not split, as on a GPU. "calculated" is the same memory as
-`tfdecouple/networks/costs.py` predicts it.
+allocator (`throughput.py --live`), with the batch in one piece, as on a GPU. "calculated" is the prediction of
+`tfdecouple/networks/costs.py` for the same memory.
 
 --docs puts each table between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is written after
 each table, so that an interrupted run keeps the finished tables.

@@ -3,8 +3,8 @@
 Importing TensorFlow takes some five seconds, longer than most programs of the tests run. Inside `forked_programs()`,
 `subprocess` forks programs that are started with `sys.executable`. A forked program has its own arguments, environment,
 folder, files, signals and status, and TensorFlow, Keras and TFP are already imported. TensorFlow has not run anything
-yet, so that the program can set it up. Programs that a forked program starts are forked as well, unless it leads a
-session of its own.
+yet, so that the program can set it up. The children of a forked program are forked as well, unless the program was
+started with `start_new_session`.
 
 A new process is started if the difference could matter: for options of Python, and for environment variables that
 libraries read while they are loaded. Tests of imports, of messages while libraries are loaded, and of memory must not

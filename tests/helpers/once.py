@@ -15,7 +15,7 @@ SHARED = "TFDECOUPLE_MADE_ONCE"
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """Returns a folder that all processes share; the first process fills it with `make(folder)`, the rest wait.
+    """Returns a folder that all processes share; the first process fills it with `make(folder)` while others wait.
 
     No test may change the folder or lock a file in it.
 
