@@ -1,14 +1,14 @@
 """Makes the tables of docs/RESULTS.md from the JSON files in docs/results, and measures the committed runs again.
 
-    python benchmarks/results.py                              # the tables again, from docs/results; seconds
-    python benchmarks/results.py --check                      # whether the page says what the files say
-    python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # everything again; takes long
-    python benchmarks/results.py --measure pictures exactness --data-dir DIR   # some of it: names as --list has them
+    python benchmarks/results.py                              # makes the tables from docs/results, in seconds
+    python benchmarks/results.py --check                      # checks that the page agrees with the files
+    python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # measures all again, which takes long
+    python benchmarks/results.py --measure pictures exactness --data-dir DIR   # measures some; --list has the names
 
-Every number of the page stands in a file in docs/results. Training wrote metrics.jsonl and summary.json. The commands
-that --list shows wrote the others, from the committed weights, with two exceptions: trials.json has its own commands,
-and by_length.json has measurements of earlier weights, and the commits that have them. `make results` is the third of
-the lines above. The tables stand between `<!-- NAME -->` and `<!-- end of NAME -->`.
+Every number on the page is in a file in docs/results. Training wrote metrics.jsonl and summary.json. The commands that
+--list shows wrote the other files from the committed weights, with two exceptions: trials.json has its own commands,
+and by_length.json has metrics of earlier weights, with the commits that hold the weights. `make results` runs the third
+command above. Each table is between its lines `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
 
 from __future__ import annotations

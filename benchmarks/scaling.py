@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --json scaling.json --plot docs/images/scaling.png
     python benchmarks/scaling.py --tables batch,depth,memory --from scaling.json --docs docs/scaling.md
-    python benchmarks/scaling.py --tables memory                       # calculated, takes no time
+    python benchmarks/scaling.py --tables memory                       # only calculates, which takes no time
 
 Each measurement runs in a process of its own (`throughput.py`). The tables are:
 

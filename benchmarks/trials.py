@@ -1,9 +1,9 @@
 """Runs trials of training options: short runs that are measured on validation images, each a row of a table.
 
-    python benchmarks/trials.py --data-dir DIR                 # all that are not done yet; SIGTERM stops it for a while
-    python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # one of them, with all its seeds
+    python benchmarks/trials.py --data-dir DIR                 # runs all trials without a row; SIGTERM interrupts
+    python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # runs one trial with all its seeds
     python benchmarks/trials.py --list
-    python benchmarks/trials.py --docs docs/trials.md              # the table again, from the rows that there are
+    python benchmarks/trials.py --docs docs/trials.md              # makes the table from the rows
 
 `benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. `from`
 names a trial whose options come first. A trial with `commit`, the last commit that has its options, is not run again.
