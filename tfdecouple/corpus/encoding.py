@@ -42,7 +42,7 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
     def encode(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         codes = {}
         if "v" in names:
-            z, codes["v"] = model.encode(images, labels if by_label else None)
+            z, codes["v"] = model.encode(images, labels if by_label else None)[:2]
             if "z" in names:
                 codes["z"] = z
         elif by_label and "z" in names:

@@ -107,7 +107,7 @@ class Benchmark:
         images, labels = np.resize(images, (batch, *images.shape[1:])), model.wanted_labels(np.resize(labels, batch))
         if phase == "encode":
             return Work(compiled(lambda: model.encode(images, labels).v.numpy()), batch)
-        z, v = model.encode(images, labels)
+        z, v = model.encode(images, labels)[:2]
         return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
 
     def _train(self, batch: int, compiled: Callable[..., Any]) -> Work:

@@ -258,7 +258,7 @@ class Flow(InvertibleComposite):
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
         config = self.config
         self.local, self.condition_size = False, config.latent_dim if config.conditioning == "coupling" else 0
-        options = {"alpha": config.alpha, "conditioner": config.conditioner}
+        options: dict[str, Any] = {"alpha": config.alpha, "conditioner": config.conditioner}
         transforms = config.transform, config.multiscale_transform
         return self._make_stages(config.levels, *transforms, config.step_layers, **options)
 

@@ -227,7 +227,7 @@ def draw_edit_grid(
     """
     rows, done = [], 0
     for chunk in _chunks(len(images)):
-        z, v = model.encode(images[chunk])
+        z, v = model.encode(images[chunk])[:2]
         assert z is not None
         changed = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
         for row, vector in enumerate(directions.values()):
