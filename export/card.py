@@ -1,4 +1,4 @@
-"""The model card, as JSON and as Markdown: the model, the figures of its verification, and how to call the files."""
+"""The model card of an export, as JSON and as Markdown: the model, its verification, and calls of the files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
 
-# The settings with which each runtime computes in float32.
+# The settings with which each runtime computes in full float32, as the card states them.
 _EXACT_RUNTIMES = (
     "ONNX Runtime on a CPU: nothing.",
     "ONNX Runtime on NVIDIA GPUs: the option `use_tf32: 0` of the CUDA provider.",
@@ -31,16 +31,16 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# The folder of Markdown templates that show how to call each format.
+# Folder of Markdown templates with examples of calls, and the formats that have a template.
 _CALLS = pathlib.Path(__file__).with_name("calls")
 _CALLED = ("onnx", "litert", "savedmodel", "web")
 
-# The facts by which the files of an earlier export are known to be of the same model.
+# Keys of the facts that show whether the files of an earlier export belong to the same model.
 _SAME = ("name", "config_sha256")
 
 
 def describe_rights(provenance: Provenance) -> str:
-    """Returns the known rights in a run's images."""
+    """Returns a sentence on the licence of the images that a run was trained on."""
     if not provenance.images_known:
         return "No licence is claimed: the weights do not say what images they were trained on."
     return describe_image_rights(provenance.config.data)
@@ -49,13 +49,13 @@ def describe_rights(provenance: Provenance) -> str:
 def make_card(
     provenance: Provenance, endpoints: Sequence[Endpoint], images: str, formats: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the card's values.
+    """Returns the model card as plain values for JSON.
 
     Args:
-        provenance: of the weights.
-        endpoints: all that the model has; a SavedModel may offer fewer, and some have an ONNX file.
-        images: the source of the real images of the verification.
-        formats: for each exported format its files and the figures of its verification.
+        provenance: the provenance of the weights.
+        endpoints: all endpoints of the model; a SavedModel may offer fewer, and some have an ONNX file.
+        images: a description of the real images of the verification.
+        formats: for each exported format, its files and the figures of its verification.
     """
     model = provenance.config.model
     described = {
@@ -95,7 +95,7 @@ def make_card(
 
 
 def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns endpoints with the paths of their ONNX files; `file` is the name without suffix."""
+    """Returns the card's endpoints with the path of each ONNX file, from `file`, its name without suffix."""
     has_onnx = "onnx" in formats
     return {
         name: {**one, "onnx": f"onnx/{one['file']}.onnx" if has_onnx and one["file"] else None}
@@ -104,15 +104,15 @@ def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dic
 
 
 def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns whether the very same pixels are promised, and the reason in words, by the figures of all formats.
+    """Returns whether the card promises that decoding gives the very same pixels, and the reason in words.
 
-    The promise is for images like the real ones that were tried, and only if all images came back. Images that no
-    camera takes are tried in a few kinds only, and others may be lost at any alpha.
+    The promise covers images like the real ones of the verification, and is given only if all tried images came back.
+    Artificial images, of which a few kinds are tried, can be lost at any alpha.
 
     Args:
-        alpha: of the model; at 1 its scales have no lower bound, and nothing is promised. None where it has none.
-        n_bits: of the model.
-        formats: as in the card.
+        alpha: the model's bound of scales, or None; at 1 scales have no lower bound, and nothing is promised.
+        n_bits: the number of bits of the model's pixels.
+        formats: the formats with the figures of their verification, as in the card.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
@@ -145,7 +145,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the formats in an export folder by its card, without those that were removed; {} for a damaged card."""
+    """Returns the formats in the card of an export folder whose files still exist; {} if the card is damaged."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {
@@ -159,12 +159,12 @@ def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Raises UserError if an export folder holds another model of which files would stay beside the new ones.
+    """Raises UserError if files of another model in an export folder would stay beside the new files.
 
     Args:
         folder: the export folder, which need not exist.
-        formats: that will be exported.
-        about: "name" and "config_sha256" of the model.
+        formats: the formats that will be exported.
+        about: facts about the model, with "name" and "config_sha256".
     """
     for name, entry in _read_formats(folder).items():
         if entry["name"] != about["name"] or (name not in formats and entry["config_sha256"] != about["config_sha256"]):
@@ -175,14 +175,14 @@ def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapp
 
 
 def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a card that also describes the formats that earlier exports of the same model left in the folder."""
+    """Returns a card with the formats of this export and of earlier exports of the model into the same folder."""
     formats, architecture = {**_read_formats(folder), **card["formats"]}, card["architecture"]
     try:
         exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
         whole = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
         render_card(whole)
     except (ValueError, KeyError, TypeError, AttributeError):
-        # An entry of the earlier card is damaged.
+        # An entry of the earlier card is damaged, so that the new card describes this export alone.
         return dict(card)
     return whole
 
@@ -192,7 +192,7 @@ def _describe_machine() -> str:
 
 
 def render_card(card: Mapping[str, Any]) -> str:
-    """Returns the card as Markdown."""
+    """Returns the model card as Markdown text."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim = architecture["latent_dim"]
     rows = {
@@ -247,13 +247,13 @@ def _describe_channels(shape: Shape) -> str:
 
 
 def _describe_colours(shape: Shape) -> str:
-    """Describes how the colours and the transparency of an image file are read."""
+    """Returns a phrase on how the colours and the transparency of an image file are read."""
     named = describe_channels(shape[-1])
     return f"{named} without transparency" if shape[-1] in PILLOW_MODES else f"with exactly {named}"
 
 
 def _describe_labels(architecture: Mapping[str, Any]) -> str:
-    """Returns a description of the labels that a model knows; "" for one that knows none."""
+    """Returns a description of a model's labels; "" for a model without labels."""
     names = architecture.get("labels") or []
     if not names:
         return ""
@@ -277,7 +277,7 @@ def _describe_array(array: Mapping[str, Any]) -> str:
 
 
 def _list_figures(name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Returns the figures of a format in lines of Markdown."""
+    """Returns the figures of a format's verification as lines of Markdown."""
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
@@ -302,7 +302,7 @@ def _list_figures(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 
 def _list_calls(card: Mapping[str, Any]) -> list[str]:
-    """Returns how to call each format that is there, in blocks that run in the export's folder."""
+    """Returns lines of Markdown with examples of calls for each format, which run in the export folder."""
     formats, encode, decode = card["formats"], card["endpoints"]["encode"], card["endpoints"]["decode"]
     inputs, codes = ([array["name"] for array in one["inputs"]] for one in (encode, decode))
     black = [(array["name"], _write_zeros(array)) for array in encode["inputs"]]
@@ -327,19 +327,19 @@ def _list_calls(card: Mapping[str, Any]) -> list[str]:
 
 
 def _write_zeros(array: Mapping[str, Any]) -> str:
-    """Returns an input of zeros for one image, in Python."""
+    """Returns Python code of an input of zeros, for one image."""
     sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
     return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
 
 
 def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    """Returns an input of zeros for one image, in JavaScript."""
+    """Returns JavaScript code of an input of zeros, for one image."""
     sizes, kind = [1, *array["shape"][1:]], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 
 def _write_json_zeros(array: Mapping[str, Any]) -> str:
-    """Returns an input of zeros without the batch, as Python that makes JSON of it."""
+    """Returns Python code of a JSON entry: an input of zeros for one image, without the batch axis."""
     value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):
         value = f"[{value}] * {size}"

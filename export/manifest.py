@@ -1,6 +1,6 @@
-"""The manifest of an export folder: the SHA-256 of every file, and how each part is verified again.
+"""The manifest of an export folder: the SHA-256 of every file, and the data to verify each part again.
 
-`manifest.json` lies in the export folder, and the answers of the model in `test_vectors/`. With both,
+The export folder has `manifest.json`, and the answers of the model in `test_vectors/`. With both,
 `python -m export --verify DIR` verifies the files without the run.
 """
 
@@ -20,9 +20,9 @@ from tfdecouple.storage.files import read_json
 
 NAME = "manifest.json"
 VECTORS = "test_vectors"
-# The file of the model card for programs.
+# Name of the model card's JSON file.
 JSON_NAME = "model_card.json"
-# Settings of a server, which a person may edit without anything being wrong.
+# Names of settings of a server, which users may edit, so that a change is no problem.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 _MOST_BYTES = 2**24
@@ -44,20 +44,20 @@ class _Model(pydantic.BaseModel):
 
 
 class Digest(_Model):
-    """SHA-256 and size of a file."""
+    """The SHA-256 of a file, in hexadecimal digits, and its size in bytes."""
 
     sha256: str
     bytes: int
 
 
 class Part(_Model):
-    """The data by which one part, such as "savedmodel/3" or "onnx", is verified.
+    """The data to verify one part of an export, such as "savedmodel/3" or "onnx".
 
     Attributes:
-        runtime: of `export.verification.runtimes.RUNTIMES`.
-        folder: where its models lie.
-        vectors: file of the test vectors.
-        names: of its files, without suffix, by endpoints.
+        runtime: the runtime that runs the part, a key of `export.verification.runtimes.RUNTIMES`.
+        folder: the folder of the part's models.
+        vectors: the file of test vectors.
+        names: the names of the part's files, without suffix, by endpoint.
     """
 
     runtime: Literal["savedmodel", "onnx", "litert"]
@@ -67,11 +67,11 @@ class Part(_Model):
 
 
 class Manifest(_Model):
-    """All files in an export folder but the manifest itself.
+    """The record of all files in an export folder except the manifest itself.
 
     Attributes:
-        format: of the manifest.
-        parts: that can be verified, by name.
+        format: the version of the manifest's format.
+        parts: the parts that can be verified, by name.
         files: the digests of all files, by their paths in the folder.
     """
 
@@ -81,11 +81,11 @@ class Manifest(_Model):
 
     @property
     def vectors(self) -> set[str]:
-        """The names of the files of test vectors."""
+        """The names of all files of test vectors in the manifest."""
         return {name for name in self.files if _VECTORS.fullmatch(name)}
 
     def merge(self, parts: Mapping[str, Part], files: Mapping[str, Digest]) -> Manifest:
-        """Returns a manifest with new parts and files, which replace those of the same name."""
+        """Returns a manifest with new parts and files added; they replace parts and files of the same name."""
         all_parts = {**self.parts, **parts}
         needed = {part.vectors for part in all_parts.values()}
         replaced = tuple(f"{part}/" for part in parts)
@@ -97,7 +97,7 @@ class Manifest(_Model):
         return Manifest(format=1, parts=all_parts, files=dict(sorted({**old, **files}.items())))
 
     def drop_removed(self, folder: pathlib.Path) -> tuple[Manifest, list[str]]:
-        """Returns a manifest without the parts, and the files beside them, that a user has removed; and their names."""
+        """Returns a manifest without parts and top-level files that no longer exist in a folder, and their names."""
         beside = (name for name in self.files if "/" not in name)
         gone = [name for name in (*self.parts, *beside) if not (folder / name).exists()]
         within = tuple(f"{name}/" for name in gone)
@@ -106,7 +106,7 @@ class Manifest(_Model):
         return Manifest(format=1, parts=parts, files=files), gone
 
     def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields the differences of a folder: "changed", "missing", "unknown" or "link", and the name."""
+        """Yields each difference of a folder from the manifest: "changed", "missing", "unknown" or "link", and a name."""
         there = dict(_list_entries(folder))
         for name, kind in there.items():
             if kind == "link":
@@ -120,7 +120,7 @@ class Manifest(_Model):
                 yield "changed", name
 
     def find_strays(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields files that belong to no part, and files of the model card that are not in the manifest."""
+        """Yields names of files that belong to no part, and of files in the model card that the manifest lacks."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:
@@ -135,7 +135,7 @@ EMPTY = Manifest(format=1, parts={}, files={})
 
 
 def _list_entries(folder: pathlib.Path, within: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the name of every entry in a folder and the folders within, and its kind: "file", "link" or "other"."""
+    """Yields the name and the kind, "file", "link" or "other", of all entries in a folder and its subfolders."""
     for entry in sorted(os.scandir(folder / within), key=lambda entry: entry.name):
         name = f"{within}{entry.name}"
         if entry.is_symlink():
@@ -147,13 +147,13 @@ def _list_entries(folder: pathlib.Path, within: str = "") -> Iterator[tuple[str,
 
 
 def digest_file(path: pathlib.Path) -> Digest:
-    """Returns the SHA-256 of a file and its size."""
+    """Returns the SHA-256 and the size of a file."""
     with path.open("rb") as file:
         return Digest(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
 def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, Digest]:
-    """Returns the digests of all files in a folder, by their paths below `name`."""
+    """Returns the digests of all files in a folder, by their paths in the folder, prefixed with `name`."""
     prefix = f"{name}/" if name else ""
     return {
         f"{prefix}{path.relative_to(folder).as_posix()}": digest_file(path)
@@ -163,15 +163,15 @@ def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, Digest]:
 
 
 def name_vectors(file: pathlib.Path) -> str:
-    """Returns the name of a file of test vectors in an export folder, made from its contents so that parts share it."""
+    """Returns the name of a file of test vectors in an export folder, made from its digest, so that parts share it."""
     return f"{VECTORS}/{digest_file(file).sha256[:16]}.npz"
 
 
 def load_manifest(folder: pathlib.Path) -> Manifest:
-    """Reads the manifest of an export folder.
+    """Returns the manifest of an export folder.
 
     Raises:
-        UserError: if there is none, or the file is not a manifest.
+        UserError: if the folder or its manifest is missing, or the file is no manifest.
     """
     path = folder / NAME
     if not folder.is_dir():

@@ -1,1 +1,1 @@
-"""The arithmetic of a trained model as it is deployed."""
+"""The deployed model: the inference arithmetic of a trained model, with weights folded into fewer operations."""

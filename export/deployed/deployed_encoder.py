@@ -1,4 +1,4 @@
-"""The deployed encoders and dequantisation: each convolution has its batch normalisation multiplied into its kernel."""
+"""The deployed encoder and dequantiser, with each batch normalisation folded into its convolution."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tfdecouple.networks.encoder import Encoder, ResNetBlock
 
 
 def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, strides: int) -> DeployedLinear:
-    """Returns a convolution, which may be transposed, and its batch normalisation as one plain convolution.
+    """Returns one plain convolution that equals a convolution, perhaps a transposed one, and its batch normalisation.
 
-    A transposed convolution of stride 2 makes four pixels of each position of the input, each by one of four parts of
-    the kernel. As a plain convolution to four times the channels, unsqueezed, every runtime computes it fast.
+    A transposed convolution of stride 2 makes four pixels of each input position, each with one of four parts of the
+    kernel. It equals a plain convolution to four times the channels, unsqueezed, which every runtime computes fast.
     """
     scale = to_float64(norm.gamma) / np.sqrt(to_float64(norm.moving_variance) + norm.epsilon)
     shift = to_float64(norm.beta) - to_float64(norm.moving_mean) * scale
@@ -31,7 +31,7 @@ def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, str
     size, _, inputs, outputs = kernel.shape
     reach = size // 2
     plain = np.zeros((3, 3, inputs, strides, strides, outputs))
-    # Output pixel p = strides * input - reach + tap, for each tap of the kernel.
+    # Each kernel position `tap` connects the input position i with the output position strides * i - reach + tap.
     for row, column in np.ndindex(size, size):
         (down, r), (right, c) = (divmod(tap - reach, strides) for tap in (row, column))
         plain[1 - down, 1 - right, :, r, c] += kernel[row, column]
@@ -40,7 +40,7 @@ def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, str
 
 
 class DeployedBlock(Deployed):
-    """A ResNet block, whose convolutions may be transposed."""
+    """A deployed ResNet block, whose convolutions may be transposed."""
 
     def __init__(self, block: ResNetBlock, name: str, layout: Layout):
         super().__init__(name, layout)
@@ -52,23 +52,23 @@ class DeployedBlock(Deployed):
         self.second = fold_convolution(f"{name}/second", block.convolution_2, block.norm_2, layout, 1)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the block's output."""
+        """Returns the output of the block for images in the layout of the graph."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self.layout.elu(self.second(self.layout.elu(self.first(x))) + shortcut)
 
 
 def fold_blocks(blocks: Sequence[ResNetBlock], name: str, layout: Layout) -> tuple[DeployedBlock, ...]:
-    """Returns the blocks of an encoder, in their order."""
+    """Returns the deployed form of the ResNet blocks of an encoder, in their order."""
     return tuple(DeployedBlock(block, f"{name}/{block.name}", layout) for block in blocks)
 
 
 class DeployedEncoder(Deployed):
-    """The encoder of images in the layout of the graph.
+    """The deployed encoder q(z|x), for images in the layout of the graph.
 
     Args:
-        encoder: of the model.
-        layout: of the images.
-        sides: rows and columns of its last maps.
+        encoder: the encoder of the model.
+        layout: the layout of the images.
+        sides: the numbers of rows and columns of the encoder's last feature maps.
     """
 
     def __init__(self, encoder: Encoder, layout: Layout, sides: tuple[int, int]):
@@ -81,7 +81,7 @@ class DeployedEncoder(Deployed):
         )
 
     def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of z, each `[batch, d_z]`, of x in [-1, 1)."""
+        """Returns the mean and log-variance of q(z|x), each `[batch, d_z]`, for x in [-1, 1)."""
         for block in self.blocks:
             x = block(x)
         h = self.layout.elu(self.top(x))
@@ -90,7 +90,7 @@ class DeployedEncoder(Deployed):
 
 
 class DeployedDequantizer(Deployed):
-    """q(u|x) of images in the layout of the graph: a network from images to maps, and the flow that these condition."""
+    """The deployed q(u|x): a network from images to feature maps, and the flow that the feature maps condition."""
 
     def __init__(self, dequantizer: Dequantizer, layout: Layout):
         super().__init__("dequantizer", layout)
@@ -98,7 +98,7 @@ class DeployedDequantizer(Deployed):
         self.flow = DeployedFlow(dequantizer.flow, layout, "dequantizer/flow")
 
     def forward_and_log_det(self, x: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps normal noise to u, for x in [-1, 1) without noise; returns u and the log-determinant `[batch]`."""
+        """Returns u from normal noise and x in [-1, 1) (lower edges of bins), and the log-determinant `[batch]`."""
         for block in self.blocks:
             x = block(x)
         log_dets: LogDets = []

@@ -1,4 +1,4 @@
-"""The flow and the prior as they are deployed: steps, the layers before channels leave, levels, whitening."""
+"""The deployed flow and prior: flow steps, factoring out of channels, levels, and conditional whitening."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Conditions = Sequence[tf.Tensor]
 
 
 class DeployedSequence(Deployed):
-    """Invertible layers one after the other.
+    """A deployed sequence of invertible layers.
 
     Args:
-        name: of the layer.
-        layout: of the images.
+        name: the path of the sequence in the model.
+        layout: the layout of the images.
         sequence: the layers in the forward direction.
     """
 
@@ -41,20 +41,20 @@ class DeployedSequence(Deployed):
         self.sequence = tuple(sequence)
 
     def forward(self, x: tf.Tensor, conditions: Conditions = (), log_dets: LogDets | None = None) -> tf.Tensor:
-        """Maps x towards v."""
+        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
         for layer in self.sequence:
             x = layer.forward(x, conditions, log_dets)
         return x
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Maps v towards x."""
+        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
         for layer in reversed(self.sequence):
             y = layer.inverse(y, conditions)
         return y
 
 
 def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns a step of flow; its first two layers, an actnorm and a linear map, become one linear map."""
+    """Returns a deployed flow step, in which the actnorm and the linear map become one linear map."""
     actnorm, linear, *others = step.sequence
     matrix, images = to_float64(linear.matrix()), isinstance(linear, InvertibleConv1x1)
     scale, shift = np.exp(to_float64(actnorm.log_scale)), to_float64(actnorm.bias)
@@ -71,7 +71,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns the linear map, the coupling and the actnorm that channels pass before they leave."""
+    """Returns the deployed layers of `layer`, which factors out channels: a linear map, a coupling and an actnorm."""
     matrix = to_float64(layer.mixing.matrix())
     channels = len(matrix)
     return DeployedSequence(
@@ -86,13 +86,13 @@ def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: C
 
 
 class DeployedStage(DeployedSequence):
-    """A stage of the flow: its steps, and the layer before some of its channels leave.
+    """A deployed stage of the flow: its steps, and the layer that factors out some of its channels.
 
     Args:
-        stage: of the model.
-        name: of the flow.
-        layout: of the images.
-        conditioning: takes the weights that z is multiplied with.
+        stage: the stage of the model's flow.
+        name: the path of the flow in the model.
+        layout: the layout of the images.
+        conditioning: the collector of the weights that z is multiplied with.
     """
 
     def __init__(self, stage: Any, name: str, layout: Layout, conditioning: Conditioning):
@@ -109,13 +109,13 @@ class DeployedStage(DeployedSequence):
 
 
 class DeployedWhitening(Deployed):
-    """v = (h - mu(z)) / sigma(z), mean and logarithm of the scale from a net of two layers.
+    """The deployed whitening v = (h - mu(z)) / sigma(z), in which a two-layer net computes mu and log sigma.
 
     Args:
-        layer: of the model.
-        name: of the layer.
-        layout: of the images.
-        shape: of the images, (height, width, channels).
+        layer: the whitening layer of the model.
+        name: the path of the layer in the model.
+        layout: the layout of the images.
+        shape: the shape of the images, (height, width, channels).
     """
 
     def __init__(self, layer: ConditionalWhitening, name: str, layout: Layout, shape: tuple[int, int, int]):
@@ -128,14 +128,14 @@ class DeployedWhitening(Deployed):
         self._shape = layout.shape(*shape)
 
     def forward(self, x: tf.Tensor, z: tf.Tensor, log_dets: LogDets | None) -> tf.Tensor:
-        """Maps h to v."""
+        """Returns v for h, the output of the flow's levels, and z; `log_dets` collects the log-determinant."""
         mean, log_scale = self._gaussian(z)
         if log_dets is not None:
             log_dets.append(-tf.reduce_sum(log_scale, [1, 2, 3]))
         return (x - mean) * tf.exp(-log_scale)
 
     def inverse(self, y: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-        """Maps v to h."""
+        """Returns h, the output of the flow's levels, for v and z."""
         mean, log_scale = self._gaussian(z)
         return y * tf.exp(log_scale) + mean
 
@@ -145,12 +145,12 @@ class DeployedWhitening(Deployed):
 
 
 class DeployedFlow(Deployed):
-    """The flow over images in the layout of the graph.
+    """The deployed flow over images in the layout of the graph.
 
     Args:
-        flow: of the model.
-        layout: of the images.
-        name: of the flow.
+        flow: the flow of the model.
+        layout: the layout of the images.
+        name: the path of the flow in the model.
     """
 
     def __init__(self, flow: Flow, layout: Layout, name: str = "flow"):
@@ -159,7 +159,7 @@ class DeployedFlow(Deployed):
         self.levels = tuple(
             tuple(DeployedStage(stage, name, layout, conditioning) for stage in level) for level in flow.levels
         )
-        # The product with z for all nets at once; without it z is a map, or there is none.
+        # This layer multiplies z with the matrices of all nets at once; it is None if z is a feature map or absent.
         self.condition = conditioning.linear(f"{name}/condition", layout)
         self._widths = tuple(map(len, conditioning.biases))
         self._local, self._squeezes_first = flow.local, flow.squeezes_first
@@ -168,7 +168,7 @@ class DeployedFlow(Deployed):
             self.whitening = DeployedWhitening(flow.whitening, f"{name}/whitening", layout, flow.config.image_shape)
 
     def forward(self, x: tf.Tensor, z: tf.Tensor | None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Maps x to v; `log_dets` collects the log-determinants. z may be a map."""
+        """Returns v for x and z, a vector or a feature map; `log_dets` collects the log-determinants."""
         conditions = self._conditions(z)
         if self._squeezes_first:
             below = self._level_forward(0, self.layout.squeeze(x), self._squeeze_all(conditions), log_dets)
@@ -178,13 +178,13 @@ class DeployedFlow(Deployed):
         return v if self.whitening is None else self.whitening.forward(v, z, log_dets)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps x to v, with the log-determinant `[batch]`, or a scalar where it is the same for all images."""
+        """Returns v for x and z, and the log-determinant: `[batch]`, or a scalar if it is equal for all images."""
         log_dets: LogDets = []
         v = self.forward(x, z, log_dets)
         return v, sum_log_dets(log_dets)
 
     def inverse(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
-        """Maps v to x."""
+        """Returns x for v and z, as the inverse of `forward`."""
         h = v if self.whitening is None else self.whitening.inverse(v, z)
         conditions = self._conditions(z)
         if not self._squeezes_first:
@@ -193,7 +193,7 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(h)
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Splits v as `Flow.parts` does."""
+        """Returns the parts of v that leave the flow at each level, in the order of `Flow.parts`."""
         parts = []
         for depth, stages in enumerate(self.levels):
             if depth or self._squeezes_first:
@@ -204,7 +204,7 @@ class DeployedFlow(Deployed):
         return [*parts, v]
 
     def _conditions(self, z: tf.Tensor | None) -> Conditions:
-        """Returns the term that z adds to the hidden maps of each net, and z last; of a map, the map alone."""
+        """Returns the terms that z adds to the hidden layer of each net, and z last; only z if it is a feature map."""
         if self._local or self.condition is None:
             return () if z is None else (z,)
         return (*self.layout.slice(self.layout.as_pixel(self.condition(z)), self._widths), z)
@@ -234,16 +234,16 @@ class DeployedFlow(Deployed):
         return h
 
     def _squeeze_all(self, conditions: Conditions) -> Conditions:
-        """Returns the conditions of the next level: maps are squeezed beside the image."""
+        """Returns the conditions of the next level: feature maps are squeezed as the image is, vectors stay."""
         return tuple(map(self.layout.squeeze, conditions)) if self._local else conditions
 
 
 class DeployedPrior(DeployedSequence):
-    """The flow of the prior over vectors, from z to standard normal noise; without steps, z is that noise.
+    """The deployed flow of the prior, from vectors z to standard normal noise.
 
     Args:
-        flow: of the model; None for a prior that is a standard normal itself.
-        layout: of the graph.
+        flow: the prior's flow of the model; None for a standard normal prior, for which z is the noise.
+        layout: the layout of the graph.
     """
 
     def __init__(self, flow: PriorFlow | None, layout: Layout):
@@ -253,14 +253,14 @@ class DeployedPrior(DeployedSequence):
         )
 
     def forward_and_log_det(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Maps z to the noise of the prior, with the log-determinant."""
+        """Returns the noise of the prior for z, and the log-determinant."""
         log_dets: LogDets = []
         return self.forward(z, (), log_dets), sum_log_dets(log_dets)
 
 
 def sum_log_dets(log_dets: LogDets) -> tf.Tensor:
-    """Returns the sum of log-determinants: `[batch]`, or a scalar where it is the same for all images."""
-    # Numbers are added before the graph, where they become one constant.
+    """Returns the sum of log-determinants: `[batch]`, or a scalar if it is equal for all images."""
+    # Plain numbers are added in Python, so that the graph has one constant for all of them.
     numbers = sum(value for value in log_dets if isinstance(value, float))
     tensors = (value for value in log_dets if not isinstance(value, float))
     return functools.reduce(operator.add, tensors, tf.constant(numbers, tf.float32))

@@ -1,4 +1,4 @@
-"""Layers as deployed: linear maps, the 1x1 convolution with its inverse, actnorm, couplings, registered layers."""
+"""The deployed layers: linear maps, the 1x1 convolution with its inverse, actnorm, couplings, registered layers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tfdecouple.transforms import TRANSFORMS
 
 
 class DeployedLinear(Deployed):
-    """A convolution padded with zeros, or a product of vectors with a matrix, and a bias.
+    """A deployed linear layer: a zero-padded convolution or a product with a matrix, and a bias.
 
     Args:
-        name: of the layer.
-        kernel: float64 `[height, width, inputs, outputs]`, or `[inputs, outputs]`.
-        bias: float64 `[outputs]`, or None.
-        layout: of the images.
-        strides: of the convolution.
+        name: the path of the layer in the model.
+        kernel: the kernel, float64 `[height, width, inputs, outputs]`, or the matrix, `[inputs, outputs]`.
+        bias: the bias, float64 `[outputs]`, or None.
+        layout: the layout of the images.
+        strides: the strides of the convolution.
         unsqueezes: whether groups of four output channels become squares of four pixels.
 
     Raises:
-        InversionError: if kernel or bias are not finite.
+        InversionError: if the kernel or the bias is not finite.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DeployedLinear(Deployed):
         self._strides, self._unsqueezes = strides, unsqueezes
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Maps images, or vectors `[batch, inputs]`."""
+        """Returns the output of the layer for images, or for vectors `[batch, inputs]`."""
         if len(self.kernel.shape) == 2:
             y = tf.matmul(x, self.kernel)
             return y if self.bias is None else y + self.bias
@@ -60,14 +60,14 @@ class DeployedLinear(Deployed):
 
 
 class DeployedMix(Deployed):
-    """y = W x + b for the channels at every position, and its inverse, computed beforehand.
+    """A deployed invertible linear map y = W x + b of the channels at every position, with its inverse map.
 
     Args:
-        name: of the layer.
-        matrix: W, float64.
-        bias: b, float64.
-        layout: of the images.
-        images: False for vectors.
+        name: the path of the layer in the model.
+        matrix: the matrix W, float64 `[channels, channels]`.
+        bias: the bias b, float64 `[channels]`.
+        layout: the layout of the images.
+        images: True for images, False for vectors.
 
     Raises:
         InversionError: if W cannot be inverted.
@@ -89,25 +89,25 @@ class DeployedMix(Deployed):
         self.log_det = float(np.linalg.slogdet(matrix)[1])
 
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Maps x towards v."""
+        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
         if log_dets is not None:
             log_dets.append(self.layout.count_positions(x) * self.log_det)
         return self.mix(x)
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Maps v towards x."""
+        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
         return self.unmix(y)
 
 
 class DeployedActNorm(Deployed):
-    """y = scale * x + bias, channel by channel.
+    """A deployed actnorm: y = scale * x + bias with a scale and bias for each channel.
 
     Args:
-        layer: of the model.
-        name: of the layer.
-        layout: of the images.
-        before: number of channels before those of the layer, which stay as they are.
-        images: False for vectors.
+        layer: the actnorm of the model.
+        name: the path of the layer in the model.
+        layout: the layout of the images.
+        before: the number of channels before the channels of the layer; they are not changed.
+        images: True for images, False for vectors.
     """
 
     def __init__(self, layer: ActNorm, name: str, layout: Layout, before: int = 0, images: bool = True):
@@ -119,25 +119,25 @@ class DeployedActNorm(Deployed):
         self.log_det = float(log_scale.sum())
 
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Maps x towards v."""
+        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
         if log_dets is not None:
             log_dets.append(self.layout.count_positions(x) * self.log_det)
         return x * self.scale + self.bias
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Maps v towards x."""
+        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
         return (y - self.bias) / self.scale
 
 
 def fold_weight_norm(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
-    """Returns kernel and bias of a weight-normalised layer, float64."""
+    """Returns the kernel and the bias of a weight-normalised layer, float64."""
     direction = to_float64(weights.direction)
     norm = np.sqrt(np.sum(np.square(direction), axis=tuple(range(direction.ndim - 1))))
     return direction * (to_float64(weights.gain) / norm), to_float64(weights.bias)
 
 
 class _DeployedWeight(Deployed):
-    """A weight of a layer that is deployed as it is."""
+    """A single weight of a layer that is deployed without folding."""
 
     def __init__(self, name: str, layout: Layout, value: np.ndarray):
         super().__init__(name, layout)
@@ -145,7 +145,7 @@ class _DeployedWeight(Deployed):
 
 
 class _DeployedUnfolded(Deployed):
-    """A layer of the model that is deployed with its weights as they are; it takes images with their channels last."""
+    """The base class of deployed layers whose weights are not folded; the layer needs images with channels last."""
 
     def __init__(self, layer: FullLayer, name: str, layout: Layout):
         super().__init__(name, layout)
@@ -159,10 +159,10 @@ class _DeployedUnfolded(Deployed):
 
 
 class DeployedRegistered(_DeployedUnfolded):
-    """A layer at the end of a step, with the bijector that it makes of its weights."""
+    """A deployed registered layer at the end of a flow step, which applies the bijector of the model's layer."""
 
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Maps x towards v."""
+        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
         x, bijector = self.layout.leave(x), self._layer.bijector(self._tensors())
         if log_dets is None:
             return self.layout.enter(bijector.forward(x))
@@ -171,28 +171,28 @@ class DeployedRegistered(_DeployedUnfolded):
         return self.layout.enter(y)
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Maps v towards x."""
+        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
         return self.layout.enter(self._layer.bijector(self._tensors()).inverse(self.layout.leave(y)))
 
 
 class DeployedConditioner(_DeployedUnfolded):
-    """A registered coupling net of images, with the function that it makes of its weights."""
+    """A deployed registered net of a coupling, which applies the function of the model's net."""
 
     def __call__(self, x: tf.Tensor, conditions: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns the raw parameters of the transform, one after the other; z is the last of the conditions."""
+        """Returns the raw parameters of the transform, concatenated as channels; z is the last of the conditions."""
         z = conditions[-1] if self._layer.condition_size else None
         return self.layout.enter(self._layer.output(self._tensors(), self.layout.leave(x), z))
 
 
 class Conditioning:
-    """Collects the matrices that z is multiplied with for each net, so that one product serves all nets."""
+    """A collector of the matrices that the nets multiply z with, so that one product serves all nets."""
 
     def __init__(self) -> None:
         self.kernels: list[np.ndarray] = []
         self.biases: list[np.ndarray] = []
 
     def add(self, net: Any) -> int | None:
-        """Takes the weights of a net and returns its number; None for a net that z does not condition."""
+        """Returns the number of a net whose weights for z are added, or None for a net without z."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(to_float64(net.condition_kernel))
@@ -200,20 +200,20 @@ class Conditioning:
         return len(self.kernels) - 1
 
     def linear(self, name: str, layout: Layout) -> DeployedLinear | None:
-        """Returns the product for all nets, their widths one after the other; None where there are none."""
+        """Returns one linear layer for all nets, their outputs concatenated; None if no net is conditioned on z."""
         if not self.kernels:
             return None
         return DeployedLinear(name, np.concatenate(self.kernels, 1), np.concatenate(self.biases), layout)
 
 
 class DeployedNet(Deployed):
-    """The net of a coupling: three convolutions for images, three dense layers for vectors.
+    """A deployed net of a coupling: three convolutions for images, three dense layers for vectors.
 
     Args:
-        net: `ConvNet`, `LocalConvNet` or `MLP` of the model.
-        name: of the coupling.
-        layout: of the images.
-        conditioning: takes the weights that z is multiplied with.
+        net: the net of the model, a `ConvNet`, `LocalConvNet` or `MLP`.
+        name: the path of the coupling in the model.
+        layout: the layout of the images.
+        conditioning: the collector of the weights that z is multiplied with.
     """
 
     def __init__(self, net: Any, name: str, layout: Layout, conditioning: Conditioning):
@@ -226,14 +226,14 @@ class DeployedNet(Deployed):
 
         self.first, self.second = (linear(layer, layer, f"{layer}_bias") for layer in ("first", "second"))
         self.last = DeployedLinear(f"{name}/last", *fold_weight_norm(net.last), layout)
-        # The number of the net among those that z conditions, or the convolution of the map that conditions it.
+        # A net is conditioned on the vector z, by its number in the product, or on a feature map, by a convolution.
         self._number = conditioning.add(net)
         self.local = None
         if isinstance(net, LocalConvNet):
             self.local = linear("condition", "condition_kernel", "condition_bias")
 
     def __call__(self, x: tf.Tensor, conditions: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns the raw parameters of the transform, one after the other."""
+        """Returns the raw parameters of the transform, concatenated as channels."""
         h = self.second(self.layout.elu(self.first(x)))
         if self._number is not None:
             h += conditions[self._number]
@@ -243,12 +243,12 @@ class DeployedNet(Deployed):
 
 
 class DeployedSplit:
-    """Splits channels into x_a and x_b as a split of the model does.
+    """A deployed split of channels into x_a and x_b.
 
     Args:
-        split: of the model; applied to the numbers of the channels, it shows where each channel goes.
-        channels: how many there are.
-        layout: of the images.
+        split: the split of the model, which is applied to the numbers of the channels to find where each one goes.
+        channels: the number of channels.
+        layout: the layout of the images.
     """
 
     def __init__(self, split: Any, channels: int, layout: Layout):
@@ -262,7 +262,7 @@ class DeployedSplit:
         self._places = np.argsort(order).tolist()
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns x_a and x_b."""
+        """Returns the channels x_a and x_b of x."""
         first, second = sorted((self.kept, self.transformed))
         if self._consecutive:
             low, high = self._layout.split(x, [len(first), len(second)])
@@ -273,7 +273,7 @@ class DeployedSplit:
         return (low, high) if first is self.kept else (high, low)
 
     def merge(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Puts x_a and x_b together again."""
+        """Returns x with its channels from x_a and x_b in their original order."""
         maps = (x_a, x_b) if self.kept < self.transformed else (x_b, x_a)
         if self._consecutive:
             return self._layout.join(maps)
@@ -283,14 +283,14 @@ class DeployedSplit:
 
 
 class DeployedCoupling(Deployed):
-    """x_a stays; x_b goes through the transform whose parameters a net computes from x_a and z.
+    """A deployed coupling: x_a stays, and x_b is transformed with parameters that a net computes from x_a and z.
 
     Args:
-        layer: of the model, with any transform that is registered.
-        name: of the layer.
-        layout: of the images.
-        channels: of x.
-        conditioning: takes the weights that z is multiplied with.
+        layer: the coupling of the model, with any registered transform.
+        name: the path of the layer in the model.
+        layout: the layout of the images.
+        channels: the number of channels of x.
+        conditioning: the collector of the weights that z is multiplied with.
     """
 
     def __init__(self, layer: Coupling, name: str, layout: Layout, channels: int, conditioning: Conditioning):
@@ -304,7 +304,7 @@ class DeployedCoupling(Deployed):
             self.net = DeployedConditioner(layer.net, f"{name}/net", layout)
 
     def forward(self, x: tf.Tensor, conditions: Sequence[tf.Tensor] = (), log_dets: LogDets | None = None) -> tf.Tensor:
-        """Maps x towards v."""
+        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
         x_a, x_b = self._split(x)
         bijector = self._bijector(x_a, conditions)
         if log_dets is None:
@@ -314,7 +314,7 @@ class DeployedCoupling(Deployed):
         return self._split.merge(x_a, y_b)
 
     def inverse(self, y: tf.Tensor, conditions: Sequence[tf.Tensor] = ()) -> tf.Tensor:
-        """Maps v towards x."""
+        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
         y_a, y_b = self._split(y)
         return self._split.merge(y_a, self._bijector(y_a, conditions).inverse(y_b))
 

@@ -1,10 +1,9 @@
-"""A whole model as it is deployed, between pixels and codes, with its labels and its scores.
+"""The deployed model, which maps between pixels and codes, with its labels and its scores.
 
-Everything that depends on weights alone is computed beforehand, in float64, and rounded once to float32: weight and
-batch normalisation, the actnorm before each 1x1 convolution, the inverses of the 1x1 convolutions, and the matrices
-that z is multiplied with, which are one matrix for all nets. The layers keep the structure of the model's own, and the
-transforms of the couplings are the model's own bijectors. The graph has no data-dependent control flow, no scalar input
-and no operation that ONNX lacks.
+Everything that depends on weights alone is computed in advance, in float64, and rounded once to float32: weight and
+batch normalisation, the actnorm before each 1x1 convolution, the inverses of the 1x1 convolutions, and one matrix that
+joins the matrices which all nets multiply z with. The layers have the structure of the model's layers, and couplings
+use the model's bijectors. The graph has no data-dependent control flow, scalar input or operation that ONNX lacks.
 """
 
 from __future__ import annotations
@@ -24,16 +23,17 @@ from tfdecouple.model.outlier_scores import shell, typicality
 
 
 class DeployedClasses(Deployed):
-    """A model's labels, of which each has a row in every array.
+    """The deployed arrays of a model's labels, with a row for each label.
+
+    If z is a function of the label, only `log_probabilities` and `codes` are set; otherwise all but `codes` are.
 
     Attributes:
-        log_probabilities: log p(y), `[classes]`.
-        codes: z where it is a function of the label, `[classes, d_z]`; else None.
-        scale: factor of z before the flow of the prior, `[classes, d_z]`; None where z is a function of the label, as
-            are the three arrays after it.
-        unscale: its reciprocal.
-        shift: added to z after `scale`.
-        log_det: of scale and shift, `[classes]`.
+        log_probabilities: log p(y) of each label y, `[classes]`.
+        codes: the z of each label, `[classes, d_z]`.
+        scale: the factor of z before the flow of the prior, `[classes, d_z]`.
+        unscale: the reciprocal of `scale`.
+        shift: the term that is added to z after `scale`, `[classes, d_z]`.
+        log_det: the log-determinant of scale and shift, `[classes]`.
     """
 
     def __init__(self, model: DecoupledModel, layout: Layout):
@@ -52,29 +52,29 @@ class DeployedClasses(Deployed):
         )
 
     def take_rows(self, array: Array, labels: tf.Tensor) -> tf.Tensor:
-        """Returns the rows of an array for labels `[batch]`."""
-        # The variable is read first, because to gather from it would be an operation with state.
+        """Returns the rows of an array that belong to labels `[batch]`."""
+        # The variable is read first, because gathering from a variable would be a stateful operation.
         return tf.gather(tf.convert_to_tensor(array), labels)
 
 
 class DeployedModel(Deployed):
-    """A model from which the graphs of all endpoints are built; its images are float32 in the order of the layout.
+    """The deployed form of a model, from which the graphs of all endpoints are built.
 
     Args:
-        model: with weights.
-        order: "NHWC", or "NCHW" as ONNX has it.
+        model: the model, with weights.
+        order: the order of the axes of images within the graph, "NHWC", or "NCHW" for ONNX.
 
     Attributes:
-        config: the architecture.
-        quantizer: between pixels and x.
-        flow: from images to v.
-        prior: from z to noise; None without z, and where z is a function of the label.
-        encoder: likewise.
-        classes: the labels; None where the model knows none.
-        dequantizer: None where u is uniform.
+        config: the config of the model's architecture.
+        quantizer: the map between pixels and x.
+        flow: the flow from x to v.
+        prior: the flow from z to noise; None for a model without z, and if z is a function of the label.
+        encoder: the encoder of z; None for a model without z, and if z is a function of the label.
+        classes: the arrays of the labels; None for a model without labels.
+        dequantizer: the distribution q(u|x); None if u is uniform.
 
     Raises:
-        NotInitializedError: for a model without weights.
+        NotInitializedError: if the model has no weights.
         InversionError: if a matrix cannot be inverted, or a number is not finite.
     """
 
@@ -93,10 +93,10 @@ class DeployedModel(Deployed):
         if model.dequantizer is not None:
             self.dequantizer = DeployedDequantizer(model.dequantizer, layout)
 
-    # --- the pieces of the endpoints ---
+    # --- methods that the graphs of endpoints are built from ---
 
     def to_bins(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the bins of uint8 images `[batch, height, width, channels]`, in the order of the graph."""
+        """Returns the bins of uint8 images `[batch, height, width, channels]`, in the layout of the graph."""
         return self.quantizer.levels(self.layout.enter(images))
 
     def to_pixels(self, x: tf.Tensor) -> tf.Tensor:
@@ -109,23 +109,23 @@ class DeployedModel(Deployed):
         return self.encoder.infer(self.quantizer.edges(bins))
 
     def infer_z(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns the z of `encode`, `[batch, d_z]`; None without z."""
+        """Returns the z that `encode` returns, `[batch, d_z]`; None for a model without z."""
         if self.classes is not None and self.classes.codes is not None:
             return self.classes.take_rows(self.classes.codes, labels)
         return None if self.encoder is None else self.posterior(bins)[0]
 
     def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
-        """Returns z and v of uint8 images, v in the order of the graph."""
+        """Returns the codes z and v of uint8 images; v is in the layout of the graph."""
         bins = self.to_bins(images)
         z = self.infer_z(bins, labels)
         return z, self.flow.forward(self.quantizer.centres(bins), z)
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
-        """Returns the uint8 images of codes, v in the order of the graph."""
+        """Returns the uint8 images that are decoded from z and v; v is in the layout of the graph."""
         return self.to_pixels(self.flow.inverse(v, z))
 
     def z_from_noise(self, noise: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns z of normal noise, where it has a density, and of labels, where the model knows them."""
+        """Returns a sample of z from normal noise and labels, as far as the model's prior depends on each."""
         classes = self.classes
         if classes is not None and classes.codes is not None:
             return self.infer_z(None, labels)
@@ -135,7 +135,7 @@ class DeployedModel(Deployed):
         return (z - classes.take_rows(classes.shift, labels)) * classes.take_rows(classes.unscale, labels)
 
     def prior_of_each_class(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the noise of the prior behind z by each label, and log p(z, y), as the model's own."""
+        """Returns the noise of the prior that gives z with each label y, and log p(z, y) of each label."""
         assert self.classes is not None and self.prior is not None
         scaled = z[:, None] * self.classes.scale + self.classes.shift
         classes, latent_dim = scaled.shape[1:]
@@ -150,8 +150,8 @@ def compute_scores(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> 
     """Returns the scores of `outlier_scores.OutlierScores` that the model has, each `[batch]`, by name.
 
     Args:
-        deployed: the model.
-        inputs: "images", "u_noise", and where the model knows them "z_noise" and "labels", as of the endpoint.
+        deployed: the deployed model.
+        inputs: the inputs of the endpoint "score": "images", "u_noise", and "z_noise" and "labels" if it has them.
     """
     bins, labels, config = deployed.to_bins(inputs["images"]), inputs.get("labels"), deployed.config
     z, kl, log_q, classes = None, None, None, deployed.classes
@@ -194,7 +194,7 @@ def compute_scores(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> 
 
 
 def compute_label_probabilities(deployed: DeployedModel, images: tf.Tensor) -> tf.Tensor:
-    """Returns log p(y|x) of each label, `[batch, classes]`, of uint8 images."""
+    """Returns log p(y|x) of each label y for uint8 images x, `[batch, classes]`."""
     bins, classes = deployed.to_bins(images), deployed.classes
     assert classes is not None
     if not deployed.config.has_class_codes:
@@ -210,5 +210,5 @@ def compute_label_probabilities(deployed: DeployedModel, images: tf.Tensor) -> t
 
 
 def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
-    """Returns log N(x; 0, I) of images, `[batch]`; as the objective's, whose constant is made in the graph."""
+    """Returns the standard normal log density of images, `[batch]`, with a constant computed outside the graph."""
     return -0.5 * (tf.reduce_sum(tf.square(x), [1, 2, 3]) + math.prod(x.shape[1:]) * math.log(2 * math.pi))

@@ -1,4 +1,4 @@
-"""The base of all deployed layers, and the order of axes in a graph."""
+"""The base class of all deployed layers, and the layout of images (the order of axes) in a graph."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import tensorflow as tf
 
 from tfdecouple.errors import InversionError
 
-# A NumPy array, or the tensor, placeholder or variable that a graph reads instead.
+# A weight: a NumPy array, or the tensor, placeholder or variable that a graph reads instead.
 Array = Any
-# Collects the log-determinants of layers, each `[batch]` or one number for all images.
+# A list of the log-determinants of layers, each `[batch]` or one number for all images.
 LogDets = list[Any]
 
 
 class Deployed:
-    """A layer as it is deployed: its arrays and inner layers are its attributes, its arithmetic is TensorFlow.
+    """The base class of deployed layers: attributes hold arrays and inner layers, methods compute with TensorFlow.
 
     Args:
-        name: path of the layer, such as "flow/level_0_part_0_step_1"; its arrays are named `NAME/ATTRIBUTE`.
-        layout: order of the axes of images.
+        name: the path of the layer, such as "flow/level_0_part_0_step_1"; its arrays are named `NAME/ATTRIBUTE`.
+        layout: the layout of the images.
     """
 
     def __init__(self, name: str, layout: Layout):
         self.name, self.layout = name, layout
 
     def arrays(self) -> dict[str, Array]:
-        """Returns all arrays of the layer and of the layers within it, by their names."""
+        """Returns all arrays of the layer and of its inner layers, by their names."""
         return {f"{layer.name}/{key}": array for layer in self.layers() for key, array in layer._own_arrays().items()}
 
     def with_arrays(self, function: Callable[[str, Array], Array]) -> Self:
-        """Returns a copy that has `function(name, array)` instead of each array."""
+        """Returns a copy of the layer in which `function(name, array)` replaces each array."""
 
         def copied(value: Any) -> Any:
             if isinstance(value, Deployed):
@@ -49,7 +49,7 @@ class Deployed:
         return new
 
     def layers(self) -> Iterator[Deployed]:
-        """Yields the layer itself and all layers within it."""
+        """Yields the layer itself and all its inner layers."""
 
         def inner(value: Any) -> Iterator[Deployed]:
             if isinstance(value, Deployed):
@@ -68,15 +68,15 @@ class Deployed:
 
 
 def to_float64(variable: Any) -> np.ndarray:
-    """Returns a weight of the model in float64, in which everything is multiplied out."""
+    """Returns a weight of the model in float64, the precision in which weights are folded."""
     return np.asarray(variable, np.float64)
 
 
 def round_array(name: str, value: np.ndarray) -> np.ndarray:
-    """Returns an array as it is deployed, float32.
+    """Returns an array rounded to float32, as it is deployed.
 
     Raises:
-        InversionError: if it is not finite.
+        InversionError: if a number is not finite; the message has the name.
     """
     if not np.all(np.isfinite(value)):
         raise InversionError(f"weight {name} is not finite; the run has diverged and cannot be exported")
@@ -85,10 +85,10 @@ def round_array(name: str, value: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The order of the axes of images within a graph.
+    """The layout of images within a graph: the order of axes, and operations on channels in this order.
 
     Attributes:
-        order: "NHWC", or "NCHW" as ONNX has it. Vectors are `[batch, channels]` in both.
+        order: the order of axes, "NHWC", or "NCHW" for ONNX. Vectors are `[batch, channels]` in both.
 
     >>> x = tf.reshape(tf.range(8), [1, 4, 1, 2])
     >>> even, odd = Layout("NCHW").split_even_and_odd(x)
@@ -100,23 +100,23 @@ class Layout:
 
     @property
     def axis(self) -> int:
-        """The axis of the channels, of images and of vectors."""
+        """The number of the channel axis of images, which is also right for vectors."""
         return 1 if self.order == "NCHW" else -1
 
     def enter(self, images: tf.Tensor) -> tf.Tensor:
-        """Brings `[batch, height, width, channels]` into this order."""
+        """Returns images `[batch, height, width, channels]` in this layout."""
         return tf.transpose(images, [0, 3, 1, 2]) if self.order == "NCHW" else images
 
     def leave(self, images: tf.Tensor) -> tf.Tensor:
-        """Brings images of this order into `[batch, height, width, channels]`."""
+        """Returns images of this layout as `[batch, height, width, channels]`."""
         return tf.transpose(images, [0, 2, 3, 1]) if self.order == "NCHW" else images
 
     def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Returns the shape of an image."""
+        """Returns the shape of an image in this layout."""
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
     def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns the order of the entries of a flattened image, as numbers of those of `[height, width, channels]`."""
+        """Returns for each entry of a flattened image in this layout its index in `[height, width, channels]`, flattened."""
         every = np.arange(height * width * channels).reshape(height, width, channels)
         return (every.transpose(2, 0, 1) if self.order == "NCHW" else every).ravel()
 
@@ -125,14 +125,14 @@ class Layout:
         return math.prod(x.shape[1:]) // x.shape[self.axis]
 
     def split(self, x: tf.Tensor, sizes: Sequence[int]) -> list[tf.Tensor]:
-        """Splits the channels."""
+        """Returns the channels of x, split into groups of these sizes."""
         return tf.split(x, sizes, self.axis) if len(sizes) > 1 else [x]
 
     def slice(self, x: tf.Tensor, sizes: Sequence[int]) -> list[tf.Tensor]:
-        """Splits the channels into any number of pieces.
+        """Returns the channels of x, split into any number of groups.
 
-        In ONNX each is a slice: WebGPU computes a Split by one shader with a buffer for each output, of which it has
-        8 to 10.
+        In ONNX each group is a slice, because WebGPU computes a Split with one shader, with a buffer for each output,
+        and a shader can have only 8 to 10 buffers.
         """
         if self.order != "NCHW":
             return self.split(x, sizes)
@@ -140,23 +140,23 @@ class Layout:
         return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def join(self, maps: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Puts the channels of maps beside each other."""
+        """Returns maps joined along the channels."""
         return tf.concat(maps, self.axis) if len(maps) > 1 else maps[0]
 
     def take(self, x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
-        """Takes channels by their numbers."""
+        """Returns the channels of x with these numbers, in their order."""
         return tf.gather(x, tf.constant(channels, tf.int32), axis=self.axis)
 
     def split_even_and_odd(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ..."""
+        """Returns the channels 0, 2, 4, ... of x and the channels 1, 3, 5, ... of x."""
         if self.order == "NCHW":
             return x[:, ::2], x[:, 1::2]
-        # Slices with a step along the last axis would take TensorFlow a hundred times as long.
+        # Slices with a step along the last axis would take a hundred times as long in TensorFlow.
         even, odd = tf.unstack(tf.reshape(x, [-1, *x.shape[1:-1], x.shape[-1] // 2, 2]), axis=-1)
         return even, odd
 
     def interleave(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-        """Undoes `split_even_and_odd`."""
+        """Returns the channels of both arrays in turn, as the inverse of `split_even_and_odd`."""
         if self.order == "NCHW":
             channels, *others = even.shape[1:]
             return tf.reshape(tf.stack([even, odd], 2), [-1, 2 * channels, *others])
@@ -165,11 +165,11 @@ class Layout:
         return tf.reshape(pairs, [-1, *even.shape[1:-1], 2 * even.shape[-1]])
 
     def squeeze(self, x: tf.Tensor) -> tf.Tensor:
-        """Makes channels of squares of four pixels, the sub-pixel as their slow index."""
+        """Returns x with each square of four pixels stacked as channels; the pixel is the slow channel index."""
         return tf.nn.space_to_depth(x, 2, self.order)
 
     def unsqueeze(self, x: tf.Tensor) -> tf.Tensor:
-        """Undoes `squeeze`."""
+        """Returns x with channels spread over squares of four pixels, as the inverse of `squeeze`."""
         return tf.nn.depth_to_space(x, 2, self.order)
 
     def as_pixel(self, vectors: tf.Tensor) -> tf.Tensor:
@@ -177,10 +177,10 @@ class Layout:
         return tf.reshape(vectors, [-1, *self.shape(1, 1, vectors.shape[-1])])
 
     def elu(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns x above 0 and exp(x) - 1 below."""
+        """Returns the ELU of x: x if x is above 0, else exp(x) - 1."""
         if self.order == "NHWC":
             return tf.nn.elu(x)
-        # ONNX Runtime computes Elu on one thread and without vectors, which took a third of the whole time. These four
-        # operations give the same in a third of the time of Elu, since exp(0) - 1 = 0 <= x above 0 and exp(x) - 1 >= x
-        # below. `formats/onnx.py` makes a Clip of the minimum.
+        # ONNX Runtime computes Elu slowly, on one thread and without vector instructions. These four operations take a
+        # third of the time. They are equal to Elu, because exp(0) - 1 = 0 <= x above 0, and exp(x) - 1 >= x below.
+        # `formats/onnx.py` replaces the minimum by a Clip.
         return tf.maximum(x, tf.exp(tf.minimum(x, 0.0)) - 1.0)
