@@ -1,4 +1,4 @@
-"""Images: data sources, and batches of them for training and evaluation (paper appendix C.1).
+"""Data sources, and batches of their images for training and evaluation (paper appendix C.1).
 
 >>> from tfdecouple.config import DataConfig
 >>> from tfdecouple.data import open_source
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The kinds of sources are listed in help texts, which must not wait for TensorFlow: `batches` imports it.
+    # Modules are imported at first use, because help texts list the sources without waiting for TensorFlow.
     for module in ("sources", "batches") if name in __all__ else ():
         home = importlib.import_module(f"tfdecouple.data.{module}")
         if hasattr(home, name):

@@ -1,4 +1,4 @@
-"""Attributes of images from a CSV file: numbers by file name, such as age, pose, or 1 and 0 for yes and no."""
+"""Attributes of images in a CSV file: numbers by file name, such as age, pose, or 1 and 0 for yes and no."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tfdecouple.errors import DataError, one_line
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """A table of numbers, one row per image.
+    """A table of the attributes of images, with one row for each image.
 
     Attributes:
-        path: path of the file, for messages.
+        path: path of the CSV file, for messages.
         names: names of the columns after the first, which holds file names.
-        rows: float64 `[columns]` by file name; NaN for an empty cell.
+        rows: numbers of an image, float64 `[columns]`, by file name; NaN for an empty cell.
     """
 
     path: str
@@ -29,7 +29,7 @@ class Attributes:
     rows: dict[str, np.ndarray]
 
     def require_unique_rows(self, keys: Iterable[str]) -> None:
-        """Raises DataError where a row has only the last part of a path, and two images of the source share it.
+        """Raises DataError if a row names its image by the last part of a path, and two images share this part.
 
         Args:
             keys: names of all images of the source, in all splits.
@@ -44,10 +44,10 @@ class Attributes:
                 )
 
     def look_up(self, keys: Iterable[str]) -> np.ndarray:
-        """Returns the numbers of images, float64 `[n, columns]`; NaN where the table has none.
+        """Returns the attributes of images, float64 `[n, columns]`; NaN where the table has no number.
 
         Args:
-            keys: names of the images as of `Source.key`, paths below the folder. A row may have the last part alone.
+            keys: names of the images from `Source.key`, paths below the folder; a row may have only the last part.
         """
         unknown = np.full(len(self.names), math.nan)
         numbers = [self.rows.get(key, self.rows.get(key.rpartition("/")[2], unknown)) for key in keys]
@@ -55,10 +55,10 @@ class Attributes:
 
 
 def read_attributes(path: str | pathlib.Path) -> Attributes:
-    """Reads a CSV file: a first line of column names, then one line per image, which begins with a file name.
+    """Returns the attributes in a CSV file: a line of column names, then lines that begin with an image's file name.
 
     Raises:
-        DataError: where the file cannot be read or is no such table, naming the line and the wrong value.
+        DataError: where the file cannot be read or is malformed; the message names the line and the wrong value.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation."""
+"""Batches of images for training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.splits import ALGORITHM, Source
 from tfdecouple.errors import DataError
 
-# Order and augmentation draw from different streams of the one seed.
+# Numbers that are folded into the seed, so that order and augmentation are drawn independently.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
 
@@ -42,7 +42,7 @@ def training_batches(
     micro_batches: int = 1,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """Returns the endless stream of training batches, shuffled anew for each epoch and augmented (appendix C.1).
+    """Returns an infinite dataset of training batches, shuffled anew for each epoch and augmented (appendix C.1).
 
     Batch number k, counted from 0 over the whole run, is a pure function of the source, `config`, `batch_size`, `seed`
     and k: a run that is resumed with `start_step=k` sees bit for bit the images of an unbroken run. All random
@@ -50,23 +50,23 @@ def training_batches(
 
     Args:
         source: the opened data set.
-        config: options `horizontal_flip` and `pad_and_crop`.
-        batch_size: images per batch, over all devices.
-        seed: of order and augmentation, at least 0 and below 2**63.
-        start_step: number of the first batch. The images before it in its epoch are neither decoded nor augmented.
+        config: the config with `horizontal_flip` and `pad_and_crop`.
+        batch_size: number of images in a batch, over all devices.
+        seed: the seed of order and augmentation, at least 0 and below 2**63.
+        start_step: number of the first batch. Images before this batch in its epoch are neither decoded nor augmented.
         micro_batches: number M of equal parts in which each batch comes, one after the other.
-        context: of an input pipeline of `tf.distribute.Strategy.distribute_datasets_from_function`. With P pipelines
-            and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and yields the slice as
-            R / P batches, one for each of its replicas, in their order. None stands for the whole batch in one.
+        context: the context that `tf.distribute.Strategy.distribute_datasets_from_function` gives to an input pipeline.
+            With P pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and
+            yields it as R / P batches, one for each of its replicas. None for one pipeline and one replica.
 
     Returns:
-        An infinite dataset of dicts: "image" uint8 [B, height, width, channels] and "label" int32 [B] (-1 for none),
-        B being `batch_size / M`, or `batch_size / M / R` with a `context`.
+        A dataset of dicts: "image" uint8 [B, height, width, channels] and "label" int32 [B] (-1 for none), where B is
+        `batch_size / M`, or `batch_size / M / R` with a `context`.
 
     Raises:
-        DataError: for a batch that is empty or larger than the training set, a seed or step out of range, or more
-            padding than the image can reflect.
-        ValueError: for a batch that micro-batches and replicas cannot divide.
+        DataError: where a batch is empty or larger than the training set, the seed or step is out of range, or
+            `pad_and_crop` is larger than the image can reflect.
+        ValueError: where micro-batches and replicas do not divide the batch.
     """
     context = context or tf.distribute.InputContext()
     steps = steps_per_epoch(source, batch_size)
@@ -92,7 +92,7 @@ def training_batches(
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
-    # Images are shared out by their positions in the global batch, because the noise of an image is keyed by that.
+    # Pipelines share images by position in the global batch, because the noise of an image is keyed by that position.
     slice_size = micro_batch // context.num_input_pipelines
 
     def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
@@ -108,7 +108,7 @@ def training_batches(
         )
         return {"image": image, "label": label}
 
-    # Images are decoded after the loop over epochs, so that decoding ahead does not stop at the end of an epoch.
+    # Images are decoded outside the loop over epochs, so that decoding ahead continues across the end of an epoch.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
         records = records.filter(is_ours)
@@ -132,21 +132,21 @@ def round_batch_size(batch_size: int, count: int, devices: int) -> int:
 def evaluation_batches(
     source: Source, split: str, *, batch_size: int, limit: int = 0, indices: np.ndarray | None = None
 ) -> tf.data.Dataset:
-    """Returns every image of a split, or the first `limit`, exactly once, in batches of one size.
+    """Returns a finite dataset of batches of one size, with each image of a split, or the first `limit`, once.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        batch_size: images per batch B, over all devices.
+        batch_size: number B of images in a batch, over all devices.
         limit: number of images from the beginning of the split; 0 for all.
-        indices: only these images, see `chosen_batches`; None for all.
+        indices: indices of the only images to take, `[n]`, as for `chosen_batches`; None for all images.
 
     Returns:
-        A finite dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index"
-        int64 [B] in the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
+        A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
+        [B] in the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
 
     Raises:
-        DataError: for an unknown split, an empty batch, a negative limit or an index outside the split.
+        DataError: where the split is unknown, the batch empty, the limit negative, or an index outside the split.
     """
     _require_least("the batch size", batch_size, 1)
     _require_least("limit", limit, 0)
@@ -168,12 +168,12 @@ def evaluation_batches(
 
 
 def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Returns the part of evaluation batches that one input pipeline gives to its replicas.
+    """Returns the slices of evaluation batches that one input pipeline gives to its replicas.
 
     Args:
-        batches: nested tensors `[batch, ...]`, of batch sizes that the replicas divide.
-        context: of the pipeline. Of P pipelines and R replicas, number p yields slices p * R / P to (p + 1) * R / P of
-            the R equal slices of each batch, in order.
+        batches: dataset of nested tensors `[batch, ...]`, of batch sizes that the number of replicas divides.
+        context: the context of the pipeline. With P pipelines and R replicas, pipeline p yields slices p * R / P to
+            (p + 1) * R / P of the R equal slices of each batch, in order.
 
     Returns:
         A dataset of the same nested tensors, `[batch / R, ...]`.
@@ -195,20 +195,20 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(
     source: Source, split: str, count: int, start: int = 0, at_most: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images of a split as arrays, in the split's own order.
+    """Returns images of a split and their labels as arrays, in the split's own order.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        count: number of images.
-        start: index of the first. Unreadable images that are skipped are not counted.
-        at_most: whether fewer images will do, but at least one.
+        count: number of images; skipped unreadable images are not counted.
+        start: index of the first image.
+        at_most: whether fewer images, but at least one, may be returned.
 
     Returns:
         The images, uint8 [count, height, width, channels], and their labels, int32 [count] (-1 for none).
 
     Raises:
-        DataError: for an unknown split, more images than there are, or an unreadable image.
+        DataError: where the split is unknown or has too few images, or an image cannot be read.
     """
     _require_least("count", count, 1)
     _require_least("start", start, 0)
@@ -231,15 +231,15 @@ def chosen_batches(
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        indices: whole numbers from 0 on, `[n]`; a repeated one comes once.
-        batch_size: images at a time; the last batch may be smaller.
+        indices: indices of the images, whole numbers from 0 on, `[n]`; a repeated index counts once.
+        batch_size: number of images in a batch; the last batch may be smaller.
 
     Yields:
         Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
-        next image stands in for an unreadable one that is skipped.
+        next image replaces an unreadable image that is skipped.
 
     Raises:
-        DataError: for an unknown split, an index outside it, an empty batch or an unreadable image.
+        DataError: where the split is unknown, an index outside the split, the batch empty, or an image unreadable.
     """
     _require_least("the batch size", batch_size, 1)
     with source.guard():
@@ -257,9 +257,9 @@ def _select_examples(source: Source, split: str, indices: np.ndarray) -> tf.data
 def _set_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    # The end of a tuned pipeline waits for the tuner, which sleeps for about as long as the pipeline has run.
+    # Tuning is off, because the end of a tuned pipeline waits for the tuner, which may sleep for a long time.
     options.autotune.enabled = False
-    # Workers share images, not files: there may be fewer files than workers.
+    # Workers share images instead of files, because there may be fewer files than workers.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options).prefetch(2)
 
@@ -277,14 +277,14 @@ def augment(image: tf.Tensor, seed: tf.Tensor, *, horizontal_flip: bool, pad_and
     """Returns the image shifted at random over its reflected border, then mirrored with probability 1/2.
 
     Args:
-        image: uint8 [height, width, channels], known statically.
-        seed: int64 [2]; the result is a pure function of image and seed.
-        horizontal_flip: whether to mirror at all.
-        pad_and_crop: pixels of reflected border (as `numpy.pad`'s "reflect") for a random crop, below height and width;
-            0 for no crop.
+        image: the image, uint8 [height, width, channels], a shape known statically.
+        seed: the seed, int64 [2]; the result is a pure function of image and seed.
+        horizontal_flip: whether to mirror images.
+        pad_and_crop: width in pixels of the reflected border (as `numpy.pad`'s "reflect"), below height and width; 0
+            for no shift.
 
     Returns:
-        uint8 [height, width, channels].
+        The augmented image, uint8 [height, width, channels].
     """
     if not (horizontal_flip or pad_and_crop):
         return image
@@ -292,7 +292,7 @@ def augment(image: tf.Tensor, seed: tf.Tensor, *, horizontal_flip: bool, pad_and
     rows, columns = tf.range(height), tf.range(width)
     draws = tf.random.stateless_uniform([3], seed, alg=ALGORITHM)
     if pad_and_crop:
-        # Padding, cropping and mirroring only choose pixels, so they change indices and the image is copied once.
+        # Padding, cropping and mirroring are done on indices, so that the pixels are copied only once.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad_and_crop + 1)), tf.int32) - pad_and_crop
         rows, columns = _reflect(rows + shifts[0], height), _reflect(columns + shifts[1], width)
     if horizontal_flip:

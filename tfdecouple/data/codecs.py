@@ -13,32 +13,32 @@ from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.errors import DataError
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    # `exact` also keeps the colours of transparent pixels, which these images do not have.
+    # `exact` also preserves the colours of transparent pixels, although no image here has any.
     "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6, "exact": True},
     "png": {"format": "PNG", "optimize": True},
 }
-# WebP files hold at most this many rows.
+# Largest number of rows in a WebP file.
 _MOST_ROWS = 16383
 
 
 def lossless_bits_per_dim(images: np.ndarray, codec: str = "webp") -> float:
-    """Returns the bits per subpixel of a lossless codec, the mean of `codec_bits_per_dim` over images."""
+    """Returns the bits per subpixel of a lossless codec, as the mean over images, each in a file of its own."""
     return float(codec_bits_per_dim(images, codec).mean())
 
 
 def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
-    """Returns the bits per subpixel of a lossless codec for each image, in a file of its own with header.
+    """Returns the bits per subpixel of a lossless codec for each image, coded in a file of its own with its header.
 
     Args:
-        images: uint8 [N, H, W, C], N at least 1. Images of other than three channels are coded as grey pictures, one
-            channel below the other, in as few files as can hold them.
-        codec: "webp" (slowest, smallest setting) or "png" (optimised).
+        images: the images, uint8 [N, H, W, C], N at least 1. Images without exactly three channels are coded as grey
+            pictures, one channel below the other, in as few files as can hold them.
+        codec: "webp" (the slowest setting, with the smallest files) or "png" (optimised).
 
     Returns:
-        Bits per each of the H*W*C subpixels, float64 [N].
+        Bits for each of the H*W*C subpixels of an image, float64 [N].
 
     Raises:
-        DataError: for an unknown codec or images of another shape or dtype.
+        DataError: where the codec is unknown, or the images have another shape or dtype.
     """
     if codec not in _OPTIONS:
         raise DataError(f"the codec is {codec!r}; it must be one of {', '.join(_OPTIONS)}")
@@ -59,7 +59,7 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
 
 
 def _split_channels(image: np.ndarray) -> list[np.ndarray]:
-    """Returns an image as pictures that the formats can hold: RGB as it is, other channels as grey pictures."""
+    """Returns an image as a list of pictures that a file can hold: an RGB image unchanged, else grey pictures."""
     height, _, channels = image.shape
     if channels == RGB_CHANNELS:
         return [image]

@@ -1,8 +1,8 @@
-"""Image files, read with Pillow and fitted to the model: the one way of training, commands and exported clients.
+"""Functions that read image files with Pillow and fit them to the model, for training, commands and exported clients.
 
-The centre of an image, in the proportions of the model's images, is cut out and resized as Pillow's filter BILINEAR
-does it on 8-bit pixels: a triangle as wide as two pixels of the smaller of the two images, first along the rows, then
-along the columns, each result rounded to 8 bits. `export/page/resize.js` does the same in JavaScript, to the byte.
+The centre of an image, in the proportions of the model's images, is cut out and resized with Pillow's filter BILINEAR
+on 8-bit pixels: a triangle as wide as two pixels of the smaller of the two images, first along the rows, then along the
+columns, each result rounded to 8 bits. `export/page/resize.js` gives the same bytes in JavaScript.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
 
-# 400 MB as RGB: few cameras take more pixels, and a small file can claim any number.
+# Largest number of pixels of an image, 400 MB as RGB. It is limited because a small file can claim any number.
 MOST_PIXELS = 2**27
 
-# The formats as which a file may be opened, by its ending; none of them needs another program. File names often mistake
-# the common formats for each other, so the content decides between these, and without a known ending between all.
+# Formats as which a file may be opened, by the ending of its name. Names often confuse the common formats, so the
+# content decides between these formats; for a name without a known ending it decides between all formats.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _FORMATS = {
     **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
     **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
 }
-# Files of NumPy, for images with more channels than image files have.
+# Ending of NumPy's files, for images with more channels than image files have.
 ARRAY_SUFFIX = ".npy"
 SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
-# Endings of image files that are not read; users who have such files are told.
+# Endings of image files that are not read; a message counts them for the user.
 UNREAD_SUFFIXES = (
     *(".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
@@ -46,7 +46,7 @@ UNREAD_SUFFIXES = (
 
 
 def describe_resizing(image_shape: Shape) -> str:
-    """Returns how images are resized, for exported files and cards."""
+    """Returns a text on how images are resized, for exported files and cards."""
     channels = image_shape[-1]
     kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
     return (
@@ -56,7 +56,7 @@ def describe_resizing(image_shape: Shape) -> str:
 
 
 def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
-    """Returns how images are cropped, for exported files and cards; its only number, if any, is `centre_crop`."""
+    """Returns a text on how images are cropped, for exported files and cards; its only number is `centre_crop`."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"
@@ -69,10 +69,10 @@ def centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) ->
     """Returns the rectangle to cut out of an image: the first row and column, and the numbers of rows and columns.
 
     Args:
-        height: of the image in pixels.
-        width: likewise.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
         image_shape: shape of the model's images, whose proportions the rectangle has.
-        centre_crop: pixels along the shorter side to keep, where there are so many; 0 for all that fits.
+        centre_crop: largest number of pixels along the shorter side of the rectangle; 0 for no limit.
 
     >>> centre_box(100, 300, (32, 32, 3), 0)
     (0, 100, 100, 100)
@@ -90,16 +90,16 @@ def centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) ->
 
 
 def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
-    """Returns the centre of an image in the model's shape; an image of the right size passes bit for bit.
+    """Returns the centre of an image, resized to the model's shape; an image of this shape is returned unchanged.
 
     Args:
-        pixels: uint8 [H, W, channels], or [H, W] for one channel.
+        pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
         image_shape: height, width and channels of the result; (0, 0, channels) for all pixels, neither cropped nor
             resized.
-        centre_crop: see `centre_box`.
+        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
 
     Returns:
-        uint8 [height, width, channels].
+        The fitted image, uint8 [height, width, channels].
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
@@ -118,22 +118,22 @@ def _resize(pixels: np.ndarray, image_shape: Shape) -> np.ndarray:
 
     if channels == RGB_CHANNELS:
         return resize(pixels)
-    # Each channel is resized alone: Pillow would take the last of four as the weight of the others.
+    # Each channel is resized alone, because Pillow would take the last of four channels as transparency.
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     return np.stack([resize(pixels[..., channel]) for channel in range(channels)], -1)
 
 
 def fit_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
-    """Returns the centre of an image in the model's shape, as `fit_pixels` does, within a tf.data pipeline.
+    """Returns the centre of an image, resized to the model's shape; use it instead of `fit_pixels` within tf.data.
 
     Args:
-        image: uint8 [H, W, channels], the channels known statically: as in `image_shape`, or grey for RGB, or RGB for
-            grey.
+        image: the image, uint8 [H, W, channels], with a statically known number of channels: the model's, or 1 for RGB,
+            or 3 for grey.
         image_shape: height, width and channels of the result.
-        centre_crop: see `centre_box`.
+        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
 
     Returns:
-        uint8 [height, width, channels].
+        The fitted image, uint8 [height, width, channels].
     """
     if image.shape == image_shape and not centre_crop:
         return image
@@ -144,15 +144,15 @@ def fit_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Ten
             pixels = np.asarray(Image.fromarray(pixels.squeeze(-1) if mode == "RGB" else pixels).convert(mode))
         return fit_pixels(pixels, image_shape, centre_crop)
 
-    # tf.image.resize rounds once, where Pillow rounds twice: a tenth of the values would differ by 1.
+    # Pillow is called because tf.image.resize rounds differently: a tenth of the values would differ by 1.
     return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
 class PixelBudget:
-    """A limit on the pixels that all threads together hold decoded: a small file can be large in memory.
+    """A limit on the number of decoded pixels that all threads together hold, because small files can be large images.
 
     Args:
-        pixels: the limit, which no single image exceeds.
+        pixels: largest number of pixels; no single image may have more.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -161,7 +161,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Waits until so many pixels are free, and takes them while the context is entered."""
+        """Returns a context that waits until so many pixels are free, and holds them until its end."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels
@@ -178,29 +178,29 @@ _BUDGET = PixelBudget(MOST_PIXELS)
 
 @functools.cache
 def _use_large_blocks() -> None:
-    """Sets Pillow's block size to 64 MiB: smaller freed blocks would stay with the thread that had them."""
+    """Sets Pillow's block size to 64 MiB, because the memory of smaller freed blocks would stay with their thread."""
     Image.core.set_block_size(2**26)
 
 
 def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
-    """Reads an image file, turned upright by its EXIF data, and returns its centre in the model's shape.
+    """Returns the centre of the image in a file, turned upright by its EXIF data and resized to the model's shape.
 
     For three channels, grey, palette and CMYK images become RGB and transparency is dropped. For one channel, all
-    images become grey, as Pillow's "L". For any other number the file must have that number of channels: LA, RGBA,
-    CMYK, or an array of NumPy (.npy), uint8 [H, W, channels]. See `fit_pixels` for images of another size.
+    images become grey, as Pillow's "L". For any other number of channels the file must have the same number: LA, RGBA,
+    CMYK, or an array of NumPy (.npy), uint8 [H, W, channels]. `fit_pixels` resizes images of another size.
 
     Args:
-        path: of the file.
+        path: path of the file.
         image_shape: height, width and channels of the result, as for `fit_pixels`.
-        centre_crop: see `centre_box`.
-        file: the open file, where it is not on a disk; `path` then only names it.
+        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
+        file: the open file if it is not on a disk, so that `path` only names it in messages; else None.
 
     Returns:
-        uint8 [height, width, channels].
+        The fitted image, uint8 [height, width, channels].
 
     Raises:
-        DataError: where the file cannot be read, with its path: it is no regular file, no image of the formats that its
-            ending allows, has more than `MOST_PIXELS`, or not the channels of the model.
+        DataError: where the file is no regular file, is no image of the formats that its ending allows, or has more
+            than `MOST_PIXELS` or other channels than the model; the message has the path.
     """
     _use_large_blocks()
     channels = image_shape[-1]
@@ -212,12 +212,12 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
         with open_image(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
-            # Pillow would clip more than 8 bits instead of scaling them.
+            # Pixels of 16 bits are scaled here, because Pillow would clip them to 8 bits.
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
                 raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
-            image.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
+            image.info.pop("transparency", None)  # Without this, convert() would warn about a palette's transparency.
             if channels in PILLOW_MODES:
                 mode = PILLOW_MODES[channels]
                 image = image if image.mode == mode else image.convert(mode)
@@ -227,7 +227,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
                     "(model.image_shape)"
                 )
             return fit_pixels(np.asarray(image), image_shape, centre_crop)
-    # Pillow raises nearly anything for a damaged file: OSError, SyntaxError, ValueError, struct.error ...
+    # Every exception is caught, because Pillow raises many kinds for damaged files: OSError, SyntaxError, struct.error.
     except Exception as error:
         raise DataError(
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
@@ -236,10 +236,10 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
 
 
 def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
-    """Returns the pixels of a file of NumPy, uint8 [H, W, channels]; ValueError where it holds something else."""
+    """Returns the pixels in a file of NumPy, uint8 [H, W, channels]; ValueError where it holds anything else."""
     if file is None:
         _require_regular(path)
-    # A mapped array claims no memory: the header may state any size.
+    # The array is mapped and claims no memory, because an untrusted header may state any size.
     pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
     if not isinstance(pixels, np.ndarray):
         raise ValueError("it is an archive of several arrays; save one")
@@ -254,10 +254,10 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
 
 
 def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
-    """Returns an image whose header alone was read.
+    """Returns the opened image of a file, of which only the header was read.
 
     Raises:
-        ValueError: where the file is refused. Pillow raises other errors.
+        ValueError: where the file is no regular file, no image, or too large. Pillow may raise further errors.
     """
     if file is None:
         _require_regular(path)
@@ -278,7 +278,7 @@ def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
 
 def _require_regular(path: str) -> None:
     if not stat.S_ISREG(os.stat(path).st_mode):
-        # Reading from a pipe would wait for ever.
+        # A pipe is refused, because reading it could wait without end.
         raise ValueError("it is no regular file")
 
 

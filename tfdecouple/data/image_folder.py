@@ -1,4 +1,4 @@
-"""Folders of image files: `folder:PATH`."""
+"""The data source `folder:PATH`: a folder of image files, split by sub-folders or by a hash of the files' names."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tfdecouple.data.image_file import SUFFIXES, UNREAD_SUFFIXES, read_image
 from tfdecouple.data.splits import BadImages, MemorySplit, Source, Split, Tensors
 from tfdecouple.errors import DataError
 
-# Shares of the images that the hash gives to test and to validation.
+# Fractions of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
-# Where there are few images, test and validation get at least a tenth each, up to this number.
+# Number of images that test and validation each get at least, unless it is more than a tenth of all images.
 LEAST_HELD_OUT = 8
 
-# Sub-folders that are splits, by their names.
+# Names of the splits by names of sub-folders.
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
-# Numbers of image files by ending.
+# Number of image files by ending.
 Counts = collections.Counter[str]
-# An image, its label and whether the file was readable.
+# An image, its label, and whether the file was readable.
 Read = tuple[np.ndarray, np.int32, np.bool_]
 
 
@@ -41,9 +41,9 @@ class ImageFile:
     """An image file below a folder.
 
     Attributes:
-        path: of the file.
-        key: its path from the folder of its split, with "/" between folders.
-        label_name: the sub-folder it lies in, or "" where it lies in none.
+        path: path of the file.
+        key: path of the file below the folder of its split, with "/" between folders.
+        label_name: name of the sub-folder that the file lies in; "" for none.
     """
 
     path: str
@@ -52,21 +52,21 @@ class ImageFile:
 
 
 def open_folder(config: DataConfig, image_shape: Shape) -> Source:
-    """Opens a folder of images; sub-folders are labels.
+    """Returns the source of the images in a folder, whose sub-folders are labels.
 
-    Images that decoded take at most `cache_gib` are read at once, so that a bad image shows now. Larger folders are
-    only listed, and a bad image shows when it is first read (see `Source.guard`): the headers of millions of files
-    take long to read, and would not show that a file is cut short.
+    If all decoded images take at most `cache_gib`, they are read at once, and an unreadable image raises its error now.
+    A larger folder is only listed, and an unreadable image raises its error when it is read (see `Source.guard`),
+    because reading even the headers of millions of files takes long.
 
     Args:
-        config: options `source` ("folder:PATH"), `centre_crop`, `on_bad_image` and `cache_gib`.
+        config: the config with `source` ("folder:PATH"), `centre_crop`, `on_bad_image` and `cache_gib`.
         image_shape: height, width and channels of the images.
 
     Raises:
-        DataError: where the folder is missing, holds too few images for three splits or contradictory sub-folders, or
-            an image in it cannot be read.
+        DataError: where the folder is missing, has too few images for three splits or contradictory sub-folders, or
+            holds an image that cannot be read.
     """
-    # os.path.expanduser leaves the path of an unknown user as it is, where Path.expanduser raises an error.
+    # os.path.expanduser is used because Path.expanduser raises an error for the path of an unknown user.
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
     if not config.source.removeprefix("folder:"):
         raise DataError(f"data.source is {config.source!r}; name the folder, as in folder:PATH")
@@ -103,17 +103,17 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
-    """Splits files by a hash of their keys: about 90 % for training, 5 % for validation, 5 % for test.
+    """Returns the files of each split by a hash of their keys: about 90 % train, 5 % validation and 5 % test.
 
-    A file's split depends on its own key alone: it is the same on every machine and stays when files come or go. Only
-    in small folders, where a split would have less than a tenth of the files and less than `LEAST_HELD_OUT`, do the
-    files with the nearest hashes fill it.
+    The split of a file depends only on its key: it is the same on every machine, and stays when other files are added
+    or removed. In small folders, where a split would have less than a tenth of the files and less than
+    `LEAST_HELD_OUT`, the files with the nearest hashes are added to this split.
 
     Args:
-        files: at least 3.
+        files: the files to split, at least 3.
 
     Returns:
-        The files of "train", "validation" and "test", each in the order of `files` and none empty.
+        The files of "train", "validation" and "test", each in the order of `files`, each at least one.
     """
     hashes = [hash_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
@@ -128,8 +128,8 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
 
 
 def hash_key(key: str) -> float:
-    """Returns a number in [0, 1) for a file's key, which decides on the file's split."""
-    # File systems spell accented letters in different ways; the normal form is the same for all.
+    """Returns the hash of a file's key, a number in [0, 1), which decides on the file's split."""
+    # The key is brought into Unicode's normal form, because file systems encode accented letters in different ways.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -152,7 +152,7 @@ def _split_files(folder: pathlib.Path, unread: Counts) -> dict[str, tuple[list[I
     if missing := {"validation", "test"} - set(files):
         training, _ = files["train"]
         _require_images(training, 3, folder / "train", unread)
-        # The hash gives the same three splits whichever is missing; a split that is not needed stays in training.
+        # The hash always makes three splits, of which only the missing ones are taken out of the training images.
         splits = hash_split(training)
         for name in missing:
             files[name] = (splits[name], chosen.format(len(splits[name]), "of train/ "))
@@ -163,7 +163,7 @@ def _split_files(folder: pathlib.Path, unread: Counts) -> dict[str, tuple[list[I
 
 
 def _list_images(folder: pathlib.Path, least: int, unread: Counts) -> list[ImageFile]:
-    """Returns the images below a folder, sorted by key, without names that begin with a dot; there must be `least`."""
+    """Returns at least `least` image files below a folder, sorted by key; names that begin with a dot are left out."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -193,7 +193,7 @@ def _list_counts(unread: Counts) -> str:
 
 
 class FileSplit(Split):
-    """A split of image files, each of which is read when it is decoded; see `Split` and `read_image`."""
+    """A split of image files, each of which is read only when its record is decoded."""
 
     def __init__(
         self,
@@ -214,10 +214,10 @@ class FileSplit(Split):
         self._bad_images = bad_images
 
     def read_all(self) -> MemorySplit:
-        """Reads all images now, and returns the split of the readable ones.
+        """Returns a split in memory of all readable images, which it reads now.
 
         Raises:
-            DataError: where none is readable, or one is not and the rule is to stop.
+            DataError: where no image is readable, or one is unreadable and `data.on_bad_image` is "stop".
         """
         images = np.empty((self.size, *self._image_shape), np.uint8)
 
@@ -238,15 +238,15 @@ class FileSplit(Split):
         return MemorySplit(len(images), self.description, lambda: (images, labels), keys)
 
     def decode(self, record: tf.Tensor) -> Tensors:
-        """See `Split.decode`; the record is an index, int64 [].
+        """Returns image and label of a record, which is an index, int64 [].
 
-        The next image stands in for a skipped one: were it left out, the batches after it would move, and a resumed
-        run could not know how far without reading all images before.
+        The next image replaces a skipped image. Without a replacement all later batches would shift, and a resumed run
+        would have to read all earlier images to know how far.
         """
         return self._call(self._read_or_next, record)[:2]
 
     def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
-        """See `Split.examples`; skipped images are left out."""
+        """Returns the images from index `start` up to `stop`, as `Split.examples` does; skipped images are left out."""
 
         def example(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
             image, label, readable = self._call(self._read_or_zeros, index)

@@ -1,4 +1,4 @@
-"""Checks of labels: the numbers of the names that a source has, and -1 for none."""
+"""Checks of labels, which are indices into the label names of a source, or -1 for an image without a label."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError
 
 NO_LABEL = -1
-# The text of the assertion on labels, by which `BadImages` finds the message; TensorFlow escapes all but letters and
-# spaces.
+# Text of the assertion on labels, by which `BadImages` finds the message; TensorFlow escapes other characters.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
@@ -21,7 +20,7 @@ def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
     """Returns the labels as int32 `[n]`, after a check that each has a name in the source or is -1.
 
     Raises:
-        DataError: for another label, or where two labels of the source have the same name.
+        DataError: where a label has no name, or two labels of the source have the same name.
     """
     names, labels = source.label_names, np.asarray(labels, np.int32)
     if len(set(names)) < len(names):
@@ -35,10 +34,11 @@ def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
 
 
 def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns the labels `[n]` of images of a split, checked as by `check_labels`.
+    """Returns the labels of images of a split, int32 `[n]`, after a check that every image has one.
 
     Raises:
-        DataError: where an image has none; `what` names the user of the labels, such as "a linear probe".
+        DataError: where an image has no label, or `check_labels` fails; `what` is the subject of the message, such as
+            "a linear probe".
     """
     labels = check_labels(source, labels)
     if (labels == NO_LABEL).any():
@@ -47,7 +47,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_classes(source: Source, model: ModelConfig) -> None:
-    """Raises DataError where a source has other than `model.classes` labels, or two labels with the same name."""
+    """Raises DataError if a source does not have `model.classes` labels, or two labels have the same name."""
     count = len(source.label_names)
     if not model.has_classes or count == model.classes:
         check_labels(source, np.zeros(0, np.int32))
@@ -63,12 +63,12 @@ def require_classes(source: Source, model: ModelConfig) -> None:
 
 
 def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns batches whose iteration fails at a label that the model cannot take, with a DataError in `Source.guard`.
+    """Returns batches whose iteration, inside `Source.guard`, raises DataError at a label that the model cannot take.
 
     Args:
-        batches: dicts with "label" `[batch]`.
+        batches: dataset of dicts with "label" int32 `[batch]`.
         source: the data set of the images.
-        model: options of the model; without labels in it the batches are returned as they are.
+        model: options of the model; for a model without labels the batches are returned unchanged.
     """
     if not model.has_classes:
         return batches
@@ -90,7 +90,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
 
 
 def make_step_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns the inputs of a training step: images, or pairs of images and labels for a model that knows labels."""
+    """Returns a dataset of inputs of training steps: images, or pairs of images and labels for a model with labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])
     return check_batch_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))

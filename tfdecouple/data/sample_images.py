@@ -1,4 +1,4 @@
-"""The embedded photographs: crops of the pictures that scikit-image and scikit-learn ship in their wheels."""
+"""The sample photographs: crops of the pictures that scikit-image and scikit-learn install."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tfdecouple.runtime.devices import machine_memory, shown_bytes
 
 
 class Photograph(NamedTuple):
-    """A file inside an installed package.
+    """A photograph in a file of an installed package.
 
     Attributes:
-        name: name of its label.
-        package: distribution that ships the file.
-        path: of the file, from the folder that packages are installed in.
-        author: as the package states it.
-        licence: likewise.
+        name: name of the photograph and of its label.
+        package: name of the distribution that ships the file.
+        path: path of the file, from the folder that packages are installed in.
+        author: author of the photograph, as the package states it.
+        licence: licence of the photograph, as the package states it.
     """
 
     name: str
@@ -36,9 +36,9 @@ class Photograph(NamedTuple):
     licence: str
 
 
-# The photographs of the world in colour, by name; `config/data.py` has the names that are taken by default. Left out
-# are grey pictures, whose three equal channels no density on RGB fits; the deep field and the retina, which are mostly
-# one flat dark colour; and the right motorcycle, since the bands of a stereo pair show the same things.
+# Colour photographs by name; `config/data.py` has the default names. Grey pictures are left out because no density on
+# RGB fits three equal channels; the deep field and the retina because they are mostly one flat dark colour; and the
+# right motorcycle because the bands of a stereo pair show the same things.
 _SKIMAGE, _SKLEARN = ("scikit-image", "skimage/data"), ("scikit-learn", "sklearn/datasets/images")
 PHOTOGRAPHS = {
     name: Photograph(name, package, f"{folder}/{name}{suffix}", author, licence)
@@ -53,11 +53,11 @@ PHOTOGRAPHS = {
     )
 }
 
-# Bands across the longer side and their shares of it, in this order: training takes the middle, where most photographs
+# Splits and their fractions of a photograph's longer side, in order. Training gets the middle, where most photographs
 # have their subject.
 BANDS = (("test", 0.2), ("train", 0.6), ("validation", 0.2))
 
-# Pixels between neighbouring bands: a JPEG block with halved colour is 16 wide, so no block lies in two bands.
+# Number of pixels between neighbouring bands. A JPEG block with halved colour is 16 wide, so no block is in two bands.
 MARGIN = 16
 
 _HELD_OUT_CROPS = {"validation": 512, "test": 1000}
@@ -67,15 +67,15 @@ Box = tuple[int, int, int, int]
 
 
 def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
-    """Opens the embedded photographs; needs no download.
+    """Returns the source of the sample photographs, which needs no download.
 
     Args:
-        config: options `photographs` and `photograph_crops`, the number of training crops.
-        image_shape: height, width and channels of the crops; with one channel they are grey.
+        config: the config with `photographs` and `photograph_crops`, the number of training crops.
+        image_shape: height, width and channels of the crops; with one channel the crops are grey.
 
     Raises:
-        DataError: for an unknown photograph, or one that the installed package lacks, and for a shape that is too large
-            or has other channels.
+        DataError: where a photograph is unknown or missing in the installed package, or the shape is too large or has
+            neither 1 nor 3 channels.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
@@ -118,7 +118,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
-    """Returns the photographs that a config names; DataError for an unknown name, with the nearest one."""
+    """Returns the photographs that a config names; raises DataError for an unknown name, with the nearest name."""
     for name in config.photographs:
         if name not in PHOTOGRAPHS:
             raise DataError(
@@ -129,7 +129,7 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
 
 
 def list_licences(config: DataConfig) -> str:
-    """Returns authors and licences of the photographs that a config names, as their packages state them.
+    """Returns a text with author and licence of each photograph that a config names, as the packages state them.
 
     >>> list_licences(DataConfig(photographs=("chelsea", "coffee")))
     'chelsea by Stefan van der Walt (CC0), coffee by Rachel Michetti (CC0)'
@@ -141,7 +141,7 @@ def find_band(size: tuple[int, int], split: str) -> Box:
     """Returns the band of a photograph, of width and height `size`, that belongs to a split.
 
     Returns:
-        Left, top, right and bottom in pixels; right and bottom are exclusive.
+        Left, top, right and bottom of the band in pixels; right and bottom are exclusive.
     """
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
@@ -157,7 +157,7 @@ def find_band(size: tuple[int, int], split: str) -> Box:
 def largest_side(size: tuple[int, int]) -> int:
     """Returns the side in pixels of the largest square that fits into each band of a photograph.
 
-    No crop of any split is larger, so that all three splits show the world at the same scales.
+    No crop of any split is larger, so that all three splits show things at the same scales.
     """
     boxes = [find_band(size, name) for name, _ in BANDS]
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
@@ -166,16 +166,17 @@ def largest_side(size: tuple[int, int]) -> int:
 def draw_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
     """Returns random rectangles inside a split's band of a photograph, in the proportions of the crops.
 
-    Their longer sides are log-uniform between that of the crops and `largest_side`, so that every scale has its share.
+    The longer side is log-uniform between the longer side of the crops and `largest_side`, so that all scales occur
+    equally often.
 
     Args:
         size: width and height of the photograph in pixels.
         split: "train", "validation" or "test".
-        sides: the least height and width in pixels.
-        draws: float64 [N, 3], uniform in [0, 1): for side, column and row.
+        sides: height and width of the crops in pixels, the smallest sides of a rectangle.
+        draws: uniform random numbers in [0, 1), float64 [N, 3], for side, column and row of each rectangle.
 
     Returns:
-        int64 [N, 4]: left, top, right and bottom in pixels of the photograph; right and bottom are exclusive.
+        Left, top, right and bottom of each rectangle in pixels, int64 [N, 4]; right and bottom are exclusive.
     """
     left, top, right, bottom = find_band(size, split)
     least = np.array(sides)
@@ -187,11 +188,11 @@ def draw_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws:
 
 
 def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
-    """Returns the crops of a split, the same in every call, and for each the number of its picture, int32 [count]."""
+    """Returns the crops of a split, the same in every call, and the index of each crop's picture, int32 [count]."""
     height, width, channels = image_shape
     if channels == 1:
         pictures = tuple(picture.convert("L") for picture in pictures)
-    # The band is cut out first: a filter on the whole photograph would reach over the band's border.
+    # The band is cut out first, because a filter on the whole photograph would reach over the band's border.
     bands = [picture.crop(find_band(picture.size, split)) for picture in pictures]
     labels = np.arange(count, dtype=np.int32) % len(pictures)
     # The seed depends on the split alone, so that the crops are the same for every run on every machine.
@@ -212,7 +213,7 @@ def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_s
 
 
 def _read(photograph: Photograph) -> Image.Image:
-    # The file is located without an import of its package, which would take seconds.
+    # The file is located without importing its package, because the import would take seconds.
     try:
         package = importlib.metadata.distribution(photograph.package)
     except importlib.metadata.PackageNotFoundError:

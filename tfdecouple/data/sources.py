@@ -1,7 +1,7 @@
-"""Kinds of data sources, and the registry that finds the kind of a `data.source`.
+"""The kinds of data sources, and the registry that finds the kind of a `data.source`.
 
-A new kind is a subclass of `SourceKind` and its place in `KINDS`, both in this file. Training, evaluation and all
-commands follow. TensorFlow is imported where a source is opened, so that help comes without it.
+A new kind is a subclass of `SourceKind` with an entry in `KINDS`, both in this file; training, evaluation and all
+commands then accept it. TensorFlow is imported only when a source is opened, so that help texts appear quickly.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 
 class SourceKind:
-    """A kind of data source: how `data.source` names it, how it is opened, and what is known of it.
+    """The base class of the kinds of data sources: names, opening, paths and rights of the images.
 
     Attributes:
-        names: data sets of this kind with names of their own, such as "cifar10".
-        pattern: how any other data set of this kind is named, such as "folder:PATH"; "" for none. A pattern that ends
-            with ":PATH" names a file or folder, whose path a run keeps from the root.
+        names: names of data sets of this kind that need no prefix, such as "cifar10".
+        pattern: pattern of the names of all other data sets of this kind, such as "folder:PATH"; "" for none. A pattern
+            with ":PATH" at its end names a file or folder, whose absolute path a run stores.
         title: name of the kind in lists.
         help: a longer title for help texts; "" for the title itself.
-        like_own: whether the user's own images are cropped by `data.centre_crop`, as the images of this kind are.
-            Otherwise that option says where the subjects of the data set are, which means nothing for other images.
-        rights: the rights in the images by data set, whose name ends at a "/"; "" stands for all other data sets.
+        like_own: whether the user's own images are cropped by `data.centre_crop`, as the images of this kind are. For
+            other kinds the option fits only the subjects of the data set itself.
+        rights: sentences on the rights in the images by name of the data set, without a "/" and a config; "" for all
+            other data sets.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -42,7 +43,7 @@ class SourceKind:
 
     @property
     def prefix(self) -> str:
-        """The part of the pattern up to its colon, such as "folder:"; "" where there is no pattern."""
+        """The part of the pattern up to its colon, such as "folder:"; "" for a kind without a pattern."""
         return self.pattern[: self.pattern.find(":") + 1]
 
     def matches(self, source: str) -> bool:
@@ -50,17 +51,17 @@ class SourceKind:
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
     def canonical_name(self, source: str) -> str:
-        """Returns the same name for all spellings of a data set."""
+        """Returns the name of a data set, the same for all spellings of its `data.source`."""
         return source
 
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns the option that says where the images are, and the path; None where the config says nothing."""
+        """Returns the option with the path of the images, and the path; None where no option has one."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
     def resolve_paths(self, config: DataConfig) -> DataConfig:
-        """Returns the config with absolute paths."""
+        """Returns the config with absolute paths of the images."""
         path = config.source.removeprefix(self.prefix)
         if self.pattern.endswith(":PATH") and path:
             config = dataclasses.replace(config, source=self.prefix + os.path.abspath(os.path.expanduser(path)))
@@ -69,7 +70,7 @@ class SourceKind:
         return config
 
     def suggest(self, source: str) -> str | None:
-        """Returns the right spelling of an unknown `data.source` that names a data set of this kind; None if not."""
+        """Returns the right spelling of an unknown `data.source` if it seems to be of this kind; None if not."""
         return None
 
     def describe_image_rights(self, config: DataConfig) -> str:
@@ -78,18 +79,18 @@ class SourceKind:
         return self.rights.get(name, self.rights[""]).format(name=name)
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Opens the data set; see `open_source`."""
+        """Returns the opened data set of a config; the arguments are those of `open_source`."""
         raise NotImplementedError
 
 
 class Photographs(SourceKind):
-    """The sample photographs, which come with the installation."""
+    """The kind of the sample photographs, which are part of the installation."""
 
     names = ("photographs",)
     title = "photographs"
 
     def locate_images(self, config: DataConfig) -> None:
-        """Returns None: no option says where they are."""
+        """Returns None, because no option has the path of the photographs."""
 
     def describe_image_rights(self, config: DataConfig) -> str:
         """Returns the authors and licences of the photographs that the config names."""
@@ -98,14 +99,14 @@ class Photographs(SourceKind):
         return f"Photographs that come with scikit-image and scikit-learn: {list_licences(config)}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """See `open_photographs`."""
+        """Returns the opened sample photographs; see `open_photographs`."""
         from tfdecouple.data.sample_images import open_photographs
 
         return open_photographs(config, image_shape)
 
 
 class TensorFlowDatasets(SourceKind):
-    """Data sets of TensorFlow Datasets; the paper's need no "tfds:" before their names."""
+    """The kind of the data sets of TensorFlow Datasets; names of the paper's data sets need no "tfds:"."""
 
     names = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
     pattern = "tfds:NAME"
@@ -121,17 +122,17 @@ class TensorFlowDatasets(SourceKind):
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """See `open_tfds`."""
+        """Returns the opened TFDS data set; see `open_tfds`."""
         from tfdecouple.data.tfds import open_tfds
 
         return open_tfds(config, image_shape, download)
 
     def canonical_name(self, source: str) -> str:
-        """Returns the name without "tfds:" and without a version."""
+        """Returns the name of the data set without "tfds:" and without a version."""
         return source.removeprefix(self.prefix).partition(":")[0]
 
     def suggest(self, source: str) -> str | None:
-        """Returns tfds:NAME for the name of a data set that TFDS has."""
+        """Returns tfds:NAME if `source` is the name of a data set in TFDS, else None."""
         if not source or importlib.util.find_spec("tensorflow_datasets") is None:
             return None
         import tensorflow_datasets as tfds
@@ -142,7 +143,7 @@ class TensorFlowDatasets(SourceKind):
 
 
 class ImageFolder(SourceKind):
-    """A folder of image files."""
+    """The kind of the folders of image files."""
 
     pattern = "folder:PATH"
     title = "folder:PATH"
@@ -152,18 +153,18 @@ class ImageFolder(SourceKind):
     }
 
     def suggest(self, source: str) -> str | None:
-        """Returns folder:PATH for a folder, or for a text that looks like the path of one."""
+        """Returns folder:PATH if `source` is a folder or looks like the path of one, else None."""
         is_path = os.path.isdir(os.path.expanduser(source)) or source.startswith(("/", "./", "../", "~/"))
         return self.prefix + source if is_path else None
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """See `open_folder`."""
+        """Returns the opened folder of images; see `open_folder`."""
         from tfdecouple.data.image_folder import open_folder
 
         return open_folder(config, image_shape)
 
 
-# In the order in which they are listed to users; the first that takes a name opens it.
+# The kinds in the order of lists for users; the first kind that matches a `data.source` opens it.
 KINDS: tuple[SourceKind, ...] = (
     Photographs(),
     TensorFlowDatasets(),
@@ -172,7 +173,7 @@ KINDS: tuple[SourceKind, ...] = (
 
 
 def find_kind(source: str) -> SourceKind | None:
-    """Returns the kind of a `data.source`, None where there is none.
+    """Returns the kind of a `data.source`; None if no kind matches it.
 
     >>> find_kind("tfds:mnist").title, find_kind("nothing")
     ('a TFDS name', None)
@@ -181,7 +182,7 @@ def find_kind(source: str) -> SourceKind | None:
 
 
 def list_source_kinds(at_length: bool = False) -> str:
-    """Returns the values that `data.source` can have, for help texts and messages.
+    """Returns a text with all values that `data.source` can have, for help texts and messages.
 
     >>> list_source_kinds()
     'photographs, a TFDS name...folder:PATH...'
@@ -191,22 +192,22 @@ def list_source_kinds(at_length: bool = False) -> str:
 
 
 def resolve_paths(config: DataConfig) -> DataConfig:
-    """Returns a config with absolute paths, so that its images are found from any working folder."""
+    """Returns the config with absolute paths, so that its images are found from any working directory."""
     return (find_kind(config.source) or SourceKind()).resolve_paths(config)
 
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns the option that says where a config's images are, and the path; None where it says nothing."""
+    """Returns the option with the path of a config's images, and the path; None where no option has one."""
     return (find_kind(config.source) or SourceKind()).locate_images(config)
 
 
 def choose_user_crop(config: DataConfig) -> int:
-    """Returns the side in pixels of the centre square that a user's own images keep; 0 for the largest."""
+    """Returns the side in pixels of the centre square to cut out of a user's own images; 0 for the largest square."""
     return config.centre_crop if (find_kind(config.source) or SourceKind()).like_own else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
-    """Returns the config for another source; `centre_crop` of a data set is not taken over to other images.
+    """Returns the config with another `data.source`, and without a `centre_crop` that fits only the old data set.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
     >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom:3.0.0")]
@@ -227,10 +228,10 @@ def describe_image_rights(config: DataConfig) -> str:
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
-    """Opens a data set; fails at once where its data are missing (paper appendix C.1).
+    """Returns the opened data set of a config; raises an error at once if data are missing (paper appendix C.1).
 
     Args:
-        config: the options of the images: which data set, where it is and how it is split.
+        config: the options of the images: data set, path, splits and cropping.
         image_shape: height, width and channels of the images.
         download: whether TFDS may download and prepare missing data.
 
@@ -238,7 +239,7 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
         The source, whose images are uint8 [height, width, channels].
 
     Raises:
-        DataError: for an unknown name, missing, unreadable or unusable data.
+        DataError: where the name is unknown, or data are missing, unreadable or unusable.
     """
     if len(image_shape) != 3 or min(image_shape) < 1:
         raise DataError(f"image_shape is {list(image_shape)}; it must be [height, width, channels], each at least 1")

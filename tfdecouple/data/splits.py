@@ -1,4 +1,4 @@
-"""An opened data set, and its splits: cheap records in a known order, and how a record becomes an image."""
+"""An opened data set and its splits, which have cheap records in a known order and decode a record to an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import DataError
 
-# TensorFlow's default depends on the device, and a seed must mean the same everywhere.
+# Name of the random algorithm. TensorFlow's default depends on the device, but a seed must give the same everywhere.
 ALGORITHM = "philox"
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -25,13 +25,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class BadImages:
-    """The unreadable images of a source, at which it stops or which it skips, by `data.on_bad_image`.
+    """The record of a source's unreadable images, which raise an error or are skipped, by `data.on_bad_image`.
 
-    tf.data reports an exception of a function as a text within an error of its own. Errors are therefore kept here,
-    and `find_error` returns the one that such a text quotes.
+    tf.data reports an exception of a function as a text within its own error. Errors are therefore stored here, and
+    `find_error` returns the stored error that a text quotes.
 
     Attributes:
-        skipped: paths of the images that were skipped.
+        skipped: paths of the skipped images.
     """
 
     def __init__(self, rule: str) -> None:
@@ -40,16 +40,16 @@ class BadImages:
         self._errors: dict[str, DataError] = {}
 
     def keep_error(self, message: str, quoted: str = "") -> DataError:
-        """Returns a DataError and keeps it for `find_error` under the text `quoted`, by default the message."""
+        """Returns a new DataError, stored for `find_error` under the text `quoted`, by default its message."""
         error = self._errors[quoted or message] = DataError(message)
         return error
 
     def find_error(self, text: str) -> DataError | None:
-        """Returns the kept error whose text is quoted in a text of TensorFlow's; None where there is none."""
+        """Returns the stored error that a message of TensorFlow quotes; None if it quotes none."""
         return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
 
     def skip(self, path: str, error: DataError) -> None:
-        """Counts an unreadable image as skipped, or raises `error` where the rule is to stop."""
+        """Counts an unreadable image as skipped, or raises `error` if the rule is "stop"."""
         if not self._skips:
             raise self._errors.setdefault(str(error), error)
         if path not in self.skipped:
@@ -63,12 +63,12 @@ class Source:
 
     Attributes:
         name: the `data.source`, such as "cifar10".
-        title: the name for people, such as "embedded photographs".
-        label_names: one name per label; empty where there are no labels.
+        title: the name in messages, such as "embedded photographs".
+        label_names: names of the labels, in their order; empty for images without labels.
         image_shape: height, width and channels of the images.
         splits: the splits "train", "validation" and "test".
-        bad_images: the unreadable images.
-        notes: what a user should know of the images, one line each.
+        bad_images: the record of the unreadable images.
+        notes: messages for the user about the images, one line each.
     """
 
     name: str
@@ -81,24 +81,24 @@ class Source:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Number of images in each split."""
+        """The number of images in each split."""
         return {name: split.size for name, split in self.splits.items()}
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """Which images of the data set each split has, such as "train[-1000:]"."""
+        """The description of each split, such as "train[-1000:]"."""
         return {name: split.description for name, split in self.splits.items()}
 
     @property
     def skipped(self) -> int:
-        """Number of unreadable images that were skipped so far (`data.on_bad_image=skip`)."""
+        """The number of unreadable images that were skipped so far (`data.on_bad_image=skip`)."""
         return len(self.bad_images.skipped)
 
     def split(self, name: str) -> Split:
-        """Returns a split by its name, ready to be read.
+        """Returns the split with this name, ready to be read.
 
         Raises:
-            DataError: where there is no such split, or its images cannot be loaded.
+            DataError: where no split has this name, or the images cannot be loaded.
         """
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
@@ -106,7 +106,7 @@ class Source:
         return self.splits[name]
 
     def key(self, split: str, index: int) -> str:
-        """Returns a name that no other image of the source has.
+        """Returns the name of an image, which no other image of the source has.
 
         The name is the image's path below the folder, or "split/index" where the images of the data set have no names.
         """
@@ -114,24 +114,24 @@ class Source:
         return f"{split}/{index}" if keys is None else keys[index]
 
     def keys(self) -> Iterator[str]:
-        """Yields the names of all images, split by split; see `key`."""
+        """Yields the names of all images, as `key` returns them, split by split."""
         for split, size in self.sizes.items():
             yield from (self.key(split, index) for index in range(size))
 
     def examples(self, split: str) -> tf.data.Dataset:
-        """Returns a split's images unaugmented, in the same order each time; see `Split.examples`.
+        """Returns a dataset of a split's images, not augmented, in the split's own order; see `Split.examples`.
 
         Raises:
-            DataError: where there is no such split, or its images cannot be loaded.
+            DataError: where no split has this name, or the images cannot be loaded.
         """
         return self.split(split).examples()
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Turns TensorFlow's error about an unreadable image into the DataError that names the image.
+        """Returns a context in which TensorFlow's error about an unreadable image becomes a DataError with its path.
 
-        Folders that fit in memory are read when they are opened and need no guard; loops over larger ones run inside
-        one.
+        Loops over the images of a large folder run inside this context; folders that fit in memory need no guard,
+        because they are read when they are opened.
 
         Raises:
             DataError: where an image could not be read and `data.on_bad_image` is "stop".
@@ -139,7 +139,7 @@ class Source:
         try:
             yield
         except tf.errors.OpError as error:
-            # Files are read ahead, so a bad image may be known that is not the reason of this error.
+            # The message decides, because files are read ahead and a stored error may be of a later image.
             cause = self.bad_images.find_error(error.message)
             if cause is None:
                 raise
@@ -147,15 +147,15 @@ class Source:
 
 
 class Split(abc.ABC):
-    """Images of one split.
+    """The base class of splits, whose images are records in a known order that `decode` turns into images.
 
     A record is cheap to shuffle and to skip: an index in this class, an encoded image in `RecordSplit`. `decode` does
-    the expensive work, so that a run which starts in the middle of an epoch decodes nothing that it does not use.
+    the expensive work, so that a run which starts in the middle of an epoch decodes only the images that it uses.
 
     Attributes:
         size: number of images.
-        description: which images of the data set these are, for people.
-        keys: a name for each image, unique in the data set; None where its images have no names.
+        description: description of the split's images for messages, such as "train[-1000:]".
+        keys: names of the images, unique in the data set; None where images have no names.
     """
 
     def __init__(self, size: int, description: str, keys: Sequence[str] | None = None) -> None:
@@ -164,45 +164,45 @@ class Split(abc.ABC):
         self.keys = keys
 
     def prepare(self) -> None:  # noqa: B027 - most splits need nothing
-        """Loads whatever `decode` needs; this class needs nothing.
+        """Loads the arrays that `decode` needs, before `decode` is traced; the base class loads nothing.
 
-        Datasets trace `decode`. Arrays that are made during tracing would become constants of the graph.
+        An array that is loaded while a dataset traces `decode` would become a constant of the graph.
         """
 
     def records(self) -> tf.data.Dataset:
-        """Returns the records in the split's own order; in this class the indices, int64 []."""
+        """Returns a dataset of the records in the split's own order; in the base class indices, int64 []."""
         return tf.data.Dataset.range(self.size)
 
     def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
-        """Returns all records in an order that is a pure function of `seed`, int64 [2]."""
+        """Returns a dataset of all records in a random order, a pure function of `seed`, int64 [2]."""
         indices = tf.range(self.size, dtype=tf.int64)
         order = tf.random.experimental.stateless_shuffle(indices, seed, alg=ALGORITHM)
         return tf.data.Dataset.from_tensor_slices(order)
 
     def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns the records with these indices, int64 [n], which ascend without repetition."""
+        """Returns a dataset of the records with these indices, int64 [n], which ascend without repetition."""
         return tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
 
     @abc.abstractmethod
     def decode(self, record: Any) -> Tensors:
-        """Returns image and label of a record within tf.data.
+        """Returns image and label of a record; it is traced by tf.data.
 
-        The image is uint8 [height, width, channels], the label int32 [], -1 for none.
+        The image is uint8 [height, width, channels]; the label is int32 [], -1 for none.
         """
 
     def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
-        """Returns the images from number `start` up to `stop` (None: the last) in order; no others are decoded.
+        """Returns a dataset of the images from index `start` up to `stop`, or to the end, in order.
 
         Returns:
             A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
-            "index" int64 [] in the split. An image that is skipped as unreadable leaves its index out.
+            "index" int64 [] in the split. The index of a skipped unreadable image is missing.
         """
         return self._decode_all(self.records().enumerate().take(self.size if stop is None else stop).skip(start))
 
     def examples_at(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns the images with these indices, int64 [n], which ascend without repetition; see `examples`.
+        """Returns a dataset, like that of `examples`, of the images with these ascending indices, int64 [n].
 
-        The next image stands in for one that is skipped as unreadable.
+        The next image replaces an unreadable image that is skipped.
         """
         return self._decode_all(
             tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(indices), self.records_at(indices))
@@ -217,14 +217,14 @@ class Split(abc.ABC):
 
 
 class MemorySplit(Split):
-    """A split that is held decoded in memory, as one array.
+    """A split whose decoded images are in memory, as one array.
 
     Args:
-        size: number of images N.
-        description: which images of the data set these are, for people.
-        load: returns the images, uint8 [N, height, width, channels], and the labels, int32 [N]; it is called once,
-            before the first image is read.
-        keys: see `Split`.
+        size: number N of images.
+        description: description of the split's images for messages.
+        load: function that returns the images, uint8 [N, height, width, channels], and the labels, int32 [N]; it is
+            called once, before the first image is read.
+        keys: names of the images, unique in the data set; None where images have no names.
     """
 
     def __init__(
@@ -236,15 +236,15 @@ class MemorySplit(Split):
         self._labels: tf.Tensor | None = None
 
     def prepare(self) -> None:
-        """Loads the images."""
+        """Loads images and labels at the first call."""
         if self._load is not None:
-            # tf.data reads on the host, so the array must not go to a GPU.
+            # The array is placed on the CPU, because tf.data reads it there.
             with tf.device("/CPU:0"):
                 self._images, self._labels = (tf.convert_to_tensor(array) for array in self._load())
             self._load = None
 
     def decode(self, record: tf.Tensor) -> Tensors:
-        """See `Split.decode`; the record is an index, int64 []."""
+        """Returns image and label of a record, which is an index, int64 []."""
         return tf.gather(self._images, record), tf.gather(self._labels, record)
 
 
@@ -253,10 +253,10 @@ class RecordSplit(Split):
 
     Args:
         size: number of records.
-        description: which images of the data set these are, for people.
-        records: the encoded records, the same in every pass; dense tensors of fixed shapes.
-        decode: see `Split.decode`.
-        window: number of encoded records that are shuffled among each other, in memory.
+        description: description of the split's images for messages.
+        records: dataset of the encoded records, the same in every pass, dense tensors of fixed shapes.
+        decode: function that returns image and label of an encoded record, as `Split.decode` does.
+        window: number of encoded records that are shuffled together, in memory.
     """
 
     def __init__(
@@ -274,11 +274,11 @@ class RecordSplit(Split):
         self._window = window
 
     def records(self) -> tf.data.Dataset:
-        """Returns the encoded records in the split's own order."""
+        """Returns a dataset of the encoded records in the split's own order."""
         return self._records
 
     def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
-        """See `Split.records_at`; all records up to the last of these are read, but not decoded."""
+        """Returns a dataset of the records with these indices; all records up to the last one are read, not decoded."""
         chosen = np.zeros(self.size, bool)
         chosen[indices] = True
         is_chosen = tf.constant(chosen)
@@ -286,9 +286,9 @@ class RecordSplit(Split):
         return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
 
     def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
-        """Returns the records, permuted within windows whose borders depend on the seed.
+        """Returns a dataset of all records, shuffled within windows whose borders depend on the seed.
 
-        The first window begins at a random record of the first `window`; the records before it come last.
+        The first window begins at a random one of the first `window` records; the records before it come last.
         """
         first = tf.random.stateless_uniform([], seed, 0, self._window, tf.int64, alg=ALGORITHM)
         windows = self._records.skip(first).batch(self._window)
@@ -304,5 +304,5 @@ class RecordSplit(Split):
         return windows.enumerate().flat_map(permuted)
 
     def decode(self, record: Any) -> Tensors:
-        """See `Split.decode`; the record is an encoded example."""
+        """Returns image and label of a record, which is an encoded example."""
         return self._decode(record)

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets (TFDS)."""
+"""The data sources of TensorFlow Datasets (TFDS): builders, splits and decoding."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Spl
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.requirements import missing
 
-# Encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so windows of this size, some
-# thousand images, mix well.
+# Number of encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so that windows of this
+# size, with some thousand images, mix well.
 _WINDOW_BYTES = 2**27
+# Smallest number of records in a window.
 _LEAST_WINDOW = 1024
 
 
 def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
-    """Opens a prepared TFDS data set.
+    """Returns the source of a prepared TFDS data set.
 
     Args:
-        config: options `source` (NAME or "tfds:NAME"), `data_dir`, `validation_examples`, `centre_crop` and
-            `cache_gib`. Decoded images that take at most `cache_gib` are held in memory; otherwise the records stay
-            encoded on disk.
+        config: the config with `source` (NAME or "tfds:NAME"), `data_dir`, `validation_examples`, `centre_crop` and
+            `cache_gib`. If all decoded images take at most `cache_gib` they are held in memory; otherwise the records
+            stay encoded on disk.
         image_shape: height, width and channels of the images.
         download: whether to download and prepare missing data.
 
     Raises:
-        DataError: where TFDS has no such data set, the data are not prepared, the download fails, or the data set
-            holds no usable images.
+        DataError: where TFDS lacks the data set, the data are not prepared, the download fails, or the images are
+            unusable.
     """
     builder = _find_builder(config)
     _require_prepared(builder, config, download)
@@ -64,21 +65,21 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
 
 
 def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
-    """Returns which TFDS splits serve for training, validation and test.
+    """Returns the TFDS splits for training, validation and test, in TFDS' notation.
 
-    A data set's own splits are kept. Where it has no test split, its validation split is the test set, as in the
-    paper. Splits that are missing then come from the end of the training split.
+    A data set's own splits are used. If it has no test split, its validation split is the test set, as in the paper.
+    Splits that are still missing are taken from the end of the training split.
 
     Args:
         source: the data set's name, for messages.
         sizes: number of images in each split that the data set has.
-        held_out: number of images to hold out of training for each split that is missing.
+        held_out: number of images to hold out of training for each missing split.
 
     Returns:
-        TFDS' notation for "train", "validation" and "test", for example "train[:-1000]".
+        The notation, such as "train[:-1000]", by the names "train", "validation" and "test".
 
     Raises:
-        DataError: where there is no training split or it is too small.
+        DataError: where the training split is missing or too small.
     """
     if "train" not in sizes:
         raise DataError(f"the data set {source} has no split train (it has {', '.join(sizes) or 'none'}); use another")
@@ -99,12 +100,12 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
 
 
 def _find_builder(config: DataConfig) -> Any:
-    """Returns the builder of a data set, of a class that TFDS ships.
+    """Returns the TFDS builder of a data set, always of a class that TFDS ships.
 
-    TFDS itself would read a folder that it has no class for by its metadata, and import the classes that these name.
+    For a folder without a class, `tfds.builder` would import the classes that untrusted metadata in the folder name.
 
     Raises:
-        DataError: where TFDS has no such data set, config or version.
+        DataError: where TFDS lacks the data set, its config or its version.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(missing("tensorflow_datasets", f"data.source={config.source}"))
@@ -122,7 +123,7 @@ def _find_builder(config: DataConfig) -> Any:
             f"TensorFlow Datasets has no data set {name!r}{nearest(name, tfds.list_builders())}; a folder that it has "
             "no class for is not read: its metadata name code"
         ) from None
-    # A wrong config or version, in whichever error TFDS chooses; its message names the right ones.
+    # Every exception is caught, because TFDS raises several kinds for a wrong config or version.
     except Exception as error:
         raise DataError(f"cannot open the data set {name!r}{_nearest_config(name)}: {one_line(error)}") from error
 
@@ -137,7 +138,7 @@ def _nearest_config(name: str) -> str:
 
 
 def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
-    # Reading a data set that is not prepared would start a download.
+    # This is checked first, because reading a data set that is not prepared would start a download.
     if builder.is_prepared():
         return
     if not download:
@@ -149,13 +150,13 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         )
     try:
         builder.download_and_prepare()
-    # The network, the disk, checksums, or data that must be fetched by hand: TFDS' own message says what to do.
+    # Every exception is caught: network, disk, checksums, or data to fetch by hand, on which TFDS' message has advice.
     except Exception as error:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
 def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
-    """Returns the names of the image feature and of the label feature, None where there are no or several labels."""
+    """Returns the names of the image feature and of the label feature; None instead of no or several label features."""
     import tensorflow_datasets as tfds
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -164,7 +165,7 @@ def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_C
     if len(images) != 1:
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
-    # Grey and RGB images can be converted to each other.
+    # Both numbers of channels are accepted where grey and RGB images can be converted to each other.
     taken = tuple(PILLOW_MODES) if channels in PILLOW_MODES else (channels,)
     if shape[-1] not in taken or dtype != np.uint8:
         raise DataError(
@@ -188,10 +189,10 @@ def _record_split(
         split=notation,
         shuffle_files=False,
         decoders={key: tfds.decode.SkipDecoding() for key in pictures},
-        # One file after the other, so that the order is the split's own and slices keep it.
+        # Files are read one after the other, so that the records are in the split's own order.
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    # Other features may have any shape, and a shuffle's window needs records of one shape.
+    # All other features are dropped, because a shuffle's window needs records of one shape.
     keys = [image_key, label_key] if label_key else [image_key]
     records = records.map(lambda record: {key: record[key] for key in keys})
     feature = features[image_key]
@@ -210,12 +211,12 @@ def _record_split(
 def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
     """Returns the pixels of an encoded image, a string [], as Pillow decodes them: uint8 [H, W, channels].
 
-    `feature` is the `tfds.features.Image` of the data set.
+    The argument `feature` is the `tfds.features.Image` of the data set.
     """
     channels = feature.shape[-1]
 
     def accurate() -> tf.Tensor:
-        # TensorFlow's default, a fast transform, is up to 7 levels off Pillow's pixels.
+        # The accurate method is used because TensorFlow's default differs from Pillow's pixels by up to 7.
         return tf.io.decode_jpeg(encoded, channels, dct_method="INTEGER_ACCURATE")
 
     pixels = tf.cond(tf.io.is_jpeg(encoded), accurate, lambda: feature.decode_example(encoded))

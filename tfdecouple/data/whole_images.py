@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 def draw_whole_images(source: Source, split: str, count: int, seed: int) -> dict[str, Callable[[], np.ndarray]]:
     """Returns functions that read images of a split at their own size, uint8 `[H, W, channels]`, by name.
 
-    A folder has one for each file. The sample photographs have one for each photograph: the band that belongs to the
-    split.
+    For a folder they read the files of the split. For the sample photographs they read the band of each photograph that
+    belongs to the split.
 
     Args:
         source: the data set, a folder or the sample photographs.
         split: "train", "validation" or "test".
         count: number of images, drawn with the seed; 0 for all.
-        seed: seed of that draw.
+        seed: seed of the draw of the images.
 
     Raises:
-        DataError: for another data set.
+        DataError: where the data set is neither a folder nor the sample photographs.
     """
     channels = source.image_shape[-1]
     if source.name.startswith("folder:"):

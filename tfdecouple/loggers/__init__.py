@@ -1,6 +1,6 @@
-"""Loggers, which show a run's metrics and pictures beside `metrics.jsonl`, and the registry of their names.
+"""Loggers, which write a run's metrics and pictures beside `metrics.jsonl`, and the registry of their names.
 
-They import large packages in their methods, because the config reads their names (`training.loggers`) without
+Loggers import large packages in their methods, because the config reads their names (`training.loggers`) without
 TensorFlow.
 """
 
@@ -15,7 +15,7 @@ from tfdecouple.loggers.tensorboard import TensorBoard
 from tfdecouple.loggers.weights_and_biases import WeightsAndBiases
 from tfdecouple.runtime.requirements import require
 
-# The loggers by name, in the order of help texts and messages.
+# Classes of the loggers by name, in the order of help texts and messages.
 LOGGERS: dict[str, type[Logger]] = {
     logger.name: logger
     for logger in (
@@ -28,7 +28,7 @@ LOGGERS: dict[str, type[Logger]] = {
 
 
 def require_loggers(names: Sequence[str]) -> None:
-    """Raises MissingPackageError if a logger needs a package that is not installed, with the extra that installs it."""
+    """Raises MissingPackageError if a logger needs a package that is not installed; the message names the extra."""
     for name in names:
         if LOGGERS[name].package:
             require(LOGGERS[name].package, what=f"training.loggers={name}")

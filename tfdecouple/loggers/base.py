@@ -1,4 +1,4 @@
-"""The base class of loggers, and functions that several of them use."""
+"""The base class of all loggers, and functions that several loggers share."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Row = Mapping[str, Any]
 
 
 class Logger:
-    """Base class of the places that rows and pictures of a run's log go to; a subclass implements what it can show.
+    """The base class of loggers, which receive the rows and pictures of a run's log; its methods do nothing.
 
     Args:
         folder: the run folder; nothing is touched before `open`.
         config: the `Config` of the run.
 
     Attributes:
-        name: its name in `training.loggers`.
-        package: the package that it needs and an extra installs; "" for none.
-        is_foreign: whether it calls a client of another project, whose failure must not end a run.
+        name: name of the logger in `training.loggers`.
+        package: name of the package that the logger needs, which an extra installs; "" for none.
+        is_foreign: whether the logger calls a client of another project, whose failure must not end a run.
     """
 
     name = ""
@@ -42,25 +42,25 @@ class Logger:
         """
 
     def write(self, kind: str, step: int, values: Row) -> None:
-        """Adds a row: see `MetricsLog.write`."""
+        """Adds a row of metrics; the arguments are those of `MetricsLog.write`."""
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds a PNG file."""
+        """Adds a picture, a PNG file."""
 
     def flush(self) -> None:
-        """Writes out what is buffered."""
+        """Writes out all buffered rows and pictures."""
 
     def close(self) -> None:
         """Closes the log."""
 
 
 def select_numbers(kind: str, values: Row) -> dict[str, float]:
-    """Returns the numbers of a row by names such as "train/bits_per_dim"."""
+    """Returns the metrics of a row that are numbers, by names such as "train/bits_per_dim"."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def flat_options(config: Any) -> dict[str, Any]:
-    """Returns all options of a `Config` by their dotted names; a value that is a list is written as text."""
+    """Returns all options of a `Config` by their dotted names; lists and null become JSON texts."""
     options = config.options().items()
     return {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value) for name, value in options
@@ -68,7 +68,7 @@ def flat_options(config: Any) -> dict[str, Any]:
 
 
 def read_or_create_id(path: pathlib.Path, make_id: Callable[[], str]) -> str:
-    """Returns the id that a file of the run folder holds; a new id is written first if the file is absent."""
+    """Returns the id in a file of the run folder; if the file is absent, a new id is written to it first."""
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         write_text(path, make_id())

@@ -1,4 +1,4 @@
-"""The logger for MLflow, which uses its own client."""
+"""The logger for MLflow, which uses MLflow's own client."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfdecouple.loggers.base import Logger, Row, flat_options, read_or_create_id
 
 
 class MLflow(Logger):
-    """Logs to `mlflow.db` and `mlartifacts/` of the run folder, or to the server of `MLFLOW_TRACKING_URI`.
+    """A logger to `mlflow.db` and `mlartifacts/` in the run folder, or to the server of `MLFLOW_TRACKING_URI`.
 
     A resumed run adds to the same run of MLflow.
     """
@@ -24,20 +24,20 @@ class MLflow(Logger):
 
     def __init__(self, folder: pathlib.Path, config: Any):
         super().__init__(folder, config)
-        # These are MLflow's module, client and run; each is None until `open` has set it.
+        # MLflow's module, its client and the id of its run are None until `open` sets them.
         self._mlflow: Any = None
         self._client: Any = None
         self._id: str | None = None
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
-        """Starts or resumes MLflow's run."""
+        """Starts or resumes the run of MLflow."""
         self._mlflow = importlib.import_module("mlflow")
         server = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = self._mlflow.MlflowClient(tracking_uri=server or f"sqlite:///{self.folder.resolve()}/mlflow.db")
         self._id = read_or_create_id(self.folder / "mlflow-id", lambda: self._create_run(is_local=not server))
 
     def _create_run(self, is_local: bool) -> str:
-        """Creates MLflow's run, with the config as its parameters, and returns its id."""
+        """Returns the id of a new run of MLflow, whose parameters are the options of the config."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "tfdecouple")
         experiment = self._client.get_experiment_by_name(name)
         artifacts = (self.folder.resolve() / "mlartifacts").as_uri() if is_local else None
@@ -48,17 +48,17 @@ class MLflow(Logger):
         return run.info.run_id
 
     def write(self, kind: str, step: int, values: Row) -> None:
-        """Adds a row."""
+        """Adds a row of metrics to the run of MLflow."""
         now = time.time_ns() // 10**6
         entity = self._mlflow.entities.Metric
         metrics = [entity(name, float(value), now, step) for name, value in select_numbers(kind, values).items()]
         self._client.log_batch(self._id, metrics=metrics)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds a PNG file."""
+        """Adds a picture, a PNG file, to the artifacts of the run."""
         self._client.log_artifact(self._id, str(path), "images")
 
     def close(self) -> None:
-        """Ends MLflow's run."""
+        """Ends the run of MLflow."""
         if self._id is not None:
             self._client.set_terminated(self._id)

@@ -1,4 +1,4 @@
-"""The logger for TensorBoard."""
+"""The logger for TensorBoard, which writes event files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tfdecouple.loggers.base import Logger, Row, flat_options, select_numbers
 
 
 class TensorBoard(Logger):
-    """Logs metrics, pictures and the config, for TensorBoard's tab of hyperparameters, to `tensorboard/`.
+    """A logger of metrics, pictures and, as hyperparameters, the config to `tensorboard/` in the run folder.
 
-    It raises OSError on a full disk, so that the run ends as it does for its own log.
+    It raises OSError where the disk is full, so that the run ends as it does for `metrics.jsonl`.
     """
 
     name = "tensorboard"
@@ -28,7 +28,7 @@ class TensorBoard(Logger):
         self._writer = tf.summary.create_noop_writer()
 
     def open(self, step: int, rows: Sequence[Row]) -> None:
-        """Starts a log, or makes TensorBoard drop the points after the step."""
+        """Starts a log, or resumes it and makes TensorBoard drop all points after the step."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
@@ -40,7 +40,7 @@ class TensorBoard(Logger):
                 hparams.hparams(flat_options(self.config))
 
     def write(self, kind: str, step: int, values: Row) -> None:
-        """Adds a row."""
+        """Adds a row of metrics to the event file."""
         import tensorflow as tf
 
         with _os_errors(), self._writer.as_default(step=step):
@@ -48,7 +48,7 @@ class TensorBoard(Logger):
                 tf.summary.scalar(name, value)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds a PNG file."""
+        """Adds a picture, a PNG file, to the event file."""
         import numpy as np
         import tensorflow as tf
         from PIL import Image
@@ -57,19 +57,19 @@ class TensorBoard(Logger):
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        """Writes out what the writer has buffered."""
+        """Writes out all rows and pictures that the writer has buffered."""
         with _os_errors():
             self._writer.flush()
 
     def close(self) -> None:
-        """Closes the writer."""
+        """Closes the event file."""
         with _os_errors():
             self._writer.close()
 
 
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
-    """Raises OSError instead of the errors of TensorFlow's event writer."""
+    """Returns a context in which an error of TensorFlow's event writer becomes an OSError."""
     import tensorflow as tf
 
     try:
@@ -81,7 +81,7 @@ def _os_errors() -> Iterator[None]:
 
 
 def _mark_restart(folder: pathlib.Path, step: int) -> None:
-    """Writes an event that the run went back to `step`, after which TensorBoard drops all later points."""
+    """Writes an event that the run resumed at `step`, so that TensorBoard drops all later points."""
     import tensorflow as tf
 
     with tf.Graph().as_default():

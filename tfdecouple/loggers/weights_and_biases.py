@@ -1,4 +1,4 @@
-"""The logger for Weights & Biases, which uses its own client."""
+"""The logger for Weights & Biases, which uses the client of that project."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tfdecouple.loggers.base import Logger, Row, read_or_create_id, select_numbe
 
 
 class WeightsAndBiases(Logger):
-    """Logs to `wandb/` of the run folder, offline unless `WANDB_MODE` has another value.
+    """A logger to `wandb/` in the run folder, offline unless `WANDB_MODE` has another value.
 
-    A resumed run adds to the same run of Weights & Biases; `wandb sync` uploads what was logged offline.
+    A resumed run adds to the same run of Weights & Biases; `wandb sync` uploads a run that was logged offline.
     """
 
     name = "wandb"
@@ -24,7 +24,7 @@ class WeightsAndBiases(Logger):
 
     def __init__(self, folder: pathlib.Path, config: Any):
         super().__init__(folder, config)
-        # These are the run of the client and its class of pictures; both are None until `open`.
+        # The client's run and its class of pictures are None until `open` sets them.
         self._run: Any = None
         self._image: Any = None
 
@@ -41,15 +41,15 @@ class WeightsAndBiases(Logger):
             mode=os.environ.get("WANDB_MODE", "offline"),
             config=self.config.to_dict(),
         )
-        # The client's own count of steps may not decrease, but a run that resumes from its last checkpoint goes back.
+        # A metric "step" replaces the client's count of steps, which cannot go back to the checkpoint of a resumed run.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, values: Row) -> None:
-        """Adds a row."""
+        """Adds a row of metrics to the run of Weights & Biases."""
         self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds a PNG file."""
+        """Adds a picture, a PNG file, to the run of Weights & Biases."""
         self._run.log({"step": step, name: self._image(str(path))})
 
     def close(self) -> None:
