@@ -1,8 +1,8 @@
-"""Every option of a run, as frozen dataclasses that come from JSON and go back to it.
+"""The config of a run with all its options, as frozen dataclasses that are read from JSON and written as JSON.
 
-A `Config` is complete: model, data, training and the presets' description in one object, from which a run can be
-repeated. `override` changes single values by their dotted names (`--set model.latent_dim=32`), and every unknown name
-or impossible combination is a `ConfigError` of one line that names the value.
+A `Config` holds model, data, training and a description, and is complete: a run can be repeated from it. `override`
+changes single options by their dotted names (`--set model.latent_dim=32`). An unknown name or an impossible combination
+raises a `ConfigError` of one line that names the value.
 """
 
 from tfdecouple.config.data import BAD_IMAGE_RULES, PHOTOGRAPHS, DataConfig

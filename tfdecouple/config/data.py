@@ -1,4 +1,4 @@
-"""The options of the images."""
+"""The options of the images: `DataConfig`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tfdecouple.config.values import Count, NonNegative, Positive, check_fields,
 
 BAD_IMAGE_RULES = ("stop", "skip")
 
-# The embedded photographs whose licences let anybody use them; their files are listed in `data/sample_images.py`.
+# Names of the sample photographs whose licences let anybody use them; `data/sample_images.py` lists their files.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 
 
@@ -47,7 +47,7 @@ class DataConfig:
     photograph_crops: Positive = 32768
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError that names the option for an impossible value."""
+        """Raises ConfigError if an option has an impossible value; the message names the option."""
         check_fields(self, "data.")
         require(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
         require(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")

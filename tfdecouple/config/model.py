@@ -1,4 +1,4 @@
-"""The options of the model: its architecture."""
+"""The options of the model's architecture: `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ CONDITIONING = ("coupling", "base", "none")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
-# The module and class of each name; a module is imported with TensorFlow when it is needed. Users see this order.
+# Module and class of each layer by name, in the order of help texts. A module imports TensorFlow, so that it is
+# imported only when it is needed.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.pointwise:SinhArcsinh",
 }
@@ -23,11 +24,11 @@ CONDITIONERS = {
     "convolutional": "tfdecouple.layers.conditioners:ConvNet",
 }
 
-# One over the fraction of channels that leave.
+# One over the fraction of channels that leave the flow at the end of a stage.
 Factor = Annotated[int, pydantic.Field(ge=2)]
-# No image can be halved so often.
+# Largest number of levels of a flow; no image can be halved more often.
 MOST_LEVELS = 24
-# TensorFlow needs minutes to build this many steps; the deepest preset has 92.
+# Largest number of flow steps, which TensorFlow needs minutes to build; the deepest preset has 92.
 MOST_STEPS = 1000
 
 
@@ -120,7 +121,7 @@ class ModelConfig:
     dequantization_map_channels: Positive = 4
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError that names the option for an impossible value or combination."""
+        """Raises ConfigError if options have impossible values or combinations; the message names the option."""
         check_fields(self, "model.")
         require(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,
@@ -171,7 +172,7 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Checks the levels of the flow whose options begin with `prefix`."""
+        """Raises ConfigError if the levels of a flow are impossible; its options begin with `prefix`."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -218,7 +219,7 @@ class ModelConfig:
         self._check_halving(2**levels, f"{network} halves", f"model.{name}")
 
     def _check_halving(self, scale: int, halve: str, option: str) -> None:
-        """Checks that height and width are multiples of `scale`; `halve` and `option` give the reason."""
+        """Raises ConfigError if height or width is no multiple of `scale`; `halve` and `option` are for the message."""
         *sides, channels = self.image_shape
         nearest = [*(-(-side // scale) * scale for side in sides), channels]
         require(
@@ -228,7 +229,7 @@ class ModelConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the options as plain JSON values."""
+        """Returns the options of the model by name, as plain JSON values."""
         return to_plain(dataclasses.asdict(self))
 
     @property
@@ -238,7 +239,7 @@ class ModelConfig:
 
     @property
     def bound_of_scales(self) -> float | None:
-        """The bound `alpha`; None where no coupling of the decoder's flow scales."""
+        """The bound `alpha` of the scales; None where all couplings of the decoder's flow are additive."""
         return None if self.transform == self.multiscale_transform == "additive" else self.alpha
 
     @property
@@ -253,12 +254,12 @@ class ModelConfig:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the model knows labels."""
+        """Whether the model takes labels of the images."""
         return self.classes > 0
 
     @property
     def label_shares(self) -> tuple[float, ...]:
-        """p(y) of each label, up to a common factor."""
+        """The probability p(y) of each label, up to a common factor."""
         return self.class_probabilities or (1.0,) * self.classes
 
     @property
@@ -268,7 +269,7 @@ class ModelConfig:
 
     @property
     def n_bins(self) -> int:
-        """Number of bins of a pixel, `2**n_bits`."""
+        """The number of bins of a pixel, `2**n_bits`."""
         return 2**self.n_bits
 
     @property
@@ -278,7 +279,7 @@ class ModelConfig:
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages of each level of the flow of the dequantisation; none where u is uniform."""
+        """The stages of each level of the dequantisation flow; () where u is uniform."""
         if not self.has_dequantizer:
             return ()
         widths, factors = self.dequantization_hidden_channels, self.inner_dequantization_factors
@@ -286,12 +287,12 @@ class ModelConfig:
 
     @property
     def inner_factors(self) -> tuple[int, ...]:
-        """One factor for each inner level of the flow."""
+        """The factor of each inner level of the flow: one over the fraction of channels that leave."""
         return _repeat(self.factors, len(self.steps))
 
     @property
     def inner_dequantization_factors(self) -> tuple[int, ...]:
-        """One factor for each inner level of the flow of the dequantisation."""
+        """The factor of each inner level of the dequantisation flow: one over the fraction of channels that leave."""
         return _repeat(self.dequantization_factors, len(self.dequantization_steps))
 
 

@@ -1,4 +1,4 @@
-"""The presets: configs of this package, one JSON file each in `tfdecouple/presets/`."""
+"""The presets, which are named configs of this package, each in a JSON file in `tfdecouple/presets/`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> Config:
-    """Returns the preset with this name.
+    """Returns the config of the preset with this name.
 
     >>> load_preset("cifar10").model.latent_dim
     64
 
     Raises:
-        ConfigError: for an unknown name, with the nearest one.
+        ConfigError: where the name is unknown; the message has the nearest name.
     """
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1)
@@ -40,7 +40,7 @@ def load_preset(name: str) -> Config:
 
 
 def describe_config(config: Config) -> str:
-    """Returns the name of a run's preset, and the options of the model that differ from it.
+    """Returns a text with the name of a run's preset and the model's options that differ from the preset.
 
     >>> from tfdecouple.config import override
     >>> describe_config(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))

@@ -1,4 +1,4 @@
-"""The config of a whole run: its JSON, changes of single options by their names, and the meanings of all options."""
+"""The config of a run: reading and writing as JSON, changes of single options, and the meanings of all options."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tfdecouple.storage.files import parse_json, read_json
 
 T = typing.TypeVar("T")
 
-# A config's name is that of a folder; file systems take 255 bytes, endings included.
+# Largest number of bytes of a name, which becomes the name of a folder; file systems take 255 bytes with endings.
 _NAME_BYTES = 200
-# A config has some kilobytes.
+# Largest number of bytes of a config's file; a real config has some kilobytes.
 _MOST_BYTES = 2**18
-# "name: meaning" or "name, name: meaning" in the Attributes of a docstring.
+# Pattern of "name: meaning" or "name, name: meaning" in the Attributes of a docstring.
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """The config of a whole run.
+    """The config of a run: model, data and training.
 
     >>> from tfdecouple.config import load_preset
     >>> config = load_preset("cifar10")
@@ -58,7 +58,7 @@ class Config:
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError for a name that no folder can have: a run is written to runs/NAME by default."""
+        """Raises ConfigError if no folder can have the config's name, because runs/NAME is the default run folder."""
         check_fields(self)
         name = self.name
         is_plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
@@ -69,7 +69,7 @@ class Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the config as plain JSON values."""
+        """Returns the config as a dict of plain JSON values."""
         return to_plain(dataclasses.asdict(self))
 
     def to_json(self) -> str:
@@ -83,10 +83,10 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Returns the config of plain JSON values; absent options take their defaults.
+        """Returns the config with the options in a dict of plain JSON values; absent options take their defaults.
 
         Raises:
-            ConfigError: for an unknown name (with the nearest valid one), a wrong type or an impossible value.
+            ConfigError: where a name is unknown (the message has the nearest name), a type wrong or a value impossible.
         """
         return from_plain(cls, values)
 
@@ -95,7 +95,7 @@ class Config:
         """Returns the config in a JSON file; absent options take their defaults.
 
         Raises:
-            ConfigError: where the file is missing, is no JSON, or holds a bad value.
+            ConfigError: where the file is missing or no JSON, a name is unknown, or a value impossible.
         """
         try:
             values = read_json(path, _MOST_BYTES)
@@ -110,13 +110,13 @@ def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Returns an instance of the config class `cls`, whose options begin with `prefix`, from plain JSON values.
 
     Raises:
-        ConfigError: for an unknown name, a wrong type or an impossible value.
+        ConfigError: where a name is unknown, a type wrong or a value impossible.
     """
     return build_config(cls, values, option_names(), prefix)
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Returns `config` with single values changed.
+    """Returns a config with single options changed.
 
     >>> from tfdecouple.config import load_preset
     >>> changed = override(load_preset("cifar10"), ["model.latent_dim=32", "training.precision=tf32"])
@@ -125,10 +125,10 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
     Args:
         config: the config to start from.
-        assignments: texts such as `"model.latent_dim=32"`; the right side is JSON, or else taken as text.
+        assignments: texts such as `"model.latent_dim=32"`, with JSON on the right side; anything else there is a text.
 
     Raises:
-        ConfigError: for a malformed assignment, an unknown name or an impossible value.
+        ConfigError: where an assignment is malformed, a name unknown or a value impossible.
     """
     values = config.to_dict()
     for assignment in assignments:
@@ -143,7 +143,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         try:
             value = parse_json(text)
         except ValueError:
-            # JSON numbers beyond 64 bits become floats, which are then refused as too large.
+            # A number beyond 64 bits becomes a float, so that the error says it is too large.
             value = float(text) if text.strip().removeprefix("-").isdecimal() else text
         section = values
         *path, last = name.split(".")
@@ -154,7 +154,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
 
 def option_names() -> tuple[str, ...]:
-    """Returns the dotted names of all options."""
+    """Returns the dotted names of all options, such as "model.latent_dim"."""
     names = []
     for name, section in typing.get_type_hints(Config).items():
         is_section = dataclasses.is_dataclass(section)
@@ -178,7 +178,7 @@ def describe_options() -> dict[str, str]:
 
 @functools.cache
 def _read_attributes(cls: type) -> dict[str, str]:
-    """Returns the entries of the Attributes section of a docstring."""
+    """Returns the meanings by name in the Attributes section of a class's docstring."""
     _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
     attributes: dict[str, str] = {}
     names: list[str] = []
@@ -193,6 +193,6 @@ def _read_attributes(cls: type) -> dict[str, str]:
 
 
 def difference(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns the options in which two configs differ, as `{dotted name: (ours, theirs)}`."""
+    """Returns the values `(ours, theirs)` of the options in which two configs differ, by dotted name."""
     mine, other = ours.options(), theirs.options()
     return {name: (mine[name], other[name]) for name in mine if mine[name] != other[name]}

@@ -1,6 +1,6 @@
-"""Shapes of images and of the maps in flows and encoders, level by level.
+"""The shapes of images, and of the maps in flows and encoders, level by level.
 
-Plain arithmetic of whole numbers, by which the config checks itself and the networks are made.
+The config uses this arithmetic for its checks, and the networks are built from it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 Shape = tuple[int, int, int]
 
 RGB_CHANNELS = 3
-# Pillow's modes by number of channels: an image file with one of these numbers can be converted to the other.
+# Pillow's modes by number of channels; images in one of the modes can be converted to the other mode.
 PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
 
-# Images of fewer channels are squeezed before the first level: a coupling cannot split one channel, and both of its
-# patterns split two channels in the same way.
+# Smallest number of channels at the first level. Images with fewer are squeezed first: a coupling cannot split one
+# channel, and both of its patterns split two channels in the same way.
 LEAST_CHANNELS = 3
 
 
@@ -26,8 +26,8 @@ class StagePlan:
     """A stage of the flow: steps with the same number of channels, after which some of the channels may leave.
 
     Attributes:
-        name: beginning of the names of its layers, such as `level_0_part_0`.
-        level: number of its level, from 0 on.
+        name: beginning of the names of the stage's layers, such as `level_0_part_0`.
+        level: number of the stage's level, from 0 on.
         reduction: ratio of the image's height to that of the maps.
         height: height of the maps.
         width: width of the maps.
@@ -49,22 +49,22 @@ class StagePlan:
 
     @property
     def remaining(self) -> int:
-        """Number of channels that stay."""
+        """The number of channels that stay after the stage."""
         return self.channels - self.dropped
 
     @property
     def positions(self) -> int:
-        """Number of positions in a map."""
+        """The number of positions in a map, height times width."""
         return self.height * self.width
 
     @property
     def step_names(self) -> tuple[str, ...]:
-        """Names of the steps, such as `level_0_part_0_step_0`, in the forward direction."""
+        """The names of the stage's steps, such as `level_0_part_0_step_0`, in the forward direction."""
         return step_names(self.steps, f"{self.name}_")
 
     @property
     def factor_out_name(self) -> str:
-        """Name of the layer before the channels that leave."""
+        """The name of the layer that transforms the channels that leave, before they leave."""
         return f"{self.name}_factor_out"
 
 
@@ -95,7 +95,7 @@ def is_square_of_rgb(image_shape: Shape) -> bool:
 
 
 def describe_channels(channels: int) -> str:
-    """Returns a number of channels in words: "grey", "RGB" or the number.
+    """Returns a text for a number of channels: "grey", "RGB" or the number.
 
     >>> [describe_channels(channels) for channels in (1, 3, 5)]
     ['grey', 'RGB', '5 channels']
@@ -104,7 +104,7 @@ def describe_channels(channels: int) -> str:
 
 
 def describe_images(image_shape: Shape) -> str:
-    """Returns an image shape in words, height first.
+    """Returns a text that describes images of a shape, height first.
 
     >>> describe_images((28, 28, 1)), describe_images((32, 32, 3)), describe_images((48, 64, 5))
     ('grey images of 28 x 28 pixels', 'images of 32 x 32 pixels', 'images of 48 x 64 pixels and 5 channels')
@@ -116,7 +116,7 @@ def describe_images(image_shape: Shape) -> str:
 
 
 def squeezes_first(channels: int) -> bool:
-    """Returns whether a flow over images of this number of channels squeezes them before its first level.
+    """Returns whether a flow squeezes images with this number of channels before its first level.
 
     >>> [squeezes_first(channels) for channels in (1, 2, 3, 4)]
     [True, True, False, False]
@@ -138,10 +138,10 @@ def flow_levels(
 
     Args:
         image_shape: height, width and channels of the images.
-        steps: for each level the number of steps, or for an inner level a list with the number of each stage.
+        steps: number of steps of each level; for an inner level, a list with the number of steps of each stage.
         hidden_channels: width of the coupling nets of each level.
         inner_factors: for each level between the first and the last, one over the fraction of its channels that leave
-            (4: a quarter).
+            after each stage (4: a quarter).
 
     >>> for level in flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
     ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])
@@ -187,7 +187,7 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
     """Returns the blocks of the encoder: two per level, of which the second halves height and width.
 
     Args:
-        planes: channels of each level.
+        planes: number of channels of each level.
 
     >>> [(block.name, block.planes, block.strides) for block in encoder_blocks((8, 16))][:3]
     [('level_0_block_1', 8, 1), ('level_0_block_2', 8, 2), ('level_1_block_1', 16, 1)]
@@ -200,14 +200,14 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
 
 
 def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
-    """Returns the blocks of a network from an image to a map of the same size: down as an encoder, and up again.
+    """Returns the blocks of a network from an image to a map of the same size: first down like an encoder, then up.
 
-    On the way up a level has two blocks of transposed convolutions. The second doubles height and width and has as
-    many planes as the level before it, or as the map.
+    On the way up a level has two blocks of transposed convolutions. The second block doubles height and width; its
+    number of planes is that of the next higher resolution, or of the map.
 
     Args:
-        planes: channels of each level.
-        map_channels: channels of the map.
+        planes: number of channels of each level.
+        map_channels: number of channels of the map.
 
     >>> [(block.name, block.planes, block.strides) for block in local_blocks((8, 16), 4)[4:]]
     [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]
@@ -231,7 +231,7 @@ def step_names(count: int, prefix: str = "") -> tuple[str, ...]:
 
 
 def halve_channels(channels: int) -> tuple[int, int]:
-    """Returns the numbers of channels that couplings pass on and transform; half, rounded down, are transformed.
+    """Returns the number of channels that a coupling leaves unchanged, and the number (half, rounded down) it changes.
 
     >>> halve_channels(7)
     (4, 3)

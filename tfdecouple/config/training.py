@@ -1,4 +1,4 @@
-"""The options of training."""
+"""The options of a training: `TrainingConfig`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
-# The bound of keras.utils.set_random_seed.
+# Number of seeds that keras.utils.set_random_seed accepts.
 SEEDS = 2**32
 
 
@@ -121,13 +121,13 @@ class TrainingConfig:
 
     @property
     def passes(self) -> int:
-        """Number of micro-batches in an update; ConfigError where `micro_batches` is "auto"."""
+        """The number of micro-batches in an update; raises ConfigError where `micro_batches` is "auto"."""
         if isinstance(self.micro_batches, str):
             raise ConfigError("training.micro_batches is 'auto'; only training itself makes a number of it")
         return self.micro_batches
 
     def __post_init__(self) -> None:
-        """Raises a ConfigError that names the option for an impossible value."""
+        """Raises ConfigError if an option has an impossible value; the message names the option."""
         check_fields(self, "training.")
         require(
             self.learning_rate <= 1,

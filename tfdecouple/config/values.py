@@ -1,4 +1,4 @@
-"""JSON values made into the dataclasses of a config; pydantic checks the type and range of each field."""
+"""Functions that turn JSON values into the dataclasses of a config; pydantic checks type and range of each field."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tfdecouple.errors import ConfigError
 
 T = typing.TypeVar("T")
 
-# Types of fields, with their ranges.
+# Types of fields with a range: whole numbers from 0 or 1 on, and numbers from 0 on.
 Count = Annotated[int, pydantic.Field(ge=0)]
 Positive = Annotated[int, pydantic.Field(ge=1)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
-# A number in (0, 1], and one in [0, 1).
+# Types of fields with numbers in (0, 1] and in [0, 1).
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
-# TensorFlow's whole numbers have 64 bits, and its numbers 32 in most places.
+# Largest values by type, because TensorFlow's whole numbers have 64 bits and its floats mostly 32.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# Descriptions of the right values, by the types of pydantic's errors.
+# Descriptions of the accepted values, by the types of pydantic's errors.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -45,19 +45,19 @@ _EXPECTED = {
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises a ConfigError with a message unless the condition holds."""
+    """Raises ConfigError with this message if the condition is False."""
     if not condition:
         raise ConfigError(message)
 
 
 def format_value(value: Any) -> str:
-    """Returns a value for a message, on one line and cut short where it is long."""
+    """Returns a value as a text of one line for a message; a long text is cut short."""
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
 
 
 def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises a ConfigError where the value of the option `name` is not among the choices."""
+    """Raises ConfigError if the value of the option `name` is not among the choices."""
     choices = tuple(choices)
     require(value in choices, f"{name} is {format_value(value)}; it must be one of {', '.join(map(repr, choices))}")
 
@@ -72,7 +72,7 @@ def build_config(cls: type[T], values: Mapping[str, Any], names: Sequence[str], 
         prefix: beginning of the dotted names of the fields.
 
     Raises:
-        ConfigError: for an unknown name, a wrong type or an impossible value.
+        ConfigError: where a name is unknown, a type wrong or a value impossible.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {format_value(values)}; it must be a JSON object")
@@ -92,10 +92,10 @@ def build_config(cls: type[T], values: Mapping[str, Any], names: Sequence[str], 
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Converts the fields of a config in place to their types; fields that are sections stay as they are.
+    """Converts the fields of a config to their types, in place; fields that are sections stay unchanged.
 
     Raises:
-        ConfigError: for a wrong type, or a value out of its range.
+        ConfigError: where a value has a wrong type or is out of its range.
     """
     for name, (hint, adapter) in _adapters(typing.cast(typing.Hashable, type(config))).items():
         value = getattr(config, name)
@@ -117,7 +117,7 @@ def _adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
     adapters = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if typing.get_origin(hint) is tuple:
-            # A config checks the number of entries itself, with a better message.
+            # Any number of entries is accepted here, because a config checks it with a better message.
             hint = tuple[typing.get_args(hint)[0], ...]  # type: ignore[misc]
         if not dataclasses.is_dataclass(hint):
             adapters[name] = hint, pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True))
@@ -125,7 +125,7 @@ def _adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
 
 
 def _describe_right_values(error: Mapping[str, Any]) -> str:
-    """Returns the description of the right values that belongs to an error of pydantic's."""
+    """Returns a description of the accepted values, for an error of pydantic's."""
     if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
         return f"at most {_LARGEST[int]:.2g}"
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
@@ -133,26 +133,26 @@ def _describe_right_values(error: Mapping[str, Any]) -> str:
 
 
 def _to_python(value: Any, name: str) -> Any:
-    """Returns a value with tuples for lists and Python's numbers for NumPy's, whole ones as int."""
+    """Returns a value with tuples instead of lists and Python's numbers instead of NumPy's, whole numbers as int."""
     if isinstance(value, list | tuple):
         return tuple(_to_python(inner, f"{name}[{index}]") for index, inner in enumerate(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         largest = _LARGEST[int if isinstance(value, numbers.Integral) else float]
-        # NaN passes here: the check of the range refuses it.
+        # The comparison lets NaN pass, which the later check of the range refuses.
         number: Any = value
         require(not abs(number) > largest, f"{name} is {format_value(value)}; it must be at most {largest:.2g}")
         is_whole = isinstance(value, numbers.Integral) or (abs(number) <= _LARGEST[int] and number == int(number))
         return int(number) if is_whole else float(number)
-    # Neither TensorFlow nor file systems take a NUL.
+    # A NUL character is refused, because TensorFlow and file systems cannot take it.
     require(not isinstance(value, str) or "\0" not in value, f"{name} is {format_value(value)}; it must not hold a NUL")
     return value
 
 
 def unknown_option(name: str, names: Sequence[str]) -> ConfigError:
-    """Returns the error for an unknown option, with the name of the nearest one."""
+    """Returns the ConfigError for an unknown option; its message has the nearest name."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if not near:
-        # The name may lack its section.
+        # The last parts of the names are compared, because the user may have left out the section.
         near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
     hint = f"did you mean {near[0]}?" if near else "python -m tfdecouple explain explains all"
     return ConfigError(f"there is no option {format_value(name)}; {hint}")

@@ -1,4 +1,4 @@
-"""Codes of many images in files: written by `python -m tfdecouple encode` and `encode-beam`, read by `read_codes`."""
+"""Files with the codes of many images, which `tfdecouple encode` and `encode-beam` write and `read_codes` reads."""
 
 from tfdecouple.corpus.formats import read_codes
 

@@ -1,4 +1,4 @@
-"""The encoding of a folder of images as an Apache Beam pipeline, for clusters (extra `beam`)."""
+"""The Apache Beam pipeline that encodes a folder of images, for clusters (extra `beam`)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line
 
-# All images come in one split: codes do not depend on the split.
+# Name of the only split, because codes do not depend on the split.
 SPLIT = "all"
 UNREADABLE = "unreadable"
 _LABELS = "_label_names.json"
@@ -47,7 +47,7 @@ _DIGESTS = "_digests.jsonl"
 
 
 def encode_with_beam(options: argparse.Namespace) -> Manifest:
-    """Encodes a folder of images by a pipeline, with the options of `encode-beam`, and returns the written manifest.
+    """Returns the manifest of the codes of a folder of images, after encoding them with the options of `encode-beam`.
 
     Raises:
         UserError: where the model or the images are missing, the output folder is not empty, or the pipeline fails.
@@ -58,7 +58,7 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     facts = session.get_modelmeta().custom_metadata_map
     crop = options.centre_crop
     if crop is None:
-        # The only number in the metadata, if any, is the side of the centre that the model's images keep.
+        # A number in this text of the metadata, if it has one, is the side of the centre crop.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _absolute_path(options.out), _absolute_path(options.images) + "/"
     _clear(out)
@@ -67,17 +67,17 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     if not _has_files(f"{root}**"):
         raise DataError(f"there are no files in {options.images}; --images takes a folder of image files")
     reader = Reader(root, _has_files(f"{root}train/**"), image_shape, crop)
-    # The folder is made here so that workers do not make it at the same time.
+    # The folder is made here, because workers that make it at the same time would disturb each other.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
     try:
-        # The last value of an option counts, so that the user's options override this one.
+        # The user's options come last, because the last value of an option counts.
         quiet = ["--default_sdk_harness_log_level=ERROR"]
         pipeline = beam.Pipeline(options=PipelineOptions([*quiet, *options.beam]))
         _add_steps(pipeline, options, reader, Encoder(model, fields, options.threads), out)
         result = pipeline.run()
         result.wait_until_finish()
-    # Each runner has errors of its own, with long traces; the cause is their last line.
+    # Every exception is caught, because each runner raises its own kinds, with long traces and the cause at the end.
     except Exception as error:
         _clear(out, _LABELS, _DIGESTS, f"_{UNREADABLE}.txt", f"{SPLIT}-*")
         text = str(error).strip().splitlines() or [type(error).__name__]
@@ -111,7 +111,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
         pipeline
         | "List files" >> fileio.MatchFiles(f"{reader.root}**")
         | "Keep images" >> beam.Filter(lambda metadata: reader.is_image(metadata.path))
-        # As bytes: Beam passes on only UTF-8 text, and file names may be other bytes.
+        # Paths are passed on as bytes, because Beam's texts are UTF-8 and file names may be any bytes.
         | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
     )
     labels = (
@@ -128,7 +128,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     )
     read = (
         paths
-        # Without this step the worker that lists the files would also read them all.
+        # Without this step the worker that lists the images would also read all of them.
         | "Spread" >> beam.Reshuffle()
         | "Read"
         >> beam.FlatMap(reader.read, labels=beam.pvalue.AsSingleton(labels)).with_outputs(UNREADABLE, main="images")
@@ -150,7 +150,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     _ = (
         codes
         | "Write codes" >> write
-        # Without this step the worker that names the files would also read them all.
+        # Without this step the worker that lists the written files would also read all of them.
         | "Spread files" >> beam.Reshuffle()
         | "Read back" >> beam.Map(make_digest_line)
         | "Write digests" >> text(f"{out}/{_DIGESTS}")
@@ -158,19 +158,19 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
 
 
 def number_labels(names: Sequence[bytes]) -> dict[bytes, int]:
-    """Returns a number for each label name, in the order of the names as text; "" has no number."""
+    """Returns the number of each label by its name, in the order of the names as text; "" gets no number."""
     return {name: number for number, name in enumerate(sorted(set(names) - {b""}, key=os.fsdecode))}
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads the image files below a folder on a worker, with keys and labels as of `folder:PATH`.
+    """A reader of the image files below a folder, used on workers; keys and labels are those of `folder:PATH`.
 
     Attributes:
-        root: the folder, with a "/" at its end.
-        has_splits: whether its sub-folders are splits, "train" among them.
-        image_shape: see `read_image`.
-        centre_crop: see `read_image`.
+        root: path of the folder, with a "/" at its end.
+        has_splits: whether the sub-folders are splits, "train" among them.
+        image_shape: height, width and channels of the model's images.
+        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
     """
 
     root: str
@@ -179,27 +179,27 @@ class Reader:
     centre_crop: int
 
     def key(self, path: str) -> str:
-        """Returns a file's path below the folder."""
+        """Returns the path of a file below the folder."""
         return path.removeprefix(self.root)
 
     def is_image(self, path: str) -> bool:
-        """Returns whether a file is an image of the data set, by its path."""
+        """Returns whether a file is an image of the data set, judged by its path."""
         names = self.key(path).split("/")
         is_image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
         return is_image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
     def label_name(self, path: str) -> str:
-        """Returns the sub-folder that labels a file; "" where there is none."""
+        """Returns the name of the sub-folder that labels a file; "" for a file without a label."""
         folders = self.key(path).split("/")[:-1]
         return next(iter(folders[self.has_splits :]), "")
 
     def read(self, name: bytes, labels: dict[bytes, int]) -> Iterator[Any]:
-        """Yields key, label and pixels, uint8 [height, width, channels], of a file; or why it cannot be read."""
+        """Yields key, label and pixels, uint8 [height, width, channels], of a file; or an output with its error."""
         path = os.fsdecode(name)
         key = key_bytes(self.key(path))
         try:
             if "://" not in path and not os.path.isfile(path):
-                # Reading from a pipe would wait for ever.
+                # A pipe is refused, because reading it could wait without end.
                 raise DataError("it is no regular file")
             pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_read_bytes(path)))
         except DataError as error:
@@ -211,14 +211,14 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Encodes batches of images on a worker, with the ONNX file `model`."""
+    """An encoder of batches of images, used on workers, with the ONNX file `model`."""
 
     model: str
     fields: tuple[Field, ...]
     threads: int
 
     def encode(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
-        """Returns keys, labels and arrays by field for a batch of the reader's results."""
+        """Returns keys, labels and codes (arrays by field) of a batch of the reader's results."""
         keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
         names = tuple(field.name for field in self.fields)
         arrays = open_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
@@ -233,8 +233,8 @@ def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
     Args:
         model: path of the file.
         threads: number of threads of ONNX Runtime.
-        names: of the wanted outputs; () for all. Without v the flow is cut off from the graph: ONNX Runtime would run
-            it all the same.
+        names: names of the requested outputs; () for all. Without v the flow is cut off from the graph, because ONNX
+            Runtime would run it although its output is not requested.
 
     Raises:
         DataError: where the file cannot be opened.
@@ -245,26 +245,26 @@ def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
-        # A model that is not on a disk must be one file: weights beside it could not be found.
+        # A model that is not on a disk is read as bytes, so that weights must be in the same file.
         content: str | bytes = _read_bytes(model) if "://" in model else model
         if names and "v" not in names:
             whole = onnx.load(model) if isinstance(content, str) else onnx.load_model_from_string(content)
             content = onnx.utils.Extractor(whole).extract_model(["images"], list(names)).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime has an exception for each of its codes, and storage systems have others.
+    # Every exception is caught, because ONNX Runtime and storage systems raise many kinds.
     except Exception as error:
         raise DataError(f"cannot open the encoder {model}: {one_line(error)}") from error
 
 
 def to_examples(batch: tuple[list[bytes], list[int], dict[str, Any]]) -> Iterator[bytes]:
-    """Yields the `tf.train.Example` of each image of a batch."""
+    """Yields the serialised `tf.train.Example` of each image in a batch."""
     keys, labels, arrays = batch
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         yield to_example(key, label, {name: values[row] for name, values in arrays.items()})
 
 
 def make_digest_line(path: str) -> str:
-    """Returns name, size and SHA-256 of a file as a line of JSON."""
+    """Returns a line of JSON with name, size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with FileSystems.open(path, compression_type="uncompressed") as file:
         while block := file.read(2**20):
@@ -274,7 +274,7 @@ def make_digest_line(path: str) -> str:
 
 
 def _clear(out: str, *written: str) -> None:
-    """Removes a failed pipeline's temporary files, and files of the patterns `written`, from a folder on a disk."""
+    """Removes Beam's temporary files, and files that match the patterns `written`, from a folder on a disk."""
     if "://" not in out:
         for remains in pathlib.Path(out).glob("beam-temp-*"):
             shutil.rmtree(remains, ignore_errors=True)
@@ -293,7 +293,7 @@ def _find_encoder(model: str) -> str:
 
 
 def _choose_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
-    """Returns the wanted fields of the model's output, and the shape of its images."""
+    """Returns the requested fields of the model's output, and the shape of the model's images."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:
@@ -319,5 +319,5 @@ def _has_files(pattern: str) -> bool:
 
 
 def _absolute_path(path: str) -> str:
-    """Returns an absolute path, or an address with a scheme as it is."""
+    """Returns the absolute form of a path; an address with a scheme is returned unchanged."""
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))

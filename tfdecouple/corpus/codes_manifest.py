@@ -1,4 +1,4 @@
-"""The manifest of a folder of codes: the model, the images, the fields of an image, and the digests of the files."""
+"""The manifest of a folder of codes: the model, the images, the fields of the codes, and the digests of the files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import read_json, write_json
 
-# Arrow and Spark leave out names with a leading underscore when they read a folder of Parquet files.
+# Name of the manifest's file. It begins with an underscore because Arrow and Spark skip these files in a folder.
 MANIFEST = "_manifest.json"
 NO_LABEL = -1
-# The outlier scores of an image, one number each; see `tfdecouple.metrics.outliers`.
+# Names of the outlier scores of an image, one number each; `tfdecouple.metrics.outliers` computes the scores.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
-# Larger numbers can only be damage.
+# Largest bytes of a manifest, number of files, and number of values of a field; larger numbers are damage.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**28, 10**7, 2**31
 
 
 def _file_name(name: str) -> str:
-    """Returns the name of a visible file in the folder; ValueError for any other text."""
+    """Returns `name` if it is the plain name of a visible file; raises ValueError if not."""
     if not name or name.startswith(".") or "\0" in name or pathlib.PurePath(name).name != name:
         raise ValueError("it is no name of a file in this folder")
     return name
@@ -40,11 +40,12 @@ class _Model(pydantic.BaseModel):
 
 
 class Field(_Model):
-    """One float32 array of each image.
+    """A field of the codes: a float32 array that is written for each image.
 
     Attributes:
         name: "z", the posterior mean; "z_std", the posterior's standard deviation; "v", the local code; or a score.
-        shape: shape for one image; () for a single number.
+        dtype: type of the array, always "float32".
+        shape: shape of the array of one image; () for a single number.
     """
 
     name: Literal["z", "z_std", "v", *SCORES]  # type: ignore[valid-type]
@@ -53,12 +54,12 @@ class Field(_Model):
 
     @property
     def size(self) -> int:
-        """Number of values."""
+        """The number of values in the array of one image."""
         return math.prod(self.shape)
 
 
 class Shard(_Model):
-    """The record of a complete file of codes; encode-beam does not count the images of single files."""
+    """The record of a complete file of codes; `images` is None for encode-beam, which does not count them per file."""
 
     name: _Name
     images: _Count | None = None
@@ -67,7 +68,7 @@ class Shard(_Model):
 
 
 class ShardRange(NamedTuple):
-    """A file and its range of images: numbers `start` to `stop` of the split."""
+    """A file of codes and its range of images, the indices from `start` up to `stop` in the split."""
 
     name: str
     split: str
@@ -76,7 +77,7 @@ class ShardRange(NamedTuple):
 
 
 class ModelFacts(_Model):
-    """The model that encoded: `weights_sha256` from `encode`, `onnx_sha256` from `encode-beam`."""
+    """The facts about the encoding model: `encode` writes `weights_sha256`, `encode-beam` writes `onnx_sha256`."""
 
     run: str | None
     step: _Count
@@ -86,7 +87,7 @@ class ModelFacts(_Model):
 
 
 class DataFacts(_Model):
-    """The images; `encode-beam` gives no descriptions by split and no hash of all names."""
+    """The facts about the images; `encode-beam` writes no descriptions by split and no hash of all names."""
 
     title: str
     image_shape: tuple[_Count, _Count, _Count]
@@ -96,20 +97,20 @@ class DataFacts(_Model):
 
 
 class Manifest(_Model):
-    """The contents of a folder of codes. All but the last three attributes describe the job and never change.
+    """The manifest of a folder of codes. All but the last three attributes describe the job and never change.
 
     Attributes:
         version: version of the manifest's format.
         format: format of the files of codes.
-        fields: arrays that are written of each image beside key and label.
-        model: the model that encoded.
-        data: the images.
-        label_names: names of the labels; empty where there are none.
+        fields: fields of the codes of each image, beside key and label.
+        model: facts about the encoding model.
+        data: facts about the images.
+        label_names: names of the labels; empty for images without labels.
         splits: number of images by split, in the order of encoding.
-        images_per_shard: number of images in a file; 0 for encode-beam, whose files have any numbers.
-        complete: whether all files are there.
-        totals: {"images", "skipped", "bytes"} of a complete folder.
-        shards: the files of a complete folder.
+        images_per_shard: number of images in a file; 0 for encode-beam, whose files differ in their numbers.
+        complete: whether all files are written.
+        totals: numbers "images", "skipped" and "bytes" of a complete folder, by these names.
+        shards: records of the files of a complete folder.
     """
 
     version: Literal[1] = 1
@@ -142,7 +143,7 @@ class Manifest(_Model):
         return self
 
     def ranges(self) -> list[ShardRange]:
-        """Returns the files that a complete folder has, in order."""
+        """Returns the files of a complete folder with their ranges of images, in order."""
         ranges = []
         for split, size in self.splits.items():
             starts = range(0, size, self.images_per_shard)
@@ -153,12 +154,12 @@ class Manifest(_Model):
         return ranges
 
     def names(self, split: str | None = None) -> list[str]:
-        """Returns the names of the files that a complete folder has, of one split or of all, in order."""
+        """Returns the names of the files of a complete folder, of one split or of all splits, in order."""
         names = [shard.name for shard in (self.shards if self.complete else self.ranges())]
         return [name for name in names if split is None or name.startswith(f"{split}-")]
 
     def require_same(self, job: Manifest, folder: pathlib.Path) -> None:
-        """Raises DataError, with the first difference, where `job` is not the job that this folder was begun with."""
+        """Raises DataError if `job` differs from this manifest of the folder; the message has the first difference."""
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:
@@ -167,7 +168,7 @@ class Manifest(_Model):
                 f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
                 "the former, or another folder with --out"
             )
-        # Images with names are identified by these, wherever their folder is.
+        # The titles need not agree if the images have names, because names identify images in any folder.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions")
         for name in ("format", "fields", "images_per_shard", *title, "splits", *data):
@@ -184,19 +185,19 @@ class Manifest(_Model):
             )
 
     def as_json(self) -> dict:
-        """Returns the manifest as plain JSON values."""
+        """Returns the manifest as plain JSON values, without entries that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes the manifest."""
+        """Writes the manifest into a folder."""
         write_json(folder / MANIFEST, self.as_json())
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> Manifest | None:
-        """Returns the manifest of a folder, None where it has none.
+        """Returns the manifest in a folder; None where the folder has no manifest.
 
         Raises:
-            DataError: where it cannot be read, or is not what this program writes.
+            DataError: where the manifest cannot be read or is malformed.
         """
         path = folder / MANIFEST
         try:
@@ -221,7 +222,7 @@ def _describe(value: Any) -> str:
 
 
 def key_bytes(key: str) -> bytes:
-    r"""Returns an image's name as UTF-8, which Parquet needs.
+    r"""Returns the name of an image as UTF-8, which Parquet needs; other bytes are escaped.
 
     >>> key_bytes("cats/7.png"), key_bytes("caf\udce9.png")
     (b'cats/7.png', b'caf\\xe9.png')
@@ -233,7 +234,7 @@ def key_bytes(key: str) -> bytes:
 
 
 def choose_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
-    """Returns the fields of a model's codes: z where the model has one, and the others as chosen."""
+    """Returns the fields of a model's codes: z if the model has one, and v, z_std and scores if requested."""
     latent = (config.latent_dim,)
     shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
     if z_std:
@@ -246,5 +247,5 @@ def choose_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = F
 
 
 def estimate_bytes(fields: Sequence[Field]) -> int:
-    """Returns the approximate number of bytes of an image's codes."""
+    """Returns the approximate number of bytes of the codes of one image."""
     return 64 + sum(4 * field.size for field in fields)

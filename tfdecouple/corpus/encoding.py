@@ -1,4 +1,4 @@
-"""The encoding of a data set into files of codes, a batch at a time."""
+"""Functions that encode the images of a data set, batch by batch, into files of codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
 from tfdecouple.runtime.precision import full_float32
 
-# A function from images, their numbers in their split and their labels to the arrays by field.
+# A function from images, their indices in the split and their labels to the codes, arrays by field.
 Encoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 
@@ -28,9 +28,9 @@ Rows = dict[str, np.ndarray]
 def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> Encoder:
     """Returns a function from at most `batch_size` images, uint8 `[n, height, width, channels]`, to their codes.
 
-    The function is traced once, for batches of one size: smaller ones are filled up. Without v or scores the flow does
-    not run. Scores are computed with one draw of the noise, which depends on the number of each image in its split.
-    Labels matter only where z is a function of them.
+    The function is traced for one batch size, to which smaller batches are padded. Without v or scores the flow does
+    not run. Scores are computed with one draw of the noise, which depends on the index of each image in its split.
+    Labels matter only where z is a function of the label.
     """
     all_names = {field.name for field in fields}
     names = all_names.difference(SCORES)
@@ -85,31 +85,30 @@ def encode_shards(
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Encodes images and writes the files of their codes.
+    """Encodes images, writes the files of their codes, and returns the keys of images that may not decode exactly.
 
     Args:
         folder: the folder to write to.
-        manifest: of the folder.
+        manifest: the manifest of the folder.
         shards: the files to write, in the order of the manifest.
         source: the data set.
-        encoder: see `make_encoder`.
-        batch_size: images at a time.
-        counter: called with the number of images that are done.
+        encoder: the function that `make_encoder` returns.
+        batch_size: number of images in a batch.
+        counter: function that is called with the number of encoded images.
 
     Returns:
-        The keys of images whose v is written and so far from the training that they may not decode exactly
-        (`far_from_training`).
+        The keys of images whose v is written and `far_from_training`.
 
     Raises:
         DataError: where an image cannot be read.
         InversionError: where a code is not finite.
-        UserError: where a file cannot be written, or memory is short.
+        UserError: where a file cannot be written, or the memory is too small.
     """
     done = 0
     far: list[bytes] = []
     for group in _group_neighbours(shards):
         split, start, stop = group[0].split, group[0].start, group[-1].stop
-        # A batch may belong to two files: `left` has its rows for the next one.
+        # A batch may belong to two files; `left` holds its rows for the next file.
         rows = encode_images(source, split, start, stop, encoder, batch_size)
         left: Rows | None = None
         for shard in group:
@@ -132,7 +131,7 @@ def encode_shards(
 
 
 def hash_keys(source: Source, splits: Sequence[str]) -> str:
-    """Returns a hash of the names of all images in some splits; "" where the images have no names."""
+    """Returns the SHA-256 of the names of all images in some splits, hexadecimal; "" for images without names."""
     digest = hashlib.sha256()
     named = [split for split in splits if source.splits[split].keys is not None]
     for split in named:
@@ -142,7 +141,7 @@ def hash_keys(source: Source, splits: Sequence[str]) -> str:
 
 
 def _group_neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
-    """Yields the files in groups of successive images, so that a data set is read in few passes."""
+    """Yields lists of files with successive images, so that a data set is read in few passes."""
     group: list[ShardRange] = []
     for shard in shards:
         if group and (group[-1].split, group[-1].stop) != (shard.split, shard.start):
@@ -156,7 +155,7 @@ def _group_neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]
 def encode_images(
     source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int
 ) -> Iterator[Rows]:
-    """Yields the codes of images with their "index" and "label", in order."""
+    """Yields the codes of the images from `start` up to `stop`, with "index" and "label", batch by batch in order."""
     options = tf.data.Options()
     options.deterministic = True
     examples = source.split(split).examples(start, stop).batch(batch_size).with_options(options).prefetch(2)

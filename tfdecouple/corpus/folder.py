@@ -1,4 +1,4 @@
-"""The folder of codes: complete files with digests, and the weights that decode them."""
+"""The folder of codes: complete files with digests, and the weights that decode the codes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
 from tfdecouple.storage.files import TEMPORARY, file_sha256, move_into_place, temporary_file
 
-# The run folder with the weights that made these codes: no others decode them.
+# Name of the run folder with the weights that encoded the images; only these weights decode the codes.
 RUN = "_run"
-# One line for each complete file, until the last manifest lists them: to write a manifest for each file would take
-# longer and longer.
+# Name of the journal, which has a line for each complete file until the last manifest lists all files. Writing a
+# manifest after each file would take longer and longer.
 JOURNAL = "_shards.jsonl"
 _LOCK = ".lock"
 
@@ -32,10 +32,10 @@ Report = Callable[[str], Any]
 
 
 class CodesFolder:
-    """A folder of codes, locked while it is entered.
+    """A folder of codes, as a context that locks the folder.
 
-    A file is written under a temporary name and renamed when it is complete. Temporary files of a killed program are
-    removed by the next one.
+    A file is written under a temporary name and renamed when it is complete. The next program removes the temporary
+    files of a killed program.
 
     Args:
         path: the folder; made if absent.
@@ -47,14 +47,14 @@ class CodesFolder:
         self._shards: dict[str, Shard] = {}
 
     def __enter__(self) -> CodesFolder:
-        """Locks the folder and removes temporary files.
+        """Returns the folder itself, after locking it and removing temporary files.
 
         Raises:
-            UserError: where another program writes to it, it cannot be written, or it holds something else.
+            UserError: where another program writes to the folder, or it cannot be written, or holds anything else.
         """
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            # A program that was killed at its start leaves the lock, the weights and a temporary manifest.
+            # These files are accepted without a manifest, because a program killed at its start leaves them.
             for entry in self.path.iterdir() if Manifest.read(self.path) is None else ():
                 if entry.name not in (_LOCK, RUN) and not entry.match(TEMPORARY):
                     raise UserError(
@@ -77,7 +77,7 @@ class CodesFolder:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Turns an error of the file system, also as TensorFlow raises it, into a UserError of one line."""
+        """Returns a context in which an error of the file system, TensorFlow's included, becomes a UserError."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -89,7 +89,7 @@ class CodesFolder:
             ) from error
 
     def begin(self, manifest: Manifest, model: DecoupledModel, config: Config, step: int) -> None:
-        """Writes the run folder with the weights, and the first manifest, which ties the folder to this job."""
+        """Writes the run folder with the weights, and the first manifest, which describes the job of the folder."""
         run = self.path / RUN
         with self.writing():
             if run.exists():
@@ -99,12 +99,12 @@ class CodesFolder:
             manifest.write(self.path)
 
     def find_missing(self, manifest: Manifest, report: Report, counter: Callable[[int], None]) -> list[ShardRange]:
-        """Returns the files that are still to be written; damaged files are removed and are among them.
+        """Returns the files that are still to be written, including damaged files, which it removes.
 
         Args:
-            manifest: of the folder.
-            report: called with a line for each removed file, and for damage of the journal.
-            counter: called with the number of files compared so far.
+            manifest: the manifest of the folder.
+            report: function that is called with a line for each removed file, and for a damaged journal.
+            counter: function that is called with the number of checked files.
         """
         missing = []
         self._shards = read_shard_records(self.path, manifest, report)
@@ -121,7 +121,7 @@ class CodesFolder:
 
     @contextlib.contextmanager
     def shard(self, manifest: Manifest, shard: ShardRange) -> Iterator[Callable[..., None]]:
-        """Yields a function that appends codes to a new file, which gets its name when the context ends without error.
+        """Returns a context with a function that appends codes to a file, renamed when the context ends without error.
 
         Raises:
             UserError: where the file cannot be written.
@@ -140,7 +140,7 @@ class CodesFolder:
             try:
                 yield write
             except BaseException:
-                # The first error is reported, not that the file cannot be closed.
+                # An error of closing is suppressed, so that the first error is reported.
                 with contextlib.suppress(Exception):
                     file.close()
                 raise
@@ -149,13 +149,13 @@ class CodesFolder:
                 size, digest = temporary.stat().st_size, file_sha256(temporary)
                 entry = Shard(name=shard.name, images=images, bytes=size, sha256=digest)
                 with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
-                    # A killed program may have left half a line before this one.
+                    # The line begins with a line break, because a killed program may have left half a line before it.
                     journal.write(f"\n{entry.model_dump_json()}\n")
                 move_into_place(temporary, self.path / shard.name)
                 self._shards[shard.name] = entry
 
     def finish(self, manifest: Manifest) -> Manifest:
-        """Writes and returns the last manifest, with all files and totals."""
+        """Returns the last manifest, with all files and totals, after writing it."""
         shards = tuple(self._shards[shard.name] for shard in manifest.ranges())
         images = sum(shard.images or 0 for shard in shards)
         skipped = sum(manifest.splits.values()) - images
@@ -170,10 +170,10 @@ class CodesFolder:
 def read_shard_records(
     folder: pathlib.Path, manifest: Manifest, report: Report = lambda text: None
 ) -> dict[str, Shard]:
-    """Returns the files that were written, by name; damaged lines of the journal are counted in a report.
+    """Returns the records of the written files by name; a report counts damaged lines of the journal.
 
     Raises:
-        DataError: where there is a journal that cannot be read.
+        DataError: where the journal cannot be read.
     """
     try:
         lines = list(filter(None, (folder / JOURNAL).read_bytes().splitlines()))
@@ -189,12 +189,12 @@ def read_shard_records(
             damaged += 1
     if damaged:
         report(f"{folder / JOURNAL} has {damaged} damaged line{'s' if damaged > 1 else ''}")
-    # A later record of a file replaces an earlier one.
+    # The last record of a file counts, because a damaged file is written again.
     return {shard.name: shard for shard in shards}
 
 
 def find_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns how a file differs from its record, for a message; None where it does not differ."""
+    """Returns a text on how a file differs from its record; None where it does not differ."""
     try:
         if not path.exists():
             return "is missing"
@@ -212,12 +212,12 @@ def find_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
 
 
 def verify_codes(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], None]) -> list[str]:
-    """Returns a line for each file that differs from its record, is missing or does not belong there.
+    """Returns a message for each file that differs from its record, is missing, or does not belong to the codes.
 
     Args:
         folder: the folder of codes.
-        manifest: of the folder.
-        counter: called with the number of files compared so far.
+        manifest: the manifest of the folder.
+        counter: function that is called with the number of checked files.
     """
     lines: list[str] = []
     shards, names = read_shard_records(folder, manifest, lines.append), manifest.names()
@@ -230,7 +230,7 @@ def verify_codes(folder: pathlib.Path, manifest: Manifest, counter: Callable[[in
     lines += [f"{folder / name} does not belong to these codes" for name in sorted(others)]
     if len(there) < len(names):
         lines.append(f"{folder} has {len(there)} of {len(names)} files: it is not complete")
-    # encode-beam keeps no weights.
+    # Weights are checked only for codes of `encode`, because encode-beam stores no weights.
     if manifest.model.weights_sha256 is not None:
         try:
             if hash_weights(load_model(folder / RUN)) != manifest.model.weights_sha256:

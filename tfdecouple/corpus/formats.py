@@ -1,4 +1,4 @@
-"""Files of codes: TFRecord files, the choice of a format by its name, and the function that reads codes back."""
+"""The formats of files of codes: TFRecord files, the choice of a format by name, and the function `read_codes`."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 class TFRecordFile:
-    """A file of `tf.train.Example` messages that codes are written to."""
+    """A new file of codes in TFRecord format, with a `tf.train.Example` for each image."""
 
     def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
         self._writer = tf.io.TFRecordWriter(str(path))
         self._names = [field.name for field in fields]
 
     def write(self, keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-        """Appends the codes of some images.
+        """Appends the codes of some images to the file.
 
         Args:
-            keys: `[n]`, UTF-8.
-            labels: int `[n]`, -1 for none.
-            arrays: float32 `[n, ...]` by field.
+            keys: names of the images, `[n]`, UTF-8.
+            labels: labels of the images, int `[n]`, -1 for none.
+            arrays: codes of the images by field, float32 `[n, ...]`.
         """
         for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
             self._writer.write(to_example(key, int(label), {name: arrays[name][row] for name in self._names}))
 
     def close(self) -> None:
-        """Ends the file."""
+        """Completes and closes the file."""
         self._writer.close()
 
 
 def to_example(key: bytes, label: int, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the codes of one image as a serialised `tf.train.Example`: arguments as of `TFRecordFile.write`."""
+    """Returns key, label and codes (arrays by field) of one image as a serialised `tf.train.Example`."""
     features = {
         "key": tf.train.Feature(bytes_list=tf.train.BytesList(value=[key])),
         "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
@@ -52,7 +52,7 @@ def to_example(key: bytes, label: int, arrays: Mapping[str, np.ndarray]) -> byte
 
 
 def _float_list(array: np.ndarray) -> tf.train.FloatList:
-    """Returns a message of floats from bytes, as its field 1 of packed floats; from numbers it takes far longer."""
+    """Returns a message with the floats of an array, parsed from bytes because setting single numbers is slow."""
     content = np.ascontiguousarray(array, "<f4").tobytes()
     head, length = bytearray(b"\x0a"), len(content)
     while length > 127:
@@ -63,7 +63,7 @@ def _float_list(array: np.ndarray) -> tf.train.FloatList:
 
 
 def read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
-    """Returns the codes in files, in order: see `read_codes`."""
+    """Returns the dataset of the codes in TFRecord files, in order, as `read_codes` does."""
     features = {
         "key": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.int64),
@@ -78,7 +78,7 @@ def read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dat
 
 
 def open_file(name: str, path: pathlib.Path, fields: Sequence[Field]) -> TFRecordFile | ParquetFile:
-    """Opens a new file of codes in the format with this name, "tfrecord" or "parquet"."""
+    """Returns a new file of codes in the format with this name, "tfrecord" or "parquet"."""
     if name == "tfrecord":
         return TFRecordFile(path, fields)
     require("pyarrow", what="the format parquet")
@@ -88,20 +88,20 @@ def open_file(name: str, path: pathlib.Path, fields: Sequence[Field]) -> TFRecor
 
 
 def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bool = False) -> tf.data.Dataset:
-    """Returns the codes in a folder, in the order of its files; a few at a time are in memory.
+    """Returns a dataset of the codes in a folder, in the order of its files; only a few are in memory at a time.
 
     Args:
-        folder: the output of `python -m tfdecouple encode` or `encode-beam`, in either format.
+        folder: the output folder of `python -m tfdecouple encode` or `encode-beam`, in either format.
         split: "train", "validation" or "test"; None for all splits.
-        partial: whether to read an incomplete folder.
+        partial: whether to accept an incomplete folder.
 
     Returns:
-        A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none) and the float32 arrays that were
-        written: "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also the numbers []
-        "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
+        A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none) and the written float32 arrays:
+        "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also the numbers [] "bits_per_dim",
+        "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
 
     Raises:
-        DataError: where the folder holds no codes, lacks some, or has no such split.
+        DataError: where the folder holds no codes, lacks the split, or is incomplete and `partial` is False.
     """
     folder = pathlib.Path(folder)
     manifest = Manifest.read(folder)

@@ -1,4 +1,4 @@
-"""Codes as Parquet files: a column for each field, of lists of one length or of single numbers."""
+"""Parquet files of codes, with a column for each field: lists of equal length, or single numbers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from tfdecouple.corpus.codes_manifest import Field
 
-# A reader loads a row group at a time: it should be large enough to read fast and small enough for any memory.
+# Largest numbers of rows and bytes in a row group, which a reader loads at once: large enough to read fast.
 _GROUP_ROWS, _GROUP_BYTES = 1024, 2**25
 
 
 class ParquetFile:
-    """A Parquet file that codes are written to; see `TFRecordFile`."""
+    """A new file of codes in Parquet format, with a row for each image."""
 
     def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
         self._fields = fields
@@ -26,14 +26,14 @@ class ParquetFile:
         self._pending: list[pa.Table] = []
 
     def write(self, keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-        """See `TFRecordFile.write`."""
+        """Appends the codes of some images to the file; the arguments are those of `TFRecordFile.write`."""
         self._pending.append(to_table(keys, labels, arrays, self._fields))
         rows = sum(table.num_rows for table in self._pending)
         if rows >= _GROUP_ROWS or sum(table.nbytes for table in self._pending) >= _GROUP_BYTES:
             self._flush()
 
     def close(self) -> None:
-        """See `TFRecordFile.close`."""
+        """Completes and closes the file."""
         try:
             self._flush()
         finally:
@@ -46,7 +46,7 @@ class ParquetFile:
 
 
 def schema(fields: Sequence[Field]) -> pa.Schema:
-    """Returns the schema of a file; the shape of an array is in the metadata of its column."""
+    """Returns the schema of a Parquet file of codes; the metadata of a column has the shape of its array."""
     columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
     for field in fields:
         shape = {"shape": ",".join(map(str, field.shape))}
@@ -58,7 +58,7 @@ def schema(fields: Sequence[Field]) -> pa.Schema:
 def to_table(
     keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
 ) -> pa.Table:
-    """Returns the codes of some images as a table: arguments as of `TFRecordFile.write`."""
+    """Returns the codes of some images as an Arrow table; keys, labels and arrays are those of `TFRecordFile.write`."""
     columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]
     for field in fields:
         values = np.ascontiguousarray(arrays[field.name], np.float32).reshape(-1)
@@ -68,7 +68,7 @@ def to_table(
 
 
 def read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
-    """Returns the codes in files, in order: see `read_codes`."""
+    """Returns the dataset of the codes in Parquet files, in order, as `read_codes` does."""
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for path in paths:

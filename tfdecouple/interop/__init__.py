@@ -1,1 +1,1 @@
-"""Import of weights from other programs."""
+"""Functions that import weights from other programs: from wolf, the code of the paper's authors."""

@@ -25,7 +25,7 @@ from tfdecouple.storage.files import read_json, write_json
 Arrays = Mapping[str, np.ndarray]
 
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
-# Endings of the reference's caches and counters, which follow from other values.
+# Endings of the names of the reference's caches and counters, which are not imported.
 _DERIVED = ("weight_inv", "num_batches_tracked")
 
 
@@ -37,28 +37,25 @@ def import_wolf(
     n_bits: int = 8,
     workdir: str | pathlib.Path,
 ) -> DecoupledModel:
-    """Makes a run folder of a checkpoint of the reference, and returns the model.
+    """Returns the model of a checkpoint of the reference, after writing it as a run folder.
 
     Args:
-        config_path: JSON config of the reference.
-        weights_path: its state dict, `.npz` (one array per name) or `.pt` (as torch saves it; needs torch).
+        config_path: path of the reference's JSON config.
+        weights_path: path of the reference's state dict, `.npz` (one array per name) or `.pt` (needs torch).
         image_shape: height, width and channels of the images; the reference's config has no height and width.
-        n_bits: bits per colour channel, which the reference's config does not have either.
+        n_bits: bits per colour channel, which the reference's config lacks, too.
         workdir: the run folder to make.
 
-    Returns:
-        The model.
-
     Raises:
-        WolfError: for parts that this project does not have, such as MaCow flows; for weights that do not fit the
-            config; for a folder that is already in use.
-        ConfigError: for a folder whose name cannot be that of a run.
+        WolfError: where the config has parts that this project lacks, such as MaCow flows, the weights do not fit the
+            config, or the folder is not empty.
+        ConfigError: where the folder has a name that no run can have.
     """
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WolfError(f"--workdir {workdir} exists and is not empty; name a new folder")
     model_config = translate_config(_read_json(config_path), image_shape=image_shape, n_bits=n_bits)
-    # An impossible name is refused here, before the weights are read.
+    # The config is made before the weights are read, so that an impossible name raises its error at once.
     config = Config(
         name=folder.absolute().name,
         description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
@@ -78,11 +75,12 @@ def import_wolf(
 
 
 def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a state dict of the reference, names to arrays.
+    """Returns the arrays in a state dict of the reference, by name.
 
     Raises:
-        WolfError: where the file is missing, of another kind, or needs a torch that is not installed or too old; where
-            it holds an object that is no tensor, or that loading would have to run.
+        WolfError: where the file is missing, damaged or of another kind, torch is too old, or the file holds an object
+            that is no tensor or runs code when it is loaded.
+        MissingPackageError: where the file needs torch, which is not installed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -93,7 +91,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             if not isinstance(loaded, np.ndarray):
                 with loaded:
                     return {name: loaded[name] for name in loaded.files}
-        # NumPy raises nearly anything for a damaged or encrypted archive: zlib.error, RuntimeError, BadZipFile ...
+        # Every exception is caught, because NumPy raises many kinds for damaged archives: zlib.error, BadZipFile ...
         except Exception as error:
             raise WolfError(f"{path} is no readable .npz file: {one_line(error)}") from error
         raise WolfError(f"{path} is a single array without a name, as .npy files are; save it with np.savez")
@@ -110,23 +108,23 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
-        # NumPy has no bfloat16.
+        # bfloat16 is converted to float32, because NumPy has no bfloat16.
         tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         arrays[name.removeprefix("module.")] = tensor.detach().numpy()
     return arrays
 
 
 def _load_torch_file(path: pathlib.Path) -> Any:
-    """Returns what `torch.save` wrote, if it holds only tensors and plain Python values; nothing in it is run.
+    """Returns the tensors and plain Python values in a file of `torch.save`; no code in the file is run.
 
     Raises:
-        MissingPackageError: where torch is missing.
-        WolfError: where torch is too old, or the file is damaged or holds more.
+        MissingPackageError: where torch is not installed.
+        WolfError: where torch is too old, or the file is damaged or holds any other object.
     """
     require("torch", what=f"reading {path.name}")
     import torch
 
-    # Earlier versions can run code of a file in spite of weights_only=True: CVE-2025-32434.
+    # Earlier versions are refused because they can run code of a file in spite of weights_only=True: CVE-2025-32434.
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
         raise WolfError(
             f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
@@ -135,7 +133,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The message of torch would advise to run the code.
+        # The message of torch is replaced because it advises to run the code.
         raise WolfError(
             f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
         ) from error
@@ -144,10 +142,10 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
-    """Copies the weights of the reference into a model and marks it as initialised.
+    """Copies the weights of the reference into a model and marks the model as initialised.
 
     Raises:
-        WolfError: naming a weight that is missing, superfluous or of another shape.
+        WolfError: where a weight is missing, superfluous or of another shape; the message names the weight.
     """
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
@@ -158,7 +156,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         try:
             value = convert(np.asarray(state[theirs]))
         except ValueError:
-            value = None  # The conversion needs another rank or size.
+            value = None  # The conversion fails for a weight of another rank or size, which is reported below.
         if value is None or value.shape != tuple(variable.shape):
             raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
         variable.assign(value)

@@ -1,4 +1,4 @@
-"""Translation of the reference's JSON config into the options of a model."""
+"""Translation of the JSON config of wolf, the reference, into a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tfdecouple.errors import ConfigError, WolfError
 
 
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
-    """Returns the options of a model for the reference's JSON config.
+    """Returns the options of the model that the reference's JSON config describes.
 
     Raises:
-        WolfError: naming a part that this project does not have, or a value that is missing.
+        WolfError: where this project lacks a part, or a value is missing; the message names the part or value.
     """
     _supported("the number of channels", image_shape[-1], (RGB_CHANNELS,))
     flow = _get(values, "generator.flow", dict)
@@ -45,7 +45,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
 
 
 def _flow_options(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
-    """Returns the options for the section of a flow, whose `inverse` must have the given value."""
+    """Returns the options of the flow in the section `name`, whose entry `inverse` must have the given value."""
     flow = _get(values, name, dict)
     _supported(f"{name}.type", flow.get("type"), ("glow",))
     _supported(f"{name}.activation", flow.get("activation", "elu"), ("elu",))
@@ -116,7 +116,7 @@ def _class_options(
 
 
 def _class_probabilities(values: Mapping[str, Any], discriminator: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns p(y), up to a factor, from `probs` or `logits`; () for equal probabilities where neither is given."""
+    """Returns p(y), up to a factor, from the entry `probs` or `logits`; () for equal probabilities without either."""
     given = {name: discriminator[name] for name in ("probs", "logits") if discriminator.get(name) is not None}
     if len(given) > 1:
         raise WolfError("the reference's config has both discriminator.probs and discriminator.logits; leave out one")
@@ -167,7 +167,7 @@ def _latent_options(
 
 
 def _get(values: Any, name: str, kind: type = object, default: Any = None) -> Any:
-    """Returns a value of the config by its dotted name, or the default; WolfError where it is missing or mistyped."""
+    """Returns the value in the config with this dotted name, or the default; WolfError where both are missing."""
     for key in name.split("."):
         if not isinstance(values, Mapping) or key not in values:
             if default is not None:
@@ -182,7 +182,7 @@ def _get(values: Any, name: str, kind: type = object, default: Any = None) -> An
 
 
 def _whole_numbers(values: Any, name: str, default: Any = None) -> tuple:
-    """Returns a list of whole numbers, or of lists of them, as tuples; WolfError where it is missing or mistyped."""
+    """Returns the whole numbers, or lists of whole numbers, in the config's list `name`, as tuples; else WolfError."""
 
     def checked(value: Any, deeper: bool) -> Any:
         if isinstance(value, list) and deeper:

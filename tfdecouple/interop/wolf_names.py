@@ -1,4 +1,4 @@
-"""The names of the reference's weights, and the conversions of their arrays to this project's."""
+"""The names of the weights in wolf, the reference, and conversions of its arrays to the layout of this project."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _transpose(array: np.ndarray) -> np.ndarray:
 def _convert_kernel(array: np.ndarray) -> np.ndarray:
     """Returns Torch's kernel [out, in, height, width] as TensorFlow's [height, width, in, out].
 
-    For transposed convolutions, both exchange in and out.
+    For transposed convolutions, both Torch and TensorFlow exchange in and out, so the same function serves.
     """
     return array.transpose(2, 3, 1, 0)
 
 
-# Names of this project's layers in a step, a factor-out and a block of the encoder, and the reference's names.
+# Names of the reference's layers in a step, a factor-out and an encoder block, by this project's names.
 _STEP = {
     "actnorm_1": "actnorm",
     "linear": "conv1x1",
@@ -56,7 +56,7 @@ _BLOCK = {
 }
 _TRANSPOSED_BLOCK = {**_BLOCK, "convolution_1": "deconv1", "convolution_2": "deconv2"}
 
-# Names of this project's weights in a layer, the reference's names, and the conversions.
+# Names of the reference's weights in a layer and the conversions of their arrays, by this project's names.
 _IMAGE_WEIGHTS: dict[str, tuple[str, Convert]] = {
     "log_scale": ("log_scale", _flatten),
     "bias": ("bias", _flatten),
@@ -99,7 +99,7 @@ _CLASS_WEIGHTS: dict[str, tuple[str, Convert]] = {
 
 
 def match_weights(model: DecoupledModel) -> Iterator[Row]:
-    """Yields (name in the reference, name in this project, conversion) for every weight."""
+    """Yields the name in the reference, the name in this project and the conversion of every weight of a model."""
     weights = list(model.named_variables())
     yield from _match_flow("generator.flow", "flow", model.flow, weights)
     if model.dequantizer is not None:
@@ -134,7 +134,7 @@ def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterato
 def _match_layer(
     theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
 ) -> Iterator[Row]:
-    """Yields the rows of the weights whose names begin with `ours`, by the names of layers and weights."""
+    """Yields the rows of `match_weights` for the weights whose names in this project begin with `ours`."""
     for path in weights:
         if path.startswith(f"{ours}/"):
             layer, _, weight = path.removeprefix(f"{ours}/").partition("/")
@@ -143,7 +143,7 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[Row]:
-    """Yields the rows of ResNet blocks: two per level, downwards and, transposed, upwards."""
+    """Yields the rows of `match_weights` for ResNet blocks: two per level, downwards and, transposed, upwards."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
@@ -160,7 +160,7 @@ def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Row]:
     *sides, planes = encoder.map_shape(model.input_shape)[1:]
 
     def dense(array: np.ndarray) -> np.ndarray:
-        """Returns a dense kernel for maps with channels last; the reference flattens channels first."""
+        """Returns a dense kernel for maps with channels last, from the reference's kernel for channels first."""
         maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
         return maps.reshape(-1, len(array))
 
