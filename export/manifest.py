@@ -106,7 +106,7 @@ class Manifest(_Model):
         return Manifest(format=1, parts=parts, files=files), gone
 
     def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields each difference of a folder from the manifest: "changed", "missing", "unknown" or "link", and a name."""
+        """Yields the kind ("changed", "missing", "unknown" or "link") and the name of each difference of a folder."""
         there = dict(_list_entries(folder))
         for name, kind in there.items():
             if kind == "link":

@@ -116,7 +116,7 @@ class Layout:
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
     def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns for each entry of a flattened image in this layout its index in `[height, width, channels]`, flattened."""
+        """Returns the position in a flattened `[height, width, channels]` of each entry of an image in this layout."""
         every = np.arange(height * width * channels).reshape(height, width, channels)
         return (every.transpose(2, 0, 1) if self.order == "NCHW" else every).ravel()
 
