@@ -1,1 +1,1 @@
-"""The formats of exported files, a module for each."""
+"""The writers of exported files, with a module for each format."""

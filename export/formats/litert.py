@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) files, for phones, by TensorFlow's own converter from a SavedModel of the endpoints."""
+"""The writer of LiteRT (TensorFlow Lite) files for phones, which TensorFlow converts from a SavedModel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfdecouple.errors import UserError, one_line
 if TYPE_CHECKING:
     from export.deployed.deployed_model import DeployedModel
 
-# The name of the entry in a file's metadata that has its provenance as JSON.
+# Name of the metadata entry of a file that has the provenance as JSON.
 METADATA = "tfdecouple"
 
 
@@ -26,16 +26,16 @@ def write_litert_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes `NAME.tflite` into a folder for each endpoint, converted from a SavedModel that is deleted again.
+    """Writes a LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations in float32.
 
-    The files have built-in operations alone, in float32.
+    The files are converted from a temporary SavedModel.
 
     Args:
-        deployed: the model, in the order NHWC.
-        endpoints: those that have a file, named by `Endpoint.onnx`.
+        deployed: the deployed model, in the order NHWC.
+        endpoints: the endpoints to write; each has the name of its file in `Endpoint.onnx`.
         metadata: the provenance that each file states.
-        folder: where the files go; it exists.
-        report: called with a line of progress.
+        folder: the folder for the files, which exists.
+        report: a callback that receives lines of progress.
 
     Raises:
         UserError: if an endpoint needs more than LiteRT's built-in operations.
@@ -50,7 +50,7 @@ def write_litert_files(
         for endpoint in endpoints:
             report(f"LiteRT: {endpoint.onnx}")
             converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=[endpoint.name])
-            # The converter refuses a graph that needs other operations.
+            # The converter then raises an error for a graph that needs operations outside this set.
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             try:
                 converted = converter.convert()
@@ -64,10 +64,10 @@ def write_litert_files(
 
 
 def _with_shape_checks(endpoint: Endpoint) -> Endpoint:
-    """Returns an endpoint whose files refuse inputs of other shapes.
+    """Returns an endpoint whose files raise an error for inputs of the wrong shape.
 
-    An interpreter resizes its inputs to any array, and no built-in operation checks a shape. A row that is
-    appended and cut off again does, because arrays that are concatenated must agree in all other axes.
+    An interpreter resizes its inputs to any array, and no built-in operation checks a shape. So a row is appended to
+    each input and cut off again: concatenated arrays must have equal shapes apart from the batch axis.
     """
 
     def build(deployed: DeployedModel, inputs: Tensors) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _with_shape_checks(endpoint: Endpoint) -> Endpoint:
 
 
 def _with_metadata(file: bytes, metadata: Mapping[str, str]) -> bytes:
-    """Returns the bytes of a file with a further entry of metadata."""
+    """Returns the bytes of a LiteRT file with a further metadata entry, which has `metadata` as JSON."""
     from tensorflow.lite.python import schema_py_generated as schema
     from tensorflow.lite.tools import flatbuffer_utils
 

@@ -1,4 +1,4 @@
-"""ONNX files: the deployed arithmetic converted by tf2onnx, with the weights put in afterwards."""
+"""The writer of ONNX files: tf2onnx converts the graphs of endpoints, and the weights are inserted afterwards."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint
 from export.provenance import read_version
 
-# The highest opset that tf2onnx writes; ONNX Runtime for Python, Node and the browser reads it.
+# Highest opset (version of the ONNX operators) that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18
 BATCH = "batch"
-# The rewriters and passes of tf2onnx that find something to do in these graphs, in its own order. The others look for
-# recurrent networks and the like, which takes a third of the conversion's time.
+# The rewriters and optimiser passes of tf2onnx that change these graphs, in their usual order. All other rewriters and
+# passes, such as for recurrent networks, would take a third of the conversion's time for nothing.
 _REWRITERS = ("rewrite_biasadd_with_conv2d",)
 _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
     "BackToBackOptimizer",
 )  # fmt: skip
-# The most bytes of weights in one file: a protobuf message ends at 2 GiB, of which graph and names need a little.
+# Largest number of bytes in one file: a protobuf message is limited to 2 GiB, with some space for graph and names.
 INLINE_LIMIT = 2**31 - 2**24
 
 
@@ -39,7 +39,7 @@ def write_onnx_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes `NAME.onnx` into a folder for each endpoint; the model is deployed in the order NCHW."""
+    """Writes an ONNX file for each endpoint into a folder, as `NAME.onnx`; `deployed` has the order NCHW."""
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
         whole = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
@@ -47,18 +47,15 @@ def write_onnx_files(
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Returns an endpoint as an ONNX model.
+    """Returns an ONNX model of an endpoint, with all weights inline.
 
-    The weights are inputs of the conversion and become initializers of the file afterwards. So tf2onnx does not copy
-    and fold them again and again, which took most of the time, and the size limit of a TensorFlow graph does not hold.
+    In the conversion the weights are inputs; afterwards they become initializers of the file. So tf2onnx does not spend
+    most of its time on copying and folding weights, and the size limit of a TensorFlow graph does not apply.
 
     Args:
-        deployed: the model, in the order NCHW, in which ONNX has its convolutions.
-        endpoint: the one that the file offers.
-        metadata: the provenance that the file states.
-
-    Returns:
-        The model, its weights inline whatever their size.
+        deployed: the deployed model, in the order NCHW of ONNX convolutions.
+        endpoint: the endpoint that the model offers.
+        metadata: the provenance that the model states.
     """
     with _silence_tf2onnx(), _limit_rewriters():
         import tf2onnx.tfonnx
@@ -80,7 +77,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
             input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
             output_names=[tensor.name for tensor in outputs],
         )
-        # tf2onnx makes a second round, which finds nothing more.
+        # Each pass runs once; tf2onnx itself would run a second round, which changes nothing here.
         for name in _PASSES:
             converted = getattr(optimizer, name)().optimize(converted, 0)
         converted.topological_sort(converted.get_nodes())
@@ -106,12 +103,12 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
 
 
 def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = INLINE_LIMIT) -> None:
-    """Writes a model to one file, or to two files where the weights are too large for one.
+    """Writes an ONNX model to one file, or to two files if the weights are too large for one file.
 
     Args:
-        model: the model.
-        path: of the `.onnx` file; the weights' file is `NAME.onnx.data` in the same folder.
-        inline_limit: largest number of bytes in one file.
+        model: the ONNX model.
+        path: the path of the `.onnx` file; a file of weights is `NAME.onnx.data` in the same folder.
+        inline_limit: the largest number of bytes in one file.
 
     Raises:
         OSError: if the disk is full.
@@ -120,7 +117,7 @@ def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = IN
     if weights + len(model.graph.node) * 1024 <= inline_limit:
         onnx.save(model, path)
     else:
-        # The name has no folder, so that the reader looks beside the model and nowhere else.
+        # The name has no folder, so that ONNX Runtime looks for the weights beside the model.
         onnx.save(
             model,
             path,
@@ -145,7 +142,7 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Turns inputs that are weights into initializers, transposed already where the graph would transpose them."""
+    """Replaces inputs of a graph that are weights by initializers, and transposed inputs by transposed weights."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
@@ -162,7 +159,7 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
     graph.node.extend(nodes)
     names = {}
     for output, (name, order) in turned.items():
-        # A weight that is also read without transposition keeps its name there and gets another name here.
+        # A weight that is read both ways becomes two initializers, so the transposed one gets a name of its own.
         names[output] = f"{name}/{''.join(map(str, order))}" if name in used else name
         array = np.ascontiguousarray(np.transpose(arrays[name], order))
         graph.initializer.append(onnx.numpy_helper.from_array(array, names[output]))
@@ -173,7 +170,7 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
 
 
 def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
-    """Replaces Min(x, 0) of every ELU by Clip, which ONNX Runtime computes faster than a minimum of two tensors."""
+    """Replaces Min(x, 0) in every ELU by Clip, which ONNX Runtime computes faster than a minimum of two tensors."""
     zeros = {
         tensor.name for tensor in graph.initializer if not tensor.dims and onnx.numpy_helper.to_array(tensor) == 0.0
     }
@@ -184,7 +181,7 @@ def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
 
 
 def _name_constants(graph: onnx.GraphProto) -> None:
-    """Numbers the constants, which are named after one of the many nodes that use them."""
+    """Renames constants by number, because tf2onnx names each one after one of the many nodes that use it."""
     names = {tensor.name: f"constant/{number}" for number, tensor in enumerate(graph.initializer)}
     for tensor in graph.initializer:
         tensor.name = names[tensor.name]
@@ -198,13 +195,13 @@ def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
         shape: list[str | int | None] = [BATCH, *arrays[value.name].shape]
         meaning = arrays[value.name].meaning
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape, meaning))
-    # The shapes of inner tensors are not needed, and tf2onnx gives the batch axis other names there.
+    # Shapes of inner tensors are removed: they are not needed, and their batch axes have other names.
     del graph.value_info[:]
 
 
 @contextlib.contextmanager
 def _limit_rewriters() -> Iterator[None]:
-    """Lets tf2onnx run `_REWRITERS` alone, for which it has no option."""
+    """Limits tf2onnx to `_REWRITERS` within the context, by a patch, because it has no option for this."""
     from tf2onnx import tfonnx
 
     every = tfonnx.run_rewriters
@@ -221,7 +218,7 @@ def _limit_rewriters() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence_tf2onnx() -> Iterator[None]:
-    """Silences tf2onnx: whatever goes wrong shows in the verification, not in a log."""
+    """Silences warnings and logs of tf2onnx within the context, because the verification finds any error."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The SavedModel, with every endpoint as a signature, and the files that TensorFlow Serving reads beside it."""
+"""The writer of a SavedModel with endpoints as signatures, and of the files for TensorFlow Serving beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from export.deployed.graph import Deployed
 from export.endpoints import Endpoint
 from tfdecouple.storage.files import write_text
 
-# The name of a variable is this prefix and the name of the weight, with points for slashes.
+# Prefix of the name of each variable; the name of the weight follows, with points for slashes.
 PREFIX = "folded/"
 _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
@@ -31,18 +31,18 @@ def save_saved_model(
 ) -> None:
     """Writes a SavedModel that has endpoints as its signatures.
 
-    The deployed weights are variables, so that all signatures share them and no limit of a graph's size holds for them.
+    The deployed weights are variables, so that all signatures share them and the size limit of a graph does not apply.
 
     Args:
-        deployed: the model, in the order NHWC, which TensorFlow runs on every device.
-        endpoints: the signatures; the first is `serving_default` as well.
-        folder: where to; it must not exist.
-        report: called with the name of each endpoint when it is traced; the files are written after the last.
+        deployed: the deployed model, in the order NHWC, which TensorFlow runs on every device.
+        endpoints: the endpoints; the first is also the signature `serving_default`.
+        folder: the folder for the SavedModel, which must not exist.
+        report: a callback that receives the name of each endpoint when it is traced.
 
     Raises:
         OSError, tf.errors.OpError: if the disk is full or the folder cannot be written.
     """
-    # The variables are plain ones, because those of a Keras layer would be written twice.
+    # The variables are plain TensorFlow variables, because the variables of a Keras layer would be written twice.
     stored = deployed.with_arrays(
         lambda name, array: tf.Variable(array, trainable=False, name=f"{PREFIX}{name.replace('/', '.')}")
     )
@@ -53,11 +53,11 @@ def save_saved_model(
     shared.flow.parts = stored.flow.parts  # type: ignore[method-assign]
     if stored.encoder is not None:
         shared.encoder = _Shared(stored.encoder, "infer")  # type: ignore[assignment]
-    # The functions are traced here once; `keras.export.ExportArchive` would trace them again when it saves them.
+    # The functions are traced here once; `keras.export.ExportArchive` would trace them a second time.
     signatures = {endpoint.name: _function(shared, endpoint, report) for endpoint in endpoints}
     for name, function in signatures.items():
         setattr(module, name, function)
-    # Pixels have no gradients, and those of the bijectors would be traced once for each place that uses them.
+    # Gradients are left out, because pixels have none and tracing the gradients of all bijectors takes long.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]}, options)
 
@@ -67,7 +67,7 @@ def _function(
 ) -> tf.types.experimental.ConcreteFunction:
     def call(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         report(endpoint.name)
-        # A server's session checks no shapes, and a convolution ends the process at a wrong rank.
+        # Shapes are checked in the graph, because a server does not check them, and a wrong rank would end its process.
         given = zip(specs, inputs, strict=True)
         checked = {one.name: tf.ensure_shape(tensor, one.shape, f"shape_of_{one.name}") for one, tensor in given}
         with tf.control_dependencies(checked.values()):
@@ -79,12 +79,12 @@ def _function(
 
 
 def _read(stored: Kind) -> Kind:
-    """Returns a layer with the values of its variables, to compute with."""
+    """Returns a copy of a stored layer in which the values of the variables replace the variables."""
     return stored.with_arrays(lambda name, variable: tf.convert_to_tensor(variable))
 
 
 class _Shared:
-    """Methods of a layer as functions of the graph, which are traced and written once for all signatures."""
+    """An object whose methods are a layer's methods as graph functions, traced and written once for all signatures."""
 
     def __init__(self, stored: Deployed, *methods: str):
         def share(method: str) -> Any:
@@ -95,19 +95,19 @@ class _Shared:
 
 WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
 
-# The settings of a server, with MODEL_NAME for the model's name.
+# Folder of templates for the settings of a server, in which MODEL_NAME stands for the model's name.
 SETTINGS = pathlib.Path(__file__).parents[1] / "serving"
 
 
 def write_warmup(folder: pathlib.Path, name: str, endpoints: Sequence[Endpoint]) -> None:
-    """Writes requests into a SavedModel that TensorFlow Serving runs before it calls a version available.
+    """Writes warm-up requests into a SavedModel, which TensorFlow Serving runs before it offers the version.
 
-    Without them the first real request of each signature waits while TensorFlow optimises its graph.
+    Without them the first real request of each signature would wait while TensorFlow optimises its graph.
 
     Args:
-        folder: of the SavedModel, before it gets the name under which a server would find it.
-        name: from `make_safe_name`.
-        endpoints: the SavedModel's; the first is `serving_default` as well, whose graph is a copy of its own.
+        folder: the folder of the SavedModel, in the staging area, where no server sees it.
+        name: the name of the model, from `make_safe_name`.
+        endpoints: the endpoints of the SavedModel; the first is also `serving_default`, with a graph of its own.
 
     Raises:
         OSError, tf.errors.OpError: if the disk is full or the folder cannot be written.
@@ -131,11 +131,11 @@ def _request(name: str, signature: str, endpoint: Endpoint) -> prediction_log_pb
 
 
 def write_serving_files(folder: pathlib.Path, name: str) -> None:
-    """Writes models.config, batching.config, monitoring.config and docker-compose.yml.
+    """Writes the settings of TensorFlow Serving into a folder: three .config files and docker-compose.yml.
 
     Args:
-        folder: of the export; the SavedModel's versions are in its folder `savedmodel`.
-        name: from `make_safe_name`.
+        folder: the folder for the files, from which they go to the export folder.
+        name: the name of the model, from `make_safe_name`.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The web page: a static folder with the run's own ONNX files, that any file server can serve."""
+"""The writer of the web page: a static folder with the model's ONNX files that any file server can serve."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CONFIG = "model/config.json"
 # The ONNX files that the page runs.
 PAGE_MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
-# The files that the page loads of the package onnxruntime-web: for the processor, and for graphics cards.
+# Files of the package onnxruntime-web that the page loads, for the processor, and for graphics cards.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
-# Pixels along the longer side of an example.
+# Length of the longer side of an example picture, in pixels.
 EXAMPLE_SIDE = 640
-# The most directions for which the page has a slider.
+# Largest number of directions for which the page has a slider.
 _MOST_SLIDERS = 100
 
 
@@ -41,7 +41,7 @@ def _photograph(name: str, author: str, licence: str) -> Photograph:
     return Photograph(name, "scikit-image", f"skimage/data/{name}.jpg", author, licence)
 
 
-# The example pictures of the page, by title, which anybody may publish. It begins with the first two.
+# Example pictures of the page by title, free to publish. The page shows the first two at its start.
 EXAMPLES = {
     "Chelsea the cat": PHOTOGRAPHS["chelsea"],
     "Astronaut": PHOTOGRAPHS["astronaut"],
@@ -53,13 +53,13 @@ EXAMPLES = {
 
 
 def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Writes the page into a folder that does not exist yet.
+    """Writes the web page into a new folder.
 
     Args:
-        folder: of the page.
-        onnx: folder of the ONNX files.
-        runtime: folder of onnxruntime-web's files, from `find_runtime`.
-        about: of `describe_model`; and "web_gpu", whether the page has the runtime for graphics cards, too.
+        folder: the folder of the page, which must not exist.
+        onnx: the folder of the ONNX files.
+        runtime: the folder of onnxruntime-web's files, from `find_runtime`.
+        about: the facts of `describe_model`, and "web_gpu", whether the page also gets the graphics-card runtime.
     """
     shutil.copytree(PAGE, folder)
     sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in PAGE_MODELS}
@@ -93,7 +93,7 @@ def require_page(model: ModelConfig) -> None:
 
 
 def describe_model(provenance: Provenance) -> dict[str, Any]:
-    """Returns the facts about the model that the page shows or needs: figures, labels and directions."""
+    """Returns the facts about a model that the page shows or needs: shape, bits/dim, labels, directions, examples."""
     bits, model = provenance.bits_per_dim or {}, provenance.config.model
     directions = [one for one in provenance.directions or () if one.method == MEANS][:_MOST_SLIDERS]
     shown = [{"name": one.name, "vector": one.vector.tolist(), "told": one.describe_accuracy()} for one in directions]
@@ -112,12 +112,12 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
 
 
 def measure_folder(folder: pathlib.Path) -> int:
-    """Returns the size of all files in a folder."""
+    """Returns the total size of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def find_project_url() -> str | None:
-    """Returns the address of this project, where the installed package states one."""
+    """Returns the web address of this project from the installed package, or None if it states no address."""
     stated = importlib.metadata.metadata("tfdecouple")
     links = [entry.partition(",") for entry in stated.get_all("Project-URL") or ()]
     pages = stated.get_all("Home-page") or [
@@ -127,7 +127,7 @@ def find_project_url() -> str | None:
 
 
 def make_example_files() -> dict[str, bytes]:
-    """Returns the example photographs as JPEG files, by their paths in the page's folder."""
+    """Returns the bytes of the example photographs as JPEG files, by their paths in the page's folder."""
     files = {}
     for one in EXAMPLES.values():
         path = importlib.metadata.distribution(one.package).locate_file(one.path)
@@ -141,8 +141,8 @@ def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     """Returns file, title, author and licence of each example, and whether the model was trained on it.
 
     Args:
-        data: that the model was trained on. For None, and for other data than the sample photographs, it is unknown
-            whether an example was among them.
+        data: the training data. For None, and for data other than the sample photographs, it is unknown whether the
+            model was trained on an example.
     """
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
@@ -161,12 +161,12 @@ def find_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bo
     """Returns a folder with the files of onnxruntime-web that the page needs.
 
     Args:
-        chosen: the user's folder with them; None lets npm fetch them.
-        scratch: folder that npm may write to.
-        web_gpu: whether the files for graphics cards are needed, too.
+        chosen: the user's folder with the files; None lets npm fetch them.
+        scratch: a folder that npm may write to.
+        web_gpu: whether the files for graphics cards are also needed.
 
     Raises:
-        UserError: if they cannot be found or fetched, with advice.
+        UserError: if the files cannot be found or fetched; the message gives advice.
     """
     needed = RUNTIME_FILES + (GPU_FILES if web_gpu else ())
     if chosen is not None:

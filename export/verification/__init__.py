@@ -1,1 +1,1 @@
-"""Verification of exports: every file is opened in a process of its own and compared with the model."""
+"""The verification of exports, which runs every file in a process of its own and compares it with the model."""

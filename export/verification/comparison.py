@@ -1,4 +1,4 @@
-"""Compares the files of one folder with the test vectors, in a process of its own.
+"""The program that compares the files of one folder with test vectors, and its report.
 
 `python -m export.verification.comparison RUNTIME FOLDER VECTORS OPTIONS` prints lines of progress, and last the
 report as JSON.
@@ -23,29 +23,29 @@ from export.verification.runtimes import RUNTIMES, Runtime
 from export.verification.tolerance import Answer
 from tfdecouple.errors import UserError
 
-# Pixels that are encoded and decoded at once in the round trip.
+# Number of pixels that are encoded and decoded at once in the round trip.
 _PIXELS_AT_ONCE = 16 * 64 * 64
-# Problems that one line names.
+# Largest number of problems that a message lists.
 _NAMED = 5
-# The line on stdout that has the report begins with this.
+# Prefix of the line on standard output that has the report.
 REPORT = "report: "
 
 Arrays = dict[str, np.ndarray]
 
 
 class RefusedError(UserError):
-    """An export that did not pass its verification."""
+    """The error of an export that did not pass its verification."""
 
 
 @dataclasses.dataclass
 class Report:
-    """The outcome of one comparison.
+    """The report of one comparison of files with test vectors.
 
     Attributes:
-        parity: {endpoint: {output: figures of `tolerance.Answer.compare`}}.
-        round_trip: {kind of image: {"images": n, "identical": n, "model": n}} of encode, then decode: the numbers of
-            images, of identical ones, and of those that the Keras model keeps, also from perturbed codes.
-        problems: why the files must not be published, a line each.
+        parity: the figures of `tolerance.Answer.compare`, as {endpoint: {output: figures}}.
+        round_trip: for each kind of images the numbers after encode and decode: all "images", "identical" images, and
+            images that the Keras "model" recovers, also from perturbed codes.
+        problems: the reasons why the files must not be published, a line each.
         notes: other facts for the card.
     """
 
@@ -63,15 +63,15 @@ def compare_files(
     provider: str = "",
     report: Callable[[str], Any] = lambda text: None,
 ) -> Report:
-    """Compares the files of a folder with test vectors.
+    """Returns the report of comparing the files of a folder with test vectors.
 
     Args:
-        runtime: of `RUNTIMES`.
-        folder: holds the files.
-        vectors: of `vectors.make_vectors`, and the digests of `folded_weights.digest_weights`.
-        names: of the files, without suffix, by endpoints.
-        provider: the execution provider of ONNX Runtime, "" for the CPU's.
-        report: called with a line of progress.
+        runtime: the runtime that runs the files, a key of `RUNTIMES`.
+        folder: the folder of the files.
+        vectors: the test vectors of `vectors.make_vectors`, with the digests of `folded_weights.digest_weights`.
+        names: the names of the files, without suffix, by endpoint.
+        provider: the execution provider of ONNX Runtime; "" for the CPU.
+        report: a callback that receives lines of progress.
     """
     found, kind = Report(), RUNTIMES[runtime]
     found.notes[kind.package] = importlib.metadata.version(kind.package)
@@ -100,7 +100,7 @@ def compare_files(
 
 
 def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Calls an endpoint in every batch; returns the problems of its answers, and the figures by output."""
+    """Returns the problems of an endpoint's answers to all batches, and the figures for each output."""
     own_name = opened.aliases.get(endpoint, endpoint)
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
@@ -136,7 +136,7 @@ def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
 
 
 def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report) -> None:
-    """Encodes and decodes images by the files alone; images that the model itself keeps must come back identical."""
+    """Adds to `found` whether the files recover all images from their codes that the model itself recovers."""
     for kind, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
         at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
         inputs = {"images": images}
@@ -159,7 +159,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report) -> Non
 
 
 def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
-    """Yields weights in the files that are not, to the last bit, weights that the model was deployed with."""
+    """Yields a line for each problem of the weights in the files, which must equal the deployed weights to the bit."""
     known = {*vectors[f"weights/{opened.layout}"].tolist()}
     every, same, others = 0, 0, []
     for name, array in opened.read_weights():
@@ -176,7 +176,7 @@ def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
 
 
 def reorder_axes(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields an array in every order of axes, also without its axes of one, and with one or two such axes before."""
+    """Yields an array in every order of axes, also without axes of length 1, and with one or two in front."""
     for one in (array, array.reshape([side for side in array.shape if side != 1])):
         for order in itertools.permutations(range(one.ndim)):
             turned = one.transpose(order)
@@ -195,7 +195,7 @@ def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
 
 
 def join_problems(problems: Sequence[str]) -> str:
-    """Returns the first problems, and how many there are, in one line."""
+    """Returns the number of problems and the first problems, in one line."""
     if len(problems) == 1:
         return problems[0]
     named = [f"({number}) {text}" for number, text in enumerate(problems[:_NAMED], 1)]
@@ -204,7 +204,7 @@ def join_problems(problems: Sequence[str]) -> str:
 
 
 def find_first_reason(error: BaseException) -> str:
-    """Returns the cause of a failure in one line: the first error of a chain."""
+    """Returns the cause of an error in one line: the first exception of its chain."""
     while error.__context__ is not None:
         error = error.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -218,7 +218,7 @@ def _describe(figures: Mapping[str, float]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one comparison; the options are those of `compare_files`, as JSON."""
+    """Returns exit status 0 after one comparison; the last argument has options of `compare_files` as JSON."""
     runtime, folder, path, options = arguments
     with np.load(path) as archive:
         vectors = dict(archive)

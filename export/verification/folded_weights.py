@@ -1,7 +1,8 @@
-"""Compares every deployed weight with the checkpoint, by formulas that share only the names with `export.deployed`.
+"""The comparison of deployed weights with the checkpoint, by formulas that are independent of `export.deployed`.
 
-A fault in the folding of weights would be in every file, and change no pixel where one weight of many is off. So each
-deployed weight is compared with the variables of the checkpoint, and by digests each file with the deployed weights.
+A fault in the folding of weights would be in every file, and a fault in one weight can be too small to change a pixel.
+So each deployed weight is compared with the variables of the checkpoint, and each file, by digests, with the deployed
+weights.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from tfdecouple.model import DecoupledModel
 
 Arrays = dict[str, np.ndarray]
 
-# How far a weight may be off: relative to itself, because it is rounded to float32, and to the largest of its array.
+# Largest difference of a weight, relative to itself (rounding to float32) and to the largest of its array.
 _ROUNDING, _FLOOR = 1e-6, 1e-9
-# The same floor for numbers that the model itself computes in float32, times the condition number of a matrix.
+# Largest difference relative to the largest number of the array, for numbers that the model computes in float32.
 _SINGLE = 1e-6
-# Names of a block's convolutions, in the checkpoint and as they are deployed, and of their normalisations.
+# For each convolution of a block by its name in the checkpoint, its deployed name and its normalisation.
 _CONVOLUTIONS = {
     "convolution_1": ("first", "norm_1"),
     "convolution_2": ("second", "norm_2"),
@@ -29,10 +30,10 @@ _CONVOLUTIONS = {
 
 
 def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel]) -> Arrays:
-    """Returns `weights/LAYOUT` of the test vectors: the digests of all deployed weights, in each order of axes.
+    """Returns the digests of all deployed weights in each layout, by `weights/LAYOUT`, for the test vectors.
 
     Raises:
-        RefusedError: if a deployed weight is not the model's.
+        RefusedError: if a deployed weight differs from the model.
     """
     if problems := [problem for one in deployed.values() for problem in compare_weights(model, one)]:
         raise RefusedError(f"not published: {join_problems(problems)}")
@@ -43,7 +44,7 @@ def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel])
 
 
 def compare_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[str]:
-    """Yields a line for each deployed weight that is not the model's."""
+    """Yields a line for each deployed weight that differs from the weights of the model."""
     numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.layers()}
     found = deployed.arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
     expected = _Fold(model, deployed.layout.order == "NCHW").weights
@@ -65,14 +66,14 @@ def compare_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[
 
 
 class _Fold:
-    """The deployed weights of a model in float64, each with the share of its largest number that it may be off by."""
+    """The expected deployed weights of a model in float64, each with its tolerance relative to its largest number."""
 
     def __init__(self, model: DecoupledModel, channels_first: bool):
         self._config, self._channels_first = model.config, channels_first
         encoders = [model.encoder, model.dequantizer and model.dequantizer.encoder]
         blocks = [block for encoder in encoders if encoder is not None for block in encoder.blocks]
         self._blocks = {block.name: (block.norm_1.epsilon, block.strides) for block in blocks}
-        # {path of a layer: {name of a weight: array}}, in the order of the layers.
+        # The checkpoint's weights as {path of a layer: {name of a weight: array}}, in the order of the layers.
         self._layers: dict[str, Arrays] = {}
         for path, variable in model.named_variables().items():
             layer, _, name = path.replace("prior_flow/", "prior/").rpartition("/")
@@ -102,10 +103,10 @@ class _Fold:
         elif kind in _CONVOLUTIONS:
             self._add_convolution(parent, kind, own)
         elif kind == "actnorm_1":
-            pass  # The linear map after it has taken it in.
+            pass  # It is folded into the linear map after it.
         elif kind.startswith("actnorm"):
             linear = self._layers[f"{parent}/linear"]
-            # The channels before those that leave stay as they are.
+            # The first channels of the factoring out are not changed, so their scale is 1 and their bias 0.
             stay = len(linear["kernel" if "kernel" in linear else "factors"]) - len(own["bias"])
             self._add(f"{layer}/scale", np.exp(np.pad(own["log_scale"], (stay, 0))))
             self._add(f"{layer}/bias", np.pad(own["bias"], (stay, 0)))
@@ -125,7 +126,7 @@ class _Fold:
                 self._add(f"{layer}/{name}/value", array)
 
     def _is_unfolded(self, net: str) -> bool:
-        """Returns whether a coupling net is another than the paper's, deployed with its weights as they are."""
+        """Returns whether a coupling net is of another kind than the paper's, so that its weights are not folded."""
         return net.startswith("flow/") and self._config.conditioner != "convolutional"
 
     def _is_conditioned(self, layer: str) -> bool:
@@ -141,7 +142,7 @@ class _Fold:
             self._add(f"{name}/bias", bias)
 
     def _add_mix(self, step: str, own: Arrays) -> None:
-        """Adds W (e^s x + b) and e^-s (W^-1 y - b), of an actnorm and a linear map."""
+        """Adds the folded map W (e^s x + b) of an actnorm and a linear map, and its inverse e^-s (W^-1 y - b)."""
         floor = _FLOOR
         if "kernel" in own:
             matrix = own["kernel"]
@@ -159,12 +160,12 @@ class _Fold:
         self._add(f"{step}/unmix/kernel", inverse.reshape(shape), floor)
         self._add(f"{step}/unmix/bias", -np.exp(-log_scale) * shift, floor)
         terms = np.concatenate([np.log(np.linalg.svd(matrix)[1]), log_scale])
-        # The sum may come near 0; each singular value, and so each term, is off by as much as the matrix is.
+        # The tolerance is relative to the sum of magnitudes, because the sum itself can be near 0.
         scale = (channels + np.abs(terms).sum()) / max(abs(terms.sum()), np.finfo(float).tiny)
         self._add(f"{step}/log_det", terms.sum(), max(floor, _ROUNDING) * scale)
 
     def _add_convolution(self, block: str, kind: str, own: Arrays) -> None:
-        """Adds a convolution and its batch normalisation by the moving statistics."""
+        """Adds the kernel and bias of a convolution with its batch normalisation by moving statistics."""
         name, norm_name = _CONVOLUTIONS[kind]
         norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
         epsilon, strides = self._blocks[block_name]
@@ -194,14 +195,14 @@ class _Fold:
             self._add("classes/log_det", own["log_scale"].sum(1))
 
     def _order_rows(self, kernel: np.ndarray) -> np.ndarray:
-        """Returns the matrix for flattened maps, `[height * width * channels, ...]`, in the order of the axes."""
+        """Returns a matrix for flattened feature maps with its rows in the order of the graph's axes."""
         if not self._channels_first:
             return kernel
         channels = self._layers["encoder/top"]["bias"].size
         return kernel.reshape(-1, channels, kernel.shape[1]).swapaxes(0, 1).reshape(kernel.shape)
 
     def _order_columns(self, array: np.ndarray) -> np.ndarray:
-        """Returns the columns of the whitening, mean and log-scale of flattened images, in the order of the axes."""
+        """Returns an array with a mean and a log-scale for each pixel, its columns in the order of the graph's axes."""
         if not self._channels_first:
             return array
         shape = (*array.shape[:-1], 2, -1, self._config.image_shape[-1])
@@ -209,14 +210,14 @@ class _Fold:
 
 
 def _fold_weight_norm(own: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Returns kernel g V / ||V|| and bias of a weight-normalised layer."""
+    """Returns the kernel g V / ||V|| and the bias of a weight-normalised layer."""
     direction = own["last_direction"]
     norms = np.linalg.norm(direction.reshape(-1, direction.shape[-1]), axis=0)
     return direction / norms * own["last_gain"], own["last_bias"]
 
 
 def _as_plain_convolution(kernel: np.ndarray, strides: int) -> np.ndarray:
-    """Returns the plain convolution that equals a transposed one, which spreads the middle one of 3 x 3 pixels."""
+    """Returns the kernel of a plain 3 x 3 convolution that equals a transposed convolution with this kernel."""
     size, _, outputs, inputs = kernel.shape
     spread = np.zeros((inputs, 3 * strides, 3 * strides, outputs))
     place = slice(strides - size // 2, strides - size // 2 + size)

@@ -1,4 +1,4 @@
-"""The answers of the Keras model, with which files are compared, and its answers to perturbed inputs."""
+"""The answers of the Keras model that files are compared with, to inputs and to perturbed inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from export.verification.tolerance import PERTURBATION
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import OutlierScores, scores_of
 
-# Pixels that the model computes at once. The number of images is always the same, since each number is traced anew.
+# Number of pixels that the model computes at once. Batches have one size, because TensorFlow traces each size anew.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 
 Optional = np.ndarray | None
@@ -29,14 +29,14 @@ class Encoding(NamedTuple):
 
 
 class KerasAnswers:
-    """The answers of a model to images, codes and noise, as arrays with the batch first; without z, z is None.
+    """A Keras model that answers endpoints: codes, images and scores, as arrays with the batch axis first.
 
-    Answers to equal rows are computed once.
+    Answers to equal rows of inputs are computed once. For a model without z, z is None.
 
     Args:
-        model: with weights.
-        unperturbed: the answers to the inputs as they are. With it, this object answers to inputs that are moved up or
-            down by a relative `PERTURBATION`; pixels are moved by that share of their range.
+        model: the model, with weights.
+        unperturbed: None to answer the inputs as they are; or the answers to them, to answer inputs that are perturbed,
+            up or down, by a relative `PERTURBATION`; pixels are perturbed by this share of their range.
     """
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None):
@@ -48,18 +48,18 @@ class KerasAnswers:
         self._known: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
-        """Returns the codes of uint8 images; labels count only where z is a function of the label."""
+        """Returns the codes of uint8 images; labels are used only if z is a function of the label."""
         labels = labels if self.config.has_class_codes else None
         return Encoding(*self._answer_rows("encode", self._encode, images, labels))  # type: ignore[arg-type]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
-        """Returns the values behind the pixels in units of bins, float64: bin k reaches from k to k + 1."""
+        """Returns decoded images before rounding to pixels, float64, in units of bins: bin k is from k to k + 1."""
         (x,) = self._answer_rows("decode", self._decode, z, v)
         assert x is not None
         return self._model.quantizer.places(x.astype(np.float64))
 
     def z_from_noise(self, noise: Optional, labels: Optional = None) -> Optional:
-        """Returns the z of noise of the prior, and of labels where the model knows them."""
+        """Returns z from noise of the prior, and from labels if the model has labels; None for a model without z."""
         if not self.config.has_latent:
             return None
         if noise is None:
@@ -75,7 +75,7 @@ class KerasAnswers:
             z_noise = np.zeros((len(images), self.config.latent_dim), np.float32)
         if self._unperturbed is not None:
             z_noise = self._perturb_noise(images, z_noise)
-            # u is perturbed in units of bins, so that x is moved as far as that of perturbed images.
+            # u is perturbed in units of bins, so that x changes as much as for perturbed images.
             u_noise = self._perturb(u_noise, self.config.n_bins / 2)
 
         def compute(images: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
@@ -87,11 +87,11 @@ class KerasAnswers:
         return dict(zip(names, self._run(compute, images, z_noise, u_noise, labels), strict=True))
 
     def classify(self, images: np.ndarray) -> np.ndarray:
-        """Returns log p(y|x) of each label, `[n, classes]`."""
+        """Returns log p(y|x) of each label y for uint8 images x, `[n, classes]`."""
         return self._run(lambda bins: [tf.math.log_softmax(self._model.log_joint(bins))], self._to_bins(images))[0]
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
-        """Returns the pixels, uint8, of values in units of bins; values that are not finite are outside of all bins."""
+        """Returns uint8 pixels of values in units of bins; values outside all bins get the nearest bin."""
         quantizer = self._model.quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.step).astype(np.uint8)
@@ -116,14 +116,14 @@ class KerasAnswers:
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
-        """Returns values moved up or down by a share of themselves, or of `scale`."""
+        """Returns values perturbed up or down at random, by `PERTURBATION` relative to themselves or to `scale`."""
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 
     def _perturb_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns the noise that moves z as far as perturbed images do.
+        """Returns noise that changes z as much as perturbed images change it.
 
-        Perturbed noise by itself hardly moves a z of small variance, which the rounding of its mean does.
+        Perturbed noise alone hardly changes a z of small variance, which rounding of its mean does change.
         """
         assert self._unperturbed is not None
         perturbed = self._perturb(noise)
@@ -138,13 +138,12 @@ class KerasAnswers:
     def _answer_rows(
         self, question: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
     ) -> list[Optional]:
-        """Returns the results of `compute`, which is called for the rows of the inputs that it was not called for."""
+        """Returns the results of `compute` for all rows of the inputs, of which equal rows are computed once."""
         given = [array for array in inputs if array is not None]
         keys = [
             hashlib.sha256(b"|".join([question.encode(), *(array[row].tobytes() for array in given)])).digest()
             for row in range(len(given[0]))
         ]
-        # Equal rows have the same key and are computed once.
         unknown = list({key: row for row, key in enumerate(keys) if key not in self._known}.values())
         if unknown:
             results = compute(*(None if array is None else array[unknown] for array in inputs))
@@ -154,7 +153,7 @@ class KerasAnswers:
         return [None if column[0] is None else np.stack(column) for column in columns]
 
     def _run(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        """Returns the results of a function of the model on any number of images, computed a few at a time."""
+        """Returns the results of a function of the model for any number of images, computed in batches of one size."""
         length = len(next(array for array in arrays if array is not None))
         parts = []
         for start in range(0, length, self._at_once):

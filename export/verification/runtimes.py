@@ -1,8 +1,8 @@
-"""The files of an export in each runtime: opened from a folder, and called by endpoint with arrays.
+"""The runtimes that run exported files: each opens the files of a folder and calls their endpoints with arrays.
 
-Each is used as its users will: ONNX files by ONNX Runtime without TensorFlow; a SavedModel in a session, which reads
-graph, signatures and variables by the rules of the C++ loader and knows nothing of Python objects, so that what only
-Python can load does not open.
+Files are run as their users run them: ONNX files by ONNX Runtime without TensorFlow; a SavedModel in a session, which
+reads graph, signatures and variables as the C++ loader of a server does, so that a SavedModel that only Python can load
+fails.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from tfdecouple.errors import one_line
 from tfdecouple.runtime.devices import cores
 
-# This provider sends calls to a service elsewhere and computes nothing here.
+# Name of a provider that sends calls to a service elsewhere and computes nothing on this machine.
 REMOTE = "AzureExecutionProvider"
-# With these options a provider of ONNX Runtime computes in full float32; without them images are lost.
+# Options with which a provider of ONNX Runtime computes in full float32; without them images are lost.
 _PROVIDER_OPTIONS = {
     "CUDAExecutionProvider": {"use_tf32": "0"},
     "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
@@ -32,20 +32,20 @@ Arrays = dict[str, np.ndarray]
 
 
 class Runtime(contextlib.ExitStack, abc.ABC):
-    """The endpoints of a folder, open in a runtime while it is entered.
+    """The base class of runtimes: a context manager in which the endpoints of a folder's files can be called.
 
     Args:
-        folder: holds the files.
-        names: of the files, without suffix, by endpoints.
+        folder: the folder of the files.
+        names: the names of the files, without suffix, by endpoint.
 
     Attributes:
-        title: for messages.
-        package: that computes.
-        layout: order of axes of the deployed weights in the files.
-        sorts_outputs: whether outputs come in the order of their names, instead of the endpoint's own.
-        share: of the numbers in the weights that must be the deployed ones, to the last bit.
-        aliases: other names of endpoints, by which they can be called.
-        available: whether the runtime can compute here.
+        title: the name of the runtime in messages.
+        package: the name of the package that computes.
+        layout: the order of axes of the deployed weights in the files.
+        sorts_outputs: whether outputs come in the order of their names, instead of the endpoint's order.
+        share: the share of the numbers in the weights that must equal the deployed weights, to the last bit.
+        aliases: other names by which endpoints can be called.
+        available: whether the runtime can compute on this machine.
     """
 
     title: ClassVar[str]
@@ -62,15 +62,15 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     @abc.abstractmethod
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of an endpoint, by name."""
+        """Returns the outputs of an endpoint for its inputs, both by name."""
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the weights in the files, each with a name for messages."""
+        """Yields all weights in the files, each with its name for messages."""
 
 
 class SavedModel(Runtime):
-    """A SavedModel in a session."""
+    """The runtime of a SavedModel, which runs in a TensorFlow session."""
 
     title, package = "SavedModel", "tensorflow"
 
@@ -97,25 +97,25 @@ class SavedModel(Runtime):
         self.aliases = {_DEFAULT: next(iter(names))}
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of a signature."""
+        """Returns the outputs of a signature for its inputs, both by name."""
         import tensorflow as tf
 
         signature = self._signatures[endpoint]
         for name, array in inputs.items():
-            # A session feeds the tensor whatever the shape in the signature, by which servers refuse requests.
+            # The shape is checked here as a server checks it, because a session does not.
             tf.TensorShape(signature.inputs[name].tensor_shape).assert_is_compatible_with(array.shape)
         feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
         return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields all variables."""
+        """Yields all variables of the SavedModel, each with its name."""
         names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
         # All variables are read at once, because each call of the session looks at the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
 
 
 class OnnxFiles(Runtime):
-    """ONNX files in ONNX Runtime, computed by one of its execution providers."""
+    """The runtime of ONNX files, which run in one execution provider of ONNX Runtime."""
 
     title, package, layout, sorts_outputs = "ONNX", "onnxruntime", "NCHW", False
 
@@ -130,7 +130,7 @@ class OnnxFiles(Runtime):
             endpoint: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=providers)
             for endpoint, name in names.items()
         }
-        # Where a provider cannot start, ONNX Runtime takes another one instead.
+        # If a provider cannot start, ONNX Runtime silently takes another provider.
         self.available = all(provider in one.get_providers() for one in self._sessions.values())
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
@@ -139,7 +139,7 @@ class OnnxFiles(Runtime):
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields all arrays in the files but integers, which are shapes, positions and axes."""
+        """Yields all arrays in the files except integers, which are shapes, positions and axes, each with its name."""
         import onnx
         from onnx import numpy_helper
 
@@ -150,10 +150,10 @@ class OnnxFiles(Runtime):
 
 
 class LiteRTFiles(Runtime):
-    """LiteRT files in the interpreter of the package ai-edge-litert."""
+    """The runtime of LiteRT files, which run in the interpreter of the package ai-edge-litert."""
 
     title, package = "LiteRT", "ai-edge-litert"
-    # The converter multiplies some arrays into the ones before them; only the answers show whether those are right.
+    # The converter folds some arrays into preceding ones, which only the comparison of answers can verify.
     share = 0.75
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
@@ -169,7 +169,7 @@ class LiteRTFiles(Runtime):
         return self._runners[endpoint](**inputs)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields all constant arrays of floats but of zeros, which the converter gives convolutions without a bias."""
+        """Yields all constant float arrays except zeros, which the converter adds to convolutions without a bias."""
         from ai_edge_litert import schema_py_generated as schema
 
         for name in self.names.values():
@@ -187,15 +187,15 @@ class LiteRTFiles(Runtime):
 RUNTIMES: dict[str, type[Runtime]] = {"savedmodel": SavedModel, "onnx": OnnxFiles, "litert": LiteRTFiles}
 
 
-# --- for `tfdecouple doctor` ---
+# --- functions for `tfdecouple doctor` ---
 
 _FILES = {"encode": "encoder", "decode": "decoder"}
-# Images that are encoded and decoded at once.
+# Number of images that are encoded and decoded at once.
 _BATCH = 64
 
 
 def make_files(run: str, folder: pathlib.Path) -> list[str]:
-    """Writes a SavedModel and ONNX files that encode and decode; returns the providers of ONNX Runtime for these."""
+    """Writes a SavedModel and ONNX files that encode and decode, and returns the local providers of ONNX Runtime."""
     import onnxruntime
 
     from export.deployed.deployed_model import DeployedModel
@@ -216,7 +216,7 @@ def make_files(run: str, folder: pathlib.Path) -> list[str]:
 
 
 def round_trip_saved_model(folder: pathlib.Path, device: str, kinds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns {"where": ..., "kinds": ...} for the SavedModel in a folder, on a device; see `_count_losses`."""
+    """Returns {"where": ..., "kinds": counts of `_count_losses`} for the SavedModel in a folder, on a device."""
     import tensorflow as tf
 
     from tfdecouple.runtime.precision import full_float32
@@ -232,7 +232,7 @@ def round_trip_saved_model(folder: pathlib.Path, device: str, kinds: Mapping[str
 
 
 def round_trip_onnx(folder: pathlib.Path, provider: str, kinds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns {"where": ..., "kinds": ...} or {"where": ..., "unavailable": reason} for a provider of ONNX Runtime."""
+    """Returns {"where": ..., "kinds": counts of `_count_losses`} for an ONNX provider, or its "unavailable" reason."""
     where, reason = f"ONNX, {provider}", "ONNX Runtime takes another provider instead"
     try:
         files = OnnxFiles(folder, _FILES, provider)
@@ -244,7 +244,7 @@ def round_trip_onnx(folder: pathlib.Path, provider: str, kinds: Mapping[str, np.
 
 
 def _count_losses(call: Callable[[str, Arrays], Arrays], kinds: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
-    """Returns three numbers for each kind of images: all images, lost images, and values that differ."""
+    """Returns the numbers of images, of lost images and of changed values for each kind of images."""
     counts = {}
     for kind, images in kinds.items():
         differing = np.zeros(len(images), np.int64)

@@ -1,8 +1,8 @@
-"""The tolerance check: a file must answer with the same pixels as the Keras model, and with floats near enough.
+"""The tolerance check: a file must give the same pixels as the Keras model, and floats within a tolerance.
 
-float32 rounds every number to a relative 6e-8, and every runtime adds up in an order of its own, so two right programs
-differ, on some images more than on others. The model therefore answers twice (`keras_answers.py`): to the inputs, and
-to the inputs perturbed by a relative 1e-6. A file may differ by 4 times as much as the second answer does.
+float32 rounds every number to a relative 6e-8, and every runtime has its own order of summation, so two right programs
+differ, on some images more than on others. The model therefore answers twice (`keras_answers.py`): for the inputs, and
+for the inputs perturbed by a relative 1e-6. A file may differ 4 times as much as the second answer does.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ import dataclasses
 import numpy as np
 
 PERTURBATION = 1e-6
-# Right files were measured to differ by 0.03 to 1.1 times the effect of the perturbation.
+# Tolerance in units of the perturbation's effect; right files were measured to differ by 0.03 to 1.1 of it.
 FACTOR = 4.0
-# The part that rounding alone may change, relative to the largest value of an image and to the scale of the numbers
-# that an output is summed from.
+# Tolerance for rounding alone, relative to the largest value of an image and to the scale of the numbers that an
+# output is summed from.
 FLOOR = 2e-6
-# An image whose values float32 can change by half a bin and more is unstable: its pixels say nothing about a file.
+# Tolerance in bins from which an image is unstable: rounding in float32 can change its pixels in a right file.
 UNSTABLE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The model's answer for one output, and how far each image of a file's answer may be off.
+    """The model's answer for one output, and the tolerance for a file's answer on each image.
 
     Attributes:
-        values: float32 `[n, ...]`, or pixels, uint8 `[n, height, width, channels]`.
-        bound: float32 `[n]`: how far floats may be off, and the values behind pixels, in bins; infinite for an image
+        values: the answer, floats, float32 `[n, ...]`, or pixels, uint8 `[n, height, width, channels]`.
+        bound: the tolerance for each image, float32 `[n]`, for pixels in bins before rounding; infinite for an image
             that is not compared, because the model is unstable or not finite on it.
-        exact: bool of the shape of pixels: False where the value behind the pixel lies within `bound` of a border
-            between two bins, so that the pixel may be off by one bin. Empty for floats.
+        exact: whether each pixel must be equal, bool in the shape of the pixels; False if its value before rounding
+            lies within `bound` of a border between two bins, so that it may differ by one bin. Empty for floats.
         step: the difference between the pixels of neighbouring bins: 1 with 8 bits, and 0 for floats.
     """
 
@@ -45,8 +45,8 @@ class Answer:
 
         Args:
             values: the model's answer, float32 `[n, ...]`.
-            perturbed: its answer to perturbed inputs.
-            scale: magnitude of the numbers that the output is summed from.
+            perturbed: the model's answer to perturbed inputs.
+            scale: the magnitude of the numbers that the output is summed from.
         """
         bound = _effect(values, perturbed) + FLOOR * (scale + _largest(values))
         bound = np.where(np.isfinite(bound), bound, np.inf).astype(np.float32)
@@ -59,12 +59,12 @@ class Answer:
         Args:
             bins: the model's answer in units of bins, before it is rounded down, float64 `[n, height, width,
                 channels]`.
-            perturbed: its answer to perturbed inputs.
-            n_bins: number of bins.
+            perturbed: the model's answer to perturbed inputs.
+            n_bins: the number of bins.
         """
 
         def clip(values: np.ndarray) -> np.ndarray:
-            # However far a value lies outside of the first and last bin, its pixel is that of this bin.
+            # Values outside the first and last bin are clipped, because their pixels are in these bins anyway.
             return np.clip(np.nan_to_num(values.astype(np.float64), nan=-1e9), -0.5, n_bins + 0.5)
 
         inside = clip(bins)
@@ -77,15 +77,15 @@ class Answer:
         return cls(values, bound.astype(np.float32), exact, np.array(step))
 
     def compare(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
-        """Compares a file's answer with the model's.
+        """Returns the differences of a file's answer from the model's answer, and the problem in one line, or None.
 
         Args:
             found: the file's answer, of the same shape and type.
 
         Returns:
-            Figures for the card, over the compared images: "max" and "mean" of the differences, "unstable", the number
-            of images that are not compared, and for pixels "differing", the fraction that differs. Floats are relative
-            to the largest value. Then the problem in one line, or None.
+            Figures for the card, over the compared images: "max" and "mean" of the differences (for floats relative to
+            the largest value), "unstable", the number of images that are not compared, and for pixels "differing", the
+            fraction that differs. The problem follows.
         """
         compared, pixels = np.isfinite(self.bound), self.values.dtype == np.uint8
         count = len(self.values)
@@ -123,9 +123,9 @@ class Answer:
 
 
 def _effect(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> np.ndarray:
-    """Returns how far each image may be off, by the effect of the perturbation on it, float64 `[n]`.
+    """Returns the tolerance for each image, from the effect of the perturbation on the image, float64 `[n]`.
 
-    Each image is allowed the effect on the median image, up to `most`, because one effect can be small by chance.
+    It is at least the median tolerance, up to `most`, because the effect on one image can be small by chance.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         effects = FACTOR * _largest(perturbed.astype(np.float64) - values)
@@ -134,5 +134,5 @@ def _effect(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> 
 
 
 def _largest(values: np.ndarray) -> np.ndarray:
-    """Returns the largest magnitude in each image, float64 `[n]`; NaN where one value is NaN."""
+    """Returns the largest magnitude in each image, float64 `[n]`; NaN for an image with a NaN."""
     return np.abs(values.astype(np.float64)).reshape(len(values), -1).max(1)

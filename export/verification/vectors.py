@@ -1,4 +1,4 @@
-"""Test vectors: the inputs that every endpoint is tried with, and the answers of the Keras model."""
+"""The test vectors of an export: inputs for every endpoint, and the answers of the Keras model to them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runtime.precision import full_float32
 
-# Real images that are encoded and decoded; fewer large ones.
+# Largest numbers of real images, and of their pixels, that are encoded and decoded.
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
-# The sample photographs have crops up to this side; for larger models they are enlarged.
+# Largest side of crops of the sample photographs, in pixels; for larger models they are enlarged.
 _PHOTOGRAPH_SIDE = 64
-# Above this side an image takes a second and more, and one extreme image of each kind is tried.
+# Side in pixels above which one extreme image of each kind is tried, because an image takes a second or more.
 _LARGE = 48
 
 
 def choose_batch_sizes(side: int) -> tuple[int, int, int]:
-    """Returns the three batch sizes at which endpoints are called, by the longer side of the images in pixels.
+    """Returns the three batch sizes for calls of endpoints, for images whose longer side has `side` pixels.
 
-    The model computes its answers in other batches, which shows that no image depends on its neighbours in a batch.
+    The model computes its answers in other batches, so that the comparison shows if images in a batch interact.
     """
     for most, largest in ((32, 17), (64, 8), (128, 4)):
         if side <= most:
@@ -40,20 +40,20 @@ def choose_batch_sizes(side: int) -> tuple[int, int, int]:
 
 @full_float32()
 def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[str], Any] = lambda text: None) -> Arrays:
-    """Returns test vectors by name.
+    """Returns the test vectors of a model, arrays by name.
 
-    `in/ENDPOINT/INPUT` and `out/ENDPOINT/OUTPUT/FIELD` (the fields of `tolerance.Answer`) are compared; "batches" says
-    in which batches. `real` and `extreme/KIND` are images to encode and decode, as the model quantises them;
-    `kept/KIND` says which of them the model itself gives back, from their codes and from perturbed codes. Files must
-    give those back. `labels/KIND` are their labels, where z is a function of the label.
+    Inputs are `in/ENDPOINT/INPUT`, right outputs are `out/ENDPOINT/OUTPUT/FIELD` (the fields of `tolerance.Answer`),
+    and `batches` has the batch sizes. `real` and `extreme/KIND` are quantised images to encode and decode. `kept/KIND`
+    says for each image whether the model itself recovers it, from its codes and from perturbed codes; if so, files must
+    recover it. `labels/KIND` has the labels of the images, if z is a function of the label.
 
     Args:
         model: the model that is exported.
-        images: real images, uint8 `[n, height, width, channels]`, at least as many as `choose_batch_sizes` asks for.
-        report: called with a line of progress.
+        images: real images, uint8 `[n, height, width, channels]`, at least the sum of `choose_batch_sizes`.
+        report: a callback that receives lines of progress.
 
     Raises:
-        RefusedError: if an endpoint has outputs to which the model has no answer.
+        RefusedError: if the model's answer lacks an output of an endpoint.
     """
     rng, config = np.random.default_rng(0), model.config
     side = max(config.image_shape[:2])
@@ -95,17 +95,17 @@ def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[st
 
 
 class _Inputs:
-    """Makes the inputs of endpoints; inputs of the same name are the same for all endpoints."""
+    """A generator of inputs for endpoints; all endpoints share the inputs of a name."""
 
     def __init__(self, answers: KerasAnswers, images: np.ndarray, rng: np.random.Generator):
         self._answers, self._images, self._rng = answers, images, rng
         self._made: Arrays = {}
 
     def make(self, array: Array, endpoint: Endpoint) -> np.ndarray:
-        """Returns an input of an endpoint."""
+        """Returns the values of one input, `array`, of an endpoint, for all images."""
         if array.holds in (IMAGE, LABEL):
-            # The second of two images lies half of all images further on. Where their number is even, both ways to
-            # switch a pair need the same answers.
+            # The second images are the first images shifted by half their number. If the number is even, each pair
+            # occurs in both orders, so that the Keras model computes its answers only once.
             alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
             whole = self._images if array.holds == IMAGE else array.draw(self._rng, len(self._images))
             return np.roll(whole, len(whole) // 2 * alike.index(array.name), 0)
@@ -115,9 +115,9 @@ class _Inputs:
         return self._made[array.name]
 
     def _codes(self) -> Arrays:
-        """Returns "z" and "v": codes of images, and in the second half those of samples.
+        """Returns "z" and "v": codes of images in the first half, and codes of samples in the second half.
 
-        Codes of images hide errors below half a bin, because they decode to the middle of a bin; samples do not.
+        Codes of images decode to the middle of a bin, which hides errors below half a bin; codes of samples show them.
         """
         sample = find_endpoint(self._answers.config, "sample")
         given = {array.name: self.make(array, sample) for array in sample.inputs}
@@ -137,7 +137,7 @@ class _Inputs:
 def make_extreme_images(
     shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
 ) -> Mapping[str, np.ndarray]:
-    """Returns images that no camera takes, by kind, uint8 `[n, height, width, channels]` with n at most `most`."""
+    """Returns artificial extreme images by kind, uint8 `[n, height, width, channels]` with n at most `most`."""
     height, width, channels = shape
     board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
     return {
@@ -150,12 +150,12 @@ def make_extreme_images(
 
 
 def load_real_images(config: Config) -> tuple[np.ndarray, str]:
-    """Returns images that the run did not train on, and their source in words.
+    """Returns images that the run was not trained on, and a description of their source.
 
-    They are of the run's own test split; where its data cannot be read, of the sample photographs.
+    They are test images of the run's data, or of the sample photographs if the run's data cannot be read.
 
     Raises:
-        DataError: if neither can be read.
+        DataError: if neither source can be read.
     """
     shape = height, width, channels = config.model.image_shape
     longer = max(height, width)
@@ -167,7 +167,7 @@ def load_real_images(config: Config) -> tuple[np.ndarray, str]:
     for data, taken in ((config.data, shape), (DataConfig(source="photographs"), of_photographs)):
         try:
             source = open_source(data, taken)
-            # A large folder may hold fewer images than its size says: unreadable ones are left out.
+            # A large folder may have fewer readable images than files, so `at_most` accepts fewer images.
             images, _ = load_images(source, "test", min(count, source.sizes["test"]), at_most=True)
         except (DataError, OSError):
             continue
@@ -175,8 +175,8 @@ def load_real_images(config: Config) -> tuple[np.ndarray, str]:
         if taken[:2] != (height, width):
             pictures = images if taken[-1] == RGB_CHANNELS else images[..., 0]
             images = np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in pictures])
-        # Where the model has more channels than a photograph, these take turns.
+        # If the model has more channels than a photograph, the channels of the photograph repeat.
         images = images.reshape(available, height, width, -1)[..., np.arange(channels) % taken[-1]]
-        # A small test split is repeated, because the batches must be whole.
+        # The images of a small test split repeat, because the batches must be full.
         return np.resize(images, (max(available, needed), *shape)), f"{available} test images of {source.title}"
     raise DataError("neither the data of this run nor the sample photographs can be read")

@@ -1,4 +1,4 @@
-"""Verification of files, each part in a process of its own: before publication, and of an export folder later."""
+"""The verification of exported files in processes of their own, before publication and of an export folder later."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Progress = Callable[[str], Any]
 def compare_in_process(
     runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any], report: Progress
 ) -> Report:
-    """Compares files with test vectors in a process of its own, which has no model of the project in its memory.
+    """Returns the report of comparing files with test vectors, in a process that does not load the Keras model.
 
     Args:
-        runtime: of `runtimes.RUNTIMES`.
-        folder: holds the files.
-        vectors: file of the test vectors.
-        options: of `comparison.compare_files`.
-        report: called with a line of progress.
+        runtime: the runtime that runs the files, a key of `runtimes.RUNTIMES`.
+        folder: the folder of the files.
+        vectors: the file of the test vectors.
+        options: further arguments of `comparison.compare_files`.
+        report: a callback that receives lines of progress.
 
     Returns:
-        The report. A process that fails is a problem in it.
+        The report; a failure of the process is one of its problems.
     """
     arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
     started = python_process("-m", "export.verification.comparison", *arguments)
@@ -62,20 +62,20 @@ def compare_in_process(
 
 
 def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[str], list[str]]:
-    """Compares an export folder with its manifest and verifies each of its parts, without the run.
+    """Returns the problems of an export folder, compared with its manifest, and the parts that were not compared.
 
-    ONNX files are tried with every execution provider of ONNX Runtime that is installed here.
+    The run is not needed. ONNX files are run with every installed execution provider of ONNX Runtime.
 
     Args:
         folder: the export folder.
-        report: called with a line of progress, and for each file or part that cannot be verified.
+        report: a callback that receives lines of progress, and a line for each part that cannot be verified.
 
     Returns:
-        The problems, a line each: one for each file that is changed, missing or unknown, and one for each part that
-        does not pass. Then the parts, or parts and runtimes, whose answers were not compared.
+        The problems, one line for each file that is changed, missing or unknown, and for each part with wrong answers;
+        and the names of the parts, or of parts and runtimes, whose answers were not compared.
 
     Raises:
-        UserError: if the folder has no manifest, or a damaged one.
+        UserError: if the folder has no manifest, or the manifest is damaged.
     """
     recorded = manifest.load_manifest(folder)
     problems: list[str] = []
@@ -113,7 +113,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
 
 
 def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields the names of the packages or providers that compute here, with the options for each."""
+    """Yields the installed packages or providers that can run a part here, with the options for each."""
     if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
         report(f"{name}: ai-edge-litert is not installed here: not checked")
     elif runtime != "onnx":
