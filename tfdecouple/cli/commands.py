@@ -14,7 +14,7 @@ from tfdecouple.cli.options import Parser, program_name
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import given_arguments, run_program
 
-# The commands in the order of the help; each is the module of that name in this folder.
+# Names of the commands in the order of the help; each command is the module with the same name in this folder.
 COMMANDS = [
     "train",
     "presets",
@@ -35,17 +35,17 @@ COMMANDS = [
     "publish",
     "doctor",
 ]
-# The export is a program of its own, `python -m export`.
+# Name of the command that is a separate program, `python -m export`.
 EXPORT = "export"
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python train.py` with these arguments, or those of the command line, and returns the exit status."""
+    """Returns the exit status of `python train.py`, run with these arguments or those of the command line."""
     return run_program(lambda: run_command(["train", *given_arguments(arguments)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python -m tfdecouple` with these arguments, or those of the command line, and returns the exit status."""
+    """Returns the exit status of `python -m tfdecouple`, run with these arguments or those of the command line."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed[:1] == [EXPORT]:
         return int(import_export().main(typed[1:], f"{program_name()} {EXPORT}"))
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs the command that the first argument names, and returns the exit status.
+    """Returns the exit status of the command that the first argument names.
 
     Raises:
-        UserError: for an unknown command or a mistake in its arguments.
+        UserError: where the command is unknown, or its arguments have a mistake.
     """
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
@@ -71,7 +71,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """Returns a parser of these commands; the modules of other commands are not imported."""
+    """Returns a parser for the named commands, whose modules it imports."""
     parser = Parser(
         prog=program_name(),
         description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
@@ -86,13 +86,13 @@ def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def import_command(name: str) -> Any:
-    """Returns the module of a command."""
+    """Returns the module of the command with this name."""
     return importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
 
 
 def import_export() -> Any:
-    """Returns the module `export.cli` of the package `export` that lies beside this one."""
-    # The working folder, which may hold another `export`, comes first where Python was started with -m.
+    """Returns the module `export.cli` of the package `export` beside the package `tfdecouple`."""
+    # The folder is put first, because with -m the working directory, which may hold another `export`, comes first.
     folder = str(pathlib.Path(__file__).resolve().parents[2])
     sys.path.insert(0, folder)
     try:

@@ -13,7 +13,7 @@ _METRICS = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `curves` with its options."""
     parser = arguments.add_command(
         commands,
         "curves",
@@ -30,21 +30,21 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes curves.png and curves.json, for several runs into the folder of the first."""
+    """Writes curves.png and curves.json, for several runs into the folder of the first run; returns 0."""
     for path in options.run:
         if path.startswith(arguments.HUB):
             raise RunError(
                 f"the figures of {path} are not fetched with its weights; fetch all of the repository, such as with "
                 "hf download OWNER/NAME --local-dir DIR, and take --run DIR"
             )
-    # The modules that read a run's metrics need TensorFlow.
+    # TensorFlow is started because the modules that read a run's metrics need it.
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name
     from tfdecouple.visualization.plots import plot_curves, render_figure
 
     names = [run_name(path) for path in options.run]
-    # Runs of the same name are told apart by their paths.
+    # Runs with the same name are shown with their paths, so that the reader can distinguish them.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
     curves = [read_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
     runs = [summarise_curves(path, run) for path, run in zip(options.run, curves, strict=True)]
@@ -55,23 +55,23 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_curves(path: str, name: str) -> Any:
-    """Returns the `Curves` of a run, under the name that the picture shows.
+    """Returns the `Curves` of the run at `path`; `name` is the run's name in the picture.
 
     Raises:
-        RunError: for a run without metrics.
+        RunError: where the run has no metrics yet.
     """
     from tfdecouple.runs.run_folder import find_run, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
     config = load_config(path)
-    # The log has a 0 for each term that the model lacks.
+    # Terms that the model lacks are left out, because the log has a 0 for them.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     metrics = [metric for metric in _METRICS if not absent.get(metric)]
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
     for row in read_metrics(find_run(path) / "metrics.jsonl"):
         for metric in metrics:
-            # A value that is not finite is text in the log.
+            # Only numbers are drawn: a value that is not finite is a text in the log.
             value = row.get(metric)
             if row["kind"] in lines and isinstance(value, int | float):
                 steps, values = lines[row["kind"]].setdefault(metric, ([], []))
@@ -83,7 +83,7 @@ def read_curves(path: str, name: str) -> Any:
 
 
 def summarise_curves(path: str, curves: Any) -> dict[str, Any]:
-    """Returns for the JSON file the number of points, the last and the lowest value of each curve."""
+    """Returns the facts of a run for the JSON file: number of points, last and lowest value of each curve."""
     kinds = {"train": curves.train, "validation": curves.validation}
     last = max(steps[-1] for lines in kinds.values() for steps, _ in lines.values())
     points = {

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from tfdecouple.data.attributes import Attributes
     from tfdecouple.runs.latent_directions import Direction, Directions
 
-# The number of training images, and of held-out images, without --images.
+# Default number of training images, and of held-out images.
 _IMAGES = 10_000
 _MOST_DIRECTIONS = 1000
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `directions` with its options."""
     parser = arguments.add_command(
         commands,
         "directions",
@@ -57,7 +57,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes directions.json into the run folder, and direction-NAME.png and .json for each direction."""
+    """Writes directions.json into the run folder, and direction-NAME.png and .json for each direction; returns 0."""
     if options.attributes and (options.labels or options.label_pairs):
         raise UserError("--attributes excludes --labels and --label-pairs: give one of them, then the other")
     if options.split == "train":
@@ -110,10 +110,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def choose_labels(source: Source, options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-    """Returns for each direction its label, or with `--label-pairs` the two labels that it leads from and to.
+    """Returns the label of each direction by name, or with `--label-pairs` the labels at its start and end.
 
     Raises:
-        UserError: for a source without labels, an unknown label, or too few labels for pairs.
+        UserError: where the images have fewer than two labels, or `--labels` has an unknown label or too few for pairs.
     """
     if len(source.label_names) < 2:
         raise DataError(
@@ -143,10 +143,10 @@ def read_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns z of drawn images of a split, float32 `[n, d_z]`, and their values, float64 `[n, directions]`.
 
-    A value is 1 with and 0 without a label, or a number; NaN where the image does not count for the direction.
+    A value is 1 with and 0 without a label, or a number; it is NaN where the direction ignores the image.
 
     Raises:
-        DataError: for images that cannot be read, or that the table of attributes does not name.
+        DataError: where an image cannot be read, or the table of attributes has none of the images.
     """
     import numpy as np
 
@@ -179,16 +179,16 @@ def read_split(
 def find_directions(
     names: Sequence[str], training: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], seed: int
 ) -> list[Direction]:
-    """Returns the directions that the images allow, and prints the names of those that they do not.
+    """Returns the directions that can be found in the images, and prints the names of all other directions.
 
     Args:
         names: the names of the directions.
-        training: z and values of the training images (`read_split`).
+        training: z and values of the training images, as `read_split` returns them.
         held_out: z and values of the held-out images.
-        seed: the seed of the draws.
+        seed: the seed of the random draws.
 
     Raises:
-        DataError: where the images allow no direction.
+        DataError: where no direction can be found in the images.
     """
     import numpy as np
 
@@ -217,12 +217,12 @@ def find_directions(
 
 
 def add_earlier(new: Directions, opened: OpenedRun) -> Directions:
-    """Returns the new directions together with those that the run folder already has under other names."""
+    """Returns the new directions, and before them the directions in the run folder that have other names."""
     earlier: Iterable[Direction] = ()
     try:
         earlier = opened.directions() or ()
     except RunError as error:
-        # Directions of other weights, or of a damaged file, cannot be used any more.
+        # The old directions are dropped: they belong to other weights, or their file is damaged.
         print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
     others = tuple(one for one in earlier if one.name not in new.names)
     return dataclasses.replace(new, directions=(*others, *new.directions))
@@ -231,7 +231,7 @@ def add_earlier(new: Directions, opened: OpenedRun) -> Directions:
 def save_pictures(
     opened: OpenedRun, source: Source, options: argparse.Namespace, directions: Sequence[Direction]
 ) -> None:
-    """Writes a picture for each name: a row for each image and method."""
+    """Writes a picture for each name of a direction, with a row for each image and method."""
     from tfdecouple.cli.run_images import draw_images, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_edit_grid
@@ -253,7 +253,7 @@ def save_pictures(
 
 
 def make_file_names(names: Iterable[str]) -> list[str]:
-    """Returns a plain file name for each direction; no two are equal, also where capitals do not count.
+    """Returns a plain file name for each direction; all differ, even on file systems that ignore case.
 
     >>> make_file_names(["rocket", "a/b", "A b", "..."])
     ['rocket', 'a-b', 'A-b-3', 'direction']

@@ -15,7 +15,7 @@ EXIT_FAILS = 5
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `doctor` with its options."""
     parser = arguments.add_command(
         commands,
         "doctor",
@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks this machine and prints the report."""
+    """Checks this machine, prints the report, and returns the exit status."""
     from tfdecouple.doctor.check_runner import CHECKS, run_checks
     from tfdecouple.doctor.measurements import make_config
     from tfdecouple.doctor.report import find_failures, make_json, make_text, recommend
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         if name not in CHECKS:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
     request = Request(options.preset, tuple(options.set), options.quick, options.devices, options.timeout)
-    # Mistakes in the config, and a folder that cannot be written, are found before minutes of work.
+    # The config is made and a file written first, so that mistakes show before minutes of work.
     make_config(request)
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple edit`: images changed along a direction in z."""
+"""`python -m tfdecouple edit`: changes images along a direction in z."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `edit` with its options."""
     parser = arguments.add_command(
         commands,
         "edit",
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes edit.png, edit.json and, for each amount but 0, NAME-DIRECTION+AMOUNT at each photograph's own size.
 
     Raises:
-        UserError: for impossible arguments, a run without weights, z or directions, or unreadable images.
+        UserError: where arguments are impossible, the run lacks weights, z or directions, or an image is unreadable.
     """
     amounts = options.amounts
     start_tensorflow()

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple encode`: the codes of all images of a data set, in files."""
+"""`python -m tfdecouple encode`: writes the codes of all images of a data set into files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("tfrecord", "parquet")
 _SPLITS = ("train", "validation", "test")
-# Limits of a file's size: after a kill the file at hand is written again.
+# Largest numbers of images and bytes in a file. Small files lose little work when the program is killed.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `encode` with its options."""
     parser = arguments.add_command(
         commands,
         "encode",
@@ -52,14 +52,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files and the manifest, or checks them.
+    """Writes the files of codes and their manifest, or with --verify checks them.
 
     Returns:
-        The exit status: 0, or 1 where --verify found something.
+        The exit status: 0, or 1 where --verify found a file that differs.
 
     Raises:
-        UserError: for impossible arguments, a run without weights, missing or unreadable images, a folder that holds
-            something else or cannot be written.
+        UserError: where arguments are impossible, the run has no weights, images are missing or unreadable, or the
+            folder holds other files or cannot be written.
     """
     if options.verify:
         return _verify(options.out)
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
     opened = open_run(options)
     _require_fields(opened, options)
-    # Images are read when they are encoded, even if all would fit into memory.
+    # With cache_gib=0 images are read when they are encoded, because each is needed only once.
     source = opened.open_source(
         options.data, options.data_dir, options.download, on_bad_image=options.on_bad_image, cache_gib=0.0
     )
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify(out: pathlib.Path) -> int:
-    """Prints a line for each file in a folder of codes that differs from its record; returns the exit status."""
+    """Returns the exit status of --verify, after printing a line for each file that differs from its record."""
     start_tensorflow()
     from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.corpus.folder import verify_codes
@@ -165,7 +165,7 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
-    """Returns the manifest of the job before anything is encoded."""
+    """Returns the manifest of the job, which lists no files yet."""
     from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, choose_fields, estimate_bytes
     from tfdecouple.corpus.encoding import hash_keys
     from tfdecouple.runs.opened_run import hash_weights

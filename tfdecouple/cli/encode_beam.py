@@ -1,4 +1,4 @@
-"""`python -m tfdecouple encode-beam`: the codes of a folder of images, encoded by an Apache Beam runner."""
+"""`python -m tfdecouple encode-beam`: writes the codes of a folder of images into files, with Apache Beam."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `encode-beam` with its options."""
     parser = arguments.add_command(
         commands,
         "encode-beam",
@@ -33,10 +33,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the pipeline.
+    """Runs the pipeline, prints the number of encoded images, and returns 0.
 
     Raises:
-        UserError: for impossible arguments, a missing model or images, or a pipeline that fails.
+        UserError: where arguments are impossible, the model or the images are missing, or the pipeline fails.
     """
     start_tensorflow()
     try:

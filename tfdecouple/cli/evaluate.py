@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tfdecouple.data import Source
 
-# The metrics in the order of options, computation and output; those that take longer come later.
+# The metrics in the order of options, computation and output; metrics that take longer come later.
 METRICS: list[type[Metric]] = [
     BitsPerDim,
     ImportanceWeighted,
@@ -42,7 +42,8 @@ METRICS: list[type[Metric]] = [
     LabelSamples,
     FrechetDistance,
 ]
-# Each evaluation of test images adds a line, because test images by which a model was chosen say less about new ones.
+# Name of the log with a line for each evaluation of test images. Test images by which a model was chosen say less about
+# new images, so the user is told their number.
 TEST_EVALUATIONS = "test_evaluations.log"
 
 _DETAILS = """
@@ -63,7 +64,7 @@ examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `evaluate` with its options."""
     parser = arguments.add_command(commands, "evaluate", "measure bits/dim and other metrics of a run", _DETAILS)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
@@ -81,10 +82,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Computes, prints and writes the metrics one after the other; results before a failure are kept.
+    """Computes, prints and writes the requested metrics one by one, so that results before a failure stay; returns 0.
 
     Raises:
-        KeyboardInterrupt: where it was interrupted, with the files that are there.
+        KeyboardInterrupt: where the user interrupts; the message names the written files.
     """
     metrics = [metric(options) for metric in METRICS]
     for metric in metrics:
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
                 if not files:
                     with writing_to(out):
                         out.mkdir(parents=True, exist_ok=True)
-                    # An evaluation counts once its first result exists.
+                    # The evaluation is counted only now, because a failed one without a result does not count.
                     if options.split == "test" or not all(each.on_split for each in metrics):
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe(test_evaluations)))
@@ -136,14 +137,14 @@ class Evaluation:
         source: the data set.
         size: the number of images of --split.
         count: the number of images that are evaluated.
-        batch_size: images at once.
+        batch_size: the number of images in a batch.
 
     Args:
         options: the options of the command.
         metrics: the metrics, which may need a model with z or with labels.
 
     Raises:
-        UserError: for a run or images that cannot be opened, or a model that a metric cannot be computed of.
+        UserError: where the run or the images cannot be opened, or the model lacks z or labels that a metric needs.
     """
 
     def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
@@ -169,7 +170,7 @@ class Evaluation:
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
     def batches(self) -> tf.data.Dataset:
-        """Returns batches of all images, or of drawn ones, as `tfdecouple.data.evaluation_batches` does."""
+        """Returns the batches of the evaluated images, a dataset as of `tfdecouple.data.evaluation_batches`."""
         from tfdecouple.data import evaluation_batches
         from tfdecouple.data.batches import round_batch_size
         from tfdecouple.data.labels import check_batch_labels
@@ -177,14 +178,14 @@ class Evaluation:
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        # The first images would be of one class, because folders are sorted by class.
+        # Images are drawn, because the first images of a folder, which is sorted by class, would be of one class.
         drawn = self.count < self.size
         indices = draw_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields the lines above all results: the run, the images, and how often test images were evaluated."""
+        """Yields the lines above all results: run, images, and number of evaluations of the test images."""
         split = self.options.split
         weights = "averaged weights" if self.opened.averaged else "weights"
         yield f"{self.options.run}: {weights} of step {self.opened.step}, seed {self.options.seed}"
@@ -201,7 +202,7 @@ class Evaluation:
 def write_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Writes a result, and the run and data that it depends on, as a JSON file, and returns the file's name.
+    """Returns the name of the JSON file to which it writes a result, with the run and the data of the result.
 
     Raises:
         RunError: where the folder cannot be written.
@@ -225,7 +226,7 @@ def write_result(
     if test_evaluations is not None:
         values["test_evaluations"] = test_evaluations
     with writing_to(out):
-        # The picture comes first: where there is a JSON file, all of the result is there.
+        # The picture is written first, so that a result with a JSON file is complete.
         if result.picture is not None:
             picture = io.BytesIO()
             result.picture.save(picture, "PNG")
@@ -235,11 +236,11 @@ def write_result(
 
 
 def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
-    """Adds a line to the log of test-set evaluations, and returns the number of its lines about this data set.
+    """Returns the number of evaluations of a data set's test images, after adding one to the log.
 
     Args:
-        run: the run, whose folder `evaluation` has the log, wherever the results go.
-        out: the folder of the log where the run is no folder, or cannot be written.
+        run: the run; the log is in the sub-folder `evaluation` of its folder, even if results go to another folder.
+        out: the folder of the log if the run is no folder or cannot be written.
         source: the data set.
 
     Raises:
@@ -260,7 +261,7 @@ def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: So
 
 @contextlib.contextmanager
 def writing_to(folder: pathlib.Path, advice: str = "; choose another --out") -> Iterator[None]:
-    """Turns an error of the file system into a RunError of one line, which ends with the advice."""
+    """Returns a context in which an error of the file system becomes a RunError with `advice` at its end."""
     try:
         yield
     except OSError as error:

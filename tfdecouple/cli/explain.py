@@ -13,7 +13,7 @@ from tfdecouple.config.values import unknown_option
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `explain` with its options."""
     parser = arguments.add_command(
         commands,
         "explain",
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the options with their defaults and meanings."""
+    """Prints the options of a run with their defaults and meanings, and returns 0."""
     for name in options.names:
         if not any(name in option for option in option_names()):
             raise unknown_option(name, option_names())

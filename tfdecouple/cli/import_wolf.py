@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `import-wolf` with its options."""
     parser = arguments.add_command(
         commands, "import-wolf", "turn a checkpoint of the paper's PyTorch code (wolf) into a run folder"
     )
@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes the run folder."""
+    """Makes a run folder of the checkpoint, prints how to open it, and returns 0."""
     start_tensorflow()
     from tfdecouple.interop.wolf import import_wolf
 

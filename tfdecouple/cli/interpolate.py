@@ -1,4 +1,4 @@
-"""`python -m tfdecouple interpolate`: between two images, z and v apart (paper Figure 5)."""
+"""`python -m tfdecouple interpolate`: interpolates between two images, in z and in v (paper Figure 5)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `interpolate` with its options."""
     parser = arguments.add_command(
         commands,
         "interpolate",
@@ -33,13 +33,13 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes interpolate.png and interpolate.json.
+    """Writes interpolate.png and interpolate.json, and results at the size of the user's photographs; returns 0.
 
-    Of the user's own photographs also NAME-z-X-of-OTHER at their own size: v is the photograph's own, z lies X of the
-    way to the other's. For v between two photographs there is no photograph whose detail could be kept.
+    The result NAME-z-X-of-OTHER has v of the photograph NAME, and z at the fraction X of the way to OTHER. There are no
+    results between two v, because neither photograph has their detail.
 
     Raises:
-        UserError: for impossible arguments, a run without weights, or missing or unreadable images.
+        UserError: where arguments are impossible, the run has no weights, or images are missing or unreadable.
     """
     arguments.resolve_pairs(options)
     start_tensorflow()
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         of_pair = pair_labels(a, b)
         tiles = interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, of_pair)
     picture = draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
-    # Over pairs and rows.
+    # The contrast is averaged over pairs and rows, since it is reported for each position of v.
     seen = {path: compute_pixel_contrast(tiles[:, index]).mean((0, 1)).tolist() for index, path in enumerate(paths)}
     facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels), "places": places}
     facts |= {"path": options.path, "contrast": seen}

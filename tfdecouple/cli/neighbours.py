@@ -12,12 +12,12 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
 
 _NEIGHBOURS = 5
-# The most numbers of a batch of the search: in float64 they take 32 MB.
+# Largest number of values in a batch of the search; in float64 they take 32 MB.
 _BATCH_VALUES = 4_000_000
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `neighbours` with its options."""
     parser = arguments.add_command(
         commands,
         "neighbours",
@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes neighbours.png and neighbours.json."""
+    """Writes neighbours.png and neighbours.json, prints a summary, and returns 0."""
     start_tensorflow()
     from scipy.spatial.distance import cdist
 

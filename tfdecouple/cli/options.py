@@ -14,43 +14,43 @@ from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.option_types import add_choice, add_number
 
-# The largest factor of v.
+# Largest temperature, the factor of v.
 MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
-# The most images of a picture, the most steps along a direction, and the largest step.
+# Largest number of images in a picture, largest number of steps along a direction, and largest step.
 MOST_IN_A_PICTURE, MOST_AMOUNTS, MOST_AMOUNT = 100_000, 50, 1000.0
 
 
 def program_name() -> str:
-    """Returns how the user called the program: `tfdecouple`, or `python -m tfdecouple`."""
+    """Returns the name by which the user called the program: `tfdecouple`, or `python -m tfdecouple`."""
     return "tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help names the program as the user called it, and whose errors are one line."""
+    """A command-line parser whose help has the program's name as the user wrote it, and whose errors are one line."""
 
     def format_help(self) -> str:
-        """Returns the help."""
+        """Returns the help text with the program's name as the user wrote it."""
         return super().format_help().replace("python -m tfdecouple", program_name())
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError, which programs print as one line, instead of printing the usage.
+        """Raises UserError with the message, which programs print as one line, instead of printing the usage.
 
         Raises:
             UserError: always.
         """
-        # A type of an option says "is 0; it must be at least 1", and the line begins with the option's name.
+        # The messages of option types, such as "is 0; it must be at least 1", need the option's name before them.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
 
 def add_command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
-    """Adds a command and returns its parser.
+    """Returns the new parser of a command.
 
     Args:
-        commands: the sub-parsers of `python -m tfdecouple`.
+        commands: the sub-parsers of `python -m tfdecouple`, to which the parser is added.
         name: name of the command.
-        summary: one line for the list of commands, without a full stop.
+        summary: a line for the list of commands, without a full stop.
         details: further sentences for the help of the command.
     """
     description = f"{summary[0].upper()}{summary[1:]}.{details and f' {details}'}"
@@ -58,12 +58,12 @@ def add_command(commands: Any, name: str, summary: str, details: str = "") -> ar
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
-    """Adds --run and --out.
+    """Adds the options --run and --out to a parser.
 
     Args:
         parser: parser of the command.
-        required: whether the user must name a run; by default the bundled weights are taken.
-        out: whether the command takes --out.
+        required: whether the user must name a run; if not, the bundled weights are the default.
+        out: whether to add --out.
     """
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
@@ -74,7 +74,7 @@ def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: boo
 
 
 def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
-    """Adds --out, whose default is a folder named after `what`, in the run folder."""
+    """Adds the option --out to a parser; its default is the sub-folder `what` of the run folder."""
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -84,13 +84,13 @@ def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
-    """Adds --count, the number of `what`, and --seed."""
+    """Adds the options --count (the number of `what`, by default `count`) and --seed to a parser."""
     add_number(parser, "--count", count, f"number of {what}", 1, MOST_IN_A_PICTURE)
     add_number(parser, "--seed", 0, "seed of all draws")
 
 
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
-    """Adds --split, --data, --data-dir and --download."""
+    """Adds the options --split, --data, --data-dir and --download to a parser."""
     parser.add_argument("--split", default=split, metavar="NAME", help=f"part of the data: {splits} (default {split})")
     parser.add_argument("--data", metavar="SOURCE", help=f"data set: {list_source_kinds()}; default that of the run")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default that of the run")
@@ -98,7 +98,7 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str =
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds image files, --pairs and --pairing; `resolve_pairs` checks them."""
+    """Adds the argument FILE and the options --pairs and --pairing to a parser; `resolve_pairs` checks them."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="image files, as with --pairs")
     parser.add_argument(
         "--pairs",
@@ -114,7 +114,7 @@ def resolve_pairs(options: argparse.Namespace) -> None:
     """Sets `options.pairs` to the image files that the user named, or to None.
 
     Raises:
-        UserError: for an odd number of files, or options that exclude each other.
+        UserError: where the number of files is odd, or options exclude each other.
     """
     if options.files and options.pairs:
         raise UserError("images are given twice, with --pairs and without it; leave --pairs out")
@@ -126,7 +126,7 @@ def resolve_pairs(options: argparse.Namespace) -> None:
 
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
-    """Adds --amounts, a list of numbers."""
+    """Adds the option --amounts, a list of numbers, to a parser."""
     parser.add_argument(
         "--amounts",
         type=parse_amounts,
@@ -137,10 +137,10 @@ def add_amounts(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_amounts(text: str) -> list[float]:
-    """Returns the numbers of --amounts.
+    """Returns the numbers in the text of --amounts.
 
     Raises:
-        UserError: for a part that is no finite number, or more numbers than a picture shows.
+        UserError: where a part is no number up to `MOST_AMOUNT`, or a picture cannot show so many.
     """
     amounts = []
     for part in text.split(","):

@@ -15,12 +15,12 @@ from tfdecouple.errors import UserError
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
 
-# The longest side that --max-side accepts: one that every format of a result can have.
+# Largest value of --max-side; files of every format can have this side.
 _LONGEST_SIDE = 16_383
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    """Adds --size and --max-side."""
+    """Adds the options --size and --max-side to a parser."""
     text = (
         "own: also write each result at your photograph's own size, where a guided filter repeats the change of "
         "colours that the model made at its size; model: only the picture at the model's size, whose pixels are exact"
@@ -31,18 +31,18 @@ def add_size(parser: argparse.ArgumentParser) -> None:
 
 
 class OwnSizeResults:
-    """The user's photographs at their own size, and the files that are made of them.
+    """The user's photographs at their own size, and the writer of results at this size.
 
     Args:
-        options: of the command.
-        paths: of the photographs; none with `--size model`, which writes no such files.
-        model: the model.
+        options: the options of the command.
+        paths: paths of the photographs.
+        model: the model that changes the photographs.
 
     Attributes:
-        small: the whole photographs as the model sees them, uint8 `[n, height, width, channels]`.
+        small: the photographs shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.
 
     Raises:
-        DataError: for a file that is missing or no image, or a model whose images are neither in colour nor grey.
+        DataError: where a file is missing or no image, or the model's images have neither 1 nor 3 channels.
     """
 
     def __init__(self, options: argparse.Namespace, paths: Sequence[str], model: DecoupledModel) -> None:
@@ -60,9 +60,9 @@ class OwnSizeResults:
         """Writes and prints a photograph with the change that the model made to its small copy.
 
         Args:
-            index: of the photograph.
-            after: what the model made of its small copy, uint8 `[height, width, channels]`.
-            change: what was changed: the end of the file's name, behind that of the photograph.
+            index: index of the photograph.
+            after: the changed small copy, uint8 `[height, width, channels]`.
+            change: name of the change, which follows the photograph's name in the name of the file.
 
         Raises:
             UserError: where the file cannot be written.
@@ -74,7 +74,7 @@ class OwnSizeResults:
         pixels = change_at_full_size(photograph.pixels, self.small[index], after)
         content, suffix = photograph.encode_file(pixels)
         name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
-        # Photographs of one name in several folders get a number.
+        # A number is added, because photographs in several folders may have the same name.
         path, number = self._folder / f"{name}{suffix}", 1
         while path in self._written:
             number += 1

@@ -12,13 +12,13 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `presets` with its options."""
     parser = arguments.add_command(commands, "presets", "list the presets, or show one")
     parser.add_argument("name", nargs="?", help="show all options of this preset")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the presets, or one with its parameter count and options."""
+    """Prints all presets, or one preset with its parameter count and options, and returns 0."""
     if not options.name:
         names = preset_names()
         width = max(map(len, names))

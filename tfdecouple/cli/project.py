@@ -11,12 +11,12 @@ from tfdecouple.errors import DataError
 from tfdecouple.runtime.process import start_tensorflow
 
 _FEWEST_IMAGES = 4
-# t-SNE of more images takes so long that the program announces it.
+# Largest number of images without a message that t-SNE takes long.
 _SLOW = 2000
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `project` with its options."""
     parser = arguments.add_command(
         commands,
         "project",
@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes project-METHOD.png and project-METHOD.json."""
+    """Writes project-METHOD.png and project-METHOD.json, prints a summary, and returns 0."""
     start_tensorflow()
     import numpy as np
 

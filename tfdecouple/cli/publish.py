@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `publish` with its options."""
     parser = arguments.add_command(
         commands,
         "publish",
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Publishes the weights."""
+    """Publishes the weights of a run, prints how to open them, and returns 0."""
     start_tensorflow()
     from tfdecouple.runs.publishing import publish
 

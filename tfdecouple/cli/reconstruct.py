@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `reconstruct` with its options."""
     parser = arguments.add_command(
         commands, "reconstruct", "encode images, decode them again and count those that come back to the last pixel"
     )

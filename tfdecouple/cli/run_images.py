@@ -26,7 +26,7 @@ PICTURES = "pictures"
 
 
 class OpenedRun(Run):
-    """A run with the texts and values that every picture states about it."""
+    """An opened run, with the text and the values about it in every picture and JSON file."""
 
     def encode_z(self, images: np.ndarray) -> np.ndarray:
         """Returns the posterior means of images, float32 `[n, d_z]`; v is not computed."""
@@ -52,7 +52,7 @@ class OpenedRun(Run):
         return np.concatenate(codes), np.concatenate(labels)
 
     def facts(self) -> dict[str, Any]:
-        """Returns the values by which every JSON file names the run."""
+        """Returns the values that identify the run in every JSON file: path, step, and whether weights are averaged."""
         return {"run": self.path, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
@@ -62,12 +62,12 @@ class OpenedRun(Run):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images that a command works on.
+    """The images that a command uses, with texts and values about them.
 
     Attributes:
         pixels: the images as the model sees them, uint8 `[n, height, width, channels]`.
-        facts: the values of the JSON file: data set, split, indices and labels, or the files.
-        note: the sentence of the caption about their source.
+        facts: the values for the JSON file: data set, split, indices and labels, or the files.
+        note: the sentence about the data set in the caption.
         labels: the label of each image, int32 `[n]`, for a model that knows labels; otherwise None.
     """
 
@@ -78,19 +78,19 @@ class Images:
 
 
 def open_run(options: argparse.Namespace, z_for: str = "") -> OpenedRun:
-    """Returns the run that `--run` names; `z_for` names an operation that needs z, such as "switch".
+    """Returns the opened run of `--run`; `z_for` is the name of a command that needs z, such as "switch".
 
     Raises:
-        UserError: for a missing run, a run without a checkpoint, or a model without z where z is needed.
+        UserError: where the run is missing or has no checkpoint, or its model has no z although `z_for` is given.
     """
     return OpenedRun.open(options.run, z_for)
 
 
 def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
-    """Returns the run's data set, or that of `--data` and `--data-dir`, which must have the split `--split`.
+    """Returns the run's data set, or the data set of `--data` and `--data-dir`.
 
     Raises:
-        DataError: for missing data or an unknown split.
+        DataError: where data are missing, or the data set lacks the split `--split`.
     """
     source = run.open_source(options.data, options.data_dir, options.download)
     source.split(options.split)
@@ -98,14 +98,14 @@ def open_data(run: OpenedRun, options: argparse.Namespace) -> Source:
 
 
 def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
-    """Returns `count` different indices of a split drawn with the seed, or all indices where there are fewer."""
+    """Returns `count` different indices of a split, drawn with the seed; all indices if the split has fewer images."""
     return metric_images.draw_indices(source, split, min(count, source.sizes[split]), seed)
 
 
 def load_by_index(source: Source, split: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns images of a split, uint8 `[n, height, width, channels]`, and their labels, int32 `[n]`.
 
-    The indices, `[n]`, at least one, may come in any order and repeat.
+    The indices, `[n]`, at least one, may be in any order and repeated.
 
     Raises:
         DataError: where an image cannot be read.
@@ -117,12 +117,12 @@ def load_by_index(source: Source, split: str, indices: np.ndarray) -> tuple[np.n
 
 
 def draw_images(run: OpenedRun, options: argparse.Namespace, source: Source | None = None) -> Images:
-    """Returns `--count` images of `--split` drawn with `--seed`, or all images where there are fewer.
+    """Returns `--count` images of `--split` drawn with `--seed`; all images if the split has fewer.
 
-    The data set is opened unless it is given as `source`.
+    The images are from `source`, or from the data set that `open_data` returns.
 
     Raises:
-        DataError: for missing data, an unknown split or an unreadable image.
+        DataError: where data are missing, the split is unknown, or an image is unreadable.
     """
     source = source or open_data(run, options)
     indices = draw_indices(source, options.split, options.count, options.seed)
@@ -132,7 +132,7 @@ def draw_images(run: OpenedRun, options: argparse.Namespace, source: Source | No
 def describe_images(
     run: OpenedRun, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
-    """Returns images of a split as the model sees them, with the facts about them for the JSON file."""
+    """Returns quantised images of a split, with the values about them for the JSON file."""
     run.require_labels(source)
     facts = {
         "data": source.title,
@@ -145,14 +145,14 @@ def describe_images(
 
 
 def name_labels(source: Source, labels: np.ndarray) -> list[str | None]:
-    """Returns the names of labels; None for an image without a label."""
+    """Returns the name of each image's label; None for an image without a label."""
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
 def read_image_files(run: OpenedRun, paths: list[str], takes: str = "--pairs takes") -> Images:
-    """Returns the images of files of any size, cropped and resized as the images of a folder are.
+    """Returns the images in files, of any size, cropped and resized as the images of a folder are.
 
-    Errors end with the advice that `takes` begins, such as "--pairs takes image files".
+    The text `takes` begins the advice at the end of an error, such as "--pairs takes image files".
 
     Raises:
         DataError: where a file is missing or no image.
@@ -165,7 +165,7 @@ def read_image_files(run: OpenedRun, paths: list[str], takes: str = "--pairs tak
         try:
             images.append(read_image(path, run.config.model.image_shape, crop))
         except DataError as error:
-            # The advice of `read_image` is about folders of images.
+            # The message is made anew, because the advice of `read_image` is about folders of images.
             reason = one_line(error.__cause__ or error)
             raise DataError(f"cannot read the image {path}: {reason}; {takes} image files") from error
     pixels = np.asarray(run.model.quantize_images(np.stack(images)))
@@ -173,27 +173,27 @@ def read_image_files(run: OpenedRun, paths: list[str], takes: str = "--pairs tak
 
 
 def pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the labels of the first and of the second images; None where the model or the images have none."""
+    """Returns the labels of the first and of the second images of pairs; None where either have no labels."""
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 
 def choose_pairs(
     run: OpenedRun, options: argparse.Namespace, pairings: tuple[str, ...]
 ) -> dict[str, tuple[Images, Images]]:
-    """Returns for each pairing the first and the second images of at most `--count` pairs drawn from `--split`.
+    """Returns by pairing the first and the second images of at most `--count` pairs, drawn from `--split`.
 
-    `pairings` are those of `--pairing auto` where there are labels. With `--pairs` the only pairing is "pairs", of the
-    image files.
+    The pairings are `pairings` for `--pairing auto` and images with labels. With `--pairs` the only pairing is "pairs",
+    and the images are those in the files.
 
     Raises:
-        DataError: for images that are missing or cannot be read, or too few for a pair.
-        UserError: for a pairing by label where there are no labels or just one.
+        DataError: where images are missing or unreadable, or no pair can be formed.
+        UserError: where `--pairing` needs labels, and the images have fewer than two.
     """
     if options.pairs:
         return {"pairs": (read_image_files(run, options.pairs[::2]), read_image_files(run, options.pairs[1::2]))}
     source = open_data(run, options)
     by_label = options.pairing != "any" and len(source.label_names) > 1
-    # The pool has enough images of each label for pairs within the label.
+    # The pool is large, so that it has enough images of each label for pairs within the label.
     size = max(500, 8 * options.count) if by_label else 2 * options.count
     pool = draw_indices(source, options.split, size, options.seed)
     images, labels = load_by_index(source, options.split, pool)
@@ -223,8 +223,8 @@ def choose_pairs(
 def pair_up(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     """Returns at most `count` pairs of images, as indices into `labels`, int64 `[pairs, 2]`; each image at most once.
 
-    Pairs are "within" a label, "across" labels or "any". Labels, int `[n]` with -1 for none, take turns, so that a few
-    pairs show many labels.
+    The argument `pairing` is "within" (a label), "across" (labels) or "any". Pairs of all labels, int `[n]` with -1 for
+    none, take turns, so that a few pairs show many labels.
     """
     if pairing == "any":
         return np.arange(len(labels) // 2 * 2).reshape(-1, 2)[:count]
@@ -249,7 +249,7 @@ def pair_up(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
     """Returns the folder for results of a run: `out` (--out) if given, otherwise RUN/NAME, such as RUN/pictures.
 
-    For weights that are no folder it is ./NAME, or a new temporary folder where the working folder cannot be written.
+    For weights that are no folder it is ./NAME, or a new temporary folder if the working directory is not writable.
     """
     if out is not None:
         return out
@@ -263,7 +263,7 @@ def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathli
 def save_picture(
     opened: OpenedRun, options: argparse.Namespace, name: str, picture: Image.Image | bytes, summary: str, **facts: Any
 ) -> None:
-    """Writes NAME.png and NAME.json, which has the command, the run and `facts`, and prints the path and a summary.
+    """Writes NAME.png and NAME.json, with the command, the run and `facts`, and prints the path and the summary.
 
     Raises:
         UserError: where the files cannot be written.
@@ -273,7 +273,7 @@ def save_picture(
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | bytes, facts: dict[str, Any], summary: str) -> None:
-    """Writes a PNG file (a picture, or its bytes) and the JSON file beside it, and prints the path and a summary.
+    """Writes a picture (or the bytes of a PNG) and a JSON file beside it, and prints the path and the summary.
 
     Raises:
         UserError: where the files cannot be written.

@@ -17,7 +17,7 @@ TEMPERATURES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `sample` with its options."""
     parser = arguments.add_command(
         commands,
         "sample",
@@ -73,10 +73,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def resolve_labels(opened: OpenedRun, options: argparse.Namespace) -> list[str]:
-    """Returns the labels that --labels names.
+    """Returns the names of the labels that the user chose with --labels.
 
     Raises:
-        UserError: for a label that the model does not know.
+        UserError: where the model does not know a label.
     """
     names = opened.label_names
     if not names:

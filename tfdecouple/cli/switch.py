@@ -1,4 +1,4 @@
-"""`python -m tfdecouple switch`: images with the global codes of others (paper Figures 1 and 7 to 11)."""
+"""`python -m tfdecouple switch`: exchanges the global codes of pairs of images (paper Figures 1 and 7 to 11)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WHAT = {
 }
 
 
-# Chosen by eye on photographs that the weights were not trained on.
+# Default of --strength, chosen by eye on photographs that the weights were not trained on.
 DEFAULT_STRENGTH = 0.7
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `switch` with its options."""
     parser = arguments.add_command(
         commands,
         "switch",
@@ -45,10 +45,10 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes switch-HOW.png and switch-HOW.json for each pairing: within, across, any, pairs.
 
-    Of the user's own photographs also NAME-z-of-OTHER at the photographs' own size.
+    For the user's own photographs it also writes NAME-z-of-OTHER at the photographs' own size.
 
     Raises:
-        UserError: for impossible arguments, a run without weights or without z, or missing or unreadable images.
+        UserError: where arguments are impossible, the run lacks weights or z, or images are missing or unreadable.
     """
     arguments.resolve_pairs(options)
     start_tensorflow()
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         save_picture(opened, options, f"switch-{how}", picture, says, pairing=how, **facts)
     if results is not None:
         first, second = results.small[::2], results.small[1::2]
-        # Row and column 0 have v of the first and z that has gone to the second, row and column 1 the reverse.
+        # Images [0, 0] have v of the first photograph and z moved towards the second; images [1, 1] are the reverse.
         made = opened.model.interpolate(first, second, [options.strength, 1 - options.strength], [0, 1])
         names = [pathlib.PurePath(path).stem for path in options.pairs]
         for index, images in enumerate(np.asarray(made)):

@@ -52,7 +52,7 @@ exit status:
 
 
 def add_parser(commands: Any) -> None:
-    """Declares the options."""
+    """Adds the parser of the command `train` with its options."""
     is_script = pathlib.PurePath(sys.argv[0]).name == "train.py"
     program = "python train.py" if is_script else f"{program_name()} train"
     parser = commands.add_parser(
@@ -110,7 +110,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains the model and says where the results are."""
+    """Trains the model, prints the folders of the results, and returns the exit status."""
     config = Config.from_json(options.config) if options.config else load_preset(options.preset)
     given = {
         "training.steps": options.steps,
@@ -136,12 +136,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        # An ordinary end would wait for the lost worker, half a minute and more.
+        # The process ends at once, because an ordinary exit would wait half a minute or more for the lost worker.
         os._exit(EXIT_LOST)
     if not outcome.is_chief:
         return 0
     print()
-    # Either folder may be missing: training.pictures=0, training.loggers=[].
+    # Only existing folders are printed, because training.pictures=0 and training.loggers=[] leave them out.
     for title, command, folder in (("Pictures:", "", "images"), ("Curves:", "tensorboard --logdir ", "tensorboard")):
         if (workdir / folder).is_dir():
             print(f"{title:10} {command}{workdir / folder}")
