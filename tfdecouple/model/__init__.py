@@ -1,4 +1,4 @@
-"""The model: its networks, distributions and bound, and what one does with it."""
+"""The model: its networks, distributions and bound, and its methods to encode, decode, sample, edit and train."""
 
 from tfdecouple.model.any_size import SizedCodes
 from tfdecouple.model.decoupled_model import DecoupledModel

@@ -1,8 +1,8 @@
-"""Images of other sizes than the model's: shrunk for the encoder, padded for the flow, and the memory that they take.
+"""Functions for images of another size than the model's: shrinking, padding, checks, and the memory that they take.
 
-The flow and the network of the dequantisation are convolutions, which work at any size. The encoder of z ends in a
-dense layer, which works at one size alone. So z is the code of the image shrunk to the model's size, and v is what the
-flow makes of the image itself, given that z.
+The flow and the dequantizer consist of convolutions, which work at any size. The encoder of z ends in a dense layer,
+which works at one size only. So z is the code of the image shrunk to the model's size, and v is the output of the flow
+for the padded image, given this z.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tfdecouple.runtime.devices import free_memory, shown_bytes
 from tfdecouple.runtime.numerics import sizes
 from tfdecouple.runtime.precision import full_float32
 
-# The longest side for which `shrink_images` adds up whole numbers that float32 holds exactly.
+# Longest side in pixels for which float32 holds all sums in `shrink_images` exactly.
 LONGEST_SIDE = 32_767
-# Pixels that are encoded or decoded at the same time, unless a single image has more.
+# Largest number of pixels that are encoded or decoded at once, unless a single image has more.
 _PIXELS_AT_ONCE = 2**20
 
 
 class SizedCodes(NamedTuple):
-    """The codes of images of another size than the model's; `decode(*codes)` gives back the images.
+    """The codes of images of another size than the model's; `decode(*codes)` returns the images.
 
     Attributes:
         z: the global code of the image shrunk to the model's size, float32 `[batch, d_z]`; None for a model without z.
@@ -47,19 +47,19 @@ def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Returns images at another size: each new pixel is the average of the area that it covers.
 
     Columns of pixels are averaged first, then rows, and each average is rounded to a whole number, halves upwards. All
-    sums are whole numbers that float32 holds exactly, so that every device and runtime computes the same pixels. The
-    function consists of operations that TensorFlow graphs can export.
+    sums are whole numbers that float32 holds exactly, so every device and runtime computes the same pixels. All
+    operations can be exported from TensorFlow graphs.
 
     >>> shrink_images(tf.constant([0, 1, 4, 8], tf.uint8)[None, :, None, None], 2, 1).numpy().ravel().tolist()
     [1, 6]
 
     Args:
-        images: uint8 `[batch, H, W, channels]`, H and W up to `LONGEST_SIDE`.
-        height: of the result.
-        width: of the result.
+        images: uint8 images `[batch, H, W, channels]`, with H and W up to `LONGEST_SIDE`.
+        height: height of the result in pixels.
+        width: width of the result in pixels.
 
     Returns:
-        uint8 `[batch, height, width, channels]`.
+        The resized images, uint8 `[batch, height, width, channels]`.
     """
     batch, rows, columns, channels = sizes(images)
     x = tf.reshape(tf.cast(images, tf.float32), [batch, rows, columns * channels])
@@ -68,9 +68,9 @@ def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
-    """Returns `[n, count, k]`: the averages of equal parts of the second axis of x `[n, length, k]`, rounded."""
+    """Returns rounded averages `[n, count, k]` of `count` equal parts of the second axis of x `[n, length, k]`."""
     length = sizes(x)[1]
-    # Old pixels are `count` units long and new ones `length` units, so that all borders are whole numbers.
+    # In units in which an old pixel is `count` long and a new one `length`, all borders are whole numbers.
     old, new = tf.range(length + 1) * count, tf.range(count + 1)[:, None] * length
     shared = tf.maximum(tf.minimum(old[1:], new[1:]) - tf.maximum(old[:-1], new[:-1]), 0)
     total, length = tf.matmul(tf.cast(shared, tf.float32), x), tf.cast(length, tf.float32)
@@ -78,11 +78,11 @@ def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
-    """Returns images whose sides are multiples of a number: their last row and last column are repeated.
+    """Returns images padded to sides that are multiples of a number, by repeating the last row and column.
 
     Args:
-        images: `[batch, height, width, channels]`.
-        multiple: as `size_multiple` returns it.
+        images: images, `[batch, height, width, channels]`.
+        multiple: the number, usually from `size_multiple`.
     """
     for axis, side in enumerate(sizes(images)[1:3], 1):
         padded = pad_side(side, multiple)
@@ -92,26 +92,26 @@ def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
 
 
 def pad_side(side: Any, multiple: int) -> Any:
-    """Returns the least multiple of a number that is at least `side`, a number or a tensor."""
+    """Returns the smallest multiple of a number that is at least `side`, a number or a tensor."""
     return -(-side // multiple) * multiple
 
 
 @functools.lru_cache(maxsize=8)
 def size_multiple(config: ModelConfig) -> int:
-    """Returns the number that the sides of an image must be multiples of, so that the networks can halve them.
+    """Returns the number of which an image's sides must be multiples, so that the networks can halve them.
 
     >>> size_multiple(ModelConfig(image_shape=(32, 32, 3), steps=(2, (6, 6), (6, 6), 4)))
     8
     """
     stages = itertools.chain(*config.levels, *config.dequantization_levels)
     halvings = len(config.dequantization_encoder_channels) if config.has_dequantizer else 0
-    # All of them are powers of 2, so that the largest is a multiple of the others.
+    # All these numbers are powers of 2, so the largest is a multiple of every other.
     return max(2**halvings, *(stage.reduction for stage in stages))
 
 
 @functools.lru_cache(maxsize=8)
 def _name_fixed_weight(config: ModelConfig) -> str:
-    """Returns the name of a weight outside of the encoder whose shape depends on the size of images; "" without one."""
+    """Returns the name of a weight outside the encoder whose shape depends on the image size; "" if there is none."""
     height, width, channels = config.image_shape
     larger = dataclasses.replace(config, image_shape=(2 * height, 2 * width, channels))
     other = weight_shapes(larger)
@@ -120,15 +120,15 @@ def _name_fixed_weight(config: ModelConfig) -> str:
 
 
 def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
-    """Refuses an array of another size than the model's where the model works at its own size alone.
+    """Raises DataError if a model cannot work on an array of another size than its own.
 
     Args:
-        config: of the model.
-        name: of the array in the message.
+        config: the architecture of the model.
+        name: name of the array in the message.
         array: images or local codes, `[batch, height, width, channels]`.
 
     Raises:
-        DataError: for a model with weights of that size, or a side longer than `LONGEST_SIDE`.
+        DataError: if a weight's shape depends on the image size, or a side is longer than `LONGEST_SIDE`.
     """
     shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
     if weight := _name_fixed_weight(config):
@@ -140,10 +140,10 @@ def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
 
 
 def count_images_at_once(config: ModelConfig, height: int, width: int) -> int:
-    """Returns how many images of a size are encoded or decoded at the same time, at least 1.
+    """Returns how many images of a size are encoded or decoded at once, at least 1.
 
     Raises:
-        UserError: where memory cannot hold what a single image takes.
+        UserError: if a single image takes more memory than is free.
     """
     needed, free = inference_bytes(config, height, width), free_memory()
     if needed > free:

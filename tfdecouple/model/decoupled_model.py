@@ -1,4 +1,4 @@
-"""The whole model: encode, decode, sample, switch, interpolate, edit and classify, and Keras' methods."""
+"""The class `DecoupledModel`, which encodes, decodes, samples, switches, interpolates, edits and classifies images."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from tfdecouple.runtime.execution import without_autograph
 from tfdecouple.runtime.numerics import sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
-# Number of images that `sample` and `interpolate` decode at once, on which memory depends, but no result.
+# Number of images that `sample` and `interpolate` decode at once; it limits the memory and changes no result.
 CHUNK = 64
-# Number of images whose z `sample` draws at once.
+# Number of images for which `sample` draws z at once.
 _Z_CHUNK = 4096
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 @without_autograph
 class DecoupledModel(Networks):
-    """Encoder, prior and flow of the paper, built and ready for weights.
+    """The paper's model (encoder, prior and flow), built and ready for weights.
 
-    Images go in and come out as uint8 `[batch, height, width, channels]` with values 0..255, at any `n_bits`.
+    Methods take and return images as uint8 `[batch, height, width, channels]` with values 0..255, at any `n_bits`.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(
@@ -62,23 +62,23 @@ class DecoupledModel(Networks):
     True
 
     Args:
-        config: the architecture, or its plain dict.
-        **kwargs: arguments of `Networks`, such as `jit_compile`.
+        config: the architecture, also as a plain dict.
+        **kwargs: arguments of `Networks`, for example `jit_compile`.
     """
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> Self:
-        """Returns the model of a preset, with its weights.
+        """Returns the model of a preset, by default with trained weights.
 
         Args:
             preset: the name of bundled weights ("photographs"), the address of weights `hf://OWNER/NAME[@REVISION]`, or
-                the path of a run folder; without weights, the name of a preset such as "cifar10".
-            load_weights: False for weights as they are before training.
-            **kwargs: arguments of the model.
+                the path of a run folder; with `load_weights=False` also the name of a preset like "cifar10".
+            load_weights: whether to load the trained weights; False leaves the weights uninitialised.
+            **kwargs: arguments of the constructor.
 
         Raises:
-            ConfigError: for an unknown preset, or one without weights.
-            UserError: where the weights cannot be loaded; see `tfdecouple.load_pretrained`.
+            ConfigError: if the preset is unknown, or has no weights to load.
+            UserError: if the weights cannot be loaded; see `tfdecouple.load_pretrained`.
         """
         if preset in preset_names() and not (find_run(preset) / CONFIG).is_file():
             if load_weights:
@@ -98,32 +98,32 @@ class DecoupledModel(Networks):
         return model
 
     def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes | SizedCodes:
-        """Returns the codes of images, as `encode` does; Keras calls this method."""
+        """Returns the codes of images, as `encode` does; Keras calls this method where a model calls this one."""
         return self.encode(images, labels)
 
     def encode(self, images: Any, labels: Any = None, verify: bool = False) -> Codes | SizedCodes:
-        """Encodes images, deterministically: z is the posterior mean, v the flow of the pixels' bin centres.
+        """Returns the codes of images, deterministically: z is the posterior mean, v the flow's output at bin centres.
 
         Images may have another height and width than the model's. Then z is the code of the image shrunk to the model's
-        size (`tfdecouple.model.any_size.shrink_images`), and v is the flow of the image itself given that z. Sides that
-        the flow cannot halve are padded with the last row and column. Models whose weights have the size of images, as
-        with `conditioning` "base", take images of their own size alone.
+        size (`tfdecouple.model.any_size.shrink_images`), and v is the flow's output for the full image, given this z.
+        Sides that the flow cannot halve are padded with the last row and column. A model with weights whose shape
+        depends on the image size, as with `conditioning` "base", takes images of its own size only.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
-            labels: labels of the images, whole numbers `[batch]`, where z is a function of the label.
-            verify: whether to decode the codes and compare, which a `tf.function` cannot do. Images far from those of
-                the training, such as a checkerboard of two saturated colours, can be lost; without `verify` an
-                `ExactnessWarning` names images that are so far off (see `far_from_training`). A `tf.function` neither
-                warns nor refuses codes that are not finite.
+            images: uint8 images, `[batch, height, width, channels]`.
+            labels: labels of the images, whole numbers `[batch]`, for a model whose z is a function of the label.
+            verify: whether to decode the codes and compare the images, which a `tf.function` cannot do. Images far from
+                the training data, for example a checkerboard of two saturated colours, may not be recovered exactly;
+                without `verify` an `ExactnessWarning` names these images (see `far_from_training`). A `tf.function`
+                neither warns nor refuses codes that are not finite.
 
         Returns:
             `Codes(z, v)`; for images of another size than the model's `SizedCodes(z, v, size)`, whose v is padded.
 
         Raises:
-            InversionError: naming the images whose codes are not finite, or which `verify` finds lost.
-            UserError: for `verify` within a `tf.function`, or images too large for the free memory.
-            DataError: for missing or unknown labels.
+            InversionError: if codes are not finite, or `verify` finds images that are not recovered exactly.
+            UserError: if `verify` is set within a `tf.function`, or images are too large for the free memory.
+            DataError: if labels are missing or unknown.
         """
         if verify and not tf.executing_eagerly():
             raise UserError(
@@ -137,7 +137,7 @@ class DecoupledModel(Networks):
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
-                # Not through decode(), whose own complaint about NaN would not say which images are lost altogether.
+                # `decode` would raise an error on NaN, which names fewer images than `require_same` finds.
                 x = self._run_in_pieces(self._invert, v, z)[:, : images.shape[1], : images.shape[2]]
                 require_same(self.quantizer.pixels(x), x, self.quantizer.quantize(images), self.config.bound_of_scales)
             else:
@@ -156,21 +156,21 @@ class DecoupledModel(Networks):
         return self.flow.inverse_and_log_det(v, z)[0]
 
     def decode(self, z: Any, v: Any, size: tuple[int, int] | None = None) -> tf.Tensor:
-        """Turns codes into images: `decode(*encode(images))` returns the very same pixels.
+        """Returns the images of codes: `decode(*encode(images))` returns exactly the same pixels.
 
-        A `tf.function` does not refuse images that are not finite.
+        Images that are not finite raise an error, except within a `tf.function`.
 
         Args:
-            z: float32 `[batch, d_z]`; None for a model without z.
-            v: float32 `[batch, height, width, channels]`.
-            size: height and width to which the images are cropped; None for those of v.
+            z: global codes, float32 `[batch, d_z]`; None for a model without z.
+            v: local codes, float32 `[batch, height, width, channels]`.
+            size: height and width to which the images are cropped; None for the size of v.
 
         Returns:
-            uint8 `[batch, height, width, channels]`.
+            The images, uint8 `[batch, height, width, channels]`.
 
         Raises:
-            UserError: where z is missing or superfluous, or a shape does not fit.
-            InversionError: where an image is not finite, naming it.
+            UserError: if z is missing or superfluous, or a shape does not fit.
+            InversionError: if an image is not finite; the message names the image.
         """
         self.require_initialized()
         multiple = size_multiple(self.config)
@@ -197,25 +197,25 @@ class DecoupledModel(Networks):
         return self.quantizer.pixels(x if size is None else x[:, : size[0], : size[1]])
 
     def sample(self, n: int, temperature: float = 1.0, seed: Any = None, labels: Any = None) -> tf.Tensor:
-        """Draws new images: z ~ p(z), v ~ temperature * N(0, I).
+        """Returns new images, decoded from z ~ p(z) and v ~ temperature * N(0, I).
 
-        Memory holds the noise of a few images at a time, and two copies of all images at the end.
+        Memory must hold the noise of a few images at a time, and two copies of all images at the end.
 
         Args:
             n: number of images.
-            temperature: scale of v; z does not depend on it.
-            seed: whole number or `[2]` integer tensor; None draws a fresh one, in a `tf.function` at each of its calls.
-            labels: labels of the new images, whole numbers `[n]`, or one for all; None draws them from p(y), where the
-                model knows labels.
+            temperature: scale of v; z does not depend on the temperature.
+            seed: whole number or `[2]` integer tensor; None draws a fresh seed, in a `tf.function` in each call.
+            labels: labels of the new images, whole numbers `[n]`, or one for all images; None draws labels from p(y) if
+                the model knows labels.
 
         Returns:
-            uint8 `[n, height, width, channels]`.
+            The images, uint8 `[n, height, width, channels]`.
 
         Raises:
-            DataError: for an unknown label, or another number of labels.
-            UserError: where n is no whole number from 0 on or the temperature no number from 0 on, for a seed of
-                another type, or where memory cannot hold so many images.
-            InversionError: where an image is not finite.
+            DataError: if a label is unknown, or the number of labels is not n.
+            UserError: if n is not a whole number of at least 0, the temperature not a number of at least 0, or the seed
+                of a wrong type, or if memory cannot hold so many images.
+            InversionError: if an image is not finite.
         """
         self.require_initialized()
         n, temperature = as_whole_number(n, "n"), as_number(temperature, "temperature")
@@ -249,18 +249,18 @@ class DecoupledModel(Networks):
             ) from error
 
     def switch(self, a: Any, b: Any, labels: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Switches the global codes of two batches of images (paper section 3.2, Figure 1).
+        """Returns two batches of images with switched global codes z (paper section 3.2, Figure 1).
 
         Args:
-            a: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
-            b: as many images, perhaps of another height and width.
-            labels: the labels of a and those of b, a pair of what `encode` takes; None for no labels.
+            a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
+            b: as many images, possibly of another height and width.
+            labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
 
         Returns:
             (ab, ba), uint8: ab has z of a and v of b, and the size of b; ba has z of b and v of a, and the size of a.
 
         Raises:
-            UserError: for a model without z.
+            UserError: if the model has no z.
         """
         self._require_latent("a switch of z")
         a, b = as_image_batches("switch", a, b, self.config.image_shape)
@@ -276,24 +276,24 @@ class DecoupledModel(Networks):
         labels: Any = None,
         path: str = "lerp",
     ) -> tf.Tensor:
-        """Interpolates between two batches of images in two dimensions (paper section 3.2, Figure 5).
+        """Returns a grid of images between each image of a and of b: rows change z, columns v (paper 3.2, Figure 5).
 
         Args:
-            a: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
-            b: the same shape.
-            alphas: positions between z of a (0) and z of b (1), a list or one number. A model without z ignores them.
+            a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
+            b: images of the same shape.
+            alphas: positions between z of a (0) and z of b (1), a list or one number, ignored by a model without z.
             betas: positions between v of a (0) and v of b (1), a list or one number.
-            labels: as for `switch`.
-            path: path of v: "lerp" for the line between the two, as in the paper, or "slerp" for the arc around the
-                origin, on which v in the middle is as long as at the ends and images keep their contrast. z takes the
-                line.
+            labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
+            path: path of v: "lerp" for the line between the codes, as in the paper, or "slerp" for the arc around the
+                origin, on which v is as long in the middle as at the ends, so that images keep their contrast. The path
+                of z is always the line.
 
         Returns:
-            uint8 `[batch, len(alphas), len(betas), height, width, channels]`; corners (0, 0) and (1, 1) are a and b.
+            uint8 `[batch, len(alphas), len(betas), height, width, channels]`; positions (0, 0) and (1, 1) give a and b.
 
         Raises:
-            DataError: for images of two sizes.
-            UserError: for alphas or betas that are no finite numbers, or another path.
+            DataError: if the images of a and b have different sizes.
+            UserError: if alphas or betas are not finite numbers, or the path is unknown.
         """
         a, b = as_image_batches("interpolate", a, b, self.config.image_shape)
         of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
@@ -313,21 +313,21 @@ class DecoupledModel(Networks):
         return tf.reshape(self._decode_in_chunks(z, v, *size), [-1, rows, columns, *sizes(a)[1:]])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
-        """Shifts z of images along a direction, and leaves their v unchanged.
+        """Returns images whose z is shifted along a direction, with v unchanged.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
-            direction: a direction of `tfdecouple.load_directions`, any vector `[d_z]`, or one for each image,
+            images: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
+            direction: a direction of `tfdecouple.load_directions`, any vector `[d_z]`, or a vector for each image,
                 `[batch, d_z]`.
-            amount: multiple of the direction that is added to z: a number, or one for each image, `[batch]`. At 0 an
-                image comes back to the very same pixels.
-            labels: as for `encode`.
+            amount: multiple of the direction that is added to z: one number, or a number for each image, `[batch]`. The
+                amount 0 gives exactly the same pixels.
+            labels: labels of the images, as for `encode`.
 
         Returns:
-            uint8 of the shape of images.
+            The edited images, uint8 of the same shape.
 
         Raises:
-            UserError: for a model without z, or a direction or an amount that has another shape or is not finite.
+            UserError: if the model has no z, or direction or amount has the wrong shape or is not finite.
         """
         self._require_latent("a direction in z")
         images = self._accept_images(images)
@@ -337,20 +337,20 @@ class DecoupledModel(Networks):
         return self.decode(z + step, *local)
 
     def classify(self, images: Any) -> tf.Tensor:
-        """Returns log p(y|x) of each label y by Bayes' rule: p(x|y) p(y), normalised to add up to 1.
+        """Returns log p(y|x) of each label y, by Bayes' rule: p(x|y) p(y), normalised to add up to 1.
 
-        The result is deterministic. Where z is a function of the label, p(x|y) is the density at the pixels' bin
-        centres, one pass of the flow for each label; elsewhere the label changes p(z|y) alone, taken at the posterior
-        mean.
+        The result is deterministic. If z is a function of the label, p(x|y) is the density at the pixels' bin centres,
+        computed by one pass of the flow for each label. Otherwise the label changes p(z|y) only, which is evaluated at
+        the posterior mean.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
+            images: uint8 images, `[batch, height, width, channels]`.
 
         Returns:
             float32 `[batch, classes]`; `tf.argmax(model.classify(images), -1)` are the most probable labels.
 
         Raises:
-            UserError: for a model that knows no labels.
+            UserError: if the model knows no labels.
         """
         self.require_initialized()
         self._require_classes()
@@ -358,16 +358,16 @@ class DecoupledModel(Networks):
         return tf.math.log_softmax(self.log_joint(levels))
 
     def quantize_images(self, images: Any) -> tf.Tensor:
-        """Returns images as the model sees them: unchanged at 8 bits, else with their levels k as k * 256 / n_bins.
+        """Returns images as the model sees them: unchanged at 8 bits, otherwise with each level k as k * 256 / n_bins.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
+            images: uint8 images, `[batch, height, width, channels]`.
         """
         return self.quantizer.quantize(as_images(images, self.config.image_shape))
 
     def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor, *size: Any) -> tf.Tensor:
         if v.shape[0] is None:
-            # The user's own function is traced for batches of any size.
+            # While a user's function is traced the batch size may be unknown, so the batch cannot be divided.
             return self.decode(z, v, *size)
         images = [
             self.decode(None if z is None else z[start : start + CHUNK], v[start : start + CHUNK], *size)
@@ -405,24 +405,24 @@ class DecoupledModel(Networks):
         max_skipped_steps: int = 10,
         **options: Any,
     ) -> None:
-        """Prepares `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
+        """Sets the options of `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
 
         Args:
-            optimizer: an optimizer of Keras, with its schedule, clipping and weight decay, or its name.
-            loss: must be None, since the loss is the bound.
-            kl_weight: as `training.kl_weight` of a run, like the arguments below.
-            precision: "float32", "tf32" or "mixed_bfloat16"; None for that of Keras' global policy.
-            memory: "keep", "recompute" or "invert".
+            optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
+            loss: must be None, because the loss is the bound.
+            kl_weight: weight of the KL term in the loss.
+            precision: "float32", "tf32" or "mixed_bfloat16"; None for the precision of Keras' global policy.
+            memory: how activations reach the backward pass: "keep", "recompute" or "invert".
             jit_compile: whether XLA compiles each kind of layer; "auto" means no.
             seed: seed of all noise, in steps and in evaluations.
-            init_images: number of training images from which `fit` starts a model without weights.
-            max_skipped_steps: number of steps in a row that may be skipped, for values that are not finite or, with
-                `memory="invert"`, for too large an inversion error.
+            init_images: number of training images from which `fit` initialises a model without weights.
+            max_skipped_steps: number of skipped steps in a row that ends training; steps are skipped for values that
+                are not finite and, with `memory="invert"`, for too large an inversion error.
             **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of Keras.
 
         Raises:
-            UserError: for a loss or metrics, or a policy in float16.
-            ConfigError: for an impossible value.
+            UserError: if a loss or metrics are given, or Keras' policy is float16.
+            ConfigError: if an option has an impossible value.
         """
         training = keras_training.compile_options(
             {"loss": loss, **options},
@@ -435,9 +435,9 @@ class DecoupledModel(Networks):
             max_skipped_steps=max_skipped_steps,
         )
         metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training.kl_weight, max_skipped_steps)
-        # Without this False Keras would hand all of a step to XLA.
+        # Keras' own `jit_compile` would compile a whole step by XLA, so it stays off.
         super().compile(optimizer, jit_compile=False, **options)
-        # Set last: if Keras refuses something, the model stays compiled as it was.
+        # These are set last, so that the old options stay if Keras refuses an argument.
         self._options, self._bound_metrics = training, metrics
 
     def get_compile_config(self) -> dict[str, Any]:
@@ -450,20 +450,20 @@ class DecoupledModel(Networks):
         return {**config, **{name: getattr(self._options, name) for name in keras_training.OPTIONS}}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles as a saved model was."""
+        """Compiles the model with the options that `get_compile_config` returned when the model was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The loss, bits per dimension and the terms of the bound, once the model is compiled."""
+        """The metrics of a compiled model: the loss, bits per dimension and the terms of the bound."""
         return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
 
     def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:
-        """Returns the options and the metrics of `compile`.
+        """Returns the options and the metrics that `compile` has set.
 
         Raises:
-            UserError: naming the method that needs them, for a model that was not compiled.
+            UserError: if the model was not compiled; the message names `method`.
         """
         if self._options is None or self._bound_metrics is None:
             raise UserError(f"call model.compile(optimizer) before {method}")
@@ -481,30 +481,30 @@ class DecoupledModel(Networks):
         validation_data: Any = None,
         **options: Any,
     ) -> keras.callbacks.History:
-        """Trains on images as `keras.Model.fit` does.
+        """Trains the model on images, as `keras.Model.fit` does, and returns the history.
 
-        A model without weights is started from training images first. A step that is not finite, or whose inversion
+        A model without weights is first initialised from training images. A step that is not finite, or whose inversion
         error is too large, changes nothing.
 
         Args:
-            x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches of them; with
-                labels beside them, or as dicts with `image` and `label`.
-            y: labels, for a model that knows labels; others ignore them.
-            batch_size: number of images of arrays in a batch; Keras' 32 by default.
-            epochs: as of `keras.Model.fit`, like all arguments below.
-            verbose: see Keras.
-            callbacks: see Keras.
-            validation_split: see Keras; for arrays alone.
-            validation_data: data as x, or a tuple of images and labels.
-            **options: see Keras.
+            x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
+                images, a tuple of images and labels, or a dict with `image` and `label`.
+            y: labels of the images, ignored by a model that knows no labels.
+            batch_size: number of images per batch, if x is an array; 32 by default.
+            epochs: number of epochs.
+            verbose: how much to print, as in `keras.Model.fit`.
+            callbacks: callbacks, as in `keras.Model.fit`.
+            validation_split: part of the images that is used for validation, if x is an array.
+            validation_data: validation data in the form of x, or a tuple of images and labels.
+            **options: further options of `keras.Model.fit`.
 
         Returns:
-            The history, by the names of `metrics`, with "val_" before those of the validation.
+            The history, by the names of `metrics`; names of validation metrics begin with "val_".
 
         Raises:
-            UserError: for a model that was not compiled, or options or devices that training by the bound rules out.
-            ConfigError: where the processor cannot do the precision.
-            DivergedError: where max_skipped_steps steps in a row were not applied.
+            UserError: if the model was not compiled, or an option or the devices do not suit training on the bound.
+            ConfigError: if the processor cannot compute in the precision.
+            DivergedError: if `max_skipped_steps` steps in a row were not applied.
         """
         training, metrics = self.require_compiled("fit")
         if options.get("sample_weight") is not None or options.get("class_weight") is not None:
@@ -517,7 +517,7 @@ class DecoupledModel(Networks):
             x = self._start_from_data(x, split, training, bool(verbose))
         require_precision(self, training.precision, training.memory)
         if isinstance(x, tf.data.Dataset):
-            # Keras warns that it does not shuffle a data set, unless it is told not to.
+            # With shuffle=True, the default, Keras would warn that it does not shuffle data sets.
             options.setdefault("shuffle", False)
         watch = keras_training.SkippedSteps(metrics, training.max_skipped_steps)
         return super().fit(
@@ -533,7 +533,7 @@ class DecoupledModel(Networks):
         )
 
     def _start_from_data(self, x: Any, split: float, training: TrainingConfig, verbose: bool) -> Any:
-        """Initialises the weights from training images; returns data that still begin with these images."""
+        """Initialises the weights from training images of x, and returns data that still contain these images."""
         if split:
             images = keras_training.unpack_images(x)[0]
             images = images[: keras_training.count_trained(images, split)]
@@ -547,19 +547,19 @@ class DecoupledModel(Networks):
         return x
 
     def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
-        """Returns the metrics of the bound for some images, as `keras.Model.evaluate` does.
+        """Returns the metrics of the bound for images, as `keras.Model.evaluate` does.
 
-        The noise of an image depends on the seed and on the index of the image alone. Batches of another size give the
-        same results, and so does `python -m tfdecouple evaluate` for the same images.
+        The noise of an image depends only on the seed and on the index of the image. So every batch size gives the same
+        results, and so does `python -m tfdecouple evaluate` for the same images.
 
         Args:
-            x: data as for `fit`.
-            y: labels, for a model that knows labels; others ignore them.
-            *rest: see Keras.
-            **options: see Keras.
+            x: images, in the forms that `fit` accepts.
+            y: labels of the images, ignored by a model that knows no labels.
+            *rest: further arguments of `keras.Model.evaluate`.
+            **options: further options of `keras.Model.evaluate`.
 
         Raises:
-            UserError: for a model that was not compiled, or options or devices that training by the bound rules out.
+            UserError: if the model was not compiled, or an option or the devices do not suit the bound.
         """
         self.require_compiled("evaluate")
         keras_training.require_one_device(self)
@@ -569,18 +569,18 @@ class DecoupledModel(Networks):
         return super().evaluate(keras_training.as_keras_takes(x), y, *rest, **options)
 
     def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
-        """Encodes images batch by batch, as `encode` does.
+        """Returns the codes of images, encoded batch by batch as by `encode`.
 
         Args:
-            x: data as for `fit`.
-            *rest: see `keras.Model.predict`.
-            **options: see Keras.
+            x: images, in the forms that `fit` accepts.
+            *rest: further arguments of `keras.Model.predict`.
+            **options: further options of `keras.Model.predict`.
 
         Returns:
-            `Codes(z, v)` of NumPy arrays.
+            `Codes(z, v)` with NumPy arrays.
 
         Raises:
-            InversionError: where a code is not finite.
+            InversionError: if a code is not finite.
         """
         self.require_initialized()
         keras_training.require_one_device(self)
@@ -592,42 +592,42 @@ class DecoupledModel(Networks):
         return codes
 
     def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Takes a step on a batch, for Keras' loops; returns the metrics."""
+        """Returns the metrics after a training step on a batch; Keras' `fit` calls this method."""
         return keras_training.train_step(self, data)
 
     def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Measures the bound of a batch, for Keras' loops; returns the metrics."""
+        """Returns the metrics after evaluating the bound of a batch; Keras' `evaluate` calls this method."""
         return keras_training.test_step(self, data)
 
     def predict_step(self, data: Any) -> Any:
-        """Encodes a batch, for Keras' loops."""
+        """Returns the codes of a batch; Keras' `predict` calls this method."""
         return keras_training.predict_step(self, data)
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes the function of a step, in full float32 unless training is in TF32; Keras' loops call it."""
+        """Makes the function that runs training steps, in full float32 unless training uses TF32; Keras calls it."""
         if self.train_function is not None and not force:
             return
         training, _ = self.require_compiled("fit")
         self.require_initialized()
         if not self.optimizer.built:
-            # A step applies its update within a condition, which cannot make variables.
+            # A step applies its update inside `tf.cond`, which cannot create the optimizer's variables.
             self.optimizer.build(self.trainable_variables)
         super().make_train_function(force)
         context = tensor_float_32 if training.precision == "tf32" else full_float32
-        # The switch for TF32 counts while a function runs, not while it is traced.
+        # TensorFlow reads the switch for TF32 while a function runs, not while it is traced, so the context is here.
         self.train_function = context()(self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes the function that measures a batch; Keras' loops call it."""
+        """Makes the function that evaluates batches, in full float32; Keras calls this method."""
         if self.test_function is None or force:
             super().make_test_function(force)
             self.test_function = full_float32()(self.test_function)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """Makes the function that encodes a batch; Keras' loops call it."""
+        """Makes the function that encodes batches, in full float32; Keras calls this method."""
         if self.predict_function is None or force:
             super().make_predict_function(force)
             self.predict_function = full_float32()(self.predict_function)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Does nothing, since all is built: Keras would trace a step for it."""
+        """Does nothing, because the model is built already; Keras would trace a whole step to build it."""

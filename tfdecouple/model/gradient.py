@@ -1,4 +1,4 @@
-"""The gradient of the bound for a slice of a batch, which the steps of the trainer and of Keras' fit share."""
+"""The gradient of the bound for a slice of a batch, used in each step of the trainer and of Keras' `fit`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tfdecouple.runtime.execution import jit_compiled
 
 # The precision of products in the encoder and the coupling nets, by `training.precision`.
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
-# A step is applied if no image has a larger inversion error. Then gradients are off by less than 1e-4 of the largest
-# number of each in float32, and by about a tenth of the effect of rounding the nets' operands. Ordinary errors are at
-# most a tenth of these bounds (docs/training.md).
+# Largest inversion error of an image with which a step is applied. With smaller errors each gradient is off by less
+# than 1e-4 of its largest number in float32, and otherwise by a tenth of the effect of rounding the nets' operands.
+# Ordinary errors are at most a tenth of these bounds (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
 
-# Weights of at most so many numbers, mostly scales and shifts, are joined to one vector.
+# Largest number of entries of a weight, mostly scales and shifts, that is joined with other weights to one vector.
 _SMALL = 2**15
 
 
 class Share(NamedTuple):
-    """The result of one device for a batch, as its share of the batch's mean; once reduced, the result of all devices.
+    """One device's result for a step, as its share of the mean over the batch; a sum of shares is the whole result.
 
     Attributes:
-        gradients: gradients of the trainable weights, in their order.
-        moving: new moving statistics, in their order.
+        gradients: gradients for the trainable weights, in the order of the weights.
+        moving: new moving statistics, in the order of the variables.
         terms: reconstruction, kl and dequantization, the terms of the bound, in mean nats per image.
         inversion_error: the largest error of any image in a backward pass that inverts (see `backward_memory`).
     """
@@ -56,7 +56,7 @@ def differentiate(
     kl_weight: float | tf.Tensor,
     weights: Sequence[tf.Tensor] | None = None,
 ) -> Share:
-    """Returns a device's share of a step: the bound of its images and the gradient of it. No variable changes.
+    """Returns a device's share of a step: the bound of its images and the gradient; no variable changes.
 
     The noise of an image depends on the seed and on the position of the image in the whole batch.
 
@@ -64,8 +64,8 @@ def differentiate(
         model: an initialised model.
         images: the device's images, uint8 `[n, height, width, channels]`.
         labels: labels of the images, int32 `[n]`; None for no labels.
-        training: holds `precision`, `memory` and `jit_compile`.
-        seed: seed of the step.
+        training: options of training, of which `precision`, `memory` and `jit_compile` are used.
+        seed: seed of the step's noise.
         own: positions of the images in the whole batch.
         batch_size: number of images in the whole batch, over all devices.
         trainable: weights to differentiate by.
@@ -77,11 +77,11 @@ def differentiate(
     z = randomness.draw_normal([batch_size, config.latent_dim], randomness.derive_seed(seed, "z"))[own]
     shape = [batch_size, *config.image_shape]
     u = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), config.has_dequantizer)[own]
-    # Each weight is read once for all shards of the batch.
+    # Each weight is read once, so that all shards of the batch use the same tensor.
     weights = weights or [tf.convert_to_tensor(weight) for weight in trainable]
     meter = tf.zeros([])
-    # The scope catches the new moving statistics of batch normalisation: a step that turns out not to be finite must
-    # leave them alone.
+    # The scope holds back the new moving statistics of batch normalisation, because a step that is not applied must not
+    # change them.
     with (
         keras.StatelessScope(state_mapping=list(zip(trainable, weights, strict=True))) as scope,
         net_precision(NETS[training.precision]),
@@ -96,17 +96,17 @@ def differentiate(
             reconstruction, kl, dequantization = terms
             loss = reconstruction + kl_weight * kl + dequantization
         *gradients, error = tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
-    # The statistics of a network that is not trainable were not assigned: their new value is None.
+    # The new value is None for statistics of a network that is not trainable, since nothing was assigned to them.
     new = [(variable, scope.get_current_value(variable)) for variable in moving]
     statistics = [tf.convert_to_tensor(variable if value is None else value) for variable, value in new]
     return Share(gradients, statistics, terms, error)
 
 
 class Verdict(NamedTuple):
-    """The verdict on a step: boolean scalars, and the norm of its gradient.
+    """The verdict on a step: whether its result can be applied, and the norm of its gradient.
 
     Attributes:
-        finite: whether loss and gradient are finite.
+        finite: whether loss and gradient are finite, a boolean scalar.
         inverted: whether the inversion error of the backward pass is within `INVERSION_BOUND`.
         norm: the norm of all gradients.
     """
@@ -117,38 +117,40 @@ class Verdict(NamedTuple):
 
 
 def judge_step(share: Share, precision: str) -> Verdict:
-    """Returns the verdict on the sum of all devices' shares."""
+    """Returns the verdict on a step, given the sum of all devices' shares."""
     norm = global_norm(share.gradients)
     finite = tf.math.is_finite(tf.add_n(share.terms)) & tf.math.is_finite(norm)
-    # NaN compares as false, and so counts as too large.
+    # An inversion error of NaN counts as too large, since the comparison is false for NaN.
     return Verdict(finite, share.inversion_error <= INVERSION_BOUND[precision], norm)
 
 
 def in_slot(value: tf.Tensor, slot: int | tf.Tensor, slots: int) -> tf.Tensor:
-    """Returns a vector of zeros with a value in one slot; the maximum over a sum of such vectors is that of the values.
+    """Returns a vector of zeros with a value in one slot.
 
-    Devices and micro-batches can add up, but cannot take a maximum.
+    Devices and micro-batches can add up results, but cannot take a maximum: they add up vectors with different slots,
+    and the maximum of the sum is the maximum of the values.
 
     Args:
         value: a scalar.
-        slot: index of the value, which no other value has.
+        slot: index of the value; each value has its own.
         slots: length of the vector.
     """
     return tf.where(tf.equal(tf.range(slots), slot), value, tf.zeros_like(value))
 
 
 def flattened(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns all numbers of some tensors as one vector."""
+    """Returns the entries of all tensors, one after the other, as one vector."""
     return tf.concat([tf.reshape(value, [-1]) for value in values], 0)
 
 
 def is_small(shape: Sequence[int]) -> bool:
-    """Returns whether weights of this shape are joined to one vector."""
+    """Returns whether a weight of this shape is small enough to be joined with other weights to one vector."""
     return math.prod(shape) <= _SMALL
 
 
 def global_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the norm of all gradients; the small ones are joined, since each of them would be an operation."""
+    """Returns the norm of all gradients together, a scalar."""
+    # Small gradients are joined, because each separate gradient would take an operation of its own.
     small = [gradient for gradient in gradients if is_small(gradient.shape)]
     large = [gradient for gradient in gradients if not is_small(gradient.shape)]
     return tf.linalg.global_norm([*large, flattened(small)] if small else large)

@@ -1,4 +1,4 @@
-"""Codes between two codes: on the line through both, or on the arc around the origin."""
+"""Interpolation between two codes: along the line through both, or along the arc around the origin."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import tensorflow as tf
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.numerics import sizes
 
-# Below this sine of the angle between two codes one points along the other, and no single arc lies between them.
+# Smallest sine of the angle between two codes; below it they are parallel, and no unique arc lies between them.
 _LEAST_SINE = 1e-6
 
 
 def interpolate_codes(
     a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray, path: str = "lerp"
 ) -> tf.Tensor:
-    """Returns codes at some positions on the way from a to b; at 0 and 1 they are a and b to the last bit.
+    """Returns codes at given positions on the path from a to b; positions 0 and 1 give a and b to the last bit.
 
-    Codes that are drawn from a standard normal in many dimensions lie near a sphere around the origin. The middle of
-    the line between two of them is shorter by a factor of the square root of 2: to the decoder it is a draw of a low
-    temperature. "slerp" (spherical linear interpolation, Shoemake 1985) turns from one to the other at an even speed,
-    while the length goes evenly from that of the one to that of the other.
+    Standard normal codes in many dimensions lie near a sphere around the origin. The middle of the line between two of
+    them is shorter by a factor of the square root of 2, like a sample at a low temperature. On the path "slerp"
+    (spherical linear interpolation, Shoemake 1985) the direction turns at a constant speed from a to b, and the length
+    changes linearly.
 
     Args:
-        a: float32 `[n, ...]`.
-        b: the same shape.
-        positions: k numbers; 0 is a, 1 is b.
+        a: codes, float32 `[n, ...]`.
+        b: codes of the same shape.
+        positions: k positions; 0 is a, 1 is b.
         path: "lerp" for the line, "slerp" for the arc.
 
     Returns:
-        float32 `[n, k, ...]`.
+        The interpolated codes, float32 `[n, k, ...]`.
 
     Raises:
-        UserError: for another path.
+        UserError: if the path is neither "lerp" nor "slerp".
     """
     if path not in ("lerp", "slerp"):
         raise UserError(f"path is {path!r}; it must be lerp or slerp")
@@ -44,12 +44,12 @@ def interpolate_codes(
     position = tf.constant(positions, tf.float32)[None]
     of_a, of_b = _weigh_arc(a, b, positions) if path == "slerp" else (1 - position, position)
     of_a, of_b = (tf.reshape(weight, [-1, len(positions), *axes]) for weight in (of_a, of_b))
-    # Both ends are exact: 1 * a + 0 * b is a, to the last bit.
+    # At the ends the result is exact, since 1 * a + 0 * b equals a to the last bit.
     return of_a * a[:, None] + of_b * b[:, None]
 
 
 def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the weights of a and b at each position of the arc, float32 `[n, k]` each."""
+    """Returns the weights of a and of b at each position on the arc between them, each float32 `[n, k]`."""
     width = math.prod(sizes(a)[1:])
     a, b = (tf.reshape(tf.cast(code, tf.float64), [-1, width]) for code in (a, b))
     position = tf.constant(positions, tf.float64)[None]
@@ -59,7 +59,7 @@ def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarr
     angle = tf.acos(tf.clip_by_value(cosine, -1, 1))
     sine = tf.sin(angle)
     has_arc = (sine > _LEAST_SINE) & (both > 0)
-    # Without an arc the quotients are not used, but they must not divide by zero.
+    # For parallel codes the quotients are not used, but they must not divide by zero.
     sine, length_a, length_b = (tf.where(has_arc, value, 1) for value in (sine, length_a, length_b))
     length = (1 - position) * length_a + position * length_b
     of_a = tf.where(has_arc, length / length_a * tf.sin((1 - position) * angle) / sine, 1 - position)

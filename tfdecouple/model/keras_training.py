@@ -1,4 +1,4 @@
-"""Functions of Keras' `fit`, `evaluate` and `predict`: metrics, checks before the first step, and the steps."""
+"""The parts of Keras' `fit`, `evaluate` and `predict`: metrics, checks before the first step, and the steps."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from tfdecouple.model.networks import Networks
 from tfdecouple.model.noise import u_noise, z_noise
 from tfdecouple.runtime.numerics import sizes
 
-# The options of `training.*` that `compile` takes beside Keras' own.
+# Names of the training options (`training.*`) that `compile` takes in addition to Keras' arguments.
 OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")
-# The arguments of Keras' `compile` that are refused, since the loss is the bound.
+# Names of arguments of Keras' `compile` that are refused, because the loss is the bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
-# The precision of training under Keras' global policy.
+# The precision of training for each global Keras policy; any other policy gives float32 or is refused.
 _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
 def compile_options(keras_options: dict[str, Any], **options: Any) -> TrainingConfig:
-    """Returns the checked options of training that `compile` was given.
+    """Returns the options of training, checked, from the arguments of `compile`.
 
     Args:
         keras_options: arguments for Keras' own `compile`.
-        **options: `OPTIONS` by name.
+        **options: values of all training options in `OPTIONS`, by name.
 
     Raises:
-        UserError: for the user's own loss or metrics, or a global policy in float16.
-        ConfigError: for an impossible value.
+        UserError: if a loss or metrics are given, or Keras' policy is float16.
+        ConfigError: if an option has an impossible value.
     """
     for name in FIXED:
         if keras_options.get(name) is not None:
@@ -56,7 +56,7 @@ def compile_options(keras_options: dict[str, Any], **options: Any) -> TrainingCo
             "compile(precision='float32')"
         )
     options["precision"] = options["precision"] or _POLICIES.get(policy, "float32")
-    # Keras' "auto" does not ask for XLA.
+    # The default of Keras' `compile`, "auto", does not mean that the user wants XLA.
     options["jit_compile"] = options["jit_compile"] is True
     return from_plain(TrainingConfig, options, "training.")
 
@@ -65,17 +65,17 @@ def compile_options(keras_options: dict[str, Any], **options: Any) -> TrainingCo
 
 
 class BoundMetrics:
-    """Sums of the bound's terms over the images since Keras reset its metrics, and counts of skipped steps.
+    """The metrics of the bound, from sums of its terms over images since the last reset, and counts of skipped steps.
 
     Args:
-        bits_per_dim: turns nats per image into bits per colour value.
+        bits_per_dim: function that converts nats per image to bits per colour value.
         kl_weight: weight of the KL term in the loss.
         most_skipped: number of skipped steps in a row after which training has diverged.
 
     Attributes:
-        metrics: `loss`, which training minimises, in nats per image; `bits_per_dim`; the terms in nats per image.
+        metrics: Keras metrics: the loss in nats per image, bits per dimension, and the terms in nats per image.
         skipped: number of steps in a row that were skipped.
-        not_applied: number of steps of this epoch that were skipped.
+        not_applied: number of steps that were skipped in this epoch.
     """
 
     def __init__(self, bits_per_dim: Callable[[Any], Any], kl_weight: float, most_skipped: int):
@@ -92,33 +92,33 @@ class BoundMetrics:
 
     @property
     def images(self) -> tf.Tensor:
-        """The number of images that were counted, int64."""
+        """The number of images in the sums, int64."""
         return tf.cast(self._sums[-1], tf.int64)
 
     @property
     def converges(self) -> tf.Tensor:
-        """Whether training has not diverged."""
+        """Whether fewer steps in a row were skipped than count as divergence, a boolean scalar."""
         return self.skipped < self._most_skipped
 
     def results(self) -> dict[str, tf.Tensor]:
-        """Returns the metrics by name."""
+        """Returns the values of the metrics by name."""
         return {metric.name: metric.result() for metric in self.metrics}
 
     def add(self, sums: tf.Tensor) -> None:
-        """Adds the sums of the three terms over some images, in nats, and the number of images, float64 `[4]`."""
+        """Adds the sums of the three terms over a batch, in nats, and the number of images: together float64 `[4]`."""
         self._sums.assign_add(sums)
 
     def count_step(self, applied: tf.Tensor, sums: tf.Tensor) -> None:
-        """Counts a step, and adds its sums where the step was applied."""
+        """Counts a step as applied or skipped, and adds its sums if the step was applied."""
         self.add(tf.where(applied, sums, tf.zeros_like(sums)))
-        # The count stops once training has diverged, however many steps are taken before the host reads it.
+        # After divergence the count stays, so that the host still sees it if it reads the count some steps later.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
 
 
 class _MeanOfTerms(keras.metrics.Metric):
-    """A metric made of the mean terms of the bound; NaN without images, which no callback takes for the best."""
+    """A metric computed from the mean terms of the bound; NaN without images, which no callback takes for best."""
 
     def __init__(self, name: str, sums: tf.Variable, function: Callable[[tf.Tensor], tf.Tensor]):
         super().__init__(dtype="float64", name=name)
@@ -128,7 +128,7 @@ class _MeanOfTerms(keras.metrics.Metric):
         """Does nothing: `BoundMetrics.add` counts for all metrics."""
 
     def result(self) -> tf.Tensor:
-        """Returns the value, a float64 scalar."""
+        """Returns the value of the metric, a float64 scalar."""
         sums = tf.convert_to_tensor(self._bound_sums)
         return self._function(sums[:-1] / sums[-1])
 
@@ -138,11 +138,11 @@ class _MeanOfTerms(keras.metrics.Metric):
 
 
 class SkippedSteps(keras.callbacks.Callback):
-    """Warns of skipped steps, and ends a training that has diverged.
+    """A callback that warns of skipped steps, and ends training that has diverged.
 
     Args:
-        metrics: counts the steps.
-        every: number of steps between two reads from the devices; a GPU would stand still at each read.
+        metrics: metrics that count the skipped steps.
+        every: number of steps between two reads of the count; each read makes a GPU wait.
     """
 
     def __init__(self, metrics: BoundMetrics, every: int):
@@ -150,17 +150,17 @@ class SkippedSteps(keras.callbacks.Callback):
         self._bound_metrics, self._every, self._steps = metrics, every, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Sets the count of the epoch to 0."""
+        """Sets the count of skipped steps in the epoch to 0."""
         self._bound_metrics.not_applied.assign(0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Reads the count after every so many steps."""
+        """Raises DivergedError if training has diverged; checks every `every` steps."""
         self._steps += 1
         if self._steps % self._every == 0:
             self._require_convergence()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Reads the counts, and warns."""
+        """Raises DivergedError if training has diverged, and warns if steps of the epoch were skipped."""
         self._require_convergence()
         if count := int(self._bound_metrics.not_applied.numpy()):
             warn_user(
@@ -182,20 +182,20 @@ class SkippedSteps(keras.callbacks.Callback):
 
 
 def unpack_images(data: Any) -> tuple[Any, Any]:
-    """Returns the images and the labels, or None, of data that Keras hands to a step or a user to `fit`.
+    """Returns images and labels (or None) from the data that `fit` or a step receives.
 
     Args:
-        data: images; a tuple of images and labels; or a dict with `image` and perhaps `label`, as TensorFlow Datasets
-            gives it.
+        data: images; a tuple of images and labels; or a dict with `image` and optionally `label`, as from TensorFlow
+            Datasets.
 
     Raises:
-        UserError: for weights of images.
-        DataError: for a dict without `image`.
+        UserError: if the data contain weights of images.
+        DataError: if a dict lacks `image`.
     """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if weights is not None:
         raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-    # Keras takes fit((images, labels)) for one input of two parts; a list of numbers is one array.
+    # Keras takes the pair in fit((images, labels)) for a single input; a list of plain numbers is one array.
     is_pair = isinstance(images, tuple | list) and labels is None and 1 <= len(images) <= 2
     if is_pair and all(hasattr(part, "shape") or tf.is_tensor(part) for part in images):
         images, labels = [*images, None][:2]
@@ -207,18 +207,18 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
 
 
 def is_lazy(x: Any) -> bool:
-    """Returns whether data come batch by batch from an object that shows neither their type nor their shape."""
+    """Returns whether data are read batch by batch from an object that shows neither dtype nor shape in advance."""
     is_array = isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__")
     return isinstance(x, keras.utils.PyDataset) or not is_array
 
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
-    """Refuses data that are no images of a model, or lack labels that it needs, before anything is done with them.
+    """Raises DataError if data for `fit` do not fit a model: images x, labels y.
 
-    Generators are checked while they are read. A model that knows no labels ignores labels with a warning.
+    Generators are checked later, while they are read. A model that knows no labels ignores labels with a warning.
 
     Raises:
-        DataError: for images of another type or shape, or labels that are missing or unknown.
+        DataError: if images have the wrong type or shape, or labels are missing or unknown.
     """
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
@@ -239,10 +239,10 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def check_validation(x: Any, split: float, validation: Any, config: ModelConfig) -> None:
-    """Refuses validation data that are no images of a model, and a split of training data that come batch by batch.
+    """Raises DataError if validation data do not fit a model, or training data without length are to be split.
 
     Raises:
-        DataError: as `check_images`.
+        DataError: if `check_images` refuses the validation data, or x is read batch by batch and `split` is not 0.
     """
     if validation is None:
         if split and is_lazy(x):
@@ -253,37 +253,38 @@ def check_validation(x: Any, split: float, validation: Any, config: ModelConfig)
         return
     images, labels = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
     with warnings.catch_warnings():
-        # The same warning is given for the training images.
+        # The check of the training images has given the same warning already.
         warnings.filterwarnings("ignore", "this model knows no labels")
         check_images(images, labels, config)
 
 
 def require_one_device(model: keras.Model) -> None:
-    """Raises UserError for a model on several devices."""
+    """Raises UserError if the model was created for several devices."""
     if (count := model.distribute_strategy.num_replicas_in_sync) > 1:
         name = type(model.distribute_strategy).__name__
         raise UserError(f"Keras' methods run on one device, not on the {count} of a {name}: train by python train.py")
 
 
 def count_trained(images: Any, split: float) -> int:
-    """Returns the number of images of an array that Keras trains on; the last images are for the validation."""
+    """Returns how many images of an array Keras trains on, before the last images, a part `split`, for validation."""
     return math.floor(len(images) * (1 - split))
 
 
 def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:
-    """Returns up to `count` images to start a model from, and data that still begin with the same images.
+    """Returns up to `count` images to initialise a model from, and data that still contain these images.
 
     Args:
-        x: data as for `fit`. Images of arrays are drawn at random; other data give their first ones.
+        x: images, in the forms that `fit` accepts. From an array images are drawn at random; otherwise the first images
+            are taken.
         count: number of images.
-        seed: seed of that draw.
+        seed: seed of the random choice.
     """
     if isinstance(x, keras.utils.PyDataset):
         numbers = itertools.count() if x.num_batches is None else range(x.num_batches)
         return _gather((x[number] for number in numbers), count)[0], x
     if is_lazy(x) or isinstance(x, tf.data.Dataset):
         images, read = _gather(x, count)
-        # Keras takes a generator, and no other iterator.
+        # Keras accepts no iterators except generators.
         return images, (batch for batch in itertools.chain(read, x)) if isinstance(x, Iterator) else x
     images = np.asarray(unpack_images(x)[0])
     chosen = np.random.default_rng(seed).permutation(len(images))[:count]
@@ -291,7 +292,7 @@ def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:
 
 
 def _gather(batches: Iterable[Any], count: int) -> tuple[np.ndarray, list[Any]]:
-    """Returns the first images of some batches, and the batches that were read for them."""
+    """Returns the first `count` images of batches, and the list of batches that were read."""
     images, read = [], []
     for batch in batches:
         read.append(batch)
@@ -304,14 +305,14 @@ def _gather(batches: Iterable[Any], count: int) -> tuple[np.ndarray, list[Any]]:
 
 
 def as_keras_takes(x: Any) -> Any:
-    """Returns data unchanged, but a generator as one of tuples, as Keras demands."""
+    """Returns data in a form that Keras accepts: a generator yields tuples, and all other data stay the same."""
     if not isinstance(x, types.GeneratorType):
         return x
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
 def with_callbacks(callbacks: Any, watch: SkippedSteps, names: set[str]) -> Any:
-    """Returns the user's callbacks with `watch`; callbacks that monitor one of these metrics look for less of it."""
+    """Returns the user's callbacks and `watch`; callbacks that monitor a metric in `names` look for its minimum."""
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks.append(watch)
     else:
@@ -319,7 +320,7 @@ def with_callbacks(callbacks: Any, watch: SkippedSteps, names: set[str]) -> Any:
     for callback in getattr(callbacks, "callbacks", callbacks):
         monitored = str(getattr(callback, "monitor", None)).removeprefix("val_")
         if getattr(callback, "mode", None) == "auto" and monitored in names:
-            # Keras knows the direction of its own metrics alone.
+            # In the mode "auto" Keras knows only for its own metrics whether smaller is better.
             callback.mode = "min"
     return callbacks
 
@@ -328,12 +329,12 @@ def with_callbacks(callbacks: Any, watch: SkippedSteps, names: set[str]) -> Any:
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Takes a step on a batch: bound, gradient, and an update where it can be trusted; returns the metrics."""
+    """Returns the metrics after a step on a batch; weights change only if loss, gradient and inversion are sound."""
     training, metrics = model.require_compiled("fit")
     images, labels = _take_images(model, data)
     seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
     if model.optimizer.gradient_accumulation_steps:
-        # Several steps are one iteration of the optimizer.
+        # With gradient accumulation several steps share an iteration, so the number of images tells them apart.
         seed = randomness.derive_seed(seed, metrics.images)
     count = sizes(images)[0]
     share = differentiate(
@@ -357,7 +358,7 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
             variable.assign(value)
         return tf.constant(True)
 
-    # Keras' optimizers have no update that changes nothing.
+    # Keras' optimizers cannot make an update that changes nothing, so a skipped step does not call them.
     tf.cond(applied, apply, lambda: tf.constant(False))
     images_counted = tf.cast(count, tf.float64)
     sums = tf.concat([tf.cast(tf.stack(share.terms), tf.float64) * images_counted, [images_counted]], 0)
@@ -366,7 +367,7 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
 
 
 def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Measures the bound of a batch; returns the metrics."""
+    """Returns the metrics after adding the bound of a batch."""
     training, metrics = model.require_compiled("evaluate")
     images, labels = _take_images(model, data)
     index = metrics.images + tf.range(tf.shape(images, tf.int64)[0])
@@ -386,12 +387,12 @@ def predict_step(model: Networks, data: Any) -> Any:
 
 
 def moving_statistics(model: Networks) -> list[keras.Variable]:
-    """Returns the moving statistics of batch normalisation."""
+    """Returns the variables with the moving statistics of batch normalisation."""
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 
 
 def _take_images(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
-    """Returns images, and their labels for a model that knows labels."""
+    """Returns the images of a batch, and the labels (None for a model that knows no labels)."""
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)

@@ -1,4 +1,4 @@
-"""All networks as one Keras model: built, started from data, named, diagnosed; their distributions and the bound."""
+"""The Keras model of all networks: its weights, their initialisation and diagnosis, the distributions, the bound."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tfdecouple.runtime.requirements import require_backend
 
 
 class Codes(NamedTuple):
-    """The codes of images.
+    """The codes of images: the global code z and the local code v.
 
     >>> codes = Codes(z=None, v=tf.zeros([2, 4, 4, 3]))
     >>> codes.v.shape.as_list()
@@ -65,31 +65,31 @@ class Codes(NamedTuple):
 
 @without_autograph
 class Networks(keras.Model):
-    """The networks of a model with their weights, the distributions that they parametrise, and the bound.
+    """A Keras model with all networks and their weights, the distributions that they parametrise, and the bound.
 
-    Methods that take images raise DataError for images of another type or shape, and methods that use the weights raise
-    NotInitializedError before the weights were initialised or loaded.
+    Methods that take images raise DataError for images of the wrong type or shape, and methods that use the weights
+    raise NotInitializedError before the weights are initialised or loaded.
 
     Args:
-        config: the architecture, or its plain dict.
+        config: the architecture, also as a plain dict.
         jit_compile: whether XLA compiles the layers of flow and prior, kind by kind, and the encoder, at their first
-            use and again for each other batch size. The option is not saved with the model; training has
+            use and again for each other batch size. The option is not saved with the model; for training there is
             `training.jit_compile`.
         **kwargs: arguments of `keras.Model`.
 
     Attributes:
         config: the architecture.
         flow: maps x, given z, to v.
-        encoder: gives q(z|x); None for a model without z, and where z is a function of the label.
-        prior_flow: maps z to standard normal noise; None where p(z) is standard normal, or has no density.
-        prior_affine: shifts and scales z by the label before that flow; None where the prior knows no labels.
-        code_net: maps labels to z; None where z is not a function of the label.
-        dequantizer: gives q(u|x); None where u is uniform.
+        encoder: computes q(z|x); None for a model without z, or if z is a function of the label.
+        prior_flow: maps z to standard normal noise; None if p(z) is standard normal, or has no density.
+        prior_affine: shifts and scales z by the label before `prior_flow`; None if the prior knows no labels.
+        code_net: maps labels to z; None unless z is a function of the label.
+        dequantizer: draws u from q(u|x); None if u is uniform.
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
         require_backend()
-        # Float32 whatever the global policy of Keras.
+        # The model computes in float32 under every global Keras policy.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
         made = {name: network for name, (network, _) in make_networks(self.config).items()}
@@ -107,7 +107,7 @@ class Networks(keras.Model):
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        """Creates all weights. The constructor calls this method, since the config fixes every shape."""
+        """Creates all weights; the constructor calls this method, because the config fixes every shape."""
         if hasattr(self, "initialized"):
             return
         z = None, self.config.latent_dim
@@ -127,7 +127,7 @@ class Networks(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
-        """Builds a model from `get_config()`'s values."""
+        """Returns the model whose `get_config` returned this config."""
         given = dict(config)
         untrained = set(given.pop("untrained", ()))
         model = cls(**given)
@@ -148,21 +148,21 @@ class Networks(keras.Model):
 
     @property
     def input(self) -> keras.KerasTensor:
-        """The images of a symbolic call, of which another Keras model can be made."""
+        """The symbolic images that the model takes, from which another Keras model can be made."""
         self._call_symbolically()
         return super().input
 
     @property
     def output(self) -> Codes:
-        """The codes of `input`."""
+        """The symbolic codes that the model computes from `input`."""
         self._call_symbolically()
         return Codes(*super().output)
 
     def _call_symbolically(self) -> None:
-        """Calls a model that was not called symbolically yet, so that Keras knows its input and output.
+        """Calls the model once on symbolic images, so that Keras knows its input and output.
 
         Raises:
-            AttributeError: for a model without z, or whose z needs labels. Keras takes this error for "no output".
+            AttributeError: if the model has no z, or z needs labels. Keras takes this error to mean "no output".
         """
         if not self.config.has_latent:
             raise AttributeError("a model without z has no output of Keras, which takes no None among them")
@@ -178,10 +178,10 @@ class Networks(keras.Model):
 
     @property
     def class_log_probabilities(self) -> tf.Tensor:
-        """Returns log p(y) of each label, float32 `[classes]`; it is not trained (`model.class_probabilities`).
+        """The log-probability log p(y) of each label, float32 `[classes]`, fixed by `model.class_probabilities`.
 
         Raises:
-            UserError: for a model that knows no labels.
+            UserError: if the model knows no labels.
         """
         self._require_classes()
         given = np.asarray(self.config.label_shares, np.float64)
@@ -189,10 +189,10 @@ class Networks(keras.Model):
 
     @property
     def class_codes(self) -> tf.Tensor:
-        """Returns z of each label, float32 `[classes, d_z]`, where z is a function of the label.
+        """The global code z of each label, float32 `[classes, d_z]`, of a model whose z is a function of the label.
 
         Raises:
-            UserError: for another model.
+            UserError: if z is not a function of the label.
         """
         if self.code_net is None:
             raise UserError(
@@ -203,23 +203,23 @@ class Networks(keras.Model):
         return self.code_net.codes()
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """Returns every weight by its path, such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
+        """Returns every weight by its path, for example `flow/level_0_part_0_step_0/actnorm_1/bias`.
 
-        The paths depend on the config alone: checkpoints and imports go by them.
+        The paths depend only on the config; checkpoints and imports identify weights by path.
         """
         return self._by_name(self.variables)
 
     def parameter_count(self) -> dict[str, int]:
-        """Returns the numbers of trainable parameters: of each network, and in total."""
+        """Returns the number of trainable parameters of each network, and in total."""
         named = self._by_name(self.trainable_variables)
         return count_by_network({name: variable.shape for name, variable in named.items()})
 
     def _by_name(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
-        # The model's own path begins with the names of the scopes in which the model was made.
+        # Paths begin with the names of the scopes in which the model was made; the prefix is removed.
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in variables}
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
-        """Sets the weights from data, once, before training (paper section 2.1 and the reference's procedure).
+        """Initialises the weights from images, once, before training (paper section 2.1 and the paper's code).
 
         Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
         (without dequantisation noise). Every coupling starts as the identity, the posterior as N(0, I), and a learned
@@ -227,12 +227,12 @@ class Networks(keras.Model):
 
         Args:
             images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
-            seed: seed of the draws from which the flows of the prior and of the dequantisation start.
-            force: whether the weights of an initialised or loaded model are drawn again and overwritten.
+            seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
+            force: whether to overwrite the weights of an initialised or loaded model.
 
         Raises:
-            DataError: for no images.
-            UserError: for a model that has weights already, or within a `tf.function`.
+            DataError: if there are no images.
+            UserError: if the model has weights already (unless `force`), or within a `tf.function`.
         """
         levels = self.quantizer.levels(as_images(images, self.config.image_shape))
         if levels.shape[0] == 0:
@@ -257,12 +257,12 @@ class Networks(keras.Model):
             self.prior_affine.reset()
         if self.encoder is not None:
             self.encoder.last.reset()
-            # The posterior now is N(0, I) for every image, so that the encoder need not run.
+            # The posterior now is N(0, I) for every image, so z is drawn without running the encoder.
             z = randomness.draw_normal(
                 [levels.shape[0], self.config.latent_dim], randomness.derive_seed(seed, "initialize")
             )
         elif self.code_net is not None:
-            # Couplings start as the identity, whatever the label.
+            # Couplings start as the identity for every z, so any labels serve for the initialisation.
             z = self.code_net(labels)
         self._walk(self.quantizer.edges(levels), z, labels, visit)
         if self.dequantizer is not None:
@@ -270,18 +270,18 @@ class Networks(keras.Model):
         self.initialized.assign(True)
 
     def diagnose(self, images: Any) -> dict[str, float]:
-        """Returns diagnostics that show whether a run is about to diverge.
+        """Returns diagnostics that show whether training is about to diverge.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`, at least one. A model that knows labels uses each of its
-                labels in turn.
+            images: uint8 `[batch, height, width, channels]`, at least one. If the model knows labels, the images get
+                its labels in turn.
 
         Returns:
             `smallest_scale`, the smallest coupling scale s anywhere in these images, by which the inverse divides, and
             `worst_condition`, the largest condition number of an invertible linear map.
 
         Raises:
-            DataError: for no images.
+            DataError: if there are no images.
         """
         levels = self.quantizer.levels(as_images(images, self.config.image_shape))
         if levels.shape[0] == 0:
@@ -317,7 +317,7 @@ class Networks(keras.Model):
             raise UserError("this model knows no labels (model.classes is 0)")
 
     def _walk(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
-        """Runs prior flow and flow with `visit` instead of each elementary layer (`InvertibleLayer.visit_layers`)."""
+        """Runs the prior's flow and the flow, with `visit` instead of each layer (`InvertibleLayer.visit_layers`)."""
         if z is not None and self.prior_flow is not None:
             shifted = z
             if self.prior_affine is not None:
@@ -326,16 +326,16 @@ class Networks(keras.Model):
         self.flow.visit_layers(x, z, visit)
 
     def require_initialized(self) -> None:
-        """Raises NotInitializedError for a model that was neither initialised nor loaded."""
+        """Raises NotInitializedError if the weights were neither initialised nor loaded."""
         if not self.has_weights():
             raise NotInitializedError(
                 "this model is not initialised: call model.initialize(images) with training images, or load a run"
             )
 
     def has_weights(self) -> bool:
-        """Returns whether the weights were started from data or loaded."""
-        # The flag is read outside of a trace, where it has a value, and as a tensor, since the variable of several
-        # devices counts as true whatever its value.
+        """Returns whether the weights were initialised from data or loaded."""
+        # The flag is read outside of any trace, where it has a value, and as a tensor, because the variable object of
+        # several devices is always true.
         with tf.init_scope():
             return bool(tf.convert_to_tensor(self.initialized.value))
 
@@ -352,14 +352,14 @@ class Networks(keras.Model):
         """Exports `encode` as a SavedModel; `python -m export` exports all endpoints and verifies them.
 
         Args:
-            filepath: as for `keras.Model.export`.
+            filepath: folder of the SavedModel, as for `keras.Model.export`.
             format: must be "tf_saved_model"; Keras' other formats lack operations that the model needs.
-            *rest: as for `keras.Model.export`.
+            *rest: further arguments of `keras.Model.export`.
             input_signature: signature of the images; None for batches of any size.
-            **options: as for `keras.Model.export`.
+            **options: further options of `keras.Model.export`.
 
         Raises:
-            UserError: for a model without z, or another format.
+            UserError: if the model has no z, or the format is another.
         """
         if format != "tf_saved_model":
             raise UserError(
@@ -383,12 +383,12 @@ class Networks(keras.Model):
 
     @property
     def prior(self) -> tfd.Distribution:
-        """p(z), a distribution over z `[d_z]`, float32.
+        """The prior p(z), a distribution over z, float32 `[d_z]`.
 
-        The prior of a model that knows labels is the mixture of `prior_of` all labels.
+        If the model knows labels, the prior is the mixture of the distributions p(z|y) (`prior_of`) over all labels y.
 
         Raises:
-            UserError: for a model without z, or whose z is a function of the label.
+            UserError: if the model has no z, or z is a function of the label.
         """
         self._require_latent("a prior over z", density=True)
         self.require_initialized()
@@ -399,11 +399,11 @@ class Networks(keras.Model):
         return tfd.MixtureSameFamily(weights, of_labels, name="prior")
 
     def prior_of(self, labels: Any) -> tfd.Distribution:
-        """Returns p(z|y) of labels `[batch]`, a distribution of batch shape `[batch]` and event shape `[d_z]`.
+        """Returns p(z|y) for labels y `[batch]`, a distribution of batch shape `[batch]` and event shape `[d_z]`.
 
         Raises:
-            UserError: for a model whose prior knows no labels.
-            DataError: for an unknown label.
+            UserError: if the prior of the model knows no labels.
+            DataError: if a label is unknown.
         """
         self._require_latent("a prior over z", density=True)
         self._require_classes()
@@ -413,7 +413,7 @@ class Networks(keras.Model):
         return self._prior_behind([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
     def _prior_behind(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the distribution of z, of a batch shape, that `first` and then the prior's flow make normal."""
+        """Returns the distribution of the z that `first` and then the prior's flow map to N(0, I), of a batch shape."""
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
         # A chain applies its last bijector first.
@@ -430,7 +430,7 @@ class Networks(keras.Model):
             A distribution of batch shape `[batch]` and event shape `[d_z]`.
 
         Raises:
-            UserError: for a model without z, or whose z is a function of the label.
+            UserError: if the model has no z, or z is a function of the label.
         """
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
@@ -443,14 +443,14 @@ class Networks(keras.Model):
         """Returns p(x|z), a density over x in [-1, 1), x = 2*(k + u)/n_bins - 1 for level k and noise u.
 
         Args:
-            z: float32 `[..., d_z]`; None for a model without z, whose likelihood is p(x).
+            z: global codes, float32 `[..., d_z]`; None for a model without z, whose likelihood is p(x).
 
         Returns:
             A distribution whose batch shape is that of z and whose event shape is `[height, width, channels]`. Its
             `log_prob` takes leading sample dimensions.
 
         Raises:
-            UserError: where z is missing or superfluous.
+            UserError: if z is missing or superfluous.
         """
         self.require_initialized()
         z = as_z(z, self._d_z)
@@ -459,27 +459,27 @@ class Networks(keras.Model):
         return tfd.TransformedDistribution(base, tfb.Invert(self.flow.as_bijector(condition=z)), name="likelihood")
 
     def elbo(self, images: Any, seed: Any = None, training: bool = False, labels: Any = None) -> Elbo:
-        """Returns the negative evidence lower bound of each image, an upper bound of -log p(x), by its terms.
+        """Returns the terms of the negative evidence lower bound of each image, an upper bound of -log p(x).
 
-        The bound is taken at one draw of z and of the dequantization noise. With the label y of an image it bounds
-        -log p(x, y).
+        The bound is evaluated at one draw of z and of the dequantization noise. For an image with a label y it is a
+        bound of -log p(x, y).
 
-        Images may have another size than the model's, as for `encode`. The result is still a bound, since q(z|x) may
-        depend on x in any way, such as through the image shrunk to the model's size. Padding counts in full: the terms
-        are those of the padded image, which is at most as probable as the image cropped from it, and `bits_per_dim`
-        divides all their bits by the colour values of the image without its padding.
+        Images may have another size than the model's, as for `encode`. The result is still a bound, because q(z|x) may
+        depend on x in any way, here through the image shrunk to the model's size. Padding counts in full: the terms are
+        those of the padded image, which is at most as probable as the image without padding, and `bits_per_dim`
+        divides all bits by the number of colour values without padding.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
-            seed: whole number or `[2]` integer tensor; None draws a fresh one, in a `tf.function` at each of its calls.
-            training: whether the user's own loop trains on the bound: the encoder then normalises by the statistics of
-                the batch and updates its moving statistics, by which it normalises afterwards.
-            labels: labels of the images, whole numbers `[batch]`, for a model that knows labels. Where z is a function
-                of the label all must be given; elsewhere None or -1 means no label.
+            images: uint8 images, `[batch, height, width, channels]`.
+            seed: whole number or `[2]` integer tensor; None draws a fresh seed, in a `tf.function` in each call.
+            training: whether the caller's own loop trains on the bound; the encoder then normalises by the statistics
+                of the batch and updates its moving statistics.
+            labels: labels of the images, whole numbers `[batch]`, for a model that knows labels. If z is a function of
+                the label, every image needs a label; otherwise None or -1 means no label.
 
         Raises:
-            DataError: for missing or unknown labels.
-            UserError: for a seed of another type, or images too large for the free memory.
+            DataError: if labels are missing or unknown.
+            UserError: if the seed has a wrong type, or images are too large for the free memory.
         """
         self.require_initialized()
         images = self._accept_images(images)
@@ -492,21 +492,21 @@ class Networks(keras.Model):
     def elbo_from_noise(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> Elbo:
-        """Returns `elbo` for given noise, also of a model that is not initialised.
+        """Returns the terms of the bound as `elbo` does, for given noise, also if the model is not initialised.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
-            z_noise: standard normal, float32 `[batch, d_z]`; ignored without z, or where it is a function of the label.
-            u_noise: float32 of the shape of the (padded) images, as for `dequantize`.
+            images: uint8 images, `[batch, height, width, channels]`.
+            z_noise: standard normal, float32 `[batch, d_z]`; ignored without z, or if z is a function of the label.
+            u_noise: dequantization noise as for `dequantize`, float32 of the shape of the (padded) images.
             training: whether the encoders normalise by the statistics of the batch.
-            labels: as for `elbo`.
+            labels: labels of the images, as for `elbo`.
         """
         return self.elbo_and_latents(images, z_noise, u_noise, training, labels)[0]
 
     def elbo_and_latents(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> tuple[Elbo, Latents]:
-        """Returns what `elbo_from_noise` returns, and the latents at which the bound was taken."""
+        """Returns the terms of the bound, as `elbo_from_noise` does, and the latents at which it was evaluated."""
         images = self._accept_images(images)
         labels = self._labels_of(labels, images)
         if images.shape[0] == 0:
@@ -515,7 +515,7 @@ class Networks(keras.Model):
             return Elbo(*[tf.zeros([0])] * 4), Latents(noise, tf.zeros([0]), tf.zeros_like(levels))
         if not training:
             return self._run_in_pieces(self._bound_images, images, z_noise, u_noise, labels)
-        # The user's own loop takes a backward pass without announcing it.
+        # A user's own training loop need not enter `backward_memory`, so this method enters it.
         announced = backward_memory("keep") if backward_mode() is None else contextlib.nullcontext()
         with announced:
             return self._bound_images(images, z_noise, u_noise, labels, training)
@@ -528,7 +528,7 @@ class Networks(keras.Model):
         labels: tf.Tensor | None,
         training: bool = False,
     ) -> tuple[Elbo, Latents]:
-        """Returns `elbo_and_latents` without checking images and labels."""
+        """Returns the bound and its latents as `elbo_and_latents` does, without checks of images and labels."""
         levels, encoder_levels = self._levels_of_any_size(images)
         elbo, latents = negative_elbo(
             self, levels, z_noise, u_noise, labels=labels, encoder_levels=encoder_levels, training=training
@@ -539,28 +539,28 @@ class Networks(keras.Model):
         return elbo, latents
 
     def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Draws u, the positions in the bins of the pixels, from q(u|x): x = 2*(k + u)/n_bins - 1 for level k.
+        """Returns u, positions within the pixels' bins drawn from q(u|x), and log q(u|x); x = 2*(k + u)/n_bins - 1.
 
-        Where `model.dequantization` is "uniform", u is the noise itself. Both results are differentiable with respect
-        to the noise and the weights.
+        In this formula k is the level. If `model.dequantization` is "uniform", u is the noise itself. Both results are
+        differentiable with respect to the noise and the weights.
 
         Args:
-            images: uint8 `[batch, height, width, channels]`.
-            noise: of the shape of images: standard normal for a learned q(u|x), else uniform in [0, 1).
+            images: uint8 images, `[batch, height, width, channels]`.
+            noise: array of the images' shape: standard normal for a learned q(u|x), otherwise uniform in [0, 1).
 
         Returns:
-            u, float32 of that shape, and log q(u|x), float32 `[batch]`, in nats. A learned q(u|x) draws u from (0, 1),
-            which float32 may round to 0 or 1.
+            u, float32 of the images' shape, and log q(u|x), float32 `[batch]`, in nats. A learned q(u|x) draws u from
+            (0, 1), which float32 may round to 0 or 1.
 
         Raises:
-            UserError: for noise of another shape.
+            UserError: if the noise has the wrong shape.
         """
         self.require_initialized()
         levels = self._checked_levels(images)
         return dequantize(self, levels, as_pixel_noise(noise, levels))
 
     def log_joint(self, levels: tf.Tensor) -> tf.Tensor:
-        """Returns log p(x, y) of each label, up to a term of each image, `[batch, classes]`; see `classify`."""
+        """Returns log p(x, y) of each label y, up to a constant for each image, `[batch, classes]`, for `classify`."""
         if self.code_net is None:
             assert self.encoder is not None
             return prior_of_each_class(self, self.encoder.infer(self.quantizer.edges(levels))[0])[1]
@@ -571,11 +571,11 @@ class Networks(keras.Model):
         return tf.stack(found, -1) + self.class_log_probabilities
 
     def z_from_noise(self, noise: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
-        """Maps standard normal noise `[batch, d_z]` to draws of z from the prior.
+        """Returns draws of z from the prior, `[batch, d_z]`.
 
         Args:
-            noise: ignored where z is a function of the label.
-            labels: int32 `[batch]`, for a model that knows labels.
+            noise: standard normal noise `[batch, d_z]`, ignored if z is a function of the label.
+            labels: labels, int32 `[batch]`, for a model that knows labels.
         """
         if self.code_net is not None:
             return self.code_net(labels)
@@ -583,17 +583,17 @@ class Networks(keras.Model):
         return z if self.prior_affine is None else self.prior_affine.inverse(z, labels)
 
     def drawn_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
-        """Draws the labels of samples `first` to `last` (exclusive) from p(y), int32."""
+        """Returns labels drawn from p(y) for the samples `first` to `last` (exclusive), int32."""
         normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
 
     def wanted_labels(self, labels: Any) -> Any:
-        """Returns the labels, or None for a model that knows no labels."""
+        """Returns the labels unchanged, or None if the model knows no labels."""
         return labels if self.config.has_classes else None
 
     def nats_to_bits_per_dim(self, nats: Any) -> Any:
-        """Turns -log p(x), x in [-1, 1), in nats per image, into bits per colour value of the discrete image."""
+        """Returns bits per colour value of the discrete image, given -log p(x) in nats per image with x in [-1, 1)."""
         return self.quantizer.bits_per_dim(nats, math.prod(self.config.image_shape))
 
     def _checked_levels(self, images: Any) -> tf.Tensor:
@@ -609,12 +609,12 @@ class Networks(keras.Model):
         return images
 
     def _own_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
-        """Returns height and width of images or local codes; None where they are those of the model."""
+        """Returns height and width of images or local codes; None if they equal the model's."""
         _, height, width, _ = sizes(images)
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
     def _levels_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns pixel levels for the flow, padded, and for the encoder, of the model's size."""
+        """Returns the levels of images padded for the flow, and of images shrunk to the encoder's size."""
         if self._own_size(images) is None:
             levels = self.quantizer.levels(images)
             return levels, levels
@@ -625,12 +625,12 @@ class Networks(keras.Model):
         return self.quantizer.levels(padded), self.quantizer.levels(shrunk)
 
     def _run_in_pieces(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
-        """Returns a function's results for images of another size, taken so many at a time that memory holds them.
+        """Returns a function's results for a batch, computed for images of another size a few at a time, to fit in memory.
 
-        Images of the model's size are taken all at once, and so is all that is traced.
+        Images of the model's size are computed all at once, and so is every batch while a graph is traced.
 
         Args:
-            function: treats image by image; returns tensors `[n, ...]` or None, in any structure.
+            function: function that maps each image separately; it returns a structure of tensors `[n, ...]` and None.
             batch: images or local codes, `[n, height, width, channels]`.
             *others: further tensors `[n, ...]`, or None.
         """
@@ -663,7 +663,7 @@ class Networks(keras.Model):
 
 
 def _with_paths(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Goes through a layer, whose path is "", and all below it, each before what it is made of."""
+    """Yields a layer with the path "", and then every layer inside with its path, outer layers first."""
     yield path, layer
     for child in layer._flatten_layers(include_self=False, recursive=False):
         yield from _with_paths(child, f"{path}/{child.name}".lstrip("/"))

@@ -1,4 +1,4 @@
-"""The noise of the draws of (z, u) of an image, which all metrics share."""
+"""The noise from which all metrics draw z and u for an image."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tfdecouple import randomness
 
 
 def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Returns the noise of z of n draws, each a function of the seed, its number and the image's index alone.
+    """Returns the noise for n draws of z; each depends only on the seed, the draw's number and the image's index.
 
     Args:
         latent_dim: size of z, 0 or more.
-        seed: as for `randomness.derive_seed`.
-        number: number of each draw among those of its image, integers `[n]`.
-        index: index of the draw's image in its split, integers `[n]`.
+        seed: a seed, as for `randomness.derive_seed`.
+        number: number of each draw among the draws for its image, integers `[n]`.
+        index: index of the image in its split for each draw, integers `[n]`.
 
     Returns:
-        Standard normal, float32 `[n, latent_dim]`.
+        Standard normal noise, float32 `[n, latent_dim]`.
     """
     return _each(
         lambda own: randomness.draw_normal([latent_dim], randomness.derive_seed(own, "z")), seed, number, index
@@ -30,7 +30,7 @@ def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> 
 def u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """Returns the noise of the pixels of n draws, float32 `[n, *image_shape]`, as `randomness.draw_pixel_noise`."""
+    """Returns the dequantisation noise for n draws, float32 `[n, *image_shape]`; arguments as for `z_noise`."""
 
     def draw(own: tf.Tensor) -> tf.Tensor:
         return randomness.draw_pixel_noise(image_shape, randomness.derive_seed(own, "u"), normal_noise)
@@ -39,7 +39,7 @@ def u_noise(
 
 
 def normal_u_noise(config: Any) -> bool:
-    """Returns whether a model, or a density that replaces it in tests, takes normal noise of the pixels."""
+    """Returns whether a model with this config dequantises images from normal noise, instead of uniform noise."""
     return getattr(config, "has_dequantizer", False)
 
 

@@ -1,4 +1,4 @@
-"""What training minimises: the negative evidence lower bound of an image, term by term (paper equation 2)."""
+"""The objective of training: the negative evidence lower bound of an image, term by term (paper equation 2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfdecouple.runtime.numerics import product, sizes, zero_per_image
 
 
 class Elbo(NamedTuple):
-    """The negative evidence lower bound, an upper bound of -log p(x), by its terms: each float32 `[batch]`.
+    """The terms of the negative evidence lower bound, which is an upper bound of -log p(x); each is float32 `[batch]`.
 
     >>> elbo = Elbo(*tf.zeros([4, 2]))
     >>> elbo.bits_per_dim.shape.as_list()
@@ -19,10 +19,10 @@ class Elbo(NamedTuple):
 
     Attributes:
         reconstruction: -log p(x|z) in nats.
-        kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. With the label y of an image it is
-            log q(z|x) - log p(z, y), and where z is a function of the label -log p(y): the bound is of -log p(x, y).
+        kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. With the label y of an image it
+            is log q(z|x) - log p(z, y), or -log p(y) if z is a function of y, and the bound is one of -log p(x, y).
         dequantization: log q(u|x) in nats; 0 for uniform noise.
-        bits_per_dim: their sum in bits per colour value of the image, for pixels 0..2**n_bits - 1.
+        bits_per_dim: sum of the three terms in bits per colour value of the image, for pixels 0..2**n_bits - 1.
     """
 
     reconstruction: tf.Tensor
@@ -32,15 +32,15 @@ class Elbo(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """The latents of one draw of z and of the dequantization noise, at which a bound is taken.
+    """The latents at which a bound is evaluated, from one draw of z and of the dequantization noise.
 
     Attributes:
-        prior_noise: the noise that the prior's flow makes of z, standard normal under the model, float32
-            `[batch, d_z]`; None for a model without z, and where z is a function of the label. A prior that knows
-            labels makes it by the label of the image, or by the most probable one where there is none.
-        log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. With the label y it is log p(z, y), or
-            log p(y) where z is a function of it.
-        v: float32 `[batch, height, width, channels]`, standard normal under the model.
+        prior_noise: output of the prior's flow for z, standard normal under the model, float32 `[batch, d_z]`; None for
+            a model without z, or if z is a function of the label. A prior that knows labels takes the image's label,
+            or the most probable label if the image has none.
+        log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. With the label y of an image it is
+            log p(z, y), or log p(y) if z is a function of y.
+        v: local code, standard normal under the model, float32 `[batch, height, width, channels]`.
     """
 
     prior_noise: tf.Tensor | None
@@ -58,15 +58,15 @@ def negative_elbo(
     encoder_levels: tf.Tensor | None = None,
     training: bool = False,
 ) -> tuple[Elbo, Latents]:
-    """Returns the negative bound at one draw of z and of x within the bins of the pixels, and the latents of that draw.
+    """Returns the terms of the bound at one draw of z and of x within the pixels' bins, and the latents of this draw.
 
     Args:
-        networks: of a model, as `Networks` has them in attributes.
+        networks: a model (`Networks`), or an object with the same attributes.
         levels: pixel levels, float32 `[batch, height, width, channels]`.
-        z_noise: standard normal, float32 `[batch, d_z]`; ignored by a model without an encoder.
-        u_noise: as for `dequantize`.
-        labels: of the images, int32 `[batch]`; -1 or None for no label, unless z is a function of the label.
-        encoder_levels: pixel levels for the encoder of z, of the model's size; None for `levels`.
+        z_noise: standard normal noise, float32 `[batch, d_z]`; ignored by a model without an encoder.
+        u_noise: dequantization noise, as for `dequantize`.
+        labels: labels of the images, int32 `[batch]`; -1 or None for no label, unless z is a function of the label.
+        encoder_levels: pixel levels for the encoder, of the model's image size; None for `levels`.
         training: whether the encoders normalise by the statistics of the batch.
     """
     quantizer, encoder = networks.quantizer, networks.encoder
@@ -93,14 +93,14 @@ def negative_elbo(
 def dequantize(
     networks: Any, levels: tf.Tensor, u_noise: tf.Tensor, training: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns u, the places of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
+    """Returns u, the positions of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
     Args:
-        networks: of a model.
+        networks: a model (`Networks`), or an object with the same attributes.
         levels: pixel levels, float32 `[batch, height, width, channels]`.
-        u_noise: float32 of the shape of levels: standard normal for a learned q(u|x), which is reparametrised;
-            elsewhere u itself, uniform in [0, 1), whose log density is 0.
-        training: as for `negative_elbo`.
+        u_noise: noise, float32 of the shape of `levels`: standard normal for a learned q(u|x), which maps it to u;
+            otherwise u itself, uniform in [0, 1), whose log density is 0.
+        training: whether the dequantizer's encoder normalises by the statistics of the batch.
     """
     if networks.dequantizer is None:
         return u_noise, zero_per_image(levels)
@@ -110,21 +110,21 @@ def dequantize(
 
 
 def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the standard normal noise that the prior's flow makes of z, and log p(z), or log p(z, y) with a label."""
+    """Returns the output of the prior's flow for z, `[batch, d_z]`, and log p(z), or log p(z, y) with a label."""
     if networks.prior_affine is not None:
         return by_label(*prior_of_each_class(networks, z), labels)
     return _flow_prior(networks, z)
 
 
 def prior_of_each_class(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the noise that the prior of each label y makes of z, and log p(z, y).
+    """Returns, for each label y, the output of the prior's flow for z, and log p(z, y).
 
     Args:
-        networks: of a model whose prior knows labels.
-        z: `[batch, d_z]`.
+        networks: a model (`Networks`) whose prior knows labels.
+        z: the global codes, `[batch, d_z]`.
 
     Returns:
-        The standard normal noise, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
+        The outputs, standard normal under the model, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
     """
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
@@ -141,15 +141,15 @@ def _flow_prior(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def by_label(noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the noise of the prior behind z by its label, and log p(z, y); without a label those of the mixture.
+    """Returns the prior's noise for each image's label (or the most probable label), and log p(z, y) (or log p(z)).
 
     Args:
-        noise: by each label, `[batch, classes, d_z]`, as `prior_of_each_class` returns it.
-        log_joint: log p(z, y), `[batch, classes]`, likewise.
-        labels: int32 `[batch]`, -1 for none; None where none is known.
+        noise: the prior's noise for each label, `[batch, classes, d_z]`, from `prior_of_each_class`.
+        log_joint: log p(z, y), `[batch, classes]`, from `prior_of_each_class`.
+        labels: label of each image, int32 `[batch]`, -1 for an image without a label; None if no image has a label.
 
     Returns:
-        The noise, `[batch, d_z]`, by the most probable label where there is none, and log p(z, y) or log p(z).
+        The noise, `[batch, d_z]`, and log p(z, y), `[batch]`, which is log p(z) for an image without a label.
     """
     if labels is None:
         chosen, log_prior = tf.argmax(log_joint, -1, tf.int32), tf.reduce_logsumexp(log_joint, -1)
@@ -161,7 +161,7 @@ def by_label(noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None) -
 
 
 def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
-    """Returns log N(x; 0, I) of each entry of the batch, `[batch]`, for x `[batch, ...]`."""
+    """Returns the standard normal log-density, `[batch]`, of each image or vector of x `[batch, ...]`."""
     axes: list[int] = list(range(1, len(x.shape)))
     dimensions = product(sizes(x)[1:], x.dtype)
     return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))

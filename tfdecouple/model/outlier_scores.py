@@ -1,10 +1,10 @@
-"""Scores of how unlike the training an image is, from one pass of the flow.
+"""Scores of how unlike the training data an image is, from one pass of the flow.
 
-The density alone misleads: a flow gives smooth images that it never saw more density than the images that it was
-trained on (Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So there are scores of the
-latents, too. Latents are standard normal under the model, and in many dimensions nearly all standard normal vectors
-have the same length: they lie in a thin shell, far from the mode. The scores `shell` and `typicality` are in units in
-which chance alone gives about 1; densities are in bits per dimension and in nats.
+The density alone misleads: a flow gives unfamiliar smooth images a higher density than the images of its training data
+(Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So there are scores of the latents,
+too. Latents are standard normal under the model, and in many dimensions nearly all standard normal vectors have the
+same length: they lie in a thin shell, far from the mode. The scores `shell` and `typicality` have units in which a
+typical image deviates by about 1; densities are in bits per dimension and in nats.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ if TYPE_CHECKING:
 
 
 class OutlierScores(NamedTuple):
-    """Scores of images, each float32 `[batch]`.
+    """The outlier scores of images, each float32 `[batch]`.
 
     Attributes:
         bits_per_dim: the negative evidence lower bound in bits per colour value.
-        prior_nats: -log p(z), the density of z under the prior in nats; None for a model without z, or whose z is a
-            function of the label.
-        shell: by how many standard deviations |v| is longer (or, below 0, shorter) than under the model.
-        typicality: the function `typicality` of z's noise under the prior and of the parts of v.
+        prior_nats: -log p(z) in nats; None for a model without z, or whose z is a function of the label.
+        shell: by how many standard deviations v is longer (or, below 0, shorter) than expected under the model.
+        typicality: result of the function `typicality` for the prior's noise and the parts of v.
     """
 
     bits_per_dim: tf.Tensor
@@ -44,9 +43,9 @@ class OutlierScores(NamedTuple):
 def outlier_scores(
     model: DecoupledModel, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any = None
 ) -> OutlierScores:
-    """Scores images at given draws of z and of the dequantization noise.
+    """Returns the outlier scores of images, for given noise of z and of the dequantization.
 
-    Where z is a function of the label and no labels are given, each image is scored by its most probable label.
+    If z is a function of the label and no labels are given, each image is scored with its most probable label.
 
     >>> from tfdecouple import DecoupledModel, ModelConfig
     >>> config = ModelConfig(image_shape=(4, 4, 3), conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
@@ -57,10 +56,10 @@ def outlier_scores(
 
     Args:
         model: a model with weights.
-        images: uint8 `[batch, height, width, channels]`.
-        z_noise: as for `DecoupledModel.elbo_from_noise`.
-        u_noise: as for `DecoupledModel.elbo_from_noise`.
-        labels: as for `DecoupledModel.elbo_from_noise`.
+        images: uint8 images, `[batch, height, width, channels]`.
+        z_noise: noise of z, as for `DecoupledModel.elbo_from_noise`.
+        u_noise: dequantization noise, as for `DecoupledModel.elbo_from_noise`.
+        labels: labels of the images, as for `DecoupledModel.elbo_from_noise`.
     """
     if labels is None and model.config.has_class_codes:
         labels = tf.argmax(model.classify(images), -1, tf.int32)
@@ -68,7 +67,7 @@ def outlier_scores(
 
 
 def scores_of(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
-    """Returns the scores that follow from what `DecoupledModel.elbo_and_latents` returns."""
+    """Returns the outlier scores, given the two results of `DecoupledModel.elbo_and_latents`."""
     return OutlierScores(
         elbo.bits_per_dim,
         None if latents.prior_noise is None else -latents.log_prior,
@@ -81,40 +80,39 @@ def shell(v: tf.Tensor) -> tf.Tensor:
     """Returns by how many standard deviations the length of v differs from that of standard normal vectors.
 
     Args:
-        v: float32 `[batch, ...]`.
+        v: local codes, float32 `[batch, ...]`.
 
     Returns:
-        (|v| - E|v|) / sd|v|, float32 `[batch]`, both of the chi distribution of as many dimensions.
+        (|v| - mean) / sd, float32 `[batch]`, with mean and sd of the chi distribution with as many dimensions as v.
     """
     mean, deviation = chi_moments(math.prod(v.shape[1:]))
     excess = _excess(v)
-    # |v| - mean without the difference of two large numbers: |v|^2 = n + excess, and mean^2 + deviation^2 = n.
+    # |v| - mean would lose digits; since |v|^2 = n + excess and mean^2 + deviation^2 = n, this quotient is equal.
     length = tf.sqrt(tf.maximum(excess + (mean**2 + deviation**2), 0.0))
     return (excess + deviation**2) / ((length + mean) * deviation)
 
 
 def typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns how far standard normal latents are from their typical set.
+    """Returns how far the parts of latents are from the typical set of the standard normal, float32 `[batch]`.
 
-    In a sum over all latents one level of the flow makes up for another: an image without noise has too short a v at
-    the fine levels and too long a v at the coarse ones. So the squared length of each part, of n numbers, is compared
-    with its mean, n, in units of its standard deviation, sqrt(2 n).
+    In a sum over all latents deviations of the flow's levels could cancel: for an image without noise, v is too short
+    at fine levels and too long at coarse levels. So for each part, with n numbers, the squared length is compared with
+    its mean, n, in units of its standard deviation, sqrt(2 n).
 
     Args:
         parts: parts of the latents, each float32 `[batch, ...]`.
 
     Returns:
-        The root mean square over the parts of these numbers of standard deviations, float32 `[batch]`. The mean of its
-        square is 1 under the model.
+        The root mean square, over the parts, of the deviations in these units. The mean square is 1 under the model.
     """
     squares = [tf.square(_excess(part)) / (2 * math.prod(part.shape[1:])) for part in parts]
     return tf.sqrt(tf.add_n(squares) / len(squares))
 
 
 def chi_moments(dimensions: int) -> tuple[float, float]:
-    """Returns mean and standard deviation of the length of a standard normal vector."""
+    """Returns mean and standard deviation of the length of a standard normal vector with so many dimensions."""
     if dimensions > 1000:
-        # Stirling's series: two large logarithms of the gamma function would leave too little of their difference.
+        # For many dimensions Stirling's series replaces the difference of two large numbers, which would lose digits.
         variance = 0.5 - 1 / (8 * dimensions) - 1 / (16 * dimensions**2)
         return math.sqrt(dimensions - variance), math.sqrt(variance)
     mean = math.sqrt(2) * math.exp(math.lgamma((dimensions + 1) / 2) - math.lgamma(dimensions / 2))
@@ -122,5 +120,5 @@ def chi_moments(dimensions: int) -> tuple[float, float]:
 
 
 def _excess(x: tf.Tensor) -> tf.Tensor:
-    """Returns |x|^2 less the number of entries of x, `[batch]`; the sum rounds the difference alone."""
+    """Returns |x|^2 - n, `[batch]`, for n entries of x; the sum over x^2 - 1 loses fewer digits."""
     return tf.reduce_sum(tf.square(x) - 1, list(range(1, len(x.shape))))

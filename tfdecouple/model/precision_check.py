@@ -1,4 +1,4 @@
-"""A trial of the coupling nets in the precision of a training, before the training begins."""
+"""A check, before training, that this processor computes the coupling nets correctly in the training's precision."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tfdecouple.layers import ConvNet, Coupling, LocalConvNet, backward_memory, 
 from tfdecouple.model.networks import Networks
 from tfdecouple.networks.flow import FlowStep
 
-# What works for two images works for more.
+# Number of images in the check; more images would not show more.
 _IMAGES = 2
-# Largest difference from float32, relative to the norm. Rounding to bfloat16 gives 0.01.
+# Largest difference from float32, relative to the norm; correct rounding to bfloat16 gives about 0.01.
 _TOLERANCE = 0.1
 
 
 def require_precision(model: Networks, precision: str, memory: str) -> None:
-    """Refuses a precision of training in which this processor computes something else than in float32.
+    """Raises ConfigError if this processor computes coupling nets wrongly in the training's precision.
 
-    One coupling net of each kind runs forward and backward in both.
+    One coupling net of each kind runs forward and backward in bfloat16 and, for comparison, in float32.
 
     Args:
         model: the model that is to be trained.
-        precision: as `training.precision`.
-        memory: as `training.memory`.
+        precision: precision of training, a value of `training.precision`.
+        memory: memory mode of training, a value of `training.memory`.
 
     Raises:
-        ConfigError: naming the precision that works.
+        ConfigError: if the results differ; the message names the precision that works.
     """
     if precision != "mixed_bfloat16":
         return
@@ -37,7 +37,7 @@ def require_precision(model: Networks, precision: str, memory: str) -> None:
         try:
             difference = _compare_with_float32(net, sides, memory)
         except tf.errors.OpError as error:
-            # TensorFlow's message begins with the operation's place in the graph.
+            # TensorFlow's message begins with the operation's position in the graph, which means nothing to users.
             reason = re.sub(r"\{\{.*?\}\}", "", error.message).strip() or type(error).__name__
             difference = f"TensorFlow cannot compute it, {one_line(reason, first=True)}"
         if difference:
@@ -49,7 +49,7 @@ def require_precision(model: Networks, precision: str, memory: str) -> None:
 
 
 def list_kinds_of_nets(model: Networks) -> list[tuple[ConvNet, tuple[int, int]]]:
-    """Returns one coupling net of each kind that the flows over images have, with the height and width of its maps."""
+    """Returns one coupling net of each kind in the flows over images, with the height and width of its maps."""
     kinds: dict[tuple[int, ...], tuple[ConvNet, tuple[int, int]]] = {}
     flows = [model.flow, *([] if model.dequantizer is None else [model.dequantizer.flow])]
     for stage in (stage for flow in flows for stage in flow.stages):
@@ -62,7 +62,7 @@ def list_kinds_of_nets(model: Networks) -> list[tuple[ConvNet, tuple[int, int]]]
 
 
 def _compare_with_float32(net: ConvNet, sides: tuple[int, int], memory: str) -> str:
-    """Returns what differs from float32 in a net like this one in bfloat16; "" where nothing differs."""
+    """Returns which result of a copy of a net differs between bfloat16 and float32, as text; "" if none differs."""
     trial = type(net)(net.outputs, net.hidden, net.condition_size)
     generator = tf.random.Generator.from_seed(0)
     shapes = [[_IMAGES, *sides, channels] for channels in (net.first.shape[2], net.outputs)]
@@ -79,7 +79,7 @@ def _compare_with_float32(net: ConvNet, sides: tuple[int, int], memory: str) -> 
         sources = [x, *(weight.value for weight in trial.trainable_weights)]
         return [y, *tape.gradient(y, sources, output_gradients=upstream)]
 
-    # Within a layer that is inverted a net keeps its maps.
+    # With "invert" the backward pass of each single layer runs in the mode "keep".
     with backward_memory("keep" if memory == "invert" else memory):
         exact = run()
         with net_precision("bfloat16"):
@@ -89,13 +89,13 @@ def _compare_with_float32(net: ConvNet, sides: tuple[int, int], memory: str) -> 
     names = ["the output", *(f"the gradient for {source}" for source in sources)]
     for name, ours, right in zip(names, found, exact, strict=True):
         difference = float(tf.norm(ours - right) / tf.norm(right))
-        # Written so that NaN is wrong.
+        # The negated comparison makes NaN count as too large.
         if not difference <= _TOLERANCE:
             return f"{name} is off by {difference:.2g} of its size"
     return ""
 
 
 def _spoil_free_memory(shapes: list[list[int]]) -> None:
-    """Leaves NaN in the memory that the next maps take: a kernel that reads beyond its map shows by it."""
+    """Fills the memory that the next maps will take with NaN, so that a kernel that reads beyond its map is noticed."""
     held = [tf.fill(shape, tf.constant(math.nan, tf.bfloat16)) for shape in shapes for _ in range(2)]
     del held

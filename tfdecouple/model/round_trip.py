@@ -1,4 +1,4 @@
-"""Errors and warnings about images that do not come back from their codes, or may not."""
+"""Errors and warnings about images that cannot, or may not, be recovered exactly from their codes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import tensorflow as tf
 
 from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
-# The root mean square of v above which an image counts as far from the training: every image of the data sets that the
-# committed runs were trained on is below, every image that one of them lost is above; docs/RESULTS.md.
+# Root mean square of v above which an image counts as far from the training data. Every image of the committed runs'
+# data sets lies below this value, and every image that one of these runs lost lies above it (docs/RESULTS.md).
 FAR = 3.0
 
 
 def far_from_training(v: Any) -> np.ndarray:
-    """Returns which images are so unlike those of the training that they may not come back exactly, bool `[batch]`.
+    """Returns which images are so unlike the training data that they may not be recovered exactly, bool `[batch]`.
 
-    Training makes v a standard normal variable: its root mean square is near 1 for images like those of the training.
-    Where it is above `FAR`, the flow stretches the image so much that float32 may not undo it. This function does not
-    decode; `encode(images, verify=True)` does.
+    Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above
+    `FAR` the flow stretches the image so much that float32 may not undo it. This function does not decode the images;
+    `encode(images, verify=True)` does.
 
     >>> far_from_training(np.stack([np.ones([4, 4, 3]), np.full([4, 4, 3], 5.0)])).tolist()
     [False, True]
@@ -28,12 +28,12 @@ def far_from_training(v: Any) -> np.ndarray:
         v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
-    # Written so that NaN counts as far.
+    # The negated comparison makes a v with NaN count as far.
     return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
 
 
 def warn_of_far_images(v: tf.Tensor) -> None:
-    """Warns of the images that are `far_from_training`, given their local codes."""
+    """Warns of images whose local codes v are `far_from_training`."""
     far = np.flatnonzero(far_from_training(v))
     if len(far):
         warn_user(
@@ -53,13 +53,13 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
 
 
 def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
-    """Raises InversionError if decoded images differ from the encoded ones or are not finite, naming the images.
+    """Raises InversionError, with the images' numbers, if decoded images differ from the originals or are not finite.
 
     Args:
-        decoded: uint8 `[batch, height, width, channels]`.
-        x: the numbers before they were rounded to pixels, of the same shape.
-        images: the encoded images, of the same shape.
-        alpha: the model's alpha, for the message; None where its couplings do not scale.
+        decoded: the decoded images, uint8 `[batch, height, width, channels]`.
+        x: the decoded numbers before rounding to pixels, of the same shape.
+        images: the original images, of the same shape.
+        alpha: the model's alpha, for the message; None if its couplings do not scale.
     """
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
@@ -69,7 +69,7 @@ def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: flo
 
 
 def listed(indices: Any, most: int = 8) -> str:
-    """Returns indices of images as text for a message: the first few, and the number of the others.
+    """Returns indices of images as text for a message: the first few, and the number of the rest.
 
     >>> listed([3, 5]), listed(range(10), 2)
     ('3, 5', '0, 1 and 8 more')
