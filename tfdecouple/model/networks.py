@@ -625,7 +625,7 @@ class Networks(keras.Model):
         return self.quantizer.levels(padded), self.quantizer.levels(shrunk)
 
     def _run_in_pieces(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
-        """Returns a function's results for a batch, computed for images of another size a few at a time, to fit in memory.
+        """Returns a function's results for a batch; images of another size are taken a few at a time, to fit in memory.
 
         Images of the model's size are computed all at once, and so is every batch while a graph is traced.
 
