@@ -65,7 +65,7 @@ class Model:
         return self._run(self.decoder, codes)["images"]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
-        """Returns `count` new images, uint8 `[count, *shape]`; it needs sampler.onnx. A seed makes it repeatable."""
+        """Returns `count` new images from sampler.onnx, uint8 `[count, *shape]`, the same images for the same seed."""
         sampler, rng = self._open("sampler"), np.random.default_rng(seed)
         shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
         if "labels" in shapes and labels is None:
@@ -171,12 +171,12 @@ def main(arguments=None):
         from PIL import Image
     except ImportError as error:
         return _fail(f"picture files need Pillow (pip install pillow): {_one_line(error)}")
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS is checked instead.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS replaces Pillow's limit.
     if count is None:
         return _switch(model, paths)
     try:
         drawn = model.sample(count)
-    except Exception as error:  # The file may be missing or damaged, or need labels.
+    except Exception as error:  # sampler.onnx may be missing or damaged, or need labels.
         return _fail(f"cannot draw with sampler.onnx in {model.folder}: {_one_line(error)}")
     return _write({"samples.png": (np.concatenate(drawn, 1), f"{count} new images")})
 

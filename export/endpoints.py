@@ -251,7 +251,7 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
-            # Rounding of one weight can scale all of v, whose mean length is the root of its number of dimensions.
+            # The scale is large, because rounding one weight can scale all of v, of mean length dimensions**0.5.
             scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
             scalar(
                 "typicality",

@@ -8,7 +8,7 @@ import pathlib
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.requirements import require
 
-# Formats with a folder of files, one file for each endpoint that has a file name (`Endpoint.onnx`).
+# Formats that are a folder of files, one for each endpoint that has a file name (`Endpoint.onnx`).
 FILE_FORMATS = ("onnx", "litert")
 FORMATS = ("savedmodel", *FILE_FORMATS, "web")
 

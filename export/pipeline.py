@@ -64,7 +64,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
         try:
             return work.run()
         except BrokenPipeError:
-            # Nobody reads standard output any more, which the command handles itself.
+            # The command itself handles the error that nobody reads its standard output any more.
             raise
         except OSError as error:
             if error.errno == errno.ENOMEM:
@@ -81,7 +81,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
 
 
 class _Export:
-    """One export: it opens the run, and `run` builds, verifies and publishes the files."""
+    """An export of a run: the constructor opens the run; the method `run` builds, verifies and publishes files."""
 
     def __init__(self, config: ExportConfig, report: Callable[[str], Any]):
         self._config = config
@@ -106,7 +106,7 @@ class _Export:
     def run(self) -> list[pathlib.Path]:
         """Returns the paths that were put in place, after all files were built and verified."""
         config, provenance = self._config, self._provenance
-        # The web page needs the ONNX files, also if they are not published.
+        # The web page contains the ONNX files, so they are built even if they are not published by themselves.
         needed = {*config.formats, *(["onnx"] if "web" in config.formats else [])}
         written = [name for name in FILE_FORMATS if name in needed]
         with Staging(config.to) as staging:

@@ -167,7 +167,7 @@ def compute_scores(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> 
         if classes is None:
             assert deployed.prior is not None
             prior_noise, log_det = deployed.prior.forward_and_log_det(z)
-            # log q(z|x) - log p(z); the constants of the two Gaussians cancel.
+            # This is log q(z|x) - log p(z), in which the constants of the two Gaussians cancel.
             kl = 0.5 * tf.reduce_sum(tf.square(prior_noise) - tf.square(noise) - log_variance, -1) - log_det
             of_z["prior_nats"] = 0.5 * (tf.reduce_sum(tf.square(prior_noise), -1) + constant) - log_det
         else:

@@ -100,7 +100,7 @@ class Layout:
 
     @property
     def axis(self) -> int:
-        """The number of the channel axis of images, which is also right for vectors."""
+        """The index of the channel axis, for images and for vectors."""
         return 1 if self.order == "NCHW" else -1
 
     def enter(self, images: tf.Tensor) -> tf.Tensor:
@@ -140,7 +140,7 @@ class Layout:
         return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def join(self, maps: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns maps joined along the channels."""
+        """Returns arrays concatenated along the channels."""
         return tf.concat(maps, self.axis) if len(maps) > 1 else maps[0]
 
     def take(self, x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:

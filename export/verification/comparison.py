@@ -34,7 +34,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class RefusedError(UserError):
-    """The error of an export that did not pass its verification."""
+    """The error that is raised if the files of an export do not pass their verification."""
 
 
 @dataclasses.dataclass
@@ -43,8 +43,8 @@ class Report:
 
     Attributes:
         parity: the figures of `tolerance.Answer.compare`, as {endpoint: {output: figures}}.
-        round_trip: for each kind of images the numbers after encode and decode: all "images", "identical" images, and
-            images that the Keras "model" recovers, also from perturbed codes.
+        round_trip: the numbers of images for each kind: all "images", images that are "identical" after encode and
+            decode, and images that the Keras "model" recovers, also from perturbed codes.
         problems: the reasons why the files must not be published, a line each.
         notes: other facts for the card.
     """

@@ -103,10 +103,10 @@ class _Fold:
         elif kind in _CONVOLUTIONS:
             self._add_convolution(parent, kind, own)
         elif kind == "actnorm_1":
-            pass  # It is folded into the linear map after it.
+            pass  # This actnorm is folded into the linear map after it.
         elif kind.startswith("actnorm"):
             linear = self._layers[f"{parent}/linear"]
-            # The first channels of the factoring out are not changed, so their scale is 1 and their bias 0.
+            # The actnorm leaves the first channels unchanged, so their scale is 1 and their bias is 0.
             stay = len(linear["kernel" if "kernel" in linear else "factors"]) - len(own["bias"])
             self._add(f"{layer}/scale", np.exp(np.pad(own["log_scale"], (stay, 0))))
             self._add(f"{layer}/bias", np.pad(own["bias"], (stay, 0)))

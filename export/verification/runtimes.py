@@ -88,7 +88,7 @@ class SavedModel(Runtime):
             stack.enter_context(tf.Graph().as_default())
             self._session = stack.enter_context(tf.compat.v1.Session())
             meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder))
-            # `__saved_model_init_op` names an operation for the loader and is no signature that anybody calls.
+            # `__saved_model_init_op` is left out, because it names an operation of the loader, not a signature.
             self._signatures = {name: one for name, one in meta.signature_def.items() if not name.startswith("__")}
             if {*self._signatures} != {*names, _DEFAULT}:
                 found = ", ".join(sorted(self._signatures))
@@ -134,7 +134,7 @@ class OnnxFiles(Runtime):
         self.available = all(provider in one.get_providers() for one in self._sessions.values())
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of a file."""
+        """Returns the outputs of an endpoint's ONNX file for its inputs, both by name."""
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
@@ -165,7 +165,7 @@ class LiteRTFiles(Runtime):
         self._runners = {endpoint: one.get_signature_runner(endpoint) for endpoint, one in interpreters.items()}
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of a file."""
+        """Returns the outputs of an endpoint's LiteRT file for its inputs, both by name."""
         return self._runners[endpoint](**inputs)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:

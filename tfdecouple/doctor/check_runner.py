@@ -30,7 +30,7 @@ _ADVICE = {
 }
 # Exit status of a process that has fewer devices than the user asked for.
 _TOO_FEW_DEVICES = 64
-# The module that the process of a check runs.
+# Name of the module that runs as the process of a check.
 _MODULE = "tfdecouple.doctor.check_runner"
 
 
@@ -57,7 +57,7 @@ def _changes_training(task: Task) -> bool:
     return "train" in task.variant.phases
 
 
-# The first check finds the devices for the other checks.
+# All checks by name; the first check finds the devices that the following checks use.
 CHECKS = {
     "build": Check("what is installed and what is there", installation.inspect_machine),
     "numerics": Check(
@@ -82,7 +82,7 @@ CHECKS = {
 
 
 def run_checks(request: Request, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
-    """Returns the results of checks, by the names of the checks, after it has run them.
+    """Returns the results of the named checks, after running them, by the name of the check.
 
     Args:
         request: the options of the command `doctor`.

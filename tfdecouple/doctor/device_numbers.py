@@ -101,7 +101,7 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
 
 
 def compare_numbers(task: Task) -> Iterator[Result]:
-    """Yields a result for each device: whether it computes the bundled numbers, from the machine of the training."""
+    """Yields a result for each device: whether its numbers equal the bundled numbers within their bounds."""
     right, images = small_model.load_numbers(), small_model.load_images(small_model.IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant is DEFAULT else {}
@@ -128,7 +128,7 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
 
 
 def compare_devices(task: Task) -> Iterator[Result]:
-    """Yields the result of whether training steps on all devices together give the weights of one device."""
+    """Yields one result: whether training on all devices together gives the same weights as on one device."""
     from tfdecouple.training.strategy import make_strategy
 
     count = len(task.devices)
@@ -163,7 +163,7 @@ def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
-    """Returns the result of whether several devices gave the weights of one device, within `WEIGHTS_BOUND`."""
+    """Returns a result: whether the weights from several devices equal those from one, within `WEIGHTS_BOUND`."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
     figures = {"off": off, "bitwise": bool(np.array_equal(alone, together))}
     message = f"off by {off:.0e} of how far they moved, at most {np.abs(together - alone).max():.0e}"

@@ -85,7 +85,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
 
 
 def compare_memory(variant: Variant, measured: float, calculated: float) -> Result:
-    """Returns the result of whether an image takes the calculated bytes, within a factor of `WITHIN`."""
+    """Returns a result: whether an image takes as many bytes as calculated, within a factor of `WITHIN`."""
     without = "" if variant.is_calculated else " without it"
     message = f"{measured / MIB:.1f} MiB an image, calculated{without} {calculated / MIB:.1f}"
     figures = {"variant": variant.name, "measured_bytes": measured, "calculated_bytes": calculated}

@@ -39,7 +39,7 @@ class Estimate:
 
     @classmethod
     def from_share(cls, share: float, count: int) -> Estimate:
-        """Returns `share`, a fraction of `count` images from 0 to 1, with its binomial standard error."""
+        """Returns an estimate of a share, from 0 to 1, of `count` images, with its binomial standard error."""
         return cls(float(share), math.sqrt(share * (1 - share) / max(count, 1)))
 
     def to_text(self, digits: int) -> str:
@@ -114,7 +114,7 @@ class Metric:
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Opens the metric's own inputs, before any metric is computed, so that a missing one shows at once.
+        """Opens the metric's own inputs, before any metric is computed, so that a missing input shows at once.
 
         Raises:
             UserError: if a file, a data set or a package that the metric needs is missing.

@@ -1,4 +1,4 @@
-"""Two metrics of models with labels: the accuracy of classifying images, and of classifiers on samples per label."""
+"""Two metrics of models with labels: accuracy of the model as a classifier, and of classifiers on its samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tfdecouple.runtime.option_types import add_number
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
 
-# The default numbers of real images that the classifiers of samples are fitted to and tested on.
+# Default numbers of real images that the classifiers of samples are fitted to and tested on.
 _FITTED, _TRIED = 5000, 2000
 
 

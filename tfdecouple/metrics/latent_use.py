@@ -18,7 +18,7 @@ from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, re
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# A dimension of z is active if its posterior mean has a larger variance over images (Burda et al., 2016, section 5.2).
+# Least variance over images of the posterior mean of an active dimension of z (Burda et al., 2016, section 5.2).
 ACTIVE_VARIANCE = 0.01
 # Largest number of images for the mutual information, which compares every image with every image.
 INFORMATION_IMAGES = 4096
@@ -80,7 +80,7 @@ def _lines(use: LatentUse) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class LatentUse:
-    """How a model uses z on a set of images; nats are per image.
+    """The measures of how much a model uses z, over a set of images; nats are per image.
 
     Attributes:
         prior: the kind of the prior, "normal" or "flow".
@@ -239,15 +239,15 @@ def compute_latent_use(
 
 
 def compute_information(z: np.ndarray, posteriors: Posteriors) -> tuple[np.ndarray, np.ndarray]:
-    """Returns log q(z|x) of each image's z minus its log mean density over all images, in nats, and by dimension.
+    """Returns the information that z has about the image, for each image and for each dimension of z, in nats.
 
     Args:
         z: one draw of each q(z|x), `[N, d_z]`.
         posteriors: the distributions q(z|x) of the same N images.
 
     Returns:
-        The difference for each image, float64 `[N]`, at most log N; and the mean over images of the same difference for
-        each dimension of z by itself, float64 `[d_z]`.
+        log q(z|x) - log mean over x' of q(z|x') of each image, float64 `[N]`, at most log N; and for each dimension of
+        z by itself the mean of this difference over images, float64 `[d_z]`.
     """
     import tensorflow as tf
 
@@ -317,7 +317,7 @@ class _Passes:
             self._count(counted)
         values, index = np.concatenate(rows).astype(np.float64), np.concatenate(indices)
         mean, stddev = values[:, 0], values[:, 1]
-        # A distribution without spread has no density, so it counts as not finite.
+        # A standard deviation of 0 counts as not finite, because the distribution has no density.
         require_finite("q(z|x)", np.stack([mean, np.where(stddev > 0, stddev, math.nan)], 1), index)
         return Posteriors(mean, stddev, index)
 

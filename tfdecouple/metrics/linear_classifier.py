@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 # Smallest number of training images: with fewer, hardly any would be held out to choose C.
 LEAST = 10
-# Every fifth training image is held out to choose C.
+# The fraction of training images that is held out to choose C is 1 / HELD_OUT.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
 # Largest number of features for an exact PCA; with more, their covariance matrix costs more than a randomised PCA.
@@ -47,7 +47,7 @@ KINDS: dict[str, Callable[[], Any]] = {"linear SVM": _linear_svm, "logistic regr
 
 
 def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns all arrays of features, scaled so that those of training images have mean 0 and standard deviation 1.
+    """Returns all arrays of features, scaled to mean 0 and standard deviation 1 over the training images `train`.
 
     All arrays are float32 `[n, features]` and changed in place. A feature that is constant over `train` becomes 0.
     """

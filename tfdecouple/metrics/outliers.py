@@ -36,7 +36,7 @@ MADE = {
     "permuted": "the run's images with their pixels in another order",
 }
 _LABEL = "label:"
-# The share of the run's images that must pass the threshold, and the number of bootstrap samples.
+# Share of the run's images that must pass the threshold, and number of bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
 # A padded batch of images: "image", "index" and "weight" as in `evaluation_batches`, and perhaps "label".
@@ -171,7 +171,7 @@ class Outliers(Metric):
         return MADE.get(name, "images of that label, against the rest")
 
     def _batches(self, evaluation: Any, name: str) -> Iterator[Batch]:
-        """Yields batches of outliers of the kind `name`, at most as many images as are evaluated of the run."""
+        """Yields batches of outliers named `name`: as many images as the run's evaluated images, or all there are."""
         from tfdecouple.data import evaluation_batches
 
         options, size = self.options, min(evaluation.batch_size, evaluation.count)
@@ -251,7 +251,7 @@ class Scorer:
         self._score_draw_traced = tf.function(self._score_draw, autograph=False)
 
     def __call__(self, images: np.ndarray, index: np.ndarray) -> Scores:
-        """Returns the scores of images by name, float64 `[n]`: those of `SCORES` that the model has, without the codec.
+        """Returns the scores of images by name, float64 `[n]`: all of `SCORES` that the model has, without the codec.
 
         Args:
             images: the images, uint8 `[n, height, width, channels]`; TensorFlow traces the model once for each n.
@@ -271,7 +271,7 @@ class Scorer:
         return {name: total / self._samples for name, total in sums.items()}
 
     def score_with_codec(self, images: np.ndarray, index: np.ndarray, count: int) -> Scores:
-        """Returns the scores of the first `count` images by name, with bits/dim minus those of a lossless codec."""
+        """Returns the scores of the first `count` images by name, with bits/dim minus a lossless codec's bits/dim."""
         from tfdecouple.data.codecs import codec_bits_per_dim
 
         scores = {name: values[:count] for name, values in self(images, index).items()}

@@ -123,7 +123,7 @@ class LinearProbe(Metric):
 
         name = "z" if z is not None else "v"
         classifiers = rows[name]["classifiers"]
-        # The matrix is of the classifier that is best on held-out training images: test images must not choose it.
+        # The picture shows the classifier that is best on held-out images, because test images must not choose it.
         kind = max(classifiers, key=lambda kind: classifiers[kind]["held_out_accuracy"])
         report = {
             "results": list(rows.values()),

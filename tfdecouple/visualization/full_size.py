@@ -26,7 +26,7 @@ from tfdecouple.model.any_size import shrink_images
 
 # Side of the squares that the colour maps are fitted to, in pixels of the small image.
 _WINDOW = 9
-# Variance of colours (in [0, 1]) within a square at which its map is half its own fit, half the whole image's fit.
+# Ridge strength: if a square's colours (in [0, 1]) vary this much, its map is half its own fit, half the image's.
 _EVENNESS = 0.01
 # Smallest contrast of a map, so that the photograph's detail stays even if the model lost it, as in a white sky.
 _LEAST_CONTRAST = 0.8
@@ -75,7 +75,7 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns affine maps that turn the colours of `before` into those of `after`, by least squares in each square.
+    """Returns affine maps from the colours of `before` to the colours of `after`, by least squares in each square.
 
     Args:
         before: the image before the change, float32 `[h, w, channels]`, from 0 to 1.

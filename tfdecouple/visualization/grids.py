@@ -250,7 +250,7 @@ def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray
 
     Args:
         queries: the samples, uint8 `[n, height, width, channels]`.
-        neighbours: for each name of a distance, the nearest images, uint8 `[n, k, height, width, channels]`, in order.
+        neighbours: the k nearest images, uint8 `[n, k, height, width, channels]`, by the name of the distance.
         caption: the text below the grid.
     """
     blocks, labels, k = [], [], 0

@@ -208,7 +208,7 @@ def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) 
     Values beyond the range of a panel count in its first or last bin.
 
     Args:
-        panels: for each name of a quantity, the values of each kind of images, `[n]`; all have the same kinds.
+        panels: the values `[n]` by the name of the quantity and then by the kind of images; all have the same kinds.
         title: the title of the plot.
     """
     columns = min(len(panels), 3)
@@ -240,7 +240,7 @@ def plot_statistics(statistics: Mapping[str, Mapping[str, Any]], title: str) -> 
     """Returns a plot of how well z, v and pixels predict statistics of images, and which code they follow in a switch.
 
     Args:
-        statistics: for each statistic its `r2` and `switch`, as in the result of `metrics.image_statistics`.
+        statistics: `r2` and `switch` by the name of the statistic, as `metrics.image_statistics` returns them.
         title: the title of the plot.
     """
     figure = _make_figure(11, 4.8)

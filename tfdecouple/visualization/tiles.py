@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 
-# The approximate width of most grids, in pixels.
+# Approximate width of most grids, in pixels.
 WIDTH = 800
-# The height of a line of text, in pixels.
+# Height of a line of text, in pixels.
 LINE = 18
 _GAP = 2
 _BACKGROUND = (255, 255, 255)
