@@ -35,8 +35,8 @@ class FrechetDistance(Metric):
     """The metric of the Frechet distance between samples of a model and test images, with its floor.
 
     The floor is the distance between training images and the same test images, which a perfect model would reach. It is
-    above 0, because the distance between two finite sets of images is, even if they have the same distribution. All
-    images are quantised to the model's number of bits.
+    above 0, because two finite sets of images differ even if their distribution is the same, and more so if the sets
+    are small. All images are quantised to the model's number of bits.
     """
 
     name = "frechet"
