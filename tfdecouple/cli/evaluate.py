@@ -42,8 +42,8 @@ METRICS: list[type[Metric]] = [
     LabelSamples,
     FrechetDistance,
 ]
-# Name of the log with a line for each evaluation of test images. Test images by which a model was chosen say less about
-# new images, so the user is told their number.
+# Name of the log with a line for each evaluation of test images. Their number is printed, because test images by which
+# a model was chosen say less about new images.
 TEST_EVALUATIONS = "test_evaluations.log"
 
 _DETAILS = """
@@ -170,7 +170,7 @@ class Evaluation:
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
     def batches(self) -> tf.data.Dataset:
-        """Returns the batches of the evaluated images, a dataset as of `tfdecouple.data.evaluation_batches`."""
+        """Returns a dataset of batches of the evaluated images, as `tfdecouple.data.evaluation_batches` does."""
         from tfdecouple.data import evaluation_batches
         from tfdecouple.data.batches import round_batch_size
         from tfdecouple.data.labels import check_batch_labels

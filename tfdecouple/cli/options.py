@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types that turn the text of an option into a value."""
+"""Functions that add options shared by several commands to a parser, and check their values."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class OwnSizeResults:
         self.small = np.asarray(model.quantize_images(small))
 
     def save(self, index: int, after: np.ndarray, change: str) -> None:
-        """Writes and prints a photograph with the change that the model made to its small copy.
+        """Writes a photograph with the change that the model made to its small copy, and prints the path of the file.
 
         Args:
             index: index of the photograph.

@@ -11,7 +11,7 @@ from tfdecouple.errors import DataError
 from tfdecouple.runtime.process import start_tensorflow
 
 _FEWEST_IMAGES = 4
-# Largest number of images without a message that t-SNE takes long.
+# Number of images above which a message says that t-SNE takes long.
 _SLOW = 2000
 
 

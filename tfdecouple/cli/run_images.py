@@ -173,7 +173,7 @@ def read_image_files(run: OpenedRun, paths: list[str], takes: str = "--pairs tak
 
 
 def pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the labels of the first and of the second images of pairs; None where either have no labels."""
+    """Returns the labels of the first and of the second images of pairs; None if `a` or `b` has no labels."""
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 

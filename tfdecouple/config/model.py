@@ -15,8 +15,7 @@ CONDITIONING = ("coupling", "base", "none")
 LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
-# Module and class of each layer by name, in the order of help texts. A module imports TensorFlow, so that it is
-# imported only when it is needed.
+# Module and class of each layer by name, in the order of help texts. The module is imported, with TensorFlow, at need.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.pointwise:SinhArcsinh",
 }
@@ -212,7 +211,7 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
-        """Checks the option with this name, the planes of an encoder."""
+        """Raises ConfigError if the option `name`, the planes of an encoder's levels, is impossible."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")

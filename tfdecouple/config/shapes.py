@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# Height, width and channels of an image.
+# Type of an image's shape: height, width and channels.
 Shape = tuple[int, int, int]
 
 RGB_CHANNELS = 3

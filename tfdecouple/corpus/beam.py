@@ -194,7 +194,7 @@ class Reader:
         return next(iter(folders[self.has_splits :]), "")
 
     def read(self, name: bytes, labels: dict[bytes, int]) -> Iterator[Any]:
-        """Yields key, label and pixels, uint8 [height, width, channels], of a file; or an output with its error."""
+        """Yields key, label and pixels, uint8 [height, width, channels], of a file; or a text with its read error."""
         path = os.fsdecode(name)
         key = key_bytes(self.key(path))
         try:

@@ -161,7 +161,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Returns a context that waits until so many pixels are free, and holds them until its end."""
+        """Returns a context that waits until this number of pixels is free, and holds it until the end."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels

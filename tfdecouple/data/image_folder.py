@@ -24,7 +24,7 @@ from tfdecouple.errors import DataError
 
 # Fractions of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
-# Number of images that test and validation each get at least, unless it is more than a tenth of all images.
+# Smallest number of test and of validation images, unless it is more than a tenth of all images.
 LEAST_HELD_OUT = 8
 
 # Names of the splits by names of sub-folders.

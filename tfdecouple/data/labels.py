@@ -12,7 +12,7 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError
 
 NO_LABEL = -1
-# Text of the assertion on labels, by which `BadImages` finds the message; TensorFlow escapes other characters.
+# Text of the assertion on labels, by which `BadImages` finds the message; it has no characters that TensorFlow escapes.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 

@@ -90,7 +90,7 @@ class Photographs(SourceKind):
     title = "photographs"
 
     def locate_images(self, config: DataConfig) -> None:
-        """Returns None, because no option has the path of the photographs."""
+        """Returns None, because no option of the config has the path of the photographs."""
 
     def describe_image_rights(self, config: DataConfig) -> str:
         """Returns the authors and licences of the photographs that the config names."""

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import DataError
 
-# Name of the random algorithm. TensorFlow's default depends on the device, but a seed must give the same everywhere.
+# Name of the random algorithm. TensorFlow's default depends on the device, but results must depend on the seed alone.
 ALGORITHM = "philox"
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -185,7 +185,7 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, record: Any) -> Tensors:
-        """Returns image and label of a record; it is traced by tf.data.
+        """Returns image and label of a record; a tf.data pipeline calls this method.
 
         The image is uint8 [height, width, channels]; the label is int32 [], -1 for none.
         """

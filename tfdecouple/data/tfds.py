@@ -19,10 +19,9 @@ from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Spl
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.requirements import missing
 
-# Number of encoded bytes that a shuffle holds at a time. TFDS stores records in random order, so that windows of this
-# size, with some thousand images, mix well.
+# Number of encoded bytes in a window that is shuffled in memory. Windows of some thousand images mix well, because TFDS
+# stores records in random order.
 _WINDOW_BYTES = 2**27
-# Smallest number of records in a window.
 _LEAST_WINDOW = 1024
 
 

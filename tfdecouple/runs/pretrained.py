@@ -274,7 +274,7 @@ def _one_line_errors(address: str) -> Iterator[None]:
     except RevisionNotFoundError as error:
         raise RunError(f"{address}: the repository has no such branch, tag or commit") from error
     except EntryNotFoundError as error:
-        # The message is vague because the client also raises this error where the Hub cannot be reached.
+        # The message has the client's text, because the client raises this error also if the Hub cannot be reached.
         raise RunError(f"{address}: no {MANIFEST}, or a file that it names is missing: {one_line(error)}") from error
     except Exception as error:
         raise RunError(f"{address}: {one_line(error)}") from error

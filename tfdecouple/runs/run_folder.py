@@ -246,7 +246,7 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
         raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
     test = summary.get("test")
     metrics = test if isinstance(test, dict) else {}
-    # None is accepted, because null stands for a number that is not finite.
+    # The number may be None, because null in the file stands for a number that is not finite.
     is_number = isinstance(metrics.get("bits_per_dim", ""), int | float | None)
     if test is not None and not (is_number and type(metrics.get("images")) is int):
         raise ValueError(f"its figures of a test are none: {json.dumps(test)[:60]}")

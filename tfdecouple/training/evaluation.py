@@ -34,7 +34,7 @@ _CODECS = {"webp": "lossless WebP", "png": "PNG"}
 
 
 class EvaluationReports:
-    """Writer of the results of evaluations to the run folder; only the chief of several workers uses it.
+    """A writer of the results of evaluations to the run folder; only the chief of several workers uses it.
 
     `state` holds the model with the evaluated weights; `note` receives the name of each part as it begins.
     """
@@ -125,7 +125,7 @@ class EvaluationReports:
         return summary, lines
 
     def _shown_images(self, step: int) -> int:
-        """Returns how many held-out images are encoded, decoded and shown after a step."""
+        """Returns the number of held-out images that are encoded, decoded and shown after a step."""
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)

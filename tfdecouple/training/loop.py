@@ -43,8 +43,7 @@ from tfdecouple.training.strategy import (
 )
 from tfdecouple.training.workers import Workers, find_cluster, lost_worker_errors, make_collective_sum
 
-# Bytes of address space that TensorFlow needs, most of them never touched. TensorFlow ends a process that is limited
-# to 3 GB; with 4.5 GB the quickstart trains.
+# Bytes of address space that TensorFlow needs: it ends a process that has 3 GB, and with 4.5 GB the quickstart trains.
 _ADDRESSES = 4 * 2**30
 # Number of images of 64 x 64 pixels on which even a run of a single step is evaluated; of larger images it is fewer.
 _LEAST_EVALUATED = 64
@@ -163,7 +162,7 @@ def _require_same_options(workers: Workers, config: Config) -> None:
 
 @contextlib.contextmanager
 def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
-    """Returns a context in which a full disk or too little memory raises RunError with a message of one line."""
+    """Returns a context in which an error of a full disk or too little memory becomes a RunError with one line."""
     try:
         yield
     except OSError as error:
@@ -177,7 +176,7 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
             "what was saved before is still there, the same command goes on from it"
         ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        # The config of a run that took no step is not written, so the folder is free for a corrected command.
+        # A run that took no step has no config yet, so its folder can be used again and no other is advised.
         where = " in another --workdir" if (path / CONFIG).is_file() else ""
         raise RunError(
             f"out of memory; start again{where} with a smaller training.batch_size or more "
@@ -500,7 +499,7 @@ class Trainer:
             return summary
 
     def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context that a signal ends at once; with several workers it does nothing: they stop together."""
+        """Returns a context whose code a signal ends at once; an empty one, if several workers must stop together."""
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _evaluated_images(self, split: str, limit: int = 0) -> int:

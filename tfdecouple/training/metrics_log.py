@@ -19,7 +19,7 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class MetricsLog:
-    """Writer of metrics to `metrics.jsonl`, which also passes rows and pictures on to loggers.
+    """A writer of metrics to `metrics.jsonl`, which also passes rows and pictures on to loggers.
 
     A logger that calls another project's client is dropped with a message if it fails, because it must not end a run.
     All methods raise OSError where the disk is full.
@@ -27,7 +27,7 @@ class MetricsLog:
     Args:
         folder: the run folder; nothing is touched before `open`.
         loggers: the loggers of the run.
-        report: prints a line.
+        report: function that prints a line.
     """
 
     def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = (), report: Callable[[str], None] = print):

@@ -111,7 +111,7 @@ class Optimizer:
         rate: tf.Tensor,
         gradient_scale: tf.Tensor | None = None,
     ) -> None:
-        """Updates weights, moments, statistics and averages in place; called in a replica, those of its device.
+        """Updates weights, moments, statistics and averages in place; in a replica, those of the replica's device.
 
         Args:
             applied: whether to apply the update, a boolean scalar.
@@ -194,7 +194,7 @@ class Optimizer:
             beta_2_power=power_2,
             rate=rate,
             decay=rate * config.weight_decay,
-            # Adam's kernel adds epsilon to the root before the bias correction, its definition after it.
+            # Epsilon is scaled, because the kernel adds it before the bias correction, and Adam's definition after it.
             epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),

@@ -1,4 +1,4 @@
-"""The run folder as a training uses it: it is checked, locked, restored from and written to."""
+"""The run folder of a training: its checks, its lock, and the reading and writing of its files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RunDirectory:
     Args:
         path: the folder; it need not exist yet.
         config: the config of the run to resume or to start there.
-        report: prints a line.
+        report: function that prints a line.
 
     Attributes:
         path: the folder.
@@ -113,7 +113,7 @@ class RunDirectory:
         if path.is_dir():
             require_own_files(path)
         if not (path / CONFIG).is_file():
-            # A program that ended before its first step leaves only its lock and an unfinished config.
+            # A folder with only these files counts as new: a program that ended before its first step leaves them.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
@@ -214,7 +214,7 @@ class RunDirectory:
         return messages
 
     def finished_summary(self) -> dict[str, Any] | None:
-        """Returns the summary of a complete run, and prints that it is complete; None where steps or tests are left."""
+        """Returns the summary of a complete run, and prints that it is complete; None for an incomplete run."""
         step = self._begun
         if step < self._config.training.steps:
             return None

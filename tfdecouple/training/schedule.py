@@ -103,7 +103,7 @@ def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     values 0 and 255; a quarter have equal channels. The kind of a pattern depends on its index and the seed.
 
     Args:
-        shape: `[batch, height, width, channels]`.
+        shape: shape of the patterns, `[batch, height, width, channels]`.
         seed: the seed, as `randomness.draw_normal` takes it.
     """
     batch, height, width, channels = shape

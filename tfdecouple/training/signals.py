@@ -1,4 +1,4 @@
-"""Signals that stop a run: it saves its state after the current step, then raises an error."""
+"""The handling of signals that stop a run: the run saves its state after the current step, then raises an error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def stop_at_once(self, where: str) -> Iterator[None]:
-        """Returns a context whose code a signal ends at once, even a signal received before; all must be saved.
+        """Returns a context whose code a signal, even one received before, ends at once; everything must be saved.
 
         Args:
             where: the rest of the message after "stopped by SIGTERM ".
@@ -91,7 +91,7 @@ class StopRequest:
         sent.setblocking(False)
 
         def watch() -> None:
-            # An empty read means that the other end is closed.
+            # The loop ends at an empty read, which means that the other end is closed.
             while number := received.recv(1):
                 name = signal.Signals(number[0]).name
                 if name in ("SIGTERM", "SIGHUP") and not left.wait(_GRACE):

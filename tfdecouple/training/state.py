@@ -90,7 +90,7 @@ class TrainingState:
         row = tf.concat([tf.cast(metrics, tf.float64), tf.ones([1], tf.float64)], 0)
         self.window.assign_add(tf.where(result.applied, row, tf.zeros_like(row)))
         self.not_finite.assign_add(tf.cast(running & ~is_finite, tf.int64))
-        # A skipped step with finite metrics can only have been skipped for its inversion error.
+        # A step with finite metrics can only have been skipped for its inversion error, so the error is recorded.
         is_lost = running & ~result.applied & tf.reduce_all(is_finite)
         self.lost.assign(tf.where(is_lost, tf.maximum(self.lost, result.inversion_error), self.lost))
         self.updates.assign_add(tf.cast(result.applied, tf.int64))
@@ -105,7 +105,7 @@ class TrainingState:
         return {name: total / count if count else math.nan for name, total in zip(RUNNING_MEANS, totals, strict=True)}
 
     def read_skip_reasons(self) -> str:
-        """Returns a text on why steps since the last call were not applied, and resets the counters behind it."""
+        """Returns a text on why steps since the last call were not applied, and resets the counters of the reasons."""
         counts, lost = self.not_finite.numpy(), float(self.lost.numpy())
         self.not_finite.assign(tf.zeros_like(self.not_finite))
         self.lost.assign(0.0)

@@ -102,7 +102,7 @@ class TrainStep:
                 self._add(examples, step, tf.constant(number))
             return self._finish(stop)
 
-    # --- traced functions: for a whole batch, or for its micro-batches one by one ---
+    # --- traced functions ---
 
     def _take_whole(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
         shares, small = self._strategy.run(self._compute_share, args=(examples, step, 0))
@@ -121,10 +121,9 @@ class TrainStep:
     # --- on each device ---
 
     def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[Share, list[tf.Tensor]]:
-        """Returns this device's result and the values of the small weights, read in a replica.
+        """Returns this device's result for its slice of micro-batch `number`, and the values of the small weights.
 
-        The result is computed from the device's slice of micro-batch `number`. The values are returned because reading
-        them again would take an operation for each weight.
+        The values are returned because reading them again would take an operation for each weight.
         """
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
@@ -229,7 +228,7 @@ class TrainStep:
 
         def reduce_to_devices(reduction: Any, values: list[Any], variables: dict[str, tf.Variable]) -> list[Any]:
             pairs = list(zip(values, variables.values(), strict=True))
-            # TensorFlow cannot reduce an empty list, which a model without an encoder has.
+            # An empty list is left out, because TensorFlow cannot reduce it; a model without an encoder has one.
             return list(self._strategy.extended.batch_reduce_to(reduction, pairs, options)) if pairs else []
 
         return Share(

@@ -146,7 +146,7 @@ def choose_micro_batches(
         folder: the run folder; it need not exist.
         strategy: the strategy over the devices.
         workers: all processes of the run.
-        report: prints a line.
+        report: function that prints a line.
 
     Raises:
         ConfigError: where not even one image at a time fits.

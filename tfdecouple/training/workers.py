@@ -144,8 +144,7 @@ def _from_slurm() -> Cluster | None:
         ) from error
     own = f"{os.environ.get('SLURMD_NODENAME')}:{first_port + local}"
     if own in addresses:
-        # The resolver's own index is wrong where ranks do not follow the sorted names of hosts: node10 sorts before
-        # node9.
+        # The resolver's index is wrong unless ranks follow the sorted names of hosts: node10 sorts before node9.
         index = addresses.index(own)
     cluster = Cluster({"worker": addresses}, "worker", index)
     # With these variables Slurm shows each task only its GPUs; without them a task sees all GPUs of the host.
@@ -318,8 +317,7 @@ def make_collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callabl
 
     def add(data: np.ndarray) -> np.ndarray:
         def value_on_device(context: tf.distribute.ValueContext) -> tf.Tensor:
-            # Only one device of each worker contributes its data, so that the data is added once. The sum is of
-            # float32, which holds bytes exactly and which every implementation can add up.
+            # Only one device of each worker contributes, so that its data is added once; float32 holds bytes exactly.
             has_data = context.replica_id_in_sync_group % devices == 0
             return tf.constant(data if has_data else np.zeros_like(data), tf.float32)
 
