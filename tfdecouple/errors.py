@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 
-# Escape sequences of terminals, which set colours, for example, are removed from messages.
+# Escape sequences of terminals (colours, for example), which `one_line` removes from messages.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 # A warning points at the first line outside of these packages.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}

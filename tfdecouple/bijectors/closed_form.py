@@ -1,4 +1,4 @@
-"""The base class of bijectors that return value and log-determinant together, and functions that do so for any."""
+"""Functions that return value and log-determinant of any bijector at once, and a base class for bijectors."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class ClosedForm(tfb.Bijector):
         """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
         x = self._inverse(y)
         log_det = self._forward_log_det_jacobian(x)
-        # A scalar is negated before it is repeated for each image, which leaves fewer operations in exported graphs.
+        # A scalar is negated before it is repeated for each image, so that graphs add up terms and negate no sums.
         return x, self._sum_per_image(-log_det, x) if log_det.shape.rank == 0 else -self._sum_per_image(log_det, x)
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor) -> tf.Tensor:

@@ -69,7 +69,7 @@ class BoundedAffine(ClosedForm):
         """
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 
-        # TensorFlow stores each argument of this function until the backward pass; the closure adds no copies.
+        # TensorFlow stores all arguments of this function until the backward pass, so it has as few as possible.
         @tf.custom_gradient
         def run(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
             axes = list(range(1, len(x.shape)))
@@ -143,7 +143,7 @@ class Whitening(ClosedForm):
 
 
 class Sigmoid(ClosedForm):
-    """The bijector y = 1 / (1 + exp(-x)). TFP's own version uses log1p, which tf2onnx does not convert.
+    """The bijector y = 1 / (1 + exp(-x)). TFP's own version needs a logarithm that ONNX lacks.
 
     Args:
         name: name of the bijector's operations.

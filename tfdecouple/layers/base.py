@@ -21,7 +21,7 @@ from tfdecouple.runtime.precision import full_float32
 Shape = tuple[int, ...]
 # A condition is z `[batch, d_z]`, a map `[batch, height, width, channels]`, or None for a layer without a condition.
 Condition: TypeAlias = "tf.Tensor | None"
-# A direction of a layer returns its output and the log-determinant for each image, `[batch]`.
+# A layer returns, in either direction, its output and the log-determinant for each image, `[batch]`.
 Mapped = tuple[tf.Tensor, tf.Tensor]
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
 # A function of this type runs layers one after the other on an input; all get the same condition and keep the shape.
@@ -133,7 +133,7 @@ class FullLayer(keras.layers.Layer):
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the layer for one image: the sum over the layers inside."""
+        """Returns the cost of the layer for one image, by default the sum over the layers inside."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
             cost = cost.plus(layer.cost(*inputs))
@@ -255,12 +255,12 @@ class InvertibleLayer(FullLayer):
             y_gradient: the gradient for y.
             log_det_gradient: the gradient for the log-determinant, `[batch]`.
         """
-        # A gradient tape watches tensors, so each weight is converted once, and the tensor is read everywhere inside.
+        # A gradient tape must watch the tensors that are read, so every weight is converted to a tensor only once.
         with substitute_weights([(variable, tf.convert_to_tensor(variable)) for variable in self.variables]):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
-        """Returns the layer as a TFP bijector, forward = x -> v.
+        """Returns the layer as a TFP bijector, with the forward direction from x towards v.
 
         The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
@@ -294,8 +294,8 @@ class InvertibleLayer(FullLayer):
         """Returns the bijector that maps a batch in the forward direction (towards v).
 
         The bijector may act on numbers, on channels (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or
-        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's, and must be invertible for any
-        weights. To be exported, it uses only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log,
+        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's, and must be invertible for any weights. To
+        be exported, the bijector uses only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log,
         products, sums, quotients; not expm1 and log1p), and no arrays except the weights.
 
         Args:
@@ -424,11 +424,11 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self.run_inverse(y, condition, functools.partial(_run_layers, "_inverse"))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant; it runs the layers inside by `run_layers`."""
+        """Returns the layer's output for x, and the log-determinant; `run_layers` runs the layers inside."""
         raise NotImplementedError
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x whose output is y, and the log-determinant; it runs the layers inside by `run_layers`."""
+        """Returns the x that the layer maps to y, and the log-determinant; `run_layers` runs the layers inside."""
         raise NotImplementedError
 
 
@@ -458,7 +458,7 @@ class InvertibleSequence(InvertibleComposite):
         return run_layers(self.sequence, x, condition)
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x whose output of the whole sequence is y, and the log-determinant."""
+        """Returns the x that the whole sequence maps to y, and the log-determinant."""
         return run_layers(self.sequence[::-1], y, condition)
 
     def _inverse_and_gradients(

@@ -23,7 +23,7 @@ def fan_in_uniform() -> keras.initializers.Initializer:
 
 
 def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
-    """Returns an initializer for a bias that is uniform in +-1/sqrt(fan_in); the bias' shape does not tell `fan_in`."""
+    """Returns an initializer for a bias that is uniform in +-1/sqrt(fan_in); a bias has no fan-in of its own."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 

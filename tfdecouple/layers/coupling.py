@@ -40,8 +40,7 @@ class Coupling(Nested, InvertibleLayer):
 
     Args:
         hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
-        condition_size: size of z, or channels of the map, or 0 for a coupling without a condition. Couplings of vectors
-            take none.
+        condition_size: size of z, or channels of the map, or 0 without a condition; couplings of vectors have none.
         pattern: pattern of the `ChannelSplit`, "continuous" or "alternate".
         part: which channels are transformed, "last" or "first".
         transformed: how many channels are transformed; None for half of the channels.
@@ -99,10 +98,10 @@ class Coupling(Nested, InvertibleLayer):
         self._has_own_split, self._has_own_net = split is not None, self.net is not None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
-        """Returns the conditioner with the shapes of its inputs; x is `[batch, height, width, channels]` or a vector.
+        """Returns the conditioner with the shapes of its inputs, x_a and the condition.
 
         Raises:
-            UserError: if the coupling has vectors and a condition.
+            UserError: if a coupling of vectors has a condition.
         """
         unchanged, transformed = self.split.counts(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed

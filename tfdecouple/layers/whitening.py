@@ -17,7 +17,7 @@ from tfdecouple.runtime.numerics import full_product
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ConditionalWhitening(StartsAtZero, InvertibleLayer):
-    """A layer v = (h - mu(z)) / sigma(z): where v is standard normal, h given z is Gaussian with mean mu, scale sigma.
+    """A layer v = (h - mu(z)) / sigma(z): if v is N(0, I), then h given z is Gaussian with mean mu and scale sigma.
 
     The paper does not describe the net that computes mean and scale from z; here it is FC - ELU - FC with one mean and
     one log-scale for each entry of h. Its last layer is weight-normalised and 0 at the start, as in couplings.

@@ -137,7 +137,7 @@ class DecoupledModel(Networks):
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
-                # `decode` would raise an error on NaN, which names fewer images than `require_same` finds.
+                # `decode` would raise an error on NaN and name fewer images than `require_same`, so it is not called.
                 x = self._run_in_pieces(self._invert, v, z)[:, : images.shape[1], : images.shape[2]]
                 require_same(self.quantizer.pixels(x), x, self.quantizer.quantize(images), self.config.bound_of_scales)
             else:
@@ -276,7 +276,7 @@ class DecoupledModel(Networks):
         labels: Any = None,
         path: str = "lerp",
     ) -> tf.Tensor:
-        """Returns a grid of images between each image of a and of b: rows change z, columns v (paper 3.2, Figure 5).
+        """Returns a grid of images between each pair of images of a and b: rows change z, columns v (paper Figure 5).
 
         Args:
             a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.

@@ -118,7 +118,7 @@ class BoundMetrics:
 
 
 class _MeanOfTerms(keras.metrics.Metric):
-    """A metric computed from the mean terms of the bound; NaN without images, which no callback takes for best."""
+    """A metric computed from the mean terms of the bound; without images NaN, which no callback takes for the best."""
 
     def __init__(self, name: str, sums: tf.Variable, function: Callable[[tf.Tensor], tf.Tensor]):
         super().__init__(dtype="float64", name=name)
@@ -213,7 +213,7 @@ def is_lazy(x: Any) -> bool:
 
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
-    """Raises DataError if data for `fit` do not fit a model: images x, labels y.
+    """Raises DataError if images x, or their labels y, do not match the model.
 
     Generators are checked later, while they are read. A model that knows no labels ignores labels with a warning.
 
@@ -239,7 +239,7 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def check_validation(x: Any, split: float, validation: Any, config: ModelConfig) -> None:
-    """Raises DataError if validation data do not fit a model, or training data without length are to be split.
+    """Raises DataError if validation data do not match the model, or if training data cannot be split.
 
     Raises:
         DataError: if `check_images` refuses the validation data, or x is read batch by batch and `split` is not 0.
@@ -266,7 +266,7 @@ def require_one_device(model: keras.Model) -> None:
 
 
 def count_trained(images: Any, split: float) -> int:
-    """Returns how many images of an array Keras trains on, before the last images, a part `split`, for validation."""
+    """Returns how many images of an array Keras trains on, if the last ones, a part `split`, are for validation."""
     return math.floor(len(images) * (1 - split))
 
 
@@ -329,7 +329,7 @@ def with_callbacks(callbacks: Any, watch: SkippedSteps, names: set[str]) -> Any:
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Returns the metrics after a step on a batch; weights change only if loss, gradient and inversion are sound."""
+    """Returns the metrics after a step on a batch; weights change only if the verdict on the step allows it."""
     training, metrics = model.require_compiled("fit")
     images, labels = _take_images(model, data)
     seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))

@@ -1,4 +1,4 @@
-"""What a config says of the networks before they are built: their weights' names, shapes and number, and memory."""
+"""Functions that compute the weights' names, shapes and number, and the memory of a model, without building it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 
 def flows(config: ModelConfig) -> list[tuple[Any, tuple[tuple[StagePlan, ...], ...]]]:
-    """Returns the flows of decoder and dequantizer (if any), built with one step a stage, each with its level plans."""
+    """Returns the unbuilt flows of decoder and dequantizer (if any), with one step a stage, and their level plans."""
     networks = _smallest_networks(config)
     pairs = [(networks["flow"][0], config.levels)]
     if config.has_dequantizer:
@@ -80,7 +80,7 @@ def flows(config: ModelConfig) -> list[tuple[Any, tuple[tuple[StagePlan, ...], .
 
 
 def encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns the model's encoder and the dequantizer's, where the config has them, each with its input shape."""
+    """Returns the unbuilt encoders of z and of the dequantizer, if the model has them, each with its input shape."""
     networks = _smallest_networks(config)
     pairs = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:
@@ -127,12 +127,12 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns the same as `DecoupledModel(config).parameter_count()` without building the model."""
+    """Returns the numbers of trainable parameters, as `DecoupledModel.parameter_count`, without building a model."""
     return count_by_network(weight_shapes(config))
 
 
 def widest_map(config: ModelConfig) -> int:
-    """Returns how many numbers the largest hidden map of the networks holds for a single image."""
+    """Returns how many numbers the largest map of a model holds for a single image."""
     sizes = [math.prod(config.image_shape)]
     sizes += [
         stage.positions * stage.hidden for level in config.levels + config.dequantization_levels for stage in level

@@ -76,7 +76,7 @@ def activations(config: ModelConfig, *, memory: str = "keep", precision: str = "
     else:
         stored = sum(stored_bytes(cost, net_bytes, memory) for cost in _flow_costs(config))
     stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in encoders(config))
-    # Hidden maps held at once: gradients at an ELU's input and output and before it, and two maps unless stored.
+    # Bytes of hidden maps held at once, per number of a map: three gradients around an ELU, two maps unless stored.
     hidden = net_bytes * (3 if memory == "keep" else 5)
     inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
     working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
@@ -150,7 +150,7 @@ def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:
 
 
 def not_counted(config: Config) -> str:
-    """Returns the end of a sentence that names memory that `step_bytes` leaves out; empty if it leaves out none."""
+    """Returns the end of a message, which names memory that `step_bytes` does not count; "" if it counts everything."""
     return ", without what XLA needs besides" if config.training.jit_compile else ""
 
 

@@ -42,7 +42,7 @@ class Convolution(Float32Layer):
         self.size = size
         self.strides = strides
         self.transposed = transposed
-        # Keras draws the seed of an initializer on creation, so they are created here, in a fixed order.
+        # Keras draws the seed of an initializer when it is created, so all are created here, in a fixed order.
         self._initializers = [fan_in_uniform(), *([bound_uniform(bias_fan_in)] if bias_fan_in else [])]
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
@@ -79,7 +79,7 @@ class Convolution(Float32Layer):
         images, rows, columns, _ = sizes(x)
         size, step, border, planes = self.size, self.strides, self.size // 2, self.planes
         if size == 1 and step > 1:
-            # Zeros are inserted after the convolution, because a strided 1x1 kernel would hit the fault of oneDNN.
+            # Zeros are inserted after the convolution, because oneDNN is faulty for a strided 1x1 kernel (see `call`).
             y = tf.nn.conv2d_transpose(x, kernel, [images, rows, columns, planes], 1, "VALID")
             gaps = [[0, 0], [0, 0], [0, step - 1], [0, 0], [0, step - 1], [0, 0]]
             return tf.reshape(tf.pad(y[:, :, None, :, None], gaps), [images, rows * step, columns * step, planes])
@@ -227,7 +227,7 @@ class ResNetBlock(Nested, Float32Layer):
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns maps `[batch, height/strides, width/strides, planes]`; if transposed, sides times `strides`.
+        """Returns maps `[batch, height/strides, width/strides, planes]`; if transposed, the sides grow instead.
 
         Args:
             x: maps, `[batch, height, width, channels]`.

@@ -150,14 +150,14 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant."""
+        """Returns the layer's output for x, and the log-determinant."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x whose output is y, and the log-determinant."""
+        """Returns the x that the layer maps to y, and the log-determinant."""
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
@@ -321,7 +321,7 @@ class Flow(InvertibleComposite):
         return super()._prepare(x, condition)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant."""
+        """Returns the layer's output for x, and the log-determinant."""
         h, level_condition = x, condition
         left: list[list[tf.Tensor]] = []
         log_dets = []
@@ -347,7 +347,7 @@ class Flow(InvertibleComposite):
         return v, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x whose output is y, and the log-determinant."""
+        """Returns the x that the layer maps to y, and the log-determinant."""
         h, level_condition, log_det = y, condition, zero_per_image(y)
         if self.whitening is not None:
             h, whitening_log_det = run_layers([self.whitening], y, condition)

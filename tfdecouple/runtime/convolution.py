@@ -86,7 +86,7 @@ def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     gradient = tf.raw_ops.Conv2DBackpropFilter(
         input=x, filter_sizes=[3, 3, inputs, outputs], out_backprop=upstream, **_OPTIONS
     )
-    # With input and output exchanged the gradient is for a reflected, transposed kernel; this undoes both.
+    # With input and output exchanged the result is for a reflected and transposed kernel, so both are undone.
     return tf.transpose(tf.reverse(gradient, [0, 1]), [0, 1, 3, 2]) if is_swapped else gradient
 
 

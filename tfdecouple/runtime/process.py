@@ -43,7 +43,7 @@ def start_tensorflow(threads: int | None = None) -> None:
     """
     require_backend()
     _keep_memory()
-    # With Python's default thresholds garbage collection takes a tenth of the time to trace a large model.
+    # With Python's default thresholds, garbage collection among so many objects takes a tenth of the time.
     gc.set_threshold(100_000, 20, 20)
     is_quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
     if is_quiet:
@@ -97,9 +97,9 @@ def _keep_memory() -> None:
 
 @contextlib.contextmanager
 def _hidden(*names: str) -> Iterator[None]:
-    """Makes first imports of packages fail inside the context, as if the packages were not installed."""
+    """Makes imports of packages that are not loaded yet fail inside the context, as if they were not installed."""
     hidden = [name for name in names if name not in sys.modules]
-    # An entry of None makes an import fail.
+    # Python's import fails for a module whose entry is None.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
         yield
@@ -190,7 +190,8 @@ def run_program(main: Callable[[], int]) -> int:
             return _report(missing(package, "the command"), 2)
         if was_interrupted(error):
             return _report_interruption()
-        # TensorFlow may not be imported, so its error is known by name; the text below tells of a library too large.
+        # TensorFlow may not be imported, so its error is recognised by name. The loader of libraries prints the text
+        # below if a library does not fit in memory.
         out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         if out_of_memory or "failed to map segment" in str(error):
             what = one_line(error, first=True)
@@ -256,6 +257,6 @@ def _prepare_output() -> None:
 
 
 def drop_output(stream: TextIO | None = None) -> None:
-    """Makes Python drop all further output to a stream, standard output by default, which it could not write."""
+    """Makes Python drop all further output to a stream that failed, standard output by default, also at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

@@ -29,7 +29,7 @@ EXTRAS = {
 
 
 class MissingPackageError(UserError, ImportError):
-    """The error that an optional package is not installed."""
+    """The error for an optional package that is not installed."""
 
 
 def require(*modules: str, what: str = "this") -> None:
