@@ -132,7 +132,7 @@ class Evaluation:
 
     Attributes:
         options: the options of the command.
-        strategy: all GPUs where there are several, else TensorFlow's default.
+        strategy: the strategy over all GPUs if the machine has several, else TensorFlow's default strategy.
         opened: the run.
         source: the data set.
         size: the number of images of --split.

@@ -43,7 +43,7 @@ class Field(_Model):
     """A field of the codes: a float32 array that is written for each image.
 
     Attributes:
-        name: "z", the posterior mean; "z_std", the posterior's standard deviation; "v", the local code; or a score.
+        name: name of the field: "z" (posterior mean), "z_std" (its standard deviation), "v" (local code) or a score.
         dtype: type of the array, always "float32".
         shape: shape of the array of one image; () for a single number.
     """
@@ -109,7 +109,7 @@ class Manifest(_Model):
         splits: number of images by split, in the order of encoding.
         images_per_shard: number of images in a file; 0 for encode-beam, whose files differ in their numbers.
         complete: whether all files are written.
-        totals: numbers "images", "skipped" and "bytes" of a complete folder, by these names.
+        totals: total numbers of a complete folder, by the names "images", "skipped" and "bytes".
         shards: records of the files of a complete folder.
     """
 

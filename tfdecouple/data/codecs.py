@@ -32,7 +32,7 @@ def codec_bits_per_dim(images: np.ndarray, codec: str = "webp") -> np.ndarray:
     Args:
         images: the images, uint8 [N, H, W, C], N at least 1. Images without exactly three channels are coded as grey
             pictures, one channel below the other, in as few files as can hold them.
-        codec: "webp" (the slowest setting, with the smallest files) or "png" (optimised).
+        codec: name of the codec, "webp" (the slowest setting, with the smallest files) or "png" (optimised).
 
     Returns:
         Bits for each of the H*W*C subpixels of an image, float64 [N].

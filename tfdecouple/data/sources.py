@@ -30,8 +30,7 @@ class SourceKind:
         help: a longer title for help texts; "" for the title itself.
         like_own: whether the user's own images are cropped by `data.centre_crop`, as the images of this kind are. For
             other kinds the option fits only the subjects of the data set itself.
-        rights: sentences on the rights in the images by name of the data set, without a "/" and a config; "" for all
-            other data sets.
+        rights: sentences on the rights in the images, by name of the data set without its config; "" for all others.
     """
 
     names: ClassVar[tuple[str, ...]] = ()

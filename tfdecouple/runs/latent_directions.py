@@ -30,9 +30,9 @@ class Direction:
 
     Attributes:
         name: the name of the label, of the two labels ("coffee to rocket"), or of the column.
-        method: "means", the difference of means (for numbers the slope of z), or "classifier", the normal of a
-            regularised linear classifier (for numbers of a ridge regression).
-        vector: float32 `[d_z]`.
+        method: how the direction was found: "means", the difference of means (for numbers the slope of z), or
+            "classifier", the normal of a regularised linear classifier (for numbers of a ridge regression).
+        vector: the direction as a vector in z, float32 `[d_z]`.
         figures: metrics on held-out images, and the number of images.
     """
 
@@ -129,7 +129,7 @@ class Directions:
 
         Args:
             folder: the run folder.
-            latent_dim: d_z of the run's model.
+            latent_dim: size of z in the run's model (d_z).
 
         Raises:
             RunError: where the file is damaged, or has another d_z.

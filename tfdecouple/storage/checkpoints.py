@@ -60,7 +60,7 @@ class CheckpointFolder:
         read even if the program is killed at any moment.
 
         Args:
-            kind: "step" or "best".
+            kind: kind of the checkpoint, "step" or "best".
             step: the step of the checkpoint.
             groups: variables by group and name.
 

@@ -241,8 +241,6 @@ class Trainer:
             self._take_steps(stop)
             return self._measure_test_images(stop)
 
-    # --- before the first step ---
-
     def _introduce(self, messages: list[str]) -> None:
         """Prints a summary of model, devices and images, then `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
@@ -303,8 +301,6 @@ class Trainer:
             self.progress.print_line(
                 f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched"
             )
-
-    # --- steps ---
 
     def _take_steps(self, stop: StopRequest) -> None:
         """Takes training steps up to the last one, or until a signal asks to stop.
@@ -440,8 +436,6 @@ class Trainer:
                 f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/divergence.md"
             )
         self.directory.save_state(self.state, self.step, overwrite)
-
-    # --- evaluations ---
 
     def _evaluates(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0

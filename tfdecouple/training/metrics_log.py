@@ -58,8 +58,8 @@ class MetricsLog:
         """Adds a row of metrics to the log.
 
         Args:
-            kind: "train", "validation" or "test".
-            step: steps taken.
+            kind: kind of the row: "train", "validation" or "test".
+            step: number of steps taken.
             values: metrics by name.
         """
         with self._path.open("a", encoding="utf-8") as file:

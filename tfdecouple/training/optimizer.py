@@ -50,7 +50,7 @@ class Optimizer:
     is an update by zero.
 
     Args:
-        config: holds `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm` and `ema_decay`.
+        config: the config with `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm` and `ema_decay`.
         weights: the trainable weights by name.
         statistics: moving statistics by name, which are averaged like the weights.
 

@@ -94,8 +94,6 @@ class RunDirectory:
             stack.callback(self._lock.release)
             self._log.close()
 
-    # --- before the first step ---
-
     def require_same_run(self) -> None:
         """Raises RunError if the folder holds anything but this run, and locks a folder that exists.
 
@@ -278,8 +276,6 @@ class RunDirectory:
                 f"--init-from {run}: {len(names)} of {len(all_names)} weights are taken over"
                 + (f"; begun anew: {', '.join(left[:_NAMED])}{more}" if left else "")
             )
-
-    # --- from the first step on ---
 
     def write_run_files(self, sizes: Mapping[str, int], label_names: Sequence[str] = ()) -> int:
         """Returns how many damaged rows the log had, after writing config, sizes and label names and opening the log.

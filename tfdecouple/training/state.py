@@ -33,12 +33,12 @@ class TrainingState:
         model: the model in training.
         trainable: trainable weights of the model by name.
         moving: moving statistics of the model's batch normalisation by name.
-        optimizer: Adam with its moments and the averaged weights.
-        step: steps taken, skipped ones included; the position in the data.
-        updates: updates applied; the position in the schedule.
+        optimizer: the Adam optimizer with its moments and the averaged weights.
+        step: number of steps taken, skipped ones included; the position in the data.
+        updates: number of applied updates; the position in the schedules.
         skipped: number of skipped steps in a row.
         best_step, best_bits_per_dim: step and bits/dim of the best evaluation on the validation images.
-        window: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, and the number of steps.
+        window: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, and number of these steps.
         not_finite: number of steps in which each of `RUNNING_MEANS` was not finite; not in checkpoints.
         lost: largest inversion error for which a step was not applied; not in checkpoints.
         halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. Later steps, which

@@ -102,8 +102,6 @@ class TrainStep:
                 self._add(examples, step, tf.constant(number))
             return self._finish(stop)
 
-    # --- traced functions ---
-
     def _take_whole(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
         shares, small = self._strategy.run(self._compute_share, args=(examples, step, 0))
         return self._update(shares, small, stop)
@@ -117,8 +115,6 @@ class TrainStep:
     def _finish_micro_batches(self, stop: tf.Tensor) -> StepResult:
         shares = self._strategy.run(self._accumulator.take_sums)
         return self._update(shares, self._strategy.run(self.state.optimizer.read_small_weights), stop)
-
-    # --- on each device ---
 
     def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[Share, list[tf.Tensor]]:
         """Returns this device's result for its slice of micro-batch `number`, and the values of the small weights.
@@ -179,8 +175,6 @@ class TrainStep:
             [tf.TensorShape(())] * 3,
             tf.TensorShape([self._slots]),
         )
-
-    # --- for all devices ---
 
     def _update(self, shares: Share, small: list[Any], stop: tf.Tensor) -> StepResult:
         """Returns the result of the step, after applying the sum of the devices' results if it passes its check."""
@@ -246,7 +240,7 @@ class Accumulator:
     scope of the strategy; call `add_tensors` and `take_sums` in a replica.
 
     Args:
-        shapes: `tf.TensorShape`s of the tensors, in any structure that `tf.nest` knows.
+        shapes: shapes of the tensors, `tf.TensorShape`, in any structure that `tf.nest` knows.
     """
 
     def __init__(self, shapes: Any):
