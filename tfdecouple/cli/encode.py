@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("tfrecord", "parquet")
 _SPLITS = ("train", "validation", "test")
-# Largest numbers of images and bytes in a file. Small files lose little work when the program is killed.
+# Largest numbers of images and bytes in a file. They are small, because a kill loses the work of one file.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 

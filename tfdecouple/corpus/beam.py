@@ -58,7 +58,7 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     facts = session.get_modelmeta().custom_metadata_map
     crop = options.centre_crop
     if crop is None:
-        # A number in this text of the metadata, if it has one, is the side of the centre crop.
+        # The crop is taken from the metadata, whose text has no number but the side of the centre crop.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _absolute_path(options.out), _absolute_path(options.images) + "/"
     _clear(out)

@@ -22,7 +22,7 @@ _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type
 
 # Ports of workers under Slurm, below the ports that systems give to clients.
 _SLURM_PORTS = range(16000, 32000)
-# Number of ports of each Slurm job; no two jobs get the same ports, because they can share a host.
+# Number of ports of each Slurm job. Successive jobs get different ports, because they can share a host.
 _PORTS_PER_JOB = 16
 
 
