@@ -162,5 +162,5 @@ class Sigmoid(ClosedForm):
         return tf.math.log(y) - tf.math.log1p(-y)
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
-        # The slope is y (1 - y), and log(1 - y) = log y - x.
+        # The derivative of y is y (1 - y), and log(1 - y) = log y - x.
         return 2 * tf.math.log_sigmoid(x) - x

@@ -383,7 +383,7 @@ class DecoupledModel(Networks):
             raise DataError(f"labels are {given}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)
 
-    # --- Keras' methods, whose functions are in keras_training.py ---
+    # --- methods of Keras; the functions that they call are in keras_training.py ---
 
     _options: TrainingConfig | None = None
     _bound_metrics: keras_training.BoundMetrics | None = None
@@ -517,7 +517,7 @@ class DecoupledModel(Networks):
             x = self._start_from_data(x, split, training, bool(verbose))
         require_precision(self, training.precision, training.memory)
         if isinstance(x, tf.data.Dataset):
-            # With shuffle=True, the default, Keras would warn that it does not shuffle data sets.
+            # Keras does not shuffle data sets, and would warn about its default, shuffle=True.
             options.setdefault("shuffle", False)
         watch = keras_training.SkippedSteps(metrics, training.max_skipped_steps)
         return super().fit(

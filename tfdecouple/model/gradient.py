@@ -15,7 +15,7 @@ from tfdecouple.layers import backward_memory, net_precision
 from tfdecouple.model.networks import Networks
 from tfdecouple.runtime.execution import jit_compiled
 
-# The precision of products in the encoder and the coupling nets, by `training.precision`.
+# Precision of products in the encoder and the coupling nets, for each value of `training.precision`.
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
 # Largest inversion error of an image with which a step is applied. With smaller errors each gradient is off by less
 # than 1e-4 of its largest number in float32, and otherwise by a tenth of the effect of rounding the nets' operands.

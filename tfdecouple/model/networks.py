@@ -334,8 +334,8 @@ class Networks(keras.Model):
 
     def has_weights(self) -> bool:
         """Returns whether the weights were initialised from data or loaded."""
-        # The flag is read outside of any trace, where it has a value, and as a tensor, because the variable object of
-        # several devices is always true.
+        # The flag is read outside of any trace, where it has a value, and as a tensor, because Python takes a variable
+        # on several devices for true whatever its value.
         with tf.init_scope():
             return bool(tf.convert_to_tensor(self.initialized.value))
 
@@ -599,7 +599,7 @@ class Networks(keras.Model):
     def _checked_levels(self, images: Any) -> tf.Tensor:
         return self.quantizer.levels(as_images(images, self.config.image_shape))
 
-    # --- images of other sizes than the model's: any_size.py ---
+    # --- images of another size than the model's; the functions are in any_size.py ---
 
     def _accept_images(self, images: Any) -> tf.Tensor:
         """Returns images as a tensor, uint8 `[batch, height, width, channels]`, of any size that the model takes."""

@@ -337,7 +337,7 @@ class Flow(InvertibleComposite):
                     left[-1].append(dropped)
         log_det = zero_per_image(x)
         for depth in reversed(range(len(self.levels))):
-            # In v the channels that left last stand next to the remaining channels, those that left first at the end.
+            # In v the remaining channels come first, then the channels that left, with the last to leave first.
             h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
             h = self._leave_level(depth, h)
             log_det = log_dets[depth] + log_det
