@@ -43,7 +43,7 @@ def with_source(tmp_path_factory):
     file = folder / "tfdecouple" / "data" / "sources.py"
     for name in ("data source", "data source with a path"):
         kind, _, line = recipe(name).partition("# in `KINDS`\n")
-        insert(file, "# In the order in which they are listed", f"{kind}\n")
+        insert(file, "KINDS: tuple", f"{kind}\n")
         register(file, "KINDS", line)
     (folder / "tfdecouple" / "presets" / "tiny.json").write_text(TINY, encoding="utf-8")
     return folder

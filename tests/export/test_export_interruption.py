@@ -63,10 +63,10 @@ class Program:
 MOMENTS = {
     "looking at the model": ("asking the Keras model", 0.5),
     "tracing": ("SavedModel: decode", 0.0),
-    "verifying": ("verifying the SavedModel", 2.0),
+    "verifying": ("verifying the SavedModel", 0.5),
     "converting": ("ONNX: decoder", 0.2),
     # This check is over after 0.4 s.
-    "verifying at the end": ("verifying the onnx files", 0.1),
+    "verifying at the end": ("verifying the onnx files", 0.0),
 }
 
 

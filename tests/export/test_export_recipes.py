@@ -30,7 +30,7 @@ def copy(tmp_path):
     for name in ("endpoint", "endpoint that returns numbers"):
         functions, _, rest = recipe(name).partition("\n# in `endpoints`\n")
         endpoint, _, line = rest.partition("\n# in `every`\n")
-        insert(file, "# --- answers of the Keras model ---", functions + "\n\n\n")
+        insert(file, "def list_onnx_names", functions + "\n\n\n")
         insert(file, "    every = (", endpoint + "\n")
         register(file, "every", line)
     return file.parents[1]

@@ -195,7 +195,7 @@ def test_reads_pictures_of_any_size_as_training_does(example, exported, tmp_path
     Image.open(tmp_path / picture).save(tmp_path / "right.png")
     for crop in (0, 20):
         assert example(exported / "onnx", picture, picture, "--crop", crop).returncode == 0
-        np.testing.assert_array_equal(example.pixels("ab"), read_image(str(tmp_path / "right.png"), 8, crop))
+        np.testing.assert_array_equal(example.pixels("ab"), read_image(str(tmp_path / "right.png"), (8, 8, 3), crop))
 
 
 def test_refuses_wrong_arguments_and_pictures(example, exported, tmp_path):

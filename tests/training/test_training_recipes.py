@@ -12,7 +12,7 @@ def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp
     folder = copy_of_packages(tmp_path)
     training = folder / "tfdecouple" / "training"
     function, _, line = recipe("validation metric").partition("# in `DIAGNOSTICS`\n")
-    insert(training / "evaluation.py", "# Metrics of an evaluation beside the bound", f"{function}\n")
+    insert(training / "evaluation.py", "DIAGNOSTICS = [", f"{function}\n")
     register(training / "evaluation.py", "DIAGNOSTICS", line)
     window, field, value = recipe("step metric").splitlines()
     register(training / "state.py", "RUNNING_MEANS", window)
