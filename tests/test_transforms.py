@@ -97,7 +97,7 @@ def with_transform(tmp_path_factory):
     folder = copy_of_packages(tmp_path_factory.mktemp("transform"))
     file = folder / "tfdecouple" / "transforms.py"
     transform, _, line = recipe("coupling transform").partition("# in `TRANSFORMS`\n")
-    insert(file, "# By name, in the order", transform + "\n")
+    insert(file, "TRANSFORMS: dict", transform + "\n")
     register(file, "TRANSFORMS", line)
     (name,) = (
         line.split('"')[1] for line in recipe("coupling transform").splitlines() if line.startswith("    name =")
