@@ -78,11 +78,13 @@ def run(options: argparse.Namespace) -> int:
         says = f"{_WHAT[how].lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"
         save_picture(opened, options, f"switch-{how}", picture, says, pairing=how, **facts)
     if results is not None:
-        first, second = results.small[::2], results.small[1::2]
-        # Images [0, 0] have v of the first photograph and z moved towards the second; images [1, 1] are the reverse.
-        made = opened.model.interpolate(first, second, [options.strength, 1 - options.strength], [0, 1])
-        names = [pathlib.PurePath(path).stem for path in options.pairs]
-        for index, images in enumerate(np.asarray(made)):
-            results.save(2 * index, images[0, 0], f"z-of-{names[2 * index + 1]}")
-            results.save(2 * index + 1, images[1, 1], f"z-of-{names[2 * index]}")
+        strength = np.float32(options.strength)
+        first, second = (opened.model.encode(small) for small in (results.small[::2], results.small[1::2]))
+        for side, own, other in ((0, first, second), (1, second, first)):
+            # At strengths 0 and 1 the weighted sum is exactly one of the two z.
+            z = (1 - strength) * np.asarray(own.z) + strength * np.asarray(other.z)
+            images = np.asarray(opened.model.decode(z, own.v))
+            for pair, image in enumerate(images):
+                other_path = options.pairs[2 * pair + 1 - side]
+                results.save(2 * pair + side, image, f"z-of-{pathlib.PurePath(other_path).stem}")
     return 0
