@@ -18,10 +18,9 @@ from PIL import Image
 from export.provenance import Provenance
 from tfdecouple.config import DataConfig, ModelConfig
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
-from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph
+from tfdecouple.data.sample_images import PHOTOGRAPHS, Photograph, open_photograph
 from tfdecouple.errors import UserError
 from tfdecouple.runs.latent_directions import MEANS
-from tfdecouple.visualization.full_size import read_photograph
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
@@ -130,9 +129,9 @@ def make_example_files() -> dict[str, bytes]:
     """Returns the bytes of the example photographs as JPEG files, by their paths in the page's folder."""
     files = {}
     for one in EXAMPLES.values():
-        path = importlib.metadata.distribution(one.package).locate_file(one.path)
-        buffer = io.BytesIO()
-        Image.fromarray(read_photograph(str(path), 3, EXAMPLE_SIDE).pixels).save(buffer, "JPEG", quality=90)
+        image, buffer = open_photograph(one), io.BytesIO()
+        image.thumbnail((EXAMPLE_SIDE, EXAMPLE_SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=90)
         files[f"model/{one.name}.jpg"] = buffer.getvalue()
     return files
 

@@ -26,7 +26,7 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.runs.latent_directions import METHODS, Direction, Directions
 from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.run_folder import load_config
-from tfdecouple.visualization.full_size import Photograph, change_at_full_size
+from tfdecouple.visualization.full_size import UserPhotograph, change_at_full_size
 
 EXAMPLE = ROOT / "examples" / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -80,7 +80,7 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
         after.tofile(tmp_path / "after")
         command = ["node", "run.js", str(width), str(height), str(size)]
         subprocess.run(command, cwd=tmp_path, check=True, timeout=PATIENCE)
-        before = Photograph("", rgba[..., :3], None, "PNG").shrink((size, size, 3))
+        before = UserPhotograph("", rgba[..., :3], None, "PNG").shrink((size, size, 3))
         np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
         result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
         np.testing.assert_array_equal(result[..., 3], rgba[..., 3])

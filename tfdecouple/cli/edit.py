@@ -61,8 +61,10 @@ def run(options: argparse.Namespace) -> int:
     save_picture(opened, options, "edit", picture, says, **facts)
     if results is not None:
         change = re.sub(r"[^\w.-]", "_", direction.name)
+        z, v = opened.model.encode(results.small)[:2]
+        assert z is not None
         for amount in filter(None, amounts):
-            edited = np.asarray(opened.model.edit(results.small, direction.vector, amount))
+            edited = np.asarray(opened.model.decode(z + np.float32(amount) * direction.vector, v))
             for index, image in enumerate(edited):
                 results.save(index, image, f"{change}{amount:+g}")
     return 0

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tfdecouple.cli.options import add_choice, add_number
-from tfdecouple.errors import UserError
 
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
@@ -67,6 +66,7 @@ class OwnSizeResults:
         Raises:
             UserError: where the file cannot be written.
         """
+        from tfdecouple.cli.run_images import name_unwritable
         from tfdecouple.storage.files import write_bytes
         from tfdecouple.visualization.full_size import change_at_full_size
 
@@ -80,10 +80,6 @@ class OwnSizeResults:
             number += 1
             path = self._folder / f"{name}-{number}{suffix}"
         self._written.add(path)
-        try:
+        with name_unwritable(path):
             write_bytes(path, content)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror or error}; name another folder with --out"
-            ) from error
         print(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels", flush=True)

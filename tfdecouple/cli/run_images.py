@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -282,9 +284,16 @@ def write_picture(path: pathlib.Path, picture: Image.Image | bytes, facts: dict[
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         picture = buffer.getvalue()
-    try:
+    with name_unwritable(path):
         write_bytes(path, picture)
         write_json(path.with_suffix(".json"), facts)
+    print(f"{path}: {summary}", flush=True)
+
+
+@contextlib.contextmanager
+def name_unwritable(path: pathlib.Path) -> Iterator[None]:
+    """Turns errors of the system while a result is written into a UserError that names its path and `--out`."""
+    try:
+        yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; name another folder with --out") from error
-    print(f"{path}: {summary}", flush=True)

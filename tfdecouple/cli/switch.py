@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     arguments.resolve_pairs(options)
     start_tensorflow()
     from tfdecouple.cli.run_images import choose_pairs, open_run, pair_labels, save_picture
+    from tfdecouple.model.interpolation import interpolate_codes
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_switch_grid
 
@@ -78,11 +79,9 @@ def run(options: argparse.Namespace) -> int:
         says = f"{_WHAT[how].lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"
         save_picture(opened, options, f"switch-{how}", picture, says, pairing=how, **facts)
     if results is not None:
-        strength = np.float32(options.strength)
         first, second = (opened.model.encode(small) for small in (results.small[::2], results.small[1::2]))
         for side, own, other in ((0, first, second), (1, second, first)):
-            # At strengths 0 and 1 the weighted sum is exactly one of the two z.
-            z = (1 - strength) * np.asarray(own.z) + strength * np.asarray(other.z)
+            z = interpolate_codes(own.z, other.z, [options.strength])[:, 0]
             images = np.asarray(opened.model.decode(z, own.v))
             for pair, image in enumerate(images):
                 other_path = options.pairs[2 * pair + 1 - side]

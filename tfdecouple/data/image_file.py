@@ -212,11 +212,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
         with open_image(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
-            # Pixels of 16 bits are scaled here, because Pillow would clip them to 8 bits.
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
+            image = scale_to_8_bits(image)
             image.info.pop("transparency", None)  # Without this, convert() would warn about a palette's transparency.
             if channels in PILLOW_MODES:
                 mode = PILLOW_MODES[channels]
@@ -251,6 +247,19 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
             "(model.image_shape)"
         )
     return pixels
+
+
+def scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Returns an image with 8 bits per value; Pillow's own conversion would clip 16 bits instead of scaling them.
+
+    Raises:
+        ValueError: if the pixels have neither 8 nor 16 bits.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
+    return image
 
 
 def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:

@@ -85,7 +85,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
         )
     longer = max(height, width)
     photographs = find_photographs(config)
-    pictures = tuple(_read(photograph) for photograph in photographs)
+    pictures = tuple(open_photograph(photograph) for photograph in photographs)
     for photograph, picture in zip(photographs, pictures, strict=True):
         largest = largest_side(picture.size)
         if longer > largest:
@@ -212,7 +212,12 @@ def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_s
     return images, labels
 
 
-def _read(photograph: Photograph) -> Image.Image:
+def open_photograph(photograph: Photograph) -> Image.Image:
+    """Returns a photograph of an installed package, in RGB.
+
+    Raises:
+        DataError: if the package is not installed, or the file in it is missing or damaged.
+    """
     # The file is located without importing its package, because the import would take seconds.
     try:
         package = importlib.metadata.distribution(photograph.package)

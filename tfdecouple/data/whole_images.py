@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tfdecouple.config.shapes import PILLOW_MODES
 from tfdecouple.data.image_file import read_image
-from tfdecouple.data.sample_images import PHOTOGRAPHS, find_band
+from tfdecouple.data.sample_images import PHOTOGRAPHS, find_band, open_photograph
 from tfdecouple.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,8 +47,6 @@ def draw_whole_images(source: Source, split: str, count: int, seed: int) -> dict
 
 
 def _read_band(name: str, split: str, channels: int) -> np.ndarray:
-    photograph = PHOTOGRAPHS[name]
-    path = importlib.metadata.distribution(photograph.package).locate_file(photograph.path)
-    pixels = read_image(str(path), (0, 0, channels), 0)
-    left, top, right, bottom = find_band((pixels.shape[1], pixels.shape[0]), split)
-    return pixels[top:bottom, left:right]
+    photograph = open_photograph(PHOTOGRAPHS[name])
+    band = photograph.crop(find_band(photograph.size, split)).convert(PILLOW_MODES[channels])
+    return np.asarray(band).reshape(band.height, band.width, channels)

@@ -20,7 +20,7 @@ import tensorflow as tf
 from PIL import Image, ImageCms, ImageOps
 from scipy.ndimage import uniform_filter
 
-from tfdecouple.data.image_file import open_image
+from tfdecouple.data.image_file import open_image, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.model.any_size import shrink_images
 
@@ -122,7 +122,7 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Photograph:
+class UserPhotograph:
     """A photograph at its own size.
 
     Attributes:
@@ -154,7 +154,7 @@ class Photograph:
         return buffer.getvalue(), suffix if kind == self.format and suffix else ending
 
 
-def read_photograph(path: str, channels: int, max_side: int) -> Photograph:
+def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """Returns a photograph from a file, at its own size, or shrunk so that no side is longer than `max_side`.
 
     The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. An animation gives its
@@ -178,10 +178,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> Photograph:
             # This decodes a large JPEG file at a fraction of its size, which saves most of the time.
             image.draft("RGB", (max_side, max_side))
             profile = image.info.get("icc_profile")
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
+            image = scale_to_8_bits(image)
             has_alpha = image.has_transparency_data and channels == 3
             image = image.convert("RGBA" if has_alpha else "RGB")
             image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
@@ -192,7 +189,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> Photograph:
     # Every exception is caught, because Pillow raises nearly any class of exception for a damaged file.
     except Exception as error:
         raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
-    return Photograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)
+    return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
