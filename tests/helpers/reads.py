@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow.python.ops import gen_resource_variable_ops
 
-from tfdecouple.training import loop
 from tfdecouple.training.step import StepResult, TrainStep
 
 
@@ -57,7 +55,7 @@ class Reads:
 
     @contextlib.contextmanager
     def counted(self):
-        """Yields this counter, which counts inside the context; runs there do not read at intervals of time."""
+        """Yields this counter, which counts inside the context."""
         numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
 
         def count_numpy(tensor):
@@ -78,5 +76,4 @@ class Reads:
             patch.setattr(ops._EagerTensorBase, "_numpy", count_numpy)
             patch.setattr(gen_resource_variable_ops, "read_variable_op", count_variable)
             patch.setattr(TrainStep, "__call__", take_step)
-            patch.setattr(loop, "READ_SECONDS", math.inf)
             yield self

@@ -72,6 +72,11 @@ class TestFolder:
         assert {"gradient_norm", "learning_rate", "skipped_steps"} <= rows["train", 2].keys()
         assert {"standard_error", "smallest_scale", "worst_condition"} <= rows["validation", 5].keys()
 
+    def test_nothing_is_read_between_two_rows_of_the_log(self, watched_run):
+        # Evaluations are at 5 and 10, and the first step of a process is read.
+        _, reads = watched_run
+        assert {step for step, count in reads.items() if count} - {0} == {1, 2, 4, 5, 6, 8, 10}
+
     def test_tensorboard_has_the_figures_and_pictures_of_the_log(self, finished_run):
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -455,14 +460,13 @@ class TestDivergence:
     def test_ends_where_it_diverged_however_late_that_is_read(
         self, image_folder, tmp_path, stand_ins, fake_step, monkeypatch, capsys
     ):
-        # Read after the steps 1, 2, 4 and 8.
-        monkeypatch.setattr(loop, "READ_SECONDS", math.inf)
+        # Results are read after the steps 1 and 10.
         monkeypatch.setattr(fake_step, "bad", {4, 5, 6})
         rare = {"log_every": 99, "evaluate_every": 99, "checkpoint_every": 99}
         config = run_config(image_folder, model=LEAST, max_skipped_steps=3, **rare)
         with pytest.raises(DivergedError, match=r"3 steps in a row were not applied \(at step 7: "):
             train(config, tmp_path / "run")
-        assert "3 of the steps 5 to 7 were not applied: " in capsys.readouterr().out
+        assert "3 of the steps 2 to 7 were not applied: " in capsys.readouterr().out
         saved = checkpoint_values(tmp_path / "run", "step-000000007")
         counters = {
             name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in ("step", "updates", "skipped")

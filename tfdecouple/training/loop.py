@@ -47,9 +47,6 @@ from tfdecouple.training.workers import Workers, find_cluster, lost_worker_error
 _ADDRESSES = 4 * 2**30
 # Number of images of 64 x 64 pixels on which even a run of a single step is evaluated; of larger images it is fewer.
 _LEAST_EVALUATED = 64
-# Longest time, in seconds, between two reads of results, so that the loop notices a stop or a divergence early. Systems
-# that end a program wait half a minute or more between SIGTERM and SIGKILL.
-READ_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,15 +302,14 @@ class Trainer:
     def _take_steps(self, stop: StopRequest) -> None:
         """Takes training steps up to the last one, or until a signal asks to stop.
 
-        Steps are dispatched one after the other. Their results are read from the devices where `ReadSchedule` is due,
-        before each row of the log, and before each checkpoint.
+        Steps are dispatched one after the other. Their results are read from the devices only after the first step of
+        this process, for a row of the log and before a checkpoint, because a GPU is idle meanwhile.
 
         Raises:
             InterruptedRunError: after a signal; the state is saved.
         """
         training = self.training
-        batches, schedule = self._training_batches(), ReadSchedule(self.step)
-        begun = self.step
+        batches, begun = self._training_batches(), self.step
         if begun:
             self._finish_evaluation(stop)
         since, last = time.monotonic(), begun
@@ -326,15 +322,13 @@ class Trainer:
             evaluates = self._evaluates()
             logs = self.step == training.steps or self.step % training.log_every == 0
             saves = evaluates or self.step % training.checkpoint_every == 0
-            read = None
-            if logs or saves or schedule.is_due(self.step):
-                read = self._read_step(result)
-                schedule.set_next(self.step, self.workers.call_on_chief(lambda: schedule.propose_interval(self.step)))
+            is_first = self.step == begun + 1
+            read = self._read_step(result) if logs or saves or is_first else None
             if logs and read:
                 now = time.monotonic()
                 self._log_row(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
-            elif self.step == begun + 1:
+            elif is_first:
                 # The time of the first step is left out of the speed, because it includes tracing.
                 since, last = time.monotonic(), self.step
             self.progress.step(self.step)
@@ -344,7 +338,6 @@ class Trainer:
                 if evaluates:
                     self._evaluate_validation(stop)
                 since, last = time.monotonic(), self.step
-                schedule.restart_clock(self.step)
             stopping = self._should_stop(stop, read)
         if stopping and self.step < training.steps:
             if result is not None:
@@ -511,37 +504,6 @@ class Trainer:
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
-
-
-class ReadSchedule:
-    """The schedule of the steps, between two rows of the log, after which the loop reads results from the devices.
-
-    Reading waits for all dispatched steps, and a GPU is then idle until the next step is dispatched. The first step of
-    a process is read. Each further interval is at most twice as long, as long as its steps take no more than
-    `READ_SECONDS`. Several workers must read at the same steps, so all of them take the chief's proposal.
-    """
-
-    def __init__(self, step: int):
-        self._next, self._interval = step + 1, 0
-        self.restart_clock(step)
-
-    def restart_clock(self, step: int) -> None:
-        """Restarts the clock that measures the time of steps; call it after other work between two steps."""
-        self._since, self._last = time.monotonic(), step
-
-    def is_due(self, step: int) -> bool:
-        """Returns whether to read results after this step."""
-        return step >= self._next
-
-    def propose_interval(self, step: int) -> int:
-        """Returns the number of steps until the next read, from the time that a step takes in this process."""
-        seconds = (time.monotonic() - self._since) / max(1, step - self._last)
-        return max(1, int(min(2 * self._interval, READ_SECONDS / max(seconds, 1e-9))))
-
-    def set_next(self, step: int, interval: int) -> None:
-        """Sets the next read to `interval` steps after `step`, which was read just now."""
-        self._next, self._interval = step + interval, interval
-        self.restart_clock(step)
 
 
 class _OnChief:
