@@ -2,11 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
-from helpers.places import PATIENCE
 
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 
@@ -44,23 +41,6 @@ def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(InterruptedRunError, match="SIGTERM"), stop.stop_at_once("in a test"):
             pytest.fail("the signal came before")
-
-
-# Native code that lasts minutes and lets no handler of Python's run; the signal comes amid it.
-BUSY = """
-import hashlib, os, signal, threading
-from tfdecouple.training import signals
-
-signals._GRACE = 0.5
-with signals.StopRequest() as stop, stop.stop_at_once("in a test"):
-    threading.Timer(2, os.kill, [os.getpid(), signal.SIGTERM]).start()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-"""
-
-
-def test_ends_the_process_amid_native_code():
-    done = subprocess.run([sys.executable, "-c", BUSY], capture_output=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 75 and done.stderr.endswith(b"error: stopped by SIGTERM in a test\n"), done.stderr
 
 
 def test_puts_the_handlers_back():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import socket
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -15,8 +12,6 @@ from tfdecouple.errors import RunError
 
 # Signals that stop a run. A closed terminal sends SIGHUP, which some systems lack.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-# Seconds until a process whose main thread does not react is ended. Systems send SIGKILL half a minute after SIGTERM.
-_GRACE = 15.0
 
 
 class InterruptedRunError(RunError):
@@ -72,43 +67,12 @@ class StopRequest:
         try:
             if self.reason:
                 raise _Stopped
-            with self._watched(where) if self._before else contextlib.nullcontext():
-                self._raises = True
-                yield
+            self._raises = True
+            yield
         except _Stopped:
             raise InterruptedRunError(f"stopped by {self.reason} {where}") from None
         finally:
             self._raises = False
-
-    @contextlib.contextmanager
-    def _watched(self, where: str) -> Iterator[None]:
-        """Returns a context that ends the process if SIGTERM or SIGHUP does not end its code within `_GRACE` seconds.
-
-        Python's own handlers run only after native code returns, which may take a minute.
-        """
-        left = threading.Event()
-        received, sent = socket.socketpair()
-        sent.setblocking(False)
-
-        def watch() -> None:
-            # The loop ends at an empty read, which means that the other end is closed.
-            while number := received.recv(1):
-                name = signal.Signals(number[0]).name
-                if name in ("SIGTERM", "SIGHUP") and not left.wait(_GRACE):
-                    print(f"error: stopped by {name} {where}", file=sys.stderr, flush=True)
-                    os._exit(InterruptedRunError.status)
-
-        before = signal.set_wakeup_fd(sent.fileno(), warn_on_full_buffer=False)
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            left.set()
-            signal.set_wakeup_fd(before)
-            sent.close()
-            watcher.join()
-            received.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.reason == "SIGINT" and number == signal.SIGINT:
