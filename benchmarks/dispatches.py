@@ -73,7 +73,7 @@ def count(options: argparse.Namespace) -> int:
     start_tensorflow(1 if options.one_shard else options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
-    if options.lines and config.training.passes > 1:
+    if options.lines and config.training.micro_batches > 1:
         raise UserError(f"--lines is {options.lines}; it needs a step in one piece, training.micro_batches=1")
     benchmark = Benchmark(config)
     import numpy as np

@@ -187,4 +187,4 @@ class TestJson:
     def test_of_the_environment_is_one_line(self, monkeypatch):
         monkeypatch.setenv("TF_CONFIG", DEEP)
         with pytest.raises(ConfigError, match="TF_CONFIG"):
-            find_cluster("auto")
+            find_cluster()

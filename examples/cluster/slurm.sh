@@ -12,8 +12,15 @@
 # One log over all starts.
 #SBATCH --open-mode=append
 
-# Workers end by themselves when one is lost: no --kill-on-bad-exit, which could hit one that still saves.
-srun python train.py "$@"
+# The workers of TF_CONFIG: a port of each node, another one for each job.
+port=$((16000 + SLURM_JOB_ID % 16000))
+WORKERS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/.*/\"&:$port\"/" | paste -sd, -)
+export WORKERS
+# exec: the signal must reach Python, not the shell. Workers end by themselves when one is lost: no --kill-on-bad-exit,
+# which could hit one that still saves.
+srun bash -c '
+    export TF_CONFIG="{\"cluster\": {\"worker\": [$WORKERS]}, \"task\": {\"type\": \"worker\", \"index\": $SLURM_NODEID}}"
+    exec python train.py "$@"' train.py "$@"
 status=$?
 
 # srun reports the highest status. 75: stopped and saved; 4, or above 128 for the lost one itself: a worker has died. The

@@ -123,7 +123,6 @@ class TestRefusals:
             (["--config", "no/such/file.json"], "cannot read the config no/such/file.json"),
             (["--step-count", "5"], "unrecognized arguments: --step-count 5; "),
             (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
-            (["--cluster", "kubernetes"], "--cluster is 'kubernetes'; it must be auto, tf-config, slurm or none"),
             (["--data", "photograph"], "did you mean photographs"),
             (["--data", "folder:/no/such/folder"], "/no/such/folder"),
             (["--data", "folder:"], "folder:"),

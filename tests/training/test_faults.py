@@ -15,7 +15,7 @@ from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model import precision_check
 from tfdecouple.runs.run_folder import read_summary
 from tfdecouple.storage.checkpoints import CheckpointFolder
-from tfdecouple.training import DivergedError, InterruptedRunError, loop, train
+from tfdecouple.training import DivergedError, InterruptedRunError, train
 
 
 class TestMistakeBeforeTheFirstStep:
@@ -32,12 +32,6 @@ class TestMistakeBeforeTheFirstStep:
 
         before_steps(monkeypatch, act)
         with pytest.raises(RunError, match="out of memory; start again with a smaller training.batch_size"):
-            train(run_config(image_folder), tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-
-    def test_address_space_that_does_not_hold_tensorflow(self, image_folder, tmp_path, monkeypatch):
-        monkeypatch.setattr(loop, "address_space", lambda: 3 * 2**30)
-        with pytest.raises(RunError, match=r"may use 3\.2 GB of addresses here \(ulimit -v\)"):
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -182,9 +176,9 @@ class TestWeightsThatAreNotFinite:
 
 
 @pytest.mark.usefixtures("fake_step", "stand_ins")
-def test_folder_that_is_deleted_amid_a_run_is_not_said_to_be_there(image_folder, tmp_path, monkeypatch, fake_step):
+def test_folder_that_is_deleted_amid_a_run_is_not_made_again(image_folder, tmp_path, monkeypatch, fake_step):
     before_steps(monkeypatch, lambda _, step: step == 7 and shutil.rmtree(tmp_path / "run"), of=fake_step)
-    with pytest.raises(RunError, match="was moved or deleted while the run trained"):
+    with pytest.raises(RunError, match="cannot write to the run folder .*: No such file"):
         train(run_config(image_folder, model=LEAST), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -9,7 +9,7 @@ import pathlib
 import sys
 from typing import Any
 
-from tfdecouple.cli.options import add_choice, program_name
+from tfdecouple.cli.options import program_name
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.process import start_tensorflow
@@ -104,9 +104,6 @@ def add_parser(commands: Any) -> None:
         type=int,
         help="use N GPUs instead of all; without GPUs, try N logical CPU devices",
     )
-    text = "where to find other workers: in the variable TF_CONFIG (tf-config), in those of srun (slurm), in either "
-    text += "(auto) or nowhere (none). Start the same command on all of them"
-    add_choice(where, "--cluster", ("auto", "tf-config", "slurm", "none"), text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -128,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.training import DivergedError, InterruptedRunError, LostWorkerError, train
 
     try:
-        outcome = train(config, workdir, devices=options.devices, download=options.download, cluster=options.cluster)
+        outcome = train(config, workdir, devices=options.devices, download=options.download)
     except (InterruptedRunError, DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INTERRUPTED if isinstance(error, InterruptedRunError) else EXIT_DIVERGED

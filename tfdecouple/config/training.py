@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import pydantic
 
 from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, check_fields, format_value, require
-from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
@@ -21,14 +20,13 @@ SEEDS = 2**32
 class TrainingConfig:
     """Optimisation, precision, memory and the schedule of a run (paper appendix C.2 and Table 5).
 
-    >>> TrainingConfig(batch_size=64, micro_batches=2).passes
-    2
+    >>> TrainingConfig(batch_size=64, micro_batches=2).precision
+    'float32'
 
     Attributes:
         steps: number of optimiser updates of the whole run.
         batch_size: images per update, over all devices.
-        micro_batches: number of parts in which a batch is processed, one after the other, to save memory. "auto": as
-            few as fit into the memory that is free at the start of the run, by calculation (`networks/costs.py`).
+        micro_batches: number of parts in which a batch is processed, one after the other, to save memory.
         learning_rate: the peak, reached after the warm-up.
         warmup_steps: updates of linear warm-up from 1e-7.
         decay_rate: factor of the learning rate per update after the warm-up.
@@ -84,7 +82,7 @@ class TrainingConfig:
 
     steps: Positive = 1000
     batch_size: Positive = 64
-    micro_batches: Positive | Literal["auto"] = 1
+    micro_batches: Positive = 1
     learning_rate: NonNegative = 1e-3
     warmup_steps: Count = 50
     decay_rate: Fraction = 0.999997
@@ -119,13 +117,6 @@ class TrainingConfig:
     init_from: str | None = None
     init_partial: bool = False
 
-    @property
-    def passes(self) -> int:
-        """The number of micro-batches in an update; raises ConfigError where `micro_batches` is "auto"."""
-        if isinstance(self.micro_batches, str):
-            raise ConfigError("training.micro_batches is 'auto'; only training itself makes a number of it")
-        return self.micro_batches
-
     def __post_init__(self) -> None:
         """Raises ConfigError if an option has an impossible value; the message names the option."""
         check_fields(self, "training.")
@@ -155,9 +146,8 @@ class TrainingConfig:
             not self.init_partial or self.init_from is not None,
             "training.init_partial is true and training.init_from is null; say with --init-from where to start",
         )
-        count = 1 if self.micro_batches == "auto" else self.micro_batches
         require(
-            self.batch_size % count == 0,
+            self.batch_size % self.micro_batches == 0,
             f"training.batch_size is {self.batch_size} and training.micro_batches {self.micro_batches}; "
             "the first must be a multiple of the second",
         )

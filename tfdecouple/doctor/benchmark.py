@@ -111,7 +111,7 @@ class Benchmark:
         return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
 
     def _train(self, batch: int, compiled: Callable[..., Any]) -> Work:
-        batches, passes = self._batches(), self.config.training.passes
+        batches, passes = self._batches(), self.config.training.micro_batches
         steps = iter(range(2**31))
 
         def begin() -> Any:
@@ -130,7 +130,7 @@ class Benchmark:
         from tfdecouple.training.strategy import device_input_options
 
         training = self.config.training
-        options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.passes}
+        options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.micro_batches}
         batches = training_batches(self.source, self.config.data, **options)
         examples = make_step_inputs(batches, self.source, self.config.model)
         return iter(self.strategy.experimental_distribute_dataset(examples, device_input_options()))

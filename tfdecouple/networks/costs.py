@@ -134,26 +134,6 @@ def state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> i
     return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
 
 
-def fewest_micro_batches(config: Config, devices: int, free: int) -> int | None:
-    """Returns the smallest number of micro-batches with which a training step fits into memory; None if none fits.
-
-    Args:
-        config: the run's config.
-        devices: how many devices share a batch.
-        free: free bytes of memory on each device.
-    """
-    share, rest = divmod(config.training.batch_size, devices)
-    for count in range(1, share + 1):
-        if not rest and share % count == 0 and step_bytes(config, share // count, count) <= free:
-            return count
-    return None
-
-
-def not_counted(config: Config) -> str:
-    """Returns the end of a message, which names memory that `step_bytes` does not count; "" if it counts everything."""
-    return ", without what XLA needs besides" if config.training.jit_compile else ""
-
-
 def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
     """Returns the bytes that a training step holds on a device: training state, and activations of `images` images."""
     training = config.training

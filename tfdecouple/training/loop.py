@@ -26,7 +26,6 @@ from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
 from tfdecouple.model.precision_check import require_precision
 from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.run_folder import CONFIG
-from tfdecouple.runtime.devices import address_space, shown_bytes
 from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
@@ -35,16 +34,9 @@ from tfdecouple.training.schedule import add_noise, noise_deviation
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import StepResult, TrainStep
-from tfdecouple.training.strategy import (
-    choose_micro_batches,
-    device_input_options,
-    make_strategy,
-    require_divisible_batch,
-)
+from tfdecouple.training.strategy import device_input_options, make_strategy, require_divisible_batch
 from tfdecouple.training.workers import Workers, find_cluster, lost_worker_errors, make_collective_sum
 
-# Bytes of address space that TensorFlow needs: it ends a process that has 3 GB, and with 4.5 GB the quickstart trains.
-_ADDRESSES = 4 * 2**30
 # Number of images of 64 x 64 pixels on which even a run of a single step is evaluated; of larger images it is fewer.
 _LEAST_EVALUATED = 64
 
@@ -71,20 +63,18 @@ def train(
     *,
     devices: int | None = None,
     download: bool = False,
-    cluster: str = "auto",
 ) -> Outcome:
     """Returns the outcome of a run after training it to its last step, from the beginning or from where it stopped.
 
-    The global seed of Keras is set, since initial weights are drawn from it. In a cluster all workers call `train` with
-    the same arguments, before TensorFlow has run anything; only the first worker, the chief, reads and writes the run
-    folder.
+    The global seed of Keras is set, since initial weights are drawn from it. In a cluster, which TF_CONFIG describes,
+    all workers call `train` with the same arguments, before TensorFlow has run anything; only the first worker, the
+    chief, reads and writes the run folder.
 
     Args:
         config: the config of the run.
         workdir: the run folder; made if absent.
         devices: number of devices of each worker; None for all GPUs, or one CPU.
         download: whether TFDS prepares the data set where it is missing.
-        cluster: source of the addresses of the workers, one of `workers.CHOICES`; see `workers.find_cluster`.
 
     Raises:
         ConfigError: where options contradict each other or the devices, or the processor lacks the precision.
@@ -96,7 +86,7 @@ def train(
     """
     path = pathlib.Path(workdir)
     config = make_paths_absolute(config)
-    group = find_cluster(cluster)
+    group = find_cluster()
     with contextlib.ExitStack() as stack:
         is_chief = group is None or group.rank == 0
         quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
@@ -112,7 +102,6 @@ def train(
         stack.enter_context(_one_line_errors(path))
         _require_same_options(workers, config)
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
-        config = choose_micro_batches(config, path, strategy, workers, progress.print_line)
         directory = stack.enter_context(RunDirectory(path, config, progress.print_line))
         require_divisible_batch(config.training, strategy.num_replicas_in_sync)
         workers.call_on_all(lambda: _require_memory(config))
@@ -132,14 +121,8 @@ def train(
 def _require_memory(config: Config) -> None:
     """Raises an error if weights, gradients, moments and averages need more memory than the machine has.
 
-    With a GPU only the weights are counted, because the GPU's memory holds the rest. A process whose address space is
-    too small for TensorFlow itself gets an error, too.
+    With a GPU only the weights are counted, because the GPU's memory holds the rest.
     """
-    if (limit := address_space()) < _ADDRESSES:
-        raise RunError(
-            f"programs may use {shown_bytes(limit)} of addresses here (ulimit -v), and training needs "
-            f"{shown_bytes(_ADDRESSES)} or more, whatever the model; lift the limit with ulimit -v unlimited"
-        )
     has_gpu = bool(tf.config.get_visible_devices("GPU"))
     require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
 
@@ -163,14 +146,9 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not (path / CONFIG).is_file():
-            raise RunError(
-                f"the run folder {path} was moved or deleted while the run trained; the same command starts anew, or "
-                "resumes once the folder is back"
-            ) from error
         raise RunError(
-            f"cannot write to the run folder {path}: {error.strerror or error}; "
-            "what was saved before is still there, the same command goes on from it"
+            f"cannot write to the run folder {path}: {error.strerror or error}; the same command goes on from the last "
+            "checkpoint"
         ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         # A run that took no step has no config yet, so its folder can be used again and no other is advised.
@@ -316,7 +294,7 @@ class Trainer:
         result: StepResult | None = None
         stopping = self._should_stop(stop)
         while self.step < training.steps and not stopping:
-            micro_batches = [next(batches) for _ in range(training.passes)]
+            micro_batches = [next(batches) for _ in range(training.micro_batches)]
             result = self.take_step(micro_batches, self.step, bool(stop.reason))
             self.step += 1
             evaluates = self._evaluates()
@@ -368,7 +346,7 @@ class Trainer:
                 batch_size=self.training.batch_size,
                 seed=self.training.seed,
                 start_step=self.step,
-                micro_batches=self.training.passes,
+                micro_batches=self.training.micro_batches,
                 context=context,
             )
             return make_step_inputs(batches, self.source, self.config.model)

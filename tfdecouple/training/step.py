@@ -73,9 +73,9 @@ class TrainStep:
         self._training = config.training
         self._strategy = strategy
         # The inversion errors of a step lie in a vector with a slot for each micro-batch of each device.
-        self._slots = config.training.passes * strategy.num_replicas_in_sync
+        self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
         with strategy.scope():
-            self._accumulator: Any = Accumulator(self._share_shapes()) if config.training.passes > 1 else None
+            self._accumulator: Any = Accumulator(self._share_shapes()) if config.training.micro_batches > 1 else None
         # AutoGraph is off because no Python control flow depends on tensors, and its search for control flow in loops
         # over a thousand variables takes seconds.
         self._whole = tf.function(self._take_whole, autograph=False)
@@ -124,7 +124,7 @@ class TrainStep:
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
-        size = training.batch_size // training.passes
+        size = training.batch_size // training.micro_batches
         count = size // self._strategy.num_replicas_in_sync
         start = number * size + replica * count
         seed, own = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
@@ -150,8 +150,8 @@ class TrainStep:
         slot = number * self._strategy.num_replicas_in_sync + replica
         share = share._replace(inversion_error=in_slot(share.inversion_error, slot, self._slots))
         small = [values[name] for name in state.optimizer.small]
-        if training.passes > 1:
-            share = share._replace(moving=[statistic / training.passes for statistic in share.moving])
+        if training.micro_batches > 1:
+            share = share._replace(moving=[statistic / training.micro_batches for statistic in share.moving])
         return share, small
 
     def _augment(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:

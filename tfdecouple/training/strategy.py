@@ -1,30 +1,20 @@
-"""The devices that train, and the division of a batch among them and into micro-batches."""
+"""The devices that train, and the division of a batch among them."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
-import pathlib
-from collections.abc import Callable
 
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-from tfdecouple.config import Config, TrainingConfig
+from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError
-from tfdecouple.networks.costs import fewest_micro_batches, not_counted, step_bytes
-from tfdecouple.runs.run_folder import CONFIG, load_config
 from tfdecouple.runtime import devices
-from tfdecouple.runtime.devices import free_memory, shown_bytes
-from tfdecouple.training.workers import Cluster, Workers
+from tfdecouple.training.workers import Cluster
 
 # Seconds without a heartbeat after which a worker counts as dead. A worker killed during a step is noticed at once.
 _SILENCE = 40
-# Fraction of the memory that tensors may take; the rest is for gaps between buffers, and for workspaces.
-_USABLE = 0.9
-# Bytes of the step's graph, which on a CPU lies in the same memory as the tensors.
-_GRAPH = 2**29
 
 _Communication = tf.distribute.experimental.CommunicationImplementation
 
@@ -80,9 +70,6 @@ def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStr
 
 def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
     gpus = tf.config.get_visible_devices("GPU")
-    if cluster.sharing_host > 1 and len(gpus) >= cluster.sharing_host:
-        share = len(gpus) // cluster.sharing_host
-        gpus = gpus[cluster.rank_on_host * share :][:share]
     present = len(gpus) or 1
     if devices is not None and devices > present:
         kind = f"{present} GPUs" if gpus else "only one CPU device"
@@ -91,9 +78,9 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
         gpus = gpus[: devices or present]
         tf.config.set_visible_devices(gpus, "GPU")
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec(cluster.jobs),
-        task_type=cluster.job,
-        task_id=cluster.index,
+        tf.train.ClusterSpec(cluster.cluster),
+        task_type=cluster.task.type,
+        task_id=cluster.task.index,
         num_accelerators={"GPU": len(gpus)},
         rpc_layer="grpc",
     )
@@ -118,83 +105,11 @@ def device_input_options() -> tf.distribute.InputOptions:
 
 def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
     """Raises ConfigError if the batch size is no multiple of devices times micro-batches."""
-    slices = replicas * config.passes
+    slices = replicas * config.micro_batches
     if config.batch_size % slices:
-        micro = f" times {config.passes} micro-batches" if config.passes > 1 else ""
+        micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
         least = "smaller than" if config.batch_size < slices else "no multiple of"
         raise ConfigError(
             f"training.batch_size is {config.batch_size}, {least} the {replicas} devices{micro}; "
             f"take a multiple of {slices}"
         )
-
-
-def choose_micro_batches(
-    config: Config,
-    folder: pathlib.Path,
-    strategy: tf.distribute.Strategy,
-    workers: Workers,
-    report: Callable[[str], None],
-) -> Config:
-    """Returns the config with a number instead of `training.micro_batches=auto`, and prints the number.
-
-    A run that is resumed keeps its number, because with another number it could not be resumed bit for bit. A new run
-    gets the smallest number with which the state of the training and the activations of a micro-batch fit into the free
-    memory of a device of the chief, by the calculation of `costs.py`.
-
-    Args:
-        config: the config of the run; a config with a number is returned unchanged.
-        folder: the run folder; it need not exist.
-        strategy: the strategy over the devices.
-        workers: all processes of the run.
-        report: function that prints a line.
-
-    Raises:
-        ConfigError: where not even one image at a time fits.
-    """
-    if config.training.micro_batches != "auto":
-        return config
-    count = workers.call_on_chief(lambda: _count_micro_batches(config, folder, strategy, report))
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, micro_batches=count))
-
-
-def _count_micro_batches(
-    config: Config, folder: pathlib.Path, strategy: tf.distribute.Strategy, report: Callable[[str], None]
-) -> int:
-    if (folder / CONFIG).is_file():
-        count = load_config(folder).training.passes
-        report(f"training.micro_batches=auto: {count}, as this run began")
-        return count
-    devices, free = strategy.num_replicas_in_sync, measure_usable_memory(strategy)
-    if config.training.batch_size % devices:
-        return 1  # Any number will do, because `require_divisible_batch` then raises an error for this batch.
-    fewest = fewest_micro_batches(config, devices, free)
-    if fewest is None:
-        least = step_bytes(config, 1, max(1, config.training.batch_size // devices))
-        advice = "" if config.training.memory == "invert" else "training.memory=invert, "
-        raise ConfigError(
-            f"training.micro_batches=auto: one image at a time needs {shown_bytes(least)} on each device, and "
-            f"{shown_bytes(free)} are free; take {advice}a smaller model or a device with more memory"
-        )
-    images = config.training.batch_size // devices // fewest
-    report(
-        f"training.micro_batches=auto: {fewest}, {images} images at a time on each device, "
-        f"{shown_bytes(step_bytes(config, images, fewest))} of {shown_bytes(free)} by calculation{not_counted(config)}"
-    )
-    return fewest
-
-
-def measure_usable_memory(strategy: tf.distribute.Strategy) -> int:
-    """Returns how many bytes of memory a step may take on each device."""
-    local = strategy.extended.worker_devices
-    gpus = [device for device in local if "GPU" in device]
-    if not gpus:
-        # The memory is divided by their number, because logical CPU devices share the memory of the machine.
-        return max(0, int((_USABLE * free_memory() - _GRAPH) / len(local)))
-    from tensorflow.python.client import device_lib
-
-    # The config of this process is passed because the default would also list, and reserve, its hidden GPUs.
-    described = device_lib.list_local_devices(context.context().config)
-    limits = {each.name.rpartition("device:")[2]: each.memory_limit for each in described}
-    names = [device.rpartition("device:")[2] for device in gpus]
-    used = {name: tf.config.experimental.get_memory_info(name)["current"] for name in names}
-    return min(int(_USABLE * (limits[name] - used[name])) for name in names)

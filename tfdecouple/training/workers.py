@@ -3,171 +3,81 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 import tensorflow as tf
 
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.storage.files import parse_json
 
-CHOICES = ("auto", "tf-config", "slurm", "none")
-
+# Errors about TF_CONFIG end with this example.
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
-# Ports of workers under Slurm, below the ports that systems give to clients.
-_SLURM_PORTS = range(16000, 32000)
-# Number of ports of each Slurm job. Successive jobs get different ports, because they can share a host.
-_PORTS_PER_JOB = 16
+_Address = Annotated[str, pydantic.Field(pattern=r"^\S+:\d{1,5}$")]
 
 
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """The addresses of all workers of a run, and the position of this process among them.
+class Task(pydantic.BaseModel):
+    """The job of a worker, and its index among the workers of this job."""
+
+    type: Literal["chief", "worker", ""] = ""
+    index: pydantic.NonNegativeInt = 0
+
+
+class Cluster(pydantic.BaseModel):
+    """The workers of a run, as TF_CONFIG describes them.
 
     Attributes:
-        jobs: addresses (host:port) by job: "worker", and "chief" where there is one.
-        job: the job of this process.
-        index: the index of this process in its job.
-        rank_on_host: the rank, from 0, of this process among the workers that share its host and the host's GPUs.
-        sharing_host: number of workers that share the host and its GPUs.
+        cluster: addresses (host:port) by job: "worker", and "chief" where there is one.
+        task: the job and the index of this process.
     """
 
-    jobs: dict[str, list[str]]
-    job: str
-    index: int
-    rank_on_host: int = 0
-    sharing_host: int = 1
+    cluster: dict[Literal["chief", "worker"], list[_Address]] = {}
+    task: Task = Task()
 
     @property
     def workers(self) -> list[str]:
         """The addresses of all workers, with the chief's first."""
-        return [*self.jobs.get("chief", []), *self.jobs.get("worker", [])]
+        return [*self.cluster.get("chief", []), *self.cluster.get("worker", [])]
 
     @property
     def rank(self) -> int:
         """The rank of this process among all workers; the chief has rank 0."""
-        return self.index + (len(self.jobs.get("chief", [])) if self.job == "worker" else 0)
+        return self.task.index + (len(self.cluster.get("chief", [])) if self.task.type == "worker" else 0)
 
 
-def find_cluster(choice: str = "auto") -> Cluster | None:
-    """Returns the cluster that this process belongs to; None where it trains alone.
-
-    TF_CONFIG is used where it names more than one worker, otherwise Slurm where `srun` started more than one task. A
-    batch script of Slurm that calls the program without `srun` is one process, however many tasks it has reserved.
-
-    Args:
-        choice: one of `CHOICES`. "tf-config" and "slurm" require a cluster of that source; "none" ignores both sources.
+def find_cluster() -> Cluster | None:
+    """Returns the cluster in the environment variable TF_CONFIG; None where it names fewer than two workers.
 
     Raises:
-        ConfigError: where environment variables contradict each other or the choice.
+        ConfigError: where TF_CONFIG describes no cluster.
     """
-    if choice not in CHOICES:
-        raise ConfigError(f"--cluster is {choice!r}; use one of {', '.join(CHOICES)}")
-    cluster = None
-    if choice in ("auto", "tf-config"):
-        cluster = _from_tf_config(os.environ.get("TF_CONFIG", ""))
-        if cluster is None and choice == "tf-config":
-            raise ConfigError(f"--cluster is tf-config, but TF_CONFIG names no second worker; such as {_EXAMPLE}")
-    if choice in ("auto", "slurm") and cluster is None:
-        cluster = _from_slurm()
-        if cluster is None and choice == "slurm":
-            raise ConfigError("--cluster is slurm, but this is no step of several tasks; start the program with srun")
+    text = os.environ.get("TF_CONFIG", "").strip()
+    if not text:
+        return None
+    try:
+        cluster = Cluster.model_validate(parse_json(text))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise _malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except ValueError as error:
+        raise _malformed(str(error)) from error
+    workers, task = cluster.workers, cluster.task
+    if len(workers) < 2:
+        return None
+    if len(set(workers)) < len(workers) or len(cluster.cluster.get("chief", [])) > 1:
+        raise _malformed("it names an address twice, or more than one chief")
+    if task.index >= len(cluster.cluster.get(task.type, [])):
+        raise _malformed("task must name one of the workers")
     return cluster
 
 
-def _from_tf_config(text: str) -> Cluster | None:
-    if not text.strip():
-        return None
-    try:
-        values = parse_json(text)
-    except ValueError as error:
-        raise _malformed(f"is no JSON ({error})") from error
-    if not isinstance(values, dict) or not isinstance(values.get("cluster", {}), dict):
-        raise _malformed("holds no object")
-    jobs = values.get("cluster", {})
-    for job, addresses in jobs.items():
-        if job not in ("chief", "worker"):
-            raise _malformed(f"has a job {job!r}; there are only workers, and a chief among them")
-        if not isinstance(addresses, list) or not all(_is_address(address) for address in addresses):
-            raise _malformed(f"must list the {job} addresses as host:port")
-    everyone = [address for addresses in jobs.values() for address in addresses]
-    if len(set(everyone)) < len(everyone):
-        raise _malformed("names an address twice")
-    if len(everyone) < 2:
-        return None
-    if len(jobs.get("chief", [])) > 1:
-        raise _malformed("has more than one chief")
-    task = values.get("task")
-    # A list is searched, not the dict, because an untrusted type may be unhashable.
-    if not isinstance(task, dict) or task.get("type") not in list(jobs):
-        raise _malformed(f"must say in task.type which of {', '.join(jobs)} this process is")
-    index, count = task.get("index"), len(jobs[task["type"]])
-    # A text of digits is accepted, because some launchers write numbers as texts.
-    if isinstance(index, bool) or not re.fullmatch(r"\d+", str(index)) or int(str(index)) >= count:
-        raise _malformed(f"has task.index {index!r}; it must be from 0 to {count - 1}")
-    cluster = Cluster(jobs, task["type"], int(str(index)))
-    # Where CUDA_VISIBLE_DEVICES is set, the launcher has already divided the GPUs among the workers.
-    return cluster if "CUDA_VISIBLE_DEVICES" in os.environ else _with_shared_gpus(cluster)
-
-
 def _malformed(problem: str) -> ConfigError:
-    return ConfigError(f"TF_CONFIG {problem}; such as {_EXAMPLE}")
-
-
-def _is_address(text: Any) -> bool:
-    return isinstance(text, str) and re.fullmatch(r"\S+:\d{1,5}", text) is not None
-
-
-def _from_slurm() -> Cluster | None:
-    # Only srun sets this variable; a batch script has SLURM_NTASKS and SLURM_PROCID, too, but runs as one process.
-    if _number("SLURM_STEP_NUM_TASKS", 1) < 2:
-        return None
-    job, local = _number("SLURM_JOB_ID", 0), _number("SLURM_LOCALID", 0)
-    first_port = _SLURM_PORTS[job * _PORTS_PER_JOB % len(_SLURM_PORTS)]
-    try:
-        # Any numbers of GPUs will do: the resolver only divides by them, and TensorFlow finds the GPUs later.
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=first_port, gpus_per_node=_PORTS_PER_JOB, gpus_per_task=1, auto_set_gpu=False
-        )
-        addresses = resolver.cluster_spec().as_dict()["worker"]
-        index = resolver.task_id
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise ConfigError(
-            f"Slurm's variables name no cluster ({reason}); start it with srun, or train alone with --cluster none"
-        ) from error
-    own = f"{os.environ.get('SLURMD_NODENAME')}:{first_port + local}"
-    if own in addresses:
-        # The resolver's index is wrong unless ranks follow the sorted names of hosts: node10 sorts before node9.
-        index = addresses.index(own)
-    cluster = Cluster({"worker": addresses}, "worker", index)
-    # With these variables Slurm shows each task only its GPUs; without them a task sees all GPUs of the host.
-    bound = os.environ.get("SLURM_GPUS_PER_TASK") or os.environ.get("SLURM_GPU_BIND")
-    return cluster if bound else _with_shared_gpus(cluster)
-
-
-def _number(name: str, otherwise: int) -> int:
-    text = os.environ.get(name) or str(otherwise)
-    # The pattern is stricter than `int`, which also accepts signs, underscores and digits of other scripts.
-    if not re.fullmatch(r"[0-9]{1,18}", text.strip()):
-        raise ConfigError(
-            f"{name} is {text[:60]!r}; it must be a number. --cluster none trains without Slurm's variables"
-        )
-    return int(text)
-
-
-def _with_shared_gpus(cluster: Cluster) -> Cluster:
-    """Returns the cluster with the rank of this process among the workers of its host."""
-    own = cluster.jobs[cluster.job][cluster.index]
-    host = own.rpartition(":")[0]
-    neighbours = [address for address in cluster.workers if address.rpartition(":")[0] == host]
-    return dataclasses.replace(cluster, rank_on_host=neighbours.index(own), sharing_host=len(neighbours))
+    return ConfigError(f"TF_CONFIG is no description of a cluster ({one_line(problem)}); such as {_EXAMPLE}")
 
 
 # Errors that TensorFlow raises where another process has ended and the collective operations of this one are aborted.
