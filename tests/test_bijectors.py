@@ -17,7 +17,6 @@ from tfdecouple import bijectors
 from tfdecouple.bijectors import (
     BoundedAffine,
     ChannelAffine,
-    ChannelLU,
     ChannelMatrix,
     Shift,
     Sigmoid,
@@ -36,12 +35,10 @@ def normal(*shape):
     return rng.standard_normal(shape)
 
 
-PACKED = normal(3, 3) + 2 * np.eye(3)
 # name: constructor with arrays, the arrays, axes of an event
 CASES = {
     "actnorm": (ChannelAffine, (normal(3), normal(3)), 1),
     "matrix": (ChannelMatrix, (normal(3, 3),), 1),
-    "lu": (ChannelLU, (PACKED, np.array([2, 0, 1])), 1),
     "affine-1": (BoundedAffine, (normal(2, 4, 2, 3), normal(2, 4, 2, 3)), 0),
     "affine-0.6": (lambda *arrays: BoundedAffine(*arrays, alpha=0.6), (normal(2, 4, 2, 3), normal(2, 4, 2, 3)), 0),
     "additive": (Shift, (normal(2, 4, 2, 3),), 0),
@@ -149,7 +146,7 @@ class TestLogDets:
 
 class TestAsTFPWantsThem:
     @pytest.mark.parametrize(
-        ("name", "leading"), itertools.product(["actnorm", "matrix", "lu", "squeeze"], [(), (5,), (2, 1, 3)])
+        ("name", "leading"), itertools.product(["actnorm", "matrix", "squeeze"], [(), (5,), (2, 1, 3)])
     )
     def test_any_leading_dimensions(self, name, leading):
         x = tf.broadcast_to(tf.constant(X[0]), [*leading, *X.shape[1:]])
@@ -196,8 +193,6 @@ class TestRefusals:
         [
             lambda: ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
             lambda: ChannelMatrix(tf.zeros([5, 3, 3])),
-            lambda: ChannelLU(tf.zeros([5, 3, 3]), tf.zeros([3], tf.int32)),
-            lambda: ChannelLU(tf.zeros([3, 3]), tf.zeros([5, 3], tf.int32)),
         ],
     )
     def test_a_batch_of_parameters(self, make):

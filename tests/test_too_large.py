@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -12,16 +11,15 @@ import tensorflow as tf
 from helpers.models import TINY
 from helpers.places import ROOT
 from helpers.refusals import refused
-from helpers.runs import write_run
 
 import tfdecouple
 from export.cli import main as export_main
 from tfdecouple.cli import main, train_main
-from tfdecouple.config import Config, DataConfig, ModelConfig, load_preset, override, preset_names
+from tfdecouple.config import Config, DataConfig, load_preset, override, preset_names
 from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.networks import architecture
-from tfdecouple.networks.architecture import count_by_network, count_parameters, require_memory, weight_shapes
+from tfdecouple.networks.architecture import count_parameters, require_memory, weight_shapes
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.runtime import devices
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
@@ -133,16 +131,6 @@ def test_checkpoints_say_which_weights_they_hold(run):
     assert folder.read_weight_shapes("best", folder.checkpoint_steps("best")[0]) == weight_shapes(
         load_config(run).model
     )
-
-
-def test_permutations_are_no_parameters(tmp_path):
-    from tfdecouple.model import DecoupledModel
-
-    config = ModelConfig(**{**dataclasses.asdict(TINY), "linear": "lu"})
-    run = write_run(tmp_path / "run", DecoupledModel(config))
-    weights = CheckpointFolder(run / "checkpoints").read_weight_shapes("best", 1)
-    assert count_by_network(weights) == count_parameters(config)
-    assert any(name.endswith("permutation") for name in weights)
 
 
 def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):

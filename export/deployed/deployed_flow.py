@@ -56,7 +56,7 @@ class DeployedSequence(Deployed):
 def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
     """Returns a deployed flow step, in which the actnorm and the linear map become one linear map."""
     actnorm, linear, *others = step.sequence
-    matrix, images = to_float64(linear.matrix()), isinstance(linear, InvertibleConv1x1)
+    matrix, images = to_float64(linear.kernel), isinstance(linear, InvertibleConv1x1)
     scale, shift = np.exp(to_float64(actnorm.log_scale)), to_float64(actnorm.bias)
     layers: list[Deployed] = [DeployedMix(name, matrix * scale, matrix @ shift, layout, images)]
     for layer in others:
@@ -72,7 +72,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
     """Returns the deployed layers of `layer`, which factors out channels: a linear map, a coupling and an actnorm."""
-    matrix = to_float64(layer.mixing.matrix())
+    matrix = to_float64(layer.mixing.kernel)
     channels = len(matrix)
     return DeployedSequence(
         name,

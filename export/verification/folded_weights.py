@@ -107,7 +107,7 @@ class _Fold:
         elif kind.startswith("actnorm"):
             linear = self._layers[f"{parent}/linear"]
             # The actnorm leaves the first channels unchanged, so their scale is 1 and their bias is 0.
-            stay = len(linear["kernel" if "kernel" in linear else "factors"]) - len(own["bias"])
+            stay = len(linear["kernel"]) - len(own["bias"])
             self._add(f"{layer}/scale", np.exp(np.pad(own["log_scale"], (stay, 0))))
             self._add(f"{layer}/bias", np.pad(own["bias"], (stay, 0)))
             self._add(f"{layer}/log_det", own["log_scale"].sum(), _ROUNDING)
@@ -143,26 +143,20 @@ class _Fold:
 
     def _add_mix(self, step: str, own: Arrays) -> None:
         """Adds the folded map W (e^s x + b) of an actnorm and a linear map, and its inverse e^-s (W^-1 y - b)."""
-        floor = _FLOOR
-        if "kernel" in own:
-            matrix = own["kernel"]
-        else:
-            lower, upper = np.tril(own["factors"], -1) + np.eye(len(own["factors"])), np.triu(own["factors"])
-            matrix = (lower @ upper)[np.argsort(own["permutation"].astype(int))]
-            floor = _SINGLE * np.linalg.cond(matrix)
+        matrix = own["kernel"]
         channels = len(matrix)
         actnorm = self._layers.get(f"{step}/actnorm_1")
         log_scale, shift = (actnorm["log_scale"], actnorm["bias"]) if actnorm else np.zeros((2, channels))
         shape = (1, 1, channels, channels) if "flow/" in step else (channels, channels)
-        self._add(f"{step}/mix/kernel", np.einsum("oi,i->io", matrix, np.exp(log_scale)).reshape(shape), floor)
-        self._add(f"{step}/mix/bias", matrix @ shift, floor)
+        self._add(f"{step}/mix/kernel", np.einsum("oi,i->io", matrix, np.exp(log_scale)).reshape(shape))
+        self._add(f"{step}/mix/bias", matrix @ shift)
         inverse = np.linalg.solve(matrix.T, np.diag(np.exp(-log_scale)))
-        self._add(f"{step}/unmix/kernel", inverse.reshape(shape), floor)
-        self._add(f"{step}/unmix/bias", -np.exp(-log_scale) * shift, floor)
+        self._add(f"{step}/unmix/kernel", inverse.reshape(shape))
+        self._add(f"{step}/unmix/bias", -np.exp(-log_scale) * shift)
         terms = np.concatenate([np.log(np.linalg.svd(matrix)[1]), log_scale])
         # The tolerance is relative to the sum of magnitudes, because the sum itself can be near 0.
         scale = (channels + np.abs(terms).sum()) / max(abs(terms.sum()), np.finfo(float).tiny)
-        self._add(f"{step}/log_det", terms.sum(), max(floor, _ROUNDING) * scale)
+        self._add(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
 
     def _add_convolution(self, block: str, kind: str, own: Arrays) -> None:
         """Adds the kernel and bias of a convolution with its batch normalisation by moving statistics."""

@@ -107,7 +107,6 @@ IMPOSSIBLE = [
     ("model.latent_dim", -1, "at least 0", {"conditioning": "none"}),
     ("model.conditioning", "all", "'coupling', 'base' or 'none'", {}),
     ("model.transform", "cubic", "'affine', 'additive'", {}),
-    ("model.linear", "qr", "'full' or 'lu'", {}),
     ("model.step_layers", ("cubic",), "'sinh_arcsinh'", {}),
     ("model.conditioner", "recurrent", "'convolutional'", {}),
     ("model.step_layers", ("sinh_arcsinh",) * 2, "sinh_arcsinh more than once", {}),

@@ -33,7 +33,6 @@ MODEL = ModelConfig(
     transform="additive",
     multiscale_transform="additive",
     alpha=0.5,
-    linear="lu",
     step_layers=("sinh_arcsinh",),
     encoder_channels=(4, 8),
     encoder_out_channels=3,

@@ -39,7 +39,7 @@ ENDPOINTS = [
 ]
 
 
-PRIORS = ("alpha-0.8", "alpha-1", "additive prior", "lu", "normal prior", "d_z 2", "d_z 5", "d_z 6")
+PRIORS = ("alpha-0.8", "alpha-1", "additive prior", "normal prior", "d_z 2", "d_z 5", "d_z 6")
 
 
 @pytest.mark.usefixtures("eager")

@@ -20,19 +20,19 @@ F64 = {"dtype": "float64"}
 BLOCKS = {
     "step": (functools.partial(FlowStep, 4, CONDITION), (2, 2, 4), CONDITION),
     "step-odd": (functools.partial(FlowStep, 4, CONDITION, alpha=0.6), (2, 2, 3), CONDITION),
-    "step-additive-lu": (functools.partial(FlowStep, 4, transform="additive", linear="lu"), (2, 2, 4), 0),
+    "step-additive": (functools.partial(FlowStep, 4, transform="additive"), (2, 2, 4), 0),
     "factor-out": (functools.partial(FactorOut, 2, 4, CONDITION), (2, 2, 6), CONDITION),
-    "factor-out-additive-lu": (functools.partial(FactorOut, 1, 4, transform="additive", linear="lu"), (2, 2, 3), 0),
-    "prior-step-additive-lu": (functools.partial(PriorStep, 5, transform="additive", linear="lu"), (5,), 0),
+    "factor-out-additive": (functools.partial(FactorOut, 1, 4, transform="additive"), (2, 2, 3), 0),
+    "prior-step-additive": (functools.partial(PriorStep, 5, transform="additive"), (5,), 0),
     "prior-flow": (functools.partial(PriorFlow, 2, 5, alpha=0.6), (6,), 0),
 }
 
-# Configs of small flows that together have each kind of conditioning, linear map and coupling.
+# Configs of small flows that together have each kind of conditioning and coupling.
 SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1,), 1), encoder_channels=(4,))
 FLOWS = {
     "tiny": TINY,
-    "unconditional-additive-lu": dataclasses.replace(
-        SMALL, conditioning="none", transform="additive", multiscale_transform="additive", linear="lu"
+    "unconditional-additive": dataclasses.replace(
+        SMALL, conditioning="none", transform="additive", multiscale_transform="additive"
     ),
     "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=5),
     # An image with one channel is squeezed before the first level.

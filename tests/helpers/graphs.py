@@ -37,7 +37,6 @@ VARIANTS = {
     "additive": variant_of_tiny(**STAGE, **ADDITIVE),
     "additive flow": variant_of_tiny(**STAGE, transform="additive"),
     "additive prior": variant_of_tiny(**LEVELS, prior_transform="additive"),
-    "lu": variant_of_tiny(**STAGE, linear="lu"),
     "base": variant_of_tiny(conditioning="base", base_hidden=5),
     "base additive": variant_of_tiny(**STAGE, conditioning="base", base_hidden=5, **ADDITIVE),
     "none": variant_of_tiny(**STAGE, conditioning="none"),
@@ -58,7 +57,6 @@ VARIANTS = {
         n_bits=5,
         alpha=1.0,
         prior_alpha=1.0,
-        linear="lu",
         multiscale_transform="additive",
         step_layers=tuple(STEP_LAYERS),
     ),
@@ -81,7 +79,7 @@ VARIANTS = {
     ),
     "five channels": variant_of_tiny(image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)),
     "classes": variant_of_tiny(**LABELLED, prior="classes"),
-    "prior of classes": variant_of_tiny(**LABELLED, linear="lu"),
+    "prior of classes": variant_of_tiny(**LABELLED),
 }
 
 # Variants for tests of files: one has a prior of its own, one has files in which weights outweigh the graph.

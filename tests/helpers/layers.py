@@ -58,10 +58,8 @@ whitening = functools.partial(ConditionalWhitening, 5, CONDITION, dtype="float64
 CASES = {
     "actnorm-image": (functools.partial(ActNorm, dtype="float64"), (3, 2, 3), 0),
     "actnorm-vector": (functools.partial(ActNorm, dtype="float64"), (5,), 0),
-    "conv1x1-full": (functools.partial(InvertibleConv1x1, "full", dtype="float64"), (3, 2, 4), 0),
-    "conv1x1-lu": (functools.partial(InvertibleConv1x1, "lu", dtype="float64"), (3, 2, 4), 0),
-    "linear-full": (functools.partial(InvertibleLinear, "full", dtype="float64"), (5,), 0),
-    "linear-lu": (functools.partial(InvertibleLinear, "lu", dtype="float64"), (5,), 0),
+    "conv1x1": (functools.partial(InvertibleConv1x1, dtype="float64"), (3, 2, 4), 0),
+    "linear": (functools.partial(InvertibleLinear, dtype="float64"), (5,), 0),
     "squeeze": (functools.partial(Squeeze, dtype="float64"), (4, 2, 3), 0),
     "whitening-image": (whitening, (2, 2, 3), CONDITION),
     "whitening-vector": (whitening, (5,), CONDITION),

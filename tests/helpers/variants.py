@@ -34,7 +34,6 @@ VARIANTS = {
         STAGES, transform="additive", multiscale_transform="additive", prior_transform="additive"
     ),
     "base-additive": dataclasses.replace(SMALLEST, conditioning="base", base_hidden=5, transform="additive"),
-    "lu": dataclasses.replace(STAGES, linear="lu"),
     "normal": dataclasses.replace(SMALLEST, prior="normal"),
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
     # A grey image is squeezed before the first level, so that the last level has 1 x 2 pixels.
@@ -68,7 +67,6 @@ ODD = ModelConfig(
     transform="additive",
     multiscale_transform="additive",
     alpha=0.5,
-    linear="lu",
     step_layers=("sinh_arcsinh",),
     encoder_channels=(3, 4),
     encoder_out_channels=3,

@@ -43,13 +43,13 @@ RESULTS = ROOT / "docs" / "results"
 # Every kind of layer and of p(z), each in one of these at least.
 KINDS = {
     "coupling": SMALL,
-    "base-lu": dataclasses.replace(SMALL, conditioning="base", linear="lu", base_hidden=6),
+    "base": dataclasses.replace(SMALL, conditioning="base", base_hidden=6),
     "none-additive": dataclasses.replace(SMALL, conditioning="none", transform="additive", alpha=1.0),
-    "lu-additive-5bit": dataclasses.replace(SMALL, linear="lu", multiscale_transform="additive", n_bits=5),
+    "additive-5bit": dataclasses.replace(SMALL, multiscale_transform="additive", n_bits=5),
     "three levels": TINY,
     "normal": dataclasses.replace(SMALL, prior="normal", alpha=0.5),
 }
-QUICK = ("coupling", "base-lu", "none-additive")
+QUICK = ("coupling", "base", "none-additive")
 IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
 LABELS = tf.constant([0, 2, 1])
 NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)

@@ -37,7 +37,7 @@ THREE_LEVELS = dataclasses.replace(
 CONFIGS = {
     "two levels": TWO_LEVELS,
     "three levels": THREE_LEVELS,
-    "additive, lu": dataclasses.replace(THREE_LEVELS, dequantization_transform="additive", linear="lu"),
+    "additive": dataclasses.replace(THREE_LEVELS, dequantization_transform="additive"),
 }
 
 

@@ -19,14 +19,13 @@ from tfdecouple.runtime import execution
 from tfdecouple.transforms import TRANSFORMS, Transform
 
 SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
-# Every kind of conditioning, transform and linear map.
+# Every kind of conditioning and transform.
 KINDS = {
     "coupling": {"alpha": 0.5, "steps": (1, (1,), 1)},
-    "base, additive, lu": {
+    "base, additive": {
         "conditioning": "base",
         "transform": "additive",
         "multiscale_transform": "additive",
-        "linear": "lu",
         "steps": (1, 2),
         "hidden_channels": (4, 4),
     },

@@ -24,8 +24,8 @@ KINDS = {
     "step": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3), (Z,)),
     "step, additive, of a map": (lambda: FlowStep(4, Z, transform="additive"), (2, 2, 3), MAP),
     "factor-out, alpha 1": (lambda: FactorOut(2, 4, Z), (2, 2, 6), (Z,)),
-    "factor-out, additive, lu, without z": (
-        lambda: FactorOut(2, 4, transform="additive", linear="lu"),
+    "factor-out, additive, without z": (
+        lambda: FactorOut(2, 4, transform="additive"),
         (2, 2, 6),
         None,
     ),

@@ -5,14 +5,13 @@ in each call and passes their values. `forward_and_log_det` returns value and lo
 cache, which would hold maps in memory until garbage is collected.
 """
 
-from tfdecouple.bijectors.channels import ChannelAffine, ChannelLU, ChannelMatrix, Squeeze
+from tfdecouple.bijectors.channels import ChannelAffine, ChannelMatrix, Squeeze
 from tfdecouple.bijectors.closed_form import ClosedForm, forward_and_log_det, inverse_and_log_det
 from tfdecouple.bijectors.elementwise import BoundedAffine, Shift, Sigmoid, Whitening
 
 __all__ = [
     "BoundedAffine",
     "ChannelAffine",
-    "ChannelLU",
     "ChannelMatrix",
     "ClosedForm",
     "Shift",

@@ -1,4 +1,4 @@
-"""Bijectors that act on the channels: activation normalisation, the 1x1 convolution (full or as P L U), the squeeze."""
+"""Bijectors that act on the channels: activation normalisation, the 1x1 convolution, the squeeze."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.bijectors.closed_form import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import channel_product, inverse_matrix, log_abs_det, lu_product, sizes
+from tfdecouple.runtime.numerics import channel_product, inverse_matrix, log_abs_det, sizes
 
 
 class ChannelAffine(ClosedForm):
@@ -68,11 +68,6 @@ class ChannelMatrix(ClosedForm):
     def __init__(self, matrix: Any, name: str = ""):
         super().__init__(1, locals())
 
-    @property
-    def log_abs_det(self) -> tf.Tensor:
-        """The scalar log |det W|."""
-        return log_abs_det(self.matrix)
-
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
         return channel_product(x, self.matrix, transpose=True, full=True)
 
@@ -80,35 +75,7 @@ class ChannelMatrix(ClosedForm):
         return channel_product(y, inverse_matrix(self.matrix), transpose=True, full=True)
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
-        return self.log_abs_det
-
-
-class ChannelLU(ChannelMatrix):
-    """The bijector y = P L U x at every position, whose log-determinant is a sum over the diagonal of U.
-
-    Args:
-        factors: matrix `[channels, channels]` with L below the diagonal (L has ones on it), and U on and above it.
-        permutation: P in the format of `tf.linalg.lu`, integers `[channels]`.
-        name: name of the bijector's operations.
-
-    >>> ChannelLU(tf.eye(2), tf.constant([1, 0])).forward(tf.constant([[1.0, 2.0]])).numpy().tolist()
-    [[2.0, 1.0]]
-    """
-
-    parameter_ndims = {"factors": 2, "permutation": 1}
-
-    def __init__(self, factors: Any, permutation: Any, name: str = ""):
-        ClosedForm.__init__(self, 1, locals())
-
-    @property
-    def matrix(self) -> tf.Tensor:
-        """The matrix W = P L U, `[channels, channels]`."""
-        return lu_product(self.factors, self.permutation)
-
-    @property
-    def log_abs_det(self) -> tf.Tensor:
-        """The scalar log |det W|."""
-        return tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(self.factors))))
+        return log_abs_det(self.matrix)
 
 
 class Squeeze(ClosedForm):

@@ -9,7 +9,6 @@ from tfdecouple.config.data import BAD_IMAGE_RULES, PHOTOGRAPHS, DataConfig
 from tfdecouple.config.model import (
     CONDITIONERS,
     CONDITIONING,
-    LINEAR_FORMS,
     MOST_LEVELS,
     MOST_STEPS,
     PRIORS,
@@ -25,7 +24,6 @@ __all__ = [
     "BAD_IMAGE_RULES",
     "CONDITIONERS",
     "CONDITIONING",
-    "LINEAR_FORMS",
     "MEMORY",
     "MOST_LEVELS",
     "MOST_STEPS",

@@ -12,7 +12,6 @@ from tfdecouple.config.values import Count, Fraction, Positive, check_fields, re
 from tfdecouple.transforms import TRANSFORMS
 
 CONDITIONING = ("coupling", "base", "none")
-LINEAR_FORMS = ("full", "lu")
 PRIORS = ("flow", "normal", "classes")
 DEQUANTIZATIONS = ("uniform", "flow")
 # Module and class of each layer by name, in the order of help texts. The module is imported, with TensorFlow, at need.
@@ -56,8 +55,6 @@ class ModelConfig:
         alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). With a smaller
             alpha, images further from the training images still come back to the last pixel (docs/RESULTS.md, "What
             comes back").
-        linear: "full" (matrix and slogdet, as the paper's code) or "lu" (PLU factors, as Glow) for the 1x1
-            convolutions and the prior's linear layers.
         step_layers: further layers at the end of each step of the decoder's flow, by names in `STEP_LAYERS` such as
             "sinh_arcsinh".
         conditioner: the net of each coupling of the decoder's flow, by a name in `CONDITIONERS`: "convolutional", the
@@ -97,7 +94,6 @@ class ModelConfig:
     transform: str = "affine"
     multiscale_transform: str = "affine"
     alpha: Fraction = 1.0
-    linear: Literal[LINEAR_FORMS] = "full"  # type: ignore[valid-type]
     step_layers: tuple[str, ...] = ()
     conditioner: str = "convolutional"
     encoder_channels: tuple[Positive, ...] = (48, 96, 96)

@@ -24,7 +24,7 @@ _NETWORKS = {
     "prior_affine": "prior",
 }
 # A weight whose name ends in one of these parts is not trained by gradients.
-_UNTRAINED = ("moving_mean", "moving_variance", "permutation")
+_UNTRAINED = ("moving_mean", "moving_variance")
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
@@ -46,7 +46,6 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
                 config.prior_hidden,
                 transform=config.prior_transform,
                 alpha=config.prior_alpha,
-                linear=config.linear,
                 name="prior_flow",
             )
             networks["prior_flow"] = prior, z

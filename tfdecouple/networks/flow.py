@@ -42,7 +42,7 @@ STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
 class _CouplingLayers(InvertibleLayer):
     """The base class of layers that contain couplings, with the options that these layers share."""
 
-    saved_arguments: tuple[str, ...] = ("hidden", "condition_size", "transform", "alpha", "linear", "conditioner")
+    saved_arguments: tuple[str, ...] = ("hidden", "condition_size", "transform", "alpha", "conditioner")
 
     def __init__(
         self,
@@ -51,7 +51,6 @@ class _CouplingLayers(InvertibleLayer):
         *,
         transform: str = "affine",
         alpha: float = 1.0,
-        linear: str = "full",
         conditioner: str | None = None,
         **kwargs: Any,
     ):
@@ -60,7 +59,6 @@ class _CouplingLayers(InvertibleLayer):
         self.condition_size = condition_size
         self.transform = transform
         self.alpha = alpha
-        self.linear = linear
         self.conditioner = conditioner
 
     def _make_coupling(self, name: str, **options: Any) -> Coupling:
@@ -85,7 +83,6 @@ class FlowStep(_CouplingLayers, InvertibleSequence):
         condition_size: size of z, or 0.
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
-        linear: form of the 1x1 convolution, "full" or "lu".
         conditioner: name of the coupling nets in `config.CONDITIONERS`; None for the paper's.
         step_layers: names, in `config.STEP_LAYERS`, of further layers at the end of the step.
         **kwargs: arguments of `InvertibleLayer`.
@@ -110,7 +107,7 @@ class FlowStep(_CouplingLayers, InvertibleSequence):
                 return self._make_coupling(name, pattern=pattern, part=part)
 
     def _make_linear(self, **options: Any) -> InvertibleLayer:
-        return InvertibleConv1x1(self.linear, **options)
+        return InvertibleConv1x1(**options)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -126,7 +123,6 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
         condition_size: size of z, or 0.
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
-        linear: form of the 1x1 convolution, "full" or "lu".
         conditioner: name of the coupling net in `config.CONDITIONERS`; None for the paper's.
         **kwargs: arguments of `InvertibleLayer`.
     """
@@ -136,7 +132,7 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
     def __init__(self, dropped: int, hidden: int, condition_size: int = 0, **kwargs: Any):
         super().__init__(hidden, condition_size, **kwargs)
         self.dropped = dropped
-        self.mixing = InvertibleConv1x1(self.linear, name="linear", dtype=self.dtype_policy)
+        self.mixing = InvertibleConv1x1(name="linear", dtype=self.dtype_policy)
         self.coupling = self._make_coupling("coupling", transformed=dropped)
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
@@ -279,7 +275,7 @@ class Flow(InvertibleComposite):
             step_layers: names of further layers at the end of each step.
             **options: further arguments of `FlowStep` and `FactorOut`.
         """
-        options |= {"linear": self.config.linear, "dtype": self.dtype_policy}
+        options["dtype"] = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:
             hidden, width = plan.hidden, self.condition_shape(plan)[-1] or 0

@@ -17,7 +17,7 @@ class PriorStep(FlowStep):
     """A step of flow on vectors, with a linear layer instead of the 1x1 convolution, and MLPs as coupling nets."""
 
     def _make_linear(self, **options: Any) -> InvertibleLayer:
-        return InvertibleLinear(self.linear, **options)
+        return InvertibleLinear(**options)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -29,11 +29,10 @@ class PriorFlow(InvertibleSequence):
         hidden: width of the coupling nets.
         transform: name of a transform, such as "affine" or "additive".
         alpha: bound of the affine scale.
-        linear: form of the linear layers, "full" or "lu".
         **kwargs: arguments of `InvertibleLayer`.
     """
 
-    saved_arguments = ("steps", "hidden", "transform", "alpha", "linear")
+    saved_arguments = ("steps", "hidden", "transform", "alpha")
 
     def __init__(
         self,
@@ -42,7 +41,6 @@ class PriorFlow(InvertibleSequence):
         *,
         transform: str = "affine",
         alpha: float = 1.0,
-        linear: str = "full",
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -51,8 +49,7 @@ class PriorFlow(InvertibleSequence):
         self.hidden = hidden
         self.transform = transform
         self.alpha = alpha
-        self.linear = linear
         self.sequence = [
-            PriorStep(hidden, transform=transform, alpha=alpha, linear=linear, name=name, dtype=self.dtype_policy)
+            PriorStep(hidden, transform=transform, alpha=alpha, name=name, dtype=self.dtype_policy)
             for name in step_names(steps)
         ]

@@ -39,15 +39,6 @@ def channel_product(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False, fu
     return tf.reshape(product, [*sizes(x)[:-1], product.shape[-1]])
 
 
-def lu_product(factors: tf.Tensor, permutation: tf.Tensor) -> tf.Tensor:
-    """Returns the matrix P L U, `[n, n]`, from packed factors `[n, n]` and a permutation `[n]` as of `tf.linalg.lu`.
-
-    Like a `full_product`, the result is never computed in TF32.
-    """
-    dtype = tf.float64 if current_net_precision() == "tf32" else factors.dtype
-    return tf.cast(tf.linalg.lu_reconstruct(tf.cast(factors, dtype), permutation), factors.dtype)
-
-
 def inverse_matrix(matrix: tf.Tensor) -> tf.Tensor:
     """Returns the inverse of each matrix of `[..., n, n]`, computed in float64 and rounded to the matrices' dtype."""
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
