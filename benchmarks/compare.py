@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py --yardstick yardstick.py --yardstick-python /path/to/torch/bin/python
     python benchmarks/compare.py --yardstick FILE --form= --form=--channels-last --form="--channels-last --compile"
-    python benchmarks/compare.py --yardstick yardstick.py --phases train16:mixed_bfloat16,train64@quickstart
+    python benchmarks/compare.py --phases train16:mixed_bfloat16,train16:invert/recompute
 
 The PyTorch program, called the yardstick, has phases trainN, evalN, decodeN and gemm and prints one JSON object in its
 last line, like `throughput.py`; --yardstick-python is an interpreter that has torch. A form is a set of flags of the
@@ -15,44 +15,34 @@ The yardstick has no encoder and no prior, averages no weights and draws no nois
 our eval and encode are compared with it, and our decode and sample with its decode.
 `PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` compare this project with itself: training with this
 precision or this `training.memory` against training in float32 with `keep`. `PHASE:invert/recompute` compares two
-values of `training.memory`. `mixed_bfloat16` should be 1.6 times as fast on processors with amx_bf16, and elsewhere
-1.25 times. `PHASE@PRESET` takes another preset than `cifar10` and compares it with the limit alone.
+values of `training.memory`.
 
 The limit is the rate of images that the speed of a float32 matrix product of 2048 by 2048 allows. It is the best of
-all measurements, because noise only makes them smaller. A rate above the limit does not count as close to it: either
-the machine was too busy to measure the limit, or a convolution took fewer multiplications.
+all measurements, because noise only makes them smaller.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import shlex
 import statistics
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import run_json, run_throughput, table, write_json  # noqa: E402
 from benchmarks.throughput import parse_phase  # noqa: E402
-from tfdecouple.config import PRECISIONS, load_preset  # noqa: E402
+from tfdecouple.config import PRECISIONS  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.networks.costs import BACKWARD, multiply_adds  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# For each kind of phase: the yardstick's kind, the ratio to reach, and the fraction of the limit that is enough, too.
-COUNTERPARTS = {
-    "train": ("train", 1.75, 0.85),
-    "eval": ("eval", 1.75, 0.85),
-    "encode": ("eval", 1.75, 0.85),
-    "decode": ("decode", 1.75, 0.85),
-    "sample": ("decode", 1.75, 0.85),
-}
+# The yardstick's kind of phase for each kind of ours.
+COUNTERPARTS = {"train": "train", "eval": "eval", "encode": "eval", "decode": "decode", "sample": "decode"}
 # Arguments of `throughput.py` for each variant of training; a comparison A/B runs variant A against variant B.
 VARIANTS = {
     "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
@@ -60,30 +50,20 @@ VARIANTS = {
     "invert": ("--memory", "invert"),
 }
 VARIANTS_AGAINST = (*VARIANTS, "invert/recompute")
-# How many times as fast a variant should be; inverting may take a tenth longer than recomputing.
-GOALS = {"mixed_bfloat16": 1.25, "invert/recompute": 1 / 1.1}
-# The goal of `mixed_bfloat16` on a processor that has this instruction set.
-AMX, GOAL_WITH_AMX = "amx_bf16", 1.6
-# The fraction of the limit that training another preset must reach: small models are mostly element-wise operations.
-ENOUGH_OF_A_PRESET = 0.3
 PHASES = "train16,eval16,encode16,decode16,sample16"
 
 # The figures of this project, and those of the yardstick by form.
 Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A phase of this project, and the phase or the limit that it is compared with.
+class Comparison(NamedTuple):
+    """A phase of this project, and the phase that it is compared with.
 
     Attributes:
         name: text of the comparison in --phases.
         phase: phase of `throughput.py`.
         arguments: further arguments of `throughput.py`.
-        counterpart: phase of the yardstick; None if the phase is compared with itself or with the limit alone.
-        goal: ratio to reach, or None.
-        enough: fraction of the limit that is as good as the goal, or None.
-        preset: preset that is compared with the limit alone, or None.
+        counterpart: phase of the yardstick; None if the phase is compared with itself.
         others: arguments of `throughput.py` for the second run if this project is compared with itself.
     """
 
@@ -91,18 +71,7 @@ class Comparison:
     phase: str
     arguments: tuple[str, ...]
     counterpart: str | None
-    goal: float | None
-    enough: float | None
-    preset: str | None = None
     others: tuple[str, ...] = ()
-
-    def limit(self, gemm: dict[str, Any]) -> float:
-        """Returns the largest images/s that a measured speed of matrix products allows."""
-        trains = self.phase.startswith("train")
-        if self.preset is None:
-            return float(gemm[f"limit_{'train' if trains else 'eval'}_images_per_s"])
-        each = multiply_adds(load_preset(self.preset).model) * (1 + BACKWARD if trains else 1)
-        return float(gemm["peak_f32_gflops"]) * 1e9 / (2 * each)
 
 
 def main() -> int:
@@ -121,30 +90,24 @@ def main() -> int:
     return run_program(lambda: compare(options))
 
 
-def parse_comparison(text: str, precision: str = "float32") -> Comparison:
-    """Returns the comparison that `PHASE`, `PHASE@PRESET` or `PHASE:VARIANT` stands for.
+def parse_comparison(text: str, precision: str) -> Comparison:
+    """Returns the comparison that `PHASE` or `PHASE:VARIANT` stands for.
 
     Raises:
-        UserError: if the phase, preset or variant is unknown.
+        UserError: if the phase or variant is unknown.
     """
     phase, _, variant = text.partition(":")
-    phase, _, preset = phase.partition("@")
     kind, batch = parse_phase(phase)
     if kind not in COUNTERPARTS:
         raise UserError(f"the phase {phase!r} has no counterpart; there are {', '.join(COUNTERPARTS)}")
-    if variant:
-        if variant not in VARIANTS_AGAINST or kind != "train" or preset:
-            raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(VARIANTS_AGAINST)}")
-        ours, _, theirs = variant.partition("/")
-        goal = GOAL_WITH_AMX if variant == "mixed_bfloat16" and AMX in list_instruction_sets() else GOALS.get(variant)
-        return Comparison(text, phase, VARIANTS[ours], None, goal, None, others=VARIANTS.get(theirs, ()))
-    counterpart, goal, enough = COUNTERPARTS[kind]
-    arguments = ("--precision", precision) if kind == "train" else ()
-    if preset:
-        load_preset(preset)
-        enough = ENOUGH_OF_A_PRESET if kind == "train" else None
-        return Comparison(text, phase, (*arguments, "--preset", preset), None, None, enough, preset)
-    return Comparison(text, phase, arguments, f"{counterpart}{batch}", goal, enough)
+    if not variant:
+        return Comparison(
+            text, phase, ("--precision", precision) if kind == "train" else (), f"{COUNTERPARTS[kind]}{batch}"
+        )
+    if variant not in VARIANTS_AGAINST or kind != "train":
+        raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(VARIANTS_AGAINST)}")
+    ours, _, theirs = variant.partition("/")
+    return Comparison(text, phase, VARIANTS[ours], None, VARIANTS.get(theirs, ()))
 
 
 def compare(options: argparse.Namespace) -> int:
@@ -153,7 +116,7 @@ def compare(options: argparse.Namespace) -> int:
     for name in ("rounds", "reps", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-    if any(comparison.counterpart or comparison.preset for comparison in comparisons) and not options.yardstick:
+    if any(comparison.counterpart for comparison in comparisons) and not options.yardstick:
         raise UserError("--yardstick is missing: the path of the PyTorch program to compare with")
     if options.yardstick and not options.yardstick.is_file():
         raise UserError(f"--yardstick: there is no file {options.yardstick}")
@@ -179,86 +142,64 @@ def compare(options: argparse.Namespace) -> int:
                 theirs = {f"{each.counterpart} {form}".strip(): yardstick(each.counterpart, form) for form in forms}
             else:
                 name = each.name.partition("/")[2] or "float32"
-                theirs = {} if each.preset else {name: run_throughput(each.phase, *common, *each.others)}
+                theirs = {name: run_throughput(each.phase, *common, *each.others)}
             runs[each.name].append((ours, theirs))
             rates = {name: round(run["images_per_s"], 2) for name, run in {"ours": ours, **theirs}.items()}
             print(f"round {number}, {each.name}, images/s: {rates}", file=sys.stderr)
         # Results are written after each round, so that an interrupted program keeps the finished rounds.
-        results = [judge(each, runs[each.name], gemm) for each in comparisons]
+        results = [summarize(each, runs[each.name], gemm) for each in comparisons]
         figures = {"machine": described, "threads": options.threads, "gemm": gemm, "results": results, "runs": runs}
         write_json(options.json, figures)
         print(report(results), flush=True)
     return 0
 
 
-def judge(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the result of a comparison: medians over the rounds, ratios, and whether the goal is met."""
+def summarize(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the result of a comparison: medians over the rounds, and ratios."""
 
     def median(runs: list[dict[str, Any]], name: str) -> float:
         return statistics.median(run[name] for run in runs)
 
     ours = [ours for ours, _ in rounds]
     forms = {name: [theirs[name] for _, theirs in rounds] for name in rounds[0][1]}
+    against = max(forms, key=lambda name: median(forms[name], "images_per_s"))
+    theirs = forms[against]
+    limit = f"limit_{'train' if comparison.phase.startswith('train') else 'eval'}_images_per_s"
+    figures = ("images_per_s", "cpu_s_per_image", "peak_rss_mib")
     rate = median(ours, "images_per_s")
-    limit = max((comparison.limit(each) for each in gemm), default=None)
-    part = rate / limit if limit else None
-    enough = None
-    if comparison.enough is not None and part is not None:
-        enough = comparison.enough <= part <= 1
-    result: dict[str, Any] = {
+    return {
         "phase": comparison.name,
-        "against": max(forms, key=lambda name: median(forms[name], "images_per_s")) if forms else None,
-        "ours_images_per_s": rate,
-        "ours_cpu_s_per_image": median(ours, "cpu_s_per_image"),
-        "ours_peak_rss_mib": median(ours, "peak_rss_mib"),
-        "part_of_limit": part,
-        "goal": comparison.goal,
-        "enough_of_limit": comparison.enough,
-        "met": enough,
-    }
-    if not forms:
-        return result
-    theirs = forms[result["against"]]
-    ratio = rate / median(theirs, "images_per_s")
-    return result | {
-        "theirs_images_per_s": median(theirs, "images_per_s"),
+        "against": against,
+        **{f"ours_{name}": median(ours, name) for name in figures},
+        **{f"theirs_{name}": median(theirs, name) for name in figures},
         "forms_images_per_s": {name: median(runs, "images_per_s") for name, runs in forms.items()},
-        "ratio": ratio,
+        "ratio": rate / median(theirs, "images_per_s"),
         "ratios": [our["images_per_s"] / their["images_per_s"] for our, their in zip(ours, theirs, strict=True)],
         "ratio_of_best": max(r["best_images_per_s"] for r in ours) / max(r["best_images_per_s"] for r in theirs),
-        "cpu_ratio": median(theirs, "cpu_s_per_image") / result["ours_cpu_s_per_image"],
-        "theirs_cpu_s_per_image": median(theirs, "cpu_s_per_image"),
-        "theirs_peak_rss_mib": median(theirs, "peak_rss_mib"),
-        "met": (ratio >= comparison.goal or bool(enough)) if comparison.goal else None,
+        "cpu_ratio": median(theirs, "cpu_s_per_image") / median(ours, "cpu_s_per_image"),
+        "part_of_limit": rate / max(float(each[limit]) for each in gemm) if gemm else None,
     }
 
 
 def report(results: list[dict[str, Any]]) -> str:
     """Returns the results as a markdown table."""
     header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio"]
-    header += ["MiB", "theirs", "of the GEMM limit", "goal", "met"]
-    rows = []
-    for each in results:
-        enough, part = each["enough_of_limit"], each["part_of_limit"]
-        goals = [f"{each['goal']:.3g}" if each["goal"] else None, f"{enough:.0%} of the limit" if enough else None]
-        compared = "ratio" in each
-        rows.append(
-            [
-                each["phase"],
-                each["against"],
-                float(each["ours_images_per_s"]),
-                float(each["theirs_images_per_s"]) if compared else None,
-                f"{each['ratio']:.2f}" if compared else None,
-                " ".join(f"{ratio:.2f}" for ratio in each["ratios"]) if compared else None,
-                f"{each['cpu_ratio']:.2f}" if compared else None,
-                round(each["ours_peak_rss_mib"]),
-                round(each["theirs_peak_rss_mib"]) if compared else None,
-                None if part is None else f"{part:.0%}",
-                " or ".join(goal for goal in goals if goal) or None,
-                each["met"],
-            ]
-        )
-    return table(header, rows)
+    rows = [
+        [
+            each["phase"],
+            each["against"],
+            float(each["ours_images_per_s"]),
+            float(each["theirs_images_per_s"]),
+            f"{each['ratio']:.2f}",
+            " ".join(f"{ratio:.2f}" for ratio in each["ratios"]),
+            f"{each['cpu_ratio']:.2f}",
+            round(each["ours_peak_rss_mib"]),
+            round(each["theirs_peak_rss_mib"]),
+            None if each["part_of_limit"] is None else f"{each['part_of_limit']:.0%}",
+        ]
+        for each in results
+    ]
+    return table([*header, "MiB", "theirs", "of the GEMM limit"], rows)
 
 
 if __name__ == "__main__":

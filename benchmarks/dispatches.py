@@ -2,7 +2,6 @@
 
     python benchmarks/dispatches.py --preset cifar10
     python benchmarks/dispatches.py --preset quickstart --batch 32 --json counts.json
-    python benchmarks/dispatches.py --preset cifar10 --lines 40
 
 The counts are operations that TensorFlow's executors ran during the first step, also in functions that it calls. Each
 operation costs time of the host, and most launch a kernel on a GPU. The counts come from the trace of TensorFlow's
@@ -12,10 +11,6 @@ often than that is counted too low. There is no input pipeline.
 
 On a CPU a step computes shards of a batch in parallel, and packs convolutions of few channels (docs/design.md).
 --one-shard keeps the batch in one piece, as on a GPU.
-
---lines prints the lines of the project that make the most operations, each with the line that called it. They are
-counted in the traced graphs, without operations that no output needs; for cifar10 the sum is within one per cent of the
-profiler's count. An operation of a gradient counts for the line that computes the gradient.
 """
 
 from __future__ import annotations
@@ -37,16 +32,12 @@ from benchmarks.throughput import make_config  # noqa: E402
 from tfdecouple.config import Config  # noqa: E402
 from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 # Kinds of operation by which TensorFlow fetches constants before the first step; they are not part of the step.
 _OF_FOLDING = {"_Send", "_Recv"}
 # Largest number of kinds with a row of their own; the rarer kinds share one row.
 _KINDS = 24
-# Kinds of operation that the profiler leaves out, so that --lines leaves them out as well.
-_FREE = {"Const", "Identity", "IdentityN", "NoOp", "Placeholder", "Reshape", "ShapeN", "Squeeze"}
-_CALLS = {"PartitionedCall", "StatefulPartitionedCall"}
 
 
 def main() -> int:
@@ -62,7 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
     parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
     parser.add_argument("--one-shard", action="store_true", help="take a batch whole, as a GPU does")
-    parser.add_argument("--lines", type=int, default=0, help="tell of so many lines, too")
     parser.add_argument("--json", metavar="FILE", help="write the counts there, too")
     return parser
 
@@ -73,8 +63,6 @@ def count(options: argparse.Namespace) -> int:
     start_tensorflow(1 if options.one_shard else options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
-    if options.lines and config.training.micro_batches > 1:
-        raise UserError(f"--lines is {options.lines}; it needs a step in one piece, training.micro_batches=1")
     benchmark = Benchmark(config)
     import numpy as np
     import tensorflow as tf
@@ -88,12 +76,6 @@ def count(options: argparse.Namespace) -> int:
     rows: list[list[Any]] = [[kind, number] for kind, number in most]
     rows += [["others", total - sum(number for _, number in most)], ["all", total]]
     print(table(["operation", f"{options.preset}, {options.batch} images"], rows))
-    if options.lines:
-        arguments = tf.constant(0), tf.constant(0.0)
-        found = by_line(benchmark.step._whole.get_concrete_function(images, *arguments).graph).most_common(
-            options.lines
-        )
-        print(table(["operations", "kind", "line"], [[number, *made] for made, number in found]))
     write_json(
         options.json,
         {
@@ -143,47 +125,6 @@ def operations(call: Callable[[], Any]) -> collections.Counter[str]:
                 if node and not node.endswith(":") and kind.isidentifier() and kind not in _OF_FOLDING:
                     counts[kind] += 1
     return counts
-
-
-def by_line(graph: Any) -> collections.Counter[tuple[str, str]]:
-    """Returns the number of operations of each kind that each line makes, in a graph and the functions it calls."""
-    known: dict[int, collections.Counter[tuple[str, str]]] = {}
-
-    def walk(graph: Any) -> collections.Counter[tuple[str, str]]:
-        if id(graph) not in known:
-            counts = known[id(graph)] = collections.Counter()
-            for operation in _needed(graph):
-                if operation.type in _CALLS:
-                    counts.update(walk(graph._get_function(operation.get_attr("f").name).graph))
-                elif operation.type not in _FREE:
-                    counts[operation.type, _line(operation)] += 1
-        return known[id(graph)]
-
-    return walk(graph)
-
-
-def _needed(graph: Any) -> list[Any]:
-    """Returns the operations of a graph that its outputs and its changes of state need."""
-    changing = [each for each in graph.get_operations() if each.op_def.is_stateful and not _only_reads(each)]
-    needed, waiting = set(), [*(output.op for output in graph.outputs), *changing]
-    while waiting:
-        operation = waiting.pop()
-        if operation not in needed:
-            needed.add(operation)
-            waiting += [*(each.op for each in operation.inputs), *operation.control_inputs]
-    return [operation for operation in graph.get_operations() if operation in needed]
-
-
-def _only_reads(operation: Any) -> bool:
-    return operation.type in {"Placeholder", "ReadVariableOp", *_CALLS}
-
-
-def _line(operation: Any) -> str:
-    """Returns the line of the project that made an operation, and the line that called this one, as text."""
-    package = ROOT / "tfdecouple"
-    frames = [frame for frame in operation.traceback if pathlib.Path(frame.filename).is_relative_to(package)]
-    places = (f"{pathlib.Path(frame.filename).relative_to(package)}:{frame.lineno}" for frame in reversed(frames[-2:]))
-    return " < ".join(places)
 
 
 if __name__ == "__main__":

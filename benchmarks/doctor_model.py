@@ -31,7 +31,7 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def make(folder: pathlib.Path) -> None:
-    """Trains the model and writes a small run folder, with the model's results on this machine in `numbers.npz`.
+    """Trains the model and writes a small run folder, with the model's float32 results on this CPU in `numbers.npz`.
 
     Raises:
         UserError: if the folder exists.
@@ -52,17 +52,12 @@ def make(folder: pathlib.Path) -> None:
         summary = json.loads((scratch / "run" / "summary.json").read_text(encoding="utf-8"))
     write_json(folder / "summary.json", {**summary, "data": f"crops of {', '.join(FREE)}, of scikit-image"})
     write_text(folder / "config.json", small_model.load_config().to_json())
-    write_numbers(folder, unseen)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {size / 1e6:.2f} MB")
-
-
-def write_numbers(folder: pathlib.Path, images: np.ndarray) -> None:
-    """Writes images to `numbers.npz`, with the model's results for the first of them, in float32 on the CPU."""
-    first = images[: small_model.IMAGES]
+    first = unseen[: small_model.IMAGES]
     numbers: dict[str, Any] = device_numbers.compute_numbers("CPU:0", first, folder)
     numbers["gradient"] = device_numbers.compute_gradient("CPU:0", first, folder=folder)
-    np.savez_compressed(folder / small_model.NUMBERS, images=images, **numbers)
+    np.savez_compressed(folder / small_model.NUMBERS, images=unseen, **numbers)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder}: {size / 1e6:.2f} MB")
 
 
 def _write_free_crops(folder: pathlib.Path) -> np.ndarray:

@@ -7,11 +7,14 @@ For ONNX Runtime, OpenVINO and LiteRT it needs only numpy and the runtime, and i
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sys
 import time
 
 import numpy as np
+
+FILES = {"encode": "encoder", "decode": "decoder"}
 
 
 def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
@@ -24,17 +27,17 @@ def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, 
         threads: number of threads of the runtime.
         most: number of images in the largest batch.
     """
-    encode, decode, shape, d_z = {**RUNTIMES, **OTHERS}[runtime](run, exported, threads)
+    call = {**RUNTIMES, **OTHERS}[runtime](run, exported, threads)
+    model = json.loads((exported / "model_card.json").read_text(encoding="utf-8"))["architecture"]
+    shape = {"images": model["image_shape"], "v": model["image_shape"], "z": [model["latent_dim"]]}
+    names = {"encode": ["images"], "decode": ["v"] if model["latent_dim"] is None else ["z", "v"]}
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (most, *shape), dtype=np.uint8)
-    z, v = (0.5 * rng.standard_normal((most, *each)).astype(np.float32) for each in ((d_z,), shape))
+    inputs = {"images": rng.integers(0, 256, (most, *shape["images"]), dtype=np.uint8)}
+    inputs |= {name: 0.5 * rng.standard_normal((most, *shape[name]), np.float32) for name in names["decode"]}
     for line in sys.stdin:
         endpoint, batch = line.split()[0], int(line.split()[1])
         begun, before = time.perf_counter(), time.process_time()
-        if endpoint == "encode":
-            encode(images[:batch])
-        else:
-            decode(z[:batch], v[:batch])
+        call(endpoint, {name: inputs[name][:batch] for name in names[endpoint]})
         print(time.perf_counter() - begun, time.process_time() - before, flush=True)
 
 
@@ -52,19 +55,20 @@ def tensorflow_with(threads: int):
 
 
 def keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns encode, decode, image shape and size of z of the Keras model that `load_model` returns."""
+    """Returns a function that calls an endpoint of the Keras model that `load_model` returns."""
     tensorflow_with(threads)
     import tfdecouple
 
     model = tfdecouple.load_model(run)
-    config = model.config
-    if config.has_latent:
-        return model.encode, model.decode, config.image_shape, config.latent_dim
-    return model.encode, lambda z, v: model.decode(None, v), config.image_shape, 1
+
+    def call(endpoint: str, given: dict[str, np.ndarray]) -> object:
+        return model.encode(**given) if endpoint == "encode" else model.decode(given.get("z"), given["v"])
+
+    return call
 
 
 def saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns encode, decode, image shape and size of z of the SavedModel in a session with Grappler, as servers do."""
+    """Returns a function that calls an endpoint of the SavedModel in a session with Grappler, as servers do."""
     tf = tensorflow_with(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -73,71 +77,48 @@ def saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
         session = tf.compat.v1.Session(graph=graph, config=options)
         signatures = tf.compat.v1.saved_model.load(session, ["serve"], str(exported / "savedmodel" / "1")).signature_def
 
-    def call(name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
-        signature = signatures[name]
-        feeds = {info.name: inputs[key] for key, info in signature.inputs.items()}
+    def call(endpoint: str, given: dict[str, np.ndarray]) -> object:
+        signature = signatures[endpoint]
+        feeds = {info.name: given[key] for key, info in signature.inputs.items()}
         return session.run({key: info.name for key, info in signature.outputs.items()}, feeds)
 
-    shape = tuple(size.size for size in signatures["encode"].inputs["images"].tensor_shape.dim[1:])
-    z = signatures["decode"].inputs.get("z")
-    d_z = z.tensor_shape.dim[1].size if z else 1
-    return lambda images: call("encode", images=images), lambda z, v: call("decode", z=z, v=v), shape, d_z
+    return call
 
 
 def onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns encode, decode, image shape and size of z of the ONNX files in ONNX Runtime."""
+    """Returns a function that calls an endpoint of the ONNX files in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    encoder, decoder = (
-        onnxruntime.InferenceSession(str(exported / "onnx" / f"{name}.onnx"), options)
-        for name in ("encoder", "decoder")
-    )
-    shape = tuple(encoder.get_inputs()[0].shape[1:])
-    names = [value.name for value in decoder.get_inputs()]
-    d_z = decoder.get_inputs()[0].shape[1] if "z" in names else 1
-
-    def decode(z: np.ndarray, v: np.ndarray) -> object:
-        return decoder.run(None, {name: {"z": z, "v": v}[name] for name in names})
-
-    return lambda images: encoder.run(None, {"images": images}), decode, shape, d_z
+    sessions = {
+        endpoint: onnxruntime.InferenceSession(str(exported / "onnx" / f"{file}.onnx"), options)
+        for endpoint, file in FILES.items()
+    }
+    return lambda endpoint, given: sessions[endpoint].run(None, given)
 
 
 def openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns encode, decode, image shape and size of z of the ONNX files in OpenVINO, in float32."""
+    """Returns a function that calls an endpoint of the ONNX files in OpenVINO, in float32."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    encoder, decoder = (
-        core.compile_model(str(exported / "onnx" / f"{name}.onnx"), "CPU", options) for name in ("encoder", "decoder")
-    )
-    shape = tuple(size.get_length() for size in list(encoder.input("images").partial_shape)[1:])
-    sizes = {port.get_any_name(): port.partial_shape for port in decoder.inputs}
-    d_z = sizes["z"][1].get_length() if "z" in sizes else 1
-
-    def decode(z: np.ndarray, v: np.ndarray) -> object:
-        return decoder({name: {"z": z, "v": v}[name] for name in sizes})
-
-    return lambda images: encoder({"images": images}), decode, shape, d_z
+    models = {
+        endpoint: core.compile_model(str(exported / "onnx" / f"{file}.onnx"), "CPU", options)
+        for endpoint, file in FILES.items()
+    }
+    return lambda endpoint, given: models[endpoint](given)
 
 
 def litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns encode, decode, image shape and size of z of the LiteRT files."""
+    """Returns a function that calls an endpoint of the LiteRT files."""
     from ai_edge_litert.interpreter import Interpreter
 
-    encoder, decoder = (
-        Interpreter(str(exported / "litert" / f"{name}.tflite"), num_threads=threads).get_signature_runner()
-        for name in ("encoder", "decoder")
-    )
-    shape = tuple(int(side) for side in encoder.get_input_details()["images"]["shape"][1:])
-    inputs = decoder.get_input_details()
-    d_z = int(inputs["z"]["shape"][1]) if "z" in inputs else 1
-
-    def decode(z: np.ndarray, v: np.ndarray) -> object:
-        return decoder(**{name: {"z": z, "v": v}[name] for name in inputs})
-
-    return lambda images: encoder(images=images), decode, shape, d_z
+    runners = {
+        endpoint: Interpreter(str(exported / "litert" / f"{file}.tflite"), num_threads=threads).get_signature_runner()
+        for endpoint, file in FILES.items()
+    }
+    return lambda endpoint, given: runners[endpoint](**given)
 
 
 RUNTIMES = {"keras": keras, "savedmodel": saved_model, "onnx": onnx}

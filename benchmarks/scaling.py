@@ -1,7 +1,7 @@
 """Measures how time and memory grow with the batch and the depth, and calculates the largest batch on a GPU.
 
     python benchmarks/scaling.py --json scaling.json --plot docs/images/scaling.png
-    python benchmarks/scaling.py --tables batch,depth,memory --from scaling.json --docs docs/scaling.md
+    python benchmarks/scaling.py --tables batch,depth,memory --docs docs/scaling.md
     python benchmarks/scaling.py --tables memory                       # only calculates, which takes no time
 
 Each measurement runs in a process of its own (`throughput.py`). The tables are:
@@ -32,7 +32,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -79,7 +79,6 @@ def main() -> int:
     parser.add_argument("--depth-batch", type=int, default=16, help="of the depth table's times (default 16)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=3)
-    parser.add_argument("--from", dest="source", type=pathlib.Path, help="measure nothing: take this file's figures")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
     parser.add_argument("--docs", type=pathlib.Path, help="put the tables into this file")
     parser.add_argument("--plot", type=pathlib.Path, help="draw them")
@@ -99,16 +98,11 @@ def scaling(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {values}; it needs two numbers or more, each at least 1")
     if options.docs and not options.docs.is_file():
         raise UserError(f"--docs: there is no file {options.docs}")
-    figures = read_figures(options.source) if options.source else {"machine": describe_machine()}
-    if not options.source:
-        if "batch" in names:
-            figures["batch"] = measure_batches(options)
+    figures: dict[str, Any] = {"machine": describe_machine()}
+    for name, measure in {"batch": measure_batches, "depth": measure_depths, "large": measure_large}.items():
+        if name in names:
+            figures[name] = measure(options)
             write_json(options.json, figures)
-        if "depth" in names:
-            figures["depth"] = measure_depths(options)
-            write_json(options.json, figures)
-        if "large" in names:
-            figures["large"] = measure_large(options)
     figures["memory"] = calculate_memory()
     write_json(options.json, figures)
     texts = {name: render(name, figures) for name in names if name in figures}
@@ -121,18 +115,6 @@ def scaling(options: argparse.Namespace) -> int:
     if options.plot:
         plot(figures, options.plot, GPUS_GIB)
     return 0
-
-
-def read_figures(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the figures in a file that `--json` wrote.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the figures in {path}: {error}") from error
 
 
 # --- measurements ---
@@ -264,8 +246,9 @@ def calculate_memory() -> list[dict[str, Any]]:
 
 def render(name: str, figures: dict[str, Any]) -> str:
     """Returns the markdown table of this name for the docs."""
-    renderers = {"batch": render_batches, "depth": render_depths, "large": render_large, "memory": render_memory}
-    return renderers[name](figures[name])
+    if name in ("depth", "large"):
+        return render_trained(figures[name], ["preset", "memory"] if name == "large" else ["memory"])
+    return {"batch": render_batches, "memory": render_memory}[name](figures[name])
 
 
 def render_batches(rows: list[dict[str, Any]]) -> str:
@@ -278,17 +261,14 @@ def render_batches(rows: list[dict[str, Any]]) -> str:
     return table(["images", *(f"{kind}, images/s" for kind in kinds)], lines)
 
 
-def render_depths(rows: list[dict[str, Any]]) -> str:
-    return render_trained(rows, ["training.memory"], lambda row: (row["memory"],))
+def render_trained(rows: list[dict[str, Any]], names: list[str]) -> str:
+    """Returns the table of training over the depths, with the exponents below the rows that agree in these columns."""
+    header = [{"memory": "training.memory"}.get(name, name) for name in names]
+    header += ["flow steps", "ms an update", "traced in s", "MiB in all", "MiB an image", "calculated"]
 
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(row[name] for name in names)
 
-def render_large(rows: list[dict[str, Any]]) -> str:
-    return render_trained(rows, ["preset", "training.memory"], lambda row: (row["preset"], row["memory"]))
-
-
-def render_trained(rows: list[dict[str, Any]], names: list[str], key: Callable[[dict[str, Any]], tuple]) -> str:
-    """Returns the table of training over the depths, with the exponents below the rows of each key."""
-    header = [*names, "flow steps", "ms an update", "traced in s", "MiB in all", "MiB an image", "calculated"]
     lines: list[list[object]] = []
     for group in dict.fromkeys(key(row) for row in rows):
         chosen = [row for row in rows if key(row) == group]
