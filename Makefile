@@ -51,7 +51,7 @@ test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions
 test-wheel: ## install the wheel without extras, with another Python where there is one, and draw a picture with it
 	@PYTHON="$(PYTHON)" .ci/test-wheel
 
-test-loggers: $(VENV)/loggers/.stamp ## run the tests with the clients of Weights & Biases and MLflow, on local files
+test-loggers: $(VENV)/loggers/.stamp ## run the tests with the client of Weights & Biases, on local files
 	$(VENV)/loggers/bin/python -m pytest -m slow -o strict_skips=true $(LOGGERS) $(ARGS)
 
 results: $(VENV)/.stamp-all ## measure docs/results again and make the tables of docs/RESULTS.md of it

@@ -95,7 +95,6 @@ class TestWrongTypes:
 LEARNED = {"dequantization": "flow"}
 IMPOSSIBLE = [
     # name, value, part of the message, other options
-    ("training.init_partial", True, "training.init_from is null", {}),
     ("model.image_shape", (0, 32, 3), "each at least 1", {}),
     ("model.image_shape", (32, 30, 3), "multiples of 8", {}),
     ("model.image_shape", (12, 12, 3), "multiples of 8", {"steps": (1, 1), "hidden_channels": (4, 4)}),
@@ -116,8 +115,8 @@ IMPOSSIBLE = [
     ("model.classes", 2, "labels enter by z", {"conditioning": "none"}),
     ("model.class_probabilities", (0.5,), "1 entries and model.classes is 2", {"classes": 2}),
     ("model.class_probabilities", (1.0, 0.0), "above 0", {"classes": 2}),
-    ("training.loggers", ("paper",), "'tensorboard', 'csv'", {}),
-    ("training.loggers", ("csv", "csv"), "each only once", {}),
+    ("training.loggers", ("paper",), "'tensorboard' or 'wandb'", {}),
+    ("training.loggers", ("wandb", "wandb"), "each only once", {}),
     ("model.alpha", 0.0, "above 0", {}),
     ("model.alpha", 1.1, "at most 1", {}),
     ("model.alpha", math.nan, "at most 1", {}),

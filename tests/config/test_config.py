@@ -99,9 +99,8 @@ TRAINING = TrainingConfig(
     evaluation_images=5,
     pictures=6,
     evaluation_samples=11,
-    loggers=("csv",),
+    loggers=("wandb",),
     init_from="runs/other",
-    init_partial=True,
 )
 EVERYTHING = Config(name="mine", description="a line", notes="more", model=MODEL, data=DATA, training=TRAINING)
 

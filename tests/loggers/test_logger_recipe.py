@@ -13,7 +13,7 @@ from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS, require_loggers
 from tfdecouple.training.metrics_log import MetricsLog
 
-config = override(Config(), ['training.loggers=["csv", "lines"]'])
+config = override(Config(), ['training.loggers=["tensorboard", "lines"]'])
 require_loggers(config.training.loggers)
 folder = pathlib.Path("run")
 folder.mkdir()
@@ -43,4 +43,4 @@ def test_a_logger_is_a_module_and_its_place_in_the_registry(tmp_path):
     assert said.endswith(" or 'lines'") and all(repr(name) in said for name in LOGGERS)
     lines = (folder / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
     assert lines == ["10 train/bits_per_dim 7.375", "20 train/bits_per_dim 6.75"]
-    assert (folder / "run" / "train.csv").is_file()
+    assert (folder / "run" / "tensorboard").is_dir()

@@ -1,5 +1,6 @@
 """Runs of several workers: as threads of this process, and as two processes on this machine."""
 
+import contextlib
 import io
 import json
 import signal
@@ -57,7 +58,7 @@ class TestTwoRanks:
 
             def act(workers):
                 state, progress = states[workers.rank], TrainingProgress(config.training.steps, io.StringIO())
-                with RunDirectory(tmp_path / "run", config) as directory:
+                with contextlib.closing(RunDirectory(tmp_path / "run", config)) as directory:
                     workers.call_on_chief(directory.require_same_run)
                     return Trainer(config, state, source, strategy, directory, progress, workers).train_to_end()
 

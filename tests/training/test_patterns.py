@@ -1,17 +1,13 @@
-"""Patterns: what is drawn, which images give way, and what a run in which they begin late makes of it."""
+"""Patterns: what is drawn, which images give way, and which weights are the best."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST, SMALL, random_images
-from helpers.runs import run_config
 from helpers.trainers import BATCH, augmented
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.errors import RunError
-from tfdecouple.storage.files import write_json
-from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.schedule import draw_patterns, insert_patterns, pattern_fraction
 from tfdecouple.training.state import TrainingState
 
@@ -95,43 +91,3 @@ def test_weights_that_saw_no_patterns_are_no_rivals_of_those_that_did():
     figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
     assert [state.update_best(*figure) for figure in figures] == [True, True, False, True, False, True]
     assert int(state.best_step.numpy()) == 60
-
-
-class TestRunThatGoesOn:
-    """Patterns may begin where a run stands, and be put off or left out while they have not begun."""
-
-    def go_on(self, folder, before, now):
-        write_json(folder / "config.json", run_config("/images", model=LEAST, **before).to_dict())
-        for step in (8, 9):
-            (folder / "checkpoints").mkdir(exist_ok=True)
-            (folder / "checkpoints" / f"step-{step:09d}.index").touch()
-        opened = RunDirectory(folder, run_config("/images", model=LEAST, **now))
-        with opened:
-            opened.require_same_run()
-            return opened.is_resumed
-
-    @pytest.mark.parametrize(
-        ("before", "now"),
-        [
-            ({}, {"patterns": 0.1, "patterns_after": 9}),
-            ({"patterns": 0.1, "patterns_after": 9}, {}),
-            ({"patterns": 0.1, "patterns_after": 9}, {"patterns": 0.2, "patterns_after": 10}),
-            ({"patterns": 0.1}, {"patterns": 0.1}),
-            ({}, {"patterns_after": 3}),
-        ],
-    )
-    def test_they_may_change_where_they_have_not_begun(self, tmp_path, before, now):
-        assert self.go_on(tmp_path, before, now)
-
-    @pytest.mark.parametrize(
-        ("before", "now"),
-        [
-            ({}, {"patterns": 0.1, "patterns_after": 8}),
-            ({}, {"patterns": 0.1}),
-            ({"patterns": 0.1}, {}),
-            ({"patterns": 0.1, "patterns_after": 8}, {"patterns": 0.1, "patterns_after": 9}),
-        ],
-    )
-    def test_they_may_not_change_what_was_trained(self, tmp_path, before, now):
-        with pytest.raises(RunError, match=r"training.patterns\w* was .*patterns_after=9"):
-            self.go_on(tmp_path, before, now)

@@ -86,12 +86,6 @@ def add_parser(commands: Any) -> None:
     model.add_argument(
         "--init-from", metavar="RUN", help="start from the weights of another run or import (training.init_from)"
     )
-    model.add_argument(
-        "--init-partial",
-        action="store_true",
-        default=None,
-        help="take what fits of --init-from, and start the other layers from data (training.init_partial)",
-    )
     images = parser.add_argument_group("images")
     images.add_argument("--data", metavar="SOURCE", help=f"{list_source_kinds(at_length=True)} (data.source)")
     images.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (data.data_dir)")
@@ -113,7 +107,6 @@ def run(options: argparse.Namespace) -> int:
         "training.steps": options.steps,
         "training.seed": options.seed,
         "training.init_from": options.init_from,
-        "training.init_partial": options.init_partial,
         "data.source": options.data,
         "data.data_dir": options.data_dir,
     }

@@ -45,7 +45,6 @@ class TrainingConfig:
             (`training/schedule.py`), so that unnatural images, too, come back from their codes; 0 for none, as in the
             paper. A share of 0.01 is enough after long training. Validation and test images are never replaced.
         patterns_after: updates before the first image is replaced; the best weights are then chosen among later ones.
-            A resumed run may change this option and `patterns` where that changes nothing before its last checkpoint.
         precision: arithmetic of the matrix products in a training step. "float32": full precision, as in the paper's
             code, which is older than TF32. "tf32": 10 bits of mantissa in encoder and coupling nets, which GPUs since
             Ampere compute faster; all else in full. "mixed_bfloat16": bfloat16 in the coupling nets. Evaluations are
@@ -72,12 +71,10 @@ class TrainingConfig:
             256), and no more than the run has seen; 0 for no pictures.
         evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as for
             trials of options.
-        loggers: where figures and pictures go beside `metrics.jsonl`: any of "tensorboard", "csv", "wandb" (Weights &
-            Biases) and "mlflow"; the last two need the extra `loggers`, and write to the run folder unless their own
-            environment variables say otherwise. A resumed run may change them.
+        loggers: where figures and pictures go beside `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
+            & Biases) needs the extra `loggers` and writes to the run folder unless `WANDB_MODE` says otherwise. A
+            resumed run may change them.
         init_from: run folder whose weights this run starts from; null to start from data.
-        init_partial: whether `init_from` may be of another architecture: the layers whose weights have the same names
-            and shapes are copied, the others start from data.
     """
 
     steps: Positive = 1000
@@ -115,7 +112,6 @@ class TrainingConfig:
     evaluation_samples: Count = 1
     loggers: tuple[Literal[tuple(LOGGERS)], ...] = ("tensorboard",)  # type: ignore[valid-type]
     init_from: str | None = None
-    init_partial: bool = False
 
     def __post_init__(self) -> None:
         """Raises ConfigError if an option has an impossible value; the message names the option."""
@@ -141,10 +137,6 @@ class TrainingConfig:
         require(
             len(set(self.loggers)) == len(self.loggers),
             f"training.loggers is {format_value(list(self.loggers))}; it must name each only once",
-        )
-        require(
-            not self.init_partial or self.init_from is not None,
-            "training.init_partial is true and training.init_from is null; say with --init-from where to start",
         )
         require(
             self.batch_size % self.micro_batches == 0,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tfdecouple.loggers.base import Logger
-from tfdecouple.loggers.ml_flow import MLflow
-from tfdecouple.loggers.tables import Tables
 from tfdecouple.loggers.tensorboard import TensorBoard
 from tfdecouple.loggers.weights_and_biases import WeightsAndBiases
 from tfdecouple.runtime.requirements import require
@@ -20,9 +18,7 @@ LOGGERS: dict[str, type[Logger]] = {
     logger.name: logger
     for logger in (
         TensorBoard,
-        Tables,
         WeightsAndBiases,
-        MLflow,
     )
 }
 

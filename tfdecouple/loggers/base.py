@@ -1,13 +1,10 @@
-"""The base class of all loggers, and functions that several loggers share."""
+"""The base class of all loggers, and what of a row is a number."""
 
 from __future__ import annotations
 
-import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from tfdecouple.storage.files import write_text
 
 Row = Mapping[str, Any]
 
@@ -33,13 +30,8 @@ class Logger:
         self.folder = folder
         self.config = config
 
-    def open(self, step: int, rows: Sequence[Row]) -> None:
-        """Starts a log, or resumes it at a step of the run.
-
-        Args:
-            step: the step of the run.
-            rows: the rows of the log up to the step.
-        """
+    def open(self, step: int) -> None:
+        """Starts a log, or resumes it at a step of the run; rows of later steps will come again."""
 
     def write(self, kind: str, step: int, values: Row) -> None:
         """Adds a row of metrics; the arguments are those of `MetricsLog.write`."""
@@ -57,19 +49,3 @@ class Logger:
 def select_numbers(kind: str, values: Row) -> dict[str, float]:
     """Returns the metrics of a row that are numbers, by names such as "train/bits_per_dim"."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
-
-
-def flat_options(config: Any) -> dict[str, Any]:
-    """Returns all options of a `Config` by their dotted names; lists and null become JSON texts."""
-    options = config.options().items()
-    return {
-        name: value if isinstance(value, bool | int | float | str) else json.dumps(value) for name, value in options
-    }
-
-
-def read_or_create_id(path: pathlib.Path, make_id: Callable[[], str]) -> str:
-    """Returns the id in a file of the run folder; if the file is absent, a new id is written to it first."""
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        write_text(path, make_id())
-    return path.read_text(encoding="utf-8").strip()

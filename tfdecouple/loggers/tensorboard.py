@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from tfdecouple.errors import one_line
-from tfdecouple.loggers.base import Logger, Row, flat_options, select_numbers
+from tfdecouple.loggers.base import Logger, Row, select_numbers
 
 
 class TensorBoard(Logger):
@@ -27,7 +28,7 @@ class TensorBoard(Logger):
         super().__init__(folder / "tensorboard", config)
         self._writer = tf.summary.create_noop_writer()
 
-    def open(self, step: int, rows: Sequence[Row]) -> None:
+    def open(self, step: int) -> None:
         """Starts a log, or resumes it and makes TensorBoard drop all points after the step."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
@@ -37,7 +38,8 @@ class TensorBoard(Logger):
                 _mark_restart(self.folder, step)
             self._writer = tf.summary.create_file_writer(str(self.folder))
             with self._writer.as_default(step=step):
-                hparams.hparams(flat_options(self.config))
+                options = self.config.options().items()
+                hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
     def write(self, kind: str, step: int, values: Row) -> None:
         """Adds a row of metrics to the event file."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
-import secrets
-from collections.abc import Sequence
 from typing import Any
 
-from tfdecouple.loggers.base import Logger, Row, read_or_create_id, select_numbers
+from tfdecouple.loggers.base import Logger, Row, select_numbers
 
 
 class WeightsAndBiases(Logger):
@@ -21,21 +19,22 @@ class WeightsAndBiases(Logger):
     name = "wandb"
     package = "wandb"
     is_foreign = True
+    # The run of Weights & Biases, and the client's class of pictures.
+    _run: Any = None
+    _image: Any = None
 
-    def __init__(self, folder: pathlib.Path, config: Any):
-        super().__init__(folder, config)
-        # The client's run and its class of pictures are None until `open` sets them.
-        self._run: Any = None
-        self._image: Any = None
-
-    def open(self, step: int, rows: Sequence[Row]) -> None:
+    def open(self, step: int) -> None:
         """Starts or resumes the run of Weights & Biases."""
         wandb = importlib.import_module("wandb")
+        path = self.folder / "wandb" / "id"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(os.urandom(4).hex(), encoding="utf-8")
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "tfdecouple"),
             name=os.environ.get("WANDB_NAME", self.config.name),
-            id=read_or_create_id(self.folder / "wandb" / "id", lambda: secrets.token_hex(4)),
+            id=path.read_text(encoding="utf-8"),
             resume="allow",
             dir=str(self.folder),
             mode=os.environ.get("WANDB_MODE", "offline"),

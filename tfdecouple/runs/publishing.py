@@ -138,7 +138,7 @@ def _without_machine_paths(config: Config) -> Config:
     prefix = config.data.source.partition(":")[0]
     source = f"{prefix}:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
     data = dataclasses.replace(config.data, source=source, data_dir=None)
-    training = dataclasses.replace(config.training, init_from=None, init_partial=False)
+    training = dataclasses.replace(config.training, init_from=None)
     return dataclasses.replace(config, data=data, training=training)
 
 

@@ -159,21 +159,6 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
     raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")
 
 
-def find_fitting_weights(run: str | pathlib.Path, model: Any) -> set[str]:
-    """Returns the names of the model's weights in all layers whose weights have the same shapes in a run.
-
-    A layer is taken only if all its weights fit, because scales and biases mean nothing beside a new kernel.
-
-    Args:
-        run: a run, as `find_run` takes it.
-        model: the model, of any config.
-    """
-    stored, _ = _stored_shapes(run)
-    own = model.named_variables()
-    other = {name.rpartition("/")[0] for name, variable in own.items() if stored.get(name) != tuple(variable.shape)}
-    return {name for name in own if name.rpartition("/")[0] not in other}
-
-
 def list_averaged_weights(model: Any) -> set[str]:
     """Returns the names of the averaged weights of a model.
 

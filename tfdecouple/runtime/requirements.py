@@ -24,7 +24,6 @@ EXTRAS = {
     "tensorflow_datasets": "tfds",
     "torch": "wolf",
     "wandb": "loggers",
-    "mlflow": "loggers",
 }
 
 

@@ -65,7 +65,7 @@ class EvaluationReports:
             self._directory.save_best_weights(self._state, step)
         grey = f" ({grey})" if (grey := describe_grey(images)) else ""
         exactness, pictures = self._draw_pictures(step, images, model.wanted_labels(labels))
-        self._directory.write_row("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
+        self._directory.log.write("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
             f"{' (best so far)' if is_best else ''}{grey}; {exactness}; "

@@ -29,6 +29,7 @@ from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
+from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
 from tfdecouple.training.schedule import add_noise, noise_deviation
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
@@ -102,7 +103,8 @@ def train(
         stack.enter_context(_one_line_errors(path))
         _require_same_options(workers, config)
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
-        directory = stack.enter_context(RunDirectory(path, config, progress.print_line))
+        directory = RunDirectory(path, config, progress.print_line)
+        stack.callback(directory.close)
         require_divisible_batch(config.training, strategy.num_replicas_in_sync)
         workers.call_on_all(lambda: _require_memory(config))
         workers.call_on_chief(directory.require_same_run)
@@ -183,6 +185,7 @@ class Trainer:
         self.strategy = strategy
         self.workers = workers
         self.directory = cast(RunDirectory, _OnChief(workers, directory))
+        self.log = cast(MetricsLog, _OnChief(workers, directory.log))
         reports = EvaluationReports(config, state, source, directory, progress.note)
         self.reports = cast(EvaluationReports, _OnChief(workers, reports))
         self.progress = progress
@@ -238,9 +241,9 @@ class Trainer:
             )
 
     def _initialize_weights(self) -> None:
-        """Initialises the weights from training images, from another run, or from both."""
+        """Initialises the weights from training images or from another run."""
         run = self.training.init_from
-        if run is None or self.training.init_partial:
+        if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
             self.progress.note(
                 f"starting the weights from {count} training images, then tracing the first step", at_once=True
@@ -254,7 +257,7 @@ class Trainer:
                 )
                 images = add_noise(images, noise_deviation(self.training, tf.constant(0)), normal)
             self.state.model.initialize(images, seed=self.training.seed)
-        if run is not None:
+        else:
             self.directory.load_initial_weights(self.state, run, self.source.label_names)
         # The hardware of the workers may round differently, so all of them take the chief's weights.
         self._broadcast_model()
@@ -392,7 +395,7 @@ class Trainer:
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
         }
-        self.directory.write_row("train", self.step, row)
+        self.log.write("train", self.step, row)
         self.progress.update(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
@@ -416,7 +419,7 @@ class Trainer:
 
         The log also has a row for each step that was once the last one, whatever `evaluate_every` is.
         """
-        bits_per_dim = self.directory.logged_bits_per_dim(self.step)
+        bits_per_dim = self.log.validation_bits_per_dim(self.step)
         if bits_per_dim is not None:
             self.state.update_best(self.step, bits_per_dim)
         elif self._evaluates():

@@ -45,35 +45,34 @@ class MetricsLog:
             step: the step from which the run resumes; 0 for a new run.
             is_last: whether the run takes no further step, so that it evaluates this step on the test images again.
         """
-        damaged, kept = 0, []
+        damaged = 0
         if self._path.exists():
             rows, damaged = _read_rows(self._path)
             measured_again = (step, "test") if is_last else None
             kept = [row for row in rows if row["step"] <= step and (row["step"], row["kind"]) != measured_again]
             write_text(self._path, "".join(_to_line(row) for row in kept))
-        self._call_loggers(lambda logger: logger.open(step, kept))
+        self._call_loggers(lambda logger: logger.open(step))
         return damaged
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def write(self, kind: str, step: int, values: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
         """Adds a row of metrics to the log.
 
         Args:
             kind: kind of the row: "train", "validation" or "test".
             step: number of steps taken.
             values: metrics by name.
+            pictures: paths of pictures, PNG files, by name, for the loggers.
         """
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_to_line({"step": step, "kind": kind, **values}))
         self._call_loggers(lambda logger: logger.write(kind, step, values))
+        for name, path in pictures.items():
+            self._call_loggers(lambda logger, name=name, path=path: logger.write_picture(name, step, path))
 
     def validation_bits_per_dim(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at a step; None where the log has no row of it."""
         rows = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
         return float(rows[-1][_SELECTED_BY]) if rows else None
-
-    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Passes a picture, a PNG file, on to the loggers."""
-        self._call_loggers(lambda logger: logger.write_picture(name, step, path))
 
     def flush(self) -> None:
         """Makes all loggers write out the rows that they hold back."""

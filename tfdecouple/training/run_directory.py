@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -24,7 +22,6 @@ from tfdecouple.runs.run_folder import (
     SIZES,
     SUMMARY,
     find_changed_label,
-    find_fitting_weights,
     is_run_folder,
     load_config,
     load_weights,
@@ -38,10 +35,6 @@ from tfdecouple.training.state import TrainingState
 
 # Names of the options that may change when a run is resumed.
 _FREE = ("training.steps", "training.loggers")
-# Names of the options that may change as long as they had no effect before the newest checkpoint.
-_FREE_BEFORE_PATTERNS = ("training.patterns", "training.patterns_after")
-# Largest number of weights that a message names.
-_NAMED = 8
 
 
 def make_paths_absolute(config: Config) -> Config:
@@ -54,9 +47,7 @@ def make_paths_absolute(config: Config) -> Config:
 
 
 class RunDirectory:
-    """The run folder of a training, as a context that closes the log and releases the lock at its end.
-
-    Only the chief of several workers uses it.
+    """The run folder of a training, which only the chief of several workers uses.
 
     Args:
         path: the folder; it need not exist yet.
@@ -66,6 +57,7 @@ class RunDirectory:
     Attributes:
         path: the folder.
         checkpoints: the checkpoints of the run.
+        log: the log of the run; `write_run_files` opens it.
         is_resumed: whether `require_same_run` has found this run in the folder.
         loaded: the step, skipped ones included, of the weights that `load_best_weights` has loaded; 0 before the call.
     """
@@ -76,23 +68,18 @@ class RunDirectory:
         self.loaded = 0
         self._config = config
         self._report = report
-        self._log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], report)
+        self.log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], report)
         self._lock = FileLock(path / LOCK, timeout=0)
         self.is_resumed = False
         self._messages: list[str] = []
         self._begun = 0
 
-    def __enter__(self) -> RunDirectory:
-        """Returns the run directory itself, without touching any file."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Closes the log and releases the lock of the folder."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._lock.release)
-            self._log.close()
+        try:
+            self.log.close()
+        finally:
+            self._lock.release()
 
     def require_same_run(self) -> None:
         """Raises RunError if the folder holds anything but this run, and locks a folder that exists.
@@ -121,9 +108,6 @@ class RunDirectory:
         free = [*_FREE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
-        newest = max(CheckpointFolder(path / CHECKPOINTS).checkpoint_steps(), default=0)
-        if all(c.training.patterns_after >= newest for c in (before, self._config) if c.training.patterns):
-            free += _FREE_BEFORE_PATTERNS
         for name in free:
             changed.pop(name, None)
         option, was = locate_images(before.data) or ("", "")
@@ -134,11 +118,10 @@ class RunDirectory:
             self._messages.append(f"images are read from {now}; {was}, where they were, is not there any more")
         if changed:
             listed = "; ".join(f"{name} was {old!r} and is now {new!r}" for name, (old, new) in changed.items())
-            later = f", and training.patterns that had not begun: with training.patterns_after={newest} or more"
             raise RunError(
                 f"{path} holds a run with another config: {listed}. "
                 "Choose another --workdir, or give the options it was started with "
-                f"(only {' and '.join(_FREE)} may change{later if changed.keys() & {*_FREE_BEFORE_PATTERNS} else ''})"
+                f"(only {' and '.join(_FREE)} may change)"
             )
         return True
 
@@ -230,52 +213,35 @@ class RunDirectory:
         """Loads the best weights of another run or import into the model.
 
         A model with labels may start from a run without labels: weights of labels keep their initial values, and where
-        z is a function of the label, encoder and prior of the other run are left out. With `training.init_partial` the
-        other run may have any architecture: layers of other shapes keep their weights, and a message names the layers.
+        z is a function of the label, encoder and prior of the other run are left out.
 
         Args:
             state: the training state that holds the model.
             run: the other run.
-            label_names: names of the images' labels; weights of labels are taken from a run with the same names only.
+            label_names: names of the images' labels.
 
         Raises:
-            ConfigError: where architecture or labels differ in any other way, without `training.init_partial`.
+            ConfigError: where architecture or labels differ in any other way.
             RunError: where the other run holds no weights.
         """
-        other = load_config(run)
+        other, model = load_config(run), self._config.model
         changed = {k: v for k, v in difference(other, self._config).items() if k.startswith("model.")}
-        model, partial = self._config.model, self._config.training.init_partial
-        names = all_names = set(state.model.named_variables())
-        of_labels = {name for name in names if name.startswith(("prior_affine/", "class_codes/"))}
+        names = set(state.model.named_variables())
         if model.has_classes and not other.model.has_classes:
-            names = names - of_labels
+            names = {name for name in names if not name.startswith(("prior_affine/", "class_codes/"))}
             for name in ("model.classes", "model.class_probabilities", *(["model.prior"] * model.has_class_codes)):
                 changed.pop(name, None)
-        if changed and not partial:
+        if changed:
             listed = "; ".join(
                 f"{name} is {there!r} there and {here!r} here" for name, (there, here) in changed.items()
             )
+            raise ConfigError(f"--init-from {run} has another architecture: {listed}")
+        if other.model.has_classes and (label := find_changed_label(run, model.classes, label_names)):
             raise ConfigError(
-                f"--init-from {run} has another architecture: {listed}; --init-partial takes the layers that fit"
+                f"--init-from {run} has the label {label[0]!r} where the images have {label[1]!r}; they must have the "
+                "same labels, in the same order"
             )
-        if partial:
-            names = names & find_fitting_weights(run, state.model)
-        has_same_labels = other.model.has_classes and other.model.classes == model.classes
-        if has_same_labels and (label := find_changed_label(run, model.classes, label_names)):
-            if not partial:
-                raise ConfigError(
-                    f"--init-from {run} has the label {label[0]!r} where the images have {label[1]!r}; they must have "
-                    "the same labels, in the same order (--init-partial leaves theirs out)"
-                )
-            names = names - of_labels
         load_weights(run, state.model, averaged=other.training.ema_decay > 0, names=names)
-        if partial:
-            left = [name for name in state.model.named_variables() if name not in names]
-            more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-            self._report(
-                f"--init-from {run}: {len(names)} of {len(all_names)} weights are taken over"
-                + (f"; begun anew: {', '.join(left[:_NAMED])}{more}" if left else "")
-            )
 
     def write_run_files(self, sizes: Mapping[str, int], label_names: Sequence[str] = ()) -> int:
         """Returns how many damaged rows the log had, after writing config, sizes and label names and opening the log.
@@ -296,23 +262,7 @@ class RunDirectory:
         write_json(self.path / SIZES, dict(sizes))
         if self._config.model.has_classes:
             write_label_names(self.path, label_names)
-        return self._log.open(self._begun, is_last=self._begun >= self._config.training.steps)
-
-    def logged_bits_per_dim(self, step: int) -> float | None:
-        """Returns the logged bits/dim of the validation images at a step; None where the log has no row of it."""
-        return self._log.validation_bits_per_dim(step)
-
-    def write_row(
-        self, kind: str, step: int, metrics: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}
-    ) -> None:
-        """Adds a row of metrics to the log, and passes pictures, paths by name, on to the loggers.
-
-        Raises:
-            OSError: where the disk is full.
-        """
-        self._log.write(kind, step, metrics)
-        for name, path in pictures.items():
-            self._log.write_picture(name, step, path)
+        return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
     def save_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
         """Saves the state of the training; with `overwrite=False` only where the step has no checkpoint yet.
@@ -325,7 +275,7 @@ class RunDirectory:
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         if overwrite or step not in self.checkpoints.checkpoint_steps():
-            self._log.flush()
+            self.log.flush()
             self.checkpoints.write_checkpoint("step", step, state.checkpoint_groups())
 
     def save_best_weights(self, state: TrainingState, step: int) -> None:
@@ -339,5 +289,5 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, and a row of the log if the test images were evaluated."""
         if summary["test"] is not None:
-            self._log.write("test", summary["steps"], summary["test"])
+            self.log.write("test", summary["steps"], summary["test"])
         write_json(self.path / SUMMARY, summary)
