@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.doctor import small_model
-from tfdecouple.doctor.benchmark import Benchmark, make_timed_config, read_live_bytes, time_calls
+from tfdecouple.doctor.benchmark import Benchmark, Work, make_timed_config, read_live_bytes, time_calls
 from tfdecouple.doctor.result import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.networks.costs import activations
 from tfdecouple.runtime.devices import shown_bytes
@@ -65,10 +65,15 @@ def measure_speed(task: Task) -> Iterator[Result]:
 
 def measure_memory(task: Task) -> Iterator[Result]:
     """Yields the peak memory of training at two batch sizes, and whether their difference is as calculated."""
+    from tfdecouple.runtime.execution import shard_count
+
     request, variant, device = task.request, task.variant, task.devices[0]
     config = make_config(request, 2, variant)
     per_image = activations(config.model, memory=config.training.memory, precision=config.training.precision).total
-    small = max(2, round(_DIFFERENCE[device[:3]] / per_image))
+    # Shards of equal size leave free blocks that fit the next request; TensorFlow's allocator hands out any other block
+    # whole, unless it is twice as large as the request, and counts all of it.
+    shards = shard_count()
+    small = shards * max(2, round(_DIFFERENCE[device[:3]] / per_image / shards))
     peaks = []
     for batch in (small, 2 * small):
         # The first model is part of a reference cycle; until it is collected, its memory would count for the second.
@@ -76,12 +81,20 @@ def measure_memory(task: Task) -> Iterator[Result]:
         before = read_live_bytes(device, "current")
         work = Benchmark(make_config(request, batch, variant)).make_work("train", batch)
         work.call()
-        work.call()
-        peaks.append(read_live_bytes(device) - before)
+        peaks.append(statistics.median(_measure_peak(device, work) for _ in range(_REPETITIONS)) - before)
         del work
         figures = {"batch": batch, "peak_bytes": peaks[-1]}
         yield Result(f"{variant.name}, {batch} images", None, f"{shown_bytes(peaks[-1])} at most", figures=figures)
     yield compare_memory(variant, (peaks[1] - peaks[0]) / small, per_image)
+
+
+def _measure_peak(device: str, work: Work) -> int:
+    """Returns the most bytes that TensorFlow's tensors take on a device during one call of `work`."""
+    import tensorflow as tf
+
+    tf.config.experimental.reset_memory_stats(device)
+    work.call()
+    return read_live_bytes(device)
 
 
 def compare_memory(variant: Variant, measured: float, calculated: float) -> Result:
