@@ -24,13 +24,14 @@ from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
 from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
 from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, measure_folder, require_page
-from export.provenance import hide_path, open_run
+from export.provenance import open_run
 from export.staging import Staging, interruptible, uninterrupted
 from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
 from export.verification.vectors import load_real_images, make_vectors
 from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
+from tfdecouple.runs.publishing import hide_path
 from tfdecouple.storage.files import write_json, write_text
 
 # The client program, published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.

@@ -14,12 +14,12 @@ from typing import Any
 from tfdecouple.config import Config
 from tfdecouple.data import choose_user_crop
 from tfdecouple.data.image_file import describe_cropping, describe_resizing
-from tfdecouple.data.sources import locate_images
 from tfdecouple.errors import RunError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
+from tfdecouple.runs.publishing import hide_path
 from tfdecouple.runs.run_folder import (
     SUMMARY,
     are_images_known,
@@ -141,12 +141,6 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
 
 def _run_name(run: str | pathlib.Path) -> str:
     return pathlib.Path(run).absolute().name if is_run_folder(run) else run_name(run)
-
-
-def hide_path(text: str, config: Config) -> str:
-    """Returns a text about a run's images in which the path of their folder, which is private, is only its name."""
-    option, folder = locate_images(config.data) or ("", "")
-    return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def make_safe_name(name: str) -> str:

@@ -89,10 +89,11 @@ def test_every_way_to_open_or_train_it_is_one_line(enlarged, no_model, capsys, k
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        ("model.hidden_channels=[4,8]", "the flow has"),
-        ("model.steps=[1,500]", "the flow has"),
-        ("model.encoder_out_channels=3", "the encoder has"),
-        ("model.prior_steps=2", "the prior has"),
+        ("model.hidden_channels=[4,8]", "the weight flow/"),
+        ("model.steps=[1,500]", "the weight flow/"),
+        ("model.encoder_out_channels=3", "the weight encoder/"),
+        ("model.prior_steps=2", "the weight prior_flow/"),
+        ('model.prior="normal"', "the weight prior_flow/.* missing by the config"),
     ],
 )
 def test_config_that_does_not_fit_its_weights_is_refused_before_the_model(enlarged, no_model, assignment, says):
@@ -103,8 +104,8 @@ def test_config_that_does_not_fit_its_weights_is_refused_before_the_model(enlarg
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda name, shape: {name: shape[::-1]}, "{other} in the checkpoint"),
-        (lambda name, shape: {name + "s": shape}, "is not in the checkpoint"),
+        (lambda name, shape: {name: shape[::-1]}, "of shape {other} in the checkpoint"),
+        (lambda name, shape: {name + "s": shape}, "missing in the checkpoint"),
     ],
     ids=["turned", "renamed"],
 )
@@ -122,7 +123,7 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
         tfdecouple.load_model(run)
     fits = f"the checkpoint {kept.checkpoint_path('best', 1)} does not fit the config beside it"
     says = says.format(other=shape[::-1])
-    assert str(refused.value) == f"{fits}: the weight {name} has the shape {shape} by the config, and {says}"
+    assert str(refused.value) == f"{fits}: the weight {name} is of shape {shape} by the config, and {says}"
 
 
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")

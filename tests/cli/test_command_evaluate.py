@@ -18,11 +18,11 @@ from helpers.places import PATIENCE, user_environment
 from helpers.runs import write_run
 
 from tfdecouple.cli import main
-from tfdecouple.cli.run_images import draw_indices
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics import image_statistics
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
+from tfdecouple.metrics.drawn_images import draw_indices
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runtime import progress
@@ -231,7 +231,7 @@ class TestRefusals:
         assert command("--run", run, "--importance", 2) == 0
         assert read(run / "evaluation", "importance-test")["kl"]["mean"] == 0
 
-    @pytest.mark.parametrize("arguments", [["--classify"], ["--label-samples", "2"]])
+    @pytest.mark.parametrize("arguments", [["--classify"]])
     def test_labels_of_a_model_that_knows_none_are_refused_before_anything_is_measured(
         self, made_run, tmp_path, capsys, arguments
     ):
@@ -242,7 +242,7 @@ class TestRefusals:
     def test_folder_that_cannot_be_written(self, made_run, tmp_path, capsys):
         (tmp_path / "file").touch()
         error = refused(capsys, "--run", made_run, "--images", 1, "--out", tmp_path / "file" / "out")
-        assert "cannot write to the folder" in error and "--out" in error
+        assert "cannot write " in error and "--out" in error
 
 
 class TestHelp:

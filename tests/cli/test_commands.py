@@ -14,6 +14,7 @@ from helpers.runs import run_config, write_run
 from PIL import Image
 
 from tfdecouple.cli import main
+from tfdecouple.cli.curves import read_curves
 from tfdecouple.cli.run_images import pair_up
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
@@ -208,7 +209,7 @@ class TestSwitch:
             pixels = np.random.default_rng(number).integers(0, 256, (height, width, 4), np.uint8)
             paths.append(tmp_path / f"{number}.png")
             Image.fromarray(pixels, "RGBA").convert(mode).save(paths[-1])
-        command("switch", "--run", finished_run, "--out", tmp_path, "--pairs", *paths)
+        command("switch", "--run", finished_run, "--out", tmp_path, *paths)
         shown = Shown(tmp_path, "switch-pairs", rows=2, columns=4, group=(2, 2))
         assert shown.facts["first"] == {"files": [str(paths[0]), str(paths[2])]}
         assert shown.facts["second"] == {"files": [str(paths[1]), str(paths[3])]}
@@ -297,7 +298,7 @@ class TestInterpolate:
 
     def test_own_images(self, finished_run, image_folder, tmp_path):
         paths = [image_folder / "test" / "0.png", image_folder / "test" / "1.png"]
-        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 2, "--pairs", *paths)
+        command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 2, *paths)
         shown = Shown(tmp_path, "interpolate", rows=2, columns=2, header=LINE)
         images = files_of(image_folder, "test")
         np.testing.assert_array_equal(shown.tile(0, 0), images[0])
@@ -373,16 +374,15 @@ class TestProject:
 
 
 class TestCurves:
-    def test_summary_is_what_the_log_says(self, finished_run, tmp_path, capsys):
+    def test_are_those_of_the_log(self, finished_run, tmp_path, capsys):
         command("curves", "--run", finished_run, "--out", tmp_path)
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.format == "PNG" and picture.size == (900, 660)
-        (facts,) = json.loads((tmp_path / "curves.json").read_text())["runs"]
+        curves = read_curves(str(finished_run), "run")
         rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
         for kind in ("train", "validation"):
-            values = [row["bits_per_dim"] for row in rows if row["kind"] == kind]
-            assert facts[kind]["bits_per_dim"] == {"points": len(values), "last": values[-1], "lowest": min(values)}
-        assert facts["last_step"] == 10
+            values = [(row["step"], row["bits_per_dim"]) for row in rows if row["kind"] == kind]
+            assert list(zip(*getattr(curves, kind)["bits_per_dim"], strict=True)) == values
         assert "to update 10" in capsys.readouterr().out
 
     def test_run_that_still_writes_a_value_that_is_not_finite_and_a_model_without_kl(self, finished_run, tmp_path):
@@ -399,17 +399,10 @@ class TestCurves:
         write_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "ki')
         command("curves", "--run", run, "--run", finished_run)
         facts = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
-        assert [one["name"] for one in facts] == ["still", "run"]
-        assert facts[0]["train"] == {
-            "bits_per_dim": {"points": 2, "last": 6.0, "lowest": 6.0},
-            "learning_rate": {"points": 1, "last": 1.0, "lowest": 1.0},
-        }
-        assert facts[0]["validation"] == {}
-
-    def test_weights_of_the_hub_come_without_figures(self, finished_run, capsys):
-        arguments = ["curves", "--run", str(finished_run), "--run", "hf://ada/faces"]
-        line = refused(capsys, lambda: main(arguments))
-        assert "the figures of hf://ada/faces are not fetched" in line and "hf download" in line
+        assert [(one["name"], one["last_step"]) for one in facts] == [("still", 4), ("run", 10)]
+        curves = read_curves(str(run), "still")
+        assert curves.train == {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
+        assert curves.validation == {}
 
 
 @pytest.fixture(scope="module")
@@ -446,11 +439,11 @@ class TestRefusals:
             ("project --count 3", "at least 4"),
             ("reconstruct --data folder:/no/such/folder", "there is no folder /no/such/folder"),
             ("switch --pairing like", "--pairing is 'like'"),
-            ("switch --pairing within", "has none; use --pairing any"),
-            ("switch --pairs a.png", "--pairs got 1 images"),
-            ("switch --pairs a.png b.png --pairing any", "exclude each other"),
+            ("switch --pairing within", "has none"),
+            ("switch a.png", "switch got 1 images"),
+            ("switch a.png b.png --pairing any", "own images have no labels"),
             ("edit --direction a --method median a.png", "--method is 'median'; it must be means or classifier"),
-            ("switch --pairs no.png such.png", "there is no image file no.png"),
+            ("switch no.png such.png", "there is no image file no.png"),
         ],
     )
     def test_mistake_in_the_arguments(self, capsys, finished_run, tmp_path, arguments, message):
@@ -462,7 +455,7 @@ class TestRefusals:
     def test_file_that_is_no_image(self, capsys, finished_run, tmp_path):
         (tmp_path / "a.png").write_text("text")
         paths = [str(tmp_path / "a.png")] * 2
-        line = refused(capsys, lambda: main(["switch", "--run", str(finished_run), "--pairs", *paths]))
+        line = refused(capsys, lambda: main(["switch", "--run", str(finished_run), *paths]))
         assert f"cannot read the image {paths[0]}" in line and "on_bad_image" not in line
 
     def test_folder_that_cannot_be_written(self, capsys, finished_run, tmp_path):

@@ -25,10 +25,11 @@ from export.card import (
     require_same_model,
 )
 from export.endpoints import endpoints
-from export.provenance import Provenance, hide_path, open_run
+from export.provenance import Provenance, open_run
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import UserError
 from tfdecouple.runs.opened_run import load_model, save_run
+from tfdecouple.runs.publishing import hide_path
 
 
 def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:

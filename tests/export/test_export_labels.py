@@ -17,7 +17,8 @@ from export.formats.web import describe_model
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.errors import UserError
-from tfdecouple.runs.run_folder import load_config, write_label_names
+from tfdecouple.runs.run_folder import LABELS, load_config
+from tfdecouple.storage.files import write_json
 
 NAMES = ["cat", "dog", "owl", "fox", "hen", "cow", "elk"]
 # Of no sizes that the models of other tests have.
@@ -44,7 +45,7 @@ LABELLED = {
 @pytest.fixture
 def run(request, tmp_path):
     folder = write_run(tmp_path / "run", fresh(MODELS[request.param]))
-    write_label_names(folder, NAMES)
+    write_json(folder / LABELS, NAMES)
     return folder
 
 

@@ -8,7 +8,6 @@ OPTIONS = {
     "seed": 0,
     "temperature": 1.0,
     "probe_images": 0,
-    "label_samples": 0,
     "frechet_images": 10_000,
     "trust": False,
 }

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 
 import pytest
@@ -12,14 +11,12 @@ from helpers.refusals import refused
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data import sources
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
-from tfdecouple.runs.publishing import _source_folders, make_card
+from tfdecouple.runs.publishing import make_card
 from tfdecouple.runs.run_folder import load_config
 
-HOME = os.path.expanduser("~/noses of clients")
 SUMMARY = {
     "steps": 9,
     "best_step": 1,
@@ -42,14 +39,8 @@ def run(tiny_run, tmp_path_factory):
     (folder / "metrics.jsonl").write_text('{"step": 1, "kind": "train", "bits_per_dim": 7.0}\n')
     directions = {"version": 1, "weights_sha256": hash_weights(load_model(folder)), "run": str(folder)}
     one = {"name": "smile", "method": "means", "data": "folder /home/ada/secret place/faces", "vector": [1.0, 0, 0, 0]}
-    # Found in other images, of which one lies in the other.
-    others = [
-        {**one, "name": name, "source": f"folder:{place}", "data": f"images in {place}"}
-        for name, place in (("age", "/home/ada/clients/"), ("hat", "/home/ada/clients/acme"), ("wig", "."))
-    ]
-    others[0]["data"] = "images in /home/ada/clients"
-    others.append({**one, "name": "nose", "source": "folder:~/noses of clients", "data": f"images in {HOME}"})
-    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [one, *others]}))
+    other = {**one, "name": "age", "source": "folder:/home/ada/clients/", "data": "images in /home/ada/clients"}
+    (folder / "directions.json").write_text(json.dumps({**directions, "directions": [one, other]}))
     return folder
 
 
@@ -76,30 +67,10 @@ def test_nothing_tells_where_it_was_made(run, published):
     assert len(files) == 8
     for path in files:
         content = path.read_bytes()
-        assert (
-            b"/home/" not in content
-            and b"secret" not in content
-            and HOME.encode() not in content
-            and str(run.parent).encode() not in content
-        ), path
+        assert b"/home/" not in content and b"secret" not in content and str(run.parent).encode() not in content, path
     data = load_config(published).data
     assert (data.source, data.data_dir) == ("folder:faces", None)
-    kept = tfdecouple.load_directions(published)
-    assert {one.name: (one.figures["source"], one.figures["data"]) for one in list(kept)[1:]} == {
-        "age": ("folder:clients/", "images in clients"),
-        "hat": ("folder:acme", "images in acme"),
-        "wig": ("folder:.", "images in ."),
-        "nose": ("folder:noses of clients", "images in noses of clients"),
-    }
     assert json.loads((published / "summary.json").read_text())["test"] == SUMMARY["test"]
-
-
-def test_folders_of_any_kind_of_source_are_left_out(monkeypatch):
-    class Scans(sources.ImageFolder):
-        pattern = "scans:PATH"
-
-    monkeypatch.setattr(sources, "KINDS", (*sources.KINDS, Scans()))
-    assert _source_folders("scans:/a/clinic/", "folder:/b") == ["/a/clinic", "/b"]
 
 
 @pytest.mark.parametrize(
@@ -125,28 +96,6 @@ def test_the_card_leaves_out_a_figure_that_was_not_finite(run):
     assert "model-index" not in text and "bits per dimension" not in text and "4 of 4 images" in text
 
 
-def test_the_header_has_the_data_set_that_lies_on_the_hub(run, tmp_path):
-    opened = Run.open(run)
-    for source, on_hub, kind in (
-        ("cifar10", ["uoft-cs/cifar10"], "uoft-cs/cifar10"),
-        ("tfds:mnist:3.0.1", ["ylecun/mnist"], "ylecun/mnist"),
-        ("downsampled_imagenet/64x64", None, "downsampled_imagenet/64x64"),
-    ):
-        config = dataclasses.replace(opened.config, data=DataConfig(source=source))
-        for summary in (SUMMARY, {**SUMMARY, "test": None}):
-            (tmp_path / "README.md").write_text(
-                make_card(dataclasses.replace(opened, config=config), "faces", "mit", summary)
-            )
-            found, _ = header(tmp_path)
-            assert found.get("datasets") == on_hub
-            results = [result for index in found.get("model-index", ()) for result in index["results"]]
-            assert [result["dataset"]["type"] for result in results] == ([kind] if summary["test"] else [])
-    # Of an imported model nobody knows.
-    assert "datasets" not in make_card(
-        dataclasses.replace(opened, config=config), "x", "mit", {"imported_from": "x.npz"}
-    )
-
-
 def test_the_card_has_the_header_of_the_hub_and_says_what_is_known(published):
     found, body = header(published)
     assert found["license"] == "cc-by-4.0" and found["library_name"] == "tfdecouple" and "keras" in found["tags"]
@@ -167,7 +116,7 @@ def test_a_damaged_summary_is_left_out_with_a_line(run, tmp_path, capsys):
     to = tmp_path / "faces"
     assert main(["publish", "--run", str(damaged), "--to", str(to), "--licence", "mit"]) == 0
     out = capsys.readouterr().out
-    assert out.count("summary.json cannot be read and is left out: it has no figures of a test: ") == 1
+    assert out.count("summary.json cannot be read and is left out: it has no figures of a test") == 1
     assert not (to / "summary.json").exists() and "model-index" not in (to / "README.md").read_text()
 
 
@@ -199,10 +148,10 @@ def test_the_manifest_has_every_file_and_sees_a_change(published, tmp_path):
         (lambda values: values["files"].update({"/etc/passwd": {"bytes": 1, "sha256": "0"}}), "which is no weights"),
         (lambda values: values["files"].update({"checkpoints/best-1.pkl": {"bytes": 1, "sha256": "0"}}), "no weights"),
         (lambda values: values["files"].pop("config.json"), "a config and its best weights"),
-        (lambda values: values["files"]["config.json"].update(bytes=-1), "no size or no digest"),
-        (lambda values: values["files"]["config.json"].update(bytes=True), "no size or no digest"),
+        (lambda values: values["files"]["config.json"].update(bytes=-1), "files.config.json.bytes is -1"),
+        (lambda values: values["files"]["config.json"].update(bytes=True), "files.config.json.bytes is True"),
         (lambda values: values["files"]["config.json"].pop("sha256"), "is damaged"),
-        (lambda values: values.update(format=2), "its format is not 1"),
+        (lambda values: values.update(format=2), "format is 2"),
         (lambda values: values.update(files=[1]), "is damaged"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +35,7 @@ HERE = pretrained.find_pretrained("photographs")
 def test_the_folder_is_whole_and_small():
     manifest = Manifest.read(HERE / MANIFEST, "photographs")
     assert manifest == Manifest.from_folder(HERE)
-    assert sum(size for name, (size, _) in manifest.files.items() if "/best-" in name) < 8_000_000
+    assert sum(facts.bytes for name, facts in manifest.files.items() if "/best-" in name) < 8_000_000
     assert {"README.md", "config.json", "summary.json", "metrics.jsonl", "directions.json"} <= set(manifest.files)
 
 
@@ -94,17 +93,16 @@ def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
     assert "pictures/switch-pairs.png: switch, 1 pair" in capsys.readouterr().out
     facts = json.loads((tmp_path / "here" / "pictures" / "switch-pairs.json").read_text())
     assert facts["run"] == "photographs" and facts["first"]["files"] == ["a.png"]
-    assert main(["switch", "--pairs", "a.png", "b.png", "--out", "elsewhere"]) == 0
+    assert main(["switch", "a.png", "b.png", "--out", "elsewhere"]) == 0
     assert (tmp_path / "here" / "elsewhere" / "switch-pairs.png").is_file()
     assert main(["sample", "--count", "2", "--run", "photographs"]) == 0
     assert (tmp_path / "here" / "pictures" / "sample.png").is_file()
     capsys.readouterr()
-    assert "given twice" in refused(capsys, lambda: main(["switch", "a.png", "b.png", "--pairs", "a.png", "b.png"]))
-    assert "--pairs got 1 images" in refused(capsys, lambda: main(["interpolate", "a.png"]))
+    assert "interpolate got 1 images" in refused(capsys, lambda: main(["interpolate", "a.png"]))
     line = refused(capsys, lambda: main(["directions", "--run", "photographs"]))
     assert "make one of it first, with python -m tfdecouple publish --run photographs --to DIR" in line
     line = refused(capsys, lambda: main(["curves", "--run", "photographs"]))
-    assert "photographs has no figures in metrics.jsonl yet" in line
+    assert "photographs has no figures" in line
     # Nothing was written where they lie.
     assert installed(others) == before
 
@@ -119,15 +117,10 @@ def test_a_run_folder_of_that_name_goes_before(others, tiny_run, tmp_path):
     assert (find_run("photographs") / "config.json").samefile("photographs/config.json")
 
 
-def test_where_results_go(others, tmp_path, monkeypatch):
+def test_where_results_go(others, tmp_path):
     assert str(find_results_folder("runs/mine", None, "pictures")) == "runs/mine/pictures"
     assert str(find_results_folder("photographs", None, "pictures")) == "pictures"
     assert str(find_results_folder("hf://ada/faces", tmp_path, "pictures")) == str(tmp_path)
-    # As root one may write anywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    found = find_results_folder("photographs", None, "pictures")
-    assert found.name == "pictures" and found.parent.is_dir() and found.parent.name.startswith("tfdecouple-")
-    found.parent.rmdir()
 
 
 def test_from_preset_as_keras_users_expect(others):

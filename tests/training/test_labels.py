@@ -91,7 +91,7 @@ class TestRun:
 
     def test_is_measured_by_its_labels(self, labelled_run, tmp_path, capsys):
         arguments = ["evaluate", "--run", str(labelled_run), "--split", "validation", "--out", str(tmp_path)]
-        assert main([*arguments, "--classify", "--importance", "2", "--label-samples", "4"]) == 0
+        assert main([*arguments, "--classify", "--importance", "2"]) == 0
         found = json.loads((tmp_path / "classify-validation.json").read_text())
         model = load_model(labelled_run)
         images = np.stack([np.asarray(Image.open(path)) for path in self.paths(labelled_run)])
@@ -101,14 +101,7 @@ class TestRun:
         assert found["chance"] == pytest.approx(1 / 3) and (tmp_path / "classify-validation.png").is_file()
         measured = json.loads((tmp_path / "bits_per_dim-validation.json").read_text())
         assert measured["kl"]["mean"] == pytest.approx(-np.log(np.array([1, 2, 5]) / 8).mean(), rel=1e-5)
-        told = json.loads((tmp_path / "label_samples.json").read_text())
-        assert told["samples"] == 4 and len(told["classifiers"]) == 2
-        for classifier in told["classifiers"].values():
-            assert np.mean(classifier["by_label"]) == pytest.approx(classifier["accuracy"])
-            # Of the 21 training images a fifth judged C.
-            assert classifier["held_out_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
-        said = capsys.readouterr().out
-        assert "classified right" in said and "4 samples of each of 3 labels" in said
+        assert "classified right" in capsys.readouterr().out
 
     def paths(self, run):
         folder = json.loads((run / "config.json").read_text())["data"]["source"].removeprefix("folder:")

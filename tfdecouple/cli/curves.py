@@ -31,12 +31,6 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes curves.png and curves.json, for several runs into the folder of the first run; returns 0."""
-    for path in options.run:
-        if path.startswith(arguments.HUB):
-            raise RunError(
-                f"the figures of {path} are not fetched with its weights; fetch all of the repository, such as with "
-                "hf download OWNER/NAME --local-dir DIR, and take --run DIR"
-            )
     # TensorFlow is started because the modules that read a run's metrics need it.
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
@@ -47,7 +41,10 @@ def run(options: argparse.Namespace) -> int:
     # Runs with the same name are shown with their paths, so that the reader can distinguish them.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
     curves = [read_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
-    runs = [summarise_curves(path, run) for path, run in zip(options.run, curves, strict=True)]
+    runs = []
+    for path, run in zip(options.run, curves, strict=True):
+        last = max(steps[-1] for lines in (run.train, run.validation) for steps, _ in lines.values())
+        runs.append({"run": path, "name": run.name, "last_step": last})
     summary = "; ".join(f"{run['name']} to update {run['last_step']:,}" for run in runs)
     path = find_results_folder(options.run[0], options.out, PICTURES) / "curves.png"
     write_picture(path, render_figure(plot_curves(curves)), {"command": "curves", "runs": runs}, summary)
@@ -67,30 +64,15 @@ def read_curves(path: str, name: str) -> Any:
     config = load_config(path)
     # Terms that the model lacks are left out, because the log has a 0 for them.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
-    metrics = [metric for metric in _METRICS if not absent.get(metric)]
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
     for row in read_metrics(find_run(path) / "metrics.jsonl"):
-        for metric in metrics:
+        for metric in _METRICS:
             # Only numbers are drawn: a value that is not finite is a text in the log.
             value = row.get(metric)
-            if row["kind"] in lines and isinstance(value, int | float):
+            if row["kind"] in lines and isinstance(value, int | float) and not absent.get(metric):
                 steps, values = lines[row["kind"]].setdefault(metric, ([], []))
                 steps.append(row["step"])
                 values.append(value)
     if not any("bits_per_dim" in curves for curves in lines.values()):
-        raise RunError(f"{path} has no figures in metrics.jsonl yet; wait for its first ones or train it")
+        raise RunError(f"{path} has no figures: its metrics.jsonl is missing or has no rows yet")
     return Curves(name, lines["train"], lines["validation"], config.training.noise_steps)
-
-
-def summarise_curves(path: str, curves: Any) -> dict[str, Any]:
-    """Returns the facts of a run for the JSON file: number of points, last and lowest value of each curve."""
-    kinds = {"train": curves.train, "validation": curves.validation}
-    last = max(steps[-1] for lines in kinds.values() for steps, _ in lines.values())
-    points = {
-        kind: {
-            metric: {"points": len(steps), "last": values[-1], "lowest": min(values)}
-            for metric, (steps, values) in lines.items()
-        }
-        for kind, lines in kinds.items()
-    }
-    return {"run": path, "name": curves.name, "last_step": last, **points}

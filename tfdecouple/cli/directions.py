@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import pathlib
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,14 +16,13 @@ from tfdecouple.runtime.process import start_tensorflow
 if TYPE_CHECKING:
     import numpy as np
 
-    from tfdecouple.cli.run_images import OpenedRun
     from tfdecouple.data import Source
     from tfdecouple.data.attributes import Attributes
     from tfdecouple.runs.latent_directions import Direction, Directions
+    from tfdecouple.runs.opened_run import Run
 
 # Default number of training images, and of held-out images.
 _IMAGES = 10_000
-_MOST_DIRECTIONS = 1000
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +39,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder, into which directions.json is written")
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
-    parser.add_argument("--label-pairs", action="store_true", help="from one label to another, for each pair of labels")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
     parser.add_argument(
         "--attributes",
@@ -58,15 +54,15 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes directions.json into the run folder, and direction-NAME.png and .json for each direction; returns 0."""
-    if options.attributes and (options.labels or options.label_pairs):
-        raise UserError("--attributes excludes --labels and --label-pairs: give one of them, then the other")
+    if options.attributes and options.labels:
+        raise UserError("--attributes excludes --labels: give one of them, then the other")
     if options.split == "train":
         raise UserError("--split is 'train', which directions are found in; take validation or test")
     start_tensorflow()
-    from tfdecouple.cli.run_images import open_data, open_run
+    from tfdecouple.cli.run_images import open_data
     from tfdecouple.data.attributes import read_attributes
-    from tfdecouple.runs.latent_directions import LONGEST_NAME, Directions
-    from tfdecouple.runs.opened_run import hash_weights
+    from tfdecouple.runs.latent_directions import Directions
+    from tfdecouple.runs.opened_run import Run, hash_weights
     from tfdecouple.runs.run_folder import is_run_folder
 
     if not is_run_folder(options.run):
@@ -75,24 +71,13 @@ def run(options: argparse.Namespace) -> int:
             f"python -m tfdecouple publish --run {options.run} --to DIR"
         )
     attributes = read_attributes(options.attributes) if options.attributes else None
-    opened = open_run(options, z_for="directions")
+    opened = Run.open(options.run, z_for="directions")
     source = open_data(opened, options)
     if attributes is not None:
         attributes.require_unique_rows(source.keys())
-    labels = choose_labels(source, options) if attributes is None else {}
-    names = list(labels) if attributes is None else list(attributes.names)
-    if len(names) > _MOST_DIRECTIONS:
-        raise UserError(
-            f"these are {len(names):,} directions, and at most {_MOST_DIRECTIONS:,} are found at once; "
-            "name fewer labels"
-        )
-    if len(longest := max(names, key=len)) > LONGEST_NAME:
-        raise UserError(
-            f"the direction {longest[:40]!r}... would have a name of {len(longest)} characters, and {LONGEST_NAME} are "
-            "the most; shorten that of the label or of the column"
-        )
+    names = choose_labels(source, options.labels) if attributes is None else list(attributes.names)
     training, held_out = (
-        read_split(opened, source, split, options, labels, attributes) for split in ("train", options.split)
+        read_split(opened, source, split, options, names, attributes) for split in ("train", options.split)
     )
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
     directions = [
@@ -109,36 +94,29 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_labels(source: Source, options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-    """Returns the label of each direction by name, or with `--label-pairs` the labels at its start and end.
+def choose_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
+    """Returns the names of the labels to find directions for: those of `--labels`, or all.
 
     Raises:
-        UserError: where the images have fewer than two labels, or `--labels` has an unknown label or too few for pairs.
+        UserError: where the images have fewer than two labels, or `--labels` has an unknown label.
     """
     if len(source.label_names) < 2:
         raise DataError(
             f"{source.title} has {len(source.label_names)} labels, and directions need two or more, as sub-folders "
             "give; or give numbers by file name with --attributes"
         )
-    number = {name: label for label, name in enumerate(source.label_names)}
-    chosen = list(dict.fromkeys(options.labels or source.label_names))
-    for name in chosen:
-        if name not in number:
+    for name in labels or ():
+        if name not in source.label_names:
             raise UserError(f"--labels has {name!r}, which no image has{nearest(name, source.label_names)}")
-    if not options.label_pairs:
-        return {name: (number[name],) for name in chosen}
-    if len(chosen) < 2:
-        raise UserError("--label-pairs needs two labels; name more with --labels")
-    pairs = itertools.islice(itertools.combinations(chosen, 2), _MOST_DIRECTIONS + 1)
-    return {f"{first} to {second}": (number[first], number[second]) for first, second in pairs}
+    return list(dict.fromkeys(labels or source.label_names))
 
 
 def read_split(
-    opened: OpenedRun,
+    opened: Run,
     source: Source,
     split: str,
     options: argparse.Namespace,
-    labels: dict[str, tuple[int, ...]],
+    names: Sequence[str],
     attributes: Attributes | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns z of drawn images of a split, float32 `[n, d_z]`, and their values, float64 `[n, directions]`.
@@ -150,18 +128,15 @@ def read_split(
     """
     import numpy as np
 
-    from tfdecouple.cli.run_images import draw_indices
     from tfdecouple.data.labels import check_labels
+    from tfdecouple.metrics.drawn_images import draw_indices
 
     indices = np.sort(draw_indices(source, split, options.images or _IMAGES, options.seed))
     z, label = opened.encode_split(source, split, indices, f"encoding images of {split}")
     label = check_labels(source, label)
     if attributes is None:
-        columns = []
-        for *first, last in labels.values():
-            counts = np.isin(label, (*first, last)) if first else label >= 0
-            columns.append(np.where(counts, label == last, np.nan))
-        return z, np.stack(columns, 1)
+        numbers = [source.label_names.index(name) for name in names]
+        return z, np.where(label[:, None] >= 0, label[:, None] == numbers, np.nan)
     if source.skipped:
         raise DataError(
             f"{source.skipped} images of {source.title} cannot be read, and which number is whose is not known "
@@ -181,11 +156,7 @@ def find_directions(
 ) -> list[Direction]:
     """Returns the directions that can be found in the images, and prints the names of all other directions.
 
-    Args:
-        names: the names of the directions.
-        training: z and values of the training images, as `read_split` returns them.
-        held_out: z and values of the held-out images.
-        seed: the seed of the random draws.
+    Training and held-out images are z and values, as `read_split` returns them.
 
     Raises:
         DataError: where no direction can be found in the images.
@@ -216,7 +187,7 @@ def find_directions(
     return directions
 
 
-def add_earlier(new: Directions, opened: OpenedRun) -> Directions:
+def add_earlier(new: Directions, opened: Run) -> Directions:
     """Returns the new directions, and before them the directions in the run folder that have other names."""
     earlier: Iterable[Direction] = ()
     try:
@@ -228,9 +199,7 @@ def add_earlier(new: Directions, opened: OpenedRun) -> Directions:
     return dataclasses.replace(new, directions=(*others, *new.directions))
 
 
-def save_pictures(
-    opened: OpenedRun, source: Source, options: argparse.Namespace, directions: Sequence[Direction]
-) -> None:
+def save_pictures(opened: Run, source: Source, options: argparse.Namespace, directions: Sequence[Direction]) -> None:
     """Writes a picture for each name of a direction, with a row for each image and method."""
     from tfdecouple.cli.run_images import draw_images, save_picture
     from tfdecouple.runtime.progress import Counter
@@ -243,24 +212,19 @@ def save_pictures(
     facts = {**images.facts, "seed": options.seed, "amounts": amounts}
     note, done = f"{images.note} {opened.note()}", 0
     with Counter("pictures", len(directions) * len(images.pixels) * len(amounts)) as counter:
-        for (name, found), file in zip(methods.items(), make_file_names(methods), strict=True):
+        for name, found in methods.items():
             vectors = {one.method: one.vector for one in found}
             picture = draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
             figures = {one.method: dict(one.figures) for one in found}
             summary = f"steps along {name} of {len(images.pixels)} images"
-            save_picture(opened, options, f"direction-{file}", picture, summary, **facts, direction=name, found=figures)
+            save_picture(
+                opened,
+                options,
+                f"direction-{arguments.make_file_name(name)}",
+                picture,
+                summary,
+                **facts,
+                direction=name,
+                found=figures,
+            )
             counter(done := done + len(found) * len(images.pixels) * len(amounts))
-
-
-def make_file_names(names: Iterable[str]) -> list[str]:
-    """Returns a plain file name for each direction; all differ, even on file systems that ignore case.
-
-    >>> make_file_names(["rocket", "a/b", "A b", "..."])
-    ['rocket', 'a-b', 'A-b-3', 'direction']
-    """
-    files: dict[str, str] = {}
-    for number, name in enumerate(names, 1):
-        plain = re.sub(r"[^\w.-]+", "-", name)[:80].strip("-.") or "direction"
-        file = f"{plain}-{number}" if plain.lower() in files else plain
-        files[file.lower()] = file
-    return list(files.values())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import Any
 
 import numpy as np
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.cli.photograph_results import OwnSizeResults, add_size
-from tfdecouple.errors import RunError
 from tfdecouple.runtime.process import start_tensorflow
 
 
@@ -31,24 +29,19 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes edit.png, edit.json and, for each amount but 0, NAME-DIRECTION+AMOUNT at each photograph's own size.
-
-    Raises:
-        UserError: where arguments are impossible, the run lacks weights, z or directions, or an image is unreadable.
-    """
+    """Writes edit.png, edit.json and, for each amount but 0, NAME-DIRECTION+AMOUNT at each photograph's own size."""
     amounts = options.amounts
     start_tensorflow()
-    from tfdecouple.cli.run_images import open_run, read_image_files, save_picture
-    from tfdecouple.runs.opened_run import describe_missing_directions
+    from tfdecouple.cli.run_images import read_image_files, save_picture
+    from tfdecouple.runs.opened_run import Run, load_directions
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_edit_grid
 
-    opened = open_run(options, z_for="edit")
-    directions = opened.directions()
-    if directions is None:
-        raise RunError(describe_missing_directions(options.run))
+    opened = Run.open(options.run, z_for="edit")
+    # A run without directions has the error of `load_directions`.
+    directions = opened.directions() or load_directions(options.run)
     direction = directions.find(options.direction, options.method)
-    images = read_image_files(opened, options.files, "edit takes")
+    images = read_image_files(opened, options.files)
     results = OwnSizeResults(options, options.files, opened.model) if options.size == "own" else None
     note = f"{images.note} {opened.note()}"
     with Counter("editing", len(images.pixels) * len(amounts)) as counter:
@@ -60,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     says = f"{count} image{'s' if count > 1 else ''} along {direction.name}, {direction.method}"
     save_picture(opened, options, "edit", picture, says, **facts)
     if results is not None:
-        change = re.sub(r"[^\w.-]", "_", direction.name)
+        change = arguments.make_file_name(direction.name)
         z, v = opened.model.encode(results.small)[:2]
         assert z is not None
         for amount in filter(None, amounts):

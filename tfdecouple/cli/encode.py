@@ -12,9 +12,9 @@ from tfdecouple.runtime.process import start_tensorflow
 from tfdecouple.runtime.requirements import require
 
 if TYPE_CHECKING:
-    from tfdecouple.cli.run_images import OpenedRun
     from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.data import Source
+    from tfdecouple.runs.opened_run import Run
 
 FORMATS = ("tfrecord", "parquet")
 _SPLITS = ("train", "validation", "test")
@@ -52,15 +52,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files of codes and their manifest, or with --verify checks them.
-
-    Returns:
-        The exit status: 0, or 1 where --verify found a file that differs.
-
-    Raises:
-        UserError: where arguments are impossible, the run has no weights, images are missing or unreadable, or the
-            folder holds other files or cannot be written.
-    """
+    """Writes the files of codes and their manifest, or with --verify checks them and returns 1 if a file differs."""
     if options.verify:
         return _verify(options.out)
     if options.run is None:
@@ -70,13 +62,13 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "parquet":
         require("pyarrow", what="--format parquet")
     start_tensorflow()
-    from tfdecouple.cli.run_images import open_run
     from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.corpus.encoding import encode_shards, make_encoder
     from tfdecouple.corpus.folder import CodesFolder
+    from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
 
-    opened = open_run(options)
+    opened = Run.open(options.run)
     _require_fields(opened, options)
     # With cache_gib=0 images are read when they are encoded, because each is needed only once.
     source = opened.open_source(
@@ -103,15 +95,9 @@ def run(options: argparse.Namespace) -> int:
             total = sum(manifest.splits.values())
             before = total - sum(shard.stop - shard.start for shard in missing)
             with Counter("encoding", total, before=before) as counter:
-                far = encode_shards(
-                    folder,
-                    manifest,
-                    missing,
-                    source,
-                    make_encoder(opened.model, manifest.fields, batch_size),
-                    batch_size=batch_size,
-                    counter=lambda done: counter(before + done),
-                )
+                encoder = make_encoder(opened.model, manifest.fields, batch_size)
+                counting = {"batch_size": batch_size, "counter": lambda done: counter(before + done)}
+                far = encode_shards(folder, manifest, missing, source, encoder, **counting)
             if far:
                 _print(
                     f"{len(far):,} of the images, such as {far[0].decode()}, are far from what the model was trained "
@@ -154,7 +140,7 @@ def _print(text: str) -> None:
     print(text, flush=True)
 
 
-def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
+def _require_fields(opened: Run, options: argparse.Namespace) -> None:
     if options.z_std and opened.config.model.has_class_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if opened.config.model.has_latent:
@@ -164,7 +150,7 @@ def _require_fields(opened: OpenedRun, options: argparse.Namespace) -> None:
         raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
 
 
-def _make_manifest(opened: OpenedRun, source: Source, options: argparse.Namespace) -> Manifest:
+def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the job, which lists no files yet."""
     from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, choose_fields, estimate_bytes
     from tfdecouple.corpus.encoding import hash_keys
@@ -176,12 +162,7 @@ def _make_manifest(opened: OpenedRun, source: Source, options: argparse.Namespac
     return Manifest(
         format=options.format,
         fields=fields,
-        model=ModelFacts(
-            run=opened.name,
-            step=opened.step,
-            averaged=opened.averaged,
-            weights_sha256=hash_weights(opened.model),
-        ),
+        model=ModelFacts(**{**opened.facts(), "run": opened.name}, weights_sha256=hash_weights(opened.model)),
         data=DataFacts(
             title=source.title,
             image_shape=source.image_shape,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.base import Metric, Result
 from tfdecouple.metrics.bits_at_own_size import OwnSize
 from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, describe_grey
-from tfdecouple.metrics.classification import Classification, LabelSamples
+from tfdecouple.metrics.classification import Classification
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
@@ -39,35 +38,22 @@ METRICS: list[type[Metric]] = [
     Classification,
     Outliers,
     LinearProbe,
-    LabelSamples,
     FrechetDistance,
 ]
 # Name of the log with a line for each evaluation of test images. Their number is printed, because test images by which
 # a model was chosen say less about new images.
 TEST_EVALUATIONS = "test_evaluations.log"
 
-_DETAILS = """
-Bits/dim is always measured, and each option of the second group adds a metric. The
-best weights of the run are used. Each result is printed, and written as a JSON file
-into the folder --out. To choose between models use --split validation:
-RUN/evaluation/test_evaluations.log counts the evaluations of test images."""
-
-_EPILOG = """\
-examples:
-  python -m tfdecouple evaluate --run runs/quickstart
-      bits/dim (the ELBO) on the test split
-  python -m tfdecouple evaluate --run runs/quickstart --split validation --importance 64 --images 100
-      also the importance-weighted bound over 64 draws, on 100 validation images
-  python -m tfdecouple evaluate --run runs/quickstart --latent-use
-      also whether z is used: its KL, what it knows of the image, what another image's z costs
-"""
+_DETAILS = (
+    "Bits/dim is always measured, and each option of the second group adds a metric. The best weights of the run are "
+    "used. Each result is printed, and written as a JSON file into the folder --out. To choose between models use "
+    "--split validation: RUN/evaluation/test_evaluations.log counts the evaluations of test images."
+)
 
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command `evaluate` with its options."""
     parser = arguments.add_command(commands, "evaluate", "measure bits/dim and other metrics of a run", _DETAILS)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EPILOG
     arguments.add_run(parser, out=False)
     arguments.add_out(parser, "evaluation")
     arguments.add_data(parser)
@@ -93,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.cli.run_images import find_results_folder
+    from tfdecouple.cli.run_images import find_results_folder, name_unwritable
 
     metrics = [metric for metric in metrics if metric.is_requested()]
     out = find_results_folder(options.run, options.out, "evaluation")
@@ -107,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
             for metric in metrics:
                 result = metric.compute(evaluation)
                 if not files:
-                    with writing_to(out):
+                    with name_unwritable(out):
                         out.mkdir(parents=True, exist_ok=True)
                     # The evaluation is counted only now, because a failed one without a result does not count.
                     if options.split == "test" or not all(each.on_split for each in metrics):
@@ -139,10 +125,6 @@ class Evaluation:
         count: the number of images that are evaluated.
         batch_size: the number of images in a batch.
 
-    Args:
-        options: the options of the command.
-        metrics: the metrics, which may need a model with z or with labels.
-
     Raises:
         UserError: where the run or the images cannot be opened, or the model lacks z or labels that a metric needs.
     """
@@ -150,14 +132,15 @@ class Evaluation:
     def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
         import tensorflow as tf
 
-        from tfdecouple.cli.run_images import open_data, open_run
+        from tfdecouple.cli.run_images import open_data
+        from tfdecouple.runs.opened_run import Run
         from tfdecouple.training.strategy import get_mirrored_strategy
 
         self.options = options
         gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))
         self.strategy = get_mirrored_strategy(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
-            self.opened = open_run(options, next((metric.option for metric in metrics if metric.needs_z), ""))
+            self.opened = Run.open(options.run, next((metric.option for metric in metrics if metric.needs_z), ""))
         for metric in metrics:
             if metric.needs_classes and not self.opened.config.model.has_classes:
                 raise UserError(
@@ -205,8 +188,9 @@ def write_result(
     """Returns the name of the JSON file to which it writes a result, with the run and the data of the result.
 
     Raises:
-        RunError: where the folder cannot be written.
+        UserError: where the folder cannot be written.
     """
+    from tfdecouple.cli.run_images import name_unwritable
     from tfdecouple.storage.files import write_bytes, write_json
 
     opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split
@@ -225,7 +209,7 @@ def write_result(
         values |= {"split": split, "split_description": source.descriptions[split], "split_images": evaluation.size}
     if test_evaluations is not None:
         values["test_evaluations"] = test_evaluations
-    with writing_to(out):
+    with name_unwritable(out):
         # The picture is written first, so that a result with a JSON file is complete.
         if result.picture is not None:
             picture = io.BytesIO()
@@ -238,31 +222,21 @@ def write_result(
 def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
     """Returns the number of evaluations of a data set's test images, after adding one to the log.
 
-    Args:
-        run: the run; the log is in the sub-folder `evaluation` of its folder, even if results go to another folder.
-        out: the folder of the log if the run is no folder or cannot be written.
-        source: the data set.
+    The log is in RUN/evaluation, even if results go to another folder; it is in `out`, their folder, if the run is no
+    folder or cannot be written.
 
     Raises:
-        RunError: where the log cannot be written.
+        UserError: where the log cannot be written.
     """
+    from tfdecouple.cli.run_images import name_unwritable
     from tfdecouple.runs.run_folder import is_run_folder
 
     own = pathlib.Path(run) / "evaluation"
     folder = own if is_run_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
     line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
-    with writing_to(folder, advice=""):
+    with name_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / TEST_EVALUATIONS).open("a+", encoding="utf-8") as file:
             file.write(line)
             file.seek(0)
             return sum(each == line for each in file)
-
-
-@contextlib.contextmanager
-def writing_to(folder: pathlib.Path, advice: str = "; choose another --out") -> Iterator[None]:
-    """Returns a context in which an error of the file system becomes a RunError with `advice` at its end."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write to the folder {folder}: {error.strerror or error}{advice}") from error

@@ -37,20 +37,18 @@ def run(options: argparse.Namespace) -> int:
 
     The result NAME-z-X-of-OTHER has v of the photograph NAME, and z at the fraction X of the way to OTHER. There are no
     results between two v, because neither photograph has their detail.
-
-    Raises:
-        UserError: where arguments are impossible, the run has no weights, or images are missing or unreadable.
     """
-    arguments.resolve_pairs(options)
+    arguments.check_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.run_images import choose_pairs, open_run, pair_labels, save_picture
+    from tfdecouple.cli.run_images import choose_pairs, pair_labels, save_picture
+    from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import compute_pixel_contrast, draw_interpolation_grid, interpolate_pairs
 
-    opened = open_run(options)
+    opened = Run.open(options.run)
     results = None
-    if options.pairs and options.size == "own" and opened.config.model.has_latent:
-        results = OwnSizeResults(options, options.pairs, opened.model)
+    if options.files and options.size == "own" and opened.config.model.has_latent:
+        results = OwnSizeResults(options, options.files, opened.model)
     ((how, (a, b)),) = choose_pairs(opened, options, ("across",)).items()
     places = [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
@@ -68,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     save_picture(opened, options, "interpolate", picture, says, pairing=how, **facts)
     if results is not None:
         made = np.asarray(opened.model.interpolate(results.small[::2], results.small[1::2], places, [0, 1]))
-        names = [pathlib.PurePath(path).stem for path in options.pairs]
+        names = [pathlib.PurePath(path).stem for path in options.files]
         for pair, images in enumerate(made):
             for step, place in enumerate(places[1:], 1):
                 results.save(2 * pair, images[step, 0], f"z-{place:.2g}-of-{names[2 * pair + 1]}")

@@ -37,12 +37,14 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     from scipy.spatial.distance import cdist
 
-    from tfdecouple.cli.run_images import draw_indices, load_by_index, open_data, open_run, save_picture
+    from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.data import chosen_batches
+    from tfdecouple.metrics.drawn_images import draw_indices, read_images
+    from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_neighbour_grid
 
-    opened = open_run(options)
+    opened = Run.open(options.run)
     source = open_data(opened, options)
     model, has_z = opened.model, opened.config.model.has_encoder
     samples = np.asarray(model.sample(options.count, options.temperature, seed=options.seed))
@@ -66,9 +68,9 @@ def run(options: argparse.Namespace) -> int:
         distances = np.concatenate(columns[name], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :count]
         indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
-        images, _ = load_by_index(source, options.split, indices.ravel())
-        images = np.asarray(model.quantize_images(images))
-        nearest[name] = images.reshape(*indices.shape, *images.shape[1:])
+        # An image may be near to several samples.
+        different, rows = np.unique(indices, return_inverse=True)
+        nearest[name] = read_images(model, source, options.split, different)[0][rows.reshape(indices.shape)]
         facts_by_distance[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
     copies = sum(row[0] == 0 for row in facts_by_distance["pixels"]["distances"])
     caption = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import pathlib
 import re
 import sys
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
-from tfdecouple.runtime.option_types import add_choice, add_number
+from tfdecouple.runtime.option_types import add_choice, add_number, make_number_type
 
 # Largest temperature, the factor of v.
 MOST_TEMPERATURE = 1000
@@ -45,26 +44,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
-    """Returns the new parser of a command.
+    """Returns the new parser of a command, which it adds to `commands`, the sub-parsers of `python -m tfdecouple`.
 
-    Args:
-        commands: the sub-parsers of `python -m tfdecouple`, to which the parser is added.
-        name: name of the command.
-        summary: a line for the list of commands, without a full stop.
-        details: further sentences for the help of the command.
+    The summary is a line for the list of commands without a full stop; the details are sentences for the own help.
     """
     description = f"{summary[0].upper()}{summary[1:]}.{details and f' {details}'}"
     return commands.add_parser(name, help=summary, description=description)
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
-    """Adds the options --run and --out to a parser.
-
-    Args:
-        parser: parser of the command.
-        required: whether the user must name a run; if not, the bundled weights are the default.
-        out: whether to add --out.
-    """
+    """Adds the options --run and --out to a parser; a run that is not required is by default the bundled weights."""
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
     else:
@@ -98,31 +87,19 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str =
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument FILE and the options --pairs and --pairing to a parser; `resolve_pairs` checks them."""
-    parser.add_argument("files", nargs="*", metavar="FILE", help="image files, as with --pairs")
-    parser.add_argument(
-        "--pairs",
-        nargs="+",
-        metavar="FILE",
-        help="pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]",
-    )
+    """Adds the argument FILE and the option --pairing to a parser; `check_pairs` checks them."""
+    text = "pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]"
+    parser.add_argument("files", nargs="*", metavar="FILE", help=text)
     text = "pairs of the data set: within a class, across classes or any; auto: within and across if there are classes"
     add_choice(parser, "--pairing", ("auto", "within", "across", "any"), text)
 
 
-def resolve_pairs(options: argparse.Namespace) -> None:
-    """Sets `options.pairs` to the image files that the user named, or to None.
-
-    Raises:
-        UserError: where the number of files is odd, or options exclude each other.
-    """
-    if options.files and options.pairs:
-        raise UserError("images are given twice, with --pairs and without it; leave --pairs out")
-    options.pairs = options.pairs or options.files or None
-    if options.pairs and len(options.pairs) % 2:
-        raise UserError(f"--pairs got {len(options.pairs)} images; it takes them two and two, an even number")
-    if options.pairs and options.pairing != "auto":
-        raise UserError(f"--pairing {options.pairing} and --pairs exclude each other: own images have no labels")
+def check_pairs(options: argparse.Namespace) -> None:
+    """Raises UserError if the number of the user's image files is odd, or `--pairing` is given for them."""
+    if len(options.files) % 2:
+        raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
+    if options.files and options.pairing != "auto":
+        raise UserError(f"--pairing {options.pairing} is for images of a data set: own images have no labels")
 
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
@@ -142,16 +119,16 @@ def parse_amounts(text: str) -> list[float]:
     Raises:
         UserError: where a part is no number up to `MOST_AMOUNT`, or a picture cannot show so many.
     """
-    amounts = []
-    for part in text.split(","):
-        try:
-            amounts.append(float(part))
-        except ValueError:
-            amounts.append(math.nan)
-        if not abs(amounts[-1]) <= MOST_AMOUNT:
-            raise UserError(
-                f"--amounts has {part.strip()!r}; each must be a number up to {MOST_AMOUNT:g}, with commas between them"
-            )
+    amounts = [make_number_type(float, -MOST_AMOUNT, MOST_AMOUNT)(part) for part in text.split(",")]
     if len(amounts) > MOST_AMOUNTS:
         raise UserError(f"--amounts has {len(amounts)} numbers; a picture shows at most {MOST_AMOUNTS}")
     return amounts
+
+
+def make_file_name(name: str) -> str:
+    """Returns the name of a direction with only letters, digits, `_`, `.` and `-`, for the name of a file.
+
+    >>> make_file_name("a/b c")
+    'a_b_c'
+    """
+    return re.sub(r"[^\w.-]", "_", name)[:80]

@@ -34,7 +34,9 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.cli.run_images import draw_indices, name_labels, open_data, open_run, save_picture
+    from tfdecouple.cli.run_images import name_labels, open_data, save_picture
+    from tfdecouple.metrics.drawn_images import draw_indices
+    from tfdecouple.runs.opened_run import Run
     from tfdecouple.visualization.plots import (
         plot_projection,
         project_by_t_sne,
@@ -42,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         render_figure,
     )
 
-    opened = open_run(options, z_for="project")
+    opened = Run.open(options.run, z_for="project")
     source = open_data(opened, options)
     indices = np.sort(draw_indices(source, options.split, options.count, options.seed))
     count = len(indices)

@@ -12,7 +12,7 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
-    from tfdecouple.cli.run_images import OpenedRun
+    from tfdecouple.runs.opened_run import Run
 
 
 def add_parser(commands: Any) -> None:
@@ -33,11 +33,12 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes reconstruct.png and reconstruct.json; with --own-size reconstruct-NAME.png and .json for each image."""
     start_tensorflow()
-    from tfdecouple.cli.run_images import draw_images, open_run, save_picture
+    from tfdecouple.cli.run_images import draw_images, save_picture
+    from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_reconstruction_grid, reconstruct_images
 
-    opened = open_run(options)
+    opened = Run.open(options.run)
     if options.own_size:
         return _reconstruct_at_own_size(opened, options)
     images = draw_images(opened, options)
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _reconstruct_at_own_size(opened: OpenedRun, options: argparse.Namespace) -> int:
+def _reconstruct_at_own_size(opened: Run, options: argparse.Namespace) -> int:
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.data.whole_images import draw_whole_images
     from tfdecouple.visualization.tiles import draw_grid

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import start_tensorflow
-
-if TYPE_CHECKING:
-    from tfdecouple.cli.run_images import OpenedRun
 
 TEMPERATURES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
@@ -46,11 +43,12 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes sample.png and sample.json, or with --labels sample-TEMPERATURE.png and .json for each temperature."""
     start_tensorflow()
-    from tfdecouple.cli.run_images import open_run, save_picture
+    from tfdecouple.cli.run_images import save_picture
+    from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_class_grid, draw_sample_grid
 
-    opened = open_run(options)
+    opened = Run.open(options.run)
     facts = {"seed": options.seed, "count": options.count}
     drawing: dict[str, Any] = {"seed": options.seed, "note": f"\n{opened.note()}"}
     if not options.labels:
@@ -60,7 +58,13 @@ def run(options: argparse.Namespace) -> int:
         summary = f"{options.count} samples at temperature {', '.join(map(str, options.temperatures))}"
         save_picture(opened, options, "sample", picture, summary, **facts, temperatures=options.temperatures)
         return 0
-    names, labels = opened.label_names, resolve_labels(opened, options)
+    names = opened.label_names
+    if not names:
+        raise UserError(f"--labels needs a model that knows labels, and that of {options.run} knows none")
+    labels = list(names) if "all" in options.labels else options.labels
+    for label in labels:
+        if label not in names:
+            raise UserError(f"--labels has {label!r}, which is no label of {options.run}{nearest(label, names)}")
     rows = [names.index(label) for label in labels]
     for temperature in options.temperatures:
         drawing |= {"columns": options.count, "temperature": temperature}
@@ -70,21 +74,3 @@ def run(options: argparse.Namespace) -> int:
         facts |= {"temperature": temperature, "labels": labels}
         save_picture(opened, options, f"sample-{temperature:g}", picture, summary, **facts)
     return 0
-
-
-def resolve_labels(opened: OpenedRun, options: argparse.Namespace) -> list[str]:
-    """Returns the names of the labels that the user chose with --labels.
-
-    Raises:
-        UserError: where the model does not know a label.
-    """
-    names = opened.label_names
-    if not names:
-        raise UserError(f"--labels needs a model that knows labels, and that of {options.run} knows none")
-    for label in options.labels:
-        if label not in (*names, "all"):
-            raise UserError(
-                f"--labels has {label!r}, which is no label of {options.run}{nearest(label, names)}; it has "
-                f"{', '.join(names[:20])}, and all stands for all"
-            )
-    return list(names) if "all" in options.labels else options.labels

@@ -12,14 +12,7 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.cli.photograph_results import OwnSizeResults, add_size
 from tfdecouple.runtime.process import start_tensorflow
 
-_WHAT = {
-    "within": "Switch within a class",
-    "across": "Switch across classes",
-    "any": "Switch",
-    "pairs": "Switch",
-}
-
-
+_TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
 # Default of --strength, chosen by eye on photographs that the weights were not trained on.
 DEFAULT_STRENGTH = 0.7
 
@@ -46,37 +39,30 @@ def run(options: argparse.Namespace) -> int:
     """Writes switch-HOW.png and switch-HOW.json for each pairing: within, across, any, pairs.
 
     For the user's own photographs it also writes NAME-z-of-OTHER at the photographs' own size.
-
-    Raises:
-        UserError: where arguments are impossible, the run lacks weights or z, or images are missing or unreadable.
     """
-    arguments.resolve_pairs(options)
+    arguments.check_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.run_images import choose_pairs, open_run, pair_labels, save_picture
+    from tfdecouple.cli.run_images import choose_pairs, pair_labels, save_picture
     from tfdecouple.model.interpolation import interpolate_codes
+    from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_switch_grid
 
-    opened = open_run(options, z_for="switch")
+    opened = Run.open(options.run, z_for="switch")
     results = None
-    if options.pairs and options.size == "own":
-        results = OwnSizeResults(options, options.pairs, opened.model)
+    if options.files and options.size == "own":
+        results = OwnSizeResults(options, options.files, opened.model)
     for how, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
+        title, labels = _TITLES.get(how, "Switch"), pair_labels(a, b)
         note = f"\n{a.note} {opened.note()}"
         with Counter("switching", 2 * len(a.pixels)) as counter:
             picture = draw_switch_grid(
-                opened.model,
-                a.pixels,
-                b.pixels,
-                what=_WHAT[how],
-                note=note,
-                on_images=counter,
-                labels=pair_labels(a, b),
+                opened.model, a.pixels, b.pixels, what=title, note=note, on_images=counter, labels=labels
             )
         facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels)}
         if results is not None:
             facts["strength"] = options.strength
-        says = f"{_WHAT[how].lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"
+        says = f"{title.lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"
         save_picture(opened, options, f"switch-{how}", picture, says, pairing=how, **facts)
     if results is not None:
         first, second = (opened.model.encode(small) for small in (results.small[::2], results.small[1::2]))
@@ -84,6 +70,6 @@ def run(options: argparse.Namespace) -> int:
             z = interpolate_codes(own.z, other.z, [options.strength])[:, 0]
             images = np.asarray(opened.model.decode(z, own.v))
             for pair, image in enumerate(images):
-                other_path = options.pairs[2 * pair + 1 - side]
+                other_path = options.files[2 * pair + 1 - side]
                 results.save(2 * pair + side, image, f"z-of-{pathlib.PurePath(other_path).stem}")
     return 0

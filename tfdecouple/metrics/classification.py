@@ -1,4 +1,4 @@
-"""Two metrics of models with labels: accuracy of the model as a classifier, and of classifiers on its samples."""
+"""The metric of models with labels: accuracy of the model as a classifier."""
 
 from __future__ import annotations
 
@@ -8,24 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result, print_progress
-from tfdecouple.metrics.linear_classifier import (
-    KINDS,
-    LEAST,
-    fit_classifier,
-    read_labelled,
-    require_classes,
-    require_images,
-    standardize_features,
-)
+from tfdecouple.metrics.base import Estimate, Metric, Result
 from tfdecouple.metrics.probe import count_confusion
-from tfdecouple.runtime.option_types import add_number
 
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
-
-# Default numbers of real images that the classifiers of samples are fitted to and tested on.
-_FITTED, _TRIED = 5000, 2000
 
 
 class Classification(Metric):
@@ -59,80 +46,6 @@ class Classification(Metric):
             f"    {report['log_probability']:.3f} nats: mean log p(y|x) of the right label",
         ]
         return Result(report, lines, render_figure(plot_confusion(report["confusion"], opened.label_names)))
-
-
-class LabelSamples(Metric):
-    """The metric of how often linear classifiers, fitted to real images, find the label that a sample was drawn for.
-
-    The classifiers are of the same kinds as in `LinearProbe`, on standardised raw pixels.
-    """
-
-    name = "label_samples"
-    on_split = False
-    needs_classes = True
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        """Adds the option --label-samples to `group`, an argument group of the parser of `evaluate`."""
-        text = "also how often linear classifiers of pixels, fitted to real images, find the label of N samples of each"
-        add_number(group, "--label-samples", 0, f"{text} label; the model must have labels")
-
-    def compute(self, evaluation: Any) -> Result:
-        """Returns the accuracies on samples, on held-out training images, and on test images for comparison.
-
-        Raises:
-            DataError: if the images have no labels, are all of one class, or are too few.
-        """
-        options, source, model = self.options, evaluation.source, evaluation.opened.model
-        per_label, count, classes = options.label_samples, options.images, model.config.classes
-        train_images = min(max(count, LEAST) if count else _FITTED, source.sizes["train"])
-        require_images(train_images)
-        train, train_labels = read_labelled(model, source, "train", train_images, seed=options.seed, batch_size=256)
-        test_images = min(count or _TRIED, source.sizes["test"])
-        test, test_labels = read_labelled(model, source, "test", test_images, seed=options.seed, batch_size=256)
-        require_classes(source, train_labels)
-        sample_labels = np.repeat(np.arange(classes), per_label)
-        print_progress(f"drawing {len(sample_labels):,} samples of {classes} labels")
-        drawing = {"seed": options.seed, "labels": sample_labels}
-        samples = np.asarray(model.sample(len(sample_labels), options.temperature, **drawing))
-        train, test, samples = standardize_features(
-            *(images.reshape(len(images), -1).astype(np.float32) for images in (train, test, samples))
-        )
-        classifiers, names = {}, evaluation.opened.label_names
-        lines = [
-            f"{per_label:,} samples of each of {classes} labels, classified by linear classifiers of pixels that were "
-            f"fitted to {train_images:,} real images; chance is {100 / classes:.1f} %"
-        ]
-        for kind in KINDS:
-            print_progress(f"fitting {kind} to {train_images:,} images")
-            fitted = fit_classifier(kind, train, train_labels)
-            hits = fitted.classifier.predict(samples) == sample_labels
-            accuracy = Estimate.from_values(hits)
-            by_label = hits.reshape(classes, per_label).mean(1).tolist()
-            real_accuracy = float(np.mean(fitted.classifier.predict(test) == test_labels))
-            classifiers[kind] = {
-                "accuracy": accuracy.mean,
-                "standard_error": accuracy.standard_error,
-                "by_label": by_label,
-                "held_out_accuracy": fitted.held_out_accuracy,
-                "real_accuracy": real_accuracy,
-                "C": fitted.strength,
-            }
-            each = ", ".join(f"{name} {100 * share:.0f}" for name, share in zip(names, by_label, strict=True))
-            lines.append(
-                f"    {kind}: {100 * accuracy.mean:.1f} % of samples ({each}); of real images "
-                f"{100 * fitted.held_out_accuracy:.1f} % of those held out of training ones, "
-                f"{100 * real_accuracy:.1f} % of {test_images:,} test images"
-            )
-        values = {
-            "samples": per_label,
-            "temperature": options.temperature,
-            "chance": 1 / classes,
-            "train_images": train_images,
-            "test_images": test_images,
-            "classifiers": classifiers,
-        }
-        return Result(values, lines)
 
 
 def classify_images(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tfdecouple.errors import DataError
 from tfdecouple.runtime.progress import Counter
 
 if TYPE_CHECKING:
@@ -16,27 +15,14 @@ if TYPE_CHECKING:
 
 
 def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
-    """Returns indices of `count` images drawn at random from a split, without replacement, int64 `[count]`.
+    """Returns indices of `count` images drawn at random from a split, int64 `[count]`; of all images if it has fewer.
 
     The first images of a split are no fair sample, because folders are sorted by class.
 
-    Args:
-        source: the opened data set.
-        split: "train", "validation" or "test".
-        count: the number of images.
-        seed: the seed of the draw, from 0 to 2**31 - 1.
-
     Raises:
-        DataError: if the split is unknown, the seed or count is out of range, or the split has fewer images.
+        DataError: if the split is unknown.
     """
-    if not 0 <= seed < 2**31:
-        raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**31")
-    if count < 1:
-        raise DataError(f"the number of {split} images is {count}; it must be at least 1")
-    size = source.split(split).size
-    if count > size:
-        raise DataError(f"{count} images of {split} were asked for, but {source.name} has {size}; ask for fewer")
-    return np.random.default_rng(seed).permutation(size)[:count]
+    return np.random.default_rng(seed).permutation(source.split(split).size)[:count]
 
 
 def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -61,7 +47,7 @@ def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: in
 
 
 def read_images(
-    model: DecoupledModel, source: Source, split: str, indices: np.ndarray, batch_size: int
+    model: DecoupledModel, source: Source, split: str, indices: np.ndarray, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns images of a split, quantised to the model's number of bits, and their labels, in the order of `indices`.
 
@@ -69,7 +55,7 @@ def read_images(
         model: the model to whose number of bits the images are quantised.
         source: an opened data set with images of the model's size.
         split: "train", "validation" or "test".
-        indices: the indices of the images, `[n]`.
+        indices: the indices of the images, `[n]`, all different.
         batch_size: the number of images that are read at once.
 
     Returns:

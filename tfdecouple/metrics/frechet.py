@@ -58,7 +58,7 @@ class FrechetDistance(Metric):
         )
         text = "samples of --frechet, and test images to compare them with"
         add_number(group, "--frechet-images", 10_000, text, 2)
-        add_number(group, "--temperature", 1.0, "temperature of v of samples, for --frechet and --label-samples")
+        add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def check_options(self) -> None:
         """Raises a UserError if the extractor file is missing, or is a Keras file without --trust.

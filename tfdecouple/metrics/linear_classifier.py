@@ -161,7 +161,7 @@ def read_labelled(
         The images, uint8 `[count, height, width, channels]`, and the labels, int32 `[count]`.
 
     Raises:
-        DataError: if the images have no labels, or the split has fewer images.
+        DataError: if the images have no labels.
     """
     from tfdecouple.data.labels import require_labels
 

@@ -72,7 +72,7 @@ class LinearProbe(Metric):
         options, source, model = self.options, evaluation.source, evaluation.opened.model
         default = min(IMAGES, VALUES // math.prod(model.config.image_shape))
         train_images = max(options.images, LEAST) if options.images else default
-        train_images = options.probe_images or min(source.sizes["train"], train_images)
+        train_images = min(options.probe_images or train_images, source.sizes["train"])
         test_images = min(options.images or default, source.sizes["test"])
         require_images(train_images)
         if model.config.has_class_codes:

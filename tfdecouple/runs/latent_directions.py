@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import pydantic
 
 from tfdecouple.errors import RunError, UserError, nearest, one_line
-from tfdecouple.storage.files import read_json, write_json
+from tfdecouple.storage.files import read_model, write_json
 
 FILE = "directions.json"
-VERSION = 1
 MEANS, CLASSIFIER = "means", "classifier"
 METHODS = (MEANS, CLASSIFIER)
-# Largest number of directions, and largest length of a name, in an untrusted file.
-MOST, LONGEST_NAME = 10_000, 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,24 +82,12 @@ class Directions:
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
     def find(self, name: str, method: str = MEANS) -> Direction:
-        """Returns the direction with this name and method.
-
-        Raises:
-            UserError: where no direction has this name and method.
-        """
+        """Returns the direction with this name and method; raises UserError where there is none."""
         matches = [one for one in self.directions if (one.name, one.method) == (name, method)]
         if not matches:
             listed = ", ".join(self.names[:20]) + (" and more" if len(self.names) > 20 else "")
             raise UserError(f"there is no direction {name!r}{nearest(name, self.names)}; there are {listed}")
         return matches[0]
-
-    def require_weights(self, weights_sha256: str, run: str) -> None:
-        """Raises RunError if the weights differ from the weights of the search, whose z the directions belong to."""
-        if weights_sha256 != self.weights_sha256:
-            raise RunError(
-                f"the directions in {run} were found with other weights than its best ones now; "
-                "find them again with python -m tfdecouple directions"
-            )
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
         """Returns the path of the directions' file, which it writes into a run folder.
@@ -116,7 +101,7 @@ class Directions:
             {"name": one.name, "method": one.method, **one.figures, "vector": one.vector.tolist()}
             for one in self.directions
         ]
-        values = {"version": VERSION, "weights_sha256": self.weights_sha256, **self.about, "directions": directions}
+        values = {"version": 1, "weights_sha256": self.weights_sha256, **self.about, "directions": directions}
         try:
             write_json(path, values)
         except OSError as error:
@@ -136,42 +121,32 @@ class Directions:
         """
         path = pathlib.Path(folder) / FILE
         try:
-            values = read_json(path, 2**26)
+            file = read_model(path, _File, 2**26)
+            if wrong := next((one for one in file.directions if len(one.vector) != latent_dim), None):
+                raise ValueError(f"the vector of {wrong.name!r} has not the {latent_dim} numbers of this model's z")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise RunError(f"cannot read {path}: {one_line(error)}") from error
-        try:
-            return _parse_directions(values, latent_dim)
-        except ValueError as error:
             raise RunError(
-                f"{path} holds no directions of this model: {one_line(error)}; python -m tfdecouple directions "
-                "writes it anew"
+                f"cannot read {path}: {one_line(error)}; python -m tfdecouple directions writes it anew"
             ) from error
+        directions = (
+            Direction(one.name, one.method, np.array(one.vector, np.float32), one.model_extra or {})
+            for one in file.directions
+        )
+        return cls(file.weights_sha256, file.model_extra or {}, tuple(directions))
 
 
-def _parse_directions(values: Any, latent_dim: int) -> Directions:
-    """Returns the directions in the values of a JSON file; raises ValueError at the first wrong value."""
-    if not isinstance(values, dict) or values.get("version") != VERSION:
-        raise ValueError(f"it is not of version {VERSION}")
-    weights, entries = values.get("weights_sha256"), values.get("directions")
-    if not isinstance(weights, str) or not isinstance(entries, list) or len(entries) > MOST:
-        raise ValueError("weights_sha256 is no text, or directions no list")
-    directions = []
-    for entry in entries:
-        if not isinstance(entry, dict):
-            raise ValueError("an entry of directions is no object")
-        name, method, vector = (entry.get(key) for key in ("name", "method", "vector"))
-        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or method not in METHODS:
-            raise ValueError(f"a direction has no name or no method of {' and '.join(METHODS)}")
-        if not isinstance(vector, list) or not all(map(_is_finite, vector)) or len(vector) != latent_dim:
-            raise ValueError(f"the vector of {name!r} is no list of {latent_dim} numbers")
-        figures = {key: value for key, value in entry.items() if key not in ("name", "method", "vector")}
-        directions.append(Direction(name, method, np.array(vector, np.float32), figures))
-    about = {key: value for key, value in values.items() if key not in ("version", "weights_sha256", "directions")}
-    return Directions(weights, about, tuple(directions))
+class _Entry(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+    name: Annotated[str, pydantic.Field(min_length=1)]
+    method: Literal["means", "classifier"]
+    # The bound is below the largest float32.
+    vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]
 
 
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and abs(value) < 1e30
+class _File(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+    version: Literal[1]
+    weights_sha256: str
+    directions: list[_Entry]

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
 
 from tfdecouple.config import Config, DataConfig, override
-from tfdecouple.data import Source, open_source
+from tfdecouple.data import Source, chosen_batches, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.sources import replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
@@ -32,6 +30,7 @@ from tfdecouple.runs.run_folder import (
     require_fitting,
     run_name,
 )
+from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json, write_text
 
@@ -54,11 +53,10 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Returns an opened run; the run folder may be untrusted (docs/security.md).
+        """Returns an opened run, which may be untrusted (docs/security.md).
 
         Args:
-            run: the folder of a training, running or ended, or of an import; or the name or address of pretrained
-                weights (see `run_folder.find_run`).
+            run: a run, as `run_folder.find_run` takes it.
             z_for: name of the command if it needs z, such as "switch"; "" where a model without z is accepted.
             jit_compile: the option of `DecoupledModel`.
 
@@ -93,6 +91,33 @@ class Run:
         """Whether the model has averaged weights."""
         return self.config.training.ema_decay > 0
 
+    def facts(self) -> dict[str, Any]:
+        """Returns the values that identify the run in a JSON file: path, step, and whether weights are averaged."""
+        return {"run": self.path, "step": self.step, "averaged": self.averaged}
+
+    def note(self) -> str:
+        """Returns a sentence about the run for the end of a caption."""
+        return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
+
+    def encode_z(self, images: np.ndarray) -> np.ndarray:
+        """Returns the posterior means of images, float32 `[n, d_z]`; v is not computed."""
+        return np.asarray(self.model.posterior(images).mean())
+
+    def encode_split(
+        self, source: Source, split: str, indices: np.ndarray, title: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the posterior means of images of a split, float32 `[n, d_z]`, and their labels, int32 `[n]`.
+
+        The indices are in ascending order; `title` is the text beside the progress.
+        """
+        codes, labels, done = [], [], 0
+        with Counter(title, len(indices)) as counter:
+            for batch in chosen_batches(source, split, indices, batch_size=128):
+                codes.append(self.encode_z(batch["image"]))
+                labels.append(batch["label"])
+                counter(done := done + len(batch["label"]))
+        return np.concatenate(codes), np.concatenate(labels)
+
     def directions(self) -> Directions | None:
         """Returns the directions in z that were found for the run's weights; None where none were found yet.
 
@@ -100,8 +125,11 @@ class Run:
             RunError: where the file is damaged, or the directions were found with other weights.
         """
         directions = Directions.read(self.folder, self.config.model.latent_dim)
-        if directions is not None:
-            directions.require_weights(hash_weights(self.model), self.path)
+        if directions is not None and directions.weights_sha256 != hash_weights(self.model):
+            raise RunError(
+                f"the directions in {self.path} were found with other weights than its best ones now; "
+                "find them again with python -m tfdecouple directions"
+            )
         return directions
 
     @property
@@ -131,11 +159,8 @@ class Run:
     ) -> Source:
         """Returns the opened data set of the run, or of another `data.source`.
 
-        Args:
-            source: `data.source` of another data set; None for the run's data set.
-            data_dir: `data.data_dir` of another data set; None for the run's folder.
-            download: whether TFDS may download and prepare missing data.
-            **others: options of the config's `data` to change; None leaves an option unchanged.
+        Other options of `data` may be given by their names; an option that is None is the run's. With `download` TFDS
+        may download and prepare missing data.
 
         Raises:
             DataError: where data are missing.
@@ -145,7 +170,7 @@ class Run:
         return open_source(data, self.config.model.image_shape, download=download)
 
     def data_config(self, source: str | None, **others: Any) -> DataConfig:
-        """Returns the data config of the run or of another source; the arguments are explained at `open_source`."""
+        """Returns the data config of the run or of another source, with the arguments of `open_source`."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=replace_source(config.data, source))
@@ -156,12 +181,11 @@ class Run:
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
     """Returns the model of a run with its best weights so far (averaged ones, where the run averages).
 
-    >>> load_model("docs/results/quickstart").config.latent_dim
-    16
+    >>> load_model("docs/results/conditional").config.latent_dim
+    64
 
-    Args:
-        run: the folder of a training, running or ended, or of an import.
-        jit_compile: whether XLA compiles the model's functions, at their first use for each batch size.
+    The run is the folder of a training, running or ended, or of an import. With `jit_compile` XLA compiles the model's
+    functions, at their first use for each batch size.
 
     Raises:
         RunError: where the folder is no run folder, or holds no complete checkpoint yet.
@@ -221,25 +245,17 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
         NotInitializedError: where the model has no weights yet.
     """
     model.require_initialized()
-    folder = pathlib.Path(run)
-    with _writing_errors(run):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{run} exists and is not empty; name a new folder")
-    data = config.data.source if config else None
+    folder, data = pathlib.Path(run), config.data.source if config else None
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
     # The decay is set to 0 because the run holds no averages beside its weights.
     training = dataclasses.replace(config.training, ema_decay=0.0)
-    with _writing_errors(run):
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{run} exists and is not empty; name a new folder")
         write_run(folder, model, dataclasses.replace(config, training=training), 0)
         write_json(folder / SUMMARY, {"data": data, "test": None, "parameters": model.parameter_count()})
-
-
-@contextlib.contextmanager
-def _writing_errors(run: str | pathlib.Path) -> Iterator[None]:
-    try:
-        yield
     except OSError as error:
         raise RunError(
             f"cannot write the run {run}: {error.strerror or one_line(error)}; name another folder"
@@ -273,13 +289,8 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     """
     directions = Directions.read(find_run(run), load_config(run).model.latent_dim)
     if directions is None:
-        raise RunError(describe_missing_directions(run))
+        raise RunError(f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}")
     return directions
-
-
-def describe_missing_directions(run: str | pathlib.Path) -> str:
-    """Returns the error message for a run without directions."""
-    return f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}"
 
 
 def hash_weights(model: DecoupledModel) -> str:

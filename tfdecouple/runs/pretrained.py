@@ -9,18 +9,18 @@ chooses the address of the Hub (`HF_ENDPOINT`), the folder of downloaded files (
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import pathlib
 import re
-import shutil
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
 from tfdecouple.runtime.requirements import require
-from tfdecouple.storage.files import file_sha256, read_json, write_json
+from tfdecouple.storage.files import file_sha256, read_model, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # Name of the bundled weights that commands take where no run is named.
@@ -28,9 +28,7 @@ DEFAULT = "photographs"
 # Prefix of addresses on the Hub.
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
-FORMAT = 1
 MANIFEST_BYTES = 2**20
-_MOST_FILES = 100
 # Names of the files that a model needs, the only files that are read from an untrusted folder.
 NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
@@ -38,8 +36,6 @@ NEEDED = re.compile(
 )
 # Names of the files that are published for people and never downloaded.
 FOR_PEOPLE = (CARD, "metrics.jsonl")
-# Name of this library in the requests of the Hub's client.
-_LIBRARY = "tfdecouple"
 _COMMIT = re.compile("[0-9a-f]{40}", re.ASCII)
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
@@ -69,73 +65,74 @@ def find_pretrained(name: str) -> pathlib.Path | None:
     return BUNDLED / name if name in list_pretrained() else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """The list of published files with their sizes and digests.
+class FileFacts(pydantic.BaseModel):
+    """The size and the SHA-256 of a published file."""
 
-    Attributes:
-        files: size in bytes and SHA-256 of each file, by its name within the folder.
-    """
+    model_config = pydantic.ConfigDict(strict=True)
+    bytes: Annotated[int, pydantic.Field(ge=0)]
+    sha256: str
 
-    files: dict[str, tuple[int, str]]
+    @classmethod
+    def from_file(cls, path: pathlib.Path) -> Self:
+        """Returns the facts of a file."""
+        return cls(bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+class Manifest(pydantic.BaseModel):
+    """The list of published files with their sizes and digests, by their names within the folder."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+    format: Literal[1] = 1
+    files: dict[str, FileFacts]
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path) -> Self:
         """Returns the manifest of all files of a folder."""
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        files = {name: folder / name for name in names if name != MANIFEST}
-        return cls({name: (path.stat().st_size, file_sha256(path)) for name, path in files.items()})
+        paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        return cls(files={name: FileFacts.from_file(path) for name, path in paths.items() if name != MANIFEST})
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes the manifest as manifest.json into a folder."""
-        files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in self.files.items()}
-        write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+        write_json(folder / MANIFEST, self.model_dump())
 
     @classmethod
     def read(cls, path: pathlib.Path, where: str) -> Self:
-        """Returns the manifest in an untrusted manifest.json.
-
-        Args:
-            path: the path of the manifest.json.
-            where: the name of the folder in messages.
+        """Returns the manifest in an untrusted manifest.json; `where` is the name of its folder in messages.
 
         Raises:
             RunError: where the manifest is damaged, or lacks files that a model needs.
             UntrustedError: where the manifest names files that are not part of a run's weights.
         """
         try:
-            values = read_json(path, MANIFEST_BYTES)
-            if not isinstance(values, dict) or values.get("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}")
-            files = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in dict(values["files"]).items()}
-            if not all(type(size) is int and size >= 0 and type(digest) is str for size, digest in files.values()):
-                raise ValueError("a file has no size or no digest")
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise RunError(f"the manifest of {where} is damaged: {error}; publish the run again") from error
-        for name in files:
-            if name not in FOR_PEOPLE and not NEEDED.fullmatch(name):
+            manifest = read_model(path, cls, MANIFEST_BYTES)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"the manifest of {where} is damaged: {error}; remove {path.resolve()} and fetch it again, or publish "
+                "the run again"
+            ) from error
+        for name in manifest.needed:
+            if not NEEDED.fullmatch(name):
                 raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which is no weights")
-        if len(files) > _MOST_FILES or "config.json" not in files or not any("/best-" in name for name in files):
+        if "config.json" not in manifest.files or not any("/best-" in name for name in manifest.files):
             raise RunError(f"the manifest of {where} is not that of one model: a config and its best weights")
-        return cls(files)
+        return manifest
 
     @property
-    def needed(self) -> dict[str, tuple[int, str]]:
-        """The entries of the files that a model needs, by name."""
-        return {name: entry for name, entry in self.files.items() if name not in FOR_PEOPLE}
-
-    def matches(self, folder: pathlib.Path, name: str) -> bool:
-        """Returns whether a file in a folder has the size and digest that the manifest gives."""
-        size, digest = self.files[name]
-        return (folder / name).stat().st_size == size and file_sha256(folder / name) == digest
+    def needed(self) -> dict[str, FileFacts]:
+        """The facts of the files that a model needs, by name."""
+        return {name: facts for name, facts in self.files.items() if name not in FOR_PEOPLE}
 
     def require_match(self, folder: pathlib.Path, where: str) -> None:
         """Raises RunError if a needed file of a folder is missing or has another size or digest."""
-        for name in self.needed:
-            if not (folder / name).is_file():
+        for name, facts in self.needed.items():
+            path = folder / name
+            if not path.is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
-            if not self.matches(folder, name):
-                raise RunError(f"{name} of {where} is not what its manifest says; fetch or publish it again")
+            if facts != FileFacts.from_file(path):
+                raise RunError(
+                    f"{name} of {where} is not what its manifest says; remove {path.resolve()} and fetch it again, or "
+                    "publish it again"
+                )
 
 
 def parse_address(address: str) -> tuple[str, str | None]:
@@ -157,46 +154,28 @@ def parse_address(address: str) -> tuple[str, str | None]:
 def download_weights(address: str) -> pathlib.Path:
     """Returns the folder of downloaded weights in the cache of the Hub's client, after comparing sizes and digests.
 
-    Args:
-        address: an address `hf://OWNER/NAME[@REVISION]`. Only a commit always names the same weights.
-
-    Raises:
-        UserError: where the address is malformed.
-        RunError: where the Hub cannot be reached, or has other files than the manifest says.
-        UntrustedError: where the manifest names files that are not part of a run's weights.
-        MissingPackageError: where the Hub's client is not installed.
+    Only an address with a commit always names the same weights. The errors are those of `find_pretrained`.
     """
     repository, revision = parse_address(address)
+    hub = _open_hub(address)
+    with _one_line_errors(address):
+        path = _download_manifest(hub, repository, revision, address)
+        manifest, folder = Manifest.read(path, address), path.parent
+        for name, facts in manifest.needed.items():
+            if not (folder / name).exists():
+                # The branch may have a newer commit by now, so all files are taken from the commit of the manifest.
+                if _size_on_hub(hub, repository, name, folder.name) != facts.bytes:
+                    raise RunError(f"{name} of {address} has not the {facts.bytes:,} bytes that its manifest says")
+                hub.hf_hub_download(repository, name, revision=folder.name)
+    manifest.require_match(folder, address)
+    return folder
+
+
+def _open_hub(address: str) -> Any:
     require("huggingface_hub", what=address)
     import huggingface_hub
 
-    hub = huggingface_hub.HfApi(library_name=_LIBRARY)
-    with _one_line_errors(address):
-        path = _download_manifest(hub, repository, revision, address)
-        folder = path.parent
-        try:
-            manifest = Manifest.read(path, address)
-        except RunError:
-            _remove_from_cache(path)
-            raise
-        # All files are taken from the commit of the manifest, because the branch may have a newer commit by now.
-        commit = folder.name
-        missing = {name: size for name, (size, _) in manifest.needed.items() if not (folder / name).exists()}
-        total = sum(missing.values())
-        if total > shutil.disk_usage(folder).free:
-            raise RunError(f"{address} has {total:,} bytes, and {folder} has not as much room; set HF_HOME")
-        for name, size in missing.items():
-            if _size_on_hub(hub, repository, name, commit) != size:
-                raise RunError(f"{name} of {address} has not the {size:,} bytes that its manifest says")
-            hub.hf_hub_download(repository, name, revision=commit)
-    try:
-        manifest.require_match(folder, address)
-    except RunError:
-        for name in manifest.needed:
-            if (folder / name).is_file() and not manifest.matches(folder, name):
-                _remove_from_cache(folder / name)
-        raise
-    return folder
+    return huggingface_hub.HfApi(library_name="tfdecouple")
 
 
 def _download_manifest(hub: Any, repository: str, revision: str | None, address: str) -> pathlib.Path:
@@ -220,36 +199,21 @@ def _size_on_hub(hub: Any, repository: str, name: str, revision: str | None) -> 
     return hub.get_hf_file_metadata(url=url).size
 
 
-def _remove_from_cache(path: pathlib.Path) -> None:
-    """Removes a file from the client's cache, so that the client downloads it again."""
-    # The link and its target are removed, because the folder of a commit has links to the contents.
-    content = path.resolve()
-    for each in (path, content):
-        with contextlib.suppress(OSError):
-            each.unlink()
-
-
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
     """Returns the address of the commit by which it uploads a folder of published weights.
 
-    Args:
-        folder: a folder of published weights, with its manifest.
-        address: an address `hf://OWNER/NAME[@BRANCH]`; the repository is made if absent.
-        private: whether a new repository is private.
-        message: the message of the commit.
+    The address is `hf://OWNER/NAME[@BRANCH]`; a repository that does not exist yet is made, and `private` hides it.
 
     Raises:
-        UserError: where the address is malformed.
         RunError: where the Hub cannot be reached, or refuses the upload.
         MissingPackageError: where the Hub's client is not installed.
     """
     repository, branch = parse_address(address)
-    require("huggingface_hub", what=address)
-    import huggingface_hub
+    hub = _open_hub(address)
+    from huggingface_hub import CommitOperationAdd
 
-    hub = huggingface_hub.HfApi(library_name=_LIBRARY)
     names = [*Manifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]
-    files = [huggingface_hub.CommitOperationAdd(name, folder / name) for name in names]
+    files = [CommitOperationAdd(name, folder / name) for name in names]
     with _one_line_errors(address):
         hub.create_repo(repository, private=private, exist_ok=True)
         if branch:

@@ -9,12 +9,12 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.config.shapes import Shape, describe_images
-from tfdecouple.data.sources import describe_image_rights, find_kind, locate_images
+from tfdecouple.data.sources import describe_image_rights, locate_images
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_address, upload_weights
@@ -26,21 +26,12 @@ from tfdecouple.runs.run_folder import (
     find_run,
     find_test_metrics,
     read_summary,
-    write_label_names,
 )
 from tfdecouple.storage.files import write_json, write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 _TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
 _TASK = "unconditional-image-generation"
-# Names on the Hub of data sets, by their names in TFDS.
-_ON_HUB = {
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "mnist": "ylecun/mnist",
-    "fashion_mnist": "zalando-datasets/fashion_mnist",
-    "svhn_cropped": "ufldl-stanford/svhn",
-}
 
 
 def publish(
@@ -50,7 +41,6 @@ def publish(
     licence: str | None = None,
     name: str | None = None,
     private: bool = False,
-    report: Callable[[str], Any] = print,
 ) -> str:
     """Returns the folder of the published best weights of a run, or the address of their commit on the Hub.
 
@@ -63,7 +53,6 @@ def publish(
             with a licence.
         name: the name of the model; None for the last part of `to`.
         private: whether a new repository is private.
-        report: function that receives a message about an unreadable file that is left out.
 
     Raises:
         UserError: where licence or address are malformed, the folder is not empty, the run has no weights, or the Hub
@@ -84,8 +73,8 @@ def publish(
         with tempfile.TemporaryDirectory(prefix=".publish-", dir=None if on_hub else target.parent) as scratch:
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
-            is_bundled = target.parent == BUNDLED
-            _write_folder(opened, folder, name, licence, to if on_hub else name if is_bundled else None, report)
+            address = to if on_hub else name if target.parent == BUNDLED else None
+            _write_folder(opened, folder, name, licence, address)
             if on_hub:
                 return upload_weights(folder, to, private=private, message=f"{name}, update {opened.step}")
             os.replace(folder, target)
@@ -104,80 +93,57 @@ def _read_licence(run: str) -> str:
     return match[1]
 
 
-def _write_folder(
-    opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None, report: Callable[[str], Any]
-) -> None:
+def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
     """Writes all files of a folder of published weights."""
-    config = _without_machine_paths(opened.config)
+    config = opened.config
     directions = opened.directions() if config.model.has_latent else None
-    sources = (one.figures.get("source") for one in directions or ())
-    folders = _source_folders(opened.config.data.source, *sources)
-    write_run(folder, opened.model, config, opened.step)
+    training = dataclasses.replace(config.training, init_from=None)
+    write_run(
+        folder,
+        opened.model,
+        dataclasses.replace(config, data=_without_machine_paths(config.data), training=training),
+        opened.step,
+    )
+    summary: dict[str, Any] = {}
     try:
-        summary = read_summary(opened.path)
+        summary = read_summary(opened.path) or {}
     except ValueError as error:
-        summary = None
-        report(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
-    if summary is not None:
-        write_json(folder / SUMMARY, _without_paths(summary, folders))
+        print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
+    if summary:
+        for key in summary.keys() & {"data", "imported_from"}:
+            summary[key] = hide_path(summary[key], config) if key == "data" else _last_part(summary[key])
+        write_json(folder / SUMMARY, summary)
     if config.model.classes and (opened.folder / LABELS).is_file():
-        write_label_names(folder, opened.label_names)
+        write_json(folder / LABELS, opened.label_names)
     if directions is not None:
-        file = dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
-        write_json(file, _without_paths(json.loads(file.read_text(encoding="utf-8")), folders))
-    metrics = opened.folder / "metrics.jsonl"
-    if metrics.is_file():
+        # The data set of a direction is left out, because it may be any folder of this machine.
+        kept = tuple(
+            dataclasses.replace(one, figures={k: v for k, v in one.figures.items() if k not in ("data", "source")})
+            for one in directions
+        )
+        dataclasses.replace(directions, about={**directions.about, "run": name}, directions=kept).write(folder)
+    if (metrics := opened.folder / "metrics.jsonl").is_file():
         shutil.copyfile(metrics, folder / metrics.name)
-    write_text(folder / CARD, make_card(opened, name, licence, summary or {}, address))
+    write_text(folder / CARD, make_card(opened, name, licence, summary, address))
     Manifest.from_folder(folder).write(folder)
 
 
-def _without_machine_paths(config: Config) -> Config:
-    """Returns the config without the paths of this machine."""
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _without_machine_paths(data: DataConfig) -> DataConfig:
+    """Returns the config of the images with the name of their folder alone."""
+    option, folder = locate_images(data) or ("", "")
+    prefix = data.source.partition(":")[0]
+    source = f"{prefix}:{pathlib.Path(folder).name}" if option == "data.source" else data.source
+    return dataclasses.replace(data, source=source, data_dir=None)
+
+
+def hide_path(text: str, config: Config) -> str:
+    """Returns a text about a run's images in which the path of their folder, which is private, is only its name."""
     option, folder = locate_images(config.data) or ("", "")
-    prefix = config.data.source.partition(":")[0]
-    source = f"{prefix}:{pathlib.Path(folder).name}" if option == "data.source" else config.data.source
-    data = dataclasses.replace(config.data, source=source, data_dir=None)
-    training = dataclasses.replace(config.training, init_from=None)
-    return dataclasses.replace(config, data=data, training=training)
-
-
-def _source_folders(*sources: Any) -> list[str]:
-    """Returns all spellings of the folders that data sources name, the longest spelling first.
-
-    >>> _source_folders("folder:/faces/", "cifar10", None, "folder:~/faces/young", "folder:.")[1:]
-    ['~/faces/young', '/faces']
-    """
-    folders: set[str] = set()
-    for source in sources:
-        kind = find_kind(source) if isinstance(source, str) else None
-        if kind is None:
-            continue
-        option, whole = kind.locate_images(DataConfig(source=source)) or ("", "")
-        if option == "data.source":
-            folders |= {source.removeprefix(kind.prefix).rstrip("/"), whole.rstrip("/"), str(pathlib.Path(whole))}
-    # The working directory, ".", and the root are left out: they have no name to put instead. Longer paths come first
-    # because a longer path may contain a shorter one.
-    return sorted((folder for folder in folders if pathlib.Path(folder).name), key=len, reverse=True)
-
-
-def _without_paths(values: Any, folders: Sequence[str]) -> Any:
-    """Returns JSON values with the paths of image folders and of an imported file cut to their last part."""
-    if isinstance(values, dict) and "imported_from" in values:
-        values = {**values, "imported_from": re.split(r"[/\\]", values["imported_from"])[-1]}
-    text = json.dumps(values)
-    for folder in folders:
-        text = text.replace(json.dumps(folder)[1:-1], json.dumps(pathlib.Path(folder).name)[1:-1])
-    return json.loads(text)
-
-
-def _name_on_hub(source: str) -> str | None:
-    """Returns the name on the Hub of the data set of a `data.source`; None where the Hub does not have it.
-
-    >>> [_name_on_hub(source) for source in ("cifar10", "tfds:mnist:3.0.1", "folder:mnist")]
-    ['uoft-cs/cifar10', 'ylecun/mnist', None]
-    """
-    return _ON_HUB.get(re.split("[:/]", source.removeprefix("tfds:"))[0])
+    return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
@@ -193,9 +159,9 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
     config, model = opened.config, opened.config.model
     known = are_images_known(summary, opened.step)
     trained_on = summary.get("data") or config.data.source if known else describe_unknown_data(config)
-    data = _without_paths(trained_on, _source_folders(config.data.source))
+    data = hide_path(trained_on, config)
     rights = (
-        describe_image_rights(_without_machine_paths(config).data) if known else "nobody stated what images they are"
+        describe_image_rights(_without_machine_paths(config.data)) if known else "nobody stated what images they are"
     )
     test = find_test_metrics(summary, opened.step) if known else None
     header: dict[str, Any] = {
@@ -205,14 +171,11 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
         "tags": _TAGS,
         "metrics": ["bits_per_dim"],
     }
-    on_hub = _name_on_hub(config.data.source) if known else None
-    if on_hub:
-        header["datasets"] = [on_hub]
     if test:
         metric = {"type": "bits_per_dim", "name": "bits per dimension, ELBO", "value": round(test["bits_per_dim"], 4)}
         result = {
             "task": {"type": _TASK},
-            "dataset": {"type": on_hub or config.data.source.partition(":")[0], "name": data, "split": "test"},
+            "dataset": {"type": config.data.source.partition(":")[0], "name": data, "split": "test"},
             "metrics": [metric],
         }
         header["model-index"] = [{"name": name, "results": [result]}]
@@ -257,12 +220,7 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
 def make_card_head(name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]) -> list[str]:
     """Returns the first lines of a model card, of published weights or of an export: a description and a table.
 
-    Args:
-        name: the name of the model.
-        shape: height, width and channels of the model's images.
-        n_bits: bits of each channel.
-        latent_dim: number of dimensions of z; None for a model without z.
-        facts: the rows of the table, a value by name.
+    A model without z has the `latent_dim` None; `facts` are the rows of the table, a value by name.
     """
     images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
     return [

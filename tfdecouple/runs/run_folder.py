@@ -15,17 +15,18 @@ Loggers add further files, such as tensorboard/. Published weights are a run fol
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import pydantic
+
 from tfdecouple.config import Config
 from tfdecouple.errors import RunError, one_line
-from tfdecouple.networks.architecture import count_by_network, require_memory, weight_shapes
+from tfdecouple.networks.architecture import require_memory, weight_shapes
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import read_json, require_own_files, write_json
+from tfdecouple.storage.files import read_json, read_model, require_own_files
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -112,24 +113,18 @@ def require_fitting(run: str | pathlib.Path, config: Config) -> None:
 
     Raises:
         ConfigError: where this machine has too little memory for the model.
-        RunError: where the checkpoint that would be loaded has other numbers of parameters, or lacks a weight.
+        RunError: where the checkpoint that would be loaded has other weights.
     """
     require_memory(config.model)
     stored, path = _stored_shapes(run)
-    if not path:
-        return
-    planned, counts = weight_shapes(config.model), count_by_network(stored)
-    misfit = f"the checkpoint {path} does not fit the config beside it"
-    for network, count in count_by_network(planned).items():
-        if (held := counts.get(network, 0)) != count:
+    planned = weight_shapes(config.model) if path else {}
+    for name in {**planned, **stored}:
+        shapes = planned.get(name), stored.get(name)
+        if shapes[0] != shapes[1]:
+            expected, held = ("missing" if shape is None else f"of shape {shape}" for shape in shapes)
             raise RunError(
-                f"{misfit}: the {network} has {count:,} parameters by the config, and {held:,} in the checkpoint"
-            )
-    for name, shape in planned.items():
-        if stored.get(name) != shape:
-            raise RunError(
-                f"{misfit}: the weight {name} has the shape {shape} by the config, "
-                f"and {stored.get(name, 'is not')} in the checkpoint"
+                f"the checkpoint {path} does not fit the config beside it: the weight {name} is {expected} by the "
+                f"config, and {held} in the checkpoint"
             )
 
 
@@ -167,21 +162,8 @@ def list_averaged_weights(model: Any) -> set[str]:
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 
 
-def write_label_names(run: str | pathlib.Path, names: Sequence[str]) -> None:
-    """Writes the names of the labels into a run folder.
-
-    Raises:
-        OSError: where the file cannot be written.
-    """
-    write_json(pathlib.Path(run) / LABELS, list(names))
-
-
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of the labels that a run was trained on; for an import, their numbers as texts.
-
-    Args:
-        run: a run, as `find_run` takes it.
-        classes: number of labels of the run's model.
+    """Returns the names of a run's labels, `classes` in number; for an import, their numbers as texts.
 
     Raises:
         RunError: where the file of the names is damaged.
@@ -201,20 +183,27 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
     """Returns the run's name and the new name of the first label whose name differs in `names`; None if all agree.
 
-    The labels of an import have no names, so that None is returned.
-
-    Args:
-        run: a run, as `find_run` takes it.
-        classes: number of labels of the run's model.
-        names: new names of the labels, `classes` in number.
-
-    Raises:
-        RunError: where the file of the run's names is damaged.
+    The labels of an import have no names, so that None is returned. The error is that of `read_label_names`.
     """
     if not (find_run(run) / LABELS).is_file():
         return None
     pairs = zip(read_label_names(run, classes), names, strict=True)
     return next((pair for pair in pairs if pair[0] != pair[1]), None)
+
+
+class _TestMetrics(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="allow")
+    # None stands for a number that is not finite.
+    bits_per_dim: float | None
+    images: int
+
+
+class _Summary(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True, extra="allow")
+    test: _TestMetrics | None = None
+    imported_from: str | None = None
+    data: str | None = None
+    reconstruction: str | None = None
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
@@ -226,18 +215,9 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     path = find_run(run) / SUMMARY
     if not path.is_file():
         return None
-    summary = read_json(path)
-    if not isinstance(summary, dict) or not ("imported_from" in summary or "test" in summary):
-        raise ValueError(f"it has no figures of a test: {json.dumps(summary)[:60]}")
-    test = summary.get("test")
-    metrics = test if isinstance(test, dict) else {}
-    # The number may be None, because null in the file stands for a number that is not finite.
-    is_number = isinstance(metrics.get("bits_per_dim", ""), int | float | None)
-    if test is not None and not (is_number and type(metrics.get("images")) is int):
-        raise ValueError(f"its figures of a test are none: {json.dumps(test)[:60]}")
-    for name in ("imported_from", "data", "reconstruction"):
-        if not isinstance(summary.get(name), str | None):
-            raise ValueError(f"its {name} is no text: {json.dumps(summary[name])[:60]}")
+    summary = read_model(path, _Summary).model_dump(exclude_unset=True)
+    if not summary.keys() & {"imported_from", "test"}:
+        raise ValueError("it has no figures of a test")
     return summary
 
 
@@ -256,11 +236,7 @@ def are_images_known(summary: Mapping[str, Any] | None, step: int) -> bool:
     """Returns whether it is known on which images weights were trained.
 
     The images of an import, and of a model that `save_run` got without a config, are unknown: the config beside these
-    weights has the default data source.
-
-    Args:
-        summary: the summary that `read_summary` returns.
-        step: the step, in updates, of the weights.
+    weights has the default data source. `step` is the step of the weights, in updates.
     """
     summary = summary or {}
     return "imported_from" not in summary and (step > 0 or summary.get("data") is not None)

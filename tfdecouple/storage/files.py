@@ -11,9 +11,13 @@ import pathlib
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from tfdecouple.errors import UntrustedError
+import pydantic
+
+from tfdecouple.errors import UntrustedError, one_line
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 # Pattern of the names of files that a program leaves behind when it is ended while it writes.
 TEMPORARY = ".*.tmp"
@@ -56,6 +60,21 @@ def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
         raise ValueError(f"it has {status.st_size:,} bytes, and at most {at_most:,} are read")
     with open(path, "rb") as file:
         return parse_json(file.read(at_most))
+
+
+def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**20) -> Model:
+    """Returns the values of an untrusted JSON file as a pydantic model.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: where `read_json` refuses the file, or a value is wrong; the message names the first such value.
+    """
+    try:
+        return model.model_validate(read_json(path, at_most))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = f"{'.'.join(map(str, first['loc']))} is {one_line(repr(first['input']), 80)}: " if first["loc"] else ""
+        raise ValueError(f"{where}{first['msg']}") from None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -18,6 +18,7 @@ from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
     CONFIG,
+    LABELS,
     LOCK,
     SIZES,
     SUMMARY,
@@ -26,7 +27,6 @@ from tfdecouple.runs.run_folder import (
     load_config,
     load_weights,
     read_summary,
-    write_label_names,
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import TEMPORARY, read_json, require_own_files, write_json, write_text
@@ -261,7 +261,7 @@ class RunDirectory:
         write_text(self.path / CONFIG, self._config.to_json())
         write_json(self.path / SIZES, dict(sizes))
         if self._config.model.has_classes:
-            write_label_names(self.path, label_names)
+            write_json(self.path / LABELS, label_names)
         return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
     def save_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
