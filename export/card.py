@@ -36,7 +36,7 @@ _CALLS = pathlib.Path(__file__).with_name("calls")
 _CALLED = ("onnx", "litert", "savedmodel", "web")
 
 # Keys of the facts that show whether the files of an earlier export belong to the same model.
-_SAME = ("name", "config_sha256")
+_SAME = ("name", "config_sha256", "any_size")
 
 
 def describe_rights(provenance: Provenance) -> str:
@@ -164,10 +164,10 @@ def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapp
     Args:
         folder: the export folder, which need not exist.
         formats: the formats that will be exported.
-        about: facts about the model, with "name" and "config_sha256".
+        about: facts about the model and its files, with "name", "config_sha256" and "any_size".
     """
     for name, entry in _read_formats(folder).items():
-        if entry["name"] != about["name"] or (name not in formats and entry["config_sha256"] != about["config_sha256"]):
+        if entry["name"] != about["name"] or (name not in formats and any(entry[key] != about[key] for key in _SAME)):
             raise UserError(
                 f"{folder} holds the format {name} of another model, exported as {entry['name']} from run "
                 f"{entry['run']}, step {entry['step']}; choose another --to, or remove {', '.join(entry['files'])}"
@@ -194,7 +194,7 @@ def _describe_machine() -> str:
 def render_card(card: Mapping[str, Any]) -> str:
     """Returns the model card as Markdown text."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
-    latent_dim = architecture["latent_dim"]
+    latent_dim, any_size = architecture["latent_dim"], any(entry.get("any_size") for entry in card["formats"].values())
     rows = {
         "architecture": f"{_describe_sides(shape)} {_describe_channels(shape)}, {architecture['n_bits']} bits, "
         + ("no z (an unconditional flow), " if latent_dim is None else f"z of {latent_dim} numbers, ")
@@ -212,7 +212,8 @@ def render_card(card: Mapping[str, Any]) -> str:
         "bits per dimension": _describe_bits(card["bits_per_dim"]),
         "exactness": card["exact"]["meaning"],
         "images": f"turned upright as their EXIF data say, {_describe_colours(shape)}, cropped to the {card['crop']}, "
-        f"resized to {_describe_sides(shape)} {card['resize']}",
+        f"resized to {_describe_sides(shape)} {card['resize']}"
+        + ("; or at their own size, to which decoded images must be cropped" if any_size else ""),
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
     lines = [
@@ -303,9 +304,13 @@ def _list_figures(name: str, entry: Mapping[str, Any]) -> list[str]:
 
 def _list_calls(card: Mapping[str, Any]) -> list[str]:
     """Returns lines of Markdown with examples of calls for each format, which run in the export folder."""
-    formats, encode, decode = card["formats"], card["endpoints"]["encode"], card["endpoints"]["decode"]
-    inputs, codes = ([array["name"] for array in one["inputs"]] for one in (encode, decode))
-    black = [(array["name"], _write_zeros(array)) for array in encode["inputs"]]
+    formats, image_shape = card["formats"], card["architecture"]["image_shape"]
+    given = {
+        name: [_fill_free_axes(array, image_shape) for array in endpoint["inputs"]]
+        for name, endpoint in card["endpoints"].items()
+    }
+    inputs, codes = ([array["name"] for array in given[name]] for name in ("encode", "decode"))
+    black = [(array["name"], _write_zeros(array)) for array in given["encode"]]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
@@ -315,15 +320,21 @@ def _list_calls(card: Mapping[str, Any]) -> list[str]:
         "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
         "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
         "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
-        "js_assign_inputs": "\n".join(f"const {one['name']} = {_write_js_zeros(one)};" for one in encode["inputs"]),
+        "js_assign_inputs": "\n".join(f"const {one['name']} = {_write_js_zeros(one)};" for one in given["encode"]),
         "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
         "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
         "signature": signature,
-        "json_inputs": ", ".join(map(_write_json_zeros, card["endpoints"][signature]["inputs"])),
+        "json_inputs": ", ".join(map(_write_json_zeros, given[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
     templates = [(_CALLS / f"{name}.md").read_text(encoding="utf-8") for name in _CALLED if name in formats]
     return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
+
+
+def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
+    """Returns the description of an input in which free axes have the size of the model's images."""
+    sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
+    return {**array, "shape": ["batch", *sides]}
 
 
 def _write_zeros(array: Mapping[str, Any]) -> str:

@@ -80,6 +80,11 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
         "--endpoints", nargs="+", metavar="NAME", default=[], help="signatures of the SavedModel; default all"
     )
     parser.add_argument(
+        "--any-size",
+        action="store_true",
+        help="files that encode and decode images of any height and width, instead of the model's",
+    )
+    parser.add_argument(
         "--version", metavar="N", type=int, help="version of the SavedModel; default the next free number"
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model; default the name of the run folder")
@@ -121,6 +126,7 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
             to=options.to,
             formats=tuple(dict.fromkeys(options.format)),
             endpoints=tuple(options.endpoints),
+            any_size=options.any_size,
             version=options.version,
             name=options.name,
             web_runtime=options.web_runtime,

@@ -2,12 +2,14 @@
 
 python client.py a.jpg b.jpg           writes ab.png (z of a, v of b) and ba.png (z of b, v of a) to the working folder
 python client.py --sample 8            writes samples.png, 8 new images side by side
+python client.py --own-size a.jpg      encodes and decodes a picture at its own size, for files exported with --any-size
 python client.py --check [FOLDER]      checks that known images come back exactly from their codes on this machine
 
 from client import Model               in a Python program
 model = Model()                        or Model(folder of an export, providers=[...], batch=64)
 images = model.fit(picture)[None]      crops and resizes a picture, uint8 [height, width, channels] (see MODEL_CARD.md)
-codes = model.encode(images)           returns {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}
+codes = model.encode(images)           returns {"z": float32 [n, d_z], "v": float32 [n, *model.shape]}; v of pictures at
+                                       their own size is padded, and "size" has their height and width
 images = model.decode(**codes)         returns the very same pixels
 images = model.sample(8)               returns new images; options seed=1, temperature=0.7, labels=[...] for some models
 """
@@ -41,7 +43,8 @@ class Model:
         self.size = self.shape[0]
         self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, decoding gives images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
-        self.needs_labels = any(given.name == "labels" for given in self.encoder.get_inputs())
+        inputs = {given.name: given for given in self.encoder.get_inputs()}
+        self.needs_labels, self.any_size = "labels" in inputs, isinstance(inputs["images"].shape[1], str)
 
     def _open(self, name):
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
@@ -56,13 +59,16 @@ class Model:
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def encode(self, images, labels=None):
-        """Returns the codes "z" and "v" of images, uint8 `[n, *shape]`. Some models have no z, some need labels."""
-        given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
-        return self._run(self.encoder, given)
+        """Returns the codes "z" and "v" of images, uint8 `[n, *shape]`. Some models have no z, some need labels.
 
-    def decode(self, **codes):
-        """Returns the images that the model decodes from z and v, uint8 `[n, *shape]`."""
-        return self._run(self.decoder, codes)["images"]
+        Files exported with --any-size take images of any height and width, and return them as "size".
+        """
+        given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
+        return self._run(self.encoder, given) | ({"size": images.shape[1:3]} if self.any_size else {})
+
+    def decode(self, size=(None, None), **codes):
+        """Returns the images that the model decodes from z and v, uint8 `[n, *shape]`, cropped to `size`."""
+        return self._run(self.decoder, codes)["images"][:, : size[0], : size[1]]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
         """Returns `count` new images from sampler.onnx, uint8 `[count, *shape]`, the same images for the same seed."""
@@ -79,7 +85,7 @@ class Model:
     def switch(self, a, b, labels_a=None, labels_b=None):
         """Returns the images with z of `a` and v of `b`, and the images with z of `b` and v of `a`."""
         a, b = self.encode(a, labels_a), self.encode(b, labels_b)
-        return self.decode(z=a["z"], v=b["v"]), self.decode(z=b["z"], v=a["v"])
+        return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
 
     def fit(self, picture):
         """Returns the centre of a picture in the model's shape, cropped and resized exactly as in training."""
@@ -151,11 +157,14 @@ def main(arguments=None):
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
     parser.add_argument("--sample", type=int, metavar="N", help="draw so many images")
+    parser.add_argument("--own-size", action="store_true", help="encode and decode one picture; status 1: some is lost")
     parser.add_argument("--check", action="store_true", help="encode and decode known images; status 1: some are lost")
     options = parser.parse_args(arguments)
     paths, count = options.paths, options.sample
-    if (len(paths) > 1 or count is not None) if options.check else len(paths) != (2 if count is None else 0):
-        return _fail("give two picture files, --sample N, or --check and at most a folder")
+    if options.check + options.own_size + (count is not None) > 1 or not (
+        len(paths) <= 1 if options.check else len(paths) == (1 if options.own_size else 2 if count is None else 0)
+    ):
+        return _fail("give two picture files, --own-size and one, --sample N, or --check and at most a folder")
     if count is not None and count < 1:
         return _fail(f"--sample is {count}; it must be at least 1")
     folder = paths[0] if options.check and paths else FOLDER
@@ -172,6 +181,8 @@ def main(arguments=None):
     except ImportError as error:
         return _fail(f"picture files need Pillow (pip install pillow): {_one_line(error)}")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS replaces Pillow's limit.
+    if options.own_size:
+        return _own_size(model, *paths)
     if count is None:
         return _switch(model, paths)
     try:
@@ -191,6 +202,22 @@ def _check(model):
     numbers = f"; lost: {', '.join(map(str, lost))}" if lost else ""
     print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{numbers}")
     return int(bool(lost))
+
+
+def _own_size(model, path):
+    if not model.any_size or model.needs_labels:
+        return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
+    try:
+        picture = read_picture(path, model.shape[-1]) // model.step * model.step
+    except Exception as error:  # Pillow raises many classes of exception for a damaged file.
+        return _fail(f"cannot read {path}: {_one_line(error)}")
+    try:
+        (decoded,) = model.decode(**model.encode(picture[None]))
+    except Exception as error:  # Memory may be exhausted; ONNX Runtime raises many classes.
+        return _fail(f"cannot encode and decode {path} with the files in {model.folder}: {_one_line(error)}")
+    height, width, lost = *picture.shape[:2], int((decoded != picture).sum())
+    description = f"{path} decoded at {width} x {height}; {lost:,} of {picture.size:,} values are lost"
+    return _write({"own_size.png": (decoded, description)}) or int(bool(lost))
 
 
 def _switch(model, paths):

@@ -50,6 +50,7 @@ class Array:
         labels: the first label and the last label plus one.
         scale: the magnitude of the numbers that an output of floats is summed from; rounding errors are relative to
             it.
+        free: the names of height and width if they are free; `shape` then has the model's height and width.
     """
 
     name: str
@@ -60,16 +61,22 @@ class Array:
     example: float = 0.0
     labels: tuple[int, int] = (0, 0)
     scale: float = 1.0
+    free: tuple[str, ...] = ()
+
+    @property
+    def axes(self) -> tuple[int | str, ...]:
+        """The sizes of all axes, with the batch first; free axes have names."""
+        return ("batch", *self.free, *self.shape[len(self.free) :])
 
     def spec(self) -> tf.TensorSpec:
-        """Returns the array's TensorFlow specification, with a batch axis of any size."""
+        """Returns the array's TensorFlow specification, in which free axes have any size."""
         import tensorflow as tf
 
-        return tf.TensorSpec((None, *self.shape), self.dtype, self.name)
+        return tf.TensorSpec([None if isinstance(size, str) else size for size in self.axes], self.dtype, self.name)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the description of the array as plain values for JSON; the batch axis is the word "batch"."""
-        return {"name": self.name, "dtype": self.dtype, "shape": ["batch", *self.shape], "meaning": self.meaning}
+        """Returns the description of the array as plain values for JSON; free axes are their names."""
+        return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
 
     def make_example(self, rng: np.random.Generator) -> np.ndarray:
         """Returns a usual value of this input, of batch size 1, for warm-up requests."""
@@ -126,8 +133,11 @@ class Endpoint:
             )
 
 
-def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
+def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ...]:
     """Returns the endpoints of a model with this config; the first is the default endpoint.
+
+    With `any_size` they are `encode` and `decode` of images of any height and width (`tfdecouple.model.any_size`): v
+    and decoded images have the height and width of the padded image, and the caller crops decoded images.
 
     >>> [one.name for one in endpoints(ModelConfig(conditioning="none"))][:4]
     ['encode', 'decode', 'sample', 'score']
@@ -288,14 +298,28 @@ def endpoints(config: ModelConfig) -> tuple[Endpoint, ...]:
         score,
         classify,
     )
+    if any_size:
+        return _free_sides(encode, image, "height", "width"), _free_sides(
+            decode, image, "padded_height", "padded_width"
+        )
     lacking = {"encode_global"} if coded else set()
     lacking |= set() if known else {"classify"}
     return tuple(one for one in every if (with_z or not one.needs_z) and one.name not in lacking)
 
 
-def list_onnx_names(config: ModelConfig) -> dict[str, str]:
+def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
+    """Returns an endpoint in which height and width of pictures are free; `sides` are their names, unless padded."""
+
+    def free(arrays: tuple[Array, ...], names: tuple[str, ...]) -> tuple[Array, ...]:
+        return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
+
+    padded = ("padded_height", "padded_width")
+    return dataclasses.replace(endpoint, inputs=free(endpoint.inputs, sides), outputs=free(endpoint.outputs, padded))
+
+
+def list_onnx_names(config: ModelConfig, any_size: bool = False) -> dict[str, str]:
     """Returns the name of the ONNX file, without suffix, for each endpoint that has one."""
-    return {one.name: one.onnx for one in endpoints(config) if one.onnx}
+    return {one.name: one.onnx for one in endpoints(config, any_size) if one.onnx}
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:

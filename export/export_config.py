@@ -22,6 +22,7 @@ class ExportConfig:
         to: the export folder.
         formats: the formats to write, from `FORMATS`.
         endpoints: the endpoints that the SavedModel has as signatures; () for all.
+        any_size: whether the files encode and decode images of any height and width.
         version: the number of the SavedModel's version; None for the next free number.
         name: the name of the model; None for the name of the run folder.
         web_runtime: the folder of onnxruntime-web; None lets npm fetch it.
@@ -35,6 +36,7 @@ class ExportConfig:
     to: pathlib.Path
     formats: tuple[str, ...] = ("savedmodel", "onnx")
     endpoints: tuple[str, ...] = ()
+    any_size: bool = False
     version: int | None = None
     name: str | None = None
     web_runtime: pathlib.Path | None = None
@@ -57,6 +59,8 @@ class ExportConfig:
                     f"{option if value is True else f'{option} {value}'} is for the format {owner} alone, and the "
                     f"formats are {', '.join(self.formats)}; leave it out, or add {owner} to --format"
                 )
+        if self.any_size and "web" in self.formats:
+            raise UserError("--any-size is not for the format web, whose page has pictures at their own size anyway")
         if "litert" in self.formats:
             require("ai_edge_litert", what="the format litert")
         if self.version is not None:

@@ -28,9 +28,10 @@ from export.provenance import open_run
 from export.staging import Staging, interruptible, uninterrupted
 from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
-from export.verification.vectors import load_real_images, make_vectors
+from export.verification.vectors import choose_sizes, load_real_images, make_vectors
 from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
+from tfdecouple.model.any_size import name_fixed_weight
 from tfdecouple.runs.publishing import hide_path
 from tfdecouple.storage.files import write_json, write_text
 
@@ -92,7 +93,13 @@ class _Export:
         self._model, self._provenance = open_run(config.run, config.name)
         for file, reason in self._provenance.omissions.items():
             self._report(f"{file} cannot be used and is left out: {reason}")
-        offered = {endpoint.name: endpoint for endpoint in endpoints(self._model.config)}
+        if config.any_size and (weight := name_fixed_weight(self._model.config)):
+            raise UserError(
+                f"--any-size: weight {weight} of this model has the size of its images; leave --any-size out"
+            )
+        self._endpoints = endpoints(self._model.config, config.any_size)
+        self._names = list_onnx_names(self._model.config, config.any_size)
+        offered = {endpoint.name: endpoint for endpoint in self._endpoints}
         for name in config.endpoints:
             if name not in offered:
                 raise UserError(f"this model has no endpoint {name!r}; it has {', '.join(offered)}")
@@ -119,8 +126,9 @@ class _Export:
             layouts = {_WRITERS[name][0] for name in written} | ({"NHWC"} if "savedmodel" in needed else set())
             deployed = {layout: DeployedModel(self._model, layout) for layout in sorted(layouts)}
             self._report("asking the Keras model for the right answers")
-            images, source = load_real_images(provenance.config)
-            vectors = digest_weights(self._model, deployed) | make_vectors(self._model, images, self._report)
+            vectors = digest_weights(self._model, deployed)
+            made, source = self._make_vectors()
+            vectors |= made
             np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
@@ -131,8 +139,21 @@ class _Export:
             if runtime is not None:
                 self._make_page(staging.area, runtime)
             formats = {name: self._formats[name] for name in config.formats}
-            card = make_card(provenance, endpoints(self._model.config), hide_path(source, provenance.config), formats)
+            card = make_card(provenance, self._endpoints, hide_path(source, provenance.config), formats)
             return self._publish(staging, card, version)
+
+    def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
+        """Returns the test vectors for the files, and a description of the source of their images."""
+        data, shape = self._provenance.config.data, self._model.config.image_shape
+        images, source = load_real_images(data, shape)
+        if not self._config.any_size:
+            return make_vectors(self._model, images, self._report), source
+        sizes, vectors = choose_sizes(*shape[:2]), {}
+        for height, width in sizes:
+            images, source = load_real_images(data, (height, width, shape[-1]))
+            made = make_vectors(self._model, images, self._report, any_size=True)
+            vectors |= {f"{width}x{height}/{name}": array for name, array in made.items()}
+        return {"sizes": np.array([f"{width}x{height}" for height, width in sizes]), **vectors}, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
@@ -143,13 +164,13 @@ class _Export:
         self._formats["savedmodel"]["signatures"] = [*names]
 
     def _make_files(self, area: pathlib.Path, name: str, deployed: DeployedModel) -> None:
-        chosen = [endpoint for endpoint in endpoints(self._model.config) if endpoint.onnx]
+        chosen = [endpoint for endpoint in self._endpoints if endpoint.onnx]
         folder = _make_folder(area / name)
         metadata = {**self._provenance.metadata(), "name": self._provenance.name}
         _WRITERS[name][1](deployed, chosen, metadata, folder, self._report)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         paths = [f"{name}/{file}" for file in sizes]
-        self._verify(name, f"{name} files", folder, name, list_onnx_names(self._model.config), paths)
+        self._verify(name, f"{name} files", folder, name, self._names, paths)
         self._formats[name]["bytes"] = sizes
 
     def _verify(
@@ -171,7 +192,7 @@ class _Export:
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
         self._report("building the web page")
-        models = {name: file for name, file in list_onnx_names(self._model.config).items() if file in PAGE_MODELS}
+        models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
         build_page(area / "web", area / "onnx", runtime, about)
         self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})
@@ -188,7 +209,8 @@ class _Export:
     def _about(self, paths: list[str]) -> dict[str, Any]:
         """Returns the facts that identify the model of files, for the card and for later exports."""
         facts = {"name": self._provenance.name, "run": self._provenance.run, "step": self._provenance.step}
-        return {**facts, "config_sha256": self._provenance.metadata()["config_sha256"], "files": paths}
+        facts |= {"config_sha256": self._provenance.metadata()["config_sha256"], "any_size": self._config.any_size}
+        return {**facts, "files": paths}
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self._report("putting it in place")

@@ -18,6 +18,7 @@ from export.deployed.deployed_encoder import DeployedDequantizer, DeployedEncode
 from export.deployed.deployed_flow import DeployedFlow, DeployedPrior
 from export.deployed.graph import Array, Deployed, Layout, round_array, to_float64
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.any_size import pad_images, shrink_images, size_multiple
 from tfdecouple.model.objective import by_label
 from tfdecouple.model.outlier_scores import shell, typicality
 
@@ -115,9 +116,15 @@ class DeployedModel(Deployed):
         return None if self.encoder is None else self.posterior(bins)[0]
 
     def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
-        """Returns the codes z and v of uint8 images; v is in the layout of the graph."""
+        """Returns the codes z and v of uint8 images; v is in the layout of the graph.
+
+        Images whose height and width the graph does not know are shrunk for z, and padded for v.
+        """
+        sides, shrunk = self.config.image_shape[:2], images
+        if images.shape[1:3] != sides:
+            shrunk, images = shrink_images(images, *sides), pad_images(images, size_multiple(self.config))
         bins = self.to_bins(images)
-        z = self.infer_z(bins, labels)
+        z = self.infer_z(bins if shrunk is images else self.to_bins(shrunk), labels)
         return z, self.flow.forward(self.quantizer.centres(bins), z)
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:

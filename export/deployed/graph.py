@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
+from tfdecouple.runtime.numerics import sizes
 
 # A weight: a NumPy array, or the tensor, placeholder or variable that a graph reads instead.
 Array = Any
@@ -124,20 +125,20 @@ class Layout:
         """Returns the number of positions that have channels: the pixels of an image, 1 for a vector."""
         return math.prod(x.shape[1:]) // x.shape[self.axis]
 
-    def split(self, x: tf.Tensor, sizes: Sequence[int]) -> list[tf.Tensor]:
-        """Returns the channels of x, split into groups of these sizes."""
-        return tf.split(x, sizes, self.axis) if len(sizes) > 1 else [x]
+    def split(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
+        """Returns the channels of x, split into groups of these widths."""
+        return tf.split(x, widths, self.axis) if len(widths) > 1 else [x]
 
-    def slice(self, x: tf.Tensor, sizes: Sequence[int]) -> list[tf.Tensor]:
+    def slice(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
         """Returns the channels of x, split into any number of groups.
 
         In ONNX each group is a slice, because WebGPU computes a Split with one shader, with a buffer for each output,
         and a shader can have only 8 to 10 buffers.
         """
         if self.order != "NCHW":
-            return self.split(x, sizes)
-        ends = itertools.accumulate(sizes)
-        return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+            return self.split(x, widths)
+        ends = itertools.accumulate(widths)
+        return [x[:, end - width : end] for width, end in zip(widths, ends, strict=True)]
 
     def join(self, maps: Sequence[tf.Tensor]) -> tf.Tensor:
         """Returns arrays concatenated along the channels."""
@@ -152,17 +153,17 @@ class Layout:
         if self.order == "NCHW":
             return x[:, ::2], x[:, 1::2]
         # Slices with a step along the last axis would take a hundred times as long in TensorFlow.
-        even, odd = tf.unstack(tf.reshape(x, [-1, *x.shape[1:-1], x.shape[-1] // 2, 2]), axis=-1)
+        even, odd = tf.unstack(tf.reshape(x, [-1, *sizes(x)[1:-1], x.shape[-1] // 2, 2]), axis=-1)
         return even, odd
 
     def interleave(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
         """Returns the channels of both arrays in turn, as the inverse of `split_even_and_odd`."""
         if self.order == "NCHW":
-            channels, *others = even.shape[1:]
+            channels, *others = sizes(even)[1:]
             return tf.reshape(tf.stack([even, odd], 2), [-1, 2 * channels, *others])
         # `tf.stack` along the last axis would take twice as long as one long transposition.
         pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
-        return tf.reshape(pairs, [-1, *even.shape[1:-1], 2 * even.shape[-1]])
+        return tf.reshape(pairs, [-1, *sizes(even)[1:-1], 2 * even.shape[-1]])
 
     def squeeze(self, x: tf.Tensor) -> tf.Tensor:
         """Returns x with each square of four pixels stacked as channels; the pixel is the slow channel index."""

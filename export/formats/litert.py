@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from export.endpoints import Endpoint, Tensors
+from export.endpoints import Array, Endpoint, Tensors
 from tfdecouple.errors import UserError, one_line
+from tfdecouple.runtime.numerics import sizes
 
 if TYPE_CHECKING:
     from export.deployed.deployed_model import DeployedModel
@@ -67,14 +68,19 @@ def _with_shape_checks(endpoint: Endpoint) -> Endpoint:
     """Returns an endpoint whose files raise an error for inputs of the wrong shape.
 
     An interpreter resizes its inputs to any array, and no built-in operation checks a shape. So a row is appended to
-    each input and cut off again: concatenated arrays must have equal shapes apart from the batch axis.
+    each input and cut off again: concatenated arrays must have equal shapes apart from the batch axis. Free axes take
+    their size from the input.
     """
 
     def build(deployed: DeployedModel, inputs: Tensors) -> dict[str, Any]:
         import tensorflow as tf
 
-        rows = {array.name: tf.zeros((1, *array.shape), array.dtype) for array in endpoint.inputs}
-        return endpoint.build(deployed, {name: tf.concat([inputs[name], row], 0)[:-1] for name, row in rows.items()})
+        def check(array: Array) -> tf.Tensor:
+            given = inputs[array.name]
+            row = [1, *sizes(given)[1 : 1 + len(array.free)], *array.shape[len(array.free) :]]
+            return tf.concat([given, tf.zeros(row, array.dtype)], 0)[:-1]
+
+        return endpoint.build(deployed, {array.name: check(array) for array in endpoint.inputs})
 
     return dataclasses.replace(endpoint, build=build)
 

@@ -20,7 +20,6 @@ from export.provenance import read_version
 
 # Highest opset (version of the ONNX operators) that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18
-BATCH = "batch"
 # The rewriters and optimiser passes of tf2onnx that change these graphs, in their usual order. All other rewriters and
 # passes, such as for recurrent networks, would take a third of the conversion's time for nothing.
 _REWRITERS = ("rewrite_biasadd_with_conv2d",)
@@ -65,7 +64,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
             placeholders: dict[str, tf.Tensor] = {}
             symbolic = deployed.with_arrays(lambda name, array: _make_placeholder(placeholders, name, array))
             inputs = {
-                array.name: tf.compat.v1.placeholder(array.dtype, (None, *array.shape), array.name)
+                array.name: tf.compat.v1.placeholder(array.dtype, array.spec().shape, array.name)
                 for array in endpoint.inputs
             }
             made = endpoint.build(symbolic, inputs)
@@ -90,7 +89,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     arrays = deployed.arrays()
     _insert_weights(model.graph, {name: arrays[name] for name in weights})
     _replace_min_by_clip(model.graph)
-    _name_batch_axis(model.graph, endpoint)
+    _name_free_axes(model.graph, endpoint)
     used = {node.domain for node in model.graph.node}
     imports = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
@@ -188,14 +187,14 @@ def _name_constants(graph: onnx.GraphProto) -> None:
     _rename_values(graph, names)
 
 
-def _name_batch_axis(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
+def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
     arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
     for value in [*graph.input, *graph.output]:
         element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))
-        shape: list[str | int | None] = [BATCH, *arrays[value.name].shape]
+        axes: list[str | int | None] = [*arrays[value.name].axes]
         meaning = arrays[value.name].meaning
-        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, shape, meaning))
-    # Shapes of inner tensors are removed: they are not needed, and their batch axes have other names.
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, axes, meaning))
+    # Shapes of inner tensors are removed: they are not needed, and their free axes have other names.
     del graph.value_info[:]
 
 

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +41,8 @@ class Report:
     """The report of one comparison of files with test vectors.
 
     Attributes:
-        parity: the figures of `tolerance.Answer.compare`, as {endpoint: {output: figures}}.
+        parity: the figures of `tolerance.Answer.compare`, as {endpoint: {output: figures}}. Files for images of any
+            size are compared at several sizes, which follow the names of endpoints and kinds.
         round_trip: the numbers of images for each kind: all "images", images that are "identical" after encode and
             decode, and images that the Keras "model" recovers, also from perturbed codes.
         problems: the reasons why the files must not be published, a line each.
@@ -68,7 +68,8 @@ def compare_files(
     Args:
         runtime: the runtime that runs the files, a key of `RUNTIMES`.
         folder: the folder of the files.
-        vectors: the test vectors of `vectors.make_vectors`, with the digests of `folded_weights.digest_weights`.
+        vectors: the test vectors of `vectors.make_vectors`, with the digests of `folded_weights.digest_weights`. For
+            files of any size the vectors of each size have its name and "/" in front, and `sizes` has these names.
         names: the names of the files, without suffix, by endpoint.
         provider: the execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.
@@ -85,15 +86,17 @@ def compare_files(
             found.notes["unavailable"] = provider
             return found
         found.problems += _compare_weights(opened, vectors)
-        for endpoint in [*names, *opened.aliases]:
-            problems, figures = _compare_answers(opened, endpoint, vectors)
-            found.problems += [f"{endpoint}: {problem}" for problem in problems]
+        groups = {f" {size}": select_arrays(vectors, f"{size}/") for size in vectors.get("sizes", ())} or {"": vectors}
+        for (size, group), endpoint in itertools.product(groups.items(), [*names, *opened.aliases]):
+            problems, figures = _compare_answers(opened, endpoint, group)
+            found.problems += [f"{endpoint}{size}: {problem}" for problem in problems]
             if endpoint in names:
-                found.parity[endpoint] = figures
+                found.parity[endpoint + size] = figures
                 for output, values in figures.items():
-                    report(f"  {endpoint}: {output}: {_describe(values)}")
+                    report(f"  {endpoint}{size}: {output}: {_describe(values)}")
         if not found.problems and {"encode", "decode"} <= {*names}:
-            _compare_round_trips(opened, vectors, found)
+            for size, group in groups.items():
+                _compare_round_trips(opened, group, found, size)
             trips = (f"{kind} {trip['identical']}/{trip['images']}" for kind, trip in found.round_trip.items())
             report(f"  identical after encode and decode: {', '.join(trips)}")
     return found
@@ -135,26 +138,27 @@ def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
     return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in arrays)
 
 
-def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report) -> None:
+def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: str) -> None:
     """Adds to `found` whether the files recover all images from their codes that the model itself recovers."""
     for kind, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
-        at_once = max(1, min(16, _PIXELS_AT_ONCE // math.prod(images.shape[1:3])))
+        height, width = images.shape[1:3]
+        at_once = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
         inputs = {"images": images}
         if f"labels/{kind}" in vectors:
             inputs["labels"] = vectors[f"labels/{kind}"]
         same = []
         for start in range(0, len(images), at_once):
             given = {name: array[start : start + at_once] for name, array in inputs.items()}
-            decoded = opened.call("decode", opened.call("encode", given))["images"]
+            decoded = opened.call("decode", opened.call("encode", given))["images"][:, :height, :width]
             same.append((decoded == given["images"]).reshape(len(decoded), -1).all(1))
         kept, identical = vectors[f"kept/{kind}"], np.concatenate(same)
         counts = {"images": len(images), "identical": int(identical.sum()), "model": int(kept.sum())}
-        found.round_trip[kind] = counts
+        found.round_trip[kind + size] = counts
         if len(lost := np.flatnonzero(kept & ~identical)):
             numbers = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
             found.problems.append(
-                f"decode(encode): {len(lost)} of {len(images)} {kind} images differ (number {numbers}) which the model "
-                "itself gives back"
+                f"decode(encode): {len(lost)} of {len(images)} {kind}{size} images differ (number {numbers}) which the "
+                "model itself gives back"
             )
 
 

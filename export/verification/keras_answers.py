@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from export.verification.tolerance import PERTURBATION
 from tfdecouple.model import DecoupledModel
+from tfdecouple.model.any_size import pad_images, shrink_images, size_multiple
 from tfdecouple.model.outlier_scores import OutlierScores, scores_of
 
 # Number of pixels that the model computes at once. Batches have one size, because TensorFlow traces each size anew.
@@ -44,11 +45,10 @@ class KerasAnswers:
         self.config = model.config
         self._model, self._unperturbed = model, unperturbed
         self._rng = np.random.default_rng(0)
-        self._at_once = max(2, min(64, _PIXELS_AT_ONCE // math.prod(self.config.image_shape[:2])))
         self._known: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
-        """Returns the codes of uint8 images; labels are used only if z is a function of the label."""
+        """Returns the codes of uint8 images of any size; labels are used only if z is a function of the label."""
         labels = labels if self.config.has_class_codes else None
         return Encoding(*self._answer_rows("encode", self._encode, images, labels))  # type: ignore[arg-type]
 
@@ -97,12 +97,15 @@ class KerasAnswers:
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.step).astype(np.uint8)
 
     def _encode(self, images: np.ndarray, labels: Optional) -> list[Optional]:
-        bins, mean, log_variance = self._to_bins(images), None, None
+        pixels, mean, log_variance = tf.constant(images), None, None
+        bins = self._to_bins(pad_images(pixels, size_multiple(self.config)))
         if labels is not None:
             mean = self.z_from_noise(None, labels)
         flow, encoder, quantizer = self._model.flow, self._model.encoder, self._model.quantizer
         if encoder is not None:
-            mean, log_variance = self._run(lambda part: encoder.infer(quantizer.edges(part)), bins)
+            sides = self.config.image_shape[:2]
+            to_encode = bins if pixels.shape[1:3] == sides else self._to_bins(shrink_images(pixels, *sides))
+            mean, log_variance = self._run(lambda part: encoder.infer(quantizer.edges(part)), to_encode)
         v = self._run(lambda part, z: flow.forward_and_log_det(quantizer.centres(part), z)[:1], bins, mean)[0]
         return [mean, log_variance, v]
 
@@ -111,8 +114,8 @@ class KerasAnswers:
             z, v = None if z is None else self._perturb(z), self._perturb(v)
         return self._run(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)
 
-    def _to_bins(self, images: np.ndarray) -> np.ndarray:
-        bins = np.asarray(self._model.quantizer.levels(tf.constant(images)))
+    def _to_bins(self, images: Any) -> np.ndarray:
+        bins = np.asarray(self._model.quantizer.levels(images))
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
@@ -154,10 +157,12 @@ class KerasAnswers:
 
     def _run(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
         """Returns the results of a function of the model for any number of images, computed in batches of one size."""
-        length = len(next(array for array in arrays if array is not None))
+        given = [array for array in arrays if array is not None]
+        length, pixels = len(given[0]), max(math.prod(array.shape[1:3]) for array in given if array.ndim in (2, 4))
+        at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))
         parts = []
-        for start in range(0, length, self._at_once):
-            rows = np.minimum(np.arange(start, start + self._at_once), length - 1)
+        for start in range(0, length, at_once):
+            rows = np.minimum(np.arange(start, start + at_once), length - 1)
             results = function(*(None if array is None else tf.constant(array[rows]) for array in arrays))
             parts.append([np.asarray(value)[: length - start] for value in results])
         return [np.concatenate(values) for values in zip(*parts, strict=True)]

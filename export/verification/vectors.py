@@ -12,7 +12,7 @@ from export.endpoints import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Array
 from export.verification.comparison import RefusedError
 from export.verification.keras_answers import KerasAnswers
 from export.verification.tolerance import Answer
-from tfdecouple.config import Config, DataConfig
+from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
@@ -38,9 +38,19 @@ def choose_batch_sizes(side: int) -> tuple[int, int, int]:
     return (1, 2, 1)
 
 
+def choose_sizes(height: int, width: int) -> list[tuple[int, int]]:
+    """Returns the heights and widths at which files for images of any size are verified; the model's come first."""
+    return [(height, width), (height + 1, width * 2 // 3), (height * 3 // 2 - 3, width * 2 + 5)]
+
+
 @full_float32()
-def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[str], Any] = lambda text: None) -> Arrays:
-    """Returns the test vectors of a model, arrays by name.
+def make_vectors(
+    model: DecoupledModel,
+    images: np.ndarray,
+    report: Callable[[str], Any] = lambda text: None,
+    any_size: bool = False,
+) -> Arrays:
+    """Returns the test vectors of a model for images of one size, arrays by name.
 
     Inputs are `in/ENDPOINT/INPUT`, right outputs are `out/ENDPOINT/OUTPUT/FIELD` (the fields of `tolerance.Answer`),
     and `batches` has the batch sizes. `real` and `extreme/KIND` are quantised images to encode and decode. `kept/KIND`
@@ -51,22 +61,25 @@ def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[st
         model: the model that is exported.
         images: real images, uint8 `[n, height, width, channels]`, at least the sum of `choose_batch_sizes`.
         report: a callback that receives lines of progress.
+        any_size: whether the endpoints are those for images of any height and width.
 
     Raises:
         RefusedError: if the model's answer lacks an output of an endpoint.
     """
     rng, config = np.random.default_rng(0), model.config
-    side = max(config.image_shape[:2])
+    side = max(images.shape[1:3])
     sizes = choose_batch_sizes(side)
     plain = KerasAnswers(model)
     perturbed = KerasAnswers(model, plain)
     vectors: Arrays = {"batches": np.array(sizes)}
     report("  images to encode and decode")
-    kinds = {"real": images, **make_extreme_images(config.image_shape, rng, 1 if side > _LARGE else 4)}
-    every = np.asarray(model.quantize_images(np.concatenate([*kinds.values()])))
+    kinds = {"real": images, **make_extreme_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
+    every = np.asarray(model.quantizer.quantize(np.concatenate([*kinds.values()])))
     labels = np.arange(len(every), dtype=np.int32) % config.classes if config.has_class_codes else None
     z, _, v = plain.encode(every, labels)
-    same = [answers.to_pixels(answers.decode(z, v)) == every for answers in (plain, perturbed)]
+    height, width = every.shape[1:3]
+    decoded = (answers.to_pixels(answers.decode(z, v)) for answers in (plain, perturbed))
+    same = [one[:, :height, :width] == every for one in decoded]
     kept = np.all(same, 0).reshape(len(every), -1).all(1)
     start = 0
     for kind, array in kinds.items():
@@ -76,7 +89,7 @@ def make_vectors(model: DecoupledModel, images: np.ndarray, report: Callable[[st
         if labels is not None:
             vectors[f"labels/{kind}"] = labels[rows]
     inputs = _Inputs(plain, images[: sum(sizes)], rng)
-    for endpoint in endpoints(config):
+    for endpoint in endpoints(config, any_size):
         report(f"  {endpoint.name}")
         given = {array.name: inputs.make(array, endpoint) for array in endpoint.inputs}
         vectors |= {f"in/{endpoint.name}/{name}": array for name, array in given.items()}
@@ -120,12 +133,13 @@ class _Inputs:
         Codes of images decode to the middle of a bin, which hides errors below half a bin; codes of samples show them.
         """
         sample = find_endpoint(self._answers.config, "sample")
-        given = {array.name: self.make(array, sample) for array in sample.inputs}
+        given = {array.name: self.make(array, sample) for array in sample.inputs if array.name != "v_noise"}
+        encoding = self._answers.encode(self._images, given.get("labels"))
+        noise = self._rng.standard_normal(encoding.v.shape, np.float32)
         codes = {
             "z": self._answers.z_from_noise(given.get("z_noise"), given.get("labels")),
-            "v": given["temperature"][:, None, None, None] * given["v_noise"],
+            "v": given["temperature"][:, None, None, None] * noise,
         }
-        encoding = self._answers.encode(self._images, given.get("labels"))
         half = len(self._images) // 2
         mixed = {}
         for name, of_samples in codes.items():
@@ -149,24 +163,28 @@ def make_extreme_images(
     }
 
 
-def load_real_images(config: Config) -> tuple[np.ndarray, str]:
+def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
     """Returns images that the run was not trained on, and a description of their source.
 
     They are test images of the run's data, or of the sample photographs if the run's data cannot be read.
 
+    Args:
+        data: the config of the run's data.
+        shape: the shape of the images, (height, width, channels).
+
     Raises:
         DataError: if neither source can be read.
     """
-    shape = height, width, channels = config.model.image_shape
+    height, width, channels = shape
     longer = max(height, width)
     needed = sum(choose_batch_sizes(longer))
     count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // (height * width)))
     side = min(longer, _PHOTOGRAPH_SIDE)
     rows, columns = (-(-one * side // longer) for one in (height, width))
     of_photographs = rows, columns, 1 if channels == 1 else RGB_CHANNELS
-    for data, taken in ((config.data, shape), (DataConfig(source="photographs"), of_photographs)):
+    for options, taken in ((data, shape), (DataConfig(source="photographs"), of_photographs)):
         try:
-            source = open_source(data, taken)
+            source = open_source(options, taken)
             # A large folder may have fewer readable images than files, so `at_most` accepts fewer images.
             images, _ = load_images(source, "test", min(count, source.sizes["test"]), at_most=True)
         except (DataError, OSError):

@@ -41,7 +41,9 @@ def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
 
 def about_tiny() -> dict:
     """The facts by which an entry is known to be of the model of `provenance_of`."""
-    return {"name": "tiny", "config_sha256": provenance_of().metadata()["config_sha256"], "run": "tiny", "step": 1}
+    return {"name": "tiny", "config_sha256": provenance_of().metadata()["config_sha256"], "run": "tiny", "step": 1} | {
+        "any_size": False
+    }
 
 
 def entry(lost: int = 0, kind: str = "noise", **more: object) -> dict:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import random
 import re
-import types
 
 import numpy as np
 import pytest
@@ -182,7 +181,7 @@ def test_vectors_have_every_endpoint_of_every_kind_of_model(tmp_path):
 
 def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
     _, origin = open_run(finished_run)
-    images, where = load_real_images(origin.config)
+    images, where = load_real_images(origin.config.data, origin.config.model.image_shape)
     assert where.startswith("5 test images of ") and len(images) == 21
 
 
@@ -191,8 +190,7 @@ def test_data_of_a_run_are_used_where_they_are_at_hand(finished_run):
 )
 def test_without_data_photographs_are_made_images_of_any_shape(shape, taken):
     """Grey, larger than they are, and of more channels than they have, which then take turns."""
-    model, elsewhere = types.SimpleNamespace(image_shape=shape), DataConfig(source="folder:none")
-    images, where = load_real_images(types.SimpleNamespace(model=model, data=elsewhere))
+    images, where = load_real_images(DataConfig(source="folder:none"), shape)
     assert where.startswith(f"{len(images)} test images of ") and images.shape[1:] == shape
     crops, _ = load_images(open_source(DataConfig(source="photographs"), taken), "test", len(images))
     for channel in range(shape[-1]):

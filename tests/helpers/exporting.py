@@ -41,7 +41,7 @@ def _replace(patch, opened, **parts):
     """Replaces the slow functions of the export pipeline by those of a test."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
-        "pipeline.load_real_images": lambda config: (None, "test images"),
+        "pipeline.load_real_images": lambda data, shape: (None, "test images"),
         "pipeline.DeployedModel": NoDeployedModel,
         "pipeline.digest_weights": lambda model, deployed: {},
         **parts,

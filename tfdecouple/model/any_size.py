@@ -93,7 +93,8 @@ def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
 
 def pad_side(side: Any, multiple: int) -> Any:
     """Returns the smallest multiple of a number that is at least `side`, a number or a tensor."""
-    return -(-side // multiple) * multiple
+    # The dividend is positive, because ONNX rounds a quotient towards zero.
+    return (side + multiple - 1) // multiple * multiple
 
 
 @functools.lru_cache(maxsize=8)
@@ -110,7 +111,7 @@ def size_multiple(config: ModelConfig) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def _name_fixed_weight(config: ModelConfig) -> str:
+def name_fixed_weight(config: ModelConfig) -> str:
     """Returns the name of a weight outside the encoder whose shape depends on the image size; "" if there is none."""
     height, width, channels = config.image_shape
     larger = dataclasses.replace(config, image_shape=(2 * height, 2 * width, channels))
@@ -131,7 +132,7 @@ def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
         DataError: if a weight's shape depends on the image size, or a side is longer than `LONGEST_SIDE`.
     """
     shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
-    if weight := _name_fixed_weight(config):
+    if weight := name_fixed_weight(config):
         raise DataError(
             f"{name} is of shape {shape}; this model needs {needed}, for its weight {weight} has the size of its images"
         )
