@@ -43,8 +43,9 @@ class Model:
         self.size = self.shape[0]
         self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, decoding gives images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
-        inputs = {given.name: given for given in self.encoder.get_inputs()}
-        self.needs_labels, self.any_size = "labels" in inputs, isinstance(inputs["images"].shape[1], str)
+        inputs = self.encoder.get_inputs()
+        self.needs_labels = any(given.name == "labels" for given in inputs)
+        self.any_size = any(isinstance(given.shape[1], str) for given in inputs if given.name == "images")
 
     def _open(self, name):
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))

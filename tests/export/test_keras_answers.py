@@ -34,7 +34,7 @@ class TestVectors:
         known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
         assert len(known) == len(KNOWN)
         monkeypatch.setattr(vectors, "choose_batch_sizes", lambda side: (1, 2, 1))
-        monkeypatch.setattr(vectors, "endpoints", lambda config: known)
+        monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: known)
         monkeypatch.setattr(vectors, "_LARGE", 4)
         rows = []
 
@@ -68,7 +68,7 @@ class TestVectors:
             bins[1 if self._unperturbed else 0] += 1
             return bins
 
-        monkeypatch.setattr(vectors, "endpoints", lambda config: ())
+        monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: ())
         monkeypatch.setattr(KerasAnswers, "decode", shifted)
         assert make_vectors(model, IMAGES)["kept/real"].tolist() == [False, False, True, True]
 
