@@ -216,7 +216,7 @@ def _own_size(model, path):
         (decoded,) = model.decode(**model.encode(picture[None]))
     except Exception as error:  # Memory may be exhausted; ONNX Runtime raises many classes.
         return _fail(f"cannot encode and decode {path} with the files in {model.folder}: {_one_line(error)}")
-    height, width, lost = *picture.shape[:2], int((decoded != picture).sum())
+    (height, width, _), lost = picture.shape, int((decoded != picture).sum())
     description = f"{path} decoded at {width} x {height}; {lost:,} of {picture.size:,} values are lost"
     return _write({"own_size.png": (decoded, description)}) or int(bool(lost))
 

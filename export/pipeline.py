@@ -148,12 +148,13 @@ class _Export:
         images, source = load_real_images(data, shape)
         if not self._config.any_size:
             return make_vectors(self._model, images, self._report), source
-        sizes, vectors = choose_sizes(*shape[:2]), {}
-        for height, width in sizes:
+        sizes = choose_sizes(*shape[:2])
+        vectors = {"sizes": np.array([f"{width}x{height}" for height, width in sizes])}
+        for name, (height, width) in zip(vectors["sizes"], sizes, strict=True):
             images, source = load_real_images(data, (height, width, shape[-1]))
             made = make_vectors(self._model, images, self._report, any_size=True)
-            vectors |= {f"{width}x{height}/{name}": array for name, array in made.items()}
-        return {"sizes": np.array([f"{width}x{height}" for height, width in sizes]), **vectors}, source
+            vectors |= {f"{name}/{key}": array for key, array in made.items()}
+        return vectors, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
