@@ -10,12 +10,11 @@ from __future__ import annotations
 import abc
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import numpy as np
 
-from tfdecouple.errors import one_line
 from tfdecouple.runtime.devices import cores
 
 # Name of a provider that sends calls to a service elsewhere and computes nothing on this machine.
@@ -185,73 +184,3 @@ class LiteRTFiles(Runtime):
 
 
 RUNTIMES: dict[str, type[Runtime]] = {"savedmodel": SavedModel, "onnx": OnnxFiles, "litert": LiteRTFiles}
-
-
-# --- functions for `tfdecouple doctor` ---
-
-_FILES = {"encode": "encoder", "decode": "decoder"}
-# Number of images that are encoded and decoded at once.
-_BATCH = 64
-
-
-def make_files(run: str, folder: pathlib.Path) -> list[str]:
-    """Writes a SavedModel and ONNX files that encode and decode, and returns the local providers of ONNX Runtime."""
-    import onnxruntime
-
-    from export.deployed.deployed_model import DeployedModel
-    from export.endpoints import endpoints
-    from export.formats.onnx import build_onnx, save_onnx
-    from export.formats.saved_model import save_saved_model
-    from tfdecouple.runs.opened_run import load_model
-    from tfdecouple.runtime.precision import full_float32
-
-    model = load_model(run)
-    offered = [endpoint for endpoint in endpoints(model.config) if endpoint.name in _FILES]
-    with full_float32():
-        save_saved_model(DeployedModel(model), offered, folder / "savedmodel")
-        deployed = DeployedModel(model, "NCHW")
-        for endpoint in offered:
-            save_onnx(build_onnx(deployed, endpoint, {}), folder / f"{_FILES[endpoint.name]}.onnx")
-    return [name for name in onnxruntime.get_available_providers() if name != REMOTE]
-
-
-def round_trip_saved_model(folder: pathlib.Path, device: str, kinds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns {"where": ..., "kinds": counts of `_count_losses`} for the SavedModel in a folder, on a device."""
-    import tensorflow as tf
-
-    from tfdecouple.runtime.precision import full_float32
-
-    with full_float32(), tf.device(device):
-        signatures = tf.saved_model.load(str(folder / "savedmodel")).signatures
-
-        def call(endpoint: str, inputs: Arrays) -> Arrays:
-            outputs = signatures[endpoint](**{name: tf.constant(array) for name, array in inputs.items()})
-            return {name: value.numpy() for name, value in outputs.items()}
-
-        return {"where": f"SavedModel, {device}", "kinds": _count_losses(call, kinds)}
-
-
-def round_trip_onnx(folder: pathlib.Path, provider: str, kinds: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns {"where": ..., "kinds": counts of `_count_losses`} for an ONNX provider, or its "unavailable" reason."""
-    where, reason = f"ONNX, {provider}", "ONNX Runtime takes another provider instead"
-    try:
-        files = OnnxFiles(folder, _FILES, provider)
-        if files.available:
-            return {"where": where, "kinds": _count_losses(files.call, kinds)}
-    except Exception as error:  # noqa: BLE001 - a provider without its device or libraries raises anything
-        reason = one_line(error, first=True)
-    return {"where": where, "unavailable": reason}
-
-
-def _count_losses(call: Callable[[str, Arrays], Arrays], kinds: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
-    """Returns the numbers of images, of lost images and of changed values for each kind of images."""
-    counts = {}
-    for kind, images in kinds.items():
-        differing = np.zeros(len(images), np.int64)
-        for start in range(0, len(images), _BATCH):
-            part = images[start : start + _BATCH]
-            codes = call("encode", {"images": part})
-            decoded = call("decode", {name: codes[name] for name in ("z", "v")})["images"]
-            differing[start : start + _BATCH] = (decoded != part).reshape(len(part), -1).sum(1)
-        counts[kind] = [len(images), int((differing > 0).sum()), int(differing.sum())]
-    return counts

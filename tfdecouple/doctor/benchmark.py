@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from tfdecouple.config import Config, override
 from tfdecouple.errors import UserError
@@ -34,8 +34,7 @@ def make_timed_config(config: Config, batch: int) -> Config:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """A piece of work that is timed, such as a training step.
 
     Attributes:
@@ -89,18 +88,18 @@ class Benchmark:
 
     def make_work(self, phase: str, batch: int) -> Work:
         """Returns the work of a phase, one of `result.PHASES`, on `batch` images."""
+        import numpy as np
+
         from tfdecouple.data import load_images
         from tfdecouple.runtime.execution import jit_compiled
 
         # With training.jit_compile, inference is compiled too, as `load_model(run, jit_compile=True)` compiles it.
-        compiled = jit_compiled(self.config.training.jit_compile)
+        compiled, model = jit_compiled(self.config.training.jit_compile), self.model
         if phase == "train":
-            return self._train(batch, compiled)
+            begin = self._make_step()
+            return Work(compiled(lambda: _require_applied(begin().read())), batch, compiled(begin))
         if phase == "eval":
             return self._evaluate(batch, compiled)
-        import numpy as np
-
-        model = self.model
         if phase == "sample":
             return Work(compiled(lambda: model.sample(batch, temperature=0.7, seed=0).numpy()), batch)
         images, labels = load_images(self.source, "test", batch, at_most=True)
@@ -110,30 +109,18 @@ class Benchmark:
         z, v = model.encode(images, labels)[:2]
         return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
 
-    def _train(self, batch: int, compiled: Callable[..., Any]) -> Work:
-        batches, passes = self._batches(), self.config.training.micro_batches
-        steps = iter(range(2**31))
-
-        def begin() -> Any:
-            return self.step([next(batches) for _ in range(passes)], next(steps))
-
-        def step() -> None:
-            result = begin().read()
-            if not result.applied:
-                raise UserError(f"a step was not applied: {result}")
-
-        return Work(compiled(step), batch, compiled(begin))
-
-    def _batches(self) -> Iterator[Any]:
+    def _make_step(self) -> Callable[[], Any]:
+        """Returns a function that begins the next training step and returns its result, which may not be there yet."""
         from tfdecouple.data import training_batches
         from tfdecouple.data.labels import make_step_inputs
         from tfdecouple.training.strategy import device_input_options
 
-        training = self.config.training
+        training, steps = self.config.training, itertools.count()
         options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.micro_batches}
-        batches = training_batches(self.source, self.config.data, **options)
-        examples = make_step_inputs(batches, self.source, self.config.model)
-        return iter(self.strategy.experimental_distribute_dataset(examples, device_input_options()))
+        examples = training_batches(self.source, self.config.data, **options)
+        inputs = make_step_inputs(examples, self.source, self.config.model)
+        batches = iter(self.strategy.experimental_distribute_dataset(inputs, device_input_options()))
+        return lambda: self.step([next(batches) for _ in range(training.micro_batches)], next(steps))
 
     def _evaluate(self, batch: int, compiled: Callable[..., Any]) -> Work:
         from tfdecouple.data import evaluation_batches
@@ -146,35 +133,33 @@ class Benchmark:
         return Work(compiled(lambda: evaluator(batches, seed=0)), count)
 
 
+def _require_applied(result: Any) -> None:
+    if not result.applied:
+        raise UserError(f"a step was not applied: {result}")
+
+
 def _make_random_source(config: Config) -> Any:
     import numpy as np
 
-    from tfdecouple.data.splits import MemorySplit, Source, Split
+    from tfdecouple.data.splits import MemorySplit, Source
 
-    shape, batch = config.model.image_shape, config.training.batch_size
-    counts = {"train": max(config.training.init_images, 4 * batch), "validation": 4 * batch, "test": 4 * batch}
+    shape, held_out = config.model.image_shape, 4 * config.training.batch_size
+    counts = {"train": max(config.training.init_images, held_out), "validation": held_out, "test": held_out}
 
     def load(count: int) -> tuple[Any, Any]:
         labels = np.arange(count, dtype=np.int32) % max(config.model.classes, 1)
         return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8), labels
 
-    splits: dict[str, Split] = {
-        name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()
-    }
-    return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=splits)
+    splits = {name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()}
+    return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=dict(splits))
 
 
 def time_calls(
     call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Returns the wall times and the CPU times of repeated calls, in seconds, one of each per repetition.
+    """Returns the wall times and the CPU times of `reps` repetitions of `calls` calls, in seconds.
 
-    Args:
-        call: a function that does the work once and waits for it.
-        reps: the number of repetitions.
-        calls: the number of calls in each repetition.
-        begin: a function that starts the work without waiting. All calls but the last of a repetition use it, as a
-            training waits only when it logs.
+    All calls but the last of a repetition use `begin` if there is one, as a training waits only when it logs.
     """
     walls, cpus = [], []
     for _ in range(reps):

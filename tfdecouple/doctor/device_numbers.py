@@ -59,16 +59,23 @@ def compute_numbers(
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-@functools.cache
-def _make_step(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
+def _make_step(strategy: Any, settings: Sequence[str] = ()) -> tuple[Any, Any]:
+    """Returns the state and the step of a training of the small model."""
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
-    from tfdecouple.training.strategy import get_mirrored_strategy
 
-    config, strategy = override(small_model.make_step_config(), settings), get_mirrored_strategy((device,))
+    batch = [f"training.{name}={small_model.IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
+    config = override(small_model.load_config(), [*batch, "training.ema_decay=0.0", *settings])
     with strategy.scope():
         state = TrainingState(config)
     return state, TrainStep(config, state, strategy)
+
+
+@functools.cache
+def _make_step_on(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
+    from tfdecouple.training.strategy import get_mirrored_strategy
+
+    return _make_step(get_mirrored_strategy((device,)), settings)
 
 
 def compute_gradient(
@@ -77,7 +84,7 @@ def compute_gradient(
     """Returns the gradient of all weights in one training step on a device, float32 `[weights]`, read from Adam."""
     from tfdecouple.runs.run_folder import load_weights
 
-    state, step = _make_step(device, tuple(settings))
+    state, step = _make_step_on(device, tuple(settings))
     load_weights(folder, state.model, averaged=False)
     for values in (state.optimizer.means, state.optimizer.variances):
         for variable in values.values():
@@ -104,7 +111,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
     """Yields a result for each device: whether its numbers equal the bundled numbers within their bounds."""
     right, images = small_model.load_numbers(), small_model.load_images(small_model.IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
-        numbers = compute_numbers(device, images) if task.variant is DEFAULT else {}
+        numbers = compute_numbers(device, images) if task.variant == DEFAULT else {}
         numbers["gradient"] = compute_gradient(device, images, task.variant.settings)
         yield check_numbers(device, task.variant, measure_distances(numbers, right))
 
@@ -134,28 +141,24 @@ def compare_devices(task: Task) -> Iterator[Result]:
     count = len(task.devices)
     batch = count * max(2, small_model.IMAGES // count)
     images = small_model.load_images(STEPS * batch).reshape(STEPS, batch, 16, 16, 3)
-    start, alone = train_weights(make_strategy(1), images)
-    together = train_weights(make_strategy(count), images)[1]
+    start, alone = _train_weights(make_strategy(1), images)
+    together = _train_weights(make_strategy(count), images)[1]
     yield check_weights(f"weights after {STEPS} steps, 1 device against {count}", start, alone, together)
 
 
-def train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns all weights, `[weights]`, before and after training on `images`, batches `[steps, batch, 16, 16, 3]`."""
     import tensorflow as tf
 
     from tfdecouple.runs.run_folder import load_weights
-    from tfdecouple.training.state import TrainingState
-    from tfdecouple.training.step import TrainStep
 
-    config = small_model.make_step_config(batch_size=images.shape[1], warmup_steps=1)
-    with strategy.scope():
-        state = TrainingState(config)
+    state, step = _make_step(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
     load_weights(small_model.FOLDER, state.model, averaged=False)
 
     def read_weights() -> np.ndarray:
         return np.concatenate([variable.numpy().ravel() for _, variable in sorted(state.trainable.items())])
 
-    start, step = read_weights(), TrainStep(config, state, strategy)
+    start = read_weights()
     data = tf.data.Dataset.from_tensor_slices(images)
     for number, batch in enumerate(strategy.experimental_distribute_dataset(data)):
         step([batch], number)

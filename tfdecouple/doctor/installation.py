@@ -56,15 +56,14 @@ def _read_cpuinfo(field: str) -> str:
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
-    """Yields results about the machine: facts, and whether its packages, GPUs and environment variables are right."""
+    """Yields results about the machine: facts, and whether its GPUs and environment variables are right."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     built = tf.sysconfig.get_build_info()
     facts = {
         **describe_machine(),
-        "versions": {name: version for name in _PACKAGES if (version := _find_version(name))},
-        "wrong_versions": list(find_wrong_versions()),
+        "versions": {each.name: each.version for each in importlib.metadata.distributions() if each.name in _PACKAGES},
         "cuda": built.get("cuda_version"),
         "cudnn": built.get("cudnn_version"),
         "instructions": list_instruction_sets(),
@@ -87,12 +86,9 @@ def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...
 
 
 def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
-    """Yields results from facts: whether versions fit, TensorFlow sees the GPUs, and the CPU computes full float32."""
-    message = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    if wrong := facts["wrong_versions"]:
-        message = f"{'; '.join(wrong)} ({message})"
-    advice = "install versions that fit, in an environment of its own: pip install -e . in a checkout"
-    yield Result("versions", not wrong, message, advice, facts)
+    """Yields results from facts: whether TensorFlow sees the GPUs, and whether the CPU computes full float32."""
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    yield Result("versions", None, versions, figures=facts)
     sets = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
     yield Result("processor", None, f"{facts['processor']}, {facts['cores']} cores{sets}")
     yield Result("memory", None, shown_bytes(facts["memory_bytes"]))
@@ -115,29 +111,6 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
         yield Result("float32 of the CPU", False, f"rounded by {', '.join(wrong)}", f"unset {' '.join(rounding)}")
     switch = "on" if facts["tf32_by_default"] else "off"
     yield Result("TF32", None, f"TensorFlow's switch is {switch} by default; the model turns it off while it computes")
-
-
-def _find_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def find_wrong_versions() -> Iterator[str]:
-    """Yields a line for each required package that is missing or has a version that this project excludes."""
-    from packaging.requirements import Requirement
-
-    # A checkout that is not installed states no requirements.
-    needed = importlib.metadata.requires("tfdecouple") if _find_version("tfdecouple") else None
-    for requirement in map(Requirement, needed or []):
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        version = _find_version(requirement.name)
-        if version is None:
-            yield f"{requirement.name} is missing"
-        elif not requirement.specifier.contains(version, prereleases=True):
-            yield f"{requirement.name} is {version}, and must be {requirement.specifier}"
 
 
 def _read_driver() -> list[dict[str, str]]:

@@ -27,11 +27,6 @@ class Result:
     advice: str = ""
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        """Raises ValueError if the promise does not hold and there is no advice."""
-        if self.holds is False and not self.advice:
-            raise ValueError(f"the result {self.what!r} does not hold and has no advice")
-
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -45,7 +40,6 @@ class Variant:
             bounds", has the measurements.
         gpu_only: whether the variant changes nothing on CPUs.
         in_quick: whether `--quick` tries the variant.
-        is_calculated: whether `networks/costs.py` can calculate the memory of the variant.
     """
 
     name: str
@@ -54,7 +48,6 @@ class Variant:
     gradient: float = 1e-3
     gpu_only: bool = False
     in_quick: bool = False
-    is_calculated: bool = True
 
 
 # All variants in the order of the report; the first is the default.
@@ -64,22 +57,14 @@ VARIANTS = (
     Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), gradient=0.1, in_quick=True),
     Variant("recompute", ("training.memory=recompute",)),
     Variant("invert", ("training.memory=invert",)),
-    Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4], is_calculated=False),
+    Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4]),
 )
 DEFAULT = VARIANTS[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The options of the command `doctor`.
-
-    Attributes:
-        preset: the preset that is timed; None for the bundled small model, whose memory is not measured.
-        settings: the settings `NAME=VALUE` that change the preset.
-        quick: whether fewer variants, images and batch sizes are tried, to finish in about a minute.
-        devices: the number of devices that train; None for all GPUs, or one CPU.
-        timeout: the time in seconds after which the process of a check is stopped.
-    """
+    """The options of the command `doctor`; without a preset the bundled small model is timed."""
 
     preset: str | None = None
     settings: tuple[str, ...] = ()
@@ -90,13 +75,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The task of one process: to check one variant.
-
-    Attributes:
-        request: the options of the command `doctor`.
-        variant: the variant to check.
-        devices: the devices to use, by TensorFlow's names, such as "GPU:0".
-    """
+    """The task of one process: to check one variant, on the devices with these names of TensorFlow."""
 
     request: Request
     variant: Variant = DEFAULT

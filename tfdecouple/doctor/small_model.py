@@ -5,10 +5,8 @@ The run folder `doctor/model/` has `numbers.npz` beside its checkpoint; `benchma
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -29,13 +27,6 @@ def load_config() -> Config:
     return Config.from_json(FOLDER / "config.json")
 
 
-def make_step_config(**training: Any) -> Config:
-    """Returns the config for training steps of the small model; `training` overrides options of the training."""
-    options = {"batch_size": IMAGES, "evaluation_batch_size": IMAGES, "ema_decay": 0.0, **training}
-    config = load_config()
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, **options))
-
-
 def load_images(count: int) -> np.ndarray:
     """Returns photographs that the model was not trained on, uint8 `[count, 16, 16, 3]`, repeated if needed."""
     images = load_numbers()["images"]
@@ -45,4 +36,4 @@ def load_images(count: int) -> np.ndarray:
 def load_numbers() -> dict[str, np.ndarray]:
     """Returns the numbers of the model on the machine of its training, by name, with the photographs as `images`."""
     with np.load(FOLDER / NUMBERS) as archive:
-        return {name: archive[name] for name in archive.files}
+        return dict(archive)
