@@ -9,8 +9,8 @@ from tfdecouple.runtime.execution import Execution
 
 
 class Twice(keras.layers.Layer):
-    def run(self, x):
-        return 2 * x
+    def run(self, x, condition):
+        return (2 * x,)
 
 
 def test_many_networks_and_shapes_are_no_warning(caplog):
@@ -19,7 +19,7 @@ def test_many_networks_and_shapes_are_no_warning(caplog):
     try:
         for execution, network in networks:
             for size in range(1, 5):
-                execution.run_network(network, network.run, tf.ones([1, size]))
+                execution.trace_network(network, "run", network.run, tf.ones([1, size]))()
     finally:
         logging.getLogger("tensorflow").removeHandler(caplog.handler)
     assert "retracing" not in caplog.text

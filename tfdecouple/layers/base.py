@@ -14,7 +14,13 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import UserError
 from tfdecouple.layers.layer_bijector import LayerBijector, as_tensor
-from tfdecouple.runtime.execution import Execution, substitute_weights, without_autograph
+from tfdecouple.runtime.execution import (
+    Execution,
+    probe_per_image,
+    read_weights,
+    substitute_weights,
+    without_autograph,
+)
 from tfdecouple.runtime.numerics import zero_per_image
 from tfdecouple.runtime.precision import full_float32
 
@@ -256,7 +262,7 @@ class InvertibleLayer(FullLayer):
             log_det_gradient: the gradient for the log-determinant, `[batch]`.
         """
         # A gradient tape must watch the tensors that are read, so every weight is converted to a tensor only once.
-        with substitute_weights([(variable, tf.convert_to_tensor(variable)) for variable in self.variables]):
+        with substitute_weights(zip(self.variables, read_weights(self), strict=True)):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
@@ -334,10 +340,6 @@ class InvertibleLayer(FullLayer):
         """
         return visit(self, x, condition)
 
-    def _shape_bijector(self) -> tfb.Bijector:
-        """Returns a bijector that changes the shape of an array in the same way as the layer."""
-        return tfb.Identity()
-
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         return forward_and_log_det(self.bijector(self.tensors(), condition), x)
 
@@ -414,14 +416,17 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self.run_forward(x, condition, run_layers)[0]
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
-        if self.execution is not None:
-            return self.execution.run_flow(self, x, condition, "_forward")
-        return self.run_forward(x, condition, functools.partial(_run_layers, "_forward"))
+        return self._bind(self.run_forward, "_forward", x, condition)()
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
-        if self.execution is not None:
-            return self.execution.run_flow(self, y, condition, "_inverse")
-        return self.run_inverse(y, condition, functools.partial(_run_layers, "_inverse"))
+        return self._bind(self.run_inverse, "_inverse", y, condition)()
+
+    def _bind(self, run: Callable[..., Mapped], method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
+        """Returns the call of `run_forward` or `run_inverse` on a batch; `method` is the name of the layers' method."""
+        if self.execution is None:
+            return functools.partial(run, x, condition, functools.partial(_run_layers, method))
+        run = functools.partial(run, run_layers=functools.partial(self.execution.run_chain, method))
+        return self.execution.trace_network(self, method, run, x, condition, probe_per_image(x))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Returns the layer's output for x, and the log-determinant; `run_layers` runs the layers inside."""

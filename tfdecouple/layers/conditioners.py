@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.layers.base import Condition, Cost, FullLayer, Shape, Weight, require_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
-from tfdecouple.runtime.execution import activation_heavy
+from tfdecouple.runtime.execution import with_memory_mode
 from tfdecouple.runtime.numerics import channel_product, full_product
 from tfdecouple.runtime.precision import current_net_precision, full_float32
 
@@ -170,7 +170,8 @@ class ConvNet(CouplingNet):
             else:
                 # FC(z) is small compared with the maps, so it costs little to compute it in the layer's own precision.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
-        return tf.cast(_run_hidden_maps(tf.cast(x, dtype), shift, *kernels), self.compute_dtype) + last.bias
+        y = with_memory_mode(_run_hidden_maps)(tf.cast(x, dtype), shift, *kernels)
+        return tf.cast(y, self.compute_dtype) + last.bias
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -183,7 +184,6 @@ class LocalConvNet(ConvNet):
     _local = True
 
 
-@activation_heavy
 def _run_hidden_maps(
     x: tf.Tensor,
     shift: tf.Tensor | None,

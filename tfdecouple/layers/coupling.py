@@ -136,7 +136,7 @@ class Coupling(Nested, InvertibleLayer):
         """Returns the slope dy_b/dx_b for each entry of x_b: s for an affine transform, 1 for an additive one."""
         x, condition = self._prepare(x, condition)
         x_a, x_b = self.split(x)
-        bijector = self._make_bijector(self._run_net(x_a, condition))
+        bijector = self._make_bijector(self.net.call(x_a, condition))
         with tf.GradientTape() as tape:
             tape.watch(x_b)
             y_b, _ = forward_and_log_det(bijector, x_b)
@@ -170,12 +170,12 @@ class Coupling(Nested, InvertibleLayer):
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         x_a, x_b = self.split(x)
-        y_b, log_det = forward_and_log_det(self._make_bijector(self._run_net(x_a, condition)), x_b)
+        y_b, log_det = forward_and_log_det(self._make_bijector(self.net.call(x_a, condition)), x_b)
         return self.split.merge(x_a, y_b), log_det
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
         y_a, y_b = self.split(y)
-        x_b, log_det = inverse_and_log_det(self._make_bijector(self._run_net(y_a, condition)), y_b)
+        x_b, log_det = inverse_and_log_det(self._make_bijector(self.net.call(y_a, condition)), y_b)
         return self.split.merge(y_a, x_b), log_det
 
     def _inverse_and_gradients(
@@ -187,7 +187,7 @@ class Coupling(Nested, InvertibleLayer):
         weights = trainable_tensors(self)
         with tf.GradientTape(watch_accessed_variables=False) as net_tape:
             net_tape.watch([*inputs, *weights])
-            raw = self._run_net(x_a, condition)
+            raw = self.net.call(x_a, condition)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(raw)
             bijector = self._make_bijector(raw)
@@ -208,16 +208,11 @@ class Coupling(Nested, InvertibleLayer):
         x, x_gradient = self.split.merge(x_a, x_b), self.split.merge(x_a_gradient, x_b_gradient)
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
-    def _run_net(self, x_a: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the unconstrained parameters of the transform, which the net computes from x_a and the condition."""
-        raw = self.net.call(x_a, condition)
+    def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
+        """Returns the bijector that maps x_b to y_b, given the unconstrained parameters, which the net computes."""
+        transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
-        return raw
-
-    def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
-        """Returns the bijector that maps x_b to y_b, given the unconstrained parameters."""
-        transform = TRANSFORMS[self.transform]
         # A split is cheaper than slices: the gradient of slices sums up full-size arrays that are mostly zero.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
         return transform.bijector(parameters, self.alpha)

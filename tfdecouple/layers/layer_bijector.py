@@ -51,18 +51,6 @@ class LayerBijector(tfb.Bijector):
         # TFP caches by this key. It is unique per bijector, so that a cache never outlives a change of the weights.
         return self._number
 
-    def _forward_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
-        return self._layer._shape_bijector().forward_event_shape(shape)
-
-    def _inverse_event_shape(self, shape: tf.TensorShape) -> tf.TensorShape:
-        return self._layer._shape_bijector().inverse_event_shape(shape)
-
-    def _forward_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return self._layer._shape_bijector().forward_event_shape_tensor(shape)
-
-    def _inverse_event_shape_tensor(self, shape: tf.Tensor) -> tf.Tensor:
-        return self._layer._shape_bijector().inverse_event_shape_tensor(shape)
-
     def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
         return self._apply(self._layer.forward_and_log_det, x, condition)[0]
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from tensorflow_probability import bijectors as tfb
 
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ClosedForm
@@ -47,5 +46,6 @@ class Squeeze(InvertibleLayer):
         """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`."""
         return bijectors.Squeeze()
 
-    def _shape_bijector(self) -> tfb.Bijector:
+    def as_bijector(self, condition: Condition = None) -> ClosedForm:
+        """Returns the same as `bijector`, which takes any leading dimensions and no condition."""
         return bijectors.Squeeze()

@@ -263,7 +263,12 @@ class _BlockNetwork(Nested, Float32Layer):
     @full_float32()
     def infer(self, x: tf.Tensor) -> Any:
         """Returns the same as `call` with `training=False`, but faster in eager mode."""
-        outputs = self.execution.run_images(self._infer, x)
+
+        def run(x: tf.Tensor, condition: None) -> tuple[tf.Tensor, ...]:
+            # The whole method has one trace, which XLA, if it compiles, turns into one program.
+            return self.execution.run_layer(self._infer, x)
+
+        outputs = self.execution.trace_network(self, "_infer", run, x)()
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, ...]:

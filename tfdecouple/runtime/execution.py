@@ -60,126 +60,87 @@ class Execution:
         self._layer_functions: dict[tuple, Any] = {}
         self._network_functions: dict[tuple, tuple[list[keras.Variable], Any]] = {}
 
-    def run_flow(
-        self, flow: Any, x: tf.Tensor, condition: tf.Tensor | None, method: str
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the output of an `InvertibleComposite` in one direction and its log-determinant, `[batch]`.
+    def trace_network(
+        self, network: keras.layers.Layer, name: str, function: Callable[..., Any], *inputs: tf.Tensor | None
+    ) -> Callable[[], tuple[tf.Tensor, ...]]:
+        """Returns the call of a function on a batch, without arguments: in shards, and through a trace if eager.
 
-        Args:
-            flow: the `InvertibleComposite`.
-            x: the input in this direction.
-            condition: z or a map, or None.
-            method: the layers' method for the direction, "_forward" or "_inverse".
-        """
-        is_forward = method == "_forward"
-        run = flow.run_forward if is_forward else flow.run_inverse
-        run_layers = functools.partial(self._run_chain, method)
-
-        def run_shard(x: tf.Tensor, condition: tf.Tensor | None, probe: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
-            with backward_memory(backward_mode(), probe):
-                return run(x, condition, run_layers)
-
-        run_shard.__name__ = method
-        return self.run_network(flow, run_shard, x, condition, _probe_per_image(x) if is_forward else None)
-
-    def run_network(
-        self, network: keras.layers.Layer, function: Callable[..., Any], x: tf.Tensor, *others: tf.Tensor | None
-    ) -> Any:
-        """Returns the outputs of a function of a network, computed in shards if the batch is large enough.
-
-        An eager call runs one trace of the whole network. The trace reads all weights itself, because passing a
-        thousand weights to a function took 45 ms a call.
+        The trace reads all weights itself, because passing a thousand weights to a function took 45 ms a call.
 
         Args:
             network: the network whose weights the function reads.
-            function: function of x and the other inputs that maps each image separately; equal names, equal functions.
-            x: the batch, `[batch, ...]`.
-            *others: further inputs, each a tensor `[batch, ...]` (z, for example) or None.
+            name: name of the function; equal names, equal functions.
+            function: function of x and a condition that maps each image separately and returns a tuple of tensors.
+            *inputs: the batch x, `[batch, ...]`, and perhaps a condition and `probe_per_image(x)`, or None for them.
         """
-        if x.shape[0] == 0:
-            # Convolutions refuse an empty batch, so one image of zeros shows the shapes of the outputs.
-            image = [None if each is None else tf.zeros([1, *each.shape[1:]], each.dtype) for each in (x, *others)]
-            return tf.nest.map_structure(lambda output: output[:0], self.run_network(network, function, *image))
-        run = functools.partial(run_in_shards, function) if is_sharded(x) else function
-        compiled = jit_compile()
-        with jit_compiled(self.jit_compile if compiled is None else compiled):
-            if not tf.executing_eagerly():
-                return run(x, *others)
-            # Images of another size than the network's share one trace, which leaves height and width open.
-            is_open = len(x.shape) == 4 and x.shape[1:-1] != network._sides
-            key = (function.__name__, run is function, x.shape[-1:] if is_open else x.shape[1:], *_trace_settings())
-            if key not in self._network_functions:
-                self._network_functions[key] = network.variables, (traced := _as_function(run))
-                if is_open and not tf.config.functions_run_eagerly():
-                    traced.get_concrete_function(*map(_open_shape, (x, *others)))
-            variables, traced = self._network_functions[key]
-            # Inside a `keras.StatelessScope` other values replace the weights, which an existing trace would ignore.
-            are_replaced = any(not isinstance(variable.value, tf.Variable) for variable in variables)
-            return run(x, *others) if are_replaced else traced(x, *others)
+        x = inputs[0]
+        compiled = self.jit_compile if jit_compile() is None else bool(jit_compile())
+        shards = shard_count() if is_sharded(x) else 1
+        run = functools.partial(run_in_shards, function, shards, compiled)
+        if not tf.executing_eagerly() or x.shape[0] == 0:
+            return functools.partial(run, *inputs)
+        # Images of another size than the network's share one trace, which leaves height and width open.
+        is_open = len(x.shape) == 4 and x.shape[1:-1] != network._sides
+        key = (name, shards, compiled, x.shape[-1:] if is_open else x.shape[1:], *_trace_settings())
+        if key not in self._network_functions:
+            self._network_functions[key] = network.variables, (traced := _as_function(run))
+            if is_open and not tf.config.functions_run_eagerly():
+                traced.get_concrete_function(*map(_open_shape, inputs))
+        variables, traced = self._network_functions[key]
+        # Inside a `keras.StatelessScope` other values replace the weights, which an existing trace would ignore.
+        are_replaced = any(not isinstance(variable.value, tf.Variable) for variable in variables)
+        return functools.partial(run if are_replaced else traced, *inputs)
 
-    def run_images(self, method: Callable[..., Any], x: tf.Tensor) -> Any:
-        """Returns the outputs of a method of a network without repeated layers; the method gets x and no condition.
+    def trace_layer(self, method: Callable[..., Any], x: tf.Tensor) -> Callable[..., Any]:
+        """Returns a layer's method as a trace that all layers of the same kind share.
 
-        The whole method has one trace, which XLA, if it compiles, turns into one program.
-        """
-
-        def run(x: tf.Tensor) -> Any:
-            return self.run_layer(method, x, None)
-
-        run.__name__ = method.__name__
-        return self.run_network(method.__self__, run, x)  # type: ignore[attr-defined]
-
-    def run_layer(
-        self,
-        method: Callable[..., Any],
-        x: tf.Tensor,
-        condition: tf.Tensor | None,
-        *rest: tf.Tensor,
-        weights: list[tf.Tensor] | None = None,
-    ) -> Any:
-        """Returns the outputs of a layer's method, run through the trace that all layers of the same kind share.
-
-        The weights are arguments of the trace, so that tracing takes no longer for a deeper flow. While a kind is
-        traced, the first layer of the kind reads these arguments instead of its own weights.
+        The trace takes the values of the layer's variables (`read_weights`) and the arguments of the method, so that
+        tracing takes no longer for a deeper flow. While a kind is traced, the first layer of the kind reads these
+        values instead of its own weights.
 
         Args:
-            method: method of the layer, bound to it.
-            x: input of the method.
-            condition: z or a map, or None.
-            *rest: further arguments of the method.
-            weights: values of the layer's variables; None to read the variables.
+            method: method of the layer, bound to it; its first argument is x, the next is z, a map, or None.
+            x: the input.
         """
         layer = method.__self__  # type: ignore[attr-defined]
         # The key names the trainable weights, because a trace of a backward pass computes gradients for them only.
-        trainable = tuple(variable.trainable for variable in layer.variables)
-        key = (method.__name__, _kind(layer), trainable, x.shape[1:], *_trace_settings())
+        trainable, compiled = tuple(variable.trainable for variable in layer.variables), bool(jit_compile())
+        key = (method.__name__, _kind(layer), trainable, compiled, x.shape[1:], *_trace_settings())
         if key not in self._layer_functions:
             run = functools.partial(_run_with_weights, method, layer.variables)
-            self._layer_functions[key] = _as_function(run, compiled=bool(jit_compile()))
-        # A tf.function is traced anew for each variable among its arguments, so the arguments are tensors.
-        if weights is None:
-            weights = [tf.convert_to_tensor(variable) for variable in layer.variables]
-        return self._layer_functions[key](weights, x, condition, *rest)
+            self._layer_functions[key] = _as_function(run, compiled)
+        return self._layer_functions[key]
 
-    def _run_chain(
+    def run_layer(self, method: Callable[..., Any], x: tf.Tensor, condition: tf.Tensor | None = None) -> Any:
+        """Returns the outputs of a layer's method, run through its trace (`trace_layer`)."""
+        return self.trace_layer(method, x)(read_weights(method.__self__), x, condition)  # type: ignore[attr-defined]
+
+    def run_chain(
         self, method: str, layers: Sequence[Any], h: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the output and the log-determinant of layers that run one after the other and keep the shape."""
+        """Returns the output and the log-determinant of layers that run one after the other and keep the shape.
+
+        Args:
+            method: the layers' method for the direction, "_forward" or "_inverse".
+            layers: the layers, in the order in which they run.
+            h: the input of the first layer.
+            condition: z or a map for all layers, or None.
+        """
         # Chains of layers on vectors store little, so the backward pass does not invert them.
         inverts = backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
         if inverts and all(layer.recovers_input for layer in layers):
             return self._run_for_inversion(layers, h, condition)
         log_dets = []
         for layer in layers:
-            h, log_det = self.run_layer(getattr(layer, method), h, condition)
+            h, log_det = self.trace_layer(getattr(layer, method), h)(read_weights(layer), h, condition)
             log_dets.append(log_det)
         return h, tf.add_n(log_dets)
 
     def _run_for_inversion(
         self, layers: Sequence[Any], x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the same as `_run_chain`; the backward pass recovers the maps between the layers by inversion."""
-        weights = [[tf.convert_to_tensor(variable) for variable in layer.variables] for layer in layers]
+        """Returns the same as `run_chain`; the backward pass recovers the maps between the layers by inversion."""
+        weights = [read_weights(layer) for layer in layers]
         probe, precision, compiled = _backward_probe(), current_net_precision() or "float32", bool(jit_compile())
 
         @tf.custom_gradient
@@ -190,7 +151,7 @@ class Execution:
             # If the tape recorded these layers, it would store the activations of each.
             with record.stop_recording():
                 for layer, own in zip(layers, values, strict=True):
-                    y, log_det = self.run_layer(layer._forward, y, z, weights=own)
+                    y, log_det = self.trace_layer(layer._forward, y)(own, y, z)
                     log_dets.append(log_det)
                 total = tf.add_n(log_dets)
 
@@ -223,9 +184,8 @@ class Execution:
         for layer, own in zip(reversed(layers), reversed(weights), strict=True):
             # One layer at a time runs its backward pass, so there is memory to store the hidden maps of its nets.
             with backward_memory("keep"):
-                y, y_gradient, change, found = self.run_layer(
-                    layer.inverse_and_gradients, y, z, y_gradient, log_det_gradient, weights=own
-                )
+                invert = self.trace_layer(layer.inverse_and_gradients, y)
+                y, y_gradient, change, found = invert(own, y, z, y_gradient, log_det_gradient)
             if z_gradient is not None and change is not None:
                 z_gradient += change
             trainable = iter(found)
@@ -233,9 +193,14 @@ class Execution:
         return y, y_gradient, z_gradient, weight_gradients
 
 
+def read_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
+    """Returns the values of a layer's variables; a `tf.function` would be traced anew for each variable it is given."""
+    return [tf.convert_to_tensor(variable) for variable in layer.variables]
+
+
 @contextlib.contextmanager
 def jit_compiled(on: bool) -> Iterator[None]:
-    """Sets whether XLA compiles the layers that `Execution.run_layer` calls or traces inside the context.
+    """Sets whether XLA compiles the layers that `Execution` calls or traces inside the context.
 
     Each kind of layer becomes one program for the forward direction and one for the gradient, so that compiling takes
     seconds per kind, however many layers there are; a single program of a whole step would contain every layer. XLA
@@ -309,7 +274,7 @@ def _kind(layer: keras.layers.Layer) -> str:
 
 def _trace_settings() -> tuple[Any, ...]:
     """Returns the current settings on which a trace depends, as part of a key."""
-    return current_net_precision(), backward_mode(), bool(jit_compile()), in_xla()
+    return current_net_precision(), backward_mode(), in_xla()
 
 
 # --- shards ---
@@ -332,24 +297,41 @@ def is_sharded(x: tf.Tensor) -> bool:
     return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= shard_count() > 1
 
 
-def run_in_shards(function: Callable[..., Any], x: tf.Tensor, *others: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+def run_in_shards(
+    function: Callable[..., Any],
+    shards: int,
+    compiled: bool,
+    x: tf.Tensor,
+    condition: tf.Tensor | None = None,
+    probe: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, ...]:
     """Returns the outputs of a function for a batch, computed on each shard separately.
 
     A deep chain of small operations, each divided among all threads, leaves threads idle, because each operation waits
     for the operation before. Two chains, each on its own thread, need not wait for each other.
 
     Args:
-        function: function of x `[batch, ...]` and the other inputs that maps each image separately.
-        x: the batch, with at least one image for each shard.
-        *others: further inputs, each a tensor `[batch, ...]` (z or a map, for example) or None.
+        function: function of x and a condition that maps each image separately and returns a tuple of tensors.
+        shards: number of shards, at most one for each image.
+        compiled: whether XLA compiles the layers.
+        x: the batch, `[batch, ...]`.
+        condition: z or a map, `[batch, ...]`, or None.
+        probe: error probes, `[batch]`, as of `probe_per_image`, or None.
     """
-    shards = [[None] * shard_count() if each is None else _split_batch(each) for each in (x, *others)]
-    return tuple(map(join_shards, zip(*map(function, *shards), strict=True)))
+    if x.shape[0] == 0:
+        # Convolutions refuse an empty batch, so one image of zeros shows the shapes of the outputs.
+        image = (None if each is None else tf.zeros([1, *each.shape[1:]], each.dtype) for each in (x, condition))
+        return tuple(output[:0] for output in run_in_shards(function, 1, compiled, *image))
+    outputs = []
+    for *inputs, own_probe in zip(*(_split_batch(each, shards) for each in (x, condition, probe)), strict=True):
+        with jit_compiled(compiled), backward_memory(backward_mode(), own_probe):
+            outputs.append(function(*inputs))
+    return tuple(map(join_shards, zip(*outputs, strict=True))) if shards > 1 else outputs[0]
 
 
 def split_into_shards(x: tf.Tensor) -> Batch:
     """Returns the shards of a batch that is computed in shards, or any other batch unchanged."""
-    return _split_batch(x) if is_sharded(x) else x
+    return _split_batch(x, shard_count()) if is_sharded(x) else x
 
 
 def join_shards(batch: Batch | tuple[tf.Tensor, ...]) -> tf.Tensor:
@@ -378,9 +360,11 @@ def image_by_image(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
     return run
 
 
-def _split_batch(x: tf.Tensor) -> list[tf.Tensor]:
+def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
     """Returns the shards of a batch, in the order of the images."""
-    count, shards = sizes(x)[0], shard_count()
+    if x is None or shards == 1:
+        return [x] * shards
+    count = sizes(x)[0]
     edges = [count * number // shards for number in range(shards + 1)]
     return [x[start:stop] for start, stop in itertools.pairwise(edges)]
 
@@ -427,7 +411,7 @@ def _backward_probe() -> tf.Tensor | None:
     return getattr(_state, "backward", (None, None))[1]
 
 
-def _probe_per_image(x: tf.Tensor) -> tf.Tensor | None:
+def probe_per_image(x: tf.Tensor) -> tf.Tensor | None:
     """Returns an error probe for each image, `[batch]`; the largest of their gradients is that of the context's probe.
 
     Args:
@@ -455,8 +439,8 @@ def inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.math.divide_no_nan(difference, largest), tf.float32)
 
 
-def activation_heavy(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Decorates a net with large hidden maps, so that `backward_memory` selects whether these maps are stored.
+def with_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Returns a net with large hidden maps in the form that `backward_memory` selects: the maps are stored or not.
 
     Outside of `backward_memory`, and in the forward pass of "invert", the net runs on a few images at a time, so that
     their hidden maps stay in a core's cache.
@@ -465,17 +449,9 @@ def activation_heavy(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
         net: function of maps `[batch, height, width, channels]`, a condition of each image (a vector, a map or None)
             and weights that maps each image separately; the hidden maps are as wide as the first weight's last axis.
     """
-
-    @functools.wraps(net)
-    def run(x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor) -> tf.Tensor:
-        mode = backward_mode()
-        if mode == "keep":
-            return net(x, condition, *weights)
-        if mode == "recompute":
-            return _run_recomputing(net, x, condition, *weights)
-        return run_in_slices(lambda x, condition: net(x, condition, *weights), x, condition, weights[0].shape[-1])
-
-    return run
+    if backward_mode() == "keep":
+        return net
+    return functools.partial(_run_recomputing if backward_mode() == "recompute" else run_in_slices, net)
 
 
 def _run_recomputing(
@@ -503,28 +479,23 @@ def _run_recomputing(
 
 
 def run_in_slices(
-    function: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, width: int
+    net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the output of a function that runs on a few images at a time, so that their maps stay in a core's cache.
+    """Returns the output of a net that runs on a few images at a time, so that their maps stay in a core's cache.
 
-    If an operation takes several cores, or a GPU, the function runs on the whole batch.
-
-    Args:
-        function: function of x and a condition (or None) that maps each image separately.
-        x: the batch, `[batch, height, width, channels]`.
-        condition: vectors or maps, `[batch, ...]`, or None.
-        width: number of channels of the widest map inside the function, which has the dtype of x.
+    If an operation takes several cores, or a GPU, the net runs on the whole batch. Arguments as for `with_memory_mode`.
     """
     has_own_core = tf.config.threading.get_intra_op_parallelism_threads() == 1
     if not has_own_core or tf.config.get_visible_devices("GPU") or not x.shape.is_fully_defined():
-        return function(x, condition)
+        return net(x, condition, *weights)
+    width = weights[0].shape[-1]
     count = max(1, _CACHE_BYTES // (math.prod(x.shape[1:-1]) * width * x.dtype.size))
     if x.shape[0] <= count:
-        return function(x, condition)
+        return net(x, condition, *weights)
     outputs: list[tf.Tensor] = []
     for start in range(0, x.shape[0], count):
         part = slice(start, start + count)
         with tf.control_dependencies(outputs[-1:]):
             images = x[part]
-        outputs.append(function(images, None if condition is None else condition[part]))
+        outputs.append(net(images, None if condition is None else condition[part], *weights))
     return tf.concat(outputs, 0)
