@@ -466,6 +466,11 @@ class InvertibleSequence(InvertibleComposite):
         """Returns the x that the whole sequence maps to y, and the log-determinant."""
         return run_layers(self.sequence[::-1], y, condition)
 
+    def _bind(self, run: Callable[..., Mapped], method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
+        if self.execution is not None:
+            return super()._bind(run, method, x, condition)
+        return functools.partial(_run_layers, method, self.sequence[:: 1 if method == "_forward" else -1], x, condition)
+
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:

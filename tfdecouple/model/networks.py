@@ -513,30 +513,26 @@ class Networks(keras.Model):
             noise = tf.zeros([0, self.config.latent_dim]) if self.config.has_encoder else None
             levels = self._levels_of_any_size(images)[0]
             return Elbo(*[tf.zeros([0])] * 4), Latents(noise, tf.zeros([0]), tf.zeros_like(levels))
-        if not training:
-            return self._run_in_pieces(self._bound_images, images, z_noise, u_noise, labels)
+        if self._own_size(images) is not None and not training:
+            return self._run_in_pieces(self._bound_other_sizes, images, z_noise, u_noise, labels)
         # A user's own training loop need not enter `backward_memory`, so this method enters it.
-        announced = backward_memory("keep") if backward_mode() is None else contextlib.nullcontext()
-        with announced:
-            return self._bound_images(images, z_noise, u_noise, labels, training)
+        with backward_memory("keep") if training and backward_mode() is None else contextlib.nullcontext():
+            if self._own_size(images) is not None:
+                return self._bound_other_sizes(images, z_noise, u_noise, labels, training)
+            return negative_elbo(
+                self, self.quantizer.levels(images), z_noise, u_noise, labels=labels, training=training
+            )
 
-    def _bound_images(
-        self,
-        images: tf.Tensor,
-        z_noise: tf.Tensor,
-        u_noise: tf.Tensor,
-        labels: tf.Tensor | None,
-        training: bool = False,
+    def _bound_other_sizes(
+        self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any, training: bool = False
     ) -> tuple[Elbo, Latents]:
-        """Returns the bound and its latents as `elbo_and_latents` does, without checks of images and labels."""
+        """Returns the bound and its latents as `elbo_and_latents` does, for images of another size than the model's."""
         levels, encoder_levels = self._levels_of_any_size(images)
         elbo, latents = negative_elbo(
             self, levels, z_noise, u_noise, labels=labels, encoder_levels=encoder_levels, training=training
         )
-        if self._own_size(images) is not None:
-            padding = product(sizes(levels)[1:3], tf.float32) / product(sizes(images)[1:3], tf.float32)
-            elbo = elbo._replace(bits_per_dim=elbo.bits_per_dim * padding)
-        return elbo, latents
+        padding = product(sizes(levels)[1:3], tf.float32) / product(sizes(images)[1:3], tf.float32)
+        return elbo._replace(bits_per_dim=elbo.bits_per_dim * padding), latents
 
     def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns u, positions within the pixels' bins drawn from q(u|x), and log q(u|x); x = 2*(k + u)/n_bins - 1.

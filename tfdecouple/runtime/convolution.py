@@ -32,7 +32,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         x: maps, `[batch, height, width, inputs]`.
         kernel: kernel `[3, 3, inputs, outputs]` of the dtype of x.
     """
-    return _convolve_packed(x, kernel, _neighbours(x, kernel.shape[-1])), lambda upstream: (
+    return _choose_convolution(x, kernel.shape[-1])(x, kernel), lambda upstream: (
         input_gradient(x, kernel, upstream),
         kernel_gradient(x, upstream),
     )
@@ -66,7 +66,7 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tupl
         # The gradient's component along V is removed: it would only change the length of V, which has no effect.
         return x_gradient, (slope - direction * (gain_gradient / norm)) * scale, gain_gradient
 
-    return _convolve_packed(x, kernel(), _neighbours(x, direction.shape[-1])), gradient
+    return _choose_convolution(x, direction.shape[-1])(x, kernel()), gradient
 
 
 def input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
@@ -95,13 +95,18 @@ def vector_size() -> int:
     return 16 if "avx512f" in processor_text() else 8
 
 
+def _choose_convolution(x: tf.Tensor, outputs: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns the function of maps like x and a kernel with so many outputs that convolves them fastest."""
+    if (neighbours := _neighbours(x, outputs)) > 1:
+        return functools.partial(_convolve_packed, neighbours=neighbours)
+    return functools.partial(tf.nn.conv2d, strides=1, padding="SAME")
+
+
 def _convolve_packed(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflected: bool = False) -> tf.Tensor:
     """Returns the convolution by a kernel, or by its reflection, computed for several neighbouring pixels at once.
 
     A wider kernel, whose stride is the number of these pixels, holds the kernel once for each of them.
     """
-    if neighbours == 1:
-        return tf.nn.conv2d(x, kernel, 1, "SAME")
     inputs, outputs = kernel.shape[2:]
     # Each entry is the kernel's column at one column of the wider kernel, for one pixel; 3 stands for zeros.
     columns = np.arange(neighbours + 2)[:, None] - np.arange(neighbours)
