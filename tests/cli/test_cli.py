@@ -11,7 +11,6 @@ from helpers.refusals import refused
 from helpers.runs import run_config
 
 import tfdecouple
-from export.cli import main as export_main
 from tfdecouple.cli import main, train_main
 from tfdecouple.cli.commands import COMMANDS
 from tfdecouple.config import Config, load_preset, option_names, preset_names
@@ -185,12 +184,6 @@ class TestExplain:
 
 
 class TestProgram:
-    @pytest.mark.parametrize("call", [train_main, main, export_main])
-    def test_nul_in_an_argument_is_one_line(self, capsys, call):
-        command = ["sample"] if call is main else []
-        line = refused(capsys, lambda: call([*command, "--run", "a\0b", "--workdir", "c"]))
-        assert "the argument 'a\\x00b' holds a NUL" in line
-
     @pytest.mark.parametrize(
         "became", [KeyboardInterrupt(), RuntimeError("no way out"), "INTERNAL: KeyboardInterrupt: "]
     )

@@ -7,74 +7,87 @@ import tensorflow as tf
 from helpers.refusals import message_of
 
 from tfdecouple.errors import ConfigError
-from tfdecouple.runtime import devices
-from tfdecouple.runtime.devices import Settings
+from tfdecouple.runtime import process
+from tfdecouple.runtime.execution import shard_count
 from tfdecouple.training.strategy import device_input_options
 
 
-class Machine:
-    """TensorFlow's device list with GPUs that are not there, and the settings made for them."""
-
-    def __init__(self, monkeypatch, gpus, has_started=False):
-        self.gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU") for number in range(gpus)]
-        self.growth, self.optimizer, self.has_started = {}, {}, has_started
-        for name in (devices.ALLOW_GROWTH, devices.GRAPPLER, devices.SHARDS):
-            monkeypatch.delenv(name, raising=False)
-        for name in ("list_physical_devices", "get_visible_devices"):
-            monkeypatch.setattr(tf.config, name, lambda kind=None: self.gpus if kind == "GPU" else [])
-        monkeypatch.setattr(tf.config.experimental, "set_memory_growth", self.set_growth)
-        monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", self.optimizer.update)
-
-    def set_growth(self, gpu, on):
-        if self.has_started:
-            raise RuntimeError("Physical devices cannot be modified after being initialized")
-        self.growth[gpu.name] = on
-
-
-def choose(gpus, cores=32, **environment):
-    return Settings.choose(gpus, cores, environment)
+@pytest.fixture
+def set_to(monkeypatch):
+    """What TensorFlow is told, by the name of the setting; `gpus` lists devices that are not there."""
+    told = {"gpus": [], "growth": []}
+    own = (process.ALLOW_GROWTH, process.GRAPPLER, process.SHARDS)
+    for name in (*own, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in ("list_physical_devices", "get_visible_devices"):
+        monkeypatch.setattr(tf.config, name, lambda kind=None: told["gpus"] if kind == "GPU" else [])
+    monkeypatch.setattr(process, "_keep_memory", lambda: None)
+    monkeypatch.setattr(process.gc, "set_threshold", lambda *_: None)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: told["growth"].append((gpu, on)))
+    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", told.update)
+    for kind in ("intra", "inter"):
+        name = f"{kind}_op_parallelism_threads"
+        monkeypatch.setattr(tf.config.threading, f"set_{name}", lambda n, kind=kind: told.__setitem__(kind, n))
+        monkeypatch.setattr(tf.config.threading, f"get_{name}", lambda kind=kind: told.get(kind, 0))
+    return told
 
 
-def test_graphs_are_rewritten_on_gpus_alone():
-    assert choose(0) == Settings(grappler=False, memory_growth=False, device_batches=1, shards=1)
-    assert choose(1) == Settings(grappler=True, memory_growth=True, device_batches=2, shards=1)
-    assert choose(0, **{devices.GRAPPLER: "1"}).grappler and not choose(1, **{devices.GRAPPLER: "0"}).grappler
-    assert not choose(1, **{devices.ALLOW_GROWTH: "false"}).memory_growth
+def test_graphs_are_rewritten_and_memory_grows_on_gpus_alone(set_to, monkeypatch):
+    process.start_tensorflow()
+    assert set_to["disable_meta_optimizer"] and not set_to["growth"]
+    assert device_input_options().experimental_per_replica_buffer_size == 1
+    set_to["gpus"] = ["GPU:0", "GPU:1"]
+    process.start_tensorflow()
+    assert not set_to["disable_meta_optimizer"] and set_to["growth"] == [("GPU:0", True), ("GPU:1", True)]
+    assert device_input_options().experimental_per_replica_buffer_size == 2
+    monkeypatch.setenv(process.GRAPPLER, "0")
+    monkeypatch.setenv(process.ALLOW_GROWTH, "false")
+    process.start_tensorflow()
+    assert set_to["disable_meta_optimizer"] and len(set_to["growth"]) == 2
+
+
+def test_devices_that_a_user_has_started_keep_their_memory(set_to, monkeypatch):
+    def refuse(gpu, on):
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    set_to["gpus"] = ["GPU:0"]
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", refuse)
+    process.start_tensorflow()
+    assert not set_to["disable_meta_optimizer"]
 
 
 @pytest.mark.parametrize(
-    ("cores", "variable", "shards"),
-    [(1, "", 1), (2, "", 2), (4, "", 1), (4, "4", 4), (16, "4", 4), (2, "8", 2), (4, "0", 1)],
+    ("threads", "variable", "expected"),
+    [
+        (1, "", [1, 1, 1]),
+        (2, "", [1, 2, 2]),
+        (4, "", [4, 4, 1]),
+        (8, "2", [4, 8, 2]),
+        (8, "3", [2, 6, 3]),
+        (2, "8", [1, 2, 2]),
+        (4, "0", [4, 4, 1]),
+    ],
 )
-def test_shards_are_two_at_most_unless_the_variable_asks_for_more(cores, variable, shards):
-    assert choose(0, cores, **{devices.SHARDS: variable}).shards == shards
+def test_two_threads_take_a_shard_each_and_more_share_one_unless_the_variable_asks(
+    set_to, monkeypatch, threads, variable, expected
+):
+    monkeypatch.setenv(process.SHARDS, variable)
+    process.divide_cores(threads)
+    assert [set_to["intra"], set_to["inter"], shard_count()] == expected
+
+
+def test_the_users_own_number_of_threads_stays(set_to, monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
+    process.divide_cores(2)
+    assert "intra" not in set_to
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [(devices.GRAPPLER, "maybe"), (devices.SHARDS, "-1"), (devices.SHARDS, "two"), (devices.SHARDS, "99999")],
+    [(process.GRAPPLER, "maybe"), (process.SHARDS, "-1"), (process.SHARDS, "two"), (process.SHARDS, "99999")],
 )
-def test_another_value_is_refused(variable, value):
-    message = message_of(ConfigError, lambda: choose(1, **{variable: value}))
+def test_another_value_is_refused(set_to, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    message = message_of(ConfigError, process.start_tensorflow)
     assert variable in message and repr(value) in message and "must be" in message
-
-
-def test_settings_reach_tensorflow(monkeypatch):
-    machine = Machine(monkeypatch, gpus=2)
-    devices.current().apply()
-    assert machine.optimizer == {"disable_meta_optimizer": False}
-    assert list(machine.growth.values()) == [True, True]
-    assert device_input_options().experimental_per_replica_buffer_size == 2
-    machine.gpus = []
-    devices.current().apply()
-    assert machine.optimizer["disable_meta_optimizer"]
-    assert device_input_options().experimental_per_replica_buffer_size == 1
-
-
-def test_variables_of_tensorflow_and_started_devices_keep_their_memory(monkeypatch):
-    started = Machine(monkeypatch, gpus=1, has_started=True)
-    devices.current().apply()
-    machine = Machine(monkeypatch, gpus=1)
-    monkeypatch.setenv(devices.ALLOW_GROWTH, "false")
-    devices.current().apply()
-    assert started.optimizer and not started.growth and not machine.growth

@@ -18,7 +18,6 @@ class ChannelAffine(ClosedForm):
     Args:
         shift: shift of each channel, `[channels]`.
         log_scale: logarithm of each channel's scale, `[channels]`.
-        name: name of the bijector's operations.
 
     >>> ChannelAffine(tf.ones([2]), tf.zeros([2])).forward_and_log_det(tf.zeros([1, 4, 4, 2]))[1].numpy().tolist()
     [0.0]
@@ -26,7 +25,7 @@ class ChannelAffine(ClosedForm):
 
     parameter_ndims = {"shift": 1, "log_scale": 1}
 
-    def __init__(self, shift: Any, log_scale: Any, name: str = ""):
+    def __init__(self, shift: Any, log_scale: Any):
         super().__init__(1, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
@@ -57,7 +56,6 @@ class ChannelMatrix(ClosedForm):
 
     Args:
         matrix: the invertible matrix W, `[channels, channels]`.
-        name: name of the bijector's operations.
 
     >>> ChannelMatrix(2 * tf.eye(2)).forward(tf.ones([3, 2])).numpy()[0].tolist()
     [2.0, 2.0]
@@ -65,7 +63,7 @@ class ChannelMatrix(ClosedForm):
 
     parameter_ndims = {"matrix": 2}
 
-    def __init__(self, matrix: Any, name: str = ""):
+    def __init__(self, matrix: Any):
         super().__init__(1, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
@@ -84,14 +82,11 @@ class Squeeze(ClosedForm):
     In the new channels the sub-pixel position is the slow index and the old channel the fast one, as in the paper's
     code; Glow's code has the opposite order.
 
-    Args:
-        name: name of the bijector's operations.
-
     >>> Squeeze().forward(tf.zeros([1, 4, 4, 3])).shape.as_list()
     [1, 2, 2, 12]
     """
 
-    def __init__(self, name: str = ""):
+    def __init__(self) -> None:
         super().__init__(3, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:

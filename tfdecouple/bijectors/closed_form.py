@@ -49,7 +49,7 @@ class ClosedForm(tfb.Bijector):
 
     Args:
         event_ndims: how many of the last axes are mapped together: 0 (numbers), 1 (channels) or 3 (images).
-        arguments: `locals()` of the subclass's constructor, with its parameters and the `name` of its operations.
+        arguments: `locals()` of the subclass's constructor, with its parameters and perhaps a `name`.
         is_constant_jacobian: whether the log-determinant is the same for all x.
 
     Attributes:
@@ -78,7 +78,7 @@ class ClosedForm(tfb.Bijector):
             is_constant_jacobian=is_constant_jacobian,
             dtype=dtype,
             parameters=parameters,
-            name=parameters["name"] or type(self).__name__,
+            name=parameters.get("name") or type(self).__name__,
         )
 
     @classmethod

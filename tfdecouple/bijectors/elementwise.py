@@ -19,7 +19,6 @@ class BoundedAffine(ClosedForm):
         shift: shift of each number, `[batch, ..., channels]` in a coupling; x must broadcast to its shape.
         unbounded: u, an array of the same shape.
         alpha: bound of the scale, in (0, 1].
-        name: name of the bijector's operations.
 
     >>> BoundedAffine(tf.zeros([1]), tf.zeros([1]), alpha=0.5).forward(tf.constant([3.0])).numpy().tolist()
     [3.0]
@@ -27,7 +26,7 @@ class BoundedAffine(ClosedForm):
 
     parameter_ndims = {"shift": 0, "unbounded": 0}
 
-    def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0, name: str = ""):
+    def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0):
         super().__init__(0, locals())
         # If alpha rounds to 1, 1 + alpha tanh(u/2) can be 0 in float32; the formula for alpha = 1 below cannot.
         self.alpha = 1.0 if np.float32(alpha) == 1 else alpha
@@ -94,7 +93,6 @@ class Shift(ClosedForm):
 
     Args:
         shift: shift of each number, `[batch, ..., channels]` in a coupling; x must broadcast to its shape.
-        name: name of the bijector's operations.
 
     >>> Shift(tf.ones([2])).forward(tf.zeros([1, 2])).numpy().tolist()
     [[1.0, 1.0]]
@@ -102,7 +100,7 @@ class Shift(ClosedForm):
 
     parameter_ndims = {"shift": 0}
 
-    def __init__(self, shift: Any, name: str = ""):
+    def __init__(self, shift: Any):
         super().__init__(0, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
@@ -121,7 +119,6 @@ class Whitening(ClosedForm):
     Args:
         mean: mean of each number, `[batch, ..., channels]` in a flow; x must broadcast to its shape.
         log_scale: logarithm of each number's scale, an array of the same shape.
-        name: name of the bijector's operations.
 
     >>> Whitening(tf.ones([1]), tf.zeros([1])).forward(tf.constant([3.0])).numpy().tolist()
     [2.0]
@@ -129,7 +126,7 @@ class Whitening(ClosedForm):
 
     parameter_ndims = {"mean": 0, "log_scale": 0}
 
-    def __init__(self, mean: Any, log_scale: Any, name: str = ""):
+    def __init__(self, mean: Any, log_scale: Any):
         super().__init__(0, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
@@ -145,14 +142,11 @@ class Whitening(ClosedForm):
 class Sigmoid(ClosedForm):
     """The bijector y = 1 / (1 + exp(-x)). TFP's own version needs a logarithm that ONNX lacks.
 
-    Args:
-        name: name of the bijector's operations.
-
     >>> Sigmoid().forward(tf.constant([0.0])).numpy().tolist()
     [0.5]
     """
 
-    def __init__(self, name: str = ""):
+    def __init__(self) -> None:
         super().__init__(0, locals(), is_constant_jacobian=False)
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:

@@ -1,23 +1,10 @@
-"""The devices, cores and memory of this machine, and the settings of TensorFlow for them.
-
-The settings here depend on the machine, and environment variables change them. Options that change the numbers of a
-run are in the run's config (`training.precision`, `jit_compile`, `bytes_per_pack`).
-"""
+"""The cores and the memory of this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Self
-
-from tfdecouple.errors import ConfigError
-
-# Names of environment variables; the first is TensorFlow's own.
-ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
-GRAPPLER, SHARDS = "TFDECOUPLE_GRAPPLER", "TFDECOUPLE_SHARDS"
 
 # Files of control groups (versions 2 and 1), which limit the memory of containers: memory in use, limit, parts of the
 # memory in use, and the name of the part that only caches files.
@@ -29,87 +16,9 @@ _GROUP_FILES = (
 _UNLIMITED = 2**63
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The settings of TensorFlow in a process.
-
-    Attributes:
-        grappler: whether Grappler rewrites graphs before their first run; by default on GPUs only. On two CPU cores the
-            rewriting took 10 of the 29 seconds to the first training step of the quickstart, and made each step slower
-            (58 images/s instead of 98).
-        memory_growth: whether TensorFlow takes a GPU's memory as needed, instead of all memory at the start.
-        device_batches: how many batches are copied to each device in advance.
-        shards: number of shards of a batch that CPUs compute side by side (`runtime/execution.py`), each with its share
-            of the threads. The default is two shards for two threads, and one shard for more threads, so that an
-            operation may take all of them, as TensorFlow does.
-    """
-
-    grappler: bool
-    memory_growth: bool
-    device_batches: int
-    shards: int
-
-    @classmethod
-    def choose(cls, gpus: int, cores: int, environment: Mapping[str, str] | None = None) -> Self:
-        """Returns the default settings for a machine, changed by the environment variables.
-
-        Args:
-            gpus: how many GPUs TensorFlow sees.
-            cores: how many cores or threads the process may use.
-            environment: environment variables; None for the variables of the process.
-
-        Raises:
-            ConfigError: if a variable has an invalid value.
-        """
-        environment = os.environ if environment is None else environment
-        shards = environment.get(SHARDS, "").strip() or str(cores if cores <= 2 else 1)
-        if not (shards.isascii() and shards.isdigit() and int(shards) <= 1024):
-            raise ConfigError(f"{SHARDS} is {environment[SHARDS]!r}; it must be a whole number from 0 to 1024")
-        return cls(
-            grappler=_read_switch(environment, GRAPPLER, gpus > 0),
-            memory_growth=_read_switch(environment, ALLOW_GROWTH, gpus > 0),
-            device_batches=2 if gpus else 1,
-            shards=min(max(1, int(shards)), cores),
-        )
-
-    def apply(self) -> None:
-        """Applies the settings to TensorFlow; once TensorFlow has started a device, only Grappler is still changed."""
-        import tensorflow as tf
-
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not self.grappler})
-        if ALLOW_GROWTH not in os.environ:
-            for gpu in tf.config.list_physical_devices("GPU"):
-                # If a user's code has started TensorFlow, TensorFlow refuses the change, and the user's setting stays.
-                try:
-                    tf.config.experimental.set_memory_growth(gpu, self.memory_growth)
-                except RuntimeError:
-                    return
-
-
-def current() -> Settings:
-    """Returns the settings for this process, applied or not."""
-    import tensorflow as tf
-
-    return Settings.choose(len(tf.config.get_visible_devices("GPU")), cores())
-
-
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _read_switch(environment: Mapping[str, str], name: str, default: bool) -> bool:
-    # TensorFlow accepts the same words in its own environment variables.
-    words = {"1": True, "true": True, "0": False, "false": False}
-    text = environment.get(name, "").strip().lower()
-    if not text:
-        return default
-    if text not in words:
-        raise ConfigError(f"{name} is {environment[name]!r}; it must be 1 or 0 (or true or false)")
-    return words[text]
-
-
-# --- memory ---
 
 
 def machine_memory() -> int:

@@ -1,4 +1,4 @@
-"""Checks of what the models need: Keras with TensorFlow and channels last, and the optional packages of extras."""
+"""Checks of what the models need: Keras with TensorFlow, and the optional packages of extras."""
 
 from __future__ import annotations
 
@@ -56,39 +56,24 @@ def missing(module: str, what: str = "this") -> str:
 
 
 def require_backend() -> None:
-    """Raises ConfigError unless Keras is set to the backend TensorFlow and to channels last.
+    """Raises ConfigError unless Keras is set to the backend TensorFlow.
 
     The check runs before Keras is imported, because that import fails with a traceback if the package of the configured
     backend is missing.
     """
-    backend, image_format, where = _read_settings()
-    if backend != "tensorflow":
+    home = os.environ.get("KERAS_HOME")
+    file = (pathlib.Path(home) if home else pathlib.Path("~", ".keras").expanduser()) / "keras.json"
+    values = None
+    # Keras ignores a settings file that it cannot read, so this function ignores it, too.
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        values = json.loads(file.read_text(encoding="utf-8"))
+    backend = os.environ.get("KERAS_BACKEND") or (values if isinstance(values, dict) else {}).get("backend")
+    keras = sys.modules.get("keras")
+    if keras is not None and hasattr(keras, "config"):
+        backend = keras.config.backend()
+    if backend not in (None, "tensorflow"):
+        where = "by KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else f"in {file}"
         raise ConfigError(
             f"Keras' backend is {backend!r} ({where}); tfdecouple needs 'tensorflow': set KERAS_BACKEND=tensorflow "
             "before Keras is imported"
         )
-    if image_format != "channels_last":
-        raise ConfigError(
-            f"Keras' image_data_format is {image_format!r}; tfdecouple needs 'channels_last': change it in "
-            f"{_file()} or call keras.config.set_image_data_format('channels_last') first"
-        )
-
-
-def _read_settings() -> tuple[str, str, str]:
-    """Returns Keras' backend, its image format and where the backend was set."""
-    where = "by KERAS_BACKEND" if "KERAS_BACKEND" in os.environ else f"in {_file()}"
-    keras = sys.modules.get("keras")
-    if keras is not None and hasattr(keras, "config"):
-        return keras.config.backend(), keras.config.image_data_format(), where
-    values = None
-    # Keras ignores a settings file that it cannot read, so this function ignores it, too.
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        values = json.loads(_file().read_text(encoding="utf-8"))
-    values = values if isinstance(values, dict) else {}
-    backend = os.environ.get("KERAS_BACKEND") or values.get("backend", "tensorflow")
-    return backend, values.get("image_data_format", "channels_last"), where
-
-
-def _file() -> pathlib.Path:
-    home = os.environ.get("KERAS_HOME")
-    return (pathlib.Path(home) if home else pathlib.Path("~", ".keras").expanduser()) / "keras.json"

@@ -10,7 +10,6 @@ from tensorflow.python.eager import context
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError
-from tfdecouple.runtime import devices
 from tfdecouple.training.workers import Cluster
 
 # Seconds without a heartbeat after which a worker counts as dead. A worker killed during a step is noticed at once.
@@ -99,8 +98,9 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
 
 
 def device_input_options() -> tf.distribute.InputOptions:
-    """Returns the input options that copy some batches to the devices before their step (`runtime/devices.py`)."""
-    return tf.distribute.InputOptions(experimental_per_replica_buffer_size=devices.current().device_batches)
+    """Returns the input options that copy some batches to the devices before their step ."""
+    batches = 2 if tf.config.get_visible_devices("GPU") else 1
+    return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
 
 def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
