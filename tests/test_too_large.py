@@ -28,11 +28,11 @@ COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "results").glob("*/c
 COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run", ROOT / "tfdecouple" / "pretrained" / "photographs"]
 
 TOO_LARGE = {
-    "wide": (["model.hidden_channels=[4,1000000000]"], "an entry of model.hidden_channels, 1000000000"),
+    "wide": (["model.hidden_channels=[4,1000000000]"], "model.hidden_channels, 1000000000"),
     "wide code": (["model.latent_dim=1000000000"], "model.latent_dim, 1000000000"),
-    "wide encoder": (["model.encoder_channels=[4,1000000000]"], "an entry of model.encoder_channels, 1000000000"),
+    "wide encoder": (["model.encoder_channels=[4,1000000000]"], "model.encoder_channels, 1000000000"),
     "wide prior": (["model.prior_hidden=10000000000"], "model.prior_hidden, 10000000000"),
-    "large images": (["model.image_shape=[1073741824,1073741824,3]"], "a side of model.image_shape, 1073741824"),
+    "large images": (["model.image_shape=[1073741824,1073741824,3]"], "model.image_shape, 1073741824"),
     "as large as a number can be": (["model.hidden_channels=[4,9000000000000000000]"], "9000000000000000000"),
     "thousands of steps": (["model.steps=[1,5000]"], "model.steps adds up to 5001 steps"),
     "as many steps as a number can be": (["model.steps=[9000000000000000000,1]"], "model.steps adds up to"),

@@ -11,7 +11,6 @@ from helpers.layers import BATCH, CONDITION, SCALES, built, case, close
 from helpers.models import give_effect
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.errors import UserError
 from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, InvertibleLinear
 
 
@@ -139,11 +138,6 @@ class TestCoupling:
         assert layer.scale(np.ones((1, 1, 1, 2))).numpy().max() == 0
         log_det = layer.forward_and_log_det(np.ones((1, 1, 1, 2)))[1]
         np.testing.assert_allclose(log_det, [math.log(2) - 200], rtol=1e-6)
-
-    def test_a_conditioner_of_other_outputs_is_refused(self):
-        layer = Coupling(conditioner=ConvNet(3, 4))
-        with pytest.raises(UserError, match="gives 3 channels; it needs 4"):
-            layer.forward_and_log_det(np.ones((1, 2, 2, 4)))
 
 
 class TestNets:

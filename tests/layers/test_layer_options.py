@@ -16,14 +16,12 @@ from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers import (
     ActNorm,
     ConditionalWhitening,
-    ConvNet,
     Coupling,
     InvertibleConv1x1,
     InvertibleLinear,
     Squeeze,
     net_precision,
 )
-from tfdecouple.layers.split import ChannelSplit
 from tfdecouple.runtime.execution import Execution
 
 
@@ -123,15 +121,6 @@ OFF_DEFAULT = {
         (2, 2, 4),
     ),
     "Coupling of some": (Coupling(5, 3, transformed=1, alpha=0.5, name="other", dtype="float64"), (2, 2, 4)),
-    "Coupling composed": (
-        Coupling(
-            split=ChannelSplit("alternate", "first"),
-            conditioner=ConvNet(4, 5, 3, dtype="float64"),
-            name="other",
-            dtype="float64",
-        ),
-        (2, 2, 4),
-    ),
     "InvertibleLinear": (InvertibleLinear(name="other", dtype="float64"), (4,)),
     "InvertibleConv1x1": (InvertibleConv1x1(name="other", dtype="float64"), (2, 2, 4)),
     "Squeeze": (Squeeze(name="other", dtype="float64"), (2, 2, 3)),

@@ -163,7 +163,7 @@ class TestEncoder:
                 np.testing.assert_array_equal(part, np.zeros((4, 3)))
             give_effect(encoder)
             assert np.abs(encoder(x, training=training)[0]).max() > 1e-3
-            encoder.last.reset()
+            encoder.reset()
 
     def test_every_weight_receives_a_gradient(self):
         encoder = with_statistics(built(Encoder(3, (4, 5), 2), (None, 8, 8, 3)))

@@ -1,13 +1,11 @@
 """The invertible Keras layers that the flow consists of; TFP bijectors do their maths (paper section 2.2 and A)."""
 
-from tfdecouple.layers.actnorm import ActNorm
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
+from tfdecouple.layers.channel_maps import ActNorm, InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet
-from tfdecouple.layers.conv1x1 import InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.coupling import Coupling
-from tfdecouple.layers.pointwise import Sigmoid, SinhArcsinh
+from tfdecouple.layers.pointwise import ConditionalWhitening, Sigmoid, SinhArcsinh
 from tfdecouple.layers.squeeze import Squeeze
-from tfdecouple.layers.whitening import ConditionalWhitening
 from tfdecouple.runtime.execution import backward_memory
 from tfdecouple.runtime.precision import net_precision
 

@@ -37,11 +37,8 @@ RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, "Condition"], Mapp
 class Gradients(NamedTuple):
     """The result of a layer's backward pass: the input, recovered from the output, and the gradients.
 
-    Attributes:
-        x: the input.
-        x_gradient: the gradient for the input.
-        condition_gradient: the gradient for the condition; None for a layer without a condition.
-        weight_gradients: the gradients for the trainable variables of the layer, in the order of `layer.variables`.
+    The gradients for the trainable variables are in the order of `layer.variables`; that for the condition is None for
+    a layer without one.
     """
 
     x: tf.Tensor
@@ -119,12 +116,7 @@ class FullLayer(keras.layers.Layer):
     saved_arguments: tuple[str, ...] = ()
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the layer's own weights by name, in the order in which they are created.
-
-        Args:
-            x_shape: shape of the input, batch first.
-            condition_shape: shape of the condition, batch first; None without a condition.
-        """
+        """Returns the layer's own weights by name, in the order in which they are created; shapes are batch first."""
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
@@ -234,14 +226,7 @@ class InvertibleLayer(FullLayer):
 
     @full_float32()
     def inverse_and_log_det(self, y: Any, condition: Any = None) -> Mapped:
-        """Returns the x that `forward_and_log_det` maps to y, and the log-determinant of this inverse.
-
-        Args:
-            y: an array of the shape that the forward direction returns.
-            condition: the same condition as in the forward direction.
-
-        Returns:
-            x, and log |det dx/dy|, `[batch]`, both of the layer's dtype.
+        """Returns the x that `forward_and_log_det` maps to y for the same condition, and log |det dx/dy|, `[batch]`.
 
         Raises:
             UserError: if a condition is needed and missing, or a shape does not fit.
@@ -253,14 +238,7 @@ class InvertibleLayer(FullLayer):
     def inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        """Returns the layer's input and gradients in a backward pass for which only the layer's output was stored.
-
-        Args:
-            y: the output of `forward_and_log_det`.
-            condition: the condition that `forward_and_log_det` got, or None.
-            y_gradient: the gradient for y.
-            log_det_gradient: the gradient for the log-determinant, `[batch]`.
-        """
+        """Returns the layer's input and gradients in a backward pass for which only the layer's output y was stored."""
         # A gradient tape must watch the tensors that are read, so every weight is converted to a tensor only once.
         with substitute_weights(zip(self.variables, read_weights(self), strict=True)):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
@@ -270,10 +248,8 @@ class InvertibleLayer(FullLayer):
 
         The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
-        TFP asks for value and log-determinant separately, and each runs the layer: train on `forward_and_log_det`.
-
-        The bijector caches the output for each tensor, like all bijectors of TFP, and so does a distribution that holds
-        it: after a change of the layer's weights make a new bijector.
+        TFP asks for value and log-determinant separately, and each runs the layer: train on `forward_and_log_det`. TFP
+        also caches the output for each tensor: after a change of the layer's weights make a new bijector.
 
         Args:
             condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, used in calls without a condition.
@@ -300,13 +276,9 @@ class InvertibleLayer(FullLayer):
         """Returns the bijector that maps a batch in the forward direction (towards v).
 
         The bijector may act on numbers, on channels (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or
-        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's, and must be invertible for any weights. To
-        be exported, the bijector uses only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log,
-        products, sums, quotients; not expm1 and log1p), and no arrays except the weights.
-
-        Args:
-            weights: values of the weights, by the names of `declare`.
-            condition: z, or a map of the size of x, for a layer that takes a condition.
+        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's, and must be invertible for any weights,
+        which it gets by the names of `declare`. To be exported, it uses only operations that tf2onnx converts (exp,
+        tanh, sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p), and no arrays except the weights.
         """
         raise NotImplementedError
 
@@ -332,11 +304,8 @@ class InvertibleLayer(FullLayer):
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
         """Returns the output of the forward direction, in which `visit` replaces the call of each elementary layer.
 
-        Args:
-            x: a batch of the layer's inputs.
-            condition: z, or None.
-            visit: function that is called as `visit(layer, x, condition)` with each elementary layer and its input; it
-                returns the layer's output, and may change the layer's weights.
+        `visit(layer, x, condition)` gets the layer and its input; it returns the layer's output, and may change the
+        layer's weights.
         """
         return visit(self, x, condition)
 
@@ -503,14 +472,7 @@ def _trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Raises UserError if the condition of a layer is missing or of the wrong size.
-
-    Args:
-        layer: the layer that needs the condition.
-        size: expected size of the vector, or number of channels of the map.
-        condition: the condition that the layer got.
-        local: whether the condition must be a map.
-    """
+    """Raises UserError if a layer's condition is missing, or is no vector (if `local`: no map) of so many channels."""
     expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
     if condition is None:
         what = "a map" if local else "z"

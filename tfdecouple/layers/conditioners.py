@@ -62,11 +62,6 @@ class WeightNorm(NamedTuple):
         squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
         return direction * (gain / tf.sqrt(squares))
 
-    def reset(self) -> None:
-        """Sets gain and bias to 0, so that the output is 0."""
-        self.gain.assign(tf.zeros_like(self.gain))
-        self.bias.assign(tf.zeros_like(self.bias))
-
 
 class StartsAtZero:
     """A mixin with the method `reset` for a layer that ends in a `weight_norm`; it stands before the Keras class."""
@@ -78,7 +73,8 @@ class StartsAtZero:
 
     def reset(self) -> None:
         """Sets the last layer's gain and bias to 0, so that the output is 0 for every input."""
-        self.last.reset()
+        for weight in (self.last.gain, self.last.bias):
+            weight.assign(tf.zeros_like(weight))
 
 
 class CouplingNet(StartsAtZero, FullLayer):
@@ -195,14 +191,8 @@ def _run_hidden_maps(
 ) -> tf.Tensor:
     """Returns the output of a `ConvNet` before the bias of the last convolution is added.
 
-    Args:
-        x: the net's input.
-        shift: FC(z), `[batch, hidden]`, or the map of a local condition; None without a condition.
-        first: kernel of the first convolution.
-        second: kernel of the 1x1 convolution, `[hidden, hidden]`.
-        direction: direction of the last convolution's weight normalisation.
-        gain: gain of the last convolution's weight normalisation.
-        *map_convolution: kernel and bias of the convolution of the map; nothing for z or without a condition.
+    `shift` is FC(z), `[batch, hidden]`, or the map of a local condition, for which `map_convolution` holds kernel and
+    bias of its convolution; without a condition it is None.
     """
     h = channel_product(tf.nn.elu(convolve(x, first)), second)
     if map_convolution:

@@ -33,10 +33,9 @@ from tfdecouple.transforms import TRANSFORMS
 class Coupling(Nested, InvertibleLayer):
     """A coupling layer: y_a = x_a and y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b given x_a and z.
 
-    A coupling consists of a split of the channels into x_a and x_b, a conditioner (a network that computes parameters
-    for each entry of x_b from x_a and z), and a transform, a bijector of x_b with these parameters. The arguments
-    `split` and `conditioner` replace the paper's split and net by the caller's. The condition may be a map of the size
-    of x instead of the vector z: a coupling that is built for a map has a `LocalConvNet`.
+    A split of the channels gives x_a and x_b. A conditioner, which is a net of x_a and z, gives the parameters of the
+    transform, a bijector of x_b. The condition may be a map of the size of x instead of the vector z; the net of a
+    coupling that is built for a map is a `LocalConvNet`.
 
     Args:
         hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
@@ -46,10 +45,7 @@ class Coupling(Nested, InvertibleLayer):
         transformed: how many channels are transformed; None for half of the channels.
         transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
         alpha: bound of the transform; an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
-        split: an object with the methods of `ChannelSplit`; it replaces `pattern`, `part` and `transformed`.
-        conditioner: replacement of the usual net: name of a `CouplingNet` in `config.CONDITIONERS`, or a Keras layer
-            whose `call(x_a, z)` returns `[batch, ..., parameters * transformed channels]`, parameter by parameter, and
-            0 after its `reset()` was called; z may be None.
+        conditioner: name of a `CouplingNet` in `config.CONDITIONERS`, which replaces the usual net.
         **kwargs: arguments of `InvertibleLayer`.
 
     Raises:
@@ -62,9 +58,13 @@ class Coupling(Nested, InvertibleLayer):
     True
     """
 
+    saved_arguments = (
+        "hidden", "condition_size", "pattern", "part", "transformed", "transform", "alpha", "conditioner",
+    )  # fmt: skip
+
     def __init__(
         self,
-        hidden: int = 0,
+        hidden: int,
         condition_size: int = 0,
         *,
         pattern: str = "continuous",
@@ -72,8 +72,7 @@ class Coupling(Nested, InvertibleLayer):
         transformed: int | None = None,
         transform: str = "affine",
         alpha: float = 1.0,
-        split: ChannelSplit | None = None,
-        conditioner: str | keras.layers.Layer | None = None,
+        conditioner: str | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -81,21 +80,13 @@ class Coupling(Nested, InvertibleLayer):
             raise ConfigError(f"transform is {transform!r}; it must be one of {', '.join(TRANSFORMS)}")
         if not 0 < alpha <= 1:
             raise ConfigError(f"alpha is {alpha}; it must lie in (0, 1]")
-        if isinstance(conditioner, str) and conditioner not in CONDITIONERS:
+        if conditioner not in (None, *CONDITIONERS):
             raise ConfigError(f"conditioner is {conditioner!r}; it must be one of {', '.join(CONDITIONERS)}")
-        if hidden < 1 and (conditioner is None or isinstance(conditioner, str)):
-            raise ConfigError(f"hidden is {hidden}; a coupling needs a width of its net, or a conditioner")
-        self.hidden = hidden
-        self.condition_size = condition_size
-        self.pattern = pattern
-        self.part = part
-        self.transformed = transformed
-        self.transform = transform
-        self.alpha = alpha
-        self.split = split or ChannelSplit(pattern, part, transformed)
-        self.conditioner = conditioner if isinstance(conditioner, str) else None
-        self.net: Any = None if isinstance(conditioner, str) else conditioner
-        self._has_own_split, self._has_own_net = split is not None, self.net is not None
+        self.hidden, self.condition_size = hidden, condition_size
+        self.pattern, self.part, self.transformed = pattern, part, transformed
+        self.transform, self.alpha, self.conditioner = transform, alpha, conditioner
+        self.split = ChannelSplit(pattern, part, transformed)
+        self.net: Any = None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
         """Returns the conditioner with the shapes of its inputs, x_a and the condition.
@@ -141,32 +132,6 @@ class Coupling(Nested, InvertibleLayer):
             tape.watch(x_b)
             y_b, _ = forward_and_log_det(bijector, x_b)
         return tape.gradient(y_b, x_b)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments as plain values, from which `from_config` creates the layer again."""
-        save = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "hidden": self.hidden,
-            "condition_size": self.condition_size,
-            "pattern": self.pattern,
-            "part": self.part,
-            "transformed": self.transformed,
-            "transform": self.transform,
-            "alpha": self.alpha,
-            "split": save(self.split) if self._has_own_split else None,
-            "conditioner": save(self.net) if self._has_own_net else self.conditioner,
-        }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Coupling:
-        """Returns the layer whose `get_config` returned this config."""
-        made = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in ("split", "conditioner")
-            if isinstance(config.get(name), dict)
-        }
-        return cls(**{**config, **made})
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         x_a, x_b = self.split(x)

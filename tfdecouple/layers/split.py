@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tfdecouple.config.shapes import halve_channels
@@ -16,7 +14,6 @@ PATTERNS = ("continuous", "alternate")
 PARTS = ("last", "first")
 
 
-@keras.saving.register_keras_serializable(package="tfdecouple")
 @dataclasses.dataclass(frozen=True)
 class ChannelSplit:
     """A split of C channels into x_a (unchanged) and x_b (transformed), one of the four in the paper's Figure 3b.
@@ -86,15 +83,6 @@ class ChannelSplit:
         if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
             return _interleave(*pair)
         return tf.concat(pair, -1)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, from which `from_config` creates the split again."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ChannelSplit:
-        """Returns the split whose `get_config` returned this config."""
-        return cls(**config)
 
     def _alternates(self, channels: int) -> bool:
         return self.pattern == "alternate" and channels % 2 == 0

@@ -256,7 +256,7 @@ class Networks(keras.Model):
         if self.prior_affine is not None:
             self.prior_affine.reset()
         if self.encoder is not None:
-            self.encoder.last.reset()
+            self.encoder.reset()
             # The posterior now is N(0, I) for every image, so z is drawn without running the encoder.
             z = randomness.draw_normal(
                 [levels.shape[0], self.config.latent_dim], randomness.derive_seed(seed, "initialize")

@@ -23,6 +23,12 @@ _NETWORKS = {
     "prior_flow": "prior",
     "prior_affine": "prior",
 }
+# Options on which the size of a model depends most.
+_SIZES = (
+    "image_shape", "hidden_channels", "latent_dim", "prior_hidden", "encoder_channels", "encoder_out_channels",
+    "classes", "base_hidden", "dequantization_hidden_channels", "dequantization_encoder_channels",
+    "dequantization_map_channels",
+)  # fmt: skip
 # A weight whose name ends in one of these parts is not trained by gradients.
 _UNTRAINED = ("moving_mean", "moving_variance")
 
@@ -165,28 +171,10 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
         if weights >= image
         else f"{shown_bytes(image)} for a single image"
     )
-    sizes = {
-        "a side of model.image_shape": max(config.image_shape[:2]),
-        "the channels of model.image_shape": config.image_shape[-1],
-        "an entry of model.hidden_channels": max(config.hidden_channels),
-        "model.classes": config.classes,
-    }
-    if config.has_latent:
-        sizes["model.latent_dim"] = config.latent_dim
-        if config.prior == "flow":
-            sizes["model.prior_hidden"] = config.prior_hidden
-    if config.has_encoder:
-        sizes["an entry of model.encoder_channels"] = max(config.encoder_channels)
-        sizes["model.encoder_out_channels"] = config.encoder_out_channels
-    if config.conditioning == "base":
-        sizes["model.base_hidden"] = config.base_hidden
-    if config.has_dequantizer:
-        for option in ("hidden_channels", "encoder_channels"):
-            name = f"dequantization_{option}"
-            sizes[f"an entry of model.{name}"] = max(getattr(config, name))
-        sizes["model.dequantization_map_channels"] = config.dequantization_map_channels
+    values = {name: getattr(config, name) for name in _SIZES}
+    sizes = {name: max(value) if isinstance(value, tuple) else value for name, value in values.items()}
     name = max(sizes, key=sizes.__getitem__)
     raise ConfigError(
         f"the model is too large: it needs {what}, and this machine has {shown_bytes(memory)} of memory; "
-        f"the largest of its sizes is {name}, {sizes[name]}"
+        f"the largest of its sizes is in model.{name}, {sizes[name]}"
     )

@@ -98,14 +98,7 @@ class ClassAffine(_ClassLayer):
             weight.assign(tf.zeros_like(weight))
 
     def call(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns z mapped by the scale and shift of every label.
-
-        Args:
-            z: `[batch, d_z]`.
-
-        Returns:
-            The mapped z, `[batch, classes, d_z]`, and the log-determinant for each label, `[classes]`.
-        """
+        """Returns z mapped for every label, `[batch, classes, d_z]`, and the log-determinants, `[classes]`."""
         log_scale = tf.convert_to_tensor(self.log_scale)
         y = z[:, None] * tf.exp(log_scale) + tf.convert_to_tensor(self.shift)
         return y, tf.reduce_sum(log_scale, -1)

@@ -112,13 +112,7 @@ class BatchNorm(Float32Layer):
         return tuple(x_shape)
 
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns the normalised images.
-
-        Args:
-            x: images, `[batch, height, width, channels]`.
-            training: whether to normalise by the batch's statistics and to update the moving statistics; a layer that
-                is not trainable always normalises by the moving statistics.
-        """
+        """Returns the normalised images; in training by the batch's statistics, if the layer is trainable."""
         if training and self.trainable:
             mean, variance = _batch_statistics(x)
             for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -130,10 +124,7 @@ class BatchNorm(Float32Layer):
 
 
 def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and (biased) variance of each channel over the images of all devices, `[channels]`.
-
-    Every device must have the same number of images.
-    """
+    """Returns mean and (biased) variance of each channel over all devices, which have equally many images."""
     shards = x if isinstance(x, list) else [x]
     images = sum(sizes(shard)[0] for shard in shards)
     count = product([images, *sizes(shards[0])[1:-1]], shards[0].dtype)
@@ -155,14 +146,8 @@ def _scale(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return x * scale + shift
 
 
-@image_by_image
-def _elu(x: tf.Tensor) -> tf.Tensor:
-    return tf.nn.elu(x)
-
-
-@image_by_image
-def _elu_of_sum(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    return tf.nn.elu(x + y)
+_elu = image_by_image(tf.nn.elu)
+_elu_of_sum = image_by_image(lambda x, y: tf.nn.elu(x + y))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -198,13 +183,8 @@ class ResNetBlock(Nested, Float32Layer):
             name = "shortcut_convolution"
             convolution = Convolution(self.planes, 1, self.strides, transposed=self.transposed, name=name)
             self.shortcut = [convolution, BatchNorm(name="shortcut_norm")]
-        layers = [
-            (self.convolution_1, x_shape),
-            (self.norm_1, inner),
-            (self.convolution_2, inner),
-            (self.norm_2, inner),
-        ]
-        return [(*each, None) for each in (*layers, *zip(self.shortcut, (x_shape, inner), strict=False))]
+        layers = (self.convolution_1, self.norm_1, self.convolution_2, self.norm_2, *self.shortcut)
+        return [(*each, None) for each in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         """Returns the cost of the block for one image."""
@@ -227,12 +207,7 @@ class ResNetBlock(Nested, Float32Layer):
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns maps `[batch, height/strides, width/strides, planes]`; if transposed, the sides grow instead.
-
-        Args:
-            x: maps, `[batch, height, width, channels]`.
-            training: whether to normalise by the batch's statistics and to update the moving statistics.
-        """
+        """Returns maps `[batch, height/strides, width/strides, planes]`; if transposed, the sides grow instead."""
         # Keras' `__call__` would take the shards of a batch for several inputs, so `call` is called directly.
         h = self.norm_1.call(self.convolution_1.call(x), training)
         h = self.norm_2.call(self.convolution_2.call(_elu(h)), training)
@@ -361,10 +336,5 @@ class LocalResNet(_BlockNetwork):
         return (*x_shape[:-1], self.map_channels)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the maps, `[batch, height, width, map_channels]`.
-
-        Args:
-            x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
-            training: whether to normalise by the batch's statistics and to update the moving statistics.
-        """
+        """Returns the maps, `[batch, height, width, map_channels]`; arguments as for `Encoder`."""
         return join_shards(self._run_blocks(x, training))

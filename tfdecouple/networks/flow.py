@@ -115,16 +115,8 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
     """The layer before some channels leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
 
     The last `dropped` channels of the output leave (paper Figure 3c; the paper's code calls this layer the multi-scale
-    prior). Glow instead learns a conditional Gaussian of the leaving channels.
-
-    Args:
-        dropped: how many channels leave.
-        hidden: width of the coupling net.
-        condition_size: size of z, or 0.
-        transform: name of a transform, such as "affine" or "additive".
-        alpha: bound of the affine scale.
-        conditioner: name of the coupling net in `config.CONDITIONERS`; None for the paper's.
-        **kwargs: arguments of `InvertibleLayer`.
+    prior). Glow instead learns a conditional Gaussian of the leaving channels. All other arguments are as for
+    `FlowStep`.
     """
 
     saved_arguments = (*_CouplingLayers.saved_arguments, "dropped")
@@ -146,7 +138,7 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the layer's output for x, and the log-determinant."""
+        """Returns y and the log-determinant."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
@@ -162,13 +154,7 @@ class FactorOut(_CouplingLayers, InvertibleComposite):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The layers of a stage: steps of flow with one number of channels, and the layer before some channels leave.
-
-    Attributes:
-        plan: the sizes of the stage.
-        steps: the steps of flow.
-        factor_out: the layer before channels leave; None if no channels leave after this stage.
-    """
+    """The layers of a stage: steps of flow with one number of channels, and the layer before some channels leave."""
 
     plan: StagePlan
     steps: tuple[FlowStep, ...]
@@ -266,15 +252,7 @@ class Flow(InvertibleComposite):
         step_layers: Sequence[str],
         **options: Any,
     ) -> tuple[tuple[Stage, ...], ...]:
-        """Returns the stages of each level.
-
-        Args:
-            levels: the sizes of the stages of each level.
-            transform: name of the transform of the couplings in steps.
-            multiscale_transform: name of the transform of the couplings before channels leave.
-            step_layers: names of further layers at the end of each step.
-            **options: further arguments of `FlowStep` and `FactorOut`.
-        """
+        """Returns the stages of each level; `options` are further arguments of `FlowStep` and `FactorOut`."""
         options["dtype"] = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:
@@ -289,14 +267,7 @@ class Flow(InvertibleComposite):
         return tuple(tuple(map(make_stage, level)) for level in levels)
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the parts of v: the channels that left the flow at each stage, and those that passed all stages.
-
-        Args:
-            v: the local code, `[batch, height, width, channels]`.
-
-        Returns:
-            Arrays `[batch, height, width, channels]`, each at the resolution of its level, the first to leave first.
-        """
+        """Returns the parts of v, each at the resolution of its level: first the channels that left first."""
         parts = []
         for depth in range(len(self.levels)):
             v, dropped = self._split_level(depth, self._enter_level(depth, v, None)[0])
