@@ -25,7 +25,7 @@ enable = tf.config.experimental.enable_tensor_float_32_execution
 def default_setting():
     enable(True)
     yield
-    assert tf32._switch._full == tf32._switch._tf32 == 0
+    assert tf32._switch.full == tf32._switch.tf32 == 0
     enable(True)
 
 

@@ -50,11 +50,7 @@ class Gradients(NamedTuple):
 class Weight(NamedTuple):
     """The declaration of a weight, from which a layer creates it.
 
-    Attributes:
-        shape: shape of the weight.
-        initializer: a function that makes a Keras initializer, or the name of an initializer.
-        dtype: dtype of the weight; None for the dtype of the layer.
-        trainable: whether training updates it by gradients.
+    `initializer` makes a Keras initializer, or is the name of one; without `dtype` the weight has the layer's.
     """
 
     shape: Shape

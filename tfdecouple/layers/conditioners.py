@@ -37,14 +37,10 @@ def weight_norm(shape: Shape) -> dict[str, Weight]:
 
 
 class WeightNorm(NamedTuple):
-    """A weight-normalised kernel g * V / ||V|| with a bias; the norm runs over all axes except the outputs.
+    """A weight-normalised kernel g * V / ||V|| with a bias: direction V, gain g and bias, the last two `[outputs]`.
 
-    While `gain` and `bias` are 0, the output is exactly 0 for any V, so every coupling starts as the identity.
-
-    Attributes:
-        direction: V, an array of the kernel's shape.
-        gain: g, `[outputs]`.
-        bias: the bias, `[outputs]`.
+    The norm runs over all axes except the outputs. While gain and bias are 0, the output is exactly 0 for any V, so
+    every coupling starts as the identity.
     """
 
     direction: Any
@@ -100,12 +96,10 @@ class CouplingNet(StartsAtZero, FullLayer):
         self.condition_size = condition_size
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the net's output, `[batch, ..., outputs]` in the layer's dtype.
+        """Returns the net's output for x, `[batch, ..., outputs]` in the layer's dtype.
 
-        Args:
-            weights: values of the weights, by the names of `declare`.
-            x: `[batch, height, width, channels]`, or `[batch, channels]`.
-            condition: z, `[batch, condition_size]`, or a map of the size of x; an unconditional net ignores it.
+        The weights are given by the names of `declare`. The condition is z, `[batch, condition_size]`, or a map of the
+        size of x; an unconditional net ignores it.
         """
         raise NotImplementedError
 
@@ -152,7 +146,7 @@ class ConvNet(CouplingNet):
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the net's output, `[batch, height, width, outputs]`; arguments as for `CouplingNet.output`."""
+        """Returns the net's output, `[batch, height, width, outputs]`."""
         dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
         last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
         kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
@@ -218,7 +212,7 @@ class MLP(CouplingNet):
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the net's output, `[batch, outputs]`; arguments as for `CouplingNet.output`."""
+        """Returns the net's output, `[batch, outputs]`."""
         last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(full_product(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(full_product(h, weights["second"]) + weights["second_bias"])

@@ -18,7 +18,7 @@ PARTS = ("last", "first")
 class ChannelSplit:
     """A split of C channels into x_a (unchanged) and x_b (transformed), one of the four in the paper's Figure 3b.
 
-    The number of transformed channels, n_t, is floor(C/2) unless the argument `transformed` sets it:
+    The number of transformed channels, n_t, is floor(C/2) unless `transformed` sets it, for the continuous pattern:
 
     | pattern    | part  | transformed (x_b)      | unchanged (x_a)        |
     | continuous | last  | the last n_t channels  | the first C - n_t      |
@@ -27,14 +27,6 @@ class ChannelSplit:
     | alternate  | first | channels 0, 2, 4, ...  | channels 1, 3, 5, ...  |
 
     With an odd number of channels the alternate pattern becomes the continuous one, as in the paper's code.
-
-    Args:
-        pattern: "continuous" or "alternate".
-        part: which channels are transformed, "last" or "first".
-        transformed: n_t, allowed for the continuous pattern only; None for half of the channels.
-
-    Raises:
-        ConfigError: if pattern or part is unknown, or `transformed` is set for the alternate pattern.
 
     >>> split = ChannelSplit("alternate", "first")
     >>> x_a, x_b = split(tf.constant([[0, 1, 2, 3]]))

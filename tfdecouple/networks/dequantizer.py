@@ -49,13 +49,10 @@ class DequantizingFlow(Flow):
         return self._make_stages(levels, transform, transform, (), alpha=alpha)
 
     def start(self, seed: Any) -> None:
-        """Sets the weights so that u is nearly uniform: couplings become the identity.
+        """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms start from noise.
 
         The output of every actnorm gets mean 0 and the standard deviation whose sigmoid is nearest to uniform. (In the
         paper's code the standard deviation is 1, which costs 0.28 bits per dimension.)
-
-        Args:
-            seed: seed of the noise that initialises the actnorms.
         """
         positions = self.levels[-1][0].plan.positions
         noise = randomness.draw_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
@@ -85,16 +82,7 @@ class DequantizingFlow(Flow):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Dequantizer(Nested, Float32Layer):
-    """The network of q(u|x), which computes u and its log-determinant from noise and an image.
-
-    Args:
-        config: the model's config, or the config as a plain dict.
-        **kwargs: arguments of `keras.layers.Layer`.
-
-    Attributes:
-        encoder: the network that computes the map from the image.
-        flow: the flow from noise to u, conditioned on the map.
-    """
+    """The network of q(u|x): an encoder computes a map of the image, and a flow, conditioned on it, u from noise."""
 
     saved_arguments = ("config",)
 
@@ -120,15 +108,9 @@ class Dequantizer(Nested, Float32Layer):
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
-        """Returns u for noise and images, and the log-determinant.
+        """Returns u in (0, 1) for standard normal noise and images x in [-1, 1), and log |det du/dnoise|, `[batch]`.
 
-        Args:
-            x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
-            noise: standard normal noise of the same shape.
-            training: whether to normalise by the batch's statistics and to update the moving statistics.
-
-        Returns:
-            u in (0, 1), of the shape of x, and log |det du/dnoise|, `[batch]`.
+        In training the encoder normalises by the batch's statistics and updates its moving statistics.
         """
         local = self.encoder(x, training=True) if training else self.encoder.infer(x)
         return self.flow.forward_and_log_det(noise, local)

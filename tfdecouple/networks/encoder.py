@@ -318,10 +318,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
 class LocalResNet(_BlockNetwork):
     """A network that computes a map of each image's size, by the encoder's blocks and then as many transposed blocks.
 
-    Args:
-        channels: planes of each level; a level halves height and width.
-        map_channels: channels of the map.
-        **kwargs: arguments of `keras.layers.Layer`.
+    `channels` are the planes of each level, which halves height and width.
     """
 
     saved_arguments = ("channels", "map_channels")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pkgutil
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -19,24 +19,13 @@ from tfdecouple.layers import (
     Coupling,
     InvertibleConv1x1,
     InvertibleLayer,
+    InvertibleLinear,
     InvertibleSequence,
     Squeeze,
 )
 from tfdecouple.layers.base import Condition, FullLayer, InvertibleComposite, Mapped, RunLayers
 from tfdecouple.runtime.execution import Execution
 from tfdecouple.runtime.numerics import zero_per_image
-
-# The layers of a step by name, in the forward direction (paper Figure 3a): an actnorm, the linear map of the channels,
-# or a coupling, described by the pattern of its split and the part of the channels that it transforms.
-STEP: dict[str, Literal["actnorm", "linear"] | tuple[str, str]] = {
-    "actnorm_1": "actnorm",
-    "linear": "linear",
-    "coupling_continuous_last": ("continuous", "last"),
-    "coupling_continuous_first": ("continuous", "first"),
-    "actnorm_2": "actnorm",
-    "coupling_alternate_last": ("alternate", "last"),
-    "coupling_alternate_first": ("alternate", "first"),
-}
 
 
 class _CouplingLayers(InvertibleLayer):
@@ -55,11 +44,8 @@ class _CouplingLayers(InvertibleLayer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.hidden = hidden
-        self.condition_size = condition_size
-        self.transform = transform
-        self.alpha = alpha
-        self.conditioner = conditioner
+        self.hidden, self.condition_size = hidden, condition_size
+        self.transform, self.alpha, self.conditioner = transform, alpha, conditioner
 
     def _make_coupling(self, name: str, **options: Any) -> Coupling:
         return Coupling(
@@ -89,25 +75,24 @@ class FlowStep(_CouplingLayers, InvertibleSequence):
     """
 
     saved_arguments = (*_CouplingLayers.saved_arguments, "step_layers")
+    _linear: type[InvertibleLinear] = InvertibleConv1x1
 
     def __init__(self, hidden: int, condition_size: int = 0, *, step_layers: Sequence[str] = (), **kwargs: Any):
         super().__init__(hidden, condition_size, **kwargs)
         self.step_layers = tuple(step_layers)
-        further = [pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=self.dtype_policy) for name in step_layers]
-        self.sequence = [*map(self._make_layer, STEP), *further]
+        # The names of the layers are part of the paths of weights in checkpoints.
+        self.sequence = [
+            ActNorm(name="actnorm_1", dtype=self.dtype_policy),
+            self._linear(name="linear", dtype=self.dtype_policy),
+            *self._make_couplings("continuous"),
+            ActNorm(name="actnorm_2", dtype=self.dtype_policy),
+            *self._make_couplings("alternate"),
+            *(pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=self.dtype_policy) for name in step_layers),
+        ]
 
-    def _make_layer(self, name: str) -> InvertibleLayer:
-        """Returns the layer of a step with a name of `STEP`, which is part of the paths of weights in checkpoints."""
-        match STEP[name]:
-            case "actnorm":
-                return ActNorm(name=name, dtype=self.dtype_policy)
-            case "linear":
-                return self._make_linear(name=name, dtype=self.dtype_policy)
-            case pattern, part:
-                return self._make_coupling(name, pattern=pattern, part=part)
-
-    def _make_linear(self, **options: Any) -> InvertibleLayer:
-        return InvertibleConv1x1(**options)
+    def _make_couplings(self, pattern: str) -> list[Coupling]:
+        parts = ("last", "first")
+        return [self._make_coupling(f"coupling_{pattern}_{part}", pattern=pattern, part=part) for part in parts]
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

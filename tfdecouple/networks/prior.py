@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfdecouple.config.shapes import step_names
-from tfdecouple.layers import InvertibleLayer, InvertibleLinear, InvertibleSequence
+from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.execution import Execution
 
@@ -16,8 +16,7 @@ from tfdecouple.runtime.execution import Execution
 class PriorStep(FlowStep):
     """A step of flow on vectors, with a linear layer instead of the 1x1 convolution, and MLPs as coupling nets."""
 
-    def _make_linear(self, **options: Any) -> InvertibleLayer:
-        return InvertibleLinear(**options)
+    _linear = InvertibleLinear
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -34,21 +33,10 @@ class PriorFlow(InvertibleSequence):
 
     saved_arguments = ("steps", "hidden", "transform", "alpha")
 
-    def __init__(
-        self,
-        steps: int,
-        hidden: int,
-        *,
-        transform: str = "affine",
-        alpha: float = 1.0,
-        **kwargs: Any,
-    ):
+    def __init__(self, steps: int, hidden: int, *, transform: str = "affine", alpha: float = 1.0, **kwargs: Any):
         super().__init__(**kwargs)
         self.execution = Execution()
-        self.steps = steps
-        self.hidden = hidden
-        self.transform = transform
-        self.alpha = alpha
+        self.steps, self.hidden, self.transform, self.alpha = steps, hidden, transform, alpha
         self.sequence = [
             PriorStep(hidden, transform=transform, alpha=alpha, name=name, dtype=self.dtype_policy)
             for name in step_names(steps)

@@ -61,7 +61,12 @@ class Execution:
         self._network_functions: dict[tuple, tuple[list[keras.Variable], Any]] = {}
 
     def trace_network(
-        self, network: keras.layers.Layer, name: str, function: Callable[..., Any], *inputs: tf.Tensor | None
+        self,
+        network: keras.layers.Layer,
+        name: str,
+        function: Callable[..., Any],
+        x: tf.Tensor,
+        *others: tf.Tensor | None,
     ) -> Callable[[], tuple[tf.Tensor, ...]]:
         """Returns the call of a function on a batch, without arguments: in shards, and through a trace if eager.
 
@@ -71,25 +76,25 @@ class Execution:
             network: the network whose weights the function reads.
             name: name of the function; equal names, equal functions.
             function: function of x and a condition that maps each image separately and returns a tuple of tensors.
-            *inputs: the batch x, `[batch, ...]`, and perhaps a condition and `probe_per_image(x)`, or None for them.
+            x: the batch, `[batch, ...]`.
+            *others: perhaps a condition and `probe_per_image(x)`, or None for them.
         """
-        x = inputs[0]
         compiled = self.jit_compile if jit_compile() is None else bool(jit_compile())
         shards = shard_count() if is_sharded(x) else 1
         run = functools.partial(run_in_shards, function, shards, compiled)
         if not tf.executing_eagerly() or x.shape[0] == 0:
-            return functools.partial(run, *inputs)
+            return functools.partial(run, x, *others)
         # Images of another size than the network's share one trace, which leaves height and width open.
         is_open = len(x.shape) == 4 and x.shape[1:-1] != network._sides
         key = (name, shards, compiled, x.shape[-1:] if is_open else x.shape[1:], *_trace_settings())
         if key not in self._network_functions:
             self._network_functions[key] = network.variables, (traced := _as_function(run))
             if is_open and not tf.config.functions_run_eagerly():
-                traced.get_concrete_function(*map(_open_shape, inputs))
+                traced.get_concrete_function(*map(_open_shape, (x, *others)))
         variables, traced = self._network_functions[key]
         # Inside a `keras.StatelessScope` other values replace the weights, which an existing trace would ignore.
         are_replaced = any(not isinstance(variable.value, tf.Variable) for variable in variables)
-        return functools.partial(run if are_replaced else traced, *inputs)
+        return functools.partial(run if are_replaced else traced, x, *others)
 
     def trace_layer(self, method: Callable[..., Any], x: tf.Tensor) -> Callable[..., Any]:
         """Returns a layer's method as a trace that all layers of the same kind share.
@@ -99,7 +104,7 @@ class Execution:
         values instead of its own weights.
 
         Args:
-            method: method of the layer, bound to it; its first argument is x, the next is z, a map, or None.
+            method: method of the layer, bound to it; its first argument is x, the next is the condition.
             x: the input.
         """
         layer = method.__self__  # type: ignore[attr-defined]
@@ -120,11 +125,7 @@ class Execution:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the output and the log-determinant of layers that run one after the other and keep the shape.
 
-        Args:
-            method: the layers' method for the direction, "_forward" or "_inverse".
-            layers: the layers, in the order in which they run.
-            h: the input of the first layer.
-            condition: z or a map for all layers, or None.
+        `method` is the layers' method for the direction, "_forward" or "_inverse".
         """
         # Chains of layers on vectors store little, so the backward pass does not invert them.
         inverts = backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
@@ -314,9 +315,9 @@ def run_in_shards(
         function: function of x and a condition that maps each image separately and returns a tuple of tensors.
         shards: number of shards, at most one for each image.
         compiled: whether XLA compiles the layers.
-        x: the batch, `[batch, ...]`.
-        condition: z or a map, `[batch, ...]`, or None.
-        probe: error probes, `[batch]`, as of `probe_per_image`, or None.
+        x: the batch; condition and probes (`probe_per_image`) have an entry for each of its images, or are None.
+        condition: z or a map.
+        probe: error probes.
     """
     if x.shape[0] == 0:
         # Convolutions refuse an empty batch, so one image of zeros shows the shapes of the outputs.
@@ -414,11 +415,7 @@ def _backward_probe() -> tf.Tensor | None:
 def probe_per_image(x: tf.Tensor) -> tf.Tensor | None:
     """Returns an error probe for each image, `[batch]`; the largest of their gradients is that of the context's probe.
 
-    Args:
-        x: the batch.
-
-    Returns:
-        The probes; None if no layer is inverted, or if `backward_memory` got no probe.
+    Without a probe, or if no layer is inverted, it is None.
     """
     probe = _backward_probe() if backward_mode() == "invert" else None
     if probe is None:

@@ -33,26 +33,21 @@ def has_tf32() -> bool:
 
 
 class _Switch:
-    """The switch for TF32 in TensorFlow, with the numbers of contexts that need it off and on."""
+    """The switch for TF32 in TensorFlow, with the numbers of contexts that need it off (`full`) and on (`tf32`)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._full = self._tf32 = 0
+        self.full = self.tf32 = 0
         self._user_setting = False
-
-    @property
-    def allows_tf32(self) -> bool:
-        """Whether any thread is inside `tensor_float_32`."""
-        return self._tf32 > 0
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
         """Updates the counts and sets the switch: off if any context needs full float32, else on if any needs TF32."""
         with self._lock:
-            if not (self._full or self._tf32):
+            if not (self.full or self.tf32):
                 self._user_setting = _enabled()
-            self._full += full
-            self._tf32 += tf32
-            _enable(not self._full and (self._tf32 > 0 or self._user_setting))
+            self.full += full
+            self.tf32 += tf32
+            _enable(not self.full and (self.tf32 > 0 or self._user_setting))
 
 
 _switch = _Switch()
@@ -103,7 +98,7 @@ def gpu_in_sight() -> bool:
 
 
 def _warn_of_trace() -> None:
-    if not _enabled() or _switch.allows_tf32 or not gpu_in_sight():
+    if not _enabled() or _switch.tf32 or not gpu_in_sight():
         return
     trace = tf.compat.v1.get_default_graph()
     while getattr(getattr(trace, "outer_graph", None), "building_function", False):
@@ -128,7 +123,7 @@ _state = threading.local()
 
 @contextlib.contextmanager
 def net_precision(dtype: str) -> Iterator[None]:
-    """Sets the precision of the nets that are called or traced inside the context.
+    """Sets the precision of the nets that are called or traced inside the context: "float32", "tf32" or "bfloat16".
 
     "bfloat16" applies to the coupling nets of images only. With "tf32" TensorFlow's switch may be on when the
     computation runs (`tensor_float_32`): TF32 then applies to the encoder and to the coupling nets of images, while all
@@ -137,12 +132,6 @@ def net_precision(dtype: str) -> Iterator[None]:
     The precision belongs to a computation, not to a model: training may use "bfloat16" while encode and decode of the
     same model stay in float32. Exact inversion needs float32, because in lower precision the inputs of a net round
     differently in the two directions.
-
-    Args:
-        dtype: "float32", "tf32" or "bfloat16".
-
-    Raises:
-        UserError: if `dtype` is none of these.
     """
     if dtype not in NET_PRECISIONS:
         raise UserError(f"the precision of the nets is {dtype!r}; it must be one of {', '.join(NET_PRECISIONS)}")

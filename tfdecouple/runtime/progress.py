@@ -32,18 +32,17 @@ def duration(seconds: float) -> str:
 class TimeLeft:
     """An estimator of how long work will still take, at its mean speed so far, and of when the next report is due.
 
+    The clock starts with the first call of `is_due`, so that tracing does not count.
+
     Args:
         total: the amount of work, in any unit.
-        before: the amount of work done before the clock starts.
-        warm_up: whether the clock starts with the first call of `is_due`, so that tracing does not count.
-        first: seconds before the first report; None for the time between two reports.
+        first: seconds before the first report.
     """
 
-    def __init__(self, total: float, before: float = 0.0, *, warm_up: bool = False, first: float | None = None):
+    def __init__(self, total: float, first: float = INTERVAL):
         self._total = total
-        now = time.monotonic()
-        self._start = None if warm_up else (now, before)
-        self._next = now + (INTERVAL if first is None else first)
+        self._start: tuple[float, float] | None = None
+        self._next = time.monotonic() + first
 
     def is_due(self, done: float) -> bool:
         """Returns whether a report is due; `done` is the amount of work done so far."""
@@ -69,18 +68,13 @@ class TimeLeft:
 class Counter:
     """A counter that shows the progress of work on standard error: a bar on a terminal, otherwise a line at intervals.
 
-    Args:
-        what: the name of the work, for example "importance-weighted bound".
-        total: how many units there are.
-        file: the stream to write to; standard error by default.
-        before: how many units an earlier process has done.
-        unit: the name of the units, in the plural.
+    `before` is how many of the `total` units an earlier process has done.
     """
 
     def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0, unit: str = "images"):
         self._what, self._total, self._unit, self._before = what, total, unit, before
         self._file = file or sys.stderr
-        self._left = TimeLeft(total, warm_up=True, first=_FIRST)
+        self._left = TimeLeft(total, _FIRST)
         self._bar: tqdm | None = None
 
     def __enter__(self) -> Counter:
@@ -128,12 +122,12 @@ class TrainingProgress:
         self._total, self._batch_size = total, batch_size
         self._metrics = ""
         self._last_line = time.monotonic()
-        self._left = TimeLeft(total, first=0.0, warm_up=True)
+        self._left = TimeLeft(total, 0.0)
         self._bar: tqdm | None = None
 
     def begin(self, step: int) -> None:
         """Starts the display at a step of the run, 0 or the step at which the run resumes."""
-        self._left = TimeLeft(self._total, step, first=0.0, warm_up=True)
+        self._left = TimeLeft(self._total, 0.0)
         if self._file.isatty():
             options = {"initial": step, "unit": "step", "bar_format": "step {n_fmt}/{total_fmt} |{bar}| {desc}"}
             self._bar = tqdm(total=self._total, file=self._file, dynamic_ncols=True, **options)
@@ -172,7 +166,7 @@ class TrainingProgress:
 
     def counted(self, what: str, total: int) -> Callable[[int], None]:
         """Returns a callback that takes the number of images done, and shows it as a note with the time left."""
-        left = TimeLeft(total, warm_up=True)
+        left = TimeLeft(total)
 
         def report(done: int) -> None:
             left.is_due(done)
