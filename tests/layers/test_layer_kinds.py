@@ -28,22 +28,6 @@ class TestAgainstTFP:
         once = theirs.forward_log_det_jacobian(tf.reshape(x, [-1, x.shape[-1]])[0], event_ndims=1)
         close(log_det, tf.fill([BATCH], math.prod(x.shape[1:-1]) * once))
 
-    @pytest.mark.parametrize("scale", ["affine-1.0", "affine-0.6", "additive-1.0"])
-    def test_coupling_of_vectors_is_a_real_nvp(self, scale):
-        layer, x, _ = case(f"coupling-continuous-last-{scale}-vector")
-
-        def shift_and_log_scale(kept, units, **kwargs):
-            parameters = layer.net(kept)
-            if layer.transform == "additive":
-                return parameters, None
-            shift, raw = tf.split(parameters, 2, -1)
-            return shift, tf.math.log(1 + layer.alpha * tf.tanh(raw / 2))
-
-        theirs = tfb.RealNVP(num_masked=3, shift_and_log_scale_fn=shift_and_log_scale)
-        y, log_det = layer.forward_and_log_det(x)
-        close(y, theirs.forward(x))
-        close(log_det, theirs.forward_log_det_jacobian(x, event_ndims=1))
-
     def test_squeeze_is_a_reshape_and_a_transpose(self):
         layer, x, _ = case("squeeze")
         theirs = tfb.Chain(

@@ -80,7 +80,12 @@ def without_values():
     global_state.set_global_attribute("uninitialized_variables", [])
 
 
-@pytest.mark.parametrize("name", preset_names())
+# The configs above have all options; these presets are built fast.
+QUICK = ("quickstart", "cifar10_classes", "cifar10_glow_var")
+PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in preset_names()]
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_weights_are_those_of_the_preset(name, without_values):
     check_weights(load_preset(name).model)
 

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import itertools
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.flows import BATCH, BLOCKS, CONDITION, F64, FLOWS, SMALL, block, close, flow
+from helpers.layers import check
 from helpers.models import (
-    every_weight_has_a_gradient,
     give_effect,
     jacobian_log_det,
-    negative_log_likelihood,
     walk_with,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
-from tfdecouple.networks.prior import PriorFlow, PriorStep
-
-# Others in each run; one that fails is printed with the decorator that repeats it.
-SOME = settings(max_examples=12, deadline=None, print_blob=True)
+from tfdecouple.networks.prior import PriorStep
 
 
 @functools.cache
@@ -72,39 +63,12 @@ class TestProperties:
         assert len({id(leaf) for leaf in visited}) == len(visited)
         assert isinstance(visited[0], ActNorm | InvertibleConv1x1)
 
-    @pytest.mark.parametrize("name", BLOCKS)
-    def test_every_weight_receives_a_gradient(self, name):
-        layer, x, condition = block(name)
-        every_weight_has_a_gradient(layer, lambda: negative_log_likelihood(layer, x, condition))
 
-
-class TestAnyShape:
-    @SOME
-    @example(batch=1, height=1, width=1, channels=2, seed=0)
-    @example(batch=3, height=2, width=1, channels=9, seed=0)
-    @example(batch=2, height=1, width=3, channels=4, seed=0)
-    @given(
-        batch=st.integers(1, 3),
-        height=st.integers(1, 3),
-        width=st.integers(1, 3),
-        channels=st.integers(2, 9),
-        seed=st.integers(0, 2**32 - 1),
-    )
-    def test_steps_take_any_shape(self, batch, height, width, channels, seed):
-        step = FlowStep(3, CONDITION, **F64)
-        check(step, (batch, height, width, channels), seed)
-        check(FactorOut(channels // 2, 3, CONDITION, **F64), (batch, height, width, channels), seed)
-        check(PriorStep(3, **F64), (batch, channels), seed)
-
-
-def check(layer, shape, seed):
-    layer.build((None, *shape[1:]))
-    give_effect(layer, seed=seed, scale=0.3)
-    rng = np.random.default_rng(seed)
-    x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))
-    y, log_det = layer.forward_and_log_det(x, condition)
-    close(layer.inverse_and_log_det(y, condition)[0], x, 1e-8)
-    close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 2, 1, 9), (2, 1, 3, 4)])
+def test_steps_take_any_shape(shape):
+    check(FlowStep(3, CONDITION, **F64), shape)
+    check(FactorOut(shape[-1] // 2, 3, CONDITION, **F64), shape)
+    check(PriorStep(3, **F64), (shape[0], shape[-1]))
 
 
 @pytest.mark.usefixtures("eager")
@@ -131,13 +95,6 @@ class TestStep:
         patterns = [(c.pattern, c.part) for c in layer.sequence if isinstance(c, Coupling)]
         assert patterns == list(itertools.product(("continuous", "alternate"), ("last", "first")))
         assert len(set(names)) == 7
-
-    def test_step_is_the_chain_of_its_layers(self):
-        layer, x, condition = block("step")
-        chain = tfb.Chain([child.as_bijector(condition) for child in reversed(layer.sequence)])
-        y, log_det = layer.forward_and_log_det(x, condition)
-        close(chain.forward(x), y)
-        close(chain.forward_log_det_jacobian(x, event_ndims=3), log_det)
 
 
 class TestFactorOut:
@@ -193,14 +150,12 @@ class TestMultiScale:
     @pytest.mark.parametrize(
         "config",
         [
-            dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)),
             dataclasses.replace(SMALL, steps=(1, (1, 2, 1), 1)),
-            dataclasses.replace(SMALL, steps=(1, (1,), 1), factors=(6,)),
             dataclasses.replace(
                 SMALL, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_shape=(8, 8, 3)
             ),
         ],
-        ids=["two-levels", "three-stages", "factor-6", "factors-2-and-3"],
+        ids=["three-stages", "factors-2-and-3"],
     )
     def test_every_structure_inverts(self, config):
         layer = Flow(config, **F64)
@@ -249,35 +204,7 @@ class TestConditioning:
             getattr(layer, direction)(np.zeros(shape), z)
 
 
-# A layer of each class with every option off its default, and the shape of an input.
-OPTIONS = {"transform": "additive", "alpha": 0.5, "name": "other", "dtype": "float64"}
-OFF_DEFAULT = {
-    FlowStep: (FlowStep(5, 3, step_layers=("sinh_arcsinh",), **OPTIONS), (2, 2, 4)),
-    FactorOut: (FactorOut(1, 5, 3, **OPTIONS), (2, 2, 4)),
-    PriorStep: (PriorStep(5, 0, step_layers=("sinh_arcsinh",), **OPTIONS), (4,)),
-    PriorFlow: (PriorFlow(3, 5, **OPTIONS), (4,)),
-}
-
-
-@pytest.mark.usefixtures("eager")
-class TestConfig:
-    @pytest.mark.parametrize("kind", OFF_DEFAULT, ids=lambda kind: kind.__name__)
-    def test_config_round_trip_keeps_every_option_and_the_function(self, kind):
-        layer, shape = OFF_DEFAULT[kind]
-        layer.build((None, *shape))
-        give_effect(layer)
-        for parameter in inspect.signature(kind).parameters.values():
-            if parameter.kind is parameter.KEYWORD_ONLY:
-                assert layer.get_config()[parameter.name] != parameter.default
-        again = keras.layers.deserialize(keras.layers.serialize(layer))
-        assert type(again) is kind and again.get_config() == layer.get_config()
-        assert [v.path for v in again.variables] == [v.path for v in layer.variables]
-        again.set_weights(layer.get_weights())
-        x, condition = np.random.default_rng(0).standard_normal((2, *shape)), np.ones((2, 3))
-        for ours, theirs in zip(layer(x, condition), again(x, condition), strict=True):
-            np.testing.assert_array_equal(ours, theirs)
-
-    @pytest.mark.parametrize("dropped", [0, 4])
-    def test_factor_out_must_keep_and_drop_something(self, dropped):
-        with pytest.raises(UserError, match="of 4 channels"):
-            FactorOut(dropped, 4).forward_and_log_det(np.ones((1, 2, 2, 4)))
+@pytest.mark.parametrize("dropped", [0, 4])
+def test_factor_out_must_keep_and_drop_something(dropped):
+    with pytest.raises(UserError, match="of 4 channels"):
+        FactorOut(dropped, 4).forward_and_log_det(np.ones((1, 2, 2, 4)))

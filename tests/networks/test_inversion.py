@@ -19,17 +19,11 @@ from tfdecouple.runtime import execution
 from tfdecouple.transforms import TRANSFORMS, Transform
 
 SMALL = dataclasses.replace(TINY, image_shape=(4, 4, 3), steps=(1, (1, 1), 1), factors=(3,), encoder_channels=(4,))
+TWO_LEVELS = {"steps": (1, 1), "hidden_channels": (4, 4)}
 # Every kind of conditioning and transform.
 KINDS = {
     "coupling": {"alpha": 0.5, "steps": (1, (1,), 1)},
-    "base, additive": {
-        "conditioning": "base",
-        "transform": "additive",
-        "multiscale_transform": "additive",
-        "steps": (1, 2),
-        "hidden_channels": (4, 4),
-    },
-    "none": {"conditioning": "none", "alpha": 1.0, "steps": (1, 1), "hidden_channels": (4, 4)},
+    "base, additive": {"conditioning": "base", "transform": "additive", **TWO_LEVELS},
 }
 
 # Of an input, of the gradient for an output and of that for its log-determinant.
@@ -82,14 +76,12 @@ def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
             assert float(theirs) == 0 < float(ours) < 1e-12
             continue
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9 * np.abs(theirs).max(), err_msg=name)
-        assert np.any(theirs != 0) or (name == "z" and KINDS[kind].get("conditioning") == "none"), name
+        assert np.any(theirs != 0), name
 
 
-@pytest.mark.parametrize(
-    "alpha", [pytest.param(0.5, marks=pytest.mark.slow), pytest.param(0.8, marks=pytest.mark.slow), 1.0]
-)
+@pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 def test_gradients_in_float32_are_within_the_promise_after_updates(alpha):
-    flow, x, z = built("float32", alpha=alpha, steps=(1, 1), hidden_channels=(4, 4))
+    flow, x, z = built("float32", alpha=alpha, conditioning="none", **TWO_LEVELS)
     gradients = function_of(flow)
     for _ in range(30):
         _, (_, _, _, *found) = gradients("keep", x, z)
@@ -101,15 +93,14 @@ def test_gradients_in_float32_are_within_the_promise_after_updates(alpha):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max(), err_msg=variable.path)
 
 
-@pytest.mark.parametrize("mode", ["recomputed", "", True])
-def test_another_mode_is_refused(mode):
-    with pytest.raises(UserError, match="one of keep, recompute, invert"), backward_memory(mode):
+def test_another_mode_is_refused():
+    with pytest.raises(UserError, match="one of keep, recompute, invert"), backward_memory("recomputed"):
         pass
 
 
 def test_nothing_is_kept_between_the_steps_of_a_stage():
     depth = 3
-    flow, x, z = built("float32", steps=(1, depth), hidden_channels=(4, 4))
+    flow, x, z = built("float32", conditioning="none", steps=(1, depth), hidden_channels=(4, 4))
     graph = function_of(flow).get_concrete_function("invert", x, z).graph
     calls = [op for op in graph.get_operations() if "PartitionedCall" in op.type]
     forward, backward = ([op for op in calls if (len(op.outputs) == 2) == is_forward] for is_forward in (True, False))
@@ -121,7 +112,7 @@ def test_nothing_is_kept_between_the_steps_of_a_stage():
 
 
 def test_probe_tells_what_did_not_come_back():
-    flow, x, z = built("float32", conditioning="none", steps=(1, 1), hidden_channels=(4, 4))
+    flow, x, z = built("float32", conditioning="none", **TWO_LEVELS)
     matrix, gradients = flow.levels[0][0].steps[0].sequence[1].kernel, function_of(flow)
     u, values, v = np.linalg.svd(matrix.numpy())
     for smallest, is_lost in ((1.0, False), (1e-2, False), (1e-6, True)):
@@ -134,7 +125,7 @@ def test_probe_tells_the_worst_image_of_all_shards(monkeypatch):
     monkeypatch.setattr(execution, "shard_count", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
     monkeypatch.setattr(execution, "inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32))
-    flow, x, z = built(steps=(1, 1), hidden_channels=(4, 4))
+    flow, x, z = built(conditioning="none", **TWO_LEVELS)
     gradients = function_of(flow)
     of_each = [float(gradients("invert", x[n : n + 1], z[n : n + 1])[1][2]) for n in range(len(x))]
     assert min(of_each) < 0.9 * max(of_each)

@@ -60,7 +60,7 @@ def operations(function, x, kernel):
 
 
 class TestValues:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=20, deadline=None)
     @given(
         batch=st.integers(1, 3),
         height=st.integers(1, 5),
@@ -79,10 +79,7 @@ class TestValues:
 
 
 class TestEveryShape:
-    """Each number of outputs that a vector holds or a net ends in, on whatever processor runs this.
-
-    The kernels of TensorFlow's library have read beyond their maps: what is free in memory is NaN here.
-    """
+    """The kernels of TensorFlow's library have read beyond their maps: free memory is NaN here."""
 
     @pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16])
     @pytest.mark.parametrize(
@@ -91,8 +88,8 @@ class TestEveryShape:
     def test_is_the_convolution_and_its_gradients(self, dtype, inputs, monkeypatch):
         monkeypatch.setattr(convolution, "vector_size", LANES)
         wrong = []
-        for outputs in range(1, 49):
-            for height, width in ((2, 2), (3, 4), (2, 7), (2, 8), (1, 12), (2, 16), (1, 18)):
+        for outputs in (*range(1, 10), 12, 15, 16, 17, 24, 48):
+            for height, width in ((2, 2), (3, 4), (2, 7), (1, 12), (2, 16), (1, 18)):
                 # Of the dtype's numbers; the products of the one are compared with those of float64.
                 given = [
                     tf.cast(maps(*shape, seed=seed), dtype)
@@ -120,11 +117,6 @@ class TestPacking:
         (forward,) = found["Conv2D"]
         assert forward.get_attr("strides") == [1, 1, step, 1]
         assert forward.inputs[1].shape[-1] == step * outputs
-
-    @pytest.mark.parametrize(("inputs", "outputs", "swapped"), [(32, 8, True), (8, 32, False), (32, 48, False)])
-    def test_gradient_for_the_kernel_has_its_outputs_where_vectors_are_full(self, inputs, outputs, swapped):
-        (operation,) = operations(convolve, maps(2, 4, 8, inputs), maps(3, 3, inputs, outputs))["Conv2DBackpropFilter"]
-        assert operation.outputs[0].shape == [3, 3, *((outputs, inputs) if swapped else (inputs, outputs))]
 
     def test_images_of_unknown_size_and_a_gpu_get_the_operations_of_tensorflow(self, monkeypatch):
         kernel = maps(3, 3, WIDE, SMALL)

@@ -1,4 +1,4 @@
-"""Tests of what the programs set for their whole process."""
+"""Tests of what a program sets for its process: by the devices there are, and as the environment changes it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,96 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 from helpers.places import PATIENCE, ROOT
+from helpers.refusals import message_of
 
-pytestmark = pytest.mark.usefixtures("forked")
+from tfdecouple.errors import ConfigError
+from tfdecouple.runtime import process
+from tfdecouple.runtime.execution import shard_count
+from tfdecouple.training.strategy import device_input_options
+
+
+@pytest.fixture
+def set_to(monkeypatch):
+    """What TensorFlow is told, by the name of the setting; `gpus` lists devices that are not there."""
+    told = {"gpus": [], "growth": []}
+    own = (process.ALLOW_GROWTH, process.GRAPPLER, process.SHARDS)
+    for name in (*own, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in ("list_physical_devices", "get_visible_devices"):
+        monkeypatch.setattr(tf.config, name, lambda kind=None: told["gpus"] if kind == "GPU" else [])
+    monkeypatch.setattr(process, "_keep_memory", lambda: None)
+    monkeypatch.setattr(process.gc, "set_threshold", lambda *_: None)
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: told["growth"].append((gpu, on)))
+    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", told.update)
+    for kind in ("intra", "inter"):
+        name = f"{kind}_op_parallelism_threads"
+        monkeypatch.setattr(tf.config.threading, f"set_{name}", lambda n, kind=kind: told.__setitem__(kind, n))
+        monkeypatch.setattr(tf.config.threading, f"get_{name}", lambda kind=kind: told.get(kind, 0))
+    return told
+
+
+def test_graphs_are_rewritten_and_memory_grows_on_gpus_alone(set_to, monkeypatch):
+    process.start_tensorflow()
+    assert set_to["disable_meta_optimizer"] and not set_to["growth"]
+    assert device_input_options().experimental_per_replica_buffer_size == 1
+    set_to["gpus"] = ["GPU:0", "GPU:1"]
+    process.start_tensorflow()
+    assert not set_to["disable_meta_optimizer"] and set_to["growth"] == [("GPU:0", True), ("GPU:1", True)]
+    assert device_input_options().experimental_per_replica_buffer_size == 2
+    monkeypatch.setenv(process.GRAPPLER, "0")
+    monkeypatch.setenv(process.ALLOW_GROWTH, "false")
+    process.start_tensorflow()
+    assert set_to["disable_meta_optimizer"] and len(set_to["growth"]) == 2
+
+
+def test_devices_that_a_user_has_started_keep_their_memory(set_to, monkeypatch):
+    def refuse(gpu, on):
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    set_to["gpus"] = ["GPU:0"]
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", refuse)
+    process.start_tensorflow()
+    assert not set_to["disable_meta_optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "variable", "expected"),
+    [
+        (1, "", [1, 1, 1]),
+        (2, "", [1, 2, 2]),
+        (4, "", [4, 4, 1]),
+        (8, "2", [4, 8, 2]),
+        (8, "3", [2, 6, 3]),
+        (2, "8", [1, 2, 2]),
+        (4, "0", [4, 4, 1]),
+    ],
+)
+def test_two_threads_take_a_shard_each_and_more_share_one_unless_the_variable_asks(
+    set_to, monkeypatch, threads, variable, expected
+):
+    monkeypatch.setenv(process.SHARDS, variable)
+    process.divide_cores(threads)
+    assert [set_to["intra"], set_to["inter"], shard_count()] == expected
+
+
+def test_the_users_own_number_of_threads_stays(set_to, monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "2")
+    process.divide_cores(2)
+    assert "intra" not in set_to
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [(process.GRAPPLER, "maybe"), (process.SHARDS, "-1"), (process.SHARDS, "two"), (process.SHARDS, "99999")],
+)
+def test_another_value_is_refused(set_to, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    message = message_of(ConfigError, process.start_tensorflow)
+    assert variable in message and repr(value) in message and "must be" in message
+
 
 PROGRAM = """
 import json
@@ -32,6 +119,7 @@ def run(program):
     )
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_program_has_a_thread_for_every_core():
     cores = len(os.sched_getaffinity(0))
     shards = 2 if cores == 2 else 1
@@ -53,6 +141,7 @@ sys.exit(run_program(lambda: Found() and 3))
 """
 
 
+@pytest.mark.usefixtures("forked")
 def test_ends_without_looking_for_garbage_once_more():
     """With the graphs of a training that took 7 s on two busy cores, and 28 s on one core alone."""
     done = run(LEAVES_GARBAGE)

@@ -33,15 +33,6 @@ def model():
 
 class TestHowMany:
     @pytest.mark.parametrize(
-        ("threads", "operations", "expected"),
-        [(0, 0, 1), (0, 4, 1), (1, 2, 2), (2, 4, 2), (2, 3, 1), (4, 1, 1), (1, 4, 4)],
-    )
-    def test_as_many_as_operations_for_each_thread_of_one(self, monkeypatch, threads, operations, expected):
-        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
-        monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: operations)
-        assert execution.shard_count() == expected
-
-    @pytest.mark.parametrize(
         ("images", "count", "expected"), [(1, 2, False), (2, 2, True), (3, 2, True), (8, 1, False)]
     )
     def test_each_shard_needs_an_image(self, in_shards, images, count, expected):

@@ -18,17 +18,10 @@ from tfdecouple.networks.prior import PriorStep
 from tfdecouple.runtime.execution import Execution, jit_compiled
 
 Z = 3
-MAP = (2, 2, 3)
 # Kinds of layers that run through a shared trace, the shape of their inputs and that of their condition.
 KINDS = {
     "step": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3), (Z,)),
-    "step, additive, of a map": (lambda: FlowStep(4, Z, transform="additive"), (2, 2, 3), MAP),
-    "factor-out, alpha 1": (lambda: FactorOut(2, 4, Z), (2, 2, 6), (Z,)),
-    "factor-out, additive, without z": (
-        lambda: FactorOut(2, 4, transform="additive"),
-        (2, 2, 6),
-        None,
-    ),
+    "factor-out, additive, of a map": (lambda: FactorOut(2, 4, Z, transform="additive"), (2, 2, 6), (2, 2, 3)),
     "prior": (lambda: PriorStep(4), (4,), None),
     "whitening": (lambda: ConditionalWhitening(5, Z), (2, 2, 3), (Z,)),
     "sigmoid": (Sigmoid, (2, 2, 3), None),
