@@ -134,18 +134,12 @@ class TestPacking:
 
 
 @pytest.mark.parametrize(
-    ("described", "lanes", "packs_bfloat16"),
-    [
-        ("flags : avx2 avx512f avx512_bf16 amx_bf16 amx_tile", 16, False),
-        ("flags : avx2 avx512f avx512_bf16", 16, True),
-        ("flags : avx2", 8, True),
-        (None, 8, False),
-    ],
+    ("described", "lanes"), [("flags : avx2 avx512f avx512_bf16 amx_bf16", 16), ("flags : avx2", 8), (None, 8)]
 )
-def test_vectors_and_matrix_units_are_those_of_the_processor(described, lanes, packs_bfloat16, tmp_path, monkeypatch):
+def test_vectors_are_those_of_the_processor(described, lanes, tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     if described is not None:
         file.write_text(described, encoding="utf-8")
     text = convolution.processor_text(str(file))
     monkeypatch.setattr(convolution, "processor_text", lambda: text)
-    assert (LANES(), convolution.packs_bfloat16()) == (lanes, packs_bfloat16)
+    assert LANES() == lanes

@@ -77,10 +77,7 @@ class ChannelMatrix(ClosedForm):
 
 
 class Squeeze(ClosedForm):
-    """The bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`: neighbouring pixels become channels.
-
-    In the new channels the sub-pixel position is the slow index and the old channel the fast one, as in the paper's
-    code; Glow's code has the opposite order.
+    """The bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`: neighbouring pixels become channels (`layers.Squeeze`).
 
     >>> Squeeze().forward(tf.zeros([1, 4, 4, 3])).shape.as_list()
     [1, 2, 2, 12]

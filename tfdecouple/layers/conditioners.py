@@ -117,10 +117,6 @@ class CouplingNet(StartsAtZero, FullLayer):
         net_inputs = positions * (x_shape[-1] + map_channels)
         return Cost(adds, net_inputs=net_inputs, hidden_map=positions * self.hidden)
 
-    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
-        """Returns the shape of the output of `call`."""
-        return (*x_shape[:-1], self.outputs)
-
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ConvNet(CouplingNet):

@@ -7,7 +7,7 @@ unknown height and width, TensorFlow's own operations are used.
 
 TensorFlow computes convolutions by oneDNN, which (version 3.7.3) reads beyond a row in strided convolutions if a row
 gives a single output (the result is NaN or arbitrary), and on processors with AMX in bfloat16 for further widths. So a
-row is never packed into one vector, and nothing is packed in bfloat16 on a processor that may have AMX.
+row is never packed into one vector, and nothing is packed in bfloat16.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _fills_registers(x: tf.Tensor) -> bool:
 
 def _neighbours(x: tf.Tensor, outputs: int) -> int:
     """Returns how many neighbouring pixels of a row share a vector register in a convolution of x."""
-    if not _fills_registers(x) or (x.dtype == tf.bfloat16 and not packs_bfloat16()):
+    if not _fills_registers(x) or x.dtype == tf.bfloat16:
         return 1
     most = min(vector_size() // outputs, x.shape[2] // 2)
     return max((count for count in range(1, most + 1) if x.shape[2] % count == 0), default=1)
@@ -139,11 +139,6 @@ def _neighbours(x: tf.Tensor, outputs: int) -> int:
 def _filled_part(channels: int) -> float:
     """Returns which part of the vector registers is in use, between 0 and 1, if they hold so many channels."""
     return channels / (-(-channels // vector_size()) * vector_size())
-
-
-def packs_bfloat16() -> bool:
-    """Returns whether pixels may share a register in bfloat16: true if the processor is known to lack AMX."""
-    return bool(processor_text()) and "amx" not in processor_text()
 
 
 @functools.cache
