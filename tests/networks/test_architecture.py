@@ -13,7 +13,7 @@ from helpers.places import DATA
 from keras.src.backend.common import global_state
 
 from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
-from tfdecouple.networks.architecture import count_by_network, count_parameters, weight_shapes, widest_map
+from tfdecouple.networks.architecture import count_by_network, count_parameters, weight_shapes
 
 # Smaller ones of the options of the dequantisation.
 DEQUANTIZING = dataclasses.replace(
@@ -88,28 +88,6 @@ PRESETS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) f
 @pytest.mark.parametrize("name", PRESETS)
 def test_weights_are_those_of_the_preset(name, without_values):
     check_weights(load_preset(name).model)
-
-
-def test_maps_get_smaller_and_channels_leave():
-    stages = [stage for level in load_preset("cifar10").model.levels for stage in level]
-    assert [(s.height, s.channels, s.hidden, s.steps, s.dropped) for s in stages] == [
-        (32, 3, 24, 2, 0),
-        (16, 12, 512, 6, 3),
-        (16, 9, 512, 6, 3),
-        (8, 24, 512, 6, 6),
-        (8, 18, 512, 6, 6),
-        (4, 48, 512, 4, 0),
-    ]
-
-
-def test_the_widest_map_is_the_largest_of_all():
-    wide = dataclasses.replace(TINY, hidden_channels=(4, 100, 6), encoder_channels=(4, 6))
-    assert widest_map(wide) == 4 * 4 * 100
-    assert widest_map(dataclasses.replace(wide, encoder_channels=(50, 6))) == 8 * 8 * 50
-    assert widest_map(dataclasses.replace(TINY, hidden_channels=(1, 1, 1), conditioning="none")) == 8 * 8 * 3
-    dequantizing = dataclasses.replace(DEQUANTIZING, dequantization_hidden_channels=(4, 70))
-    assert widest_map(dequantizing) == 4 * 4 * 70
-    assert widest_map(dataclasses.replace(dequantizing, dequantization_map_channels=90)) == 8 * 8 * 90
 
 
 REFERENCE = json.loads((DATA / "reference_parameter_counts.json").read_text())

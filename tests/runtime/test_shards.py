@@ -69,40 +69,34 @@ class TestShards:
 def own_cache(monkeypatch):
     """Lets each operation have one core, with a cache of so many bytes."""
 
-    def set_cache(size):
-        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 1)
+    def set_cache(size, threads=1):
+        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: threads)
         monkeypatch.setattr(execution, "_CACHE_BYTES", size)
 
     return set_cache
 
 
-class TestTurns:
-    def sizes(self, batch, shape=(4, 2, 3), width=8):
-        """Runs a function in turns and returns the sizes of the batches that it saw."""
-        seen = []
+@pytest.mark.parametrize(
+    ("images", "threads", "expected"),
+    [(0.5, 1, [1] * 5), (2.9, 1, [2, 2, 1]), (3, 1, [3, 2]), (5, 1, [5]), (0.5, 2, [5])],
+)
+@pytest.mark.parametrize("has_condition", [False, True])
+def test_as_many_images_at_a_time_as_have_a_map_in_the_cache_of_their_own_core(
+    own_cache, images, threads, expected, has_condition
+):
+    own_cache(int(images * 4 * 2 * 8 * 4), threads)
+    seen = []
 
-        def double(x, condition, weight):
-            seen.append(x.shape[0])
-            return 2 * x if condition is None else 2 * x + condition[:, None, None]
+    def double(x, condition, weight):
+        seen.append(x.shape[0])
+        return 2 * x if condition is None else 2 * x + condition[:, None, None]
 
-        x = tf.reshape(tf.range(batch * 24, dtype=tf.float32), [batch, *shape])
-        for condition in (None, tf.ones([batch, 3]) * tf.range(batch, dtype=tf.float32)[:, None]):
-            expected = 2 * x if condition is None else 2 * x + condition[:, None, None]
-            np.testing.assert_array_equal(execution.run_in_slices(double, x, condition, tf.ones([width])), expected)
-        assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
-        return seen[: len(seen) // 2]
-
-    @pytest.mark.parametrize(
-        ("images", "expected"), [(0.5, [1] * 5), (1, [1] * 5), (2.9, [2, 2, 1]), (3, [3, 2]), (5, [5]), (100, [5])]
-    )
-    def test_as_many_images_at_a_time_as_have_a_map_in_the_cache(self, own_cache, images, expected):
-        own_cache(int(images * 4 * 2 * 8 * 4))
-        assert self.sizes(5) == expected
-
-    def test_a_batch_is_run_whole_where_an_operation_takes_several_cores(self, own_cache, monkeypatch):
-        own_cache(1)
-        monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: 2)
-        assert self.sizes(5) == [5]
+    x, condition = tf.random.stateless_normal([5, 4, 2, 3], [0, 1]), None
+    if has_condition:
+        condition = tf.random.stateless_normal([5, 3], [0, 2])
+    found = execution.run_in_slices(double, x, condition, tf.ones([8]))
+    assert seen == expected
+    np.testing.assert_array_equal(found, double(x, condition, None))
 
 
 class TestModel:

@@ -39,7 +39,7 @@ def test_plain_lines_where_there_is_no_terminal(clock):
 
 def test_slow_steps_are_told_between_rows_of_the_log_and_the_start_is_not_counted(clock):
     file = io.StringIO()
-    progress = TrainingProgress(150, file, batch_size=4)
+    progress = TrainingProgress(150, file)
     progress.begin(0)
     # Four minutes until the first step is taken, then twenty seconds each.
     for step in range(1, 12):
@@ -49,7 +49,7 @@ def test_slow_steps_are_told_between_rows_of_the_log_and_the_start_is_not_counte
         progress.step(step)
     lines = file.getvalue().splitlines()
     assert lines[:3] == ["step 1/150", "step 2/150: 49 min left", "step 3/150: 49 min left"]
-    assert lines[9] == "step 10/150: 3.142 bits/dim, 20 s a step, 47 min left"
+    assert lines[9] == "step 10/150: 3.142 bits/dim, 0.20 images/s, 47 min left"
     assert len(lines) == 11
 
 

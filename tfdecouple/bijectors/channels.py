@@ -77,7 +77,7 @@ class ChannelMatrix(ClosedForm):
 
 
 class Squeeze(ClosedForm):
-    """The bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`: neighbouring pixels become channels (`layers.Squeeze`).
+    """The bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`: neighbouring pixels become channels.
 
     >>> Squeeze().forward(tf.zeros([1, 4, 4, 3])).shape.as_list()
     [1, 2, 2, 12]

@@ -97,30 +97,17 @@ class Counter:
             print(f"{self._what}: {done} of {self._total} {self._unit}{speed}", file=self._file, flush=True)
 
 
-def _speed(images_per_second: float, batch_size: int) -> str:
-    """Returns the speed of training as text: images per second, or seconds a step if training is slow.
-
-    >>> [_speed(rate, 4) for rate in (127.3, 4.25, 0.8, 0.01)]
-    ['127 images/s', '4.2 images/s', '5 s a step', '400 s a step']
-    """
-    if images_per_second < 1:
-        return f"{batch_size / images_per_second:.3g} s a step" if images_per_second else "unknown speed"
-    return f"{images_per_second:.{0 if images_per_second >= 10 else 1}f} images/s"
-
-
 class TrainingProgress:
     """The display of training progress: a bar on a terminal, otherwise a plain line at intervals.
 
     Args:
         total: number of steps of the run.
         file: the stream to write to; standard output by default.
-        batch_size: number of images per step.
     """
 
-    def __init__(self, total: int, file: TextIO | None = None, batch_size: int = 1):
+    def __init__(self, total: int, file: TextIO | None = None):
         self._file = file or sys.stdout
-        self._total, self._batch_size = total, batch_size
-        self._metrics = ""
+        self._total, self._metrics = total, ""
         self._last_line = time.monotonic()
         self._left = TimeLeft(total, 0.0)
         self._bar: tqdm | None = None
@@ -154,7 +141,8 @@ class TrainingProgress:
 
     def update(self, bits_per_dim: float, images_per_second: float) -> None:
         """Sets the metrics that the next lines show: bits per dimension and speed over the last steps."""
-        self._metrics = f"{bits_per_dim:.3f} bits/dim, {_speed(images_per_second, self._batch_size)}"
+        digits = 0 if images_per_second >= 10 else 2
+        self._metrics = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
     def note(self, text: str, at_once: bool = False) -> None:
         """Shows a note on the work in hand; without a terminal only after some seconds of silence, unless `at_once`."""

@@ -91,7 +91,7 @@ def train(
     with contextlib.ExitStack() as stack:
         is_chief = group is None or group.rank == 0
         quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        progress = TrainingProgress(config.training.steps, quiet, config.training.batch_size)
+        progress = TrainingProgress(config.training.steps, quiet)
         stack.callback(progress.close)
         if group is not None:
             progress.print_line(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
