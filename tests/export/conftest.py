@@ -10,7 +10,8 @@ from helpers.serving_server import read_models
 from export.cli import EXIT_REFUSED, main
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoints
-from export.formats.saved_model import save_saved_model, write_warmup
+from export.formats.saved_model import save_saved_model
+from export.formats.web import RUNTIME_FILES
 from export.provenance import open_run
 
 
@@ -24,6 +25,16 @@ def opened(tiny_run):
 def quick(opened, monkeypatch):
     """Makes exports write placeholder files that pass verification, for tests of where the files go."""
     hold_nothing(monkeypatch, opened)
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    """The files of onnxruntime-web for the processor, as the npm package has them."""
+    folder = tmp_path / "package"
+    (folder / "dist").mkdir(parents=True)
+    for number, name in enumerate(RUNTIME_FILES):
+        (folder / "dist" / name).write_bytes(bytes(100 + number))
+    return folder
 
 
 @pytest.fixture
@@ -59,11 +70,6 @@ def model(opened):
 
 
 @pytest.fixture(scope="module")
-def origin(opened):
-    return opened[1]
-
-
-@pytest.fixture(scope="module")
 def vectors(exported):
     """The test vectors of the export folder, by name; computing them again would take long."""
     return read_vectors(exported)
@@ -76,7 +82,6 @@ def small_saved_model(model, tmp_path_factory):
     def make(folder):
         chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
         save_saved_model(DeployedModel(model), chosen, folder / "savedmodel")
-        write_warmup(folder / "savedmodel", "tiny", chosen)
 
     return made_once(tmp_path_factory, "small", make) / "savedmodel"
 

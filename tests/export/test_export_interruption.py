@@ -1,14 +1,14 @@
-"""Exports that are interrupted, killed or out of disk space: never anything half visible."""
+"""Exports that are interrupted, killed or out of disk space leave nothing half written in sight."""
 
 import itertools
-import pickle
+import os
+import pathlib
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import types
 
 import pytest
 from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written
@@ -19,6 +19,7 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import write_run
 
 from export.card import JSON_NAME, TEXT_NAME
+from export.cli import main
 from tfdecouple.model import DecoupledModel
 
 
@@ -59,37 +60,35 @@ class Program:
         return self.process.returncode, out, err
 
 
-# Moments of an export, by what is said at their beginning, with the seconds to wait from there on an idle machine.
+# Moments of an export by the message at their beginning, with the seconds to wait from there on an idle machine.
 MOMENTS = {
-    "looking at the model": ("asking the Keras model", 0.5),
-    "tracing": ("SavedModel: decode", 0.0),
-    "verifying": ("verifying the SavedModel", 0.5),
-    "converting": ("ONNX: decoder", 0.2),
+    "SavedModel: decode": 0.0,
+    "verifying the SavedModel": 0.5,
+    "ONNX: decoder": 0.2,
     # This check is over after 0.4 s.
-    "verifying at the end": ("verifying the onnx files", 0.0),
+    "verifying the onnx files": 0.0,
 }
 
 
-def end_amid(moment, number, run, to, made=None):
-    """Ends an export by a signal at a moment, and returns its status and its error.
+def end_amid(message, number, run, to, made=None):
+    """Ends an export by a signal after a message, and returns its status and its error.
 
-    Where the export was over before the signal came, what it has `made` (`to`, or a folder above it) is removed and it
-    is tried again with less time in between.
+    If the export was over before the signal came, `made` (`to`, or a folder above it) is removed, and the export is
+    tried again with less time in between.
     """
-    text, seconds = MOMENTS[moment]
     for attempt in range(6):
         program = Program(run, to)
-        program.wait_for(text)
-        time.sleep(seconds / 4**attempt)
+        program.wait_for(message)
+        time.sleep(MOMENTS[message] / 4**attempt)
         status, _, err = program.end(number)
         if status != 0:
             return status, err
         shutil.rmtree(made or to)
-    raise AssertionError(f"the export is always over before a signal comes after {text!r}")
+    raise AssertionError(f"the export is always over before a signal comes after {message!r}")
 
 
 def publishes_whole(run, to):
-    """Asserts that the same command, unbroken, publishes its first version and leaves nothing else."""
+    """Asserts that the same command, uninterrupted, publishes its first version and leaves nothing else."""
     status, _, err = Program(run, to).end()
     assert (status, err) == (0, "")
     is_whole(to)
@@ -112,7 +111,7 @@ def whole(least_run, tmp_path_factory):
 
 @pytest.mark.slow
 class TestInterruption:
-    @pytest.mark.parametrize(("moment", "number"), zip(MOMENTS, itertools.cycle([signal.SIGTERM, signal.SIGINT])))
+    @pytest.mark.parametrize(("moment", "number"), zip(MOMENTS, 2 * [signal.SIGTERM, signal.SIGINT], strict=True))
     def test_leaves_nothing_behind(self, least_run, tmp_path, moment, number):
         above = tmp_path / "a"
         assert end_amid(moment, number, least_run, above / "to", above) == (130, "error: interrupted\n")
@@ -128,57 +127,33 @@ class TestInterruption:
         assert contents(to) == before
 
 
-# Exports of files that hold nothing, each in a process of its own, forked by one that has imported all of it. An export
-# kills itself before that of the renames that others could see whose number is read; what is written is how it ended.
-KILLED = """
-import pathlib, pickle, signal, sys
-sys.path.insert(0, "tests")
-import os, pytest
-from export.cli import main
-from helpers.exporting import hold_nothing
-
-run, to, opened = sys.argv[1:]
-hold_nothing(pytest.MonkeyPatch(), pickle.loads(pathlib.Path(opened).read_bytes()))
-
-def killing(rename):
-    def renamed(source, target):
-        global left
-        if not all(any(part.startswith(".export-") for part in pathlib.Path(path).parts) for path in (source, target)):
-            left -= 1
-            if not left:
-                os.kill(os.getpid(), signal.SIGKILL)
-        rename(source, target)
-    return renamed
-
-for line in sys.stdin:
-    if not (process := os.fork()):
-        left = int(line)
-        os.rename, os.replace = killing(os.rename), killing(os.replace)
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        sys.exit(main(["--run", run, "--to", to]))
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
-"""
-
-
 @pytest.fixture
-def killed_before(opened, tiny_run, tmp_path, forked):
-    """Returns a function that exports to tmp_path/"to", killed before a rename, and returns how the export ended."""
-    kept = tmp_path / "opened"
-    kept.write_bytes(pickle.dumps((types.SimpleNamespace(config=opened[0].config), opened[1])))
-    command = [sys.executable, "-c", KILLED, *map(str, (tiny_run, tmp_path / "to", kept))]
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with (
-        (tmp_path / "said").open("w") as said,
-        subprocess.Popen(command, cwd=ROOT, env=user_environment(), stderr=said, **options) as program,
-    ):
+def export_killed_before(quick, tiny_run, tmp_path):
+    """A function that exports to tmp_path/"to" in a forked process, killed before a rename, and returns its status."""
 
-        def killed(number):
-            program.stdin.write(f"{number}\n")
-            status = program.stdout.readline()
-            assert status, (tmp_path / "said").read_text()
-            return int(status)
+    def killing(rename, numbers):
+        def renamed(source, target):
+            hidden = [
+                any(part.startswith(".export-") for part in pathlib.Path(path).parts) for path in (source, target)
+            ]
+            # The process counts the renames that others can see.
+            if not all(hidden) and next(numbers) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(source, target)
 
-        yield killed
+        return renamed
+
+    def export_killed(number):
+        if process := os.fork():
+            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        try:
+            numbers = itertools.count(1 - number)
+            os.rename, os.replace = killing(os.rename, numbers), killing(os.replace, numbers)
+            os._exit(main(["--run", str(tiny_run), "--to", str(tmp_path / "to")]))
+        finally:
+            os._exit(1)
+
+    return export_killed
 
 
 @pytest.mark.slow
@@ -190,29 +165,29 @@ class TestKill:
             assert half_written(to) == []
         publishes_whole(least_run, to)
 
-    def test_before_each_rename_leaves_every_part_whole(self, killed_before, tmp_path):
+    def test_before_each_rename_leaves_every_part_whole(self, export_killed_before, tmp_path):
         """One after the other, into one folder: the first export has no part to replace, the others have them all."""
         to = tmp_path / "to"
         for before in (False, True):
             for number in range(1, 30):
-                status = killed_before(number)
+                status = export_killed_before(number)
                 assert half_written(to) == []
                 if status == 0:
                     break
-                assert status == -signal.SIGKILL, (tmp_path / "said").read_text()
+                assert status == -signal.SIGKILL
                 # An older folder of ONNX files is there, or was moved aside, from where the next one brings it back.
                 places = [to / "onnx", *to.glob(".export-*/old-onnx")]
                 assert not before or any({path.name for path in place.glob("*")} == {*PARTS} for place in places)
-            # Cases, version, ONNX files, their predecessors, cards, files for a server, manifest.
+            # Vectors, version, ONNX files, their predecessors, cards, settings of a server, manifest.
             assert number > (6 if before else 9)
             is_whole(to)
 
 
 @pytest.mark.slow
 class TestFullDisk:
-    # Nothing fits; a part of the cases; of the SavedModel; most; all but the cards. The last sizes are near to what an
-    # export takes beside what it leaves: it may fit.
-    @pytest.mark.parametrize("share", [0, 0.05, 0.5, 0.9, 1])
+    # Nothing fits; a part of the vectors; most; all but the cards. The last size is near to what an export takes beside
+    # what it leaves, so that it may fit.
+    @pytest.mark.parametrize("share", [0, 0.05, 0.9, 1])
     def test_is_one_line_and_leaves_nothing(self, least_run, whole, disk, share):
         kilobytes = 4 + int(share * sum(-(-path.stat().st_size // 4096) * 4 for path in whole.rglob("*")))
         folder = disk(kilobytes)

@@ -12,8 +12,7 @@ from helpers.refusals import message_of
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
-from export.endpoints import endpoints
-from export.formats.web import describe_model
+from export.formats.web import describe_model, require_page
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.errors import UserError
@@ -21,25 +20,16 @@ from tfdecouple.runs.run_folder import LABELS, load_config
 from tfdecouple.storage.files import write_json
 
 NAMES = ["cat", "dog", "owl", "fox", "hen", "cow", "elk"]
-# Of no sizes that the models of other tests have.
-MODELS = {
-    name: dataclasses.replace(
-        config,
-        classes=7,
-        class_probabilities=(1, 2, 5, 0.5, 3, 0.25, 4),
-        steps=(2, 1),
-        hidden_channels=(5, 7),
-        latent_dim=6,
-        alpha=0.65,
-    )
-    for name, config in OF_CLASSES.items()
+# Their sizes differ from those of the models of other tests.
+OPTIONS = {
+    "classes": 7,
+    "class_probabilities": (1, 2, 5, 0.5, 3, 0.25, 4),
+    "steps": (2, 1),
+    "hidden_channels": (5, 7),
+    "latent_dim": 6,
+    "alpha": 0.65,
 }
-# Which endpoints take labels, of those that are known here.
-KNOWN = {"encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score", "classify"}
-LABELLED = {
-    "classes": {"encode", "sample", "switch", "interpolate", "edit", "score"},
-    "prior-classes": {"sample", "score"},
-}
+MODELS = {name: dataclasses.replace(config, **OPTIONS) for name, config in OF_CLASSES.items()}
 
 
 @pytest.fixture
@@ -49,19 +39,8 @@ def run(request, tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("name", LABELLED)
-def test_endpoints_take_labels_where_they_matter(name):
-    offered = endpoints(OF_CLASSES[name])
-    taking = {one.name for one in offered if any(array.dtype == "int32" for array in one.inputs)}
-    assert taking & KNOWN == LABELLED[name]
-    assert ("encode_global" in {one.name for one in offered}) == (name == "prior-classes")
-    (label,) = [array for one in offered if one.name == "score" for array in one.inputs if array.dtype == "int32"]
-    drawn = label.draw(np.random.default_rng(0), 9)
-    assert drawn.dtype == np.int32 and set(drawn) == ({0, 1, 2} if name == "classes" else {-1, 0, 1, 2})
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("run", LABELLED, indirect=True)
+@pytest.mark.parametrize("run", MODELS, indirect=True)
 def test_passes_verification(run, tmp_path, forked, npm_example):
     with_z_of_labels = MODELS["classes"] == load_config(run).model
     formats = ("savedmodel", "onnx", *(("litert",) if with_z_of_labels else ()))
@@ -72,20 +51,16 @@ def test_passes_verification(run, tmp_path, forked, npm_example):
     assert "classify" in card["formats"]["savedmodel"]["parity"]
     text = (tmp_path / "to" / "MODEL_CARD.md").read_text()
     assert "7 labels" in text and "0 cat, 1 dog, 2 owl" in text
-    # That of LiteRT, too.
     cards.run_python(tmp_path / "to", 2 if with_z_of_labels else 1)
     cards.run_javascript(tmp_path / "to", npm_example("onnxruntime_node"))
     assert np.shape(cards.run_curl(tmp_path / "to")["z"]) == (6,)
 
 
-@pytest.mark.parametrize("run", ["classes"], indirect=True)
-def test_the_web_page_is_refused(run, tmp_path):
-    request = ExportConfig(run=run, to=tmp_path / "to", formats=("web",))
-    message = message_of(UserError, lambda: export(request, report=str))
-    assert "knows no labels" in message and "leave the format web out, or train" in message
-
-
-@pytest.mark.parametrize("run", ["prior-classes"], indirect=True)
-def test_the_web_page_is_told_how_often_it_samples_which_label(run):
-    _, origin = open_run(run)
-    assert describe_model(origin)["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]
+@pytest.mark.parametrize("run", MODELS, indirect=True)
+def test_the_web_page_is_refused_or_told_how_often_it_samples_which_label(run, tmp_path):
+    model = load_config(run).model
+    if model.has_class_codes:
+        message = message_of(UserError, lambda: require_page(model))
+        assert "knows no labels" in message and "leave the format web out, or train" in message
+    else:
+        assert describe_model(open_run(run)[1])["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]

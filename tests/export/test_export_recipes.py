@@ -1,26 +1,20 @@
-"""The recipes of docs/extending.md for endpoints, carried out in a copy of the packages, and a new transform."""
+"""The recipes of docs/extending.md for endpoints, carried out in a copy of the packages."""
 
-import dataclasses
 import json
 import re
 
 import onnx
 import pytest
 import tensorflow as tf
-from helpers.models import TINY, give_effect, let_z_show, random_images
+from helpers.models import TINY, random_images
 from helpers.places import ROOT
 from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from tensorflow_serving.apis import prediction_log_pb2
 
+from export.cli import EXIT_REFUSED
 from export.endpoints import endpoints
-from export.pipeline import ExportConfig, export
-from tfdecouple.bijectors import ClosedForm
-from tfdecouple.model import DecoupledModel
-from tfdecouple.transforms import TRANSFORMS, Transform
-
-EXIT_REFUSED = 4
 
 
 @pytest.fixture
@@ -106,66 +100,12 @@ class TestEndpoint:
         assert not (tmp_path / "to").exists()
 
 
-class Bend(ClosedForm):
-    """y = x + shift above 0 and slope * x + shift below."""
-
-    def __init__(self, shift, slope, name=""):
-        parameters = dict(locals())
-        self.shift, self.slope = shift, slope
-        super().__init__(0, parameters, is_constant_jacobian=False)
-
-    def _forward(self, x):
-        return tf.where(x < 0, self.slope * x, x) + self.shift
-
-    def _inverse(self, y):
-        moved = y - self.shift
-        return tf.where(moved < 0, moved / self.slope, moved)
-
-    def _forward_log_det_jacobian(self, x):
-        return tf.where(x < 0, tf.math.log(self.slope), tf.zeros_like(x))
-
-
-class Bent(Transform):
-    """Not affine in x, so that nothing can be multiplied into its neighbours."""
-
-    name = "bent"
-    parameters = 2
-
-    def bijector(self, raw, alpha):
-        """Returns the bijector, the identity where raw is 0."""
-        shift, unbounded = raw
-        return Bend(shift, tf.exp(alpha * tf.tanh(unbounded)))
-
-
-@pytest.fixture
-def registered(monkeypatch):
-    """The name of a transform that nothing in `export` knows."""
-    monkeypatch.setitem(TRANSFORMS, Bent.name, Bent())
-    return Bent.name
-
-
-@pytest.mark.slow
-def test_export_of_a_transform_that_was_registered_passes_verification(registered, tmp_path, forked):
-    config = dataclasses.replace(
-        TINY, transform=registered, multiscale_transform=registered, prior_transform=registered
-    )
-    model = DecoupledModel(config)
-    model.initialize(random_images(16))
-    run = write_run(tmp_path / "run", let_z_show(give_effect(model)))
-    # Both ways through the flow, and the log-determinant; what the others add knows no transform.
-    request = ExportConfig(run=run, to=tmp_path / "to", endpoints=("encode", "decode", "score"))
-    export(request, report=str)
-    assert (tmp_path / "to" / "onnx" / "decoder.onnx").is_file()
-
-
 def test_documentation_tells_endpoints_as_they_are_registered():
-    """Each that it tells; the card of an export tells all of them."""
-    table = (
-        (ROOT / "docs" / "export.md").read_text(encoding="utf-8").partition("## Endpoints")[2].partition("\nimages ")[0]
-    )
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    table = text.partition("## Endpoints")[2].partition("\nimages ")[0]
     told = {}
-    for name, takes, returns, file in rows:
+    for line in (line for line in table.splitlines() if line.startswith("| `")):
+        name, takes, returns, file = (cell.strip() for cell in line.split("|")[1:-1])
         plain = [re.sub(r" \([^)]*\)", "", cell).split(", ") for cell in (takes, returns)]
         told[re.findall("`(.*?)`", name)[0]] = (*plain, file.strip("`"))
     registered = {

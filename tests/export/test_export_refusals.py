@@ -1,4 +1,4 @@
-"""What an export refuses in one line, before anything stands anywhere; and a model without z, which has no page."""
+"""Exports that end in one line before a file is put in place; and a model without z, which has no page."""
 
 import dataclasses
 import errno
@@ -11,13 +11,12 @@ import onnx
 import pytest
 import tensorflow as tf
 from helpers.exporting import read_card, silent
-from helpers.models import SMALL, give_effect, random_images
+from helpers.models import LEAST, SMALL, give_effect, random_images
 from helpers.runs import write_run
 
 from export import pipeline
 from export.card import TEXT_NAME
 from export.pipeline import ExportConfig, export
-from tfdecouple.errors import UserError
 from tfdecouple.model import DecoupledModel
 
 
@@ -36,10 +35,6 @@ class TestRefusals:
     def test_mistake_in_the_command(self, refused, arguments, message):
         assert message in refused(*arguments)
 
-    def test_no_format(self, tiny_run, tmp_path):
-        with pytest.raises(UserError, match="no format is given"):
-            ExportConfig(run=tiny_run, to=tmp_path, formats=())
-
     def test_run_whose_checkpoint_is_cut_off(self, refused, tiny_run, tmp_path):
         run = shutil.copytree(tiny_run, tmp_path / "run")
         (data,) = (run / "checkpoints").glob("*.data-*")
@@ -47,7 +42,7 @@ class TestRefusals:
         assert data.name.partition(".")[0] in refused(run=run)
 
     def test_run_that_diverged(self, refused, tmp_path):
-        model = DecoupledModel(SMALL)
+        model = DecoupledModel(LEAST)
         model.initialize(random_images(16))
         kernel = next(v for v in model.trainable_variables if len(v.shape) == 4)
         kernel.assign(kernel * np.nan)
@@ -95,40 +90,31 @@ class TestRefusals:
         assert not (tmp_path / "to").exists()
 
 
-@pytest.fixture(scope="module")
-def plain_run(tmp_path_factory):
-    """A run of a model without z."""
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_a_model_without_z_is_exported_with_the_endpoints_that_it_has_and_without_a_page(refused, tmp_path):
     random.seed(0)
     model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
     model.initialize(random_images(16))
-    return write_run(tmp_path_factory.mktemp("runs") / "plain", give_effect(model))
-
-
-@pytest.mark.usefixtures("forked")
-class TestModelWithoutZ:
-    def test_is_exported_with_the_endpoints_that_it_has(self, plain_run, tmp_path):
-        export(ExportConfig(run=plain_run, to=tmp_path / "to"), silent)
-        card = read_card(tmp_path / "to")
-        arrays = {
-            name: ([array["name"] for array in one["inputs"]], [array["name"] for array in one["outputs"]])
-            for name, one in card["endpoints"].items()
-        }
-        known = {
-            "encode": (["images"], ["v"]),
-            "decode": (["v"], ["images"]),
-            "sample": (["v_noise", "temperature"], ["images"]),
-            "score": (["images", "u_noise"], ["bits_per_dim", "shell", "typicality"]),
-        }
-        assert known.items() <= arrays.items()
-        assert not {"encode_global", "switch", "interpolate", "edit"} & set(arrays)
-        assert set(card["formats"]["savedmodel"]["parity"]) == {*arrays}
-        assert card["architecture"]["latent_dim"] is None and card["d_z"] == "0"
-        for endpoint in ("encode", "decode", "sample"):
-            model = onnx.load(tmp_path / "to" / card["endpoints"][endpoint]["onnx"])
-            assert [value.name for value in model.graph.input] == arrays[endpoint][0]
-            assert [value.name for value in model.graph.output] == arrays[endpoint][1]
-        text = (tmp_path / "to" / TEXT_NAME).read_text()
-        assert "no z (an unconditional flow)" in text and '"z"' not in text
-
-    def test_has_no_page(self, refused, plain_run):
-        assert "this model has none; leave the format web out" in refused("--format", "web", run=plain_run)
+    run, to = write_run(tmp_path / "plain", give_effect(model)), tmp_path / "exported"
+    assert "this model has none; leave the format web out" in refused("--format", "web", run=run)
+    export(ExportConfig(run=run, to=to), silent)
+    card = read_card(to)
+    arrays = {
+        name: ([array["name"] for array in one["inputs"]], [array["name"] for array in one["outputs"]])
+        for name, one in card["endpoints"].items()
+    }
+    known = {
+        "encode": (["images"], ["v"]),
+        "decode": (["v"], ["images"]),
+        "sample": (["v_noise", "temperature"], ["images"]),
+        "score": (["images", "u_noise"], ["bits_per_dim", "shell", "typicality"]),
+    }
+    assert known.items() <= arrays.items() and not {"encode_global", "switch", "interpolate", "edit"} & set(arrays)
+    assert set(card["formats"]["savedmodel"]["parity"]) == {*arrays}
+    assert card["architecture"]["latent_dim"] is None and card["d_z"] == "0"
+    for endpoint in ("encode", "decode", "sample"):
+        graph = onnx.load(to / card["endpoints"][endpoint]["onnx"]).graph
+        assert arrays[endpoint] == tuple([value.name for value in values] for values in (graph.input, graph.output))
+    text = (to / TEXT_NAME).read_text()
+    assert "no z (an unconditional flow)" in text and '"z"' not in text

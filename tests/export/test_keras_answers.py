@@ -27,72 +27,66 @@ def model():
     return fresh(SMALL)
 
 
-class TestVectors:
-    @pytest.fixture
-    def counted(self, model, monkeypatch, eager):
-        """The test vectors of a large model, and the rows that the flow decodes each time."""
-        known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
-        assert len(known) == len(KNOWN)
-        monkeypatch.setattr(vectors, "choose_batch_sizes", lambda side: (1, 2, 1))
-        monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: known)
-        monkeypatch.setattr(vectors, "_LARGE", 4)
-        rows = []
+def test_vectors_of_a_large_model_are_computed_once_and_pair_images_of_no_batch(model, monkeypatch):
+    known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
+    assert len(known) == len(KNOWN)
+    monkeypatch.setattr(vectors, "choose_batch_sizes", lambda side: (1, 2, 1))
+    monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: known)
+    monkeypatch.setattr(vectors, "_LARGE", 4)
+    rows = []
 
-        class Counted(KerasAnswers):
-            def _decode(self, z, v):
-                rows.append(len(v))
-                return super()._decode(z, v)
+    class Counted(KerasAnswers):
+        def _decode(self, z, v):
+            rows.append(len(v))
+            return super()._decode(z, v)
 
-        monkeypatch.setattr(vectors, "KerasAnswers", Counted)
-        return make_vectors(model, IMAGES), rows
-
-    def test_are_computed_once(self, counted):
-        found, rows = counted
-        assert all(len(array) == 1 for name, array in found.items() if name.startswith("extreme/"))
-        # Codes of 9 images; 4 switched pairs, mixtures, edits and samples, once as they are and once perturbed.
-        assert sum(rows) <= 2 * (9 + 4 + 4 + 4 + 4) + 2
-
-    def test_pairs_are_of_two_images_of_no_batch_together(self, counted):
-        found, _ = counted
-        a, b = (found[f"in/switch/images_{one}"] for one in "ab")
-        for start, stop in ((0, 1), (1, 3), (3, 4)):
-            together = np.concatenate([a[start:stop], b[start:stop]])
-            assert len(np.unique(together.reshape(len(together), -1), axis=0)) == len(together)
-
-    def test_kept_images_come_back_also_from_perturbed_codes(self, model, monkeypatch):
-        decode = KerasAnswers.decode
-
-        def shifted(self, z, v):
-            bins = decode(self, z, v)
-            # The first image is lost, and the second where its codes are perturbed.
-            bins[1 if self._unperturbed else 0] += 1
-            return bins
-
-        monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: ())
-        monkeypatch.setattr(KerasAnswers, "decode", shifted)
-        assert make_vectors(model, IMAGES)["kept/real"].tolist() == [False, False, True, True]
+    monkeypatch.setattr(vectors, "KerasAnswers", Counted)
+    found = make_vectors(model, IMAGES)
+    assert all(len(array) == 1 for name, array in found.items() if name.startswith("extreme/"))
+    # Codes of 9 images; 4 switched pairs, mixtures, edits and samples, once as they are and once perturbed.
+    assert sum(rows) <= 2 * (9 + 4 + 4 + 4 + 4) + 2
+    a, b = (found[f"in/switch/images_{one}"] for one in "ab")
+    for start, stop in ((0, 1), (1, 3), (3, 4)):
+        together = np.concatenate([a[start:stop], b[start:stop]])
+        assert len(np.unique(together.reshape(len(together), -1), axis=0)) == len(together)
 
 
-@pytest.mark.parametrize("name", ["encode", "switch", "interpolate", "edit"])
-def test_images_are_perturbed_before_they_are_encoded(name, model):
+def test_kept_images_come_back_also_from_perturbed_codes(model, monkeypatch):
+    decode = KerasAnswers.decode
+
+    def shifted(self, z, v):
+        bins = decode(self, z, v)
+        # The first image is lost, and the second where its codes are perturbed.
+        bins[1 if self._unperturbed else 0] += 1
+        return bins
+
+    monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: ())
+    monkeypatch.setattr(KerasAnswers, "decode", shifted)
+    assert make_vectors(model, IMAGES)["kept/real"].tolist() == [False, False, True, True]
+
+
+def answers_of(model, name, images):
+    """Returns the model's answers of an endpoint to inputs and to perturbed inputs."""
     rng, offered = np.random.default_rng(0), find_endpoint(model.config, name)
-    given = {one.name: IMAGES if one.dtype == "uint8" else one.draw(rng, 4) for one in offered.inputs}
+    given = {one.name: images if one.dtype == "uint8" else one.draw(rng, len(images)) for one in offered.inputs}
+    plain = KerasAnswers(model)
+    return offered, *(offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
+
+
+@pytest.mark.parametrize("name", ["encode", "switch"])
+def test_images_are_perturbed_before_they_are_encoded(name, model):
     effects = []
     for times in (1, 100):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(keras_answers, "PERTURBATION", times * PERTURBATION)
-            plain = KerasAnswers(model)
-            right, other = (offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
+            _, right, other = answers_of(model, name, IMAGES)
         effects.append(max(np.abs(right[one] - other[one]).max() for one in right))
     assert effects[1] > 20 * effects[0] > 0
 
 
-def scores_of(model, images, **noise):
-    """The answers for the scores, with their bounds."""
-    rng, offered = np.random.default_rng(0), find_endpoint(model.config, "score")
-    given = {one.name: images if one.dtype == "uint8" else one.draw(rng, len(images)) for one in offered.inputs} | noise
-    plain = KerasAnswers(model)
-    right, other = (offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
+def scores_of(model, images):
+    """Returns the answers for the scores, with their bounds."""
+    offered, right, other = answers_of(model, "score", images)
     return {one.name: Answer.from_floats(right[one.name], other[one.name], one.scale) for one in offered.outputs}
 
 

@@ -1,4 +1,4 @@
-"""Sabotaged exports: files that were built right are changed in one thing, and nothing of them is published."""
+"""Sabotaged exports: right files are changed in one thing, and the comparison finds the change."""
 
 import os
 import shutil
@@ -22,29 +22,16 @@ COUPLING = "flow/level_1_part_0_step_0/coupling_continuous_first"
 MIX = "flow/level_0_part_0_step_0"
 
 
-def change_weight(name, change):
-    """Returns a sabotage of an ONNX model that puts `change(array)` in place of a weight."""
+def change_weight(name, add=0.0, times=1.0):
+    """Returns a sabotage of an ONNX model that changes the first number of a weight, or all of its numbers."""
 
     def sabotage(model):
         (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-        changed = change(numpy_helper.to_array(tensor).copy()).astype(np.float32)
+        changed = numpy_helper.to_array(tensor) * np.float32(times)
+        changed.flat[0] += add
         tensor.CopyFrom(numpy_helper.from_array(changed, name))
 
     return sabotage
-
-
-def scaled(factor):
-    return lambda array: array * np.float32(factor)
-
-
-def one_entry(value):
-    """Returns a change of the first number, by so much or to what is no number."""
-
-    def change(array):
-        array.flat[0] += value
-        return array
-
-    return change
 
 
 def factor(name, number):
@@ -59,19 +46,6 @@ def factor(name, number):
     return sabotage
 
 
-def first_image_alone(model):
-    """Right for one image and wrong for three."""
-    name = model.graph.output[0].name
-    next(node for node in model.graph.node if name in node.output).output[0] = "whole"
-    for number in (0, 1):
-        model.graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), f"number_{number}"))
-    model.graph.node.append(helper.make_node("Slice", ["whole", "number_0", "number_1", "number_0"], [name]))
-
-
-def unknown_operation(model):
-    next(node for node in model.graph.node if node.op_type == "Conv").op_type = "Convolute"
-
-
 def one_image_alone(model):
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = 1
@@ -83,14 +57,9 @@ def turned_outputs(model):
     model.graph.output.extend(outputs[::-1])
 
 
-def one_output_more(model):
-    model.graph.node.append(helper.make_node("Identity", ["z"], ["more"]))
-    model.graph.output.append(helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch", 4]))
-
-
 @pytest.fixture
 def onnx_problems(exported, vectors, model, tmp_path):
-    """Returns a function that compares a copy of the exported ONNX files, of which `change` edits one."""
+    """A function that compares a copy of the exported ONNX files, of which `change` edits one."""
 
     def run(file=None, change=lambda model: None):
         folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
@@ -125,24 +94,18 @@ class TestOnnx:
     @pytest.mark.parametrize(
         ("file", "change", "message"),
         [
-            ("encoder", change_weight(f"{COUPLING}/last/kernel", one_entry(0.1)), "encode: v: "),
-            ("encoder", change_weight("encoder/top/kernel", one_entry(0.1)), "encode: z: "),
-            ("encoder", change_weight(f"{MIX}/mix/kernel", scaled(1.0001)), "encode: v: "),
-            ("encoder", change_weight("encoder/last/kernel", one_entry(np.nan)), "encode: z: "),
+            ("encoder", change_weight(f"{COUPLING}/last/kernel", add=0.1), "encode: v: "),
+            ("encoder", change_weight("encoder/top/kernel", add=0.1), "encode: z: "),
+            ("encoder", change_weight(f"{MIX}/mix/kernel", times=1.0001), "encode: v: "),
+            ("encoder", change_weight("encoder/last/kernel", add=np.nan), "encode: z: "),
             # Pixels of samples show changes that codes of images, which decode to the middle of a bin, hide.
-            ("decoder", change_weight(f"{COUPLING}/last/kernel", one_entry(0.1)), "decode: images: "),
-            ("decoder", change_weight(f"{MIX}/unmix/kernel", scaled(1.0001)), "decode: images: "),
-            ("sampler", change_weight(f"{MIX}/unmix/kernel", scaled(1.0001)), "sample: images: "),
-            ("sampler", change_weight("prior/step_0/unmix/bias", one_entry(0.1)), "sample: images: "),
+            ("decoder", change_weight(f"{MIX}/unmix/kernel", times=1.0001), "decode: images: "),
+            ("sampler", change_weight("prior/step_0/unmix/bias", add=0.1), "sample: images: "),
             ("decoder", factor("v", 1.0001), "decode: images: "),
-            ("sampler", factor("v_noise", 1.0001), "sample: images: "),
             ("sampler", factor("temperature", 0), "sample: images: "),
             ("sampler", factor("z_noise", 0), "sample: images: "),
-            ("decoder", first_image_alone, "decode: images is uint8 [1, 8, 8, 3], uint8 [1, 8, 8, 3]"),
-            ("decoder", unknown_operation, "the ONNX files cannot be opened: "),
             ("sampler", one_image_alone, "sample: it fails at batch 3: "),
             ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
-            ("encoder", one_output_more, "encode: it returns z, v, more where "),
         ],
     )
     def test_effect_of_one_change_is_found_without_knowing_the_weights(
@@ -168,22 +131,20 @@ class TestOnnx:
         assert problems and problems[0].startswith(message) and "\n" not in problems[0]
 
 
-def rewrite_variables(folder, change):
-    """Rewrites the variables of a SavedModel: `change` is given {key: array} to edit."""
-    prefix = str(folder / "variables" / "variables")
-    reader = tf.train.load_checkpoint(prefix)
-    arrays = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_dtype_map())}
-    change(arrays)
-    tf.raw_ops.SaveV2(
-        prefix=prefix,
-        tensor_names=list(arrays),
-        shape_and_slices=[""] * len(arrays),
-        tensors=[tf.convert_to_tensor(array) for array in arrays.values()],
-    )
-
-
 def variables(change):
-    return lambda folder: rewrite_variables(folder, change)
+    """Returns a sabotage that rewrites the variables of a SavedModel after `change` has edited {key: array}."""
+
+    def sabotage(folder):
+        prefix = str(folder / "variables" / "variables")
+        reader = tf.train.load_checkpoint(prefix)
+        arrays = {key: reader.get_tensor(key) for key in sorted(reader.get_variable_to_dtype_map())}
+        change(arrays)
+        tensors = [tf.convert_to_tensor(array) for array in arrays.values()]
+        tf.raw_ops.SaveV2(
+            prefix=prefix, tensor_names=list(arrays), shape_and_slices=[""] * len(arrays), tensors=tensors
+        )
+
+    return sabotage
 
 
 def signatures(change):
@@ -216,22 +177,20 @@ def fix_batch(given):
     given["decode"].inputs["v"].tensor_shape.dim[0].size = 1
 
 
-def decode_by_default(given):
-    given["serving_default"].CopyFrom(given["decode"])
-
-
-def lose_z(given):
-    del given["serving_default"].outputs["z"]
-
-
 SABOTAGES = {
     "no variables": (lambda folder: shutil.rmtree(folder / "variables"), "the SavedModel files cannot be opened: "),
     "a variable less": (variables(lose_a_variable), "the SavedModel files cannot be opened: NotFoundError: "),
     "one number": (variables(next_number), "weight "),
     "a signature renamed": (signatures(rename_decode), "the SavedModel files cannot be opened: ValueError: the sign"),
     "batch of one": (signatures(fix_batch), "decode: it fails at batch 3: "),
-    "another default": (signatures(decode_by_default), "serving_default: it "),
-    "a default without z": (signatures(lose_z), "serving_default: it returns v where the model returns v, z"),
+    "another default": (
+        signatures(lambda given: given["serving_default"].CopyFrom(given["decode"])),
+        "serving_default: it ",
+    ),
+    "a default without z": (
+        signatures(lambda given: given["serving_default"].outputs.pop("z")),
+        "serving_default: it returns v where the model returns v, z",
+    ),
 }
 
 
@@ -254,6 +213,7 @@ class TestSavedModel:
         found = problems(change)
         assert found and found[0].startswith(message) and "\n" not in found[0], found
 
+    @pytest.mark.slow
     def test_graph_that_needs_the_python_it_was_made_by_is_found(self, vectors, tmp_path, forked):
         @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.uint8, "images")])
         def encode(images):
@@ -275,7 +235,7 @@ class TestProcess:
         def sabotaged(deployed, endpoint, metadata):
             model = build(deployed, endpoint, metadata)
             if endpoint.onnx == "decoder":
-                change_weight(f"{COUPLING}/last/kernel", one_entry(0.1))(model)
+                change_weight(f"{COUPLING}/last/kernel", add=0.1)(model)
             return model
 
         monkeypatch.setattr("export.formats.onnx.build_onnx", sabotaged)

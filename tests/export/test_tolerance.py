@@ -17,9 +17,9 @@ def floats(right=FLOATS, effect=1e-4):
     return Answer.from_floats(right, right + np.float32(effect))
 
 
-def bins(n_bins=256, seed=0):
+def bins(n_bins=256):
     """Values of pixels, none within 0.2 of the border of two bins."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return rng.integers(0, n_bins, (COUNT, 8, 8, 3)) + rng.uniform(0.2, 0.8, (COUNT, 8, 8, 3))
 
 
@@ -35,22 +35,17 @@ class TestFloats:
     def test_bound_is_a_multiple_of_the_effect_on_that_image(self, times, passes):
         effect = np.full((COUNT, 1), 1e-5, np.float32)
         effect[4] = 1e-3
-        answer = Answer.from_floats(FLOATS, FLOATS + effect)
-        assert answer.bound[3] < answer.bound[4] / 20
+        # The bound of an image with a small effect is that of the median image.
+        effect[3] = 0
+        answer = floats(effect=effect)
+        assert answer.bound[3] == pytest.approx(answer.bound[2], rel=0.1) and answer.bound[3] < answer.bound[4] / 20
         found = FLOATS.copy()
         found[3, 7] += times * answer.bound[3]
         problem = answer.compare(found)[1]
         assert (problem is None) == passes
-        # The larger bound of another image does not help this one.
         if problem:
             assert problem.startswith("1 values of image 3 differ from the model, by up to ")
             assert f"allowed is {answer.bound[3]:.1e}" in problem
-
-    def test_image_with_a_small_effect_is_allowed_that_on_the_median_image(self):
-        effect = np.full((COUNT, 1), 1e-4, np.float32)
-        effect[3] = 0
-        answer = Answer.from_floats(FLOATS, FLOATS + effect)
-        assert answer.bound[3] == pytest.approx(answer.bound[2], rel=0.1)
 
     def test_numbers_near_zero_are_compared_relative_to_their_scale(self):
         # As the log-variances of a posterior that is the prior.
@@ -69,12 +64,11 @@ class TestFloats:
     def test_image_to_which_the_model_has_no_finite_answer_is_counted_and_not_compared(self):
         right = FLOATS.copy()
         right[2, 0] = np.nan
-        answer = floats(right)
-        figures, problem = answer.compare(right)
+        figures, problem = floats(right).compare(right)
         assert (figures["unstable"], problem) == (1, None)
         found = right.copy()
         found[1] += 1
-        assert "image 1 differ" in answer.compare(found)[1]
+        assert "image 1 differ" in floats(right).compare(found)[1]
         assert "no stable answer to any" in floats(np.full_like(FLOATS, np.nan)).compare(FLOATS)[1]
 
     def test_every_image_that_is_off_is_counted(self):
@@ -115,21 +109,20 @@ class TestPixels:
         assert answer.values[0, 0, 0].tolist() == [0, 255, 255] and answer.exact[0, 0, 0].all()
 
     def test_bound_is_that_of_the_image(self):
-        effect = np.full((COUNT, 1, 1, 1), 1e-4)
+        effect, values = np.full((COUNT, 1, 1, 1), 1e-4), bins()
         effect[3] = 0.1
-        values = bins()
         values[[2, 3], 0, 0, 0] = 5.1
-        answer = Answer.from_bins(values, values + effect, 256)
+        answer = pixels(values, effect)
         assert answer.exact[2, 0, 0, 0] and not answer.exact[3, 0, 0, 0]
         assert answer.bound[3] == pytest.approx(FACTOR * 0.1, rel=1e-2)
 
     @pytest.mark.parametrize("unstable", [[6], [*range(3, COUNT)]])
-    def test_unstable_images_are_counted_and_the_others_are_compared(self, unstable):
-        # A perturbation that changes subpixels by hundreds of levels is the model's fault and no file's.
-        values = bins()
-        perturbed = values + 1e-4
-        perturbed[unstable, 0, 0, 0] += 100
-        answer = Answer.from_bins(values, perturbed, 256)
+    @pytest.mark.parametrize("finite", [True, False])
+    def test_unstable_images_are_counted_and_the_others_are_compared(self, unstable, finite):
+        values, effect = bins(), np.full((COUNT, 8, 8, 3), 1e-4)
+        # A perturbation that changes subpixels by hundreds of bins is the model's fault and no file's.
+        (effect if finite else values)[unstable, 0, 0, 0] = 100 if finite else np.nan
+        answer = pixels(values, effect)
         found = answer.values.copy()
         found[unstable] += 77
         figures, problem = answer.compare(found)
@@ -137,21 +130,12 @@ class TestPixels:
         found[1, 0, 0, 0] ^= 2
         assert "1 values of image 1" in answer.compare(found)[1]
 
-    def test_values_that_are_not_finite_are_not_compared(self):
-        values = bins()
-        values[1] = np.nan
-        answer = pixels(values)
-        found = answer.values.copy()
-        found[1] = 7
-        figures, problem = answer.compare(found)
-        assert (figures["unstable"], figures["max"], problem) == (1, 0, None)
-
     def test_model_that_is_unstable_everywhere_is_a_problem(self):
         answer = pixels(bins(), effect=0.3)
         assert "the Keras model itself has no stable answer" in answer.compare(answer.values)[1]
 
 
-@pytest.mark.parametrize("size", [8, 32, 64, 128, 256, 512])
+@pytest.mark.parametrize("size", [8, 64, 256])
 def test_there_are_three_batches_of_any_size_of_images(size):
     sizes = choose_batch_sizes(size)
     assert len(sizes) == 3 and len(set(sizes)) >= 2 and sizes[0] == 1
@@ -172,7 +156,7 @@ class Made(Runtime):
 
 @pytest.fixture
 def compare(monkeypatch, tmp_path):
-    """Returns a function that compares functions, by endpoints, with test vectors."""
+    """A function that compares functions, by endpoints, with test vectors."""
     monkeypatch.setitem(RUNTIMES, "made", Made)
 
     def run(vectors, **functions):
@@ -186,7 +170,7 @@ def compare(monkeypatch, tmp_path):
 class TestAnswers:
     @pytest.fixture
     def report(self, compare):
-        """Returns a function: the report of an endpoint that makes `found` of row numbers instead of FLOATS."""
+        """A function that returns the report of an endpoint that makes `found` of row numbers instead of FLOATS."""
         answer = {f"out/number/images/{field}": value for field, value in vars(floats()).items()}
         vectors = {"in/number/number": np.arange(COUNT), **answer}
         return lambda found: compare(vectors, number=lambda number: found(number))
@@ -205,19 +189,12 @@ class TestAnswers:
             (lambda n: {"images": FLOATS[:1]}, "images is float32 [1, 10], float32 [1, 10], float32 [1, 10] where the"),
             (lambda n: {}, "it returns  where the model returns images"),
             (lambda n: {"images": FLOATS[n], "more": FLOATS[n]}, "it returns images, more where the model returns im"),
+            (lambda n: {"images": FLOATS[n] if len(n) == 1 else n.fail()}, "it fails at batch 3: AttributeError: "),
         ],
     )
-    def test_other_outputs_are_a_problem(self, report, found, problem):
+    def test_other_outputs_and_failures_are_a_problem(self, report, found, problem):
         (one,) = report(found).problems
-        assert one.startswith(f"number: {problem}")
-
-    def test_endpoint_that_fails_is_named_with_its_batch(self, report):
-        def found(number):
-            if len(number) == 3:
-                raise ValueError("shapes differ\n  in line 7")
-            return {"images": FLOATS[number]}
-
-        assert report(found).problems == ["number: it fails at batch 3: ValueError: shapes differ"]
+        assert one.startswith(f"number: {problem}") and "\n" not in one
 
     def test_endpoint_to_which_the_model_has_no_answers(self, compare):
         (problem,) = compare({}, number=lambda: {}).problems
@@ -230,25 +207,21 @@ class TestRoundTrip:
 
     @pytest.fixture
     def report(self, compare):
-        """Returns a function: the report of files that lose some images, of a model that keeps some."""
+        """A function that returns the report of files that lose an image, of a model that does not keep another."""
 
-        def run(kept, lost):
-            vectors = dict(self.KINDS)
+        def run(unkept=None, lost=None):
+            v, vectors = self.IMAGES.astype(np.float32), dict(self.KINDS)
             for name, images in self.KINDS.items():
-                kind = name.removeprefix("extreme/")
-                vectors[f"kept/{kind}"] = np.array([kept(kind, number) for number in range(len(images))])
-            v = self.IMAGES.astype(np.float32)
-            for endpoint, given, output, answer in (
-                ("encode", self.IMAGES, "v", Answer.from_floats(v, v)),
-                ("decode", v, "images", Answer.from_bins(v + 0.5, v + 0.6, 256)),
-            ):
-                vectors[f"in/{endpoint}/{'v' if endpoint == 'decode' else 'images'}"] = given
-                vectors |= {f"out/{endpoint}/{output}/{field}": value for field, value in vars(answer).items()}
+                vectors[f"kept/{name.removeprefix('extreme/')}"] = np.arange(len(images)) != unkept
+            codes, decoded = Answer.from_floats(v, v), Answer.from_bins(v + 0.5, v + 0.6, 256)
+            vectors |= {"in/encode/images": self.IMAGES, "in/decode/v": v}
+            vectors |= {f"out/encode/v/{field}": value for field, value in vars(codes).items()}
+            vectors |= {f"out/decode/images/{field}": value for field, value in vars(decoded).items()}
 
             def decode(v):
                 images = v.astype(np.uint8)
-                if len(images) not in SIZES:
-                    images[[lost(image) for image in images], 0, 0, 0] ^= 1
+                if lost is not None and len(images) not in SIZES:
+                    images[(images == self.IMAGES[lost]).all((1, 2, 3)), 0, 0, 0] ^= 1
                 return {"images": images}
 
             return compare(vectors, encode=lambda images: {"v": images.astype(np.float32)}, decode=decode)
@@ -256,20 +229,17 @@ class TestRoundTrip:
         return run
 
     def test_counts_every_image_of_every_kind(self, report):
-        found = report(lambda *_: True, lambda image: False)
+        found = report()
         assert found.problems == []
+        counts = {"real": COUNT, "black": 1, "noise": 4}
         assert found.round_trip == {
-            "real": {"images": COUNT, "identical": COUNT, "model": COUNT},
-            "black": {"images": 1, "identical": 1, "model": 1},
-            "noise": {"images": 4, "identical": 4, "model": 4},
+            kind: {"images": count, "identical": count, "model": count} for kind, count in counts.items()
         }
 
     def test_image_that_the_model_keeps_must_come_back_and_another_may_be_lost(self, report):
-        second = self.IMAGES[1]
-        found = report(lambda *_: True, lambda image: np.array_equal(image, second))
-        assert found.problems == [
+        assert report(lost=1).problems == [
             f"decode(encode): 1 of {COUNT} real images differ (number 1) which the model itself gives back",
             "decode(encode): 1 of 4 noise images differ (number 1) which the model itself gives back",
         ]
-        found = report(lambda kind, number: number != 1, lambda image: np.array_equal(image, second))
+        found = report(unkept=1, lost=1)
         assert found.problems == [] and found.round_trip["noise"] == {"images": 4, "identical": 3, "model": 3}

@@ -161,18 +161,12 @@ def test_the_page_knows_which_examples_the_model_has_seen():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "address"),
-    [
-        ("Project-URL", "Source, https://example.org/a", "https://example.org/a"),
-        ("Project-URL", "Homepage, https://example.org/b", "https://example.org/b"),
-        ("Home-page", "https://example.org/c", "https://example.org/c"),
-        ("Project-URL", "Documentation, https://example.org/d", None),
-    ],
+    ("label", "address"), [("Source", "https://example.org/a"), ("Homepage", "https://example.org/a"), ("Docs", None)]
 )
-def test_the_project_is_where_the_metadata_say(monkeypatch, field, value, address):
+def test_the_project_is_where_the_metadata_say(monkeypatch, label, address):
     stated = email.message.Message()
     stated["Project-URL"] = "Paper, https://arxiv.org/abs/2004.11820"
-    stated[field] = value
+    stated["Project-URL"] = f"{label}, https://example.org/a"
     monkeypatch.setattr("importlib.metadata.metadata", lambda name: stated)
     assert find_project_url() == address
 
@@ -192,7 +186,11 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads(report.read_text())
     assert "20000 x 20000 pixels" in found["read"].pop("bomb.png")
-    assert_reads_as_training_does(found["read"], files)
+    assert set(found["read"]) == set(files)
+    for name, path in files.items():
+        right = read_image(str(path), (SIZE, SIZE, 3), 0)
+        read = np.frombuffer(base64.b64decode(found["read"][name]), np.uint8)
+        np.testing.assert_array_equal(read.reshape(right.shape), right, name)
     pairs = found["pairs"]
     encoder, decoder = (onnxruntime.InferenceSession(str(page / "onnx" / f"{n}.onnx")) for n in ("encoder", "decoder"))
     (z_a, v_a), (z_b, v_b) = (encoder.run(["z", "v"], {"images": images}) for images in (a, b))
@@ -202,12 +200,3 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
         # A value on the border of two levels may fall either way in another runtime.
         change = np.abs(found.astype(int) - right)
         assert change.max() <= 1 and (change > 0).mean() < 1e-3
-
-
-def assert_reads_as_training_does(read, files):
-    assert set(read) == set(files)
-    for name, path in files.items():
-        right = read_image(str(path), (SIZE, SIZE, 3), 0)
-        found = np.frombuffer(base64.b64decode(read[name]), np.uint8).reshape(right.shape)
-        change = np.abs(found.astype(int) - right)
-        assert change.max() <= 0, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"

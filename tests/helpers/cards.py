@@ -48,7 +48,7 @@ def run_curl(folder: pathlib.Path) -> dict:
 
     (command,) = blocks(folder, "sh")
     with Server(folder / "savedmodel", json.loads((folder / JSON_NAME).read_text())["name"]) as server:
-        assert not server.failures and "localhost:8501" in command
+        assert "localhost:8501" in command
         command = command.replace("localhost:8501", f"localhost:{server.rest_port}")
         options = {"env": user_environment(), "capture_output": True, "text": True, "timeout": PATIENCE}
         done = subprocess.run(["sh", "-c", command], **options)

@@ -1,7 +1,7 @@
 """A server for tests with the gRPC services and the REST API of TensorFlow Serving.
 
 The services use the official stubs. A file name such as predict_util.cc names the source file of TensorFlow Serving
-with the same rules. The server has no version labels, no batching, and serves only one version at a time.
+with the same rules. The server has no version labels and no batching, and serves the newest version alone.
 """
 
 import http.server
@@ -15,14 +15,13 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format, text_format
 from tensorflow_serving.apis import get_model_metadata_pb2 as metadata_pb2
-from tensorflow_serving.apis import get_model_status_pb2 as status_pb2
-from tensorflow_serving.apis import model_service_pb2_grpc, predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 # Paths of requests to the REST API, from http_rest_api_util.cc.
 PREDICT_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
-STATUS_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?(/metadata)?", re.IGNORECASE)
+METADATA_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?/metadata", re.IGNORECASE)
 
 
 class Refusal(Exception):
@@ -117,55 +116,35 @@ def outputs_to_json(outputs, by_row):
     return {"predictions": rows} if by_row else {"outputs": columns}
 
 
-class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_service_pb2_grpc.ModelServiceServicer):
-    """A context that serves the newest version in `base_path`; `failures` has the errors of failed versions."""
+class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """A context that serves the newest version of a model in `base_path`."""
 
-    def __init__(self, base_path, name, poll_seconds=0.05):
-        self.base_path, self.name, self._poll_seconds = base_path, name, poll_seconds
-        self.loaded, self.failures, self._stop = None, {}, threading.Event()
+    def __init__(self, base_path, name):
+        # A folder with a number as its name is a version (file_system_storage_path_source.cc).
+        newest = max(int(path.name) for path in base_path.iterdir() if path.name.isdecimal())
+        self.name, self.loaded = name, Servable(base_path / str(newest), newest)
 
     def __enter__(self):
-        self._poll()
         self._grpc = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", -1)])
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(self, self._grpc)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(self, self._grpc)
         self.grpc_port = self._grpc.add_insecure_port("localhost:0")
         self._grpc.start()
         self._http = http.server.ThreadingHTTPServer(("localhost", 0), type("Handler", (_Handler,), {"owner": self}))
         self.rest_port = self._http.server_address[1]
         threading.Thread(target=self._http.serve_forever).start()
-        self._polling = threading.Thread(target=self._keep_polling)
-        self._polling.start()
         return self
 
     def __exit__(self, *exception):
-        self._stop.set()
-        self._polling.join()
         self._http.shutdown()
         self._http.server_close()
         self._grpc.stop(None).wait()
 
-    def _keep_polling(self):
-        while not self._stop.wait(self._poll_seconds):
-            self._poll()
-
-    def _poll(self):
-        # A folder with a number as its name is a version, complete or not (file_system_storage_path_source.cc).
-        newest = max((int(path.name) for path in self.base_path.iterdir() if path.name.isdecimal()), default=0)
-        if newest in (0, self.loaded and self.loaded.version, *self.failures):
-            return
-        try:
-            self.loaded = Servable(self.base_path / str(newest), newest)
-        except Exception as error:  # A version that fails to load must not stop the server.
-            self.failures[newest] = repr(error)
-
     def servable(self, name, version):
         """Returns the loaded version of a model; version 0, the default of the protocol buffer, is the newest one."""
-        loaded = self.loaded
-        if name != self.name or loaded is None or version not in (0, loaded.version):
+        if name != self.name or version not in (0, self.loaded.version):
             wanted = f"Specific({name}, {version})" if version else f"Latest({name})"
             raise Refusal(NOT_FOUND, f"Servable not found for request: {wanted}")
-        return loaded
+        return self.loaded
 
     def metadata(self, name, version):
         servable = self.servable(name, version)
@@ -176,25 +155,12 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer, model_servic
         response.metadata["signature_def"].Pack(signatures)
         return response, signatures
 
-    def status(self, name):
-        if name != self.name:
-            raise Refusal(NOT_FOUND, f"Could not find any versions of model {name}")
-        response, states = status_pb2.GetModelStatusResponse(), status_pb2.ModelVersionStatus.State
-        for version in self.failures:
-            response.model_version_status.add(version=version, state=states.END).status.error_code = 2
-        if self.loaded:
-            response.model_version_status.add(version=self.loaded.version, state=states.AVAILABLE)
-        return response
-
     def Predict(self, request, context):  # noqa: N802
         spec = request.model_spec
         return _or_abort(context, lambda: self.servable(spec.name, spec.version.value).predict(request))
 
     def GetModelMetadata(self, request, context):  # noqa: N802
         return _or_abort(context, lambda: self.metadata(request.model_spec.name, request.model_spec.version.value)[0])
-
-    def GetModelStatus(self, request, context):  # noqa: N802
-        return _or_abort(context, lambda: self.status(request.model_spec.name))
 
 
 def _or_abort(context, answer):
@@ -208,7 +174,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """The handler of requests to the REST API."""
 
     def do_GET(self):  # noqa: N802
-        self._answer(STATUS_URL, self._look)
+        self._answer(METADATA_URL, self._look)
 
     def do_POST(self):  # noqa: N802
         self.body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -226,9 +192,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(reply, indent=4).encode())
 
-    def _look(self, name, version, metadata):
-        if not metadata:
-            return json_format.MessageToDict(self.owner.status(name), preserving_proto_field_name=True)
+    def _look(self, name, version):
         response, signatures = self.owner.metadata(name, int(version or 0))
         # Each part is converted by itself, so that the reply has no "@type" (http_rest_api_util.cc).
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
