@@ -41,13 +41,12 @@ def setup() -> configparser.ConfigParser:
 
 
 def test_the_extra_that_a_message_names_brings_the_package():
-    extras = setup()["options.extras_require"]
-    distributions = {"tensorflow_serving": "tensorflow-serving-api"}
+    config, distributions = setup(), {"tensorflow_serving": "tensorflow-serving-api"}
+    extras, base = config["options.extras_require"], requirements(config["options"]["install_requires"])
     for module, extra in EXTRAS.items():
-        named = {canonicalize_name(found.name) for found in requirements(extras[extra])}
-        assert canonicalize_name(distributions.get(module, module)) in named, module
-        base = {each.name for each in requirements(setup()["options"]["install_requires"])}
-        assert distributions.get(module, module) not in base, module
+        name = distributions.get(module, canonicalize_name(module))
+        assert name in {canonicalize_name(found.name) for found in requirements(extras[extra])}, module
+        assert name not in {canonicalize_name(found.name) for found in base}, module
     (ours,) = requirements(extras["all"])
     assert ours.extras == set(EXTRAS.values()) - APART
 

@@ -149,12 +149,6 @@ def test_files_within_the_text_exist(path, text):
             assert any((place / code).exists() for place in places), f"there is no `{code}`"
 
 
-def test_presets_within_the_text_exist():
-    text = " ".join(code for path in DOCUMENTS for code in inline_code(path.read_text(encoding="utf-8")))
-    found = set(re.findall(r"\b(?:cifar10|imagenet64|lsun_bedroom|celeba_hq)(?:_\w+)\b", text))
-    assert len(found) >= 3 and found <= set(preset_names())
-
-
 @in_documents
 def test_links_lead_somewhere(path, text):
     for link in links(text):
