@@ -184,7 +184,7 @@ class TestMore:
         assert command("--run", made_run, "--image-statistics", "--out", tmp_path) == 0
         values = read(tmp_path, "image_statistics-test")
         assert (values["train_images"], values["images"]) == (4, 4)
-        assert "over 4 of 20 images of train and 4 of 5 images of test" in capsys.readouterr().out
+        assert "on 4 training images, on 4 images" in capsys.readouterr().out
 
     def test_single_image_has_no_error_and_its_file_is_json(self, made_run, tmp_path, capsys):
         assert command("--run", made_run, "--images", 1, "--out", tmp_path) == 0

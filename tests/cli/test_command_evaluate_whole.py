@@ -18,7 +18,7 @@ from PIL import Image
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
-from tfdecouple.metrics import linear_classifier, probe
+from tfdecouple.metrics import classification, linear_classifier
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.frechet import draw_samples
 from tfdecouple.model import DecoupledModel
@@ -115,9 +115,6 @@ class TestProbeAndFrechet:
             assert 0 <= found["switch"]["nearer_to_z"]["mean"] <= 1
         # Dark and light images: what the pixels tell at once.
         assert values["statistics"]["brightness"]["r2"]["pixels, PCA"]["mean"] > 0.9
-        with Image.open(out / "image_statistics-validation.png") as picture:
-            assert picture.size[0] > 800
-            picture.load()
 
     def test_distance_is_the_formula_s(self, out, run, labelled):
         values = read(out, "frechet")
@@ -158,7 +155,7 @@ class TestInterrupted:
                 raise KeyboardInterrupt
             return linear_classifier.fit_classifier(*arguments)
 
-        monkeypatch.setattr(probe, "fit_classifier", fit)
+        monkeypatch.setattr(classification, "fit_classifier", fit)
         assert evaluate(run, tmp_path, "--images", 20, "--probe") == 130
         out, err = capsys.readouterr()
         assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"

@@ -1,7 +1,6 @@
 """`evaluate --outliers`: that figures, scores of each image and picture belong together, and what it refuses."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,14 +11,7 @@ from PIL import Image
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
-from tfdecouple.metrics.outliers import (
-    SCORES,
-    Outliers,
-    Scorer,
-    compare_scores,
-    make_images,
-    permute_pixels,
-)
+from tfdecouple.metrics.outliers import MADE, SCORES, Scorer, compare_scores, make_images
 from tfdecouple.runs.opened_run import load_model
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -45,7 +37,7 @@ def evaluate(run, out, *more):
 def result(tiny_run, images, image_folder, tmp_path_factory):
     """The result for all kinds of sources, with a batch that the images do not fill."""
     out = tmp_path_factory.mktemp("result")
-    kinds = ("noise", "constant", "permuted", "label:dark", f"folder:{image_folder}")
+    kinds = ("noise", "constant", "permuted", f"folder:{image_folder}")
     data = ("--data", f"folder:{images}", "--batch-size", 8, "--samples", 2, "--seed", 3)
     assert evaluate(tiny_run, out, *data, "--outliers", *kinds) == 0
     return json.loads((out / "outliers-test.json").read_text()), out, kinds
@@ -57,25 +49,21 @@ class TestResult:
         assert list(values["outliers"]) == list(kinds) and values["scores"] == SCORES
         every = values["per_image"]
         known = {name: np.array(each) for name, each in every["test"].items()}
-        dark = known["label"] == 1
         for kind, found in values["outliers"].items():
-            mine, rest = {name: np.array(each) for name, each in every.get(kind, {}).items()}, known
-            if kind == "label:dark":
-                mine, rest = ({name: each[chosen] for name, each in known.items()} for chosen in (dark, ~dark))
-            assert found["images"] == len(mine["index"]) and found["known_images"] == len(rest["index"])
+            mine = {name: np.array(each) for name, each in every[kind].items()}
+            assert found["images"] == len(mine["index"]) and found["known_images"] == 10
             for name, said in found["detection"].items():
-                scores = (np.abs(each[name]) if name == "shell" else each[name] for each in (rest, mine))
+                scores = (np.abs(each[name]) if name == "shell" else each[name] for each in (known, mine))
                 right = compare_scores(*scores, seed=3)
                 assert said == json.loads(json.dumps(right)), (kind, name)
-        assert values["outliers"]["label:dark"]["images"] == 4
         # As many as there are: of the other folder five.
-        assert [found["images"] for found in values["outliers"].values()] == [10, 10, 10, 4, 5]
+        assert [found["images"] for found in values["outliers"].values()] == [10, 10, 10, 5]
 
     def test_scores_of_an_image_do_not_depend_on_its_batch(self, result, tiny_run, images):
         values, _, _ = result
         source = open_source(DataConfig(source=f"folder:{images}"), (8, 8, 3))
         batch = next(source.examples("test").batch(10).as_numpy_iterator())
-        right = Scorer(load_model(tiny_run), 2, seed=3).score_with_codec(batch["image"], batch["index"], 10)
+        right = Scorer(load_model(tiny_run), 2, seed=3)(batch["image"], batch["index"])
         said = values["per_image"]["test"]
         order = np.argsort(said["index"])
         for name in SCORES:
@@ -101,31 +89,21 @@ class TestResult:
 
 
 class TestMadeImages:
-    def test_permuted_pixels_are_the_same_in_another_order(self):
-        images = random_images(3)
-        moved = permute_pixels(images, np.array([4, 5, 6]), 0)
+    @pytest.mark.parametrize("kind", MADE)
+    def test_depend_on_their_numbers_and_not_on_their_batch(self, kind):
+        images = random_images(50)
+        made = make_images(kind, images, np.arange(50), 1)
+        assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
+        np.testing.assert_array_equal(make_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
+        assert not np.array_equal(make_images(kind, images, np.arange(50), 2), made)
+
+    def test_are_noise_one_colour_and_pixels_in_another_order(self):
+        images = random_images(50)
+        noise, flat, moved = (make_images(kind, images, np.arange(50), 1) for kind in MADE)
+        assert noise.mean() == pytest.approx(127.5, abs=3) and np.ptp(flat, (1, 2)).max() == 0
         for before, after in zip(images, moved, strict=True):
             assert not np.array_equal(before, after)
             np.testing.assert_array_equal(*(np.sort(one.reshape(-1, 3), 0) for one in (before, after)))
-        np.testing.assert_array_equal(permute_pixels(images[1:], np.array([5, 6]), 0), moved[1:])
-
-    def test_noise_and_colours(self):
-        noise, flat = (make_images(kind, (8, 8, 3), np.arange(50), 1) for kind in ("noise", "constant"))
-        assert noise.shape == flat.shape and noise.dtype == flat.dtype == np.uint8
-        assert np.ptp(flat, (1, 2)).max() == 0 and len(np.unique(flat[:, 0, 0], axis=0)) == 50
-        assert noise.mean() == pytest.approx(127.5, abs=3)
-
-    @pytest.mark.parametrize("kind", ["noise", "constant"])
-    def test_an_image_does_not_depend_on_its_batch(self, kind):
-        def made(size):
-            shape = SimpleNamespace(model=SimpleNamespace(image_shape=(4, 4, 3)))
-            evaluation = SimpleNamespace(batch_size=size, count=5, opened=SimpleNamespace(config=shape))
-            measure = Outliers(SimpleNamespace(seed=2, outliers=[kind]))
-            batches = list(measure._batches(evaluation, kind))
-            return np.concatenate([batch["image"][batch["weight"]] for batch in batches])
-
-        np.testing.assert_array_equal(made(2), made(5))
-        assert made(2).shape == (5, 4, 4, 3) and len(np.unique(made(2), axis=0)) == 5
 
 
 class TestRefusals:
@@ -136,8 +114,3 @@ class TestRefusals:
 
         assert "did you mean noise" in of("noisy")
         assert "there is no folder /no/such" in of("folder:/no/such")
-
-    def test_labels_that_are_none(self, tiny_run, images, tmp_path, capsys):
-        arguments = ("--data", f"folder:{images}", "--outliers", "label:dork")
-        assert evaluate(tiny_run, tmp_path, *arguments) == 2
-        assert "did you mean dark" in capsys.readouterr().err

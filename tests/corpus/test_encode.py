@@ -83,7 +83,7 @@ class TestCodes:
         codes = read(tmp_path / "codes")
         keys = sorted(codes)
         images = pixels_of(pictures, keys)
-        right = Scorer(model).score_with_codec(images, np.arange(len(keys)), len(keys))
+        right = Scorer(model)(images, np.arange(len(keys)))
         assert tuple(outliers.SCORES) == SCORES and set(right) == set(SCORES)
         for name in SCORES:
             found = np.array([codes[key][name] for key in keys])

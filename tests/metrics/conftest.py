@@ -1,23 +1,22 @@
-"""A fixture for the tests of metrics: a source of random images."""
+"""A function that makes a source of images in memory."""
 
 import numpy as np
 import pytest
-from helpers.models import random_images
 
 from tfdecouple.data.splits import MemorySplit, Source
 
 
-@pytest.fixture(scope="module")
-def source():
-    def split(images):
-        labels = np.full(len(images), -1, np.int32)
-        return MemorySplit(len(images), "all", lambda: (images, labels))
+@pytest.fixture(scope="session")
+def make_source():
+    """A function that makes a source of 8 x 8 images from the images, and perhaps labels, of train and of test."""
 
-    train = random_images(60, seed=1) // 2
-    return Source(
-        name="noise",
-        title="noise",
-        label_names=(),
-        image_shape=(8, 8, 3),
-        splits={"train": split(train), "test": split(random_images(50, seed=2))},
-    )
+    def split(images, labels=None):
+        labels = np.full(len(images), -1) if labels is None else labels
+        return MemorySplit(len(images), "all", lambda: (images, np.asarray(labels, np.int32)))
+
+    def make(train, test):
+        splits = {"train": split(*train), "test": split(*test)}
+        names = {"name": "colours", "title": "coloured images", "label_names": ("red", "green", "blue")}
+        return Source(**names, image_shape=(8, 8, 3), splits=splits)
+
+    return make

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from tfdecouple.metrics.direction_finding import find_label_directions, find_number_directions
-from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction, Directions
+from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS
 
 DIMENSIONS = 4
 COVARIANCE = np.array([[1.0, 0.8, 0, 0], [0.8, 1.0, 0, 0], [0, 0, 0.25, 0], [0, 0, 0, 4.0]])
@@ -24,25 +24,17 @@ def cosine(a, b):
     return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
 
-@pytest.fixture(scope="module", params=[0.5, 0.1], ids=["even", "rare"])
-def found(request):
-    training, held_out = classes(20_000, request.param), classes(5_000, request.param, seed=1)
-    return find_label_directions("label", *training, *held_out, seed=0)
-
-
 class TestOfALabel:
-    def test_difference_of_means_is_the_shift(self, found):
+    @pytest.mark.parametrize("share", [0.5, 0.1], ids=["even", "rare"])
+    def test_directions_and_their_accuracy_have_closed_forms(self, share):
+        training, held_out = classes(20_000, share), classes(5_000, share, seed=1)
+        found = find_label_directions("label", *training, *held_out, seed=0)
         assert [one.method for one in found] == [MEANS, CLASSIFIER]
         np.testing.assert_allclose(found[0].vector, SHIFT, atol=0.15)
-
-    def test_normal_is_that_of_the_best_classifier(self, found):
+        # The normal goes as far along itself as the means lie apart.
         normal = np.linalg.solve(COVARIANCE, SHIFT)
-        # The rarer the label, the fewer images does the classifier see.
         assert cosine(found[1].vector, normal) > 0.95
-        # It goes as far along itself as the means lie apart.
         assert np.linalg.norm(found[1].vector) == pytest.approx(normal @ SHIFT / np.linalg.norm(normal), rel=0.1)
-
-    def test_accuracy_on_held_out_images_has_its_closed_form(self, found):
         best = np.sqrt(SHIFT @ np.linalg.solve(COVARIANCE, SHIFT))
         along = SHIFT @ SHIFT / np.sqrt(SHIFT @ COVARIANCE @ SHIFT)
         for one, distance in zip(found, (along, best), strict=True):
@@ -67,14 +59,10 @@ class TestOfALabel:
         for one in find_label_directions("nothing", *training, *held_out, seed=0):
             assert one.figures["accuracy"] == pytest.approx(0.5, abs=5 * one.figures["standard_error"])
 
-    def test_held_out_images_of_one_kind_have_no_accuracy(self):
-        z, has = classes(100)
+    def test_held_out_images_of_one_kind_have_no_accuracy_and_equal_z_no_direction(self):
+        z, has = np.ones((40, 3), np.float32), np.arange(40) % 2 == 0
         for one in find_label_directions("label", z, has, z[has], has[has], seed=0):
             assert one.figures["accuracy"] is None and one.figures["auroc"] is None
-
-    def test_z_that_does_not_vary_has_no_direction(self):
-        z, has = np.ones((40, 3), np.float32), np.arange(40) % 2 == 0
-        for one in find_label_directions("label", z, has, z, has, seed=0):
             np.testing.assert_array_equal(one.vector, 0)
 
 
@@ -89,14 +77,11 @@ class TestOfANumber:
             made += [z.astype(np.float32), values]
         return made
 
-    def test_slope_and_normal(self, numbers):
+    def test_directions_and_r2_have_closed_forms(self, numbers):
         slope, ridge = find_number_directions("age", *numbers)
         np.testing.assert_allclose(slope.vector, SHIFT, atol=0.1)
         assert cosine(ridge.vector, np.linalg.solve(COVARIANCE, SHIFT)) > 0.98
         assert slope.figures["deviation"] == pytest.approx(10, rel=0.05)
-
-    def test_r2_on_held_out_images_has_its_closed_form(self, numbers):
-        slope, ridge = find_number_directions("age", *numbers)
         signal = SHIFT @ np.linalg.solve(COVARIANCE, SHIFT)
         assert ridge.figures["r2"] == pytest.approx(signal / (1 + signal), abs=0.02)
         along = (SHIFT @ SHIFT) ** 2 / (SHIFT @ COVARIANCE @ SHIFT)
@@ -107,11 +92,3 @@ class TestOfANumber:
         z, values, held_z, _ = numbers
         for one in find_number_directions("age", z, values, held_z[:count], np.full(count, 50.0)):
             assert one.figures["r2"] is None and one.figures["held_out"] == count
-
-
-def test_names_and_directions_are_among_all():
-    by_means, by_classifier = (Direction("coffee", method, SHIFT) for method in (MEANS, CLASSIFIER))
-    directions = Directions("abc", {}, (by_means, Direction("rocket", CLASSIFIER, SHIFT)))
-    assert "coffee" in directions and by_means in directions
-    # Nor does `[]` find these.
-    assert "rocket" not in directions and "tea" not in directions and by_classifier not in directions

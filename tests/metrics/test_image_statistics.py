@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdecouple.errors import DataError, UserError
+from tfdecouple.errors import DataError
 from tfdecouple.metrics import image_statistics as statistics
 
 
@@ -15,17 +15,14 @@ def flat(value, count=1, side=8):
 
 
 class TestByHand:
-    def test_colour_and_brightness(self):
+    def test_colour_brightness_and_contrast(self):
         image = flat(0.0)
         image[..., 0], image[..., 2] = 0.8, 0.2
         np.testing.assert_allclose(statistics.compute_colour(image), [[0.8, 0.2]])
         np.testing.assert_allclose(statistics.compute_brightness(image), [[0.299 * 0.8 + 0.114 * 0.2]])
-
-    def test_contrast_of_black_and_white_halves(self):
-        image = flat(0.0)
-        image[:, :4] = 1
-        np.testing.assert_allclose(statistics.compute_contrast(image), [[0.5]])
-        assert statistics.compute_contrast(flat(0.3))[0, 0] < 1e-12
+        halves = flat(0.0)
+        halves[:, :4] = 1
+        np.testing.assert_allclose(statistics.compute_contrast(halves), [[0.5]])
 
     @pytest.mark.parametrize("degrees", [0, 30, 90, 150])
     def test_orientation_is_that_of_a_grating(self, degrees):
@@ -57,12 +54,8 @@ class TestByHand:
 class ColourOfZ:
     """A model of which all is known: z is the mean colour, v is what is left."""
 
-    def __init__(self, has_latent=True):
-        self.config = types.SimpleNamespace(has_latent=has_latent)
+    def __init__(self):
         self.batches = set()
-
-    def require_initialized(self):
-        pass
 
     def encode(self, images):
         self.batches.add(len(images))
@@ -101,8 +94,6 @@ def test_what_z_holds_follows_z_and_the_rest_follows_v():
     assert report["statistics"]["brightest quadrant"]["r2"]["v, PCA"]["mean"] > 0.5
 
 
-def test_without_z_or_with_too_few_images_it_is_refused():
-    with pytest.raises(UserError, match="has no z"):
-        statistics.compute_image_statistics(ColourOfZ(False), images_of(0, 9), images_of(1, 9), batch_size=9)
+def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="3 images are too few"):
         statistics.compute_image_statistics(ColourOfZ(), images_of(0, 9), images_of(1, 3), batch_size=9)

@@ -139,9 +139,11 @@ def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_p
     assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 
 
-def test_extractors_run_in_full_float32(tmp_path):
+def test_extractors_run_in_full_float32(tmp_path, monkeypatch):
     def run(images):
         return np.full([len(images), 1], float(enabled()))
 
-    extractor = frechet.Extractor(tmp_path / "x.onnx", run, "")
+    monkeypatch.setattr(frechet, "_open_onnx", lambda path: (run, ["uint8"], 1))
+    (tmp_path / "x.onnx").touch()
+    extractor = frechet.open_extractor(tmp_path / "x.onnx", (8, 8, 3))
     assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.base import Metric, Result
-from tfdecouple.metrics.bits_at_own_size import OwnSize
-from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, describe_grey
-from tfdecouple.metrics.classification import Classification
+from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize, describe_grey
+from tfdecouple.metrics.classification import Classification, LinearProbe
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.outliers import Outliers
-from tfdecouple.metrics.probe import LinearProbe
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
 
 if TYPE_CHECKING:
@@ -73,15 +71,12 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         KeyboardInterrupt: where the user interrupts; the message names the written files.
     """
-    metrics = [metric(options) for metric in METRICS]
-    for metric in metrics:
-        metric.check_options()
     start_tensorflow()
     import tensorflow as tf
 
     from tfdecouple.cli.run_images import find_results_folder, name_unwritable
 
-    metrics = [metric for metric in metrics if metric.is_requested()]
+    metrics = [metric for metric in (each(options) for each in METRICS) if metric.is_requested()]
     out = find_results_folder(options.run, options.out, "evaluation")
     test_evaluations: int | None = None
     files: list[str] = []
@@ -141,10 +136,16 @@ class Evaluation:
         self.strategy = get_mirrored_strategy(gpus) if len(gpus) > 1 else tf.distribute.get_strategy()
         with self.strategy.scope():
             self.opened = Run.open(options.run, next((metric.option for metric in metrics if metric.needs_z), ""))
+        model = self.opened.config.model
         for metric in metrics:
-            if metric.needs_classes and not self.opened.config.model.has_classes:
+            if metric.needs_classes and not model.has_classes:
                 raise UserError(
                     f"{metric.option} needs a model that knows labels, and that of {self.opened.path} knows none"
+                )
+            if metric.needs_posterior and model.has_class_codes:
+                raise UserError(
+                    f"{metric.option} needs z of an image, and z of this model is a function of the label "
+                    "(model.prior is 'classes'); --classify measures what z knows of the label"
                 )
         self.source = open_data(self.opened, options)
         self.opened.require_labels(self.source)

@@ -65,7 +65,7 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
             if scorer is not None:
                 numbers = np.zeros(batch_size, np.int64)
                 numbers[:count] = index
-                codes |= scorer.score_with_codec(filled, numbers, count)
+                codes |= scorer(filled, numbers, count)
             return {name: codes[name][:count] for name in all_names}
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -20,12 +19,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over images and its standard error.
-
-    Attributes:
-        mean: the mean over the images.
-        standard_error: the standard error of the mean; NaN for a single image.
-    """
+    """A mean over images and its standard error, which is NaN for a single image."""
 
     mean: float
     standard_error: float
@@ -36,11 +30,6 @@ class Estimate:
         values = np.asarray(values, np.float64)
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return cls(float(values.mean()), float(error))
-
-    @classmethod
-    def from_share(cls, share: float, count: int) -> Estimate:
-        """Returns an estimate of a share, from 0 to 1, of `count` images, with its binomial standard error."""
-        return cls(float(share), math.sqrt(share * (1 - share) / max(count, 1)))
 
     def to_text(self, digits: int) -> str:
         """Returns the mean with `digits` decimals as a text, followed by the standard error where it is finite.
@@ -53,12 +42,9 @@ class Estimate:
 
 
 class Result(NamedTuple):
-    """The result of one metric: values for a file, lines of text, and perhaps a picture.
+    """The result of a metric: values for its JSON file, lines that `evaluate` prints, and perhaps a picture.
 
-    Attributes:
-        values: plain values for the JSON file of the metric, where NaN and infinities become null.
-        lines: the lines that `evaluate` prints.
-        picture: a picture that is written as a PNG file beside the JSON file; None for no picture.
+    The values are plain; NaN and infinities become null in the file.
     """
 
     values: dict[str, Any]
@@ -74,19 +60,20 @@ class Metric:
     Attributes:
         name: the name of the metric, after which its file is named and, unless `is_requested` is overridden, the
             option that requests it.
+        help: what `--help` says of this option.
         on_split: True if the metric is computed on the images of --split, which its file then names; False if it is
             computed on test images, and perhaps on training images, whatever the value of --split.
         needs_z: whether the metric needs a model with z.
+        needs_posterior: whether the metric fails for a model whose z is a function of the label.
         needs_classes: whether the metric needs a model with labels.
         needs_plots: whether the metric draws a plot, which needs matplotlib.
-
-    Args:
-        options: the parsed options of `evaluate`.
     """
 
     name: ClassVar[str]
+    help: ClassVar[str] = ""
     on_split: ClassVar[bool] = True
     needs_z: ClassVar[bool] = False
+    needs_posterior: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
     needs_plots: ClassVar[bool] = False
 
@@ -95,14 +82,8 @@ class Metric:
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the metric's command-line options to `group`, an argument group of the parser of `evaluate`."""
-
-    def check_options(self) -> None:
-        """Raises UserError if values of the metric's options do not fit together, before TensorFlow is imported.
-
-        Raises:
-            UserError: if an option has a wrong value; the message names both.
-        """
+        """Adds the metric's options to `group`, a group of the parser of `evaluate`: by default one without a value."""
+        group.add_argument(f"--{cls.name.replace('_', '-')}", action="store_true", help=cls.help)
 
     @property
     def option(self) -> str:
@@ -114,29 +95,21 @@ class Metric:
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Opens the metric's own inputs, before any metric is computed, so that a missing input shows at once.
+        """Checks the metric's options and opens its own inputs, before any metric is computed.
 
         Raises:
-            UserError: if a file, a data set or a package that the metric needs is missing.
+            UserError: if an option is wrong, or a file, a data set or a package that the metric needs is missing.
         """
         if self.needs_plots:
             require("matplotlib", what=self.option)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the result of the metric for a run.
-
-        Args:
-            evaluation: the run, its images and the devices: a `cli.evaluate.Evaluation`.
+        """Returns the result of the metric for the run, the images and the devices of a `cli.evaluate.Evaluation`.
 
         Raises:
             UserError: if the metric cannot be computed and the user can mend the cause; the message is one line.
         """
         raise NotImplementedError
-
-
-def print_progress(text: str) -> None:
-    """Prints `text` as a line of progress on standard error, so that standard output holds results alone."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def describe_draws(k: int) -> str:
@@ -145,15 +118,12 @@ def describe_draws(k: int) -> str:
 
 
 def require_finite(what: str, values: np.ndarray, index: np.ndarray) -> None:
-    """Raises RunError if a value of an image is not finite.
+    """Raises RunError, which names the images, if values of images, float `[images, ...]`, are not all finite.
 
     Args:
         what: the name of the values in the message, such as "the bound".
-        values: the values of each image, float `[images, ...]`.
+        values: the values of each image.
         index: the numbers of the images in their split, `[images]`.
-
-    Raises:
-        RunError: if a value is infinite or NaN; the message lists the numbers of the images.
     """
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
     if len(bad):

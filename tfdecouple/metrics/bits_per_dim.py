@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 ELBO = "ELBO"
 IMPORTANCE_WEIGHTED = "importance-weighted"
+_TERMS = ("reconstruction", "kl", "dequantization")
 
 
 class BitsPerDim(Metric):
-    """The metric that `evaluate` always computes: bits per dimension by the ELBO, and the terms of the ELBO."""
+    """The metric that `evaluate` always computes: bits per dimension by the ELBO, and its terms in nats per image."""
 
     name = "bits_per_dim"
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --samples to `group`, an argument group of the parser of `evaluate`."""
+        """Adds the option --samples to `group`."""
         add_number(group, "--samples", 1, "draws per image for the ELBO, --latent-use and --outliers", 1)
 
     def is_requested(self) -> bool:
@@ -40,13 +41,10 @@ class BitsPerDim(Metric):
         return True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the ELBO in bits/dim, with its three terms in nats per image."""
-        elbo = _evaluate_bound(evaluation, ELBO, self.options.samples)
-        terms = [
-            f"    {term:15} {getattr(elbo, term).to_text(2):>22} nats an image"
-            for term in ("reconstruction", "kl", "dequantization")
-        ]
-        return Result(elbo.to_dict(), [_first_line(elbo, ELBO), *terms])
+        """Returns the ELBO and its terms."""
+        elbo, line = _evaluate_bound(evaluation, ELBO, self.options.samples)
+        terms = [f"    {term:15} {getattr(elbo, term).to_text(2):>22} nats an image" for term in _TERMS]
+        return Result(dataclasses.asdict(elbo), [line, *terms])
 
 
 class ImportanceWeighted(Metric):
@@ -56,39 +54,61 @@ class ImportanceWeighted(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --importance to `group`, an argument group of the parser of `evaluate`."""
+        """Adds the option --importance to `group`."""
         text = "also the importance-weighted bound over N draws per image, a tighter one; 0 for none"
         add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the importance-weighted bound, its distance below the ELBO, and the number of effective draws."""
-        bound = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
-        lines = [
-            _first_line(bound, "importance-weighted bound"),
-            f"    {bound.gain.to_text(4)} below the ELBO over the same draws",
-            f"    {bound.effective_draws:.2f} effective draws of {bound.k}",
-        ]
-        return Result(bound.to_dict(), lines)
-
-
-def _evaluate_bound(evaluation: Any, bound: str, k: int) -> Bound:
-    from tfdecouple.runtime.progress import Counter
-
-    evaluator = BoundEvaluator(evaluation.opened.model, evaluation.strategy)
-    with Counter(f"{bound}, {describe_draws(k)} an image", evaluation.count) as counter:
-        return evaluator(
-            evaluation.batches(),
-            bound=bound,
-            k=k,
-            seed=evaluation.options.seed,
-            on_batch=counter,
-            refuse_non_finite=True,
+        bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
+        gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
+        return Result(
+            dataclasses.asdict(bound), [line, gain, f"    {bound.effective_draws:.2f} effective draws of {bound.k}"]
         )
 
 
-def _first_line(bound: Bound, name: str) -> str:
-    bits = Estimate(bound.bits_per_dim, bound.standard_error).to_text(4)
-    return f"{bits} bits/dim: {name}, {describe_draws(bound.k)} an image, {bound.images:,} images"
+def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
+    """Returns a bound on the images of --split, and the line that `evaluate` prints of it."""
+    from tfdecouple.runtime.progress import Counter
+
+    evaluator, draws = BoundEvaluator(evaluation.opened.model, evaluation.strategy), f"{describe_draws(k)} an image"
+    options: dict[str, Any] = {"k": k, "seed": evaluation.options.seed, "refuse_non_finite": True}
+    with Counter(f"{bound}, {draws}", evaluation.count) as counter:
+        result = evaluator(evaluation.batches(), bound=bound, on_batch=counter, **options)
+    bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
+    return result, f"{bits} bits/dim: {name}, {draws}, {result.images:,} images"
+
+
+class OwnSize(Metric):
+    """The metric of bits/dim (the ELBO) of images at their own size, neither cropped nor resized."""
+
+    name = "own_size"
+    help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
+
+    def compute(self, evaluation: Any) -> Result:
+        """Returns bits/dim of each image and the mean over images, each averaged over --samples draws of the noise."""
+        from tfdecouple import randomness
+        from tfdecouple.data.whole_images import draw_whole_images
+        from tfdecouple.runtime.progress import Counter
+
+        options, model = self.options, evaluation.opened.model
+        images = draw_whole_images(evaluation.source, options.split, options.images, options.seed)
+        rows: list[dict[str, Any]] = []
+        with Counter("ELBO at own size", len(images)) as counter:
+            for index, (name, read) in enumerate(images.items()):
+                image = read()
+                seeds = [randomness.derive_seed(options.seed, "own size", index, k) for k in range(options.samples)]
+                bits = np.mean([float(model.elbo(image[None], seed).bits_per_dim[0]) for seed in seeds])
+                rows.append({"image": name, "height": image.shape[0], "width": image.shape[1], "bits_per_dim": bits})
+                counter(index + 1)
+        bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
+        require_finite("the bound", bits_per_dim, np.arange(len(rows)))
+        mean, draws = Estimate.from_values(bits_per_dim), describe_draws(options.samples)
+        lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} an image, {len(rows):,} images"]
+        for name, height, width, bits in map(dict.values, rows[:20]):
+            lines.append(f"    {bits:.4f}  {width} x {height}  {name}")
+        values = {"bits_per_dim": mean.mean, "standard_error": mean.standard_error, "samples": options.samples}
+        return Result({**values, "images": rows}, lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +139,9 @@ class Bound:
     gain: Estimate
     effective_draws: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the attributes by name, as plain values for JSON."""
-        return dataclasses.asdict(self)
-
     def to_log_row(self) -> dict[str, float]:
         """Returns the numbers for a row of the training log: the bound, the means of its terms, and the counts."""
-        terms = {name: getattr(self, name).mean for name in ("reconstruction", "kl", "dequantization")}
+        terms = {name: getattr(self, name).mean for name in _TERMS}
         bits = {"bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
         return {**bits, **terms, "images": self.images, "samples": self.k}
 
@@ -174,85 +190,57 @@ class BoundEvaluator:
             k: the number of draws per image, at least 1.
             seed: the seed of the draws.
             on_batch: a callback that receives the progress after each draw, as a number of images.
-            refuse_non_finite: whether an infinite or undefined bound of an image raises RunError.
+            refuse_non_finite: whether a bound of an image that is not finite raises RunError, which names the images.
 
         Raises:
             DataError: if a label that the model needs is missing.
             NotInitializedError: if the model has no weights.
-            RunError: if a bound is not finite and `refuse_non_finite` is set; the message names the images.
-        """
-        self._model.require_initialized()
-        terms, log_sums, index = self._sum_over_draws(batches, k, seed, on_batch)
-        terms, (log_sum, log_sum_of_squares) = terms / k, log_sums.T
-        # The terms are added in the order of the log weights, so that at k = 1 both bounds are equal to the last bit.
-        negative_elbo = terms[:, 0] + terms[:, 1] + terms[:, 2]
-        nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
-        if refuse_non_finite:
-            require_finite("the bound", np.column_stack([nats, terms]), index)
-        bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (nats, negative_elbo))
-        # NumPy would warn about infinite numbers, which a diverged model can produce.
-        with np.errstate(invalid="ignore", over="ignore"):
-            total, gain = Estimate.from_values(bits), Estimate.from_values(elbo_bits - bits)
-            reconstruction, kl, dequantization = map(Estimate.from_values, terms.T)
-            effective_draws = float(np.exp(2 * log_sum - log_sum_of_squares).mean())
-        return Bound(
-            bound=bound,
-            k=k,
-            images=len(nats),
-            bits_per_dim=total.mean,
-            standard_error=total.standard_error,
-            reconstruction=reconstruction,
-            kl=kl,
-            dequantization=dequantization,
-            gain=gain,
-            effective_draws=effective_draws,
-        )
-
-    def _sum_over_draws(
-        self, batches: tf.data.Dataset, k: int, seed: int, on_batch: Callable[[int], None]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns sums over the k draws of each image: of the terms, and of the importance weights.
-
-        Returns:
-            The sums of the three terms in nats, float64 `[images, 3]`; the logs of the sum of the weights
-            p(x, z) / q(z, u|x) and of the sum of their squares, float64 `[images, 2]`; and the images' indices.
         """
         import tensorflow as tf
 
+        from tfdecouple.data import slice_for_replicas
         from tfdecouple.runtime.precision import full_float32
 
-        terms, log_sums, indices = [np.zeros([0, 3])], [np.zeros([0, 2])], [np.zeros(0, np.int64)]
+        self._model.require_initialized()
+        if self._strategy.num_replicas_in_sync > 1:
+            # On one device a strategy would add an input pipeline, and closing it can take as long as it has run.
+            whole = batches
+            batches = self._strategy.distribute_datasets_from_function(lambda each: slice_for_replicas(whole, each))
+        # Lists with the terms of each image, its log sums of weights and of squared weights, and its index.
+        terms, log_sums, log_squares, index = [], [], [], []
         done = 0
-        for batch in self._distribute(batches):
+        for batch in batches:
             counted = self._gather(batch["weight"]) > 0
-            images = int(counted.sum())
-            batch_terms, batch_log_sums = np.zeros([images, 3]), np.full([images, 2], -math.inf)
+            images, rows = int(counted.sum()), []
             labels = batch.get("label") if self._has_classes else None
             for number in range(k):
                 with full_float32():
-                    draw = self._compute_on_devices(
-                        batch["image"], labels, batch["index"], tf.constant(seed), tf.constant(number)
-                    )
-                rows = self._gather(draw)[counted].astype(np.float64)
-                batch_terms += rows
-                log_weights = -(rows[:, 0] + rows[:, 1] + rows[:, 2])
-                # NumPy would warn about infinite weights, which a diverged model can produce.
-                with np.errstate(invalid="ignore"):
-                    batch_log_sums = np.logaddexp(batch_log_sums, np.stack([log_weights, 2 * log_weights], 1))
+                    draw = tf.constant(seed), tf.constant(number)
+                    values = self._compute_on_devices(batch["image"], labels, batch["index"], *draw)
+                rows.append(self._gather(values)[counted].astype(np.float64))
                 on_batch(done + images * (number + 1) // k)
-            terms.append(batch_terms)
-            log_sums.append(batch_log_sums)
-            indices.append(self._gather(batch["index"])[counted])
+            draws = np.stack(rows)
+            log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
+            terms.append(draws.mean(0))
+            # NumPy would warn about the infinite weights of a diverged model.
+            with np.errstate(invalid="ignore"):
+                log_sums.append(np.logaddexp.reduce(log_weights))
+                log_squares.append(np.logaddexp.reduce(2 * log_weights))
+            index.append(self._gather(batch["index"])[counted])
             done += images
-        return np.concatenate(terms), np.concatenate(log_sums), np.concatenate(indices)
-
-    def _distribute(self, batches: tf.data.Dataset) -> Any:
-        from tfdecouple.data import slice_for_replicas
-
-        if self._strategy.num_replicas_in_sync == 1:
-            # A strategy would add a second input pipeline, and closing a pipeline can take as long as it has run.
-            return batches
-        return self._strategy.distribute_datasets_from_function(lambda context: slice_for_replicas(batches, context))
+        nats, log_sum, log_square = np.concatenate(terms), np.concatenate(log_sums), np.concatenate(log_squares)
+        # The terms are added in the order of the log weights, so that at k = 1 both bounds are equal to the last bit.
+        negative_elbo = nats[:, 0] + nats[:, 1] + nats[:, 2]
+        bound_nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
+        if refuse_non_finite:
+            require_finite("the bound", np.column_stack([bound_nats, nats]), np.concatenate(index))
+        bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (bound_nats, negative_elbo))
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean, error = dataclasses.astuple(Estimate.from_values(bits))
+            reconstruction, kl, dequantization = map(Estimate.from_values, nats.T)
+            gain = Estimate.from_values(elbo_bits - bits)
+            effective_draws = float(np.exp(2 * log_sum - log_square).mean())
+        return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 
     def _gather(self, values: Any) -> np.ndarray:
         """Returns an array of the values from all devices, in the order of the batch, on every worker."""
@@ -278,14 +266,11 @@ def describe_grey(images: np.ndarray) -> str:
 
     >>> describe_grey(np.zeros((1, 2, 2, 3), np.uint8)) != "", describe_grey(np.arange(12).reshape(1, 2, 2, 3))
     (True, '')
-
-    Args:
-        images: the images, uint8 `[n, height, width, channels]`.
     """
-    if images.shape[-1] == RGB_CHANNELS and len(images) and (images == images[..., :1]).all():
-        height, width = images.shape[1:3]
-        return (
-            f"the first {len(images):,} images are grey, in three equal channels: in bits per grey pixel the figure is "
-            f"three times as large (--set 'model.image_shape=[{height},{width},1]' trains on one channel)"
-        )
-    return ""
+    if images.shape[-1] != RGB_CHANNELS or not len(images) or (images != images[..., :1]).any():
+        return ""
+    height, width = images.shape[1:3]
+    return (
+        f"the first {len(images):,} images are grey, in three equal channels: in bits per grey pixel the figure is "
+        f"three times as large (--set 'model.image_shape=[{height},{width},1]' trains on one channel)"
+    )

@@ -4,6 +4,8 @@ Directions are found on training images and evaluated on held-out images, by two
 Glow (Kingma and Dhariwal, 2018, section 6), and the normal of a regularised linear classifier, which ignores properties
 that are only correlated with the label. z is not standardised for the classifier, so that its regularisation avoids
 dimensions that the encoder does not use: they hardly vary between images and change nothing in an image.
+
+In all functions `z` are codes of the training images, float32 `[n, d_z]`, and `held_z` codes of the held-out images.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from typing import Any
 
 import numpy as np
 from sklearn.linear_model import RidgeCV
-from sklearn.metrics import r2_score
+from sklearn.metrics import r2_score, roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
-from tfdecouple.metrics.outliers import compute_auroc
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
 
 # Smallest number of images with a label, and without it; the classifier holds a fifth of them out to choose C.
@@ -30,20 +31,12 @@ def find_label_directions(
     """Returns two directions from images without a label to images with it, one by each method.
 
     The classifier is fitted to as many images with the label as without it, drawn at random from the more frequent
-    kind, so that neither kind dominates its threshold and the choice of C.
+    kind, so that neither kind dominates its threshold and the choice of C. `has` and `held_has` say whether each image
+    has the label; at least `LEAST` training images do and `LEAST` do not.
 
-    Args:
-        name: the name of the directions.
-        z: codes of the training images, float32 `[n, d_z]`.
-        has: whether each training image has the label, bool `[n]`; at least `LEAST` do and `LEAST` do not.
-        held_z: codes of the held-out images, float32 `[m, d_z]`.
-        held_has: whether each held-out image has the label, bool `[m]`.
-        seed: the seed of the draw.
-
-    Returns:
-        The difference of means and the normal of the classifier. Their figures are `accuracy`, the mean of the
-        accuracies on held-out images with the label and without it (0.5 is chance); its binomial `standard_error`;
-        `auroc`; numbers of images; and C. The first three are None if all held-out images are of one kind.
+    The figures of a direction are `accuracy`, the mean of the accuracies on held-out images with the label and without
+    it (0.5 is chance); its binomial `standard_error`; `auroc`; numbers of images; and C. The first three are None if
+    all held-out images are of one kind.
     """
     means = z[has].mean(0, dtype=np.float64), z[~has].mean(0, dtype=np.float64)
     difference = means[0] - means[1]
@@ -75,18 +68,10 @@ def find_number_directions(
 ) -> list[Direction]:
     """Returns two directions along which a number that belongs to each image grows, one by each method.
 
-    Args:
-        name: the name of the directions.
-        z: codes of the training images, float32 `[n, d_z]`.
-        values: the number of each training image, float64 `[n]`, not all the same.
-        held_z: codes of the held-out images, float32 `[m, d_z]`.
-        held_values: the number of each held-out image, float64 `[m]`.
-
-    Returns:
-        The slope of the mean of z per standard deviation of the number, and the normal of a ridge regression, whose
-        penalty is chosen by leaving out one image at a time. Their figures are the `r2` of a linear prediction along
-        the direction on the held-out images (None if these all have the same number), numbers of images, and the
-        penalty.
+    They are the slope of the mean of z per standard deviation of the number, and the normal of a ridge regression,
+    whose penalty is chosen by leaving out one image at a time. `values` are the numbers of the training images, not all
+    the same. The figures of a direction are the `r2` of a linear prediction along it on the held-out images (None if
+    these all have the same number), numbers of images, and the penalty.
     """
     mean, deviation = values.mean(), values.std()
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
@@ -124,8 +109,5 @@ def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> dict[str, Any]:
         return {"accuracy": None, "standard_error": None, "auroc": None}
     shares, sizes = (np.mean(scores[has] > 0), np.mean(scores[~has] <= 0)), (has.sum(), (~has).sum())
     variance = sum(share * (1 - share) / size for share, size in zip(shares, sizes, strict=True)) / 4
-    return {
-        "accuracy": float(np.mean(shares)),
-        "standard_error": math.sqrt(variance),
-        "auroc": float(compute_auroc(scores[~has], scores[has])),
-    }
+    accuracy, auroc = float(np.mean(shares)), float(roc_auc_score(has, scores))
+    return {"accuracy": accuracy, "standard_error": math.sqrt(variance), "auroc": auroc}

@@ -26,17 +26,7 @@ def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarra
 
 
 def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of images of a split without augmentation, as `chosen_batches` does, and shows progress.
-
-    Args:
-        source: the opened data set.
-        split: "train", "validation" or "test".
-        indices: the indices of the images in any order; the batches have them in ascending order.
-        batch_size: the number of images per batch; the last batch may be smaller.
-
-    Raises:
-        DataError: if an image is unreadable or a batch is empty.
-    """
+    """Yields batches of the images with some indices, in ascending order, as `chosen_batches` does; shows progress."""
     from tfdecouple.data import chosen_batches
 
     done = 0
@@ -51,15 +41,7 @@ def read_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns images of a split, quantised to the model's number of bits, and their labels, in the order of `indices`.
 
-    Args:
-        model: the model to whose number of bits the images are quantised.
-        source: an opened data set with images of the model's size.
-        split: "train", "validation" or "test".
-        indices: the indices of the images, `[n]`, all different.
-        batch_size: the number of images that are read at once.
-
-    Returns:
-        The images, uint8 `[n, height, width, channels]`, and the labels, int32 `[n]`, -1 for an image without one.
+    The images are uint8 `[n, height, width, channels]`; the labels are int32 `[n]`, -1 for an image without one.
     """
     images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
     order, done = np.argsort(indices), 0
@@ -71,16 +53,7 @@ def read_images(
 
 
 def encode_images(model: DecoupledModel, images: np.ndarray, batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns the codes z and v of images.
-
-    Args:
-        model: a model with weights.
-        images: the images, uint8 `[n, height, width, channels]`.
-        batch_size: the number of images that are encoded at once.
-
-    Returns:
-        z, float32 `[n, d_z]` (None for a model without z), and v, float32 of the shape of `images`.
-    """
+    """Returns the codes of images: z, float32 `[n, d_z]` (None for a model without z), and v, float32."""
     z: list[np.ndarray] = []
     v, done = np.empty(images.shape, np.float32), 0
     with Counter("encoding", len(images)) as counter:

@@ -7,16 +7,15 @@ the name of a distance contains the file name of its network. docs/understanding
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
-from tfdecouple.metrics.base import Metric, Result, print_progress
+from tfdecouple.metrics.base import Metric, Result
 from tfdecouple.metrics.drawn_images import draw_indices, read_batches
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
@@ -25,10 +24,12 @@ from tfdecouple.storage.files import file_sha256
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfdecouple.data import Source
     from tfdecouple.model import DecoupledModel
 
 _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
+
+# A function that computes features, float `[n, features]`, of uint8 images `[n, height, width, channels]`.
+Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 class FrechetDistance(Metric):
@@ -44,79 +45,65 @@ class FrechetDistance(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the options --frechet, --trust, --frechet-images and --temperature of `evaluate` to its parser."""
-        group.add_argument(
-            "--frechet",
-            metavar="EXTRACTOR",
-            help="also the Frechet distance of samples by the features of a network, an ONNX or Keras file",
-        )
-        group.add_argument(
-            "--trust",
-            action="store_true",
-            help="accept a Keras file (.keras) as the extractor, which can run code: only where you know where it "
-            "comes from",
-        )
+        """Adds the options --frechet, --trust, --frechet-images and --temperature to `group`."""
+        text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
+        group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
+        text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"
+        group.add_argument("--trust", action="store_true", help=text)
         text = "samples of --frechet, and test images to compare them with"
         add_number(group, "--frechet-images", 10_000, text, 2)
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
-    def check_options(self) -> None:
-        """Raises a UserError if the extractor file is missing, or is a Keras file without --trust.
+    def prepare_inputs(self) -> None:
+        """Tries the extractor, so that a wrong one shows at once: the distance is computed last."""
+        from tfdecouple.runs.run_folder import load_config
 
-        Raises:
-            ExtractorError: if the file is missing.
-            UntrustedError: if the file is a Keras file and --trust was not given.
-        """
-        if self.options.frechet is not None:
-            _check_file(pathlib.Path(self.options.frechet), self.options.trust)
+        open_extractor(self.options.frechet, load_config(self.options.run).model.image_shape, self.options.trust)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the distance and its floor, in squared units of the features, with warnings if few images bias them.
-
-        Raises:
-            ExtractorError: if the extractor fails.
-            DataError: if there are fewer than two test images.
-            InversionError: if a sample is not finite.
-        """
+        """Returns the distance and its floor, in squared units of the features, with warnings of too few images."""
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         extractor = open_extractor(options.frechet, model.config.image_shape, options.trust)
         samples = options.frechet_images
         test_images, floor_images = (min(samples, source.sizes[split]) for split in ("test", "train"))
         if test_images < 2:
             raise DataError(f"the number of test images is {test_images}; a covariance needs at least 2")
-        if model.config.image_shape[-1] == 1:
-            print_progress("grey images go to the extractor as three equal channels")
-        drawing = {"seed": options.seed, "batch_size": evaluation.batch_size}
-        of_samples, of_test, of_train = (
-            compute_moments(extractor, batches)
-            for batches in (
-                draw_samples(model, samples, options.temperature, **drawing),
-                draw_images(model, source, "test", test_images, **drawing),
-                draw_images(model, source, "train", floor_images, **drawing),
-            )
-        )
+
+        def draw_images(split: str, count: int) -> Iterator[np.ndarray]:
+            indices = draw_indices(source, split, count, options.seed)
+            for batch in read_batches(source, split, indices, evaluation.batch_size):
+                yield model.quantize_images(batch["image"]).numpy()
+
+        compared = {
+            "samples": draw_samples(model, samples, options.temperature, options.seed, evaluation.batch_size),
+            "test images": draw_images("test", test_images),
+            "training images": draw_images("train", floor_images),
+        }
+        moments = {name: compute_moments(extractor, batches) for name, batches in compared.items()}
+        of_samples, of_test, of_train = moments.values()
         features = len(of_test.mean)
-        compared = {"samples": of_samples, "test images": of_test, "training images": of_train}
         warnings = [
-            f"{each.count:,} {name} are no more than the {features:,} features: their covariance is singular and the "
+            f"{each.images:,} {name} are no more than the {features:,} features: their covariance is singular and the "
             "distance far too large; take more"
-            for name, each in compared.items()
-            if each.count <= features
+            for name, each in moments.items()
+            if each.images <= features
         ]
         if floor_images < samples:
             warnings.append(
                 f"the floor is of {floor_images:,} training images, all there are, fewer than the {samples:,} samples: "
                 "it is too high beside the distance"
             )
+        path = pathlib.Path(options.frechet)
         values = {
-            "name": f"Frechet distance ({extractor.file_name})",
+            "name": f"Frechet distance ({path.name})",
             "distance": compute_frechet_distance(of_samples, of_test),
             "floor": compute_frechet_distance(of_train, of_test),
             "samples": samples,
             "test_images": test_images,
             "floor_images": floor_images,
             "features": features,
-            "extractor": {"file": extractor.file_name, "sha256": extractor.sha256},
+            # The digest does not cover weights that an ONNX file keeps in a second file.
+            "extractor": {"file": path.name, "sha256": file_sha256(path)},
             "temperature": options.temperature,
             "seed": options.seed,
             "warnings": warnings,
@@ -125,25 +112,23 @@ class FrechetDistance(Metric):
             f"{values['name']}, {features:,} features, to {test_images:,} test images of {source.title}:",
             f"  {samples:,} samples at temperature {options.temperature:g}: {values['distance']:.4g}",
             f"  {floor_images:,} training images (the floor): {values['floor']:.4g}",
-            f"The extractor's sha256 is {extractor.sha256}.",
             *(f"Warning: {line}" for line in warnings),
         ]
         return Result(values, lines)
 
 
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """The mean and the covariance of the features of images, in float64.
+class Moments(NamedTuple):
+    """The number of images, and the mean `[features]` and covariance `[features, features]` of their features."""
 
-    Attributes:
-        count: the number of images, at least 2.
-        mean: the mean of the features, `[features]`.
-        covariance: the covariance of the features, `[features, features]`, symmetric and positive semi-definite.
-    """
-
-    count: int
+    images: int
     mean: np.ndarray
     covariance: np.ndarray
+
+
+def compute_moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:
+    """Returns the moments, in float64, of the features that `extractor` gives for the images of all batches."""
+    features = np.concatenate([extractor(images) for images in batches]).astype(np.float64)
+    return Moments(len(features), features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
 
 def compute_frechet_distance(a: Moments, b: Moments) -> float:
@@ -155,33 +140,15 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
     """
     import scipy.linalg
 
-    overlap = scipy.linalg.svdvals(_square_root(a.covariance) @ _square_root(b.covariance)).sum()
+    def square_root(matrix: np.ndarray) -> np.ndarray:
+        values, vectors = scipy.linalg.eigh(matrix)
+        # Rounding turns eigenvalues of 0 into small numbers, whose square roots are far larger, so these count as 0.
+        noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
+        return (vectors * np.sqrt(np.where(values > noise, values, 0))) @ vectors.T
+
+    overlap = scipy.linalg.svdvals(square_root(a.covariance) @ square_root(b.covariance)).sum()
     traces = np.trace(a.covariance) + np.trace(b.covariance)
     return max(float(np.square(a.mean - b.mean).sum() + traces - 2 * overlap), 0.0)
-
-
-def _square_root(matrix: np.ndarray) -> np.ndarray:
-    """Returns the symmetric square root of a symmetric positive semi-definite matrix."""
-    import scipy.linalg
-
-    values, vectors = scipy.linalg.eigh(matrix)
-    # Rounding turns eigenvalues of 0 into small numbers, whose square roots are far larger, so these count as 0.
-    noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
-    return (vectors * np.sqrt(np.where(values > noise, values, 0))) @ vectors.T
-
-
-def compute_moments(extractor: Callable[[np.ndarray], np.ndarray], batches: Iterable[np.ndarray]) -> Moments:
-    """Returns the mean and the covariance of the features that `extractor` gives for the images of all batches."""
-    features = np.concatenate([extractor(images) for images in batches]).astype(np.float64)
-    return Moments(len(features), features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
-
-
-def draw_images(
-    model: DecoupledModel, source: Source, split: str, count: int, seed: int, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Yields batches of images drawn from a split and quantised, uint8 `[batch, height, width, channels]`."""
-    for batch in read_batches(source, split, draw_indices(source, split, count, seed), batch_size):
-        yield model.quantize_images(batch["image"]).numpy()
 
 
 def draw_samples(
@@ -219,107 +186,70 @@ def draw_samples(
             counter(done)
 
 
-class Extractor:
-    """A network that computes features of images; `open_extractor` reads it from a file.
-
-    Attributes:
-        file_name: the name of the file, without its folder.
-        sha256: the hexadecimal digest of the file. It does not cover weights that an ONNX file keeps in a second file.
-
-    Args:
-        path: the path of the network's file.
-        run: a function that computes features of uint8 images, `[n, height, width, 3]`.
-        sha256: the hexadecimal digest of the file.
-    """
-
-    def __init__(self, path: pathlib.Path, run: Callable[[np.ndarray], Any], sha256: str):
-        self.file_name = path.name
-        self.sha256 = sha256
-        self._run = run
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Returns the features of images, float `[n, features]`.
-
-        Args:
-            images: the images, uint8 `[n, height, width, channels]`, with three channels, or one, which is repeated.
-
-        Raises:
-            ExtractorError: if the network fails, or its features have another rank or are not finite.
-        """
-        from tfdecouple.runtime.precision import full_float32
-
-        if images.shape[-1] == 1:
-            images = np.repeat(images, RGB_CHANNELS, -1)
-        try:
-            with full_float32():
-                features = np.asarray(self._run(images))
-        # Each runtime raises exceptions of its own, usually for an image size that the network does not take.
-        except Exception as error:
-            raise ExtractorError(
-                f"the extractor {self.file_name} fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}, "
-                "of any n and of these images' size"
-            ) from error
-        if features.ndim != 2 or len(features) != len(images):
-            raise ExtractorError(
-                f"the extractor {self.file_name} gave features of shape {features.shape} for {len(images)} images; "
-                "they must be [images, features]"
-            )
-        if not np.isfinite(features).all():
-            raise ExtractorError(f"the extractor {self.file_name} gave features that are not finite; use another")
-        return features
-
-
 def open_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = False) -> Extractor:
     """Returns a feature extractor from a file: a Keras model if the name ends in `.keras`, else an ONNX model.
 
     The network has one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`. The images have
     the model's size; a network for another size must resize them itself. The network is first tried on two images.
 
-    Args:
-        path: the path of the file.
-        image_shape: height, width and channels of the images.
-        trust: whether to open a Keras file, which can run code: Keras refuses Lambda layers, but no other code.
+    The only channel of grey images is repeated. A Keras file can run code, because Keras refuses Lambda layers alone.
 
     Raises:
         UntrustedError: if the file is a Keras file and `trust` is False.
-        ExtractorError: if the file is missing or unreadable, or its network does not fit the images.
+        ExtractorError: if the file is missing or unreadable, or its network does not fit the images, whose height,
+            width and channels are `image_shape`; the extractor raises it for features that are not finite.
     """
+    from tfdecouple.runtime.precision import full_float32
+
     path = pathlib.Path(path)
-    _check_file(path, trust)
+    is_keras = path.suffix == ".keras"
+    if not path.is_file():
+        raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
+    if is_keras and not trust:
+        raise UntrustedError(
+            f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
+            "where it comes from, or name an ONNX file"
+        )
     if image_shape[-1] not in (1, RGB_CHANNELS):
         raise ExtractorError(
             f"the images have {image_shape[-1]} channels, and the extractor {path.name} takes 3; only grey images and "
             "those of three channels can be compared by it"
         )
     try:
-        sha256 = file_sha256(path)
-        run, dtypes, outputs = (_open_keras if path.suffix == ".keras" else _open_onnx)(path)
+        run, dtypes, outputs = (_open_keras if is_keras else _open_onnx)(path)
     # ONNX Runtime and Keras raise exceptions of many classes, for example for broken archives and for unsafe code.
     except Exception as error:
-        kind = "a Keras model" if path.suffix == ".keras" else "ONNX"
         raise ExtractorError(
-            f"{path} cannot be opened as {kind}: {one_line(error)}; name an ONNX (.onnx) or Keras (.keras) file"
+            f"{path} cannot be opened as {'a Keras model' if is_keras else 'ONNX'}: {one_line(error)}; name an ONNX "
+            "(.onnx) or Keras (.keras) file"
         ) from error
-    if len(dtypes) != 1 or outputs != 1:
-        raise ExtractorError(f"the extractor {path.name} has {len(dtypes)} inputs and {outputs} outputs; {_NEEDS}")
-    if dtypes[0] != "uint8":
-        raise ExtractorError(
-            f"the extractor {path.name} takes {dtypes[0]} images; it must take uint8 with values 0..255 and scale them "
-            "itself"
-        )
-    extractor = Extractor(path, run, sha256)
-    extractor(np.resize(np.arange(256, dtype=np.uint8), (2, *image_shape)))
-    return extractor
+    if dtypes != ["uint8"] or outputs != 1:
+        inputs = " and ".join(dtypes) or "nothing"
+        raise ExtractorError(f"the extractor {path.name} takes {inputs} and has {outputs} outputs; {_NEEDS}")
 
+    def extract(images: np.ndarray) -> np.ndarray:
+        if images.shape[-1] == 1:
+            images = np.repeat(images, RGB_CHANNELS, -1)
+        try:
+            with full_float32():
+                features = np.asarray(run(images))
+        # Each runtime raises exceptions of its own, usually for an image size that the network does not take.
+        except Exception as error:
+            raise ExtractorError(
+                f"the extractor {path.name} fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}, "
+                "of any n and of these images' size"
+            ) from error
+        if features.ndim != 2 or len(features) != len(images):
+            raise ExtractorError(
+                f"the extractor {path.name} gave features of shape {features.shape} for {len(images)} images; "
+                "they must be [images, features]"
+            )
+        if not np.isfinite(features).all():
+            raise ExtractorError(f"the extractor {path.name} gave features that are not finite; use another")
+        return features
 
-def _check_file(path: pathlib.Path, trust: bool) -> None:
-    if not path.is_file():
-        raise ExtractorError(f"there is no extractor file {path}; name an ONNX (.onnx) or Keras (.keras) file")
-    if path.suffix == ".keras" and not trust:
-        raise UntrustedError(
-            f"{path} is a Keras file, which can run code where Keras does not notice; give --trust where you know "
-            "where it comes from, or name an ONNX file"
-        )
+    extract(np.resize(np.arange(256, dtype=np.uint8), (2, *image_shape)))
+    return extract
 
 
 def _open_onnx(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:

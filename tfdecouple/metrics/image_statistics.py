@@ -16,8 +16,8 @@ from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.base import Estimate, Metric, Result
 from tfdecouple.metrics.drawn_images import draw_indices, encode_images, pad_batches, read_images
-from tfdecouple.metrics.latent_use import draw_derangement, require_latent
-from tfdecouple.metrics.linear_classifier import fit_pca, standardize_features
+from tfdecouple.metrics.latent_use import draw_derangement
+from tfdecouple.metrics.linear_classifier import fit_pca, flatten_images, standardize_features
 from tfdecouple.runtime.progress import Counter
 
 # Smallest number of images for the regressions.
@@ -25,7 +25,7 @@ LEAST = 4
 # Candidate penalties of the ridge regression; the best is chosen by leaving out each training image in turn.
 _PENALTIES = np.logspace(-1, 5, 13)
 _RESAMPLES = 200
-# Largest number of training images for the regressions, and largest number of colour values in them.
+# Largest number of training images for the regressions, and largest number of colour values in all images of a split.
 _FITTED, _VALUES = 2_000, 2**25
 
 
@@ -33,37 +33,18 @@ class ImageStatistics(Metric):
     """The metric of how well z and v predict statistics of images, and which code a statistic follows in a switch."""
 
     name = "image_statistics"
-    needs_z = True
-    needs_plots = True
-
-    @classmethod
-    def add_options(cls, group: Any) -> None:
-        """Adds the option --image-statistics to `group`, an argument group of the parser of `evaluate`."""
-        group.add_argument(
-            "--image-statistics",
-            action="store_true",
-            help="also how well z and v predict colour, brightness, contrast, spectrum, orientation and light, and "
-            "which of these follow z in a switch",
-        )
-
-    def check_options(self) -> None:
-        """Raises UserError if --split is train, because the regressions are fitted to training images.
-
-        Raises:
-            UserError: if the metric is requested on the training images.
-        """
-        if self.is_requested() and self.options.split == "train":
-            raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
+    help = (
+        "also how well z and v predict colour, brightness, contrast, spectrum, orientation and light, and which of "
+        "these follow z in a switch"
+    )
+    needs_z = needs_posterior = True
 
     def prepare_inputs(self) -> None:
-        """Raises UserError if the images of the model are not square or not RGB.
-
-        Raises:
-            UserError: if the images do not fit, or the package that draws the plot is missing.
-        """
+        """Raises UserError if --split is train, to which the regressions are fitted, or images are no RGB squares."""
         from tfdecouple.runs.run_folder import load_config
 
-        super().prepare_inputs()
+        if self.options.split == "train":
+            raise UserError("--split is 'train', which --image-statistics is fitted on; take validation or test")
         shape = load_config(self.options.run).model.image_shape
         if not is_square_of_rgb(shape):
             raise UserError(
@@ -73,22 +54,14 @@ class ImageStatistics(Metric):
 
     def compute(self, evaluation: Any) -> Result:
         """Returns R2 and switch coefficients on the images of --split, by regressions fitted to training images."""
-        from tfdecouple.visualization.plots import plot_statistics, render_figure
-
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
-        images, limited = [], []
-        for split, count in (("train", min(_FITTED, source.sizes["train"])), (options.split, evaluation.count)):
+        images = []
+        for split, count in (("train", _FITTED), (options.split, evaluation.count)):
             indices = np.sort(draw_indices(source, split, min(count, most), options.seed))
             images.append(read_images(opened.model, source, split, indices, evaluation.batch_size)[0])
-            if count > most:
-                limited.append(f"{most:,} of {count:,} images of {split}")
         report = compute_image_statistics(opened.model, *images, batch_size=evaluation.batch_size, seed=options.seed)
-        lines = _lines(report)
-        if limited:
-            lines.append(f"    over {' and '.join(limited)}: of images of this size no more are taken")
-        title = f"Statistics of {source.title}, {options.split}\n{opened.note()}"
-        return Result(report, lines, render_figure(plot_statistics(report["statistics"], title)))
+        return Result(report, _lines(report))
 
 
 def compute_brightness(images: np.ndarray) -> np.ndarray:
@@ -110,8 +83,7 @@ def compute_contrast(images: np.ndarray) -> np.ndarray:
 def compute_orientation(images: np.ndarray) -> np.ndarray:
     """Returns each image's dominant orientation: cosine and sine of twice the angle of its gradients, `[n, 2]`.
 
-    The pair is computed from the structure tensor, summed over the image, so that its length is the coherence: 1 if all
-    edges run the same way, 0 if no direction prevails.
+    It comes from the structure tensor. The length is 1 if all edges run the same way, 0 if no direction prevails.
     """
     down, right = np.gradient(_luminance(images), axis=(1, 2))
     energy = (right**2 + down**2).sum((1, 2))
@@ -141,9 +113,8 @@ def find_brightest_quadrant(images: np.ndarray) -> np.ndarray:
     """Returns the position of each image's brightest quadrant, `[n, 2]`: left or right, top or bottom as -1 or 1."""
     luminance = _luminance(images)
     half = luminance.shape[1] // 2
-    rows, columns = (slice(0, half), slice(-half, None)), (slice(0, half), slice(-half, None))
-    means = np.stack([luminance[:, row, column].mean((1, 2)) for row in rows for column in columns], 1)
-    best = means.argmax(1)
+    halves = slice(0, half), slice(-half, None)
+    best = np.stack([luminance[:, row, column].mean((1, 2)) for row in halves for column in halves], 1).argmax(1)
     return np.stack([best % 2, best // 2], 1) * 2.0 - 1
 
 
@@ -172,31 +143,20 @@ def compute_image_statistics(
     coefficients say how far the statistic follows z and v. `nearer_to_z` is the share of results, without ties, whose
     statistic is nearer to the statistic of p than to the statistic of n: 0.5 is chance.
 
-    Args:
-        model: a model with weights and z.
-        train: the training images, uint8 `[m, S, S, 3]`, at least `LEAST`.
-        images: images that the model was not trained on, uint8 `[n, S, S, 3]`, at least `LEAST`.
-        batch_size: the number of images that are encoded at once.
-        seed: the seed of the draw of the partners and of the bootstrap.
-
-    Returns:
-        Plain values for JSON: `train_images`, `images`, `dimensions` (d_z), and `statistics`, which has for each
-        statistic `r2` by kind of features, and `switch` with `z`, `v` and `nearer_to_z`. Standard errors come from
-        `_RESAMPLES` bootstrap samples of the images; the standard error of `nearer_to_z` is binomial.
+    The images are uint8 `[n, S, S, 3]`, at least `LEAST`. The values are plain: `train_images`, `images`, `dimensions`
+    (d_z), and `statistics`, which has for each statistic `r2` by kind of features, and `switch` with `z`, `v` and
+    `nearer_to_z`. Their standard errors are those of a bootstrap.
 
     Raises:
-        UserError: if the model has no z, or its z is a function of the label.
         DataError: if there are fewer than `LEAST` images.
     """
     from tfdecouple import randomness
 
-    require_latent(model)
-    model.require_initialized()
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
     (train_z, train_v), (z, v) = (encode_images(model, each, batch_size) for each in (train, images))
-    assert train_z is not None and z is not None
+    assert train_z is not None and z is not None, "the model has no z"
     partner = draw_derangement(len(images), randomness.derive_seed(seed, "switch"))
     switched = _decode(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
@@ -204,17 +164,16 @@ def compute_image_statistics(
     )
     features = {"z": standardize_features(train_z.copy(), z.copy())}
     for name, both in {"v, PCA": (train_v, v), "pixels, PCA": (train, images)}.items():
-        flat = standardize_features(*(each.reshape(len(each), -1).astype(np.float32) for each in both))
+        flat = standardize_features(*flatten_images(*both))
         pca = fit_pca(flat[0], z.shape[1], seed)
         features[name] = standardize_features(*(pca.transform(each).astype(np.float32) for each in flat))
-    statistics = {}
-    for name, values in of_images.items():
-        r2 = {kind: _compute_r2(x, (of_train[name], values), seed) for kind, x in features.items()}
-        switch = _regress_switch(of_switched[name], values[partner], values, seed)
-        statistics[name] = {
-            group: {kind: dataclasses.asdict(estimate) for kind, estimate in estimates.items()}
-            for group, estimates in (("r2", r2), ("switch", switch))
+    statistics = {
+        name: {
+            "r2": {kind: _compute_r2(x, of_train[name], values, seed) for kind, x in features.items()},
+            "switch": _regress_switch(of_switched[name], values[partner], values, seed),
         }
+        for name, values in of_images.items()
+    }
     return {
         "train_images": len(train),
         "images": len(images),
@@ -234,8 +193,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     for name, found in report["statistics"].items():
         figures = [*found["r2"].values(), found["switch"]["z"], found["switch"]["v"]]
         cells = [Estimate(**figure).to_text(2) for figure in figures]
-        nearer = found["switch"]["nearer_to_z"]
-        cells.append(f"{Estimate(100 * nearer['mean'], 100 * nearer['standard_error']).to_text(0)} %")
+        nearer = {name: 100 * value for name, value in found["switch"]["nearer_to_z"].items()}
+        cells.append(f"{Estimate(**nearer).to_text(0)} %")
         lines.append(f"    {name:22}" + "".join(f"{cell:>15}" for cell in cells))
     return lines
 
@@ -254,41 +213,36 @@ def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.nda
     return np.concatenate(images)
 
 
-def _bootstrap_error(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> Any:
-    """Returns the bootstrap standard error of `statistic`, a function of arrays `[n]` with one value per image."""
+def _bootstrap(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
+    """Returns the results of `statistic`, a function of arrays `[n]` with a value per image, with standard errors."""
     import scipy.stats
 
-    return scipy.stats.bootstrap(
+    errors = scipy.stats.bootstrap(
         values, statistic, n_resamples=_RESAMPLES, paired=True, vectorized=True, method="percentile", rng=seed
     ).standard_error
+    pairs = zip(np.ravel(statistic(*values)), np.ravel(errors), strict=True)
+    return [{"mean": float(mean), "standard_error": float(error)} for mean, error in pairs]
 
 
-def _compute_r2(features: tuple[np.ndarray, ...], statistic: tuple[np.ndarray, np.ndarray], seed: int) -> Estimate:
-    """Returns R2 on test images of a regression of a statistic from features, fitted to training images.
-
-    Args:
-        features: the features of the training images, `[m, d]`, and of the test images, `[n, d]`.
-        statistic: the statistic of the training images, `[m, k]`, and of the test images, `[n, k]`.
-        seed: the seed of the bootstrap.
-    """
+def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
+    """Returns R2 of a regression of a statistic y from the second features, fitted to training images, the first."""
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
 
-    (train_x, x), (train_y, y) = features, statistic
+    train_x, x = features
     mean, scale = train_y.mean(0), np.maximum(train_y.std(0), 1e-12)
     with threadpool_limits(1):
         ridge = RidgeCV(alphas=_PENALTIES).fit(train_x.astype(np.float64), (train_y - mean) / scale)
         predicted = ridge.predict(x.astype(np.float64)).reshape(y.shape)
     target = (y - mean) / scale
-    squares = np.square(target - predicted).sum(1), np.square(target).sum(1)
 
-    def share(residuals: np.ndarray, totals: np.ndarray, axis: int = -1) -> Any:
+    def r2(residuals: np.ndarray, totals: np.ndarray, axis: int = -1) -> Any:
         return 1 - residuals.sum(axis) / np.maximum(totals.sum(axis), 1e-12)
 
-    return Estimate(float(share(*squares)), float(_bootstrap_error(share, *squares, seed=seed)))
+    return _bootstrap(r2, np.square(target - predicted).sum(1), np.square(target).sum(1), seed=seed)[0]
 
 
-def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, Estimate]:
+def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
     """Returns how far a statistic of switched images follows the image of z, and the image of v; all are `[n, k]`."""
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
@@ -300,11 +254,9 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
 
     products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
-    figures = zip(coefficients(*products), _bootstrap_error(coefficients, *products, seed=seed), strict=True)
+    follows_z, follows_v = _bootstrap(coefficients, *products, seed=seed)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
     # Images whose statistic is as near to one image as to the other are ties, which count for neither.
     nearer = (to_z < to_v)[to_z != to_v]
-    return {
-        **{code: Estimate(float(mean), float(error)) for code, (mean, error) in zip("zv", figures, strict=True)},
-        "nearer_to_z": Estimate.from_share(nearer.mean() if len(nearer) else 0.5, len(nearer)),
-    }
+    share = Estimate.from_values(nearer if len(nearer) else [0.5])
+    return {"z": follows_z, "v": follows_v, "nearer_to_z": dataclasses.asdict(share)}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tfdecouple.errors import DataError
 from tfdecouple.metrics.drawn_images import draw_indices, read_images
 
 if TYPE_CHECKING:
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
 
 # Candidate values of C, the inverse strength of the regularisation; values outside only cost time.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# Smallest number of training images: with fewer, hardly any would be held out to choose C.
-LEAST = 10
 # The fraction of training images that is held out to choose C is 1 / HELD_OUT.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
@@ -57,16 +53,16 @@ def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.nda
     return tuple(scaler.transform(features) for features in (train, *others))
 
 
+def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns arrays `[n, ...]` as float32 `[n, features]`."""
+    return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
+
+
 def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
-    """Returns a PCA that is fitted to training features, with at most `count` components.
+    """Returns a PCA of standardised training features, float32 `[n, features]`, with at most `count` components.
 
     It has at most n - 1 components, because n images around their mean span n - 1 dimensions: one more would be
-    rounding error, which standardisation would make large.
-
-    Args:
-        features: standardised features, float32 `[n, features]`, of at least two images.
-        count: the largest number of components.
-        seed: the seed of the randomised PCA, which is used for more than 4,096 features.
+    rounding error, which standardisation would make large. For more than 4,096 features it is randomised with `seed`.
     """
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
@@ -78,28 +74,18 @@ def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
         return pca.fit(features)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A classifier that is fitted to all training images with the best C.
+class Fitted(NamedTuple):
+    """A classifier of scikit-learn that is fitted to all training images, with the best C, `strength`.
 
-    Attributes:
-        classifier: the fitted classifier of scikit-learn.
-        strength: the chosen value of C, the inverse strength of the regularisation.
-        held_out_accuracy: the accuracy on the held-out images of a classifier with this C that was fitted without them.
-        tried: pairs of C and held-out accuracy, for each C that was tried.
-        converged: whether the final fit converged within `MAX_ITERATIONS` iterations.
+    `held_out_accuracy` is the accuracy on the held-out images of a classifier with this C that was fitted without them,
+    `tried` has each C that was tried with this accuracy, and `converged` says whether the final fit converged.
     """
 
     classifier: Any
     strength: float
     held_out_accuracy: float
-    tried: tuple[tuple[float, float], ...]
+    tried: list[list[float]]
     converged: bool
-
-
-def count_held_out(images: int) -> int:
-    """Returns the number of images, out of `images` training images, that are held out to choose C."""
-    return max(images // HELD_OUT, 1)
 
 
 def fit_classifier(
@@ -112,14 +98,14 @@ def fit_classifier(
 
     Args:
         kind: a key of `KINDS`.
-        features: standardised features of the training images, float32 `[n, features]`, in random order.
+        features: standardised features of five or more training images, float32 `[n, features]`, in random order.
         labels: the labels of the images, int `[n]`; the first four fifths must have two different labels.
-        on_fit: a callback that receives the number of fits so far, at most `len(STRENGTHS) + 1`.
+        on_fit: a callback that receives the number of fits so far.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    held_out = count_held_out(len(labels))
+    held_out = len(labels) // HELD_OUT
     classifier, tried, best = KINDS[kind](), [], -1.0
     # One thread makes the results independent of the number of cores. More threads are at most twice as fast here, and
     # were 15 times as slow on cores with other work, because threads wait for each other.
@@ -127,38 +113,23 @@ def fit_classifier(
         # The attribute `converged` of the result replaces the warning.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
-            classifier.C = strength
-            classifier.fit(features[:-held_out], labels[:-held_out])
+            classifier.set_params(C=strength).fit(features[:-held_out], labels[:-held_out])
             accuracy = float(np.mean(classifier.predict(features[-held_out:]) == labels[-held_out:]))
-            tried.append((strength, accuracy))
+            tried.append([strength, accuracy])
             on_fit(len(tried))
             best = max(best, accuracy)
             if accuracy < best - math.sqrt(best * (1 - best) / held_out):
                 break
         strength = next(strength for strength, accuracy in tried if accuracy == best)
         # The classifier is a new one, because a warm start from the last C tried would be far from the solution.
-        classifier = KINDS[kind]()
-        classifier.C = strength
-        classifier.fit(features, labels)
-    converged = bool(np.max(classifier.n_iter_) < MAX_ITERATIONS)
-    return Fitted(classifier, strength, best, tuple(tried), converged)
+        classifier = KINDS[kind]().set_params(C=strength).fit(features, labels)
+    return Fitted(classifier, strength, best, tried, bool(np.max(classifier.n_iter_) < MAX_ITERATIONS))
 
 
 def read_labelled(
     model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images drawn at random from a split, quantised as for the model, and their labels, in random order.
-
-    Args:
-        model: the model to whose number of bits the images are quantised.
-        source: an opened data set with labels and images of the model's size.
-        split: "train", "validation" or "test".
-        count: the number of images to draw.
-        seed: the seed of the draw.
-        batch_size: the number of images that are read at once.
-
-    Returns:
-        The images, uint8 `[count, height, width, channels]`, and the labels, int32 `[count]`.
+    """Returns images drawn at random from a split, in random order, as `read_images` does, and their labels.
 
     Raises:
         DataError: if the images have no labels.
@@ -167,27 +138,3 @@ def read_labelled(
 
     images, labels = read_images(model, source, split, draw_indices(source, split, count, seed), batch_size)
     return images, require_labels(source, split, labels, "a linear classifier")
-
-
-def require_images(train_images: int) -> None:
-    """Raises DataError if `train_images`, the number of training images, is too small to fit a classifier.
-
-    Raises:
-        DataError: if the number is below `LEAST`; the message states it.
-    """
-    if train_images < LEAST:
-        raise DataError(f"the number of training images is {train_images}; a linear classifier needs at least {LEAST}")
-
-
-def require_classes(source: Source, labels: np.ndarray) -> None:
-    """Raises DataError if the training images, without the held-out ones, are all of one class.
-
-    Raises:
-        DataError: if there is only one class; the message states the number of images.
-    """
-    fitted = labels[: -count_held_out(len(labels))]
-    if len(np.unique(fitted)) < 2:
-        raise DataError(
-            f"the {len(fitted)} training images of {source.title} to fit on are all of one class; "
-            "a linear classifier needs two or more, so take more images or other data"
-        )
