@@ -75,4 +75,4 @@ def read_curves(path: str, name: str) -> Any:
                 values.append(value)
     if not any("bits_per_dim" in curves for curves in lines.values()):
         raise RunError(f"{path} has no figures: its metrics.jsonl is missing or has no rows yet")
-    return Curves(name, lines["train"], lines["validation"], config.training.noise_steps)
+    return Curves(name, lines["train"], lines["validation"])

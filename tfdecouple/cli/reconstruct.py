@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
 def _reconstruct_at_own_size(opened: Run, options: argparse.Namespace) -> int:
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.data.whole_images import draw_whole_images
-    from tfdecouple.visualization.tiles import draw_grid
+    from tfdecouple.visualization.grids import draw_grid
 
     model = opened.model
     source = open_data(opened, options)

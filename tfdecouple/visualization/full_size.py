@@ -8,7 +8,7 @@ the small image, and applies these maps, interpolated, to the pixels of the phot
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import pathlib
@@ -31,23 +31,21 @@ _EVENNESS = 0.01
 # Smallest contrast of a map, so that the photograph's detail stays even if the model lost it, as in a white sky.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
-# Number of rows that a thread computes at once, so that the memory of a thread does not grow with the height.
+# Number of rows that are computed at once, so that the memory does not grow with the height.
 _ROWS = 64
 
 
 def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns a photograph at its own size, with its colours changed as from `before` to `after`.
+    """Returns a photograph at its own size, uint8 `[H, W, channels]`, its colours changed as from `before` to `after`.
 
     The result keeps the photograph's detail: only its colours and its light change, smoothly across the picture. It is
-    no output of the model, so encoding it does not give the codes of `after`.
+    no output of the model, so encoding it does not give the codes of `after`. A photograph of the model's size becomes
+    `after` itself.
 
     Args:
         photograph: the photograph, uint8 `[H, W, channels]`, with three channels or one.
         before: the whole photograph shrunk to the model's size, uint8 `[h, w, channels]`.
         after: the image that the model made of `before`, uint8 `[h, w, channels]`.
-
-    Returns:
-        The photograph, uint8 `[H, W, channels]`; `after` itself if the photograph has the model's size.
     """
     if photograph.shape == after.shape:
         return after
@@ -56,8 +54,7 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
     maps = _fit_colour_maps(before / np.float32(255), after / np.float32(255)).astype(np.float32)
     planes = [[Image.fromarray(maps[:, :, c, k].copy()) for k in range(channels + 1)] for c in range(channels)]
     result = np.empty_like(photograph)
-
-    def compute_rows(top: int) -> None:
+    for top in range(0, height, _ROWS):
         bottom = min(top + _ROWS, height)
         box = (0, top / height * rows_of_maps, columns_of_maps, bottom / height * rows_of_maps)
         source = photograph[top:bottom] / np.float32(255)
@@ -68,21 +65,14 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
             )
             value = value + sum(gain * source[..., k] for k, gain in enumerate(gains))
             result[top:bottom, :, channel] = np.clip(value * 255 + 0.5, 0, 255)
-
-    with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        list(threads.map(compute_rows, range(0, height, _ROWS)))
     return result
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns affine maps from the colours of `before` to the colours of `after`, by least squares in each square.
+    """Returns affine maps from the colours of `before` to those of `after`, by least squares in each square of pixels.
 
-    Args:
-        before: the image before the change, float32 `[h, w, channels]`, from 0 to 1.
-        after: the image after the change, of the same shape.
-
-    Returns:
-        The maps, float64 `[h, w, channels, channels + 1]`: the gains of each result channel, and its offset.
+    The images are float32 `[h, w, channels]`, from 0 to 1. The maps, float64 `[h, w, channels, channels + 1]`, have the
+    gains and the offset of each channel of the result.
     """
     channels = before.shape[-1]
     identity = np.eye(channels)
@@ -158,12 +148,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """Returns a photograph from a file, at its own size, or shrunk so that no side is longer than `max_side`.
 
     The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. An animation gives its
-    first picture; pixels of 16 bits become 8.
-
-    Args:
-        path: the path of the file.
-        channels: the number of channels of the model's images: 3 for colours, 1 for grey.
-        max_side: the longest side of the result in pixels, at least 1.
+    first picture; pixels of 16 bits become 8. `channels` is 3 for a model of colours and 1 for a model of grey images.
 
     Raises:
         DataError: if the file is missing, no image or too large, or `channels` is neither 3 nor 1.
@@ -184,19 +169,14 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
             image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
             image = ImageOps.exif_transpose(image)
             alpha = np.asarray(image.getchannel("A")) if has_alpha else None
-            image = _in_srgb(image.convert("RGB"), profile)
+            image = image.convert("RGB")
+            # A missing or broken profile counts as sRGB.
+            with contextlib.suppress(ImageCms.PyCMSError, OSError):
+                if profile:
+                    srgb = ImageCms.createProfile("sRGB")
+                    image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
             pixels = np.asarray(image if channels == 3 else image.convert("L"))
     # Every exception is caught, because Pillow raises nearly any class of exception for a damaged file.
     except Exception as error:
         raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
     return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)
-
-
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Returns an RGB image, its colours converted from `profile` to sRGB; a missing or broken profile is ignored."""
-    if not profile:
-        return image
-    try:
-        return ImageCms.profileToProfile(image, io.BytesIO(profile), ImageCms.createProfile("sRGB")) or image
-    except (ImageCms.PyCMSError, OSError):
-        return image

@@ -1,4 +1,4 @@
-"""Functions that draw grids of a model's samples, reconstructions, switches, interpolations and edits.
+"""Functions that draw grids: of any images, and of a model's samples, reconstructions, switches and edits.
 
 Images are uint8 `[n, height, width, channels]`. These arguments have one meaning in all functions: `note` ends the
 caption; `side` is the largest side of an image in the grid, as for `draw_grid`; `labels` are the labels of the images,
@@ -8,29 +8,111 @@ number of finished images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.model import DecoupledModel
-from tfdecouple.visualization.tiles import WIDTH, arrange_rows, draw_grid
 
+# Approximate width of most grids, in pixels.
+WIDTH = 800
+# Height of a line of text, in pixels.
+LINE = 18
+_GAP = 2
+_BACKGROUND = (255, 255, 255)
+_INK = (0, 0, 0)
 # Number of images that the model computes at once, which changes the use of memory but no picture.
 _CHUNK = 64
-
-_PATHS = {"lerp": "the line (lerp)", "slerp": "the arc (slerp)"}
 
 OnImages = Callable[[int], None]
 PairLabels = tuple[np.ndarray, np.ndarray] | None
 
 
-def _ignore(done: int) -> None:
-    pass
-
-
 def _chunks(count: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+
+
+def draw_grid(
+    images: np.ndarray,
+    caption: str = "",
+    group: tuple[int, int] = (0, 0),
+    *,
+    row_labels: Sequence[str] = (),
+    column_labels: Sequence[str] = (),
+    width: int = WIDTH,
+    side: int = 0,
+) -> Image.Image:
+    """Returns a picture of images in rows and columns, uint8 `[rows, columns, height, width, channels]`.
+
+    The first three channels are shown as RGB; with fewer, the first is shown as grey. An enlarged pixel becomes a
+    square; a shrunk square becomes one pixel, its mean.
+
+    Args:
+        images: the images.
+        caption: the text below the grid, wrapped to its width; line breaks in the text are kept.
+        group: the numbers of rows and of columns after which there is a wider gap; 0 for no wider gap.
+        row_labels: the texts to the left of the rows; empty for none.
+        column_labels: the texts above the columns; empty for none.
+        width: the approximate width of the grid in pixels, to which small images are enlarged by a whole factor.
+        side: the largest width of an image in pixels; wider ones are shrunk by a whole factor; 0 for no limit.
+    """
+    channels = slice(RGB_CHANNELS) if images.shape[-1] >= RGB_CHANNELS else [0] * RGB_CHANNELS
+    images = images[..., channels]
+    if side and (shrink := math.ceil(images.shape[3] / side)) > 1:
+        small = [np.asarray(Image.fromarray(image).reduce(shrink)) for image in images.reshape(-1, *images.shape[2:])]
+        images, width = np.stack(small).reshape(*images.shape[:2], *small[0].shape), 0
+    rows, columns, tile_height, tile_width, _ = images.shape
+    factor = max(1, width // (columns * (tile_width + _GAP)))
+    tile_height, tile_width = tile_height * factor, tile_width * factor
+    font = ImageFont.load_default(size=14)
+    margin = max((math.ceil(font.getlength(label)) + 6 for label in row_labels), default=0)
+    header = LINE if column_labels else 0
+
+    def find_corner(row: int, column: int) -> tuple[int, int]:
+        """Returns the positions of the left and upper edges of the image in a row and column, in pixels."""
+        wide = [place // every if every else 0 for place, every in zip((row, column), group, strict=True)]
+        left = margin + _GAP + column * (tile_width + _GAP) + wide[1] * 3 * _GAP
+        return left, header + _GAP + row * (tile_height + _GAP) + wide[0] * 3 * _GAP
+
+    left, top = find_corner(rows - 1, columns - 1)
+    right, bottom = left + tile_width + _GAP, top + tile_height + _GAP
+    lines = [line for text in caption.splitlines() for line in _wrap(text, font, right - 2 * _GAP)]
+    picture = Image.new("RGB", (right, bottom + LINE * len(lines) + (6 if lines else 0)), _BACKGROUND)
+    for row in range(rows):
+        for column in range(columns):
+            tile = Image.fromarray(images[row, column])
+            tile = tile.resize((tile_width, tile_height), Image.Resampling.NEAREST)
+            picture.paste(tile, find_corner(row, column))
+    draw = ImageDraw.Draw(picture)
+    for row, label in enumerate(row_labels):
+        middle = find_corner(row, 0)[1] + tile_height // 2
+        draw.text((margin - 4, middle), label, fill=_INK, font=font, anchor="rm")
+    for column, label in enumerate(column_labels):
+        middle = find_corner(0, column)[0] + tile_width // 2
+        draw.text((middle, header // 2 + 1), label, fill=_INK, font=font, anchor="mm")
+    for number, line in enumerate(lines):
+        draw.text((_GAP, bottom + LINE * number), line, fill=_INK, font=font)
+    return picture
+
+
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Returns the lines of a text, wrapped to `width` pixels; only a single word can be wider."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def arrange_rows(images: np.ndarray, columns: int) -> np.ndarray:
+    """Returns images, uint8 `[n, ...]`, in rows, uint8 `[rows, columns, ...]`; white images fill the last row."""
+    white = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
+    return np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
 
 
 def draw_sample_grid(
@@ -40,24 +122,19 @@ def draw_sample_grid(
     seed: int = 0,
     temperatures: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 1.0),
     note: str = "",
-    on_images: OnImages = _ignore,
+    on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
     """Returns a picture of `count` samples at each temperature, in rows of ten, from the same draws of z and noise.
 
     The temperatures are factors of v (paper section 3.1); z does not depend on them.
-
-    Raises:
-        InversionError: if a sample is not finite.
     """
     bands = []
     for temperature in temperatures:
         bands.append(arrange_rows(np.asarray(model.sample(count, temperature, seed=seed)), min(count, 10)))
         on_images(len(bands) * count)
     rows = len(bands[0])
-    where = "Rows" if rows == 1 else "Bands"
-    shared = "a column shares its draws" if rows == 1 else "the same place of each band shares its draws"
-    caption = f"Samples. {where}: temperature of v {', '.join(map(str, temperatures))}; {shared}. {note}"
+    caption = f"Samples, labelled with the temperature of v; the same place at each shares its draws. {note}"
     labels = [str(temperature) if row == 0 else "" for temperature in temperatures for row in range(rows)]
     return draw_grid(np.concatenate(bands), caption, group=(rows if rows > 1 else 0, 0), row_labels=labels, side=side)
 
@@ -71,15 +148,12 @@ def draw_class_grid(
     temperature: float = 0.7,
     seed: int = 0,
     note: str = "",
-    on_images: OnImages = _ignore,
+    on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
     """Returns a picture with a row of samples for each label; a column shares v, to show the effect of the label.
 
     `labels` are the labels of the rows, and `names` are the names of all labels of the model.
-
-    Raises:
-        InversionError: if a sample is not finite.
     """
     rows = []
     for label in labels:
@@ -90,7 +164,7 @@ def draw_class_grid(
 
 
 def reconstruct_images(
-    model: DecoupledModel, images: np.ndarray, on_images: OnImages = _ignore, labels: np.ndarray | None = None
+    model: DecoupledModel, images: np.ndarray, on_images: OnImages = lambda done: None, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
     """Returns decode(encode(images)), and the number of images that are reconstructed to the last pixel."""
     decoded = np.empty_like(images)
@@ -119,14 +193,14 @@ def draw_switch_grid(
     columns: int = 5,
     what: str = "Switch",
     note: str = "",
-    on_images: OnImages = _ignore,
+    on_images: OnImages = lambda done: None,
     side: int = 0,
     labels: PairLabels = None,
 ) -> Image.Image:
     """Returns a picture of pairs of images and their switches, as in the paper's Figure 1.
 
-    `a` are the first and `b` the second images of the pairs. A tile shows a and decode(z of b, v of a) above b and
-    decode(z of a, v of b). A row has `columns` tiles, and `what` begins the caption.
+    A tile shows a and decode(z of b, v of a) above b and decode(z of a, v of b). A row has `columns` tiles, and `what`
+    begins the caption.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
     for chunk in _chunks(len(a)):
@@ -147,14 +221,13 @@ def interpolate_pairs(
     b: np.ndarray,
     places: Sequence[float],
     paths: Sequence[str] = ("lerp",),
-    on_images: OnImages = _ignore,
+    on_images: OnImages = lambda done: None,
     labels: PairLabels = None,
 ) -> np.ndarray:
     """Returns interpolations between pairs of images, uint8 `[n, paths, rows, places, height, width, channels]`.
 
-    `a` are the first and `b` the second images of the pairs. `places` are numbers from 0, the first image, to 1, the
-    second; z changes from row to row and v from column to column. A model without z has one row. `paths` are the
-    paths of v in `DecoupledModel.interpolate`.
+    `places` are numbers from 0, the image of `a`, to 1, that of `b`; z changes from row to row and v from column to
+    column. A model without z has one row. `paths` are the paths of v in `DecoupledModel.interpolate`.
     """
     z_places = places if model.config.has_latent else places[:1]
     tiles: list[np.ndarray] = []
@@ -174,18 +247,11 @@ def draw_interpolation_grid(
     count, _, rows, columns = tiles.shape[:4]
     numbers = [f"{place:.2g}" for place in places]
     row_labels = [f"z {number}" for number in numbers] * count if rows > 1 else []
-    if rows > 1:
-        caption = (
-            "Interpolation. Down: z from one image to the other; across: v. Upper left and lower right: the two images."
-        )
-    elif columns > 1:
-        caption = "Interpolation of v, from the image on the left to that on the right; this model has no z."
-    else:
-        caption = f"Interpolation: what lies at {numbers[0]} of the way from one image, 0, to the other, 1."
-    if len(paths) > 1:
-        caption += f" v goes along {' (left) or '.join(_PATHS[path] for path in paths)} (right)."
-    elif tuple(paths) != ("lerp",):
-        caption += f" v goes along {_PATHS[paths[0]]}."
+    caption = "Interpolation. Down: z from one image to the other; across: v."
+    if rows == 1 < columns:
+        caption = "Interpolation of v alone, from 0, one image, to 1, the other."
+    if tuple(paths) != ("lerp",):
+        caption += f" Path of v: {', '.join(paths)}."
     return draw_grid(
         np.moveaxis(tiles, 1, 2).reshape(count * rows, len(paths) * columns, *tiles.shape[4:]),
         f"{caption} {note}",
@@ -198,16 +264,11 @@ def draw_interpolation_grid(
 
 
 def compute_pixel_contrast(images: np.ndarray) -> np.ndarray:
-    """Returns the mean absolute difference of neighbouring pixels of each image, in units of pixel values.
+    """Returns the mean absolute difference of neighbouring pixels of each image, float64 `[...]`.
 
-    Args:
-        images: the images, uint8 `[..., height, width, channels]`.
-
-    Returns:
-        The mean over channels, rows and columns, float64 in the shape of the leading axes.
+    The images are uint8 `[..., height, width, channels]`.
     """
-    values = images.astype(np.float64)
-    steps = [np.abs(np.diff(values, axis=axis)).mean((-3, -2, -1)) for axis in (-3, -2)]
+    steps = [np.abs(np.diff(images.astype(float), axis=axis)).mean((-3, -2, -1)) for axis in (-3, -2)]
     return (steps[0] + steps[1]) / 2
 
 
@@ -218,7 +279,7 @@ def draw_edit_grid(
     amounts: Sequence[float],
     name: str,
     note: str = "",
-    on_images: OnImages = _ignore,
+    on_images: OnImages = lambda done: None,
 ) -> Image.Image:
     """Returns a picture of images edited along directions in z: a row for each image and each direction.
 
@@ -246,16 +307,8 @@ def draw_edit_grid(
 
 
 def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray], caption: str = "") -> Image.Image:
-    """Returns a picture of samples beside the images nearest to them.
-
-    Args:
-        queries: the samples, uint8 `[n, height, width, channels]`.
-        neighbours: the k nearest images, uint8 `[n, k, height, width, channels]`, by the name of the distance.
-        caption: the text below the grid.
-    """
-    blocks, labels, k = [], [], 0
-    for name, images in neighbours.items():
-        k = images.shape[1]
-        blocks.append(np.concatenate([queries[:, None], images], 1))
-        labels += ["sample", f"{name}: 1", *(str(number) for number in range(2, k + 1))]
+    """Returns a picture of samples, `queries`, beside the images nearest to them, uint8 `[n, k, ...]`, by distance."""
+    k = next(iter(neighbours.values())).shape[1]
+    blocks = [np.concatenate([queries[:, None], images], 1) for images in neighbours.values()]
+    labels = [label for name in neighbours for label in ("sample", f"{name}: 1", *map(str, range(2, k + 1)))]
     return draw_grid(np.concatenate(blocks, 1), caption, group=(0, k + 1), column_labels=labels, width=1000)

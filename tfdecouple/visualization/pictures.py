@@ -29,15 +29,10 @@ _SIDE = 128
 
 @dataclasses.dataclass(frozen=True)
 class PictureInputs:
-    """The model and the images that the pictures of one evaluation show.
+    """The model and the images, uint8 `[n, height, width, channels]`, n at least 1, that an evaluation's pictures show.
 
-    Attributes:
-        model: the model that is evaluated.
-        images: at least one image that the model was not trained on, uint8 `[n, height, width, channels]`.
-        seed: the seed of the samples.
-        most: the approximate number of images in a picture.
-        labels: the labels of the images, int32 `[n]`; None for a model without labels.
-        label_names: the names of all labels of the model.
+    `labels` are the labels of the images, int32 `[n]`, or None for a model without labels; `seed` is the seed of the
+    samples, and `most` the approximate number of images in a picture.
     """
 
     model: DecoupledModel
@@ -122,16 +117,10 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
 def save_pictures(
     inputs: PictureInputs, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
 ) -> int:
-    """Writes every picture of `PICTURES` into a folder as a PNG file, or no file if a picture cannot be drawn.
+    """Writes every picture of `PICTURES` into a folder as PREFIXNAME.png, or no file if a picture cannot be drawn.
 
-    Args:
-        inputs: the model and the images; the picture of switches needs at least 2 images.
-        folder: the folder for the files, which is made if it does not exist.
-        prefix: the first part of the files' names, before the name of the picture and ".png".
-        on_picture: a callback that receives the name of each picture before it is drawn.
-
-    Returns:
-        The number of images that are reconstructed to the last pixel.
+    It returns the number of images that are reconstructed to the last pixel. The folder is made if it does not exist;
+    `on_picture` is a callback that receives the name of each picture before it is drawn.
 
     Raises:
         UserError: if the model yields pixels that are not finite.

@@ -1,10 +1,9 @@
-"""Functions that draw plots: curves of training, codes in the plane, histograms, statistics, confusion matrices."""
+"""Functions that draw plots: curves of training, codes in the plane, histograms and confusion matrices."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,21 +30,15 @@ _NUMBERED_CLASSES = 40
 Line = tuple[Sequence[float], Sequence[float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Curves:
-    """The curves of one run, on training and on validation images.
+class Curves(NamedTuple):
+    """The curves of one run by the name of the quantity in the log, on training and on validation images.
 
-    Attributes:
-        name: the name of the run in the legend.
-        train: the curves on training images, by the name of the quantity in the log.
-        validation: the curves on validation images, by the name of the quantity in the log.
-        noise_steps: the number of first updates whose training images have noise (`training.noise_steps`).
+    `name` is the name of the run in the legend.
     """
 
     name: str
     train: Mapping[str, Line]
     validation: Mapping[str, Line]
-    noise_steps: int = 0
 
 
 def render_figure(figure: Figure) -> Image.Image:
@@ -56,14 +49,11 @@ def render_figure(figure: Figure) -> Image.Image:
 
 
 def plot_curves(runs: Sequence[Curves]) -> Figure:
-    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs.
+    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over the updates of runs, which all have bits/dim.
 
     Curves on training images are thin; curves on validation images are thick, with a point at each evaluation. A
-    quantity that no run has gets no panel. The axis of bits/dim leaves out the steep fall at the beginning and the
-    updates with noise, which would flatten the rest of the curve.
-
-    Args:
-        runs: at least one run with a curve of bits/dim.
+    quantity that no run has gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each
+    curve, which would flatten the rest.
     """
     figure = _make_figure(9, 6.6)
     lower = [name for name in _NAMES if name != "bits_per_dim" and any(_lines(run, name) for run in runs)]
@@ -89,8 +79,10 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
     if "learning_rate" in panels:
         panels["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     bits = panels["bits_per_dim"]
-    values = [_values_after(run.noise_steps, *line) for run in runs for line in _lines(run, "bits_per_dim")]
-    _leave_out_fall(bits, np.concatenate(values))
+    lines = [np.asarray(line) for run in runs for line in _lines(run, "bits_per_dim")]
+    later = np.concatenate([values[steps >= steps[-1] / 10] for steps, values in lines])
+    if room := np.ptp(later) / 20:
+        bits.set_ylim(later.min() - room, later.max() + room)
     bits.legend(fontsize=_SMALL, frameon=False)
     bits.set_title(runs[0].name if is_alone else f"{len(runs)} runs", fontsize=_TEXT + 2, loc="left")
     return figure
@@ -100,63 +92,36 @@ def _lines(run: Curves, name: str) -> list[Line]:
     return [lines[name] for lines in (run.train, run.validation) if name in lines]
 
 
-def _values_after(update: int, steps: Sequence[float], values: Sequence[float]) -> np.ndarray:
-    """Returns the values of a curve after an update, or all values of a curve that ends before it."""
-    later = np.asarray(steps) > update
-    return np.asarray(values, float)[later if later.any() else ...]
-
-
-def _leave_out_fall(axes: Axes, values: np.ndarray) -> None:
-    """Sets the y-axis to the range of the lowest 90 % of the values, and half of that range above."""
-    low, high = values.min(), values.max()
-    most = np.quantile(values, 0.9)
-    top = min(high, most + 0.5 * (most - low))
-    if top > low:
-        axes.set_ylim(low - 0.05 * (top - low), top + 0.05 * (top - low))
-
-
 def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns codes projected to their first two principal components, and the explained shares of the variance.
+    """Returns codes `[n, d]`, n at least 2, projected to two principal components, and their shares of the variance.
+
+    The points, `[n, 2]`, and the shares, `[2]`, are float64; the second component is 0 where d is 1. The largest weight
+    of a component is positive, so that its sign does not depend on chance.
 
     >>> points, shares = project_to_components(np.array([[0.0, 0.0, 5.0], [3.0, 0.0, 5.0], [0.0, 1.0, 5.0]]))
     >>> points.shape, bool(np.isclose(shares.sum(), 1))
     ((3, 2), True)
-
-    Args:
-        codes: the codes, `[n, d]`, n at least 2.
-
-    Returns:
-        The points, `[n, 2]`, and the shares, `[2]`, both float64; the second component is 0 where d is 1. The largest
-        weight of a component is positive, so that its sign does not depend on chance.
     """
     from sklearn.decomposition import PCA
 
     pca = PCA(min(2, codes.shape[1]), svd_solver="full")
-    # NumPy would warn about 0 / 0 for codes that do not vary; their shares become 0 below.
-    with np.errstate(invalid="ignore"):
-        points = pca.fit_transform(np.asarray(codes, np.float64))
+    points = pca.fit_transform(np.asarray(codes, np.float64))
     missing = 2 - points.shape[1]
-    return np.pad(points, ((0, 0), (0, missing))), np.nan_to_num(np.pad(pca.explained_variance_ratio_, (0, missing)))
+    return np.pad(points, ((0, 0), (0, missing))), np.pad(pca.explained_variance_ratio_, (0, missing))
 
 
 def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Returns codes projected to the plane by t-SNE, `[n, 2]`: neighbours stay together, large distances are distorted.
+    """Returns codes `[n, d]`, n at least 4, projected to the plane by t-SNE, `[n, 2]`.
 
-    Args:
-        codes: the codes, `[n, d]`, n at least 4.
-        seed: the seed of the random part of t-SNE.
+    Neighbours stay together, and large distances are distorted. `seed` is the seed of the random part of t-SNE.
     """
     import threadpoolctl
     from sklearn.manifold import TSNE
 
     # The usual perplexity of 30 (a number of neighbours) is too large for few points.
-    perplexity = min(30.0, (len(codes) - 1) / 3)
-    start = project_to_components(codes)[0]
-    spread = np.std(start[:, 0])
-    start = (start / spread * 1e-4 if spread > 0 else start).astype(np.float32)
+    t_sne = TSNE(2, perplexity=min(30.0, (len(codes) - 1) / 3), init="pca", random_state=seed)
     # On cores with other work one thread is several times as fast, because several would wait in a busy loop.
     with threadpoolctl.threadpool_limits(1):
-        t_sne = TSNE(2, perplexity=perplexity, init=start, random_state=seed)
         return t_sne.fit_transform(np.asarray(codes, np.float32))
 
 
@@ -168,15 +133,10 @@ def plot_projection(
     title: str,
     coloured_labels: int = 14,
 ) -> Figure:
-    """Returns a plot of points in the plane, coloured by label.
+    """Returns a plot of points in the plane, `[n, 2]`, coloured by label.
 
-    Args:
-        points: the points, `[n, 2]`.
-        labels: the labels of the points, int `[n]`; -1 for no label.
-        names: the names of the labels; empty if they have no names.
-        axis_names: the names of the two axes.
-        title: the title of the plot.
-        coloured_labels: the number of most frequent labels that get a colour and a shape; all other points are grey.
+    `labels` are the labels of the points, int `[n]`, -1 for no label, and `names` are the names of all labels, if they
+    have names. The `coloured_labels` most frequent labels get a colour and a shape; all other points are grey.
     """
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
@@ -205,11 +165,8 @@ def plot_projection(
 def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
     """Returns a plot of histograms of several kinds of images, with one panel per quantity; the first kind is filled.
 
+    `panels` has the values, `[n]`, by the name of the quantity and then by the kind of images; all have the same kinds.
     Values beyond the range of a panel count in its first or last bin.
-
-    Args:
-        panels: the values `[n]` by the name of the quantity and then by the kind of images; all have the same kinds.
-        title: the title of the plot.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -236,51 +193,11 @@ def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) 
     return figure
 
 
-def plot_statistics(statistics: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """Returns a plot of how well z, v and pixels predict statistics of images, and which code they follow in a switch.
-
-    Args:
-        statistics: `r2` and `switch` by the name of the statistic, as `metrics.image_statistics` returns them.
-        title: the title of the plot.
-    """
-    figure = _make_figure(11, 4.8)
-    left, right = figure.subplots(1, 2, sharey=True)
-    names = list(statistics)
-    panels = (
-        (left, "R2 of a linear regression", {kind: kind for kind in statistics[names[0]]["r2"]}, "r2"),
-        (right, "coefficient after a switch of z", {"z": "of the image of z", "v": "of the image of v"}, "switch"),
-    )
-    for axes, what, kinds, group in panels:
-        height = 0.8 / len(kinds)
-        for number, (kind, label) in enumerate(kinds.items()):
-            estimates = [statistics[name][group][kind] for name in names]
-            axes.barh(
-                np.arange(len(names)) + (number - (len(kinds) - 1) / 2) * height,
-                [each["mean"] for each in estimates],
-                height,
-                xerr=[each["standard_error"] for each in estimates],
-                color=COLOURS[number],
-                label=label,
-            )
-        _style_axes(axes, what)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.legend(fontsize=_SMALL, frameon=False, loc="best")
-    # Bars below 0 are cut off, because a regression that is worse than the mean predicts nothing.
-    left.set_xlim(-0.1, 1)
-    left.set_yticks(range(len(names)), names, fontsize=_SMALL)
-    left.invert_yaxis()
-    figure.suptitle(title, fontsize=_TEXT + 1, x=0.01, ha="left")
-    return figure
-
-
 def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> Figure:
     """Returns a plot of a confusion matrix: rows are the true classes, columns the predicted ones.
 
     The darkness of a cell is its share of the images of its true class; the number in it is the number of images.
-
-    Args:
-        confusion: a result of `metrics.probe.count_confusion`.
-        label_names: the names of the labels; a label without a name is shown as its number.
+    `confusion` is a result of `count_confusion`; a label without a name is shown as its number.
     """
     counts = np.asarray(confusion["counts"])
     names = [label_names[label] if label < len(label_names) else str(label) for label in confusion["labels"]]
@@ -291,21 +208,14 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(names) <= _NUMBERED_CLASSES:
         for row, column in np.argwhere(counts):
-            style: dict[str, Any] = {
-                "ha": "center",
-                "va": "center",
-                "color": "white" if shares[row, column] > 0.5 else "black",
-            }
-            axes.text(column, row, str(counts[row, column]), fontsize=_SMALL - 2, **style)
+            text, colour = str(counts[row, column]), "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, text, fontsize=_SMALL - 2, ha="center", va="center", color=colour)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=_SMALL - 2)
     axes.set_yticks(range(len(names)), names, fontsize=_SMALL - 2)
     axes.set_xlabel("predicted class", fontsize=_TEXT)
     axes.set_ylabel("true class", fontsize=_TEXT)
-    figure.suptitle(
-        f"{confusion['features']}, {confusion['classifier']}: {100 * confusion['accuracy']:.1f} % of "
-        f"{counts.sum():,} images right",
-        fontsize=_TEXT,
-    )
+    right = f"{100 * confusion['accuracy']:.1f} % of {counts.sum():,} images right"
+    figure.suptitle(f"{confusion['features']}, {confusion['classifier']}: {right}", fontsize=_TEXT)
     return figure
 
 
