@@ -77,13 +77,6 @@ class TestTfConfig:
         assert refused.startswith("TF_CONFIG is no description of a cluster") and message in refused
 
 
-def test_strategy_of_one_process_ignores_tf_config(set_tf_config):
-    set_tf_config("{")
-    # The cached function would return the strategy of another test.
-    assert strategy.get_mirrored_strategy.__wrapped__(("CPU:0",)).num_replicas_in_sync == 1
-    assert os.environ["TF_CONFIG"] == "{"
-
-
 def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
     def refuse(*_):
         raise ConfigError("no run")

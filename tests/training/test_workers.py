@@ -44,8 +44,9 @@ class TestWorkers:
         assert str(first) == str(third) == "worker 1: OSError: disk full"
 
     def test_what_differs_is_named(self):
-        results = Together().run(lambda workers: workers.require_equal("the images", str(workers.rank + 5)))
-        assert [str(error) for error in results] == ["the images of worker 1 are 6, of worker 0 5"] * 2
+        results = Together().run(lambda workers: workers.require_equal("images", {"a": 1, "b": workers.rank + 5}))
+        message = "images of worker 0 and worker 1 differ: b is 5 there and 6 here"
+        assert [str(error) for error in results] == [message] * 2
 
     def test_values_of_the_chief_are_broadcast_to_the_bit(self):
         values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
@@ -72,7 +73,7 @@ class TestWorkers:
         assert workers.rank == 0
         assert workers.call_on_chief(lambda: pathlib.Path("x")) == pathlib.Path("x")
         assert workers.call_on_all(lambda: 3) == 3
-        workers.require_equal("nothing", "")
+        workers.require_equal("nothing", {})
         workers.broadcast([])
 
     def test_loss_is_one_line_with_the_reason(self):

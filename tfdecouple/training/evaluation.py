@@ -29,9 +29,6 @@ DIAGNOSTICS = [
     DecoupledModel.diagnose,
 ]
 
-# Names of the lossless codecs in messages.
-_CODECS = {"webp": "lossless WebP", "png": "PNG"}
-
 
 class EvaluationReports:
     """A writer of the results of evaluations to the run folder; only the chief of several workers uses it.
@@ -45,7 +42,7 @@ class EvaluationReports:
         state: TrainingState,
         source: Source,
         directory: RunDirectory,
-        note: Callable[[str], None] = lambda text: None,
+        note: Callable[[str], None],
     ):
         self._note = note
         self._config = config
@@ -79,7 +76,7 @@ class EvaluationReports:
         Args:
             step: the last step.
             test: the bound on the test images; None if they were not evaluated.
-            count: number of test images, of which the first are compared with lossless codecs.
+            count: number of test images.
         """
         best, loaded = int(self._state.best_step.numpy()), self._directory.loaded
         averages = bool(self._config.training.ema_decay)
@@ -103,7 +100,7 @@ class EvaluationReports:
             images, labels = load_images(self._source, "test", min(_CODED, count), at_most=True)
             self._note("lossless codecs")
             # A codec stores all 8 bits of a channel, so its size says nothing about a model of fewer bits.
-            codecs = _CODECS if self._config.model.n_bits == 8 else {}
+            codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
             coded = {codec: lossless_bits_per_dim(images, codec) for codec in codecs}
             shown = self._shown_images(step)
             summary["lossless_codecs_bits_per_dim"] = coded
@@ -119,7 +116,7 @@ class EvaluationReports:
                 lines.append(f"      {grey}")
             for codec, bits in coded.items():
                 lines.append(
-                    f"      {bits:.4f} bits/dim for {_CODECS[codec]} on {len(images)} of these images, one file each"
+                    f"      {bits:.4f} bits/dim for lossless {codec} on {len(images)} of these images, one file each"
                 )
         self._directory.write_summary(summary)
         return summary, lines

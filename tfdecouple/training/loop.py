@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 import os
 import pathlib
 import time
@@ -16,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.config import Config, describe_config, difference
+from tfdecouple.config import Config, describe_config
 from tfdecouple.data import Source, evaluation_batches, open_source, training_batches
 from tfdecouple.data.batches import round_batch_size
 from tfdecouple.data.labels import check_batch_labels, make_step_inputs, require_classes
@@ -38,7 +36,7 @@ from tfdecouple.training.step import StepResult, TrainStep
 from tfdecouple.training.strategy import device_input_options, make_strategy, require_divisible_batch
 from tfdecouple.training.workers import Workers, find_cluster, lost_worker_errors, make_collective_sum
 
-# Number of images of 64 x 64 pixels on which even a run of a single step is evaluated; of larger images it is fewer.
+# Number of images on which even a run of a single step is evaluated.
 _LEAST_EVALUATED = 64
 
 
@@ -101,7 +99,7 @@ def train(
             count = len(group.workers)
             workers = Workers(count, group.rank, make_collective_sum(strategy, count))
         stack.enter_context(_one_line_errors(path))
-        _require_same_options(workers, config)
+        workers.require_equal("the options", config.options())
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
         directory = RunDirectory(path, config, progress.print_line)
         stack.callback(directory.close)
@@ -111,7 +109,7 @@ def train(
         source = workers.call_on_all(lambda: open_source(config.data, config.model.image_shape, download))
         workers.call_on_all(lambda: require_classes(source, config.model))
         workers.call_on_chief(lambda: directory.require_label_names(source.label_names))
-        workers.require_equal("the images", json.dumps(source.sizes))
+        workers.require_equal("the numbers of images", source.sizes)
         stack.enter_context(source.guard())
         keras.utils.set_random_seed(config.training.seed)
         with strategy.scope():
@@ -127,19 +125,6 @@ def _require_memory(config: Config) -> None:
     """
     has_gpu = bool(tf.config.get_visible_devices("GPU"))
     require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
-
-
-def _require_same_options(workers: Workers, config: Config) -> None:
-    """Raises RunError in every process if a worker was started with other options; the message lists them."""
-    chiefs = Config.from_dict(workers.call_on_chief(config.to_dict))
-    changed = difference(chiefs, config)
-    listed = "; ".join(f"{name} is {own!r}, of worker 0 {other!r}" for name, (other, own) in changed.items())
-
-    def refuse_changes() -> None:
-        if listed:
-            raise RunError(f"all workers must be started with the same options; here {listed}")
-
-    workers.call_on_all(refuse_changes)
 
 
 @contextlib.contextmanager
@@ -471,14 +456,9 @@ class Trainer:
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns the number of images of a split to evaluate on.
-
-        It is at most the number of images the run was trained on, but at least a few, so that the evaluation of a trial
-        run of a few steps takes no hours.
-        """
-        size = min(limit or self.source.sizes[split], self.source.sizes[split])
-        least = max(_LEAST_EVALUATED * 64**2 // max(math.prod(self.config.model.image_shape[:2]), 64**2), 8)
-        return min(size, max(self.step * self.training.batch_size, least))
+        """Returns the number of images of a split to evaluate on; a short run evaluates as many as it has seen."""
+        size = self.source.sizes[split]
+        return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
     def _evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
         """Returns the first `count` images of a split, in batches that the devices can divide."""

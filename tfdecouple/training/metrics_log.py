@@ -38,12 +38,8 @@ class MetricsLog:
     def open(self, step: int, is_last: bool = False) -> int:
         """Returns the number of damaged lines that it removes while opening the log for new rows.
 
-        Rows of later steps, left by a program that ended before its next checkpoint, are removed, because the run will
-        write them again. Rows of the test images stay: they show how often a run was evaluated on the test set.
-
-        Args:
-            step: the step from which the run resumes; 0 for a new run.
-            is_last: whether the run takes no further step, so that it evaluates this step on the test images again.
+        Rows after `step`, from which the run resumes, are removed, because the run will write them again; so is the row
+        of the test images at a last step. Other rows of test images show how often a run was evaluated on them.
         """
         damaged = 0
         if self._path.exists():

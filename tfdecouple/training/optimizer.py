@@ -50,7 +50,7 @@ class Optimizer:
     is an update by zero.
 
     Args:
-        config: the config with `beta_1`, `beta_2`, `epsilon`, `weight_decay`, `clip_norm` and `ema_decay`.
+        config: the options of training.
         weights: the trainable weights by name.
         statistics: moving statistics by name, which are averaged like the weights.
 
@@ -68,7 +68,8 @@ class Optimizer:
         small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
         self.small = list(small)
         self._large = [name for name in weights if name not in small]
-        self._means, self._variances, self._changes = (FlatBuffer(small) for _ in range(3))
+        self._means, self._variances = FlatBuffer(small), FlatBuffer(small)
+        self._changes = tf.Variable(tf.zeros_like(self._means.variable), trainable=False)
         self.means, self.variances = (
             {name: buffer.views.get(name) or _zeros_like(weight) for name, weight in weights.items()}
             for buffer in (self._means, self._variances)
@@ -115,12 +116,12 @@ class Optimizer:
 
         Args:
             applied: whether to apply the update, a boolean scalar.
-            gradients: gradients of the weights, in the order of the weights, float32.
+            gradients: gradients of the weights, in their order.
             small: the values of the small weights from `read_small_weights`.
-            statistics: the new values of the statistics, in the order of the statistics, float32.
-            updates: number of updates before this one, an integer scalar.
-            rate: learning rate, a float32 scalar.
-            gradient_scale: factor of the gradients, a float32 scalar; None where `clip_norm` is not set.
+            statistics: the new values of the statistics, in their order.
+            updates: number of updates before this one.
+            rate: learning rate.
+            gradient_scale: factor of the gradients; None where `clip_norm` is not set.
         """
         applied, updates = tf.identity(applied), tf.identity(updates)
         scalars = self._scalars(applied, updates, rate, gradient_scale)
@@ -153,7 +154,7 @@ class Optimizer:
     ) -> list[tf.Tensor]:
         """Returns a list with the new values of the small weights as one vector, after updating them together."""
         weights = [self._weights[name] for name in self.small]
-        before, change = flattened(values), self._changes.variable.handle
+        before, change = flattened(values), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
         gradient = _scale(flattened([gradients[name] for name in self.small]), scalars)
         _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
@@ -205,18 +206,9 @@ def _apply_adam(
     scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
 ) -> tf.Operation:
     """Updates a weight and its moments, given by their resource handles, and returns the operation."""
-    return tf.raw_ops.ResourceApplyAdam(
-        var=weight,
-        m=mean,
-        v=variance,
-        beta1_power=scalars.beta_1_power,
-        beta2_power=scalars.beta_2_power,
-        lr=scalars.rate,
-        beta1=scalars.beta_1,
-        beta2=scalars.beta_2,
-        epsilon=scalars.epsilon,
-        grad=gradient,
-    )
+    powers = {"beta1_power": scalars.beta_1_power, "beta2_power": scalars.beta_2_power}
+    options = {"beta1": scalars.beta_1, "beta2": scalars.beta_2, "epsilon": scalars.epsilon, "lr": scalars.rate}
+    return tf.raw_ops.ResourceApplyAdam(var=weight, m=mean, v=variance, grad=gradient, **powers, **options)
 
 
 def _scale(gradient: tf.Tensor, scalars: _Scalars) -> tf.Tensor:
@@ -239,15 +231,10 @@ def _zeros_like(variable: tf.Variable) -> tf.Variable:
 
 
 class FlatBuffer:
-    """A vector instead of many variables, so that one operation changes all of them.
-
-    Create it inside the scope of the strategy that trains.
-
-    Args:
-        shapes: the shapes of the variables that it replaces, by name; they are float32.
+    """A vector of zeros instead of many float32 variables, so that one operation changes all of them.
 
     Attributes:
-        variable: the vector, zeros at first.
+        variable: the vector.
         views: a `BufferView` for each of the variables that it replaces, by name.
     """
 
@@ -262,13 +249,7 @@ class FlatBuffer:
 
 
 class BufferView(base.Trackable):
-    """A view of a part of a vector that is read, assigned and saved in checkpoints like a variable.
-
-    Args:
-        vector: the variable that holds the vector.
-        start: index of the part's first number in the vector.
-        shape: the shape of the variable that the part replaces.
-    """
+    """A view of a part of a vector, from an index on, that is read, assigned and saved like a variable of a shape."""
 
     dtype = tf.float32
 
@@ -286,11 +267,7 @@ class BufferView(base.Trackable):
         return self.read_value().numpy()
 
     def assign(self, value: Any) -> None:
-        """Sets the value of the view on all devices.
-
-        Raises:
-            ValueError: for a value of another shape.
-        """
+        """Sets the value of the view on all devices; raises ValueError for a value of another shape."""
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")

@@ -82,11 +82,7 @@ class RunDirectory:
             self._lock.release()
 
     def require_same_run(self) -> None:
-        """Raises RunError if the folder holds anything but this run, and locks a folder that exists.
-
-        Raises:
-            RunError: where the folder holds anything else, or another program trains in it.
-        """
+        """Raises RunError if the folder holds anything but this run or is in use, and locks a folder that exists."""
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
@@ -148,12 +144,8 @@ class RunDirectory:
     def restore(self, state: TrainingState, sizes: Mapping[str, int]) -> tuple[list[str], bool]:
         """Returns messages for the user and whether the run is new, after restoring the newest readable checkpoint.
 
-        Args:
-            state: the variables to restore.
-            sizes: current number of images of each split.
-
-        Raises:
-            RunError: where the folder has checkpoints, but none can be read.
+        It raises RunError where the folder has checkpoints, but none can be read. `sizes` has the current number of
+        images of each split.
         """
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
@@ -215,14 +207,8 @@ class RunDirectory:
         A model with labels may start from a run without labels: weights of labels keep their initial values, and where
         z is a function of the label, encoder and prior of the other run are left out.
 
-        Args:
-            state: the training state that holds the model.
-            run: the other run.
-            label_names: names of the images' labels.
-
-        Raises:
-            ConfigError: where architecture or labels differ in any other way.
-            RunError: where the other run holds no weights.
+        It raises ConfigError where architecture or labels differ in any other way, and RunError where the other run
+        holds no weights.
         """
         other, model = load_config(run), self._config.model
         changed = {k: v for k, v in difference(other, self._config).items() if k.startswith("model.")}
@@ -246,13 +232,7 @@ class RunDirectory:
     def write_run_files(self, sizes: Mapping[str, int], label_names: Sequence[str] = ()) -> int:
         """Returns how many damaged rows the log had, after writing config, sizes and label names and opening the log.
 
-        Args:
-            sizes: number of images of each split.
-            label_names: names of the images' labels, written for a model with labels.
-
-        Raises:
-            RunError: where another program has started a run in the folder meanwhile.
-            OSError: where a file cannot be written.
+        It raises RunError where another program has started a run in the folder meanwhile.
         """
         if not self._lock.is_locked:
             self._acquire_lock()
@@ -268,9 +248,6 @@ class RunDirectory:
         """Saves the state of the training; with `overwrite=False` only where the step has no checkpoint yet.
 
         After SIGTERM use `overwrite=False`: a SIGKILL may follow while a complete checkpoint is being replaced.
-
-        Raises:
-            OSError: where the disk is full, or the folder has been removed.
         """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))

@@ -1,4 +1,7 @@
-"""Schedules over the updates: learning rate (paper appendix C.2), KL weight, image noise and patterns."""
+"""Schedules over the updates: learning rate (paper appendix C.2), KL weight, image noise and patterns.
+
+The argument `update` is the number of updates applied before this one, an integer scalar.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,6 @@ def learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the learning rate of an update, float32.
 
     It rises linearly from 1e-7 to the peak over `warmup_steps` updates, then decays exponentially, without a floor.
-
-    Args:
-        config: the config with `learning_rate`, `warmup_steps` and `decay_rate`.
-        update: number of updates applied before this one, an integer scalar.
     """
     # The powers are taken in float64, because float32 rounds a base like 0.999997 too coarsely for its millionth power.
     update = tf.cast(update, tf.float64)
@@ -35,10 +34,6 @@ def kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss of an update, float32.
 
     It rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates, then it is constant. In the paper it is 1.
-
-    Args:
-        config: the config with `kl_weight` and `kl_warmup_steps`.
-        update: number of updates applied before this one, an integer scalar.
     """
     if not config.kl_warmup_steps:
         return tf.constant(config.kl_weight)
@@ -49,10 +44,6 @@ def noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the standard deviation of the noise on the images of an update, in pixel values, float32.
 
     It falls from `noise` to 0 as half a cosine over `noise_steps` updates, then it is 0 (Tschannen et al., 2024).
-
-    Args:
-        config: the config with `noise` and `noise_steps`.
-        update: number of updates applied before this one, an integer scalar.
     """
     done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
@@ -62,36 +53,18 @@ def pattern_fraction(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the fraction of the images of an update that patterns replace, float32.
 
     It is 0 in the first `patterns_after` updates, then `patterns`.
-
-    Args:
-        config: the config with `patterns` and `patterns_after`.
-        update: number of updates applied before this one, an integer scalar.
     """
     return config.patterns * tf.cast(update >= config.patterns_after, tf.float32)
 
 
 def add_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
-    """Returns images with added noise, rounded and clipped to 0..255, uint8; unchanged where the deviation is 0.
-
-    Args:
-        images: images without noise, uint8.
-        deviation: standard deviation of the noise in pixel values, a scalar.
-        normal: standard normal noise, float32 of the shape of images.
-    """
+    """Returns uint8 images plus standard normal noise times a deviation in pixel values, rounded and clipped, uint8."""
     noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
     return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)
 
 
 def insert_patterns(images: tf.Tensor, fraction: tf.Tensor, chances: tf.Tensor, patterns: tf.Tensor) -> tf.Tensor:
-    """Returns images with a fraction of them replaced by patterns, uint8.
-
-    Args:
-        images: training images, uint8 `[batch, height, width, channels]`.
-        fraction: the expected fraction of replaced images, 0 to 1, a scalar.
-        chances: uniform random numbers in [0, 1), float32 `[batch]`; an image is replaced where its number is below
-            the fraction.
-        patterns: the patterns from `draw_patterns`, in the shape of images.
-    """
+    """Returns images with a pattern instead of each image whose chance, uniform in [0, 1), is below the fraction."""
     return tf.where(chances[:, None, None, None] < fraction, patterns, images)
 
 
@@ -101,10 +74,6 @@ def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     The values of noise are drawn independently. The fields of a checkerboard are squares with a side of 1, 2, 4, ...
     pixels, all equally likely, up to one field as large as the image. Half of the patterns of either kind have only the
     values 0 and 255; a quarter have equal channels. The kind of a pattern depends on its index and the seed.
-
-    Args:
-        shape: shape of the patterns, `[batch, height, width, channels]`.
-        seed: the seed, as `randomness.draw_normal` takes it.
     """
     batch, height, width, channels = shape
 

@@ -88,11 +88,10 @@ class TrainStep:
         The graph of the step has no condition on a computed value, which would wait for the host.
 
         Args:
-            micro_batches: the (distributed) images of each micro-batch, uint8, `batch_size / micro_batches` in number;
-                for a model with labels, pairs of images and labels, int32.
+            micro_batches: the (distributed) images of each micro-batch, uint8; for a model with labels, pairs of images
+                and labels.
             step: number of steps taken before this one.
-            stop: whether this process was asked to stop. The step is taken all the same, and its result combines the
-                stop flags of all workers.
+            stop: whether this process was asked to stop; the result combines the stop flags of all workers.
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
         with tensor_float_32() if self._training.precision == "tf32" else full_float32():
@@ -237,10 +236,7 @@ class Accumulator:
     """Sums of the tensors of micro-batches, one set of sums on each device.
 
     All sums lie in one long vector, because a thousand variables take long to trace. Create the accumulator inside the
-    scope of the strategy; call `add_tensors` and `take_sums` in a replica.
-
-    Args:
-        shapes: shapes of the tensors, `tf.TensorShape`, in any structure that `tf.nest` knows.
+    scope of the strategy, from the tensors' shapes in any structure; call `add_tensors` and `take_sums` in a replica.
     """
 
     def __init__(self, shapes: Any):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import tensorflow as tf
 from tensorflow.python.eager import context
@@ -58,13 +57,7 @@ def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStr
 
     Two strategies in one process would give their collective operations the same numbers.
     """
-    # The strategy ignores TF_CONFIG, but fails where TF_CONFIG is no JSON, so the variable is unset for a moment.
-    value = os.environ.pop("TF_CONFIG", None)
-    try:
-        return tf.distribute.MirroredStrategy(list(devices))
-    finally:
-        if value is not None:
-            os.environ["TF_CONFIG"] = value
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -90,7 +91,7 @@ _LOST = (
     tf.errors.UnknownError,
     tf.errors.FailedPreconditionError,
 )
-# Smallest number of bytes of variables that are broadcast together, except for the last variables.
+# About how many bytes of variables are broadcast together.
 _BROADCAST_BYTES = 2**24
 
 
@@ -100,11 +101,7 @@ class LostWorkerError(RunError):
 
 @contextlib.contextmanager
 def lost_worker_errors(rank: int) -> Iterator[None]:
-    """Returns a context that turns TensorFlow's errors about an ended worker into LostWorkerError, with one line.
-
-    Args:
-        rank: the rank of this process.
-    """
+    """Returns a context in the process of a rank, in which an error about an ended worker becomes LostWorkerError."""
     try:
         yield
     except _LOST as error:
@@ -141,50 +138,42 @@ class Workers:
     def call_on_all(self, act: Callable[[], Any]) -> Any:
         """Returns the result of `act` in this process, after every process has called `act`.
 
-        Raises:
-            Exception: the error of `act`, where `act` failed in this process.
-            RunError: where `act` failed in another process only, with the message of the first such worker.
+        It raises the error of `act`, or RunError with the first message where `act` failed in other processes only.
         """
         return self._call(act)[0]
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
         """Returns in every process the result of `act`, JSON values, which only the chief's process calls.
 
-        Raises:
-            Exception: in the chief's process, the error of `act`.
-            RunError: in the other processes, with the message of the error.
+        It raises the error of `act` in the chief's process, and RunError with its message in the other processes.
         """
         result, texts = self._call(act if self.rank == 0 else lambda: None)
         return result if self.rank == 0 else json.loads(texts[0])
 
-    def require_equal(self, what: str, value: str) -> None:
-        """Raises RunError in every process if `value` differs between workers; the message has two such values."""
-        values = self._exchange(value)
-        for index, other in enumerate(values):
-            if other != values[0]:
-                raise RunError(f"{what} of worker {index} are {other}, of worker 0 {values[0]}")
+    def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
+        """Raises RunError in every process if JSON values differ between workers; the message lists the differences."""
+        chiefs, *others = map(json.loads, self._exchange(json.dumps(values)))
+        for rank, other in enumerate(others, 1):
+            if changed := [f"{k} is {v!r} there and {other[k]!r} here" for k, v in chiefs.items() if other[k] != v]:
+                raise RunError(f"{what} of worker 0 and worker {rank} differ: {'; '.join(changed)}")
 
     def broadcast(self, variables: Iterable[tf.Variable]) -> None:
         """Sets the variables of every process to the values in the chief's process."""
         if self.count == 1:
             return
-        batch: list[tf.Variable] = []
-        for variable in variables:
-            batch.append(variable)
-            if sum(each.shape.num_elements() * each.dtype.size for each in batch) >= _BROADCAST_BYTES:
-                self._broadcast(batch)
-                batch = []
-        if batch:
-            self._broadcast(batch)
-
-    def _broadcast(self, variables: list[tf.Variable]) -> None:
-        # Bytes are summed instead of numbers, because sums of bytes are exact for every type and for NaN.
-        values = [variable.numpy() for variable in variables]
-        data = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
-        data = self._add(data if self.rank == 0 else np.zeros_like(data))
-        ends = np.cumsum([value.nbytes for value in values])[:-1]
-        for variable, value, received in zip(variables, values, np.split(data, ends), strict=True):
-            variable.assign(np.frombuffer(received.tobytes(), value.dtype).reshape(value.shape))
+        variables = list(variables)
+        ends = itertools.accumulate(variable.shape.num_elements() * variable.dtype.size for variable in variables)
+        numbered = zip(variables, ends, strict=True)
+        # All variables together would not fit into memory, and one sum for each would take long.
+        for _, pack in itertools.groupby(numbered, lambda pair: pair[1] // _BROADCAST_BYTES):
+            chosen = [variable for variable, _ in pack]
+            # Bytes are summed instead of numbers, because sums of bytes are exact for every type and for NaN.
+            values = [variable.numpy() for variable in chosen]
+            data = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
+            data = self._add(data if self.rank == 0 else np.zeros_like(data))
+            parts = np.split(data, np.cumsum([value.nbytes for value in values])[:-1])
+            for variable, value, part in zip(chosen, values, parts, strict=True):
+                variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
 
     def _call(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
         """Returns the result of `act` in this process, and one JSON text per worker; the chief's text is its result."""
