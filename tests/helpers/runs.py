@@ -76,7 +76,7 @@ def figures(run):
 
 
 class FakeStep:
-    """A stand-in for TrainStep that adds 0.001 to averages and first moments, but skips the steps in `bad`."""
+    """A stand-in for TrainStep that adds 0.001 to averages and moments of small weights; steps in `bad` are skipped."""
 
     bad = ()
     # The step at which another worker's request to stop reaches all workers, or None.
@@ -93,9 +93,8 @@ class FakeStep:
         applied = step not in self.bad and not self.state.halted.numpy()
         kl = self.kl(step) if step not in self.bad else math.nan
         if applied:
-            optimizer = self.state.optimizer
-            for variable in (*optimizer.averages.values(), *optimizer.means.values()):
-                variable.assign(variable.read_value() + tf.fill(variable.shape, 1e-3))
+            for buffer in (self.state.optimizer._averages, self.state.optimizer._means):
+                buffer.variable.assign_add(tf.fill(buffer.variable.shape, 1e-3))
         stopping = stop or step == self.told_to_stop
         figures = map(tf.constant, (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1))
         result = StepResult(*figures, tf.constant(applied), tf.constant(float(stopping)))

@@ -42,7 +42,7 @@ class Trainer:
         keras.utils.set_random_seed(1)
         with self.strategy.scope():
             self.state = TrainingState(self.config)
-        self.state.model.initialize(random_images(16, seed=9), seed=0)
+        self.state.model.initialize(random_images(16, model.image_shape, seed=9), seed=0)
         if effect:
             give_effect(self.state.model)
         self.state.optimizer.start_averages()
@@ -51,11 +51,14 @@ class Trainer:
 
     def take(self, count=1):
         """Returns the last result of `count` training steps as numbers; each step has its own images."""
+        model = self.config.model
         for _ in range(count):
-            images = random_images(BATCH, seed=100 + self.steps)
+            examples = random_images(BATCH, model.image_shape, seed=100 + self.steps)
+            if model.has_classes:
+                examples = examples, np.arange(BATCH, dtype=np.int32) % model.classes
             size = BATCH // self.config.training.micro_batches
             micro_batches = self.strategy.experimental_distribute_dataset(
-                tf.data.Dataset.from_tensor_slices(images).batch(size)
+                tf.data.Dataset.from_tensor_slices(examples).batch(size)
             )
             result = self.step_function(list(micro_batches), self.steps)
             self.steps += 1

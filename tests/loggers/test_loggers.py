@@ -140,7 +140,7 @@ def test_loggers_may_change_when_a_run_goes_on(tmp_path):
 
     with contextlib.closing(RunDirectory(tmp_path / "run", CONFIG)) as directory:
         directory.require_same_run()
-        directory.write_run_files({})
+        directory.write_run_files()
     other = override(CONFIG, ['training.loggers=["wandb"]'])
     with contextlib.closing(RunDirectory(tmp_path / "run", other)) as directory:
         directory.require_same_run()

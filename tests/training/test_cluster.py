@@ -106,16 +106,6 @@ def test_gpu_that_is_hidden_is_none(hidden_gpu, set_tf_config):
         make_strategy(2, find_cluster())
 
 
-def test_memory_is_asked_of_the_machine_where_its_gpu_is_hidden(hidden_gpu, image_folder, tmp_path, monkeypatch):
-    def refuse(model, copies):
-        raise ConfigError(f"{copies} copies")
-
-    monkeypatch.setattr(loop, "require_memory", refuse)
-    # Weights, gradients, two moments and averages.
-    with pytest.raises(ConfigError, match="5 copies"):
-        train(run_config(image_folder), tmp_path / "run")
-
-
 def test_too_little_memory_of_one_worker_is_refused_by_all(image_folder, tmp_path, monkeypatch):
     together, devices, ranks = Together(), make_strategy(1), iter([0, 1])
     monkeypatch.setattr(loop, "find_cluster", lambda: SimpleNamespace(rank=next(ranks), workers=["a:1", "b:1"]))

@@ -46,27 +46,24 @@ class TestUnreadableImages:
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("samples", [0, 1])
-def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_path, stand_ins, samples, capsys):
+def test_figures_that_are_no_numbers_leave_a_whole_summary(image_folder, tmp_path, stand_ins, capsys):
     stand_ins(lambda split: math.nan)
-    config = run_config(image_folder, model=LEAST, steps=1, evaluation_samples=samples)
+    config = run_config(image_folder, model=LEAST, steps=1)
     train(config, tmp_path / "run")
     summary = read_summary(tmp_path / "run")
     assert summary["validation_bits_per_dim"] is None and summary["best_step"] == 1
-    assert summary["test"] is None if not samples else summary["test"]["bits_per_dim"] is None
+    assert summary["test"]["bits_per_dim"] is None
     assert "no validation gave a finite figure: those of step 1 are measured instead\n" in capsys.readouterr().out
     assert train(config, tmp_path / "run").summary == summary
     assert "is complete at step 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("samples", [0, 1])
-def test_step_that_was_measured_is_named_where_the_best_is_lost(image_folder, tmp_path, stand_ins, samples, capsys):
+def test_step_that_was_measured_is_named_where_the_best_is_lost(image_folder, tmp_path, stand_ins, capsys):
     measured = iter([2.0, 3.0])
     stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
-    config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=1, evaluation_samples=samples)
+    config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=1, evaluation_samples=0)
     summary = train(config, tmp_path / "run").summary
     assert (summary["best_step"], summary["validation_bits_per_dim"]) == (1, 2.0)
-    assert "measured instead" not in capsys.readouterr().out
     (data,) = CheckpointFolder(tmp_path / "run" / "checkpoints").path.glob("best-*.data*")
     os.truncate(data, 20)
     (tmp_path / "run" / "summary.json").unlink()

@@ -59,19 +59,6 @@ class TestDamagedSummary:
         with pytest.raises(ValueError):
             read_summary(tmp_path)
 
-    def test_is_measured_again_and_damaged_rows_are_said(self, finished_run, image_folder, tmp_path, capsys):
-        run = tmp_path / "run"
-        shutil.copytree(finished_run, run)
-        os.truncate(run / "summary.json", 20)
-        with (run / "metrics.jsonl").open("ab") as file:
-            file.write(b"\xff\n[]\n")
-        train(run_config(image_folder), run)
-        out = capsys.readouterr().out
-        assert "summary.json is damaged; the best weights are measured on the test images again" in out
-        assert "metrics.jsonl: 2 damaged rows are left out" in out
-        assert read_summary(run) == read_summary(finished_run)
-        assert figures(run) == figures(finished_run)
-
 
 def test_signal_while_the_test_images_are_measured_says_what_is_kept(
     finished_run,
@@ -98,61 +85,47 @@ def test_signal_while_the_test_images_are_measured_says_what_is_kept(
 
 
 @pytest.mark.usefixtures("fake_step")
-@pytest.mark.parametrize("step", [5, 10])
-def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_path, stand_ins, step):
-    best, config = {5: 8.0, 10: 7.0}, run_config(image_folder, model=LEAST)
-    seen = []
+def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_path, stand_ins):
+    best, config = {5: 8.0, 10: 7.0}, run_config(image_folder, model=LEAST, pictures=0)
 
-    def measure(split, stopped=()):
-        seen.append(split)
-        evaluated = 5 * seen.count("validation")
-        if split == "validation" and evaluated in stopped:
+    def train_measuring(folder, *steps):
+        """Trains while evaluations give the bits/dim of these steps; a signal comes amid the next one."""
+        measured = iter(steps)
+
+        def measure(split):
+            if step := next(measured, 0):
+                return best[step]
             os.kill(os.getpid(), signal.SIGTERM)
             pytest.fail("it went on")
-        return best.get(evaluated, 9.0)
 
-    stand_ins(measure)
-    train(config, tmp_path / "whole")
-    seen.clear()
-    stand_ins(lambda split: measure(split, stopped=[step]))
-    with pytest.raises(
-        InterruptedRunError, match=f"while the validation images were measured at step {step} of 10, sav"
-    ):
-        train(config, tmp_path / "run")
-    seen[:] = ["validation"] * (step // 5 - 1)
-    stand_ins(measure)
-    train(config, tmp_path / "run")
+        stand_ins(measure)
+        train(config, tmp_path / folder)
+
+    train_measuring("whole", 5, 10, 10)
+    for step, measured in ((5, []), (10, [5])):
+        message = f"while the validation images were measured at step {step} of 10, sav"
+        with pytest.raises(InterruptedRunError, match=message):
+            train_measuring("run", *measured)
+    train_measuring("run", 10, 10)
     assert figures(tmp_path / "run") == figures(tmp_path / "whole")
     assert read_summary(tmp_path / "run") == read_summary(tmp_path / "whole")
     assert read_summary(tmp_path / "run")["best_step"] == 10
 
 
 @pytest.mark.usefixtures("fake_step")
-def test_evaluation_of_which_the_log_lost_the_figure_is_done_again(image_folder, tmp_path, stand_ins, capsys):
+def test_damaged_summary_and_log_are_measured_again(image_folder, tmp_path, stand_ins, capsys):
     seen, run = [], tmp_path / "run"
     stand_ins(lambda split: seen.append(split) or 8.0)
     config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=2)
-    train(config, run)
-    whole = figures(run)
-    (run / "summary.json").unlink()
+    summary, whole = train(config, run).summary, figures(run)
+    os.truncate(run / "summary.json", 20)
     lost = {**whole, ("validation", 2): {"step": 2, "kind": "validation", "bits_per_dim": None}}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lost.values()))
-    train(config, run)
+    assert train(config, run).summary == summary
     assert seen == ["validation", "test"] * 2 and figures(run) == whole
-    assert "metrics.jsonl: 1 damaged rows are left out" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("fake_step")
-def test_images_that_vanish_between_two_starts_are_one_warning_with_both_counts(
-    image_folder, tmp_path, stand_ins, capsys
-):
-    images, run = tmp_path / "images", tmp_path / "run"
-    shutil.copytree(image_folder, images)
-    for steps, removed, warned in ((2, 0, False), (4, 8, True), (6, 0, False)):
-        for number in range(removed):
-            (images / "train" / f"{number}.png").unlink()
-        train(run_config(images, model=LEAST, steps=steps, evaluate_every=2), run)
-        assert ("train 12, 20 before" in capsys.readouterr().out) == warned
+    out = capsys.readouterr().out
+    assert "summary.json is damaged; the best weights are measured on the test images again" in out
+    assert "metrics.jsonl: 1 damaged rows are left out" in out
 
 
 @pytest.mark.usefixtures("fake_step", "stand_ins")

@@ -8,29 +8,25 @@ import pathlib
 import random
 import shutil
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers.models import random_images
 from helpers.once import copied_once, made_once
 from helpers.refusals import message_of
 from helpers.runs import assert_same_checkpoint, figures, log_rows, run_config, write_run
+from helpers.trainers import Trainer, assert_close
 from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh
 from helpers.workers import Pair
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import ConfigError, DataError, RunError
 from tfdecouple.runs.opened_run import Run, load_model
 from tfdecouple.runs.run_folder import LABELS
 from tfdecouple.training import train
+from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
-from tfdecouple.training.strategy import make_strategy
 
-# But for steps on several devices: what is trained and measured here would run a few times.
 pytestmark = pytest.mark.usefixtures("eager_file")
 
 NAMES = ["a", "b", "c"]
@@ -53,7 +49,8 @@ def labelled_folder(tmp_path_factory):
 
 
 def config_of(folder, model=CODED, **training):
-    return run_config(folder, model=model, **{"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, **training})
+    options = {"steps": 4, "evaluate_every": 2, "checkpoint_every": 2, "pictures": 0, **training}
+    return run_config(folder, model=model, **options)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +78,6 @@ class TestRun:
     @pytest.mark.slow
     def test_goes_on_bit_for_bit(self, labelled_run, labelled_folder, tmp_path):
         train(config_of(labelled_folder, micro_batches=2, steps=2), tmp_path / "run")
-        shutil.rmtree(tmp_path / "run" / "images")
         train(config_of(labelled_folder, micro_batches=2), tmp_path / "run")
         assert_same_checkpoint(tmp_path / "run", labelled_run, "step-000000004")
         validation = [
@@ -187,8 +183,6 @@ class TestStart:
 
     @pytest.mark.parametrize("model", [PRIOR, CODED])
     def test_from_a_run_without_labels(self, model, plain_run, labelled_folder, tmp_path):
-        from tfdecouple.training.run_directory import RunDirectory
-
         config = config_of(labelled_folder, model)
         state = TrainingState(config)
         before = {name: variable.numpy() for name, variable in state.model.named_variables().items()}
@@ -200,8 +194,6 @@ class TestStart:
         assert new == {"prior_affine" if model is PRIOR else "class_codes"}
 
     def test_not_from_a_run_of_other_labels(self, labelled_folder, tmp_path):
-        from tfdecouple.training.run_directory import RunDirectory
-
         run = write_run(tmp_path / "theirs", fresh(PRIOR))
         config = config_of(labelled_folder, PRIOR)
         directory, state = RunDirectory(tmp_path / "run", config), TrainingState(config)
@@ -218,36 +210,18 @@ class TestStart:
         assert "model.prior" in message_of(ConfigError, lambda: train(config, tmp_path / "run"))
 
 
-@pytest.mark.usefixtures("traced")
-class TestStep:
-    @pytest.mark.parametrize("model", [CODED, pytest.param(PRIOR, marks=pytest.mark.slow)])
-    def test_two_devices_take_the_step_of_one(self, model):
-        images, labels = random_images(8, 4), np.array([0, 1, 2, 2, 1, 0, 1, 2], np.int32)
-        values = []
-        for devices in (1, 2):
-            config = Config(model=model, training=TrainingConfig(batch_size=8, micro_batches=2, warmup_steps=0))
-            strategy = make_strategy(devices)
-            keras.utils.set_random_seed(1)
-            with strategy.scope():
-                state = TrainingState(config)
-            state.model.initialize(random_images(16, 4, seed=9))
-            state.optimizer.start_averages()
-            before = {name: variable.numpy() for name, variable in state.trainable.items()}
-            batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
-            step = TrainStep(config, state, strategy)
-            for number in range(2):
-                result = step(list(strategy.experimental_distribute_dataset(batches)), number).read()
-            assert result.applied
-            values.append({name: variable.numpy() for name, variable in state.trainable.items()})
-        of_labels = [name for name in before if name.startswith(("class_codes", "prior_affine"))]
-        assert of_labels and all(np.any(values[0][name] != before[name]) for name in of_labels)
-        for name, value in values[0].items():
-            np.testing.assert_allclose(values[1][name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+def test_two_devices_take_the_step_of_one():
+    one, two = Trainer(1, CODED), Trainer(2, CODED)
+    assert one.take().applied and two.take().applied
+    values = one.values()
+    of_labels = [value for name, value in values.items() if name.startswith("means/class_codes")]
+    assert of_labels and all(np.any(value) for value in of_labels)
+    assert_close(two.values(), values, 1e-4)
 
 
 @pytest.mark.slow
 def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
-    pair = Pair(tmp_path, config_of(labelled_folder, micro_batches=2, pictures=0))
+    pair = Pair(tmp_path, config_of(labelled_folder, micro_batches=2))
     pair.start()
     ended = pair.end()
     assert [status for status, *_ in ended] == [0, 0], ended

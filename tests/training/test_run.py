@@ -23,7 +23,7 @@ from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
-from tfdecouple.training import DivergedError, loop, train
+from tfdecouple.training import DivergedError, evaluation, train
 from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
 from tfdecouple.training.strategy import require_divisible_batch
 
@@ -123,7 +123,7 @@ class TestFolder:
         names = sorted(path.name for path in (finished_run / "checkpoints").iterdir())
         stems = sorted([f"best-{best:09d}", "step-000000005", "step-000000010"])
         assert names == [stem + ending for stem in stems for ending in (".data-00000-of-00001", ".index")]
-        files = {"config.json", "data.json", "metrics.jsonl", "summary.json", ".lock"}
+        files = {"config.json", "metrics.jsonl", "summary.json", ".lock"}
         assert {path.name for path in finished_run.iterdir()} == files | {"checkpoints", "images", "tensorboard"}
 
 
@@ -135,7 +135,10 @@ class TestResumption:
         shutil.copytree(finished_run, run)
         for left in [run / "summary.json", *(run / "checkpoints").glob("*-000000010.*")]:
             left.unlink()
-        train(run_config(image_folder), run)
+        with pytest.MonkeyPatch.context() as patch:
+            # The pictures are those of the finished run.
+            patch.setattr(evaluation, "save_pictures", lambda inputs, *_: len(inputs.images))
+            train(run_config(image_folder), run)
         return run
 
     def test_signal_stops_a_run_at_the_step_boundary_and_the_same_command_goes_on(
@@ -155,13 +158,6 @@ class TestResumption:
         # Of the two steps of this row one was taken by each program.
         assert figures(tmp_path / "run")["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
-    def test_number_of_steps_may_grow(self, finished_run, image_folder, tmp_path, monkeypatch):
-        shutil.copytree(finished_run, tmp_path / "run")
-        stop_before_step(monkeypatch, 10)
-        with pytest.raises(FirstStepError):
-            train(run_config(image_folder, steps=11), tmp_path / "run")
-        assert load_config(tmp_path / "run").training.steps == 11
-
     def test_ends_in_the_same_state_bit_for_bit(self, resumed_run, finished_run):
         assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
 
@@ -172,45 +168,24 @@ class TestResumption:
         ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
         assert ours == theirs
 
-    def test_complete_run_says_so_and_changes_nothing(self, finished_run, image_folder, capsys):
-        def files():
-            paths = (path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock")
-            return {path: path.read_bytes() for path in paths}
-
-        before = files()
-        outcome = train(run_config(image_folder), finished_run)
-        assert outcome.summary["steps"] == 10
-        assert "is complete at step 10" in capsys.readouterr().out
-        assert files() == before
-
     def test_damaged_checkpoint_is_passed_over_for_the_one_before(
         self, finished_run, image_folder, tmp_path, capsys, monkeypatch
     ):
-        shutil.copytree(finished_run, tmp_path / "run")
-        data = tmp_path / "run" / "checkpoints" / "step-000000010.data-00000-of-00001"
-        os.truncate(data, data.stat().st_size // 2)
-        stop_before_step(monkeypatch, 5)
-        with pytest.raises(FirstStepError):
-            train(run_config(image_folder), tmp_path / "run")
-        out = capsys.readouterr().out
-        assert "passed over: the checkpoint" in out and "step-000000010 is damaged" in out
-        assert "goes on from step 5" in out
-        assert not data.exists()
-        assert max(step for _, step in figures(tmp_path / "run")) == 5
-
-    def test_best_weights_of_a_step_that_the_run_has_not_reached_are_no_part_of_it(
-        self, finished_run, image_folder, tmp_path, monkeypatch
-    ):
         run = shutil.copytree(finished_run, tmp_path / "run")
         checkpoints = CheckpointFolder(run / "checkpoints")
-        # As it is where it was killed before the state that knows them was saved.
-        checkpoints.remove_checkpoint("step", 10)
+        data = checkpoints.path / "step-000000010.data-00000-of-00001"
+        os.truncate(data, data.stat().st_size // 2)
+        # The best weights are of a step that the run has then not reached.
         for file in checkpoints.path.glob("best-*"):
             file.rename(file.with_name(f"best-000000010.{file.name.partition('.')[2]}"))
         stop_before_step(monkeypatch, 5)
         with pytest.raises(FirstStepError):
             train(run_config(image_folder), run)
+        out = capsys.readouterr().out
+        assert "passed over: the checkpoint" in out and "step-000000010 is damaged" in out
+        assert "goes on from step 5" in out
         assert (checkpoints.checkpoint_steps(), checkpoints.checkpoint_steps("best")) == ([5], [])
+        assert max(step for _, step in figures(run)) == 5
 
     def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
         shutil.copytree(finished_run, tmp_path / "run")
@@ -222,41 +197,51 @@ class TestResumption:
 
 
 class TestPlaceOfImages:
-    def test_its_folder_may_be_spelled_in_any_way(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(image_folder.parent)
-        for spelled in (image_folder.name, f"./{image_folder.name}/"):
-            train(run_config(spelled), finished_run)
-            assert "is complete at step 10" in capsys.readouterr().out
-        assert load_config(finished_run) == run_config(image_folder)
+    def test_complete_run_says_so_and_changes_nothing_however_its_folder_is_spelled(
+        self, finished_run, image_folder, monkeypatch, capsys
+    ):
+        def files():
+            paths = (path for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock")
+            return {path: path.read_bytes() for path in paths}
 
-    def test_a_folder_that_was_moved_can_be_named_anew(self, finished_run, image_folder, tmp_path, monkeypatch, capsys):
+        before = files()
+        monkeypatch.chdir(image_folder.parent)
+        for spelled in (image_folder, f"./{image_folder.name}/"):
+            assert train(run_config(spelled), finished_run).summary["steps"] == 10
+            assert "is complete at step 10" in capsys.readouterr().out
+        assert files() == before
+
+    def test_a_folder_that_was_moved_can_be_named_anew_and_steps_may_grow(
+        self, finished_run, image_folder, tmp_path, monkeypatch, capsys
+    ):
         shutil.copytree(finished_run, tmp_path / "run")
         write_json(tmp_path / "run" / "config.json", run_config(tmp_path / "gone").to_dict())
         stop_before_step(monkeypatch, 10)
         with pytest.raises(FirstStepError):
             train(run_config(image_folder, steps=11), tmp_path / "run")
         assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
-        assert load_config(tmp_path / "run").data.source == f"folder:{image_folder}"
+        assert load_config(tmp_path / "run") == run_config(image_folder, steps=11)
         # Where both are there they are different images.
         (tmp_path / "other").mkdir()
         with pytest.raises(RunError, match="data.source was .* and is now"):
             train(run_config(tmp_path / "other"), finished_run)
 
 
-class TestSaid:
-    def test_of_grey_images_of_no_pictures_and_of_a_precision_that_changes_nothing(
-        self, tmp_path, stand_ins, fake_step, capsys
-    ):
-        for number in range(12):
-            image = np.full((8, 8), number, np.uint8)
-            Image.fromarray(image).save(tmp_path / f"{number}.png")
-        train(run_config(tmp_path, model=LEAST, steps=2, pictures=0, precision="tf32"), tmp_path / "run")
-        out = capsys.readouterr().out
-        validation, test = (line for line in out.splitlines() if "images are grey" in line)
-        assert "bits/dim on" in validation and "three times as large" in test
-        assert re.search(r"reconstruction: \d of \d images identical", validation)
-        assert not (tmp_path / "run" / "images").exists()
-        assert "training.precision=tf32 changes nothing here: no GPU has it" in out
+def test_grey_images_of_5_bits_without_pictures_and_a_precision_that_changes_nothing(
+    tmp_path, stand_ins, fake_step, capsys
+):
+    for number in range(12):
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / f"{number}.png")
+    model = dataclasses.replace(LEAST, n_bits=5)
+    config = run_config(tmp_path, model=model, steps=2, pictures=0, precision="tf32")
+    summary = train(config, tmp_path / "run").summary
+    out = capsys.readouterr().out
+    validation, test = (line for line in out.splitlines() if "images are grey" in line)
+    assert "bits/dim on" in validation and "three times as large" in test
+    assert re.search(r"reconstruction: (\d) of \1 images identical", validation)
+    assert re.match(r"(\d) of \1 images", summary["reconstruction"]) and not summary["lossless_codecs_bits_per_dim"]
+    assert not (tmp_path / "run" / "images").exists()
+    assert "training.precision=tf32 changes nothing here: no GPU has it" in out
 
 
 class TestRefusals:
@@ -294,16 +279,6 @@ class TestRefusals:
             train(run_config(image_folder, batch_size=9), tmp_path / "run", devices=2)
         one_line(error)
         assert not (tmp_path / "run").exists()
-
-    def test_batches_of_evaluations_are_rounded_up_to_what_the_devices_divide(
-        self, tmp_path, image_folder, stand_ins, fake_step, monkeypatch
-    ):
-        sizes = []
-        monkeypatch.setattr(
-            loop, "evaluation_batches", lambda source, split, batch_size, **_: sizes.append(batch_size) or split
-        )
-        train(run_config(image_folder, model=LEAST, steps=5, evaluation_batch_size=3), tmp_path / "run", devices=2)
-        assert sizes == [4, 4]
 
     @pytest.mark.parametrize("replicas", [2, 4, 8])
     @pytest.mark.parametrize("preset", preset_names())
@@ -362,12 +337,11 @@ class TestSelection:
         # Such a run is complete all the same.
         assert train(config, tmp_path / "run").summary == summary and seen == ["validation"]
 
-    @pytest.mark.parametrize("last", [2.5, 3.5])
     def test_evaluation_at_the_end_counts_where_the_number_of_steps_grows(
-        self, image_folder, tmp_path, stand_ins, fake_step, capsys, last
+        self, image_folder, tmp_path, stand_ins, fake_step, capsys
     ):
         # Of the steps 2, 3 and 4.
-        measured = iter([3.0, 2.0, last])
+        measured = iter([3.0, 2.0, 2.5])
         stand_ins(lambda split: next(measured) if split == "validation" else 1.0)
         for steps in (3, 4):
             config = run_config(image_folder, model=LEAST, steps=steps, evaluate_every=2, evaluation_samples=0)
@@ -446,13 +420,3 @@ class TestDivergence:
             name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in ("step", "updates", "skipped")
         }
         assert counters == {"step": 7, "updates": 4, "skipped": 3}
-
-
-class TestFewerBits:
-    def test_reconstructions_of_a_5_bit_run_count_as_exact(self, image_folder, tmp_path, stand_ins, fake_step):
-        model = dataclasses.replace(LEAST, n_bits=5)
-        config = run_config(image_folder, model=model, steps=1, evaluate_every=1)
-        summary = train(config, tmp_path / "run").summary
-        exact, count = summary["reconstruction"].split(" images")[0].split(" of ")
-        assert int(exact) == int(count) > 0
-        assert summary["lossless_codecs_bits_per_dim"] == {}

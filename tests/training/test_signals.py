@@ -9,11 +9,13 @@ from tfdecouple.training.signals import InterruptedRunError, StopRequest
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_notes_the_signal(number):
+def test_notes_the_signal_and_puts_the_handlers_back(number):
+    before = signal.getsignal(number)
     with StopRequest() as stop:
         assert stop.reason is None
         os.kill(os.getpid(), number)
         assert stop.reason == number.name
+    assert signal.getsignal(number) == before
 
 
 def test_second_interrupt_stops_at_once():
@@ -41,10 +43,3 @@ def test_ends_at_once_what_need_not_be_finished_and_no_more_than_that():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(InterruptedRunError, match="SIGTERM"), stop.stop_at_once("in a test"):
             pytest.fail("the signal came before")
-
-
-def test_puts_the_handlers_back():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with StopRequest():
-        assert signal.getsignal(signal.SIGTERM) != before[0]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

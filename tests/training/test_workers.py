@@ -48,7 +48,9 @@ class TestWorkers:
         message = "images of worker 0 and worker 1 differ: b is 5 there and 6 here"
         assert [str(error) for error in results] == [message] * 2
 
-    def test_values_of_the_chief_are_broadcast_to_the_bit(self):
+    @pytest.mark.parametrize("together", [8, 2**24])
+    def test_values_of_the_chief_are_broadcast_to_the_bit(self, together, monkeypatch):
+        monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", together)
         values = [np.float32([[1e-42, np.nan, -0.0]]), np.int64(2**40), np.array([True, False]), np.float64(np.inf)]
 
         def act(workers):
@@ -57,16 +59,6 @@ class TestWorkers:
             return [variable.numpy().tobytes() for variable in variables]
 
         assert Together().run(act) == [[value.tobytes() for value in values]] * 2
-
-    def test_last_variable_may_fill_up_what_is_broadcast_at_a_time(self, monkeypatch):
-        monkeypatch.setattr(workers_module, "_BROADCAST_BYTES", 8)
-
-        def act(workers):
-            variables = [tf.Variable([float(workers.rank == 0)] * 2) for _ in range(2)]
-            workers.broadcast(variables)
-            return [variable.numpy().tolist() for variable in variables]
-
-        assert Together().run(act) == [[[1.0, 1.0]] * 2] * 2
 
     def test_alone_there_is_nobody_to_ask(self):
         workers = Workers()

@@ -6,7 +6,6 @@
     summary.json     how the training, or an import, ended
     images/          pictures of each evaluation
     labels.json      names of the labels of a model with labels, in their order
-    data.json        number of images of each split when the run last trained
     directions.json  directions in z, where some were found
     .lock            held by the program that trains
 
@@ -32,7 +31,6 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 LABELS = "labels.json"
-SIZES = "data.json"
 LOCK = ".lock"
 
 

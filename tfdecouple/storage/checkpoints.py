@@ -43,7 +43,7 @@ class CheckpointFolder:
         self.keep = keep
 
     def checkpoint_steps(self, kind: str = "step") -> list[int]:
-        """Returns the steps of all checkpoints of a kind, "step" or "best", the newest first."""
+        """Returns the steps of all checkpoints of a kind, the newest first."""
         if not self.path.is_dir():
             return []
         matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
@@ -57,15 +57,8 @@ class CheckpointFolder:
         """Writes a checkpoint, then removes old checkpoints: all but `keep` of kind "step", all but one of kind "best".
 
         It is written under another name and renamed when it is complete, its index last. So a listed checkpoint can be
-        read even if the program is killed at any moment.
-
-        Args:
-            kind: kind of the checkpoint, "step" or "best".
-            step: the step of the checkpoint.
-            groups: variables by group and name.
-
-        Raises:
-            RunError: where the files cannot be written (a full disk, no permission); older checkpoints stay.
+        read even if the program is killed at any moment. Older checkpoints stay where RunError says that the files
+        cannot be written (a full disk, no permission).
         """
         unfinished = f".{kind}-{step:09d}"
         try:
@@ -117,8 +110,7 @@ class CheckpointFolder:
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the model's weights in a checkpoint by name, without reading the weights.
 
-        Raises:
-            DamagedCheckpointError: where the checkpoint cannot be read, or declares more bytes than its files have.
+        It raises DamagedCheckpointError where that fails, or where they would have more bytes than the files.
         """
         prefix = self.checkpoint_path(kind, step)
         weights, declared = {}, 0

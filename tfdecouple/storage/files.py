@@ -123,13 +123,9 @@ def _parse_float(text: str) -> float:
 
 @contextlib.contextmanager
 def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a hidden path beside `path` for a file in the making, which is removed at the end if it is still there.
+    """Yields a hidden path beside `path`, whose folder it makes, for a file in the making, which is removed at the end.
 
-    Args:
-        path: the path to which `move_into_place` moves the file; its folder is made if absent.
-
-    Raises:
-        OSError: where the folder cannot be made.
+    A complete file is moved to `path` by `move_into_place`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -142,8 +138,7 @@ def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
     """Renames a complete `temporary_file` to its final path, after its content is on the disk.
 
-    Raises:
-        OSError: where the disk is full; an old file at the path then stays unchanged.
+    An old file at the path stays unchanged where that raises OSError, for example for a full disk.
     """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -151,21 +146,13 @@ def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def file_sha256(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file's bytes, hexadecimal.
-
-    Raises:
-        OSError: where the file cannot be read.
-    """
+    """Returns the SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
-    """Writes bytes to a file completely or not at all, by renaming a temporary file.
-
-    Raises:
-        OSError: where the disk is full or the folder cannot be written; an old file then stays unchanged.
-    """
+    """Writes bytes to a file completely or not at all, by renaming a temporary file."""
     with temporary_file(path) as temporary:
         temporary.write_bytes(content)
         move_into_place(temporary, path)

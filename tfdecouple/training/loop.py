@@ -182,7 +182,7 @@ class Trainer:
 
     def train_to_end(self) -> dict[str, Any]:
         """Returns the run's summary after training to the last step; raises the errors of `train`."""
-        messages, is_new = self.directory.restore(self.state, self.source.sizes)
+        messages, is_new = self.directory.restore(self.state)
         if not is_new:
             self.workers.broadcast(
                 variable for group in self.state.checkpoint_groups().values() for variable in group.values()
@@ -260,19 +260,16 @@ class Trainer:
         if self._files_written:
             return
         self._files_written = True
-        if damaged := self.directory.write_run_files(self.source.sizes, self.source.label_names):
+        if damaged := self.directory.write_run_files(self.source.label_names):
             self.progress.print_line(
                 f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched"
             )
 
     def _take_steps(self, stop: StopRequest) -> None:
-        """Takes training steps up to the last one, or until a signal asks to stop.
+        """Takes training steps up to the last one, or saves the state and raises InterruptedRunError after a signal.
 
         Steps are dispatched one after the other. Their results are read from the devices only after the first step of
         this process, for a row of the log and before a checkpoint, because a GPU is idle meanwhile.
-
-        Raises:
-            InterruptedRunError: after a signal; the state is saved.
         """
         training = self.training
         batches, begun = self._training_batches(), self.step
@@ -344,8 +341,7 @@ class Trainer:
     def _read_step(self, result: StepResult) -> StepResult:
         """Returns the result of the last step after waiting for it; prints how many steps were newly skipped.
 
-        Raises:
-            DivergedError: where too many steps in a row were skipped.
+        It raises DivergedError where too many steps in a row were skipped.
         """
         read = result.read()
         # The folder is written now because a step was taken, which shows that the options are right.
@@ -386,8 +382,7 @@ class Trainer:
     def _save_checkpoint(self, overwrite: bool = True) -> None:
         """Saves the state of the training; with `overwrite=False` only where this step has no checkpoint yet.
 
-        Raises:
-            DivergedError: where a weight is not finite, so that no later step could be applied.
+        It raises DivergedError where a weight is not finite, so that no later step could be applied.
         """
         if not self.state.is_finite():
             raise DivergedError(
@@ -400,7 +395,7 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _finish_evaluation(self, stop: StopRequest) -> None:
-        """Restores the result of this step's evaluation from the log, or evaluates if the log has none.
+        """Restores the result of this step's evaluation from the log, or evaluates if the log should have it.
 
         The log also has a row for each step that was once the last one, whatever `evaluate_every` is.
         """

@@ -57,7 +57,6 @@ class Optimizer:
     Attributes:
         means, variances: the first and second moments by name of the weight.
         averages: averages over the updates by name of weight or statistic; empty where `ema_decay` is 0.
-        small: names of the small weights, which are updated together.
     """
 
     def __init__(self, config: TrainingConfig, weights: _Named, statistics: _Named):
@@ -66,7 +65,7 @@ class Optimizer:
         self._statistics = statistics
         self._averaged = {**weights, **statistics} if config.ema_decay else {}
         small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
-        self.small = list(small)
+        self._small = list(small)
         self._large = [name for name in weights if name not in small]
         self._means, self._variances = FlatBuffer(small), FlatBuffer(small)
         self._changes = tf.Variable(tf.zeros_like(self._means.variable), trainable=False)
@@ -106,7 +105,6 @@ class Optimizer:
         self,
         applied: tf.Tensor,
         gradients: list[tf.Tensor],
-        small: list[tf.Tensor],
         statistics: list[tf.Tensor],
         updates: tf.Tensor,
         rate: tf.Tensor,
@@ -117,7 +115,6 @@ class Optimizer:
         Args:
             applied: whether to apply the update, a boolean scalar.
             gradients: gradients of the weights, in their order.
-            small: the values of the small weights from `read_small_weights`.
             statistics: the new values of the statistics, in their order.
             updates: number of updates before this one.
             rate: learning rate.
@@ -130,7 +127,7 @@ class Optimizer:
         for number, name in enumerate(self._large):
             with tf.control_dependencies(chains[number % _AT_A_TIME]):
                 chains[number % _AT_A_TIME] = [self._update_large(scalars, by_name[name], name)]
-        new_values = self._update_small(scalars, by_name, small) if small else []
+        new_values = self._update_small(scalars, by_name) if self._small else []
         if self._statistics:
             variables = list(self._statistics.values())
             new = tf.where(
@@ -145,18 +142,12 @@ class Optimizer:
             # This operation subtracts the scaled change without another copy of the averages.
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
-    def read_small_weights(self) -> list[tf.Tensor]:
-        """Returns the values of the small weights, in the order of `small`; in a replica, those of its device."""
-        return [_read(self._weights[name].handle) for name in self.small]
-
-    def _update_small(
-        self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor], values: Sequence[tf.Tensor]
-    ) -> list[tf.Tensor]:
+    def _update_small(self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """Returns a list with the new values of the small weights as one vector, after updating them together."""
-        weights = [self._weights[name] for name in self.small]
-        before, change = flattened(values), self._changes.handle
+        weights = [self._weights[name] for name in self._small]
+        before, change = flattened([_read(weight.handle) for weight in weights]), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
-        gradient = _scale(flattened([gradients[name] for name in self.small]), scalars)
+        gradient = _scale(flattened([gradients[name] for name in self._small]), scalars)
         _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         difference = _read(change)
         for weight, value in zip(weights, _split_like(difference, weights), strict=True):

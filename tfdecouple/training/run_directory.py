@@ -20,7 +20,6 @@ from tfdecouple.runs.run_folder import (
     CONFIG,
     LABELS,
     LOCK,
-    SIZES,
     SUMMARY,
     find_changed_label,
     is_run_folder,
@@ -29,7 +28,7 @@ from tfdecouple.runs.run_folder import (
     read_summary,
 )
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
-from tfdecouple.storage.files import TEMPORARY, read_json, require_own_files, write_json, write_text
+from tfdecouple.storage.files import TEMPORARY, require_own_files, write_json, write_text
 from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
@@ -141,29 +140,17 @@ class RunDirectory:
                 "their names back, or choose another --workdir"
             )
 
-    def restore(self, state: TrainingState, sizes: Mapping[str, int]) -> tuple[list[str], bool]:
+    def restore(self, state: TrainingState) -> tuple[list[str], bool]:
         """Returns messages for the user and whether the run is new, after restoring the newest readable checkpoint.
 
-        It raises RunError where the folder has checkpoints, but none can be read. `sizes` has the current number of
-        images of each split.
+        It raises RunError where the folder has checkpoints, but none can be read.
         """
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
-        messages = [*self._messages, *self._describe_changed_sizes(sizes)]
-        messages += self._restore_newest(state) if self.is_resumed else []
+        messages = [*self._messages, *(self._restore_newest(state) if self.is_resumed else [])]
         self._begun = int(state.step.numpy())
         return messages, self._begun == 0 and not self.checkpoints.checkpoint_steps()
-
-    def _describe_changed_sizes(self, sizes: Mapping[str, int]) -> list[str]:
-        """Returns a list with a warning if numbers of images differ from those of the last training, else []."""
-        try:
-            before = dict(read_json(self.path / SIZES))
-        except (OSError, ValueError, TypeError):
-            return []
-        changed = [f"{split} {n}, {before[split]} before" for split, n in sizes.items() if before.get(split, n) != n]
-        listed = "; ".join(changed)
-        return [f"warning: the run goes on with another number of images: {listed}"] if changed else []
 
     def _restore_newest(self, state: TrainingState) -> list[str]:
         messages: list[str] = []
@@ -229,8 +216,8 @@ class RunDirectory:
             )
         load_weights(run, state.model, averaged=other.training.ema_decay > 0, names=names)
 
-    def write_run_files(self, sizes: Mapping[str, int], label_names: Sequence[str] = ()) -> int:
-        """Returns how many damaged rows the log had, after writing config, sizes and label names and opening the log.
+    def write_run_files(self, label_names: Sequence[str] = ()) -> int:
+        """Returns how many damaged rows the log had, after writing config and label names and opening the log.
 
         It raises RunError where another program has started a run in the folder meanwhile.
         """
@@ -239,7 +226,6 @@ class RunDirectory:
             if (self.path / CONFIG).exists():
                 raise RunError(f"another program began a run in {self.path} meanwhile; choose another --workdir")
         write_text(self.path / CONFIG, self._config.to_json())
-        write_json(self.path / SIZES, dict(sizes))
         if self._config.model.has_classes:
             write_json(self.path / LABELS, label_names)
         return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)

@@ -58,11 +58,7 @@ class StopRequest:
     def stop_at_once(self, where: str) -> Iterator[None]:
         """Returns a context whose code a signal, even one received before, ends at once; everything must be saved.
 
-        Args:
-            where: the rest of the message after "stopped by SIGTERM ".
-
-        Raises:
-            InterruptedRunError: where a signal was received; the message names it.
+        InterruptedRunError then has the message "stopped by SIGTERM " and `where`.
         """
         try:
             if self.reason:

@@ -78,11 +78,7 @@ class TrainingState:
         return all(np.isfinite(variable.numpy()).all() for variable in self._named.values())
 
     def count_step(self, result: Any) -> None:
-        """Counts a step and adds up its metrics, in the graph of the step.
-
-        Args:
-            result: the `step.StepResult`, as tensors. Its `applied` is False once training has halted.
-        """
+        """Counts a step with a `step.StepResult` of tensors and adds up its metrics, in the graph of the step."""
         metrics = tf.stack([getattr(result, name) for name in RUNNING_MEANS])
         is_finite = tf.math.is_finite(metrics)
         running = tf.equal(self.halted, 0)

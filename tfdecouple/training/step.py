@@ -74,8 +74,10 @@ class TrainStep:
         self._strategy = strategy
         # The inversion errors of a step lie in a vector with a slot for each micro-batch of each device.
         self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
+        weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
+        shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
         with strategy.scope():
-            self._accumulator: Any = Accumulator(self._share_shapes()) if config.training.micro_batches > 1 else None
+            self._accumulator: Any = Accumulator(shapes) if config.training.micro_batches > 1 else None
         # AutoGraph is off because no Python control flow depends on tensors, and its search for control flow in loops
         # over a thousand variables takes seconds.
         self._whole = tf.function(self._take_whole, autograph=False)
@@ -102,24 +104,19 @@ class TrainStep:
             return self._finish(stop)
 
     def _take_whole(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
-        shares, small = self._strategy.run(self._compute_share, args=(examples, step, 0))
-        return self._update(shares, small, stop)
+        return self._update(self._strategy.run(self._compute_share, args=(examples, step, 0)), stop)
 
     def _add_micro_batch(self, examples: Any, step: tf.Tensor, number: tf.Tensor) -> None:
         def add(examples: Any) -> None:
-            self._accumulator.add_tensors(self._compute_share(examples, step, number)[0])
+            self._accumulator.add_tensors(self._compute_share(examples, step, number))
 
         self._strategy.run(add, args=(examples,))
 
     def _finish_micro_batches(self, stop: tf.Tensor) -> StepResult:
-        shares = self._strategy.run(self._accumulator.take_sums)
-        return self._update(shares, self._strategy.run(self.state.optimizer.read_small_weights), stop)
+        return self._update(self._strategy.run(self._accumulator.take_sums), stop)
 
-    def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> tuple[Share, list[tf.Tensor]]:
-        """Returns this device's result for its slice of micro-batch `number`, and the values of the small weights.
-
-        The values are returned because reading them again would take an operation for each weight.
-        """
+    def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
+        """Returns this device's result for its slice of micro-batch `number`."""
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -131,7 +128,6 @@ class TrainStep:
         images = self._augment(images, seed, own)
         if labels is not None:
             labels = tf.ensure_shape(labels, (count,))
-        values = {name: tf.convert_to_tensor(weight) for name, weight in state.trainable.items()}
         variables = state.model.named_variables()
         share = differentiate(
             state.model,
@@ -144,14 +140,13 @@ class TrainStep:
             trainable=[variables[name] for name in state.trainable],
             moving=[variables[name] for name in state.moving],
             kl_weight=kl_weight(training, state.updates),
-            weights=list(values.values()),
+            weights=[tf.convert_to_tensor(weight) for weight in state.trainable.values()],
         )
         slot = number * self._strategy.num_replicas_in_sync + replica
         share = share._replace(inversion_error=in_slot(share.inversion_error, slot, self._slots))
-        small = [values[name] for name in state.optimizer.small]
         if training.micro_batches > 1:
             share = share._replace(moving=[statistic / training.micro_batches for statistic in share.moving])
-        return share, small
+        return share
 
     def _augment(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
         """Returns images with the noise and patterns of the update; `own` is the images' slice of the batch."""
@@ -166,16 +161,7 @@ class TrainStep:
             images = insert_patterns(images, pattern_fraction(training, updates), chances, drawn)
         return images
 
-    def _share_shapes(self) -> Share:
-        """Returns the shapes of the tensors in a device's result."""
-        return Share(
-            [tf.TensorShape(variable.shape) for variable in self.state.trainable.values()],
-            [tf.TensorShape(variable.shape) for variable in self.state.moving.values()],
-            [tf.TensorShape(())] * 3,
-            tf.TensorShape([self._slots]),
-        )
-
-    def _update(self, shares: Share, small: list[Any], stop: tf.Tensor) -> StepResult:
+    def _update(self, shares: Share, stop: tf.Tensor) -> StepResult:
         """Returns the result of the step, after applying the sum of the devices' results if it passes its check."""
         training, state = self._training, self.state
         # No condition surrounds the reduction, because all workers must take part in every reduction.
@@ -195,7 +181,7 @@ class TrainStep:
         scale = tf.minimum(1.0, training.clip_norm / norm) if training.clip_norm else None
         self._strategy.run(
             state.optimizer.apply_update,
-            args=(applied, total.gradients, small, total.moving, state.updates, rate, scale),
+            args=(applied, total.gradients, total.moving, state.updates, rate, scale),
         )
         result = StepResult(
             bits_per_dim=state.model.nats_to_bits_per_dim(loss),

@@ -24,13 +24,10 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     call waits until all workers have started, and must come before TensorFlow runs its first operation.
 
     Args:
-        devices: number of devices of each worker. Without GPUs, more than one means logical CPU devices, which show how
-            a run behaves on several devices but make nothing faster; they must be made before TensorFlow runs its first
-            operation, and a cluster has none.
+        devices: number of devices of each worker. Without GPUs and outside of a cluster, more than one means logical
+            CPU devices, which show how a run behaves on several devices but make nothing faster; they must be made
+            before TensorFlow runs its first operation.
         cluster: the cluster of all workers; None for this process alone.
-
-    Raises:
-        ConfigError: where fewer devices are present.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
