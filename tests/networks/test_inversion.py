@@ -66,11 +66,9 @@ def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
     # Without a mode each layer computes all by itself.
     with run_eagerly():
         right, kept = gradients(None, x, z)
-    (loss, inverted), (together, computed) = (gradients(mode, x, z) for mode in ("invert", "keep"))
-    np.testing.assert_allclose([loss, together], [right, right], rtol=1e-12)
+    loss, inverted = gradients("invert", x, z)
+    np.testing.assert_allclose(loss, right, rtol=1e-12)
     names = ["x", "z", "probe", *(variable.path for variable in flow.trainable_variables)]
-    for name, ours, theirs in zip(names, computed, kept, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11 * np.abs(theirs).max(), err_msg=name)
     for name, ours, theirs in zip(names, inverted, kept, strict=True):
         if name == "probe":
             assert float(theirs) == 0 < float(ours) < 1e-12
