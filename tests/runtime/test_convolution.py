@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tfdecouple.runtime import convolution
 from tfdecouple.runtime.convolution import convolve
@@ -57,25 +55,6 @@ def operations(function, x, kernel):
     for operation in tf.function(run, autograph=False).get_concrete_function(x, kernel).graph.get_operations():
         found.setdefault(operation.type, []).append(operation)
     return found
-
-
-class TestValues:
-    @settings(max_examples=20, deadline=None)
-    @given(
-        batch=st.integers(1, 3),
-        height=st.integers(1, 5),
-        width=st.integers(1, 12),
-        inputs=st.integers(1, 18),
-        outputs=st.integers(1, 18),
-    )
-    def test_convolves_with_zero_padding_and_has_its_gradients(self, batch, height, width, inputs, outputs):
-        x, kernel = maps(batch, height, width, inputs), maps(3, 3, inputs, outputs, seed=1)
-        upstream = maps(batch, height, width, outputs, seed=2)
-        for found, expected in zip(
-            with_gradients(convolve, x, kernel, upstream), with_gradients(plain, x, kernel, upstream), strict=True
-        ):
-            assert found.shape == expected.shape
-            np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
 class TestEveryShape:
