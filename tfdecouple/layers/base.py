@@ -60,10 +60,9 @@ class Weight(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a layer for one image: multiply-adds, and how many numbers its backward pass needs.
+    """The cost of a layer for one image: multiply-adds of the forward direction, and numbers that are stored.
 
     Attributes:
-        multiply_adds: multiply-adds of the forward direction.
         activations: how many float32 numbers the backward pass needs from the forward pass.
         net_inputs: how many numbers the inputs of coupling nets hold; they are stored in the nets' precision.
         hidden_map: how many numbers one hidden map of each coupling net holds, summed over the nets.
@@ -181,18 +180,11 @@ class InvertibleLayer(FullLayer):
     the maths is in a bijector, which each call makes from the values of the weights. Subclasses implement `declare` and
     `bijector`; a layer that no single bijector describes implements `_forward` and `_inverse` instead.
 
-    Computations run in `dtype` under every global Keras policy, because log-determinants and matrix inverses lose their
-    meaning in half precision.
-
-    Args:
-        dtype: "float32", or "float64" for tests and analyses.
-        **kwargs: arguments of `keras.layers.Layer`, e.g. `name`.
-
-    Attributes:
-        recovers_input: whether a backward pass by inversion (`backward_memory`) computes the layer's input from its
-            output; otherwise the input is stored.
+    Computations run in `dtype`, "float32" or "float64", under every global Keras policy, because log-determinants and
+    matrix inverses lose their meaning in half precision.
     """
 
+    # Whether a backward pass by inversion (`backward_memory`) computes the layer's input from its output.
     recovers_input = True
 
     def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
@@ -204,15 +196,12 @@ class InvertibleLayer(FullLayer):
 
     @full_float32()
     def forward_and_log_det(self, x: Any, condition: Any = None) -> Mapped:
-        """Returns y, the layer's output for x in the forward direction (towards v), and the log-determinant.
+        """Returns y, the layer's output for x in the forward direction (towards v), and log |det dy/dx|, `[batch]`.
 
         Args:
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
             condition: z, `[batch, d_z]`, or a map of the size of x, `[batch, height, width, c]`, for a layer that takes
                 a condition.
-
-        Returns:
-            y, with as many numbers as x, and log |det dy/dx|, `[batch]`, both of the layer's dtype.
 
         Raises:
             UserError: if a condition is needed and missing, or a shape does not fit.
