@@ -21,8 +21,7 @@ from tfdecouple.training.strategy import device_input_options
 def set_to(monkeypatch):
     """What TensorFlow is told, by the name of the setting; `gpus` lists devices that are not there."""
     told = {"gpus": [], "growth": []}
-    own = (process.ALLOW_GROWTH, process.GRAPPLER, process.SHARDS)
-    for name in (*own, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    for name in (process.ALLOW_GROWTH, process.SHARDS, "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in ("list_physical_devices", "get_visible_devices"):
@@ -46,10 +45,9 @@ def test_graphs_are_rewritten_and_memory_grows_on_gpus_alone(set_to, monkeypatch
     process.start_tensorflow()
     assert not set_to["disable_meta_optimizer"] and set_to["growth"] == [("GPU:0", True), ("GPU:1", True)]
     assert device_input_options().experimental_per_replica_buffer_size == 2
-    monkeypatch.setenv(process.GRAPPLER, "0")
     monkeypatch.setenv(process.ALLOW_GROWTH, "false")
     process.start_tensorflow()
-    assert set_to["disable_meta_optimizer"] and len(set_to["growth"]) == 2
+    assert len(set_to["growth"]) == 2
 
 
 def test_devices_that_a_user_has_started_keep_their_memory(set_to, monkeypatch):
@@ -88,14 +86,11 @@ def test_the_users_own_number_of_threads_stays(set_to, monkeypatch):
     assert "intra" not in set_to
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [(process.GRAPPLER, "maybe"), (process.SHARDS, "-1"), (process.SHARDS, "two"), (process.SHARDS, "99999")],
-)
-def test_another_value_is_refused(set_to, monkeypatch, variable, value):
-    monkeypatch.setenv(variable, value)
+@pytest.mark.parametrize("value", ["-1", "two", "99999"])
+def test_another_number_of_shards_is_refused(set_to, monkeypatch, value):
+    monkeypatch.setenv(process.SHARDS, value)
     message = message_of(ConfigError, process.start_tensorflow)
-    assert variable in message and repr(value) in message and "must be" in message
+    assert process.SHARDS in message and repr(value) in message and "must be" in message
 
 
 PROGRAM = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import warnings
 
 import numpy as np
@@ -59,19 +58,6 @@ class TestFullFloat32:
         first_left.set()
         thread.join()
         assert seen == [False, False] and enabled()
-
-    def test_waits_for_operations_that_run_later(self):
-        def look():
-            time.sleep(0.2)
-            return enabled()
-
-        tf.config.experimental.set_synchronous_execution(False)
-        try:
-            with full_float32():
-                seen = tf.numpy_function(look, [], tf.bool)
-            assert not bool(seen)
-        finally:
-            tf.config.experimental.set_synchronous_execution(True)
 
 
 class TestTensorFloat32:

@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Iterator
 
 import tensorflow as tf
-from tensorflow.python.eager import context
 
 from tfdecouple.errors import UserError, warn_user
 
@@ -76,9 +75,6 @@ def full_float32() -> Iterator[None]:
     try:
         yield
     finally:
-        # In asynchronous eager execution the operations could otherwise run after the switch is turned back.
-        if not tf.config.experimental.get_synchronous_execution():
-            context.async_wait()
         _switch.turn(full=-1)
 
 

@@ -23,8 +23,7 @@ from tfdecouple.runtime.devices import cores
 from tfdecouple.runtime.requirements import EXTRAS, missing, require_backend
 
 # Names of environment variables; the first is TensorFlow's own.
-ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
-GRAPPLER, SHARDS = "TFDECOUPLE_GRAPPLER", "TFDECOUPLE_SHARDS"
+ALLOW_GROWTH, SHARDS = "TF_FORCE_GPU_ALLOW_GROWTH", "TFDECOUPLE_SHARDS"
 # Values of three options of malloc.h: how many free bytes at the end of the heap glibc returns (M_TRIM_THRESHOLD), how
 # many extra bytes it requests (M_TOP_PAD), and from which size on it maps blocks singly (M_MMAP_THRESHOLD).
 _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
@@ -41,7 +40,7 @@ def start_tensorflow(threads: int | None = None) -> None:
         threads: how many threads compute on a machine without a GPU; None for one thread per core.
 
     Raises:
-        ConfigError: if Keras is set to another backend than TensorFlow, or one of our environment variables is invalid.
+        ConfigError: if Keras is set to another backend than TensorFlow, or TFDECOUPLE_SHARDS is invalid.
     """
     require_backend()
     _keep_memory()
@@ -56,7 +55,9 @@ def start_tensorflow(threads: int | None = None) -> None:
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")
-    set_grappler(bool(gpus))
+    # Grappler rewrites graphs before their first run. On two CPU cores that took 10 of the 29 seconds to the first
+    # training step of the quickstart, and made each step slower (58 images/s instead of 98).
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not gpus})
     if ALLOW_GROWTH not in os.environ:
         # If a user's code has started TensorFlow, TensorFlow refuses the change, and the user's setting stays.
         with contextlib.suppress(RuntimeError):
@@ -65,20 +66,6 @@ def start_tensorflow(threads: int | None = None) -> None:
                 tf.config.experimental.set_memory_growth(gpu, True)
     if threads or not gpus:
         divide_cores(threads or cores())
-
-
-def set_grappler(default: bool) -> None:
-    """Sets whether Grappler rewrites graphs before their first run: as TFDECOUPLE_GRAPPLER says, 1 or 0, or `default`.
-
-    By default it does on GPUs only. On two CPU cores the rewriting took 10 of the 29 seconds to the first training step
-    of the quickstart, and made each step slower (58 images/s instead of 98).
-    """
-    import tensorflow as tf
-
-    text = os.environ.get(GRAPPLER, "").strip().lower() or str(default).lower()
-    if text not in ("1", "0", "true", "false"):
-        raise ConfigError(f"{GRAPPLER} is {text!r}; it must be 1 or 0 (or true or false)")
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": text in ("0", "false")})
 
 
 def count_shards(threads: int) -> int:
