@@ -225,7 +225,7 @@ def _bootstrap(statistic: Callable[..., Any], *values: np.ndarray, seed: int) ->
 
 
 def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
-    """Returns R2 of a regression of a statistic y from the second features, fitted to training images, the first."""
+    """Returns R2 of a regression of the statistic `y` of images, fitted to training images; `features` are of both."""
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
 

@@ -118,6 +118,7 @@ class Outliers(Metric):
         options, start = self.options, 0
         if name in MADE:
             for batch in evaluation.batches().as_numpy_iterator():
+                # Images that are drawn alone are numbered from 0, so that they are the same for any data.
                 index = batch["index"] if name == "permuted" else start + np.arange(len(batch["index"]))
                 start += len(index)
                 images = make_images(name, batch["image"], index, options.seed)
