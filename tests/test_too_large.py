@@ -29,14 +29,10 @@ COMMITTED += [ROOT / "tests" / "data" / "golden" / "1" / "run", ROOT / "tfdecoup
 
 TOO_LARGE = {
     "wide": (["model.hidden_channels=[4,1000000000]"], "model.hidden_channels, 1000000000"),
-    "wide code": (["model.latent_dim=1000000000"], "model.latent_dim, 1000000000"),
-    "wide encoder": (["model.encoder_channels=[4,1000000000]"], "model.encoder_channels, 1000000000"),
     "wide prior": (["model.prior_hidden=10000000000"], "model.prior_hidden, 10000000000"),
     "large images": (["model.image_shape=[1073741824,1073741824,3]"], "model.image_shape, 1073741824"),
-    "as large as a number can be": (["model.hidden_channels=[4,9000000000000000000]"], "9000000000000000000"),
     "thousands of steps": (["model.steps=[1,5000]"], "model.steps adds up to 5001 steps"),
     "as many steps as a number can be": (["model.steps=[9000000000000000000,1]"], "model.steps adds up to"),
-    "thousands of steps of the prior": (["model.prior_steps=5000"], "model.prior_steps is 5000"),
 }
 
 
@@ -89,7 +85,6 @@ def test_every_way_to_open_or_train_it_is_one_line(enlarged, no_model, capsys, k
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        ("model.hidden_channels=[4,8]", "the weight flow/"),
         ("model.steps=[1,500]", "the weight flow/"),
         ("model.encoder_out_channels=3", "the weight encoder/"),
         ("model.prior_steps=2", "the weight prior_flow/"),
@@ -150,10 +145,10 @@ class TestMemory:
         with pytest.raises(ConfigError, match="the model is too large: it needs"):
             require_memory(TINY, copies=4)
 
-    @pytest.mark.parametrize("name", preset_names())
-    def test_no_preset_is_too_large_to_be_used(self, monkeypatch, name):
+    def test_no_preset_is_too_large_to_be_used(self, monkeypatch):
         monkeypatch.setattr(architecture, "machine_memory", lambda: 3 * 2**30)
-        require_memory(load_preset(name).model, copies=5)
+        for name in preset_names():
+            require_memory(load_preset(name).model, copies=5)
 
     def test_of_a_container_counts(self, monkeypatch, tmp_path):
         whole = devices.machine_memory()

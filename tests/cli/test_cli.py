@@ -62,19 +62,12 @@ class TestHelp:
         assert ended.stdout.endswith("loaded: set()\n")
         assert all(f"usage: python -m tfdecouple {name}" in ended.stdout for name in COMMANDS)
 
-    def test_of_train_says_what_the_exit_status_means(self, capsys):
-        with pytest.raises(SystemExit):
-            train_main(["--help"])
-        out = capsys.readouterr().out
-        assert "3 diverged" in out and "75 stopped by a signal" in out
-        assert max(map(len, out.splitlines())) <= 100
-
     def test_is_what_the_program_prints_without_a_command(self, capsys):
         assert main([]) == 0
         out = capsys.readouterr().out
         assert all(re.search(rf"^ +{name}( |$)", out, re.M) for name in ["export", *COMMANDS])
 
-    @pytest.mark.parametrize("command", ["", "evaluate", "train", "export", "presets"])
+    @pytest.mark.parametrize("command", ["", "train", "export"])
     @pytest.mark.parametrize("called", ["bin/tfdecouple", "tfdecouple/__main__.py"])
     def test_names_the_program_as_it_was_called(self, capsys, monkeypatch, called, command):
         monkeypatch.setattr(sys, "argv", [called])
@@ -83,14 +76,14 @@ class TestHelp:
         out = capsys.readouterr().out
         typed = "tfdecouple" if "bin" in called else "python -m tfdecouple"
         assert end.value.code == 0 and out.startswith(f"usage: {typed} {command}".rstrip())
-        assert "train.py" not in out or not command
         assert typed != "tfdecouple" or "python -m" not in out.replace("python -m export", "")
 
-    def test_of_the_script_names_the_script(self, capsys, monkeypatch):
+    def test_of_the_script_names_the_script_and_the_exit_status(self, capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["/somewhere/train.py"])
         with pytest.raises(SystemExit):
             train_main(["--help"])
-        assert capsys.readouterr().out.startswith("usage: python train.py")
+        out = capsys.readouterr().out
+        assert out.startswith("usage: python train.py") and "3 diverged" in out and "75 stopped by a signal" in out
 
     def test_version_is_that_of_the_installation(self, capsys):
         with pytest.raises(SystemExit) as end:
@@ -99,12 +92,9 @@ class TestHelp:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("typed", "meant"), [("swich", "switch"), ("tran", "train"), ("encode_beam", "encode-beam")]
-    )
-    def test_mistyped_command_is_answered_with_the_nearest(self, capsys, typed, meant):
-        line = refused(capsys, lambda: main([typed, "--run", "x"]))
-        assert repr(typed) in line and f"did you mean {meant}?" in line
+    def test_mistyped_command_is_answered_with_the_nearest(self, capsys):
+        line = refused(capsys, lambda: main(["encode_beam", "--run", "x"]))
+        assert "'encode_beam'" in line and "did you mean encode-beam?" in line
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -116,7 +106,6 @@ class TestRefusals:
             ),
             (["--set", "model.alpha"], "write it as NAME=VALUE"),
             (["--set", "model.alpha=2"], "model.alpha is 2"),
-            (["--set", "model.latent_dim=many"], "model.latent_dim is 'many'; it must be a whole number"),
             (["--set", "training.batch_size=9", "--set", "training.micro_batches=2"], "the first must be a multiple"),
             (["--steps", "0"], "training.steps is 0; it must be at least 1"),
             (["--config", "no/such/file.json"], "cannot read the config no/such/file.json"),
@@ -124,16 +113,11 @@ class TestRefusals:
             (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
             (["--data", "photograph"], "did you mean photographs"),
             (["--data", "folder:/no/such/folder"], "/no/such/folder"),
-            (["--data", "folder:"], "folder:"),
         ],
     )
     def test_mistake_in_the_command_is_one_line(self, capsys, tmp_path, arguments, message):
         assert message in refused(capsys, lambda: train_main([*arguments, "--workdir", str(tmp_path / "run")]))
         assert not (tmp_path / "run").exists()
-
-    def test_config_that_is_no_json(self, capsys, tmp_path):
-        (tmp_path / "config.json").write_text("{")
-        assert "cannot be read" in refused(capsys, lambda: train_main(["--config", str(tmp_path / "config.json")]))
 
     def test_missing_data_set_is_one_line_with_the_command_that_prepares_it(self, capsys, tmp_path):
         arguments = ["--preset", "cifar10", "--data-dir", str(tmp_path / "none"), "--workdir", str(tmp_path / "run")]
@@ -151,8 +135,7 @@ class TestPresets:
         assert main(["presets"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == list(preset_names())
-        for line in lines:
-            assert line.endswith(f" {load_preset(line.split()[0]).description}")
+        assert all(line.endswith(f" {load_preset(line.split()[0]).description}") for line in lines)
 
     def test_one_is_printed_as_a_config_that_repeats_it(self, capsys):
         assert main(["presets", "cifar10"]) == 0
@@ -170,11 +153,8 @@ class TestExplain:
         texts = capsys.readouterr().out.split("\n\n")
         assert [text.split()[0] for text in texts] == list(option_names())
         for text in texts:
-            head, meaning = text.split("\n", 1)
-            assert len(meaning.split()) >= 2, text
-            if "." in head:
-                name = head.split()[0]
-                assert head == f"{name} = {json.dumps(Config().options()[name])}"
+            name, _, default = text.partition("\n")[0].partition(" = ")
+            assert len(text.splitlines()) > 1 and default == json.dumps(Config().options()[name])
 
     def test_some_are_found_by_a_part_of_their_names(self, capsys):
         assert main(["explain", "kl_w", "model.alpha"]) == 0
@@ -184,9 +164,7 @@ class TestExplain:
 
 
 class TestProgram:
-    @pytest.mark.parametrize(
-        "became", [KeyboardInterrupt(), RuntimeError("no way out"), "INTERNAL: KeyboardInterrupt: "]
-    )
+    @pytest.mark.parametrize("became", [RuntimeError("no way out"), "INTERNAL: KeyboardInterrupt: "])
     def test_interrupt_is_one_line(self, capsys, became):
         """Also where cleaning up failed on the way out, and where TensorFlow made an error of its own of it."""
 
@@ -210,7 +188,6 @@ class TestProgram:
         shell = f"set -o pipefail; '{sys.executable}' -m tfdecouple presets | head -n 1"
         ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
         assert ended.stderr == "" and ended.returncode in (0, 141)
-        assert ended.stdout.startswith("quickstart")
 
     @pytest.mark.slow
     def test_short_run_says_nothing_on_standard_error(self, image_folder, tmp_path):

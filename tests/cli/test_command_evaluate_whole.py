@@ -23,7 +23,6 @@ from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.frechet import draw_samples
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
-from tfdecouple.runtime import progress
 
 # But what the fixture of a class runs is traced, as users' programs are.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -130,17 +129,6 @@ class TestProbeAndFrechet:
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)
         # Noise in the place of images is far from them.
         assert values["distance"] > 2 * values["floor"]
-
-    def test_probe_of_few_images_says_how_long_it_will_take(self, run, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(progress, "INTERVAL", 0.0)
-        monkeypatch.setattr(progress, "_FIRST", 0.0)
-        monkeypatch.setattr(linear_classifier, "STRENGTHS", (1e-4, 1e-2))
-        assert evaluate(run, tmp_path, "--images", 20, "--probe") == 0
-        lines = capsys.readouterr().err.splitlines()
-        for begin in ("reading train: 16 of 20 images", "encoding: 16 of 20 images", "v, PCA, linear SVM: 2 of 9 fits"):
-            assert any(line.startswith(begin) and line.endswith(" left") for line in lines), begin
-        values = read(tmp_path, "probe")
-        assert (values["train_images"], values["test_images"]) == (20, 20)
 
 
 class TestInterrupted:

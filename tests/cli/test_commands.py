@@ -60,17 +60,7 @@ def run_without_z(image_folder, tmp_path_factory):
 
 
 class Shown:
-    """A picture that a command wrote, and the facts beside it.
-
-    Args:
-        folder: where it is.
-        name: of the files.
-        rows: of images.
-        columns: of images.
-        group: rows and columns to a group, 0 for none.
-        header: height of the labels of the columns.
-        width: about which the picture is wide.
-    """
+    """A picture that a command wrote, with its facts; `group` has the rows and columns of a group, 0 for none."""
 
     def __init__(self, folder, name, rows, columns, group=(0, 0), header=0, width=800):
         self.facts = json.loads((folder / f"{name}.json").read_text())
@@ -113,9 +103,8 @@ def files_of(folder, split):
 
 class TestSample:
     def test_shows_the_model_s_samples_at_each_temperature(self, finished_run, model, tmp_path, capsys):
-        command(
-            "sample", "--run", finished_run, "--out", tmp_path, "--temperatures", 0.5, 1, "--count", 12, "--seed", 3
-        )
+        options = ("--temperatures", 0.5, 1, "--count", 12, "--seed", 3)
+        command("sample", "--run", finished_run, "--out", tmp_path, *options)
         shown = Shown(tmp_path, "sample", rows=4, columns=10, group=(2, 0))
         for band, temperature in enumerate((0.5, 1.0)):
             samples = np.asarray(model.sample(12, temperature, seed=3))
@@ -135,9 +124,7 @@ class TestSample:
         assert {path.name for path in (run / "pictures").iterdir()} == {"sample.png", "sample.json"}
         shown = Shown(run / "pictures", "sample", rows=1, columns=4)
         assert (shown.facts["step"], shown.facts["averaged"]) == (10, True)
-        samples = np.asarray(load_model(run).sample(4, 1.0, seed=0))
-        for column in range(4):
-            np.testing.assert_array_equal(shown.tile(0, column), samples[column])
+        np.testing.assert_array_equal(shown.tile(0, 3), load_model(run).sample(4, 1.0, seed=0)[3])
 
 
 class TestReconstruct:
@@ -147,8 +134,8 @@ class TestReconstruct:
         images = files_of(image_folder, "test")
         assert sorted(shown.facts["indices"]) == list(range(5))
         for column, index in enumerate(shown.facts["indices"]):
-            np.testing.assert_array_equal(shown.tile(0, column), images[index])
-            np.testing.assert_array_equal(shown.tile(1, column), images[index])
+            for row in range(2):
+                np.testing.assert_array_equal(shown.tile(row, column), images[index])
         expected = {"exact": 5, "count": 5, "split": "test", "data": f"images in {image_folder}", "labels": [None] * 5}
         assert expected.items() <= shown.facts.items()
 
@@ -201,51 +188,36 @@ class TestSwitch:
         # Of five images two pairs.
         assert Shown(tmp_path, "switch-any", rows=2, columns=4, group=(2, 2)).facts["count"] == 2
 
-    def test_own_images_of_any_size(self, finished_run, model, tmp_path):
-        paths = []
-        for number, (height, width, mode) in enumerate(
-            [(20, 13, "RGB"), (8, 8, "RGB"), (9, 40, "L"), (64, 64, "RGBA")]
-        ):
+    def test_own_photographs_of_any_size(self, finished_run, model, tmp_path):
+        kinds = {
+            "a.jpg": (40, 30, "RGB"),
+            "b.png": (8, 8, "L"),
+            "more/a.png": (300, 10, "RGBA"),
+            "c.webp": (1, 1, "RGB"),
+        }
+        paths = [tmp_path / name for name in kinds]
+        for number, (path, (width, height, mode)) in enumerate(zip(paths, kinds.values(), strict=True)):
+            path.parent.mkdir(exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (height, width, 4), np.uint8)
-            paths.append(tmp_path / f"{number}.png")
-            Image.fromarray(pixels, "RGBA").convert(mode).save(paths[-1])
-        command("switch", "--run", finished_run, "--out", tmp_path, *paths)
-        shown = Shown(tmp_path, "switch-pairs", rows=2, columns=4, group=(2, 2))
+            Image.fromarray(pixels, "RGBA").convert(mode).save(path)
+        command("switch", "--run", finished_run, "--out", tmp_path / "out", "--max-side", 100, *paths)
+        shown = Shown(tmp_path / "out", "switch-pairs", rows=2, columns=4, group=(2, 2))
         assert shown.facts["first"] == {"files": [str(paths[0]), str(paths[2])]}
-        assert shown.facts["second"] == {"files": [str(paths[1]), str(paths[3])]}
         images = np.stack([read_image(path, (SIDE, SIDE, 3), 0) for path in paths])
         ab, _ = model.switch(images[::2], images[1::2])
         for pair in range(2):
             np.testing.assert_array_equal(shown.tile(0, 2 * pair), images[2 * pair])
             np.testing.assert_array_equal(shown.tile(1, 2 * pair), images[2 * pair + 1])
             np.testing.assert_array_equal(shown.tile(1, 2 * pair + 1), ab[pair])
-
-    def test_own_photographs_come_back_at_their_own_size(self, finished_run, tmp_path, capsys):
-        sizes = {"a.jpg": (40, 30), "b.png": (8, 8), "more/a.png": (300, 10), "c.webp": (1, 1)}
-        (tmp_path / "more").mkdir()
-        for number, (name, size) in enumerate(sizes.items()):
-            pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name)
-        paths = [tmp_path / name for name in sizes]
-        command("switch", "--run", finished_run, "--out", tmp_path / "out", "--max-side", 100, *paths)
         results = {path.name: Image.open(path).size for path in (tmp_path / "out").iterdir() if path.suffix != ".json"}
         assert results.pop("switch-pairs.png")
-        assert results == {
-            "a-z-of-b.jpg": (40, 30),
-            "b-z-of-a.png": (8, 8),
-            "a-z-of-c.png": (100, 3),
-            "c-z-of-a.webp": (1, 1),
-        }
+        expected = {"a-z-of-b.jpg": (40, 30), "b-z-of-a.png": (8, 8), "a-z-of-c.png": (100, 3), "c-z-of-a.webp": (1, 1)}
+        assert results == expected
         command("switch", "--run", finished_run, "--out", tmp_path / "model", "--size", "model", *paths)
-        assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".png", ".json"}
-        assert len(list((tmp_path / "model").iterdir())) == 2
+        assert {path.name for path in (tmp_path / "model").iterdir()} == {"switch-pairs.png", "switch-pairs.json"}
         # Photographs of one name do not write over each other.
         command("switch", "--run", finished_run, "--out", tmp_path / "same", paths[0], tmp_path / "more/a.png")
         assert (tmp_path / "same/a-z-of-a.jpg").is_file() and (tmp_path / "same/a-z-of-a.png").is_file()
-        capsys.readouterr()
-        for option in (("--strength", "2"), ("--max-side", "0"), ("--max-side", "99999")):
-            line = refused(capsys, lambda option=option: main(["switch", *option, *map(str, paths[:2])]))
-            assert option[0] in line and option[1] in line
 
     def test_the_strength_leads_from_the_own_z_to_the_other_s(self, finished_run, model, tmp_path):
         images = random_images(2, SIDE)
@@ -300,9 +272,6 @@ class TestInterpolate:
         paths = [image_folder / "test" / "0.png", image_folder / "test" / "1.png"]
         command("interpolate", "--run", finished_run, "--out", tmp_path, "--steps", 2, *paths)
         shown = Shown(tmp_path, "interpolate", rows=2, columns=2, header=LINE)
-        images = files_of(image_folder, "test")
-        np.testing.assert_array_equal(shown.tile(0, 0), images[0])
-        np.testing.assert_array_equal(shown.tile(1, 1), images[1])
         for name, tile in {"0-z-1-of-1": (1, 0), "1-z-1-of-0": (0, 1)}.items():
             np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"{name}.png")), shown.tile(*tile))
 
@@ -317,10 +286,6 @@ class TestInterpolate:
             for row in range(3):
                 for column in range(3):
                     np.testing.assert_array_equal(shown.tile(row, left + column), right[row, column])
-            # Neighbouring pixels, over the rows of the picture.
-            steps = np.abs(np.diff(right.astype(float), axis=-3)).mean((0, 2, 3, 4))
-            steps = (steps + np.abs(np.diff(right.astype(float), axis=-2)).mean((0, 2, 3, 4))) / 2
-            np.testing.assert_allclose(shown.facts["contrast"][path], steps)
 
 
 class TestNeighbours:
@@ -347,10 +312,9 @@ class TestNeighbours:
 
     def test_model_without_z_and_a_part_of_the_images(self, run_without_z, tmp_path):
         command("neighbours", "--run", run_without_z, "--out", tmp_path, "--count", 3, "--search", 4)
-        # Four are all there are to show.
+        # Four images are searched, so that no sample has more neighbours.
         shown = Shown(tmp_path, "neighbours", rows=3, columns=5, group=(0, 5), header=LINE, width=1000)
         assert set(shown.facts["nearest"]) == {"pixels"} and shown.facts["searched"] == 4
-        assert len({index for row in shown.facts["nearest"]["pixels"]["indices"] for index in row}) == 4
 
 
 class TestProject:
@@ -405,44 +369,33 @@ class TestCurves:
         assert curves.validation == {}
 
 
-@pytest.fixture(scope="module")
-def run_without_checkpoint(image_folder, tmp_path_factory):
-    """A run folder before its first checkpoint and its first row of figures."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
-    write_text(folder / "config.json", run_config(image_folder).to_json())
-    return folder
-
-
 class TestRefusals:
-    @pytest.mark.parametrize("name", ["sample", "curves"])
-    def test_run_without_a_checkpoint_or_metrics(self, capsys, run_without_checkpoint, tmp_path, name):
+    @pytest.mark.parametrize(("name", "says"), [("sample", "no checkpoint yet"), ("curves", "no figures")])
+    def test_run_without_a_checkpoint_or_metrics(self, capsys, image_folder, tmp_path, name, says):
         line = refused(capsys, lambda: main([name, "--run", str(tmp_path / "none")]))
         assert f"there is no run folder {tmp_path / 'none'}" in line
-        line = refused(capsys, lambda: main([name, "--run", str(run_without_checkpoint)]))
-        assert str(run_without_checkpoint) in line
-        assert ("no figures" if name == "curves" else "no checkpoint yet") in line
+        write_text(tmp_path / "begun" / "config.json", run_config(image_folder).to_json())
+        line = refused(capsys, lambda: main([name, "--run", str(tmp_path / "begun")]))
+        assert str(tmp_path / "begun") in line and says in line
 
-    @pytest.mark.parametrize("name", ["switch", "project"])
-    def test_model_without_z(self, capsys, run_without_z, name):
-        line = refused(capsys, lambda: main([name, "--run", str(run_without_z)]))
-        assert "has no z" in line and f"{name} needs one" in line
+    def test_model_without_z(self, capsys, run_without_z):
+        line = refused(capsys, lambda: main(["switch", "--run", str(run_without_z)]))
+        assert "has no z" in line and "switch needs one" in line
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ("reconstruct --split tests", "there is no split 'tests'"),
             ("reconstruct --count 0", "--count is 0"),
-            ("sample --seed 2147483648", "--seed is 2147483648"),
             ("sample --temperatures 0.5 -1", "--temperatures is -1"),
             ("neighbours --temperature inf", "--temperature is inf"),
-            ("interpolate --steps 1", "--steps is 1"),
+            ("switch --max-side 99999", "--max-side is 99999"),
             ("project --count 3", "at least 4"),
             ("reconstruct --data folder:/no/such/folder", "there is no folder /no/such/folder"),
             ("switch --pairing like", "--pairing is 'like'"),
             ("switch --pairing within", "has none"),
             ("switch a.png", "switch got 1 images"),
             ("switch a.png b.png --pairing any", "own images have no labels"),
-            ("edit --direction a --method median a.png", "--method is 'median'; it must be means or classifier"),
             ("switch no.png such.png", "there is no image file no.png"),
         ],
     )
@@ -452,13 +405,10 @@ class TestRefusals:
         assert message in line
         assert not (tmp_path / "out").exists()
 
-    def test_file_that_is_no_image(self, capsys, finished_run, tmp_path):
+    def test_file_that_is_no_image_and_folder_that_cannot_be_written(self, capsys, finished_run, tmp_path):
         (tmp_path / "a.png").write_text("text")
-        paths = [str(tmp_path / "a.png")] * 2
-        line = refused(capsys, lambda: main(["switch", "--run", str(finished_run), *paths]))
-        assert f"cannot read the image {paths[0]}" in line and "on_bad_image" not in line
-
-    def test_folder_that_cannot_be_written(self, capsys, finished_run, tmp_path):
-        (tmp_path / "out").write_text("a file")
-        line = refused(capsys, lambda: main(["curves", "--run", str(finished_run), "--out", str(tmp_path / "out")]))
+        path = str(tmp_path / "a.png")
+        line = refused(capsys, lambda: main(["switch", "--run", str(finished_run), path, path]))
+        assert f"cannot read the image {path}" in line and "on_bad_image" not in line
+        line = refused(capsys, lambda: main(["curves", "--run", str(finished_run), "--out", path]))
         assert "name another folder with --out" in line

@@ -106,8 +106,8 @@ def trained_config(arguments: list[str]) -> Config:
     if not hasattr(options, "preset"):
         return Config()
     config = Config() if options.config else load_preset(options.preset)
-    steps = [] if options.steps is None else [f"training.steps={options.steps}"]
-    return override(config, [*options.set, *steps])
+    steps = vars(options)["training.steps"]
+    return override(config, [*options.set, *([] if steps is None else [f"training.steps={steps}"])])
 
 
 def _train(arguments: list[str], folder: pathlib.Path) -> None:

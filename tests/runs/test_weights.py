@@ -3,13 +3,10 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from helpers.models import SMALL, random_images
-from helpers.places import ROOT
 from helpers.refusals import refused
 from PIL import Image
 
@@ -36,7 +33,6 @@ def test_the_folder_is_whole_and_small():
     manifest = Manifest.read(HERE / MANIFEST, "photographs")
     assert manifest == Manifest.from_folder(HERE)
     assert sum(facts.bytes for name, facts in manifest.files.items() if "/best-" in name) < 8_000_000
-    assert {"README.md", "config.json", "summary.json", "metrics.jsonl", "directions.json"} <= set(manifest.files)
 
 
 def test_the_card_and_the_config_say_what_they_are():
@@ -53,10 +49,10 @@ def test_the_card_and_the_config_say_what_they_are():
 def test_images_come_back_and_another_z_gives_other_pictures():
     """Of the pictures that the page begins with, crops that the model never saw, and noise."""
     model = tfdecouple.DecoupledModel.from_preset("photographs")
-    crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 6)
+    crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 2)
     pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in make_example_files().values()]
     examples = [fit_pixels(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
-    images = np.concatenate([*examples, crops, random_images(2, 64)])
+    images = np.concatenate([*examples, crops, random_images(1, 64)])
     z, v = model.encode(images)
     np.testing.assert_array_equal(model.decode(z, v), images)
     switched = model.decode(np.roll(z, -1, 0), v).numpy()
@@ -133,12 +129,57 @@ def test_from_preset_as_keras_users_expect(others):
         tfdecouple.DecoupledModel.from_preset("cifar10")
     with pytest.raises(ConfigError, match=r"no preset 'quickstar'; did you mean quickstart"):
         tfdecouple.DecoupledModel.from_preset("quickstar", load_weights=False)
-    with pytest.raises(RunError, match=r"no weights 'photograph'; did you mean photographs\?; photographs comes along"):
+    with pytest.raises(RunError, match=r"no run folder photograph; did you mean photographs\?; .* photographs comes"):
         tfdecouple.load_pretrained("photograph")
 
 
-def test_finding_them_needs_no_tensorflow():
-    call = "print(p.find_pretrained('photographs'), 'tensorflow' in sys.modules)"
-    code = f"import sys, tfdecouple.runs.pretrained as p; {call}"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert said.split() == [str(HERE), "False"]
+class TestTrained:
+    """The weights are trained: the published figure, exactness on test crops, and scores of outliers."""
+
+    pytestmark = pytest.mark.slow
+
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory):
+        """A copy of the weights as a run folder, in which evaluations of test images may be counted."""
+        return shutil.copytree(HERE, tmp_path_factory.mktemp("trained") / "run")
+
+    @pytest.fixture(scope="class")
+    def model(self):
+        return tfdecouple.load_pretrained("photographs")
+
+    @pytest.fixture(scope="class")
+    def source(self):
+        return open_source(load_config("photographs").data, (64, 64, 3))
+
+    def test_bits_per_dim_are_the_published_ones(self, run, traced, tmp_path):
+        assert main(["evaluate", "--run", str(run), "--out", str(tmp_path)]) == 0
+        found = json.loads((tmp_path / "bits_per_dim-test.json").read_text())
+        summary = read_summary("photographs")
+        test = summary["test"]
+        assert found["images"] == test["images"] == 1000 and found["step"] == summary["best_step"]
+        assert found["bits_per_dim"] == pytest.approx(test["bits_per_dim"], rel=1e-5)
+        assert found["standard_error"] == pytest.approx(test["standard_error"], rel=1e-3)
+        assert found["reconstruction"]["mean"] == pytest.approx(test["reconstruction"], rel=1e-5)
+        assert found["kl"]["mean"] == pytest.approx(test["kl"], rel=1e-3)
+
+    @pytest.mark.parametrize(("size", "every"), [(50, 2), (1, 50), (3, 25)])
+    def test_crops_come_back(self, model, source, traced, size, every):
+        crops = load_images(source, "test", 1000)[0][size % every :: every]
+        crops = crops[: len(crops) // size * size]
+        batches = np.split(crops, len(crops) // size)
+        codes = [model.encode(batch) for batch in batches]
+        for batch, (z, v) in zip(batches, codes, strict=True):
+            np.testing.assert_array_equal(model.decode(z, v), batch)
+        # The codes of one batch size decode in another.
+        z, v = (np.concatenate(parts)[: 2 * size] for parts in zip(*codes, strict=True))
+        np.testing.assert_array_equal(model.decode(z, v), crops[: 2 * size])
+
+    def test_outliers_are_told_and_likelihood_alone_misleads(self, run, traced, tmp_path):
+        arguments = ["--run", run, "--images", "100", "--batch-size", "50", "--out", tmp_path]
+        assert main(["evaluate", *map(str, arguments), "--outliers", "noise", "constant"]) == 0
+        kinds = json.loads((tmp_path / "outliers-test.json").read_text())["outliers"]
+        area = {kind: {name: each["auroc"] for name, each in one["detection"].items()} for kind, one in kinds.items()}
+        assert all(area["noise"][name] > 0.95 for name in ("bits_per_dim", "shell", "typicality")), area
+        # The likelihood of images of one colour is that of photographs.
+        assert area["constant"]["bits_per_dim"] < 0.6
+        assert area["constant"]["typicality"] > 0.95 and area["constant"]["bits_per_dim_minus_codec"] > 0.95

@@ -1,7 +1,5 @@
 """The commands of `python -m tfdecouple`, and `python train.py`, which is the command `train`."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import pathlib
@@ -35,8 +33,6 @@ COMMANDS = [
     "publish",
     "doctor",
 ]
-# Name of the command that is a separate program, `python -m export`.
-EXPORT = "export"
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
@@ -47,20 +43,16 @@ def train_main(arguments: Sequence[str] | None = None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status of `python -m tfdecouple`, run with these arguments or those of the command line."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    if typed[:1] == [EXPORT]:
-        return int(import_export().main(typed[1:], f"{program_name()} {EXPORT}"))
+    if typed[:1] == ["export"]:
+        return int(import_export().main(typed[1:], f"{program_name()} export"))
     return run_program(lambda: run_command(given_arguments(typed)))
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Returns the exit status of the command that the first argument names.
-
-    Raises:
-        UserError: where the command is unknown, or its arguments have a mistake.
-    """
+    """Returns the exit status of the command that the first argument names; UserError where there is a mistake."""
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
-        hint = nearest(name, [*COMMANDS, EXPORT])
+        hint = nearest(name, [*COMMANDS, "export"])
         raise UserError(f"there is no command {name!r}{hint} ({program_name()} --help lists them)")
     parser = make_parser([name] if name in COMMANDS else COMMANDS)
     options = parser.parse_args(arguments)
@@ -81,7 +73,7 @@ def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in names:
         import_command(name).add_parser(commands)
-    commands.add_parser(EXPORT, help="write a run for other programs: python -m export")
+    commands.add_parser("export", help="write a run for other programs: python -m export")
     return parser
 
 
@@ -93,9 +85,5 @@ def import_command(name: str) -> Any:
 def import_export() -> Any:
     """Returns the module `export.cli` of the package `export` beside the package `tfdecouple`."""
     # The folder is put first, because with -m the working directory, which may hold another `export`, comes first.
-    folder = str(pathlib.Path(__file__).resolve().parents[2])
-    sys.path.insert(0, folder)
-    try:
-        return importlib.import_module("export.cli")
-    finally:
-        sys.path.remove(folder)
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+    return importlib.import_module("export.cli")

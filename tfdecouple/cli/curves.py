@@ -1,7 +1,5 @@
 """`python -m tfdecouple curves`: draws the metrics of training runs over the updates."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -14,18 +12,10 @@ _METRICS = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command `curves` with its options."""
-    parser = arguments.add_command(
-        commands,
-        "curves",
-        "draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs",
-    )
-    parser.add_argument(
-        "--run",
-        required=True,
-        action="append",
-        metavar="RUN",
-        help="run folder, or bundled weights; give it again to compare runs",
-    )
+    text = "draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs"
+    parser = arguments.add_command(commands, "curves", text)
+    text = "run folder, or bundled weights; give it again to compare runs"
+    parser.add_argument("--run", required=True, action="append", metavar="RUN", help=text)
     arguments.add_out(parser)
 
 
@@ -52,11 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_curves(path: str, name: str) -> Any:
-    """Returns the `Curves` of the run at `path`; `name` is the run's name in the picture.
-
-    Raises:
-        RunError: where the run has no metrics yet.
-    """
+    """Returns the `Curves` of the run at `path`; `name` is the run's name in the picture."""
     from tfdecouple.runs.run_folder import find_run, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves

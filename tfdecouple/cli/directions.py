@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tfdecouple.data import Source
     from tfdecouple.data.attributes import Attributes
-    from tfdecouple.runs.latent_directions import Direction, Directions
+    from tfdecouple.runs.latent_directions import Direction
     from tfdecouple.runs.opened_run import Run
 
 # Default number of training images, and of held-out images.
@@ -40,12 +40,9 @@ def add_parser(commands: Any) -> None:
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
-    parser.add_argument(
-        "--attributes",
-        metavar="FILE",
-        help="find a direction for each column of a CSV file instead: a line of names, then a line for each image that "
-        "begins with the name of its file. A column with two values counts as a label",
-    )
+    text = "find a direction for each column of a CSV file instead: a line of names, then a line for each image that "
+    text += "begins with the name of its file. A column with two values counts as a label"
+    parser.add_argument("--attributes", metavar="FILE", help=text)
     text = f"number of training images, drawn at random, and of images of --split; 0 means at most {_IMAGES:,}"
     arguments.add_number(parser, "--images", 0, text)
     arguments.add_amounts(parser)
@@ -84,8 +81,16 @@ def run(options: argparse.Namespace) -> int:
         dataclasses.replace(one, figures={**one.figures, **about})
         for one in find_directions(names, training, held_out, options.seed)
     ]
-    new = Directions(hash_weights(opened.model), opened.facts(), tuple(directions))
-    path = add_earlier(new, opened).write(pathlib.Path(opened.path))
+    earlier: Iterable[Direction] = ()
+    try:
+        earlier = opened.directions() or ()
+    except RunError as error:
+        # The old directions are dropped: they belong to other weights, or their file is damaged.
+        print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
+    found = {one.name for one in directions}
+    kept = (one for one in earlier if one.name not in found)
+    new = Directions(hash_weights(opened.model), opened.facts(), (*kept, *directions))
+    path = new.write(pathlib.Path(opened.path))
     width = max(map(len, names))
     for one in directions:
         print(f"{one.name:{width}}  {one.method:10}  {one.describe_accuracy() or 'held-out images of one kind alone'}")
@@ -95,15 +100,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def choose_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
-    """Returns the names of the labels to find directions for: those of `--labels`, or all.
-
-    Raises:
-        UserError: where the images have fewer than two labels, or `--labels` has an unknown label.
-    """
+    """Returns the names of the labels to find directions for: those of `--labels`, or all."""
     if len(source.label_names) < 2:
         raise DataError(
-            f"{source.title} has {len(source.label_names)} labels, and directions need two or more, as sub-folders "
-            "give; or give numbers by file name with --attributes"
+            f"{source.title} has {len(source.label_names)} labels, and directions need two or more, such as "
+            "sub-folders; or give numbers by file name with --attributes"
         )
     for name in labels or ():
         if name not in source.label_names:
@@ -122,9 +123,6 @@ def read_split(
     """Returns z of drawn images of a split, float32 `[n, d_z]`, and their values, float64 `[n, directions]`.
 
     A value is 1 with and 0 without a label, or a number; it is NaN where the direction ignores the image.
-
-    Raises:
-        DataError: where an image cannot be read, or the table of attributes has none of the images.
     """
     import numpy as np
 
@@ -138,10 +136,7 @@ def read_split(
         numbers = [source.label_names.index(name) for name in names]
         return z, np.where(label[:, None] >= 0, label[:, None] == numbers, np.nan)
     if source.skipped:
-        raise DataError(
-            f"{source.skipped} images of {source.title} cannot be read, and which number is whose is not known "
-            "then; mend or remove them"
-        )
+        raise DataError(f"{source.skipped} images of {source.title} cannot be read; mend or remove them")
     values = attributes.look_up([source.key(split, index) for index in indices.tolist()])
     if np.isnan(values).all():
         raise DataError(
@@ -157,9 +152,6 @@ def find_directions(
     """Returns the directions that can be found in the images, and prints the names of all other directions.
 
     Training and held-out images are z and values, as `read_split` returns them.
-
-    Raises:
-        DataError: where no direction can be found in the images.
     """
     import numpy as np
 
@@ -187,18 +179,6 @@ def find_directions(
     return directions
 
 
-def add_earlier(new: Directions, opened: Run) -> Directions:
-    """Returns the new directions, and before them the directions in the run folder that have other names."""
-    earlier: Iterable[Direction] = ()
-    try:
-        earlier = opened.directions() or ()
-    except RunError as error:
-        # The old directions are dropped: they belong to other weights, or their file is damaged.
-        print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
-    others = tuple(one for one in earlier if one.name not in new.names)
-    return dataclasses.replace(new, directions=(*others, *new.directions))
-
-
 def save_pictures(opened: Run, source: Source, options: argparse.Namespace, directions: Sequence[Direction]) -> None:
     """Writes a picture for each name of a direction, with a row for each image and method."""
     from tfdecouple.cli.run_images import draw_images, save_picture
@@ -215,16 +195,7 @@ def save_pictures(opened: Run, source: Source, options: argparse.Namespace, dire
         for name, found in methods.items():
             vectors = {one.method: one.vector for one in found}
             picture = draw_edit_grid(opened.model, images.pixels, vectors, amounts, name, note)
-            figures = {one.method: dict(one.figures) for one in found}
+            facts |= {"direction": name, "found": {one.method: dict(one.figures) for one in found}}
             summary = f"steps along {name} of {len(images.pixels)} images"
-            save_picture(
-                opened,
-                options,
-                f"direction-{arguments.make_file_name(name)}",
-                picture,
-                summary,
-                **facts,
-                direction=name,
-                found=figures,
-            )
+            save_picture(opened, options, f"direction-{arguments.make_file_name(name)}", picture, summary, **facts)
             counter(done := done + len(found) * len(images.pixels) * len(amounts))

@@ -1,7 +1,5 @@
 """`python -m tfdecouple doctor`: tests every promise of the project on this machine, and times the model."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import sys
@@ -26,23 +24,16 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help="write doctor.json and doctor.txt there")
     parser.add_argument("--quick", action="store_true", help="run only what takes some minutes on two CPU cores")
-    parser.add_argument(
-        "--preset",
-        metavar="NAME",
-        help="time this preset, and compare its memory with the calculation; default a small model",
-    )
-    parser.add_argument(
-        "--set", metavar="NAME=VALUE", action="append", default=[], help="change an option, as for train.py"
-    )
+    text = "time this preset, and compare its memory with the calculation; default a small model"
+    parser.add_argument("--preset", metavar="NAME", help=text)
+    text = "change an option, as for train.py"
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help=text)
     text = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
     arguments.add_number(parser, "--devices", None, text, 1)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="run these checks only, such as numerics")
     arguments.add_number(parser, "--timeout", 900, "seconds after which a check is ended", 1, 10**6)
-    parser.add_argument(
-        "--recommend",
-        action="store_true",
-        help="print only the recommended --set options; the report goes to standard error",
-    )
+    text = "print only the recommended --set options; the report goes to standard error"
+    parser.add_argument("--recommend", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,14 +1,11 @@
 """`python -m tfdecouple edit`: changes images along a direction in z."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
 import numpy as np
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.photograph_results import OwnSizeResults, add_size
 from tfdecouple.runtime.process import start_tensorflow
 
 
@@ -24,7 +21,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--direction", required=True, metavar="NAME", help="name of the direction")
     arguments.add_choice(parser, "--method", ("means", "classifier"), "how the direction was found: means, classifier")
     arguments.add_amounts(parser)
-    add_size(parser)
+    arguments.add_size(parser)
     parser.add_argument("files", nargs="+", metavar="FILE", help="images of any size")
 
 
@@ -32,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes edit.png, edit.json and, for each amount but 0, NAME-DIRECTION+AMOUNT at each photograph's own size."""
     amounts = options.amounts
     start_tensorflow()
-    from tfdecouple.cli.run_images import read_image_files, save_picture
+    from tfdecouple.cli.run_images import OwnSizeResults, read_image_files, save_picture
     from tfdecouple.runs.opened_run import Run, load_directions
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_edit_grid
@@ -42,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     directions = opened.directions() or load_directions(options.run)
     direction = directions.find(options.direction, options.method)
     images = read_image_files(opened, options.files)
-    results = OwnSizeResults(options, options.files, opened.model) if options.size == "own" else None
+    results = OwnSizeResults(options, opened.model) if options.size == "own" else None
     note = f"{images.note} {opened.note()}"
     with Counter("editing", len(images.pixels) * len(amounts)) as counter:
         picture = draw_edit_grid(

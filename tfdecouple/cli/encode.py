@@ -36,19 +36,15 @@ def add_parser(commands: Any) -> None:
     arguments.add_choice(parser, "--format", FORMATS, "tfrecord or parquet")
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
     parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
-    parser.add_argument(
-        "--scores", action="store_true", help="write how unlike the training each image is, as `evaluate --outliers`"
-    )
+    text = "write how unlike the training each image is, as `evaluate --outliers`"
+    parser.add_argument("--scores", action="store_true", help=text)
     text = f"images of a file (default {_MOST_IMAGES}, fewer where they are large)"
     arguments.add_number(parser, "--images-per-shard", None, text, 1)
     arguments.add_number(parser, "--batch-size", None, "images at a time (default as in evaluations)", 1)
     arguments.add_number(parser, "--limit", None, "only the first N images of each split", 1)
     parser.add_argument("--on-bad-image", metavar="HOW", help="stop or skip; default as the run's data.on_bad_image")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="encode nothing: check that each file of --out is what was written; status 1 where one is not",
-    )
+    text = "encode nothing: check that each file of --out is what was written; status 1 where one is not"
+    parser.add_argument("--verify", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,13 +67,12 @@ def run(options: argparse.Namespace) -> int:
     opened = Run.open(options.run)
     _require_fields(opened, options)
     # With cache_gib=0 images are read when they are encoded, because each is needed only once.
-    source = opened.open_source(
-        options.data, options.data_dir, options.download, on_bad_image=options.on_bad_image, cache_gib=0.0
-    )
+    data = {"on_bad_image": options.on_bad_image, "cache_gib": 0.0}
+    source = opened.open_source(options.data, options.data_dir, options.download, **data)
     if opened.config.model.has_class_codes:
         opened.require_labels(source)
     for note in source.notes:
-        _print(note)
+        print(note)
     job = _make_manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:
@@ -88,21 +83,25 @@ def run(options: argparse.Namespace) -> int:
             manifest.require_same(job, folder.path)
         shards = manifest.ranges()
         with Counter("checking what is there", len(shards), unit="files") as counter:
-            missing = folder.find_missing(manifest, _print, counter)
+            missing = folder.find_missing(manifest, print, counter)
         if len(missing) < len(shards):
-            _print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
+            print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
         if missing:
             total = sum(manifest.splits.values())
             before = total - sum(shard.stop - shard.start for shard in missing)
             with Counter("encoding", total, before=before) as counter:
-                encoder = make_encoder(opened.model, manifest.fields, batch_size)
-                counting = {"batch_size": batch_size, "counter": lambda done: counter(before + done)}
-                far = encode_shards(folder, manifest, missing, source, encoder, **counting)
-            if far:
-                _print(
-                    f"{len(far):,} of the images, such as {far[0].decode()}, are far from what the model was trained "
-                    "on and may not decode to the very same pixels"
+                far = encode_shards(
+                    folder,
+                    manifest,
+                    missing,
+                    source,
+                    make_encoder(opened.model, manifest.fields, batch_size),
+                    batch_size=batch_size,
+                    counter=lambda done: counter(before + done),
                 )
+            if far:
+                text = "far from what the model was trained on and may not decode to the very same pixels"
+                print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
         if missing or not manifest.complete:
             manifest = folder.finish(manifest)
     skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
@@ -136,11 +135,8 @@ def _verify(out: pathlib.Path) -> int:
     return 1
 
 
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
 def _require_fields(opened: Run, options: argparse.Namespace) -> None:
+    """Raises UserError if the model has not the codes that the options name."""
     if options.z_std and opened.config.model.has_class_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if opened.config.model.has_latent:
@@ -162,7 +158,9 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
     return Manifest(
         format=options.format,
         fields=fields,
-        model=ModelFacts(**{**opened.facts(), "run": opened.name}, weights_sha256=hash_weights(opened.model)),
+        model=ModelFacts(
+            run=opened.name, step=opened.step, averaged=opened.averaged, weights_sha256=hash_weights(opened.model)
+        ),
         data=DataFacts(
             title=source.title,
             image_shape=source.image_shape,

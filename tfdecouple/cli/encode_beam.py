@@ -1,7 +1,5 @@
 """`python -m tfdecouple encode-beam`: writes the codes of a folder of images into files, with Apache Beam."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -33,11 +31,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the pipeline, prints the number of encoded images, and returns 0.
-
-    Raises:
-        UserError: where arguments are impossible, the model or the images are missing, or the pipeline fails.
-    """
+    """Runs the pipeline, prints the number of encoded images, and returns 0."""
     start_tensorflow()
     try:
         import apache_beam  # noqa: F401

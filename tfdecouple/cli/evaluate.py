@@ -38,10 +38,6 @@ METRICS: list[type[Metric]] = [
     LinearProbe,
     FrechetDistance,
 ]
-# Name of the log with a line for each evaluation of test images. Their number is printed, because test images by which
-# a model was chosen say less about new images.
-TEST_EVALUATIONS = "test_evaluations.log"
-
 _DETAILS = (
     "Bits/dim is always measured, and each option of the second group adds a metric. The best weights of the run are "
     "used. Each result is printed, and written as a JSON file into the folder --out. To choose between models use "
@@ -66,11 +62,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Computes, prints and writes the requested metrics one by one, so that results before a failure stay; returns 0.
-
-    Raises:
-        KeyboardInterrupt: where the user interrupts; the message names the written files.
-    """
+    """Computes, prints and writes the requested metrics one by one, so that results before a failure stay."""
     start_tensorflow()
     import tensorflow as tf
 
@@ -101,9 +93,8 @@ def run(options: argparse.Namespace) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if not was_interrupted(error):
             raise
-        raise KeyboardInterrupt(
-            f"kept in {out}: {', '.join(files)}" if files else "nothing was measured yet"
-        ) from error
+        text = f"kept in {out}: {', '.join(files)}" if files else "nothing was measured yet"
+        raise KeyboardInterrupt(text) from error
     print(f"\nresults: {out}")
     return 0
 
@@ -119,9 +110,6 @@ class Evaluation:
         size: the number of images of --split.
         count: the number of images that are evaluated.
         batch_size: the number of images in a batch.
-
-    Raises:
-        UserError: where the run or the images cannot be opened, or the model lacks z or labels that a metric needs.
     """
 
     def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
@@ -139,9 +127,7 @@ class Evaluation:
         model = self.opened.config.model
         for metric in metrics:
             if metric.needs_classes and not model.has_classes:
-                raise UserError(
-                    f"{metric.option} needs a model that knows labels, and that of {self.opened.path} knows none"
-                )
+                raise UserError(f"{metric.option} needs a model that knows labels; that of {options.run} knows none")
             if metric.needs_posterior and model.has_class_codes:
                 raise UserError(
                     f"{metric.option} needs z of an image, and z of this model is a function of the label "
@@ -171,8 +157,8 @@ class Evaluation:
     def describe(self, test_evaluations: int | None) -> Iterator[str]:
         """Yields the lines above all results: run, images, and number of evaluations of the test images."""
         split = self.options.split
-        weights = "averaged weights" if self.opened.averaged else "weights"
-        yield f"{self.options.run}: {weights} of step {self.opened.step}, seed {self.options.seed}"
+        averaged = "averaged " if self.opened.averaged else ""
+        yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"
         images = f"{self.count:,} of {self.size:,} images{', drawn' if self.count < self.size else ''}"
         yield f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}"
         yield from self.source.notes
@@ -186,24 +172,13 @@ class Evaluation:
 def write_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Returns the name of the JSON file to which it writes a result, with the run and the data of the result.
-
-    Raises:
-        UserError: where the folder cannot be written.
-    """
+    """Returns the name of the JSON file to which it writes a result, with the run and the data of the result."""
     from tfdecouple.cli.run_images import name_unwritable
     from tfdecouple.storage.files import write_bytes, write_json
 
     opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split
-    values = {
-        "command": "evaluate",
-        "run": opened.path,
-        "step": opened.step,
-        "averaged_weights": opened.averaged,
-        "data": source.title,
-        "source": source.name,
-        "seed": evaluation.options.seed,
-    }
+    values = {"command": "evaluate", "run": opened.path, "step": opened.step, "averaged_weights": opened.averaged}
+    values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed}
     name = metric.name
     if metric.on_split:
         name = f"{name}-{split}"
@@ -223,11 +198,9 @@ def write_result(
 def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
     """Returns the number of evaluations of a data set's test images, after adding one to the log.
 
+    The number is printed, because test images by which a model was chosen say less about new images.
     The log is in RUN/evaluation, even if results go to another folder; it is in `out`, their folder, if the run is no
     folder or cannot be written.
-
-    Raises:
-        UserError: where the log cannot be written.
     """
     from tfdecouple.cli.run_images import name_unwritable
     from tfdecouple.runs.run_folder import is_run_folder
@@ -237,7 +210,7 @@ def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: So
     line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
     with name_unwritable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / TEST_EVALUATIONS).open("a+", encoding="utf-8") as file:
+        with (folder / "test_evaluations.log").open("a+", encoding="utf-8") as file:
             file.write(line)
             file.seek(0)
             return sum(each == line for each in file)

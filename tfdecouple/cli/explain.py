@@ -1,7 +1,5 @@
 """`python -m tfdecouple explain`: prints what the options of a run mean."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import textwrap

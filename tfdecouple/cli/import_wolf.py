@@ -1,7 +1,5 @@
 """`python -m tfdecouple import-wolf`: makes a run folder of a checkpoint of the paper's code."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -16,14 +14,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="the JSON config of the PyTorch code")
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict, .npz or .pt (needs torch)")
-    parser.add_argument(
-        "--image-shape",
-        required=True,
-        type=int,
-        nargs=3,
-        metavar=("HEIGHT", "WIDTH", "CHANNELS"),
-        help="shape of the images, such as 32 32 3",
-    )
+    text, sides = "shape of the images, such as 32 32 3", ("HEIGHT", "WIDTH", "CHANNELS")
+    parser.add_argument("--image-shape", required=True, type=int, nargs=3, metavar=sides, help=text)
     parser.add_argument("--n-bits", type=int, default=8, metavar="N", help="bits per colour channel (default 8)")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder to make")
 

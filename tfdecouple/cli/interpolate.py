@@ -1,7 +1,5 @@
 """`python -m tfdecouple interpolate`: interpolates between two images, in z and in v (paper Figure 5)."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.photograph_results import OwnSizeResults, add_size
 from tfdecouple.runtime.process import start_tensorflow
 
 
@@ -19,14 +16,13 @@ def add_parser(commands: Any) -> None:
         commands,
         "interpolate",
         "go from one image to another in z and v apart (paper Figure 5)",
-        "In the picture z changes downwards and v to the right; the two images are in the upper left and lower right "
-        "corners. The JSON file has the contrast at each position of v: how much neighbouring pixels differ.",
+        "In the picture z changes downwards and v to the right; two corners have the images themselves.",
     )
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_pairs(parser)
     arguments.add_drawing(parser, 1, "pairs, one below another")
-    add_size(parser)
+    arguments.add_size(parser)
     arguments.add_number(parser, "--steps", 6, "images in a row and in a column", 2)
     text = "path of v: lerp, a straight line as in the paper; slerp, an arc around the origin; or both"
     arguments.add_choice(parser, "--path", ("lerp", "slerp", "both"), text)
@@ -40,15 +36,14 @@ def run(options: argparse.Namespace) -> int:
     """
     arguments.check_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.run_images import choose_pairs, pair_labels, save_picture
+    from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, pair_labels, save_picture
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
-    from tfdecouple.visualization.grids import compute_pixel_contrast, draw_interpolation_grid, interpolate_pairs
+    from tfdecouple.visualization.grids import draw_interpolation_grid, interpolate_pairs
 
     opened = Run.open(options.run)
-    results = None
-    if options.files and options.size == "own" and opened.config.model.has_latent:
-        results = OwnSizeResults(options, options.files, opened.model)
+    wants_own_size = options.files and options.size == "own" and opened.config.model.has_latent
+    results = OwnSizeResults(options, opened.model) if wants_own_size else None
     ((how, (a, b)),) = choose_pairs(opened, options, ("across",)).items()
     places = [step / (options.steps - 1) for step in range(options.steps)]
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
@@ -57,10 +52,8 @@ def run(options: argparse.Namespace) -> int:
         of_pair = pair_labels(a, b)
         tiles = interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, of_pair)
     picture = draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
-    # The contrast is averaged over pairs and rows, since it is reported for each position of v.
-    seen = {path: compute_pixel_contrast(tiles[:, index]).mean((0, 1)).tolist() for index, path in enumerate(paths)}
     facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels), "places": places}
-    facts |= {"path": options.path, "contrast": seen}
+    facts["path"] = options.path
     what = "z downwards, v to the right" if opened.config.model.has_latent else "v from left to right, no z"
     says = f"{len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''} of images, {what}"
     save_picture(opened, options, "interpolate", picture, says, pairing=how, **facts)

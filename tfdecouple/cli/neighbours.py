@@ -1,9 +1,6 @@
 """`python -m tfdecouple neighbours`: shows samples beside the training images nearest to them."""
 
-from __future__ import annotations
-
 import argparse
-import math
 from typing import Any
 
 import numpy as np
@@ -12,8 +9,6 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
 
 _NEIGHBOURS = 5
-# Largest number of values in a batch of the search; in float64 they take 32 MB.
-_BATCH_VALUES = 4_000_000
 
 
 def add_parser(commands: Any) -> None:
@@ -45,16 +40,15 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.visualization.grids import draw_neighbour_grid
 
     opened = Run.open(options.run)
-    source = open_data(opened, options)
+    source, split = open_data(opened, options), options.split
     model, has_z = opened.model, opened.config.model.has_encoder
     samples = np.asarray(model.sample(options.count, options.temperature, seed=options.seed))
-    drawn = draw_indices(source, options.split, options.search or source.sizes[options.split], options.seed)
+    drawn = draw_indices(source, split, options.search or source.sizes[split], options.seed)
     queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
     columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
     searched = []
-    batch_size = max(16, min(256, _BATCH_VALUES // math.prod(opened.config.model.image_shape)))
     with Counter("searching", len(drawn)) as counter:
-        for batch in chosen_batches(source, options.split, drawn, batch_size=batch_size):
+        for batch in chosen_batches(source, split, drawn, batch_size=64):
             images = np.asarray(model.quantize_images(batch["image"]))
             for name, query in queries.items():
                 vectors = opened.encode_z(images) if name == "z" else images
@@ -63,32 +57,23 @@ def run(options: argparse.Namespace) -> int:
             counter(len(searched))
 
     count = min(_NEIGHBOURS, len(searched))
-    nearest, facts_by_distance = {}, {}
+    nearest, results = {}, {}
     for name in queries:
         distances = np.concatenate(columns[name], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :count]
         indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
         # An image may be near to several samples.
         different, rows = np.unique(indices, return_inverse=True)
-        nearest[name] = read_images(model, source, options.split, different)[0][rows.reshape(indices.shape)]
-        facts_by_distance[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
-    copies = sum(row[0] == 0 for row in facts_by_distance["pixels"]["distances"])
+        nearest[name] = read_images(model, source, split, different)[0][rows.reshape(indices.shape)]
+        results[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
+    copies = sum(row[0] == 0 for row in results["pixels"]["distances"])
     caption = (
         f"Samples at temperature {options.temperature} and the {count} images nearest to each, by pixels"
-        f"{' and by z' if has_z else ''}, among {len(searched):,} images ({source.title}, {options.split}). "
+        f"{' and by z' if has_z else ''}, among {len(searched):,} images ({source.title}, {split}). "
         f"{copies} of {options.count} samples equal one of them.\n{opened.note()}"
     )
-    facts = {
-        "data": source.title,
-        "split": options.split,
-        "searched": len(searched),
-        "seed": options.seed,
-        "count": options.count,
-        "temperature": options.temperature,
-        "copies": copies,
-        "nearest": facts_by_distance,
-    }
-    picture = draw_neighbour_grid(samples, nearest, caption)
+    facts = {"data": source.title, "searched": len(searched), "copies": copies, "nearest": results}
+    facts |= {name: getattr(options, name) for name in ("split", "seed", "count", "temperature")}
     summary = f"{options.count} samples beside their nearest of {len(searched):,} images; {copies} equal one"
-    save_picture(opened, options, "neighbours", picture, summary, **facts)
+    save_picture(opened, options, "neighbours", draw_neighbour_grid(samples, nearest, caption), summary, **facts)
     return 0

@@ -1,7 +1,5 @@
 """Functions that add options shared by several commands to a parser, and check their values."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import re
@@ -16,6 +14,8 @@ from tfdecouple.runtime.option_types import add_choice, add_number, make_number_
 # Largest temperature, the factor of v.
 MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
+# Largest value of --max-side; files of every format can have this side.
+_LONGEST_SIDE = 16_383
 # Largest number of images in a picture, largest number of steps along a direction, and largest step.
 MOST_IN_A_PICTURE, MOST_AMOUNTS, MOST_AMOUNT = 100_000, 50, 1000.0
 
@@ -33,11 +33,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help().replace("python -m tfdecouple", program_name())
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError with the message, which programs print as one line, instead of printing the usage.
-
-        Raises:
-            UserError: always.
-        """
+        """Raises UserError with the message, which programs print as one line, instead of printing the usage."""
         # The messages of option types, such as "is 0; it must be at least 1", need the option's name before them.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
@@ -64,12 +60,8 @@ def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: boo
 
 def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
     """Adds the option --out to a parser; its default is the sub-folder `what` of the run folder."""
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=pathlib.Path,
-        help=f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder",
-    )
+    text = f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder"
+    parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help=text)
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
@@ -94,6 +86,17 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
     add_choice(parser, "--pairing", ("auto", "within", "across", "any"), text)
 
 
+def add_size(parser: argparse.ArgumentParser) -> None:
+    """Adds the options --size and --max-side to a parser."""
+    text = (
+        "own: also write each result at your photograph's own size, where a guided filter repeats the change of "
+        "colours that the model made at its size; model: only the picture at the model's size, whose pixels are exact"
+    )
+    add_choice(parser, "--size", ("own", "model"), text)
+    text = "shrink larger photographs until both sides have at most N pixels"
+    add_number(parser, "--max-side", 2048, text, 1, _LONGEST_SIDE)
+
+
 def check_pairs(options: argparse.Namespace) -> None:
     """Raises UserError if the number of the user's image files is odd, or `--pairing` is given for them."""
     if len(options.files) % 2:
@@ -104,21 +107,12 @@ def check_pairs(options: argparse.Namespace) -> None:
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
     """Adds the option --amounts, a list of numbers, to a parser."""
-    parser.add_argument(
-        "--amounts",
-        type=parse_amounts,
-        default="-2,-1,0,1,2",
-        metavar="A,B,...",
-        help="multiples of the direction that are added to z; 0 gives the image itself (default --amounts=-2,-1,0,1,2)",
-    )
+    text = "multiples of the direction that are added to z; 0 gives the image itself (default --amounts=-2,-1,0,1,2)"
+    parser.add_argument("--amounts", type=parse_amounts, default="-2,-1,0,1,2", metavar="A,B,...", help=text)
 
 
 def parse_amounts(text: str) -> list[float]:
-    """Returns the numbers in the text of --amounts.
-
-    Raises:
-        UserError: where a part is no number up to `MOST_AMOUNT`, or a picture cannot show so many.
-    """
+    """Returns the numbers in the text of --amounts."""
     amounts = [make_number_type(float, -MOST_AMOUNT, MOST_AMOUNT)(part) for part in text.split(",")]
     if len(amounts) > MOST_AMOUNTS:
         raise UserError(f"--amounts has {len(amounts)} numbers; a picture shows at most {MOST_AMOUNTS}")

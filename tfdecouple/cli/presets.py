@@ -1,7 +1,5 @@
 """`python -m tfdecouple presets`: lists the presets."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

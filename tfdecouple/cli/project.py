@@ -1,9 +1,6 @@
 """`python -m tfdecouple project`: shows the global codes of images as points in a plane."""
 
-from __future__ import annotations
-
 import argparse
-import sys
 from typing import Any
 
 from tfdecouple.cli import options as arguments
@@ -11,8 +8,6 @@ from tfdecouple.errors import DataError
 from tfdecouple.runtime.process import start_tensorflow
 
 _FEWEST_IMAGES = 4
-# Number of images above which a message says that t-SNE takes long.
-_SLOW = 2000
 
 
 def add_parser(commands: Any) -> None:
@@ -49,9 +44,7 @@ def run(options: argparse.Namespace) -> int:
     indices = np.sort(draw_indices(source, options.split, options.count, options.seed))
     count = len(indices)
     if count < _FEWEST_IMAGES:
-        raise DataError(
-            f"project got {count} images; it needs at least {_FEWEST_IMAGES}: raise --count or take more data"
-        )
+        raise DataError(f"project got {count} images; it needs at least {_FEWEST_IMAGES}")
     codes, labels = opened.encode_split(source, options.split, indices, "encoding")
     facts: dict[str, Any] = {"data": source.title, "split": options.split, "seed": options.seed, "count": count}
     facts["method"] = options.method
@@ -60,8 +53,6 @@ def run(options: argparse.Namespace) -> int:
         facts["explained_variance"] = shares.tolist()
         axes = tuple(f"principal component {n} ({share:.0%} of the variance)" for n, share in enumerate(shares, 1))
     else:
-        if count > _SLOW:
-            print(f"t-SNE of {count:,} images; it takes some seconds for each thousand", file=sys.stderr)
         points = project_by_t_sne(codes, options.seed)
         axes = ("t-SNE 1", "t-SNE 2")
     facts |= {"indices": indices.tolist(), "labels": name_labels(source, labels), "points": points.tolist()}

@@ -1,7 +1,5 @@
 """`python -m tfdecouple publish`: writes the weights of a run for other people."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -19,17 +17,10 @@ def add_parser(commands: Any) -> None:
         "The account on the Hub is that of `hf auth login` or of the variable HF_TOKEN.",
     )
     parser.add_argument("--run", required=True, metavar="RUN", help=arguments.RUN_HELP)
-    parser.add_argument(
-        "--to",
-        required=True,
-        metavar="PLACE",
-        help="a folder, new or empty; or hf://OWNER/NAME or hf://OWNER/NAME@BRANCH",
-    )
-    parser.add_argument(
-        "--licence",
-        metavar="ID",
-        help="licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default that of their card",
-    )
+    text = "a folder, new or empty; or hf://OWNER/NAME or hf://OWNER/NAME@BRANCH"
+    parser.add_argument("--to", required=True, metavar="PLACE", help=text)
+    text = "licence of the weights, as the Hub names it: apache-2.0, cc-by-4.0, other; default that of their card"
+    parser.add_argument("--licence", metavar="ID", help=text)
     parser.add_argument("--name", metavar="NAME", help="name of the model; default the last part of --to")
     parser.add_argument("--private", action="store_true", help="make a new repository on the Hub private")
 

@@ -23,11 +23,8 @@ def add_parser(commands: Any) -> None:
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_drawing(parser, 20, "images")
-    parser.add_argument(
-        "--own-size",
-        action="store_true",
-        help="images at their own size, neither cropped nor resized, a picture each (folders and photographs)",
-    )
+    text = "images at their own size, neither cropped nor resized, a picture each (folders and photographs)"
+    parser.add_argument("--own-size", action="store_true", help=text)
 
 
 def run(options: argparse.Namespace) -> int:

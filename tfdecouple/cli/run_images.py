@@ -1,7 +1,5 @@
 """Functions that the commands about a run share: they open the run, choose its images, and save pictures."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -18,6 +16,7 @@ from tfdecouple.data import Source, choose_user_crop
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
 from tfdecouple.metrics.drawn_images import draw_indices, read_images
+from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import is_run_folder
 from tfdecouple.storage.files import write_bytes, write_json
@@ -43,24 +42,14 @@ class Images:
 
 
 def open_data(run: Run, options: argparse.Namespace) -> Source:
-    """Returns the run's data set, or the data set of `--data` and `--data-dir`.
-
-    Raises:
-        DataError: where data are missing, or the data set lacks the split `--split`.
-    """
+    """Returns the run's data set, or the data set of `--data` and `--data-dir`."""
     source = run.open_source(options.data, options.data_dir, options.download)
     source.split(options.split)
     return source
 
 
 def draw_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
-    """Returns `--count` images of `--split` drawn with `--seed`; all images if the split has fewer.
-
-    The images are from `source`, or from the data set that `open_data` returns.
-
-    Raises:
-        DataError: where data are missing, the split is unknown, or an image is unreadable.
-    """
+    """Returns `--count` images of `--split`, or all, drawn with `--seed` from `source` or what `open_data` returns."""
     source = source or open_data(run, options)
     indices = draw_indices(source, options.split, options.count, options.seed)
     return describe_images(run, source, options.split, indices, *read_images(run.model, source, options.split, indices))
@@ -82,11 +71,7 @@ def name_labels(source: Source, labels: np.ndarray) -> list[str | None]:
 
 
 def read_image_files(run: Run, paths: list[str]) -> Images:
-    """Returns the images in files, of any size, cropped and resized as the images of a folder are.
-
-    Raises:
-        DataError: where a file is missing or no image.
-    """
+    """Returns the images in files, of any size, cropped and resized as the images of a folder are."""
     crop = choose_user_crop(run.config.data)
     images = []
     for path in paths:
@@ -111,10 +96,6 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
 
     The pairings are `pairings` for `--pairing auto` and images with labels. Where the user names files, the only
     pairing is "pairs".
-
-    Raises:
-        DataError: where images are missing or unreadable, or no pair can be formed.
-        UserError: where `--pairing` needs labels, and the images have fewer than two.
     """
     if options.files:
         return {"pairs": (read_image_files(run, options.files[::2]), read_image_files(run, options.files[1::2]))}
@@ -171,31 +152,20 @@ def _take_turns(groups: list[list[int]]) -> list[tuple[int, ...]]:
 
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
-    """Returns the folder for results of a run: `out` (--out) if given, otherwise RUN/NAME, such as RUN/pictures.
-
-    For weights that are no folder it is ./NAME.
-    """
+    """Returns the folder for results: `out` if given, else RUN/NAME, or ./NAME for weights that are no folder."""
     return out or (pathlib.Path(run) / name if is_run_folder(run) else pathlib.Path(name))
 
 
 def save_picture(
     opened: Run, options: argparse.Namespace, name: str, picture: Image.Image | bytes, summary: str, **facts: Any
 ) -> None:
-    """Writes NAME.png and NAME.json, with the command, the run and `facts`, and prints the path and the summary.
-
-    Raises:
-        UserError: where the files cannot be written.
-    """
+    """Writes NAME.png and NAME.json, with the command, the run and `facts`, and prints the path and the summary."""
     facts = {"command": options.command, **opened.facts(), **facts}
     write_picture(find_results_folder(options.run, options.out, PICTURES) / f"{name}.png", picture, facts, summary)
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | bytes, facts: dict[str, Any], summary: str) -> None:
-    """Writes a picture (or the bytes of a PNG) and a JSON file beside it, and prints the path and the summary.
-
-    Raises:
-        UserError: where the files cannot be written.
-    """
+    """Writes a picture (or the bytes of a PNG) and a JSON file beside it, and prints the path and the summary."""
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
@@ -213,3 +183,42 @@ def name_unwritable(path: pathlib.Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; name another folder with --out") from error
+
+
+class OwnSizeResults:
+    """The user's photographs at their own size, and the writer of results at this size.
+
+    Attributes:
+        small: the photographs shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.
+    """
+
+    def __init__(self, options: argparse.Namespace, model: DecoupledModel) -> None:
+        from tfdecouple.visualization.full_size import read_photograph
+
+        self._folder = find_results_folder(options.run, options.out, PICTURES)
+        self._written: set[pathlib.Path] = set()
+        shape = model.config.image_shape
+        self._photographs = [read_photograph(path, shape[-1], options.max_side) for path in options.files]
+        small = np.stack([photograph.shrink(shape) for photograph in self._photographs])
+        self.small = np.asarray(model.quantize_images(small))
+
+    def save(self, index: int, after: np.ndarray, change: str) -> None:
+        """Writes a photograph with the change that the model made to its small copy, and prints the path of the file.
+
+        `after` is the changed small copy; the name of the change follows the photograph's name in the file's name.
+        """
+        from tfdecouple.visualization.full_size import change_at_full_size
+
+        photograph = self._photographs[index]
+        pixels = change_at_full_size(photograph.pixels, self.small[index], after)
+        content, suffix = photograph.encode_file(pixels)
+        name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
+        # A number is added, because photographs in several folders may have the same name.
+        path, number = self._folder / f"{name}{suffix}", 1
+        while path in self._written:
+            number += 1
+            path = self._folder / f"{name}-{number}{suffix}"
+        self._written.add(path)
+        with name_unwritable(path):
+            write_bytes(path, content)
+        print(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels", flush=True)

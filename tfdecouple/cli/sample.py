@@ -1,7 +1,5 @@
 """`python -m tfdecouple sample`: draws new images at several temperatures."""
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -24,20 +22,10 @@ def add_parser(commands: Any) -> None:
     )
     arguments.add_run(parser)
     arguments.add_drawing(parser, 10, "samples at each temperature")
-    parser.add_argument(
-        "--temperatures",
-        nargs="+",
-        type=make_number_type(float, 0, arguments.MOST_TEMPERATURE),
-        default=list(TEMPERATURES),
-        metavar="T",
-        help=f"temperatures (default {' '.join(map(str, TEMPERATURES))})",
-    )
-    parser.add_argument(
-        "--labels",
-        nargs="+",
-        metavar="NAME",
-        help="draw a row of samples for each of these labels, or for all; needs a model with labels",
-    )
+    number, text = make_number_type(float, 0, arguments.MOST_TEMPERATURE), f"default {' '.join(map(str, TEMPERATURES))}"
+    parser.add_argument("--temperatures", nargs="+", type=number, default=TEMPERATURES, metavar="T", help=text)
+    text = "draw a row of samples for each of these labels, or for all; needs a model with labels"
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help=text)
 
 
 def run(options: argparse.Namespace) -> int:

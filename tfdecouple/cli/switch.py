@@ -1,7 +1,5 @@
 """`python -m tfdecouple switch`: exchanges the global codes of pairs of images (paper Figures 1 and 7 to 11)."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.cli.photograph_results import OwnSizeResults, add_size
 from tfdecouple.runtime.process import start_tensorflow
 
 _TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
@@ -30,7 +27,7 @@ def add_parser(commands: Any) -> None:
     arguments.add_data(parser)
     arguments.add_pairs(parser)
     arguments.add_drawing(parser, 10, "pairs")
-    add_size(parser)
+    arguments.add_size(parser)
     text = "z of a result at its own size: from 0, z of the photograph itself, to 1, z of the other photograph"
     arguments.add_number(parser, "--strength", DEFAULT_STRENGTH, text, 0, 1)
 
@@ -42,16 +39,14 @@ def run(options: argparse.Namespace) -> int:
     """
     arguments.check_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.run_images import choose_pairs, pair_labels, save_picture
+    from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, pair_labels, save_picture
     from tfdecouple.model.interpolation import interpolate_codes
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_switch_grid
 
     opened = Run.open(options.run, z_for="switch")
-    results = None
-    if options.files and options.size == "own":
-        results = OwnSizeResults(options, options.files, opened.model)
+    results = OwnSizeResults(options, opened.model) if options.files and options.size == "own" else None
     for how, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
         title, labels = _TITLES.get(how, "Switch"), pair_labels(a, b)
         note = f"\n{a.note} {opened.note()}"

@@ -1,7 +1,5 @@
 """`python train.py`, or `python -m tfdecouple train`: trains a model."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -37,13 +35,6 @@ SIGHUP save first.
 """
 
 _EPILOG = f"""\
-the run folder:
-  config.json    all options: the run can be repeated from it
-  metrics.jsonl  metrics every few steps; TensorBoard reads tensorboard/
-  images/        samples, reconstructions, switches and interpolations at each evaluation
-  checkpoints/   the last few, and the best by validation bits/dim
-  summary.json   how it ended
-
 exit status:
   0 done   2 a mistake in the command or the data, said in one line
   {EXIT_DIVERGED} diverged   {EXIT_INTERRUPTED} stopped by a signal, saved: run the same command again
@@ -65,13 +56,10 @@ def add_parser(commands: Any) -> None:
     )
     model = parser.add_argument_group("what to train")
     options = model.add_mutually_exclusive_group()
-    options.add_argument(
-        "--preset",
-        metavar="NAME",
-        default="quickstart",
-        help="where the options come from: quickstart (default), cifar10 and others; "
-        "`python -m tfdecouple presets` describes them all",
+    text = (
+        "where the options come from: quickstart (default), cifar10 and others, which `python -m tfdecouple presets` "
     )
+    options.add_argument("--preset", metavar="NAME", default="quickstart", help=f"{text}describes")
     options.add_argument("--config", metavar="FILE", help="take the options from a JSON file, as in a run folder")
     model.add_argument(
         "--set",
@@ -81,36 +69,30 @@ def add_parser(commands: Any) -> None:
         help="change an option, as often as needed: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
         "`python -m tfdecouple explain` explains each",
     )
-    model.add_argument("--steps", metavar="N", type=int, help="number of updates (training.steps)")
-    model.add_argument("--seed", metavar="N", type=int, help="seed of all draws (training.seed)")
-    model.add_argument(
-        "--init-from", metavar="RUN", help="start from the weights of another run or import (training.init_from)"
-    )
+    add_shortcut(model, "--steps", "training.steps", "number of updates", metavar="N", type=int)
+    add_shortcut(model, "--seed", "training.seed", "seed of all draws", metavar="N", type=int)
+    text = "start from the weights of another run or import"
+    add_shortcut(model, "--init-from", "training.init_from", text, metavar="RUN")
     images = parser.add_argument_group("images")
-    images.add_argument("--data", metavar="SOURCE", help=f"{list_source_kinds(at_length=True)} (data.source)")
-    images.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets (data.data_dir)")
+    add_shortcut(images, "--data", "data.source", list_source_kinds(at_length=True), metavar="SOURCE")
+    add_shortcut(images, "--data-dir", "data.data_dir", "folder of prepared TFDS data sets", metavar="DIR")
     images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
     where = parser.add_argument_group("where")
     where.add_argument("--workdir", metavar="DIR", help="the run folder; default runs/PRESET")
-    where.add_argument(
-        "--devices",
-        metavar="N",
-        type=int,
-        help="use N GPUs instead of all; without GPUs, try N logical CPU devices",
-    )
+    text = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
+    where.add_argument("--devices", metavar="N", type=int, help=text)
+
+
+def add_shortcut(group: Any, name: str, option: str, text: str, **settings: Any) -> None:
+    """Adds a command-line option that sets an option of the config, such as "training.seed"."""
+    group.add_argument(name, dest=option, default=None, help=f"{text} ({option})", **settings)
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains the model, prints the folders of the results, and returns the exit status."""
     config = Config.from_json(options.config) if options.config else load_preset(options.preset)
-    given = {
-        "training.steps": options.steps,
-        "training.seed": options.seed,
-        "training.init_from": options.init_from,
-        "data.source": options.data,
-        "data.data_dir": options.data_dir,
-    }
-    assignments = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
+    shortcuts = {name: value for name, value in vars(options).items() if "." in name and value is not None}
+    assignments = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items()]
     config = override(config, [*options.set, *assignments])
     workdir = pathlib.Path(options.workdir or f"runs/{config.name}")
 

@@ -36,7 +36,7 @@ class Direction:
     name: str
     method: str
     vector: np.ndarray
-    figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def describe_accuracy(self) -> str:
         """Returns a text on how well the direction separates held-out images; "" where this was not measured."""
@@ -64,10 +64,6 @@ class Directions:
         """Yields all directions, in the order of the search."""
         return iter(self.directions)
 
-    def __contains__(self, one: object) -> bool:
-        """Returns whether `one` is one of the directions, or the name of one by the difference of means."""
-        return any(one is each or (one == each.name and each.method == MEANS) for each in self.directions)
-
     def __len__(self) -> int:
         """Returns the number of directions; a name found by two methods counts twice."""
         return len(self.directions)
@@ -90,11 +86,7 @@ class Directions:
         return matches[0]
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """Returns the path of the directions' file, which it writes into a run folder.
-
-        Raises:
-            RunError: where the file cannot be written.
-        """
+        """Returns the path of the directions' file, which it writes into a run folder; RunError where it cannot."""
         path = folder / FILE
         # Python's JSON writes a number so that a vector is the same to the last bit when it is read.
         directions = [
@@ -112,12 +104,8 @@ class Directions:
     def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
         """Returns the directions in a run folder, which may be untrusted; None where none were found yet.
 
-        Args:
-            folder: the run folder.
-            latent_dim: size of z in the run's model (d_z).
-
         Raises:
-            RunError: where the file is damaged, or has another d_z.
+            RunError: where the file is damaged, or its vectors have not the size `latent_dim` of the model's z.
         """
         path = pathlib.Path(folder) / FILE
         try:

@@ -14,10 +14,9 @@ from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, chosen_batches, open_source
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.sources import replace_source
-from tfdecouple.errors import ConfigError, DataError, RunError, UserError, nearest, one_line
+from tfdecouple.errors import ConfigError, DataError, RunError, UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.latent_directions import Directions
-from tfdecouple.runs.pretrained import find_pretrained, list_pretrained
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -53,12 +52,9 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Returns an opened run, which may be untrusted (docs/security.md).
+        """Returns an opened run, which may be untrusted (docs/security.md) and is named as for `run_folder.find_run`.
 
-        Args:
-            run: a run, as `run_folder.find_run` takes it.
-            z_for: name of the command if it needs z, such as "switch"; "" where a model without z is accepted.
-            jit_compile: the option of `DecoupledModel`.
+        A command that needs z gives its name as `z_for`, such as "switch"; `jit_compile` is that of `DecoupledModel`.
 
         Raises:
             RunError: where the folder is no run folder, or holds no complete checkpoint yet.
@@ -67,10 +63,7 @@ class Run:
         """
         config = load_config(run)
         if z_for and not config.model.has_latent:
-            raise UserError(
-                f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one; "
-                "take the run of a model with z"
-            )
+            raise UserError(f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one")
         require_fitting(run, config)
         model = DecoupledModel(config.model, jit_compile=jit_compile)
         step = load_weights(run, model, averaged=config.training.ema_decay > 0)
@@ -119,11 +112,7 @@ class Run:
         return np.concatenate(codes), np.concatenate(labels)
 
     def directions(self) -> Directions | None:
-        """Returns the directions in z that were found for the run's weights; None where none were found yet.
-
-        Raises:
-            RunError: where the file is damaged, or the directions were found with other weights.
-        """
+        """Returns the directions in z of the run's weights; None where there are none, RunError for other weights."""
         directions = Directions.read(self.folder, self.config.model.latent_dim)
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
             raise RunError(
@@ -134,11 +123,7 @@ class Run:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names of the model's labels; () for a model without labels.
-
-        Raises:
-            RunError: where the file of the names is damaged.
-        """
+        """The names of the model's labels; () for a model without labels."""
         classes = self.config.model.classes
         return read_label_names(self.path, classes) if classes else ()
 
@@ -161,10 +146,6 @@ class Run:
 
         Other options of `data` may be given by their names; an option that is None is the run's. With `download` TFDS
         may download and prepare missing data.
-
-        Raises:
-            DataError: where data are missing.
-            ConfigError: where an option has a wrong value.
         """
         data = self.data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
@@ -200,24 +181,16 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)
 
-    Args:
-        name: the name of bundled weights ("photographs", a model of 64 x 64 pixels), or an address
-            `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub. Only a commit as the revision always names the same
-            weights. Config and weights are downloaded and compared with the digests in their manifest; no code is run.
-        jit_compile: whether XLA compiles the model's functions, at their first use for each batch size.
+    The name is that of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub, where only
+    a commit as the revision always names the same weights. Config and weights are downloaded and compared with the
+    digests in their manifest; no code is run. `jit_compile` is that of `load_model`.
 
     Raises:
         RunError: where no weights have this name, or they differ from their manifest.
         UntrustedError: where the manifest names files that are not part of a run's weights.
         MissingPackageError: where the Hub's client, the extra `hub`, is not installed.
     """
-    if find_pretrained(name) is None:
-        names = list_pretrained()
-        raise RunError(
-            f"there are no weights {name!r}{nearest(name, names)}; {', '.join(names)} comes along, hf://OWNER/NAME "
-            "lies on the Hub, and load_model opens a run folder"
-        )
-    return Run.open(name, jit_compile=jit_compile).model
+    return load_model(name, jit_compile=jit_compile)
 
 
 def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | None = None) -> None:
@@ -233,11 +206,8 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     ...     load_model(f"{folder}/mine").config == model.config
     True
 
-    Args:
-        model: an initialised or trained model.
-        run: the run folder to make.
-        config: a config with the options of this model and of its training images; None for the model's options alone,
-            so that the images count as unknown and no licence is claimed for them.
+    Without a config with the options of the training images, the images count as unknown, and no licence is claimed for
+    them.
 
     Raises:
         RunError: where the folder is not empty or cannot be written.
@@ -263,12 +233,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
-    """Writes a run folder: the config, and the model's weights as the best weights of a step.
-
-    Raises:
-        RunError: where the weights cannot be written.
-        OSError: where the folder cannot be made, or the config cannot be written.
-    """
+    """Writes a run folder: the config, and the model's weights as the best weights of a step."""
     text = config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write_checkpoint("best", step, {"model": model.named_variables()})
@@ -280,12 +245,11 @@ def load_directions(run: str | pathlib.Path) -> Directions:
 
     The run may have other weights by now; `Run.directions` raises an error for directions of other weights.
 
-    >>> sorted({direction.name for direction in load_directions("docs/results/quickstart")})[:2]
+    >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['astronaut', 'chelsea']
 
     Raises:
         RunError: where the folder is no run folder, or its directions are missing or damaged.
-        ConfigError: where the config of the run is invalid.
     """
     directions = Directions.read(find_run(run), load_config(run).model.latent_dim)
     if directions is None:

@@ -52,9 +52,6 @@ def list_pretrained() -> tuple[str, ...]:
 def find_pretrained(name: str) -> pathlib.Path | None:
     """Returns the folder of bundled weights, or of weights that it downloads from the Hub; None for any other name.
 
-    Args:
-        name: the name of bundled weights, such as "photographs", or an address `hf://OWNER/NAME[@REVISION]`.
-
     Raises:
         RunError: where the Hub does not have the weights, or has other files than the manifest says.
         UntrustedError: where the manifest names files that are not part of a run's weights.
@@ -140,9 +137,6 @@ def parse_address(address: str) -> tuple[str, str | None]:
 
     >>> parse_address("hf://ada/faces@v1")
     ('ada/faces', 'v1')
-
-    Raises:
-        UserError: for a text that is no address.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None or ".." in address:
@@ -203,10 +197,6 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
     """Returns the address of the commit by which it uploads a folder of published weights.
 
     The address is `hf://OWNER/NAME[@BRANCH]`; a repository that does not exist yet is made, and `private` hides it.
-
-    Raises:
-        RunError: where the Hub cannot be reached, or refuses the upload.
-        MissingPackageError: where the Hub's client is not installed.
     """
     repository, branch = parse_address(address)
     hub = _open_hub(address)
@@ -225,20 +215,9 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 @contextlib.contextmanager
 def _one_line_errors(address: str) -> Iterator[None]:
     """Returns a context in which every error of the Hub's client becomes a RunError with one line."""
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
-
     try:
         yield
     except UserError:
         raise
-    except RepositoryNotFoundError as error:
-        raise RunError(
-            f"{address}: there is no such repository, or you may not see it; `hf auth login` says who you are"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise RunError(f"{address}: the repository has no such branch, tag or commit") from error
-    except EntryNotFoundError as error:
-        # The message has the client's text, because the client raises this error also if the Hub cannot be reached.
-        raise RunError(f"{address}: no {MANIFEST}, or a file that it names is missing: {one_line(error)}") from error
     except Exception as error:
         raise RunError(f"{address}: {one_line(error)}") from error

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from tfdecouple.config import Config, DataConfig
+from tfdecouple.config import Config
 from tfdecouple.config.shapes import Shape, describe_images
 from tfdecouple.data.sources import describe_image_rights, locate_images
 from tfdecouple.errors import UserError, one_line
@@ -30,18 +30,10 @@ from tfdecouple.runs.run_folder import (
 from tfdecouple.storage.files import write_json, write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
-_TAGS = ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"]
 _TASK = "unconditional-image-generation"
 
 
-def publish(
-    run: str,
-    to: str,
-    *,
-    licence: str | None = None,
-    name: str | None = None,
-    private: bool = False,
-) -> str:
+def publish(run: str, to: str, *, licence: str | None = None, name: str | None = None, private: bool = False) -> str:
     """Returns the folder of the published best weights of a run, or the address of their commit on the Hub.
 
     Paths of this machine and the state of the training are left out.
@@ -49,14 +41,12 @@ def publish(
     Args:
         run: a run folder, or the name or address of pretrained weights.
         to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository that is made if absent.
-        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None where `run` is published weights
-            with a licence.
+        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None for that of published weights.
         name: the name of the model; None for the last part of `to`.
         private: whether a new repository is private.
 
     Raises:
-        UserError: where licence or address are malformed, the folder is not empty, the run has no weights, or the Hub
-            refuses the upload.
+        UserError: where an argument is wrong, the run has no weights, or the Hub refuses the upload.
     """
     licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
@@ -97,47 +87,33 @@ def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, ad
     """Writes all files of a folder of published weights."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
+    # Paths of this machine are left out.
+    data = dataclasses.replace(config.data, source=hide_path(config.data.source, config), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
-    write_run(
-        folder,
-        opened.model,
-        dataclasses.replace(config, data=_without_machine_paths(config.data), training=training),
-        opened.step,
-    )
+    write_run(folder, opened.model, dataclasses.replace(config, data=data, training=training), opened.step)
     summary: dict[str, Any] = {}
     try:
         summary = read_summary(opened.path) or {}
     except ValueError as error:
         print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if summary:
-        for key in summary.keys() & {"data", "imported_from"}:
-            summary[key] = hide_path(summary[key], config) if key == "data" else _last_part(summary[key])
+        if summary.get("data"):
+            summary["data"] = hide_path(summary["data"], config)
+        if "imported_from" in summary:
+            summary["imported_from"] = re.split(r"[/\\]", summary["imported_from"])[-1]
         write_json(folder / SUMMARY, summary)
     if config.model.classes and (opened.folder / LABELS).is_file():
         write_json(folder / LABELS, opened.label_names)
     if directions is not None:
-        # The data set of a direction is left out, because it may be any folder of this machine.
-        kept = tuple(
-            dataclasses.replace(one, figures={k: v for k, v in one.figures.items() if k not in ("data", "source")})
-            for one in directions
-        )
-        dataclasses.replace(directions, about={**directions.about, "run": name}, directions=kept).write(folder)
+        for one in directions:
+            # The data set of a direction is left out, because it may be any folder of this machine.
+            one.figures.pop("data", None)
+            one.figures.pop("source", None)
+        dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
     if (metrics := opened.folder / "metrics.jsonl").is_file():
         shutil.copyfile(metrics, folder / metrics.name)
     write_text(folder / CARD, make_card(opened, name, licence, summary, address))
     Manifest.from_folder(folder).write(folder)
-
-
-def _last_part(path: str) -> str:
-    return re.split(r"[/\\]", path)[-1]
-
-
-def _without_machine_paths(data: DataConfig) -> DataConfig:
-    """Returns the config of the images with the name of their folder alone."""
-    option, folder = locate_images(data) or ("", "")
-    prefix = data.source.partition(":")[0]
-    source = f"{prefix}:{pathlib.Path(folder).name}" if option == "data.source" else data.source
-    return dataclasses.replace(data, source=source, data_dir=None)
 
 
 def hide_path(text: str, config: Config) -> str:
@@ -149,26 +125,19 @@ def hide_path(text: str, config: Config) -> str:
 def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
     """Returns the card of a model: the Hub's header in YAML, then Markdown.
 
-    Args:
-        opened: the opened run.
-        name: the name of the model.
-        licence: the licence of the weights, as the Hub names it.
-        summary: the summary of the run; {} for a run without a summary.
-        address: the address on the Hub, or the name of bundled weights; None for a folder.
+    The summary of a run without one is {}; the address is that on the Hub, or the name of bundled weights, or None.
     """
     config, model = opened.config, opened.config.model
     known = are_images_known(summary, opened.step)
     trained_on = summary.get("data") or config.data.source if known else describe_unknown_data(config)
     data = hide_path(trained_on, config)
-    rights = (
-        describe_image_rights(_without_machine_paths(config.data)) if known else "nobody stated what images they are"
-    )
+    rights = describe_image_rights(config.data) if known else "nobody stated what images they are"
     test = find_test_metrics(summary, opened.step) if known else None
     header: dict[str, Any] = {
         "license": licence,
         "library_name": "tfdecouple",
         "pipeline_tag": _TASK,
-        "tags": _TAGS,
+        "tags": ["tfdecouple", "tensorflow", "keras", "normalizing-flow", "vae", "representation-learning"],
         "metrics": ["bits_per_dim"],
     }
     if test:

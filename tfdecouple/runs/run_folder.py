@@ -21,7 +21,7 @@ from typing import Any
 import pydantic
 
 from tfdecouple.config import Config
-from tfdecouple.errors import RunError, one_line
+from tfdecouple.errors import RunError, nearest, one_line
 from tfdecouple.networks.architecture import require_memory, weight_shapes
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
@@ -41,14 +41,10 @@ def is_run_folder(run: str | pathlib.Path) -> bool:
 
 
 def find_run(run: str | pathlib.Path) -> pathlib.Path:
-    """Returns the folder of a run.
+    """Returns the folder of a run; raises the errors of `pretrained.find_pretrained`.
 
-    Args:
-        run: a run folder; or the name of bundled weights, such as "photographs", unless a run folder in the working
-            directory has the same name; or an address `hf://OWNER/NAME[@REVISION]`.
-
-    Raises:
-        UserError: where the Hub does not have the weights of the address; see `pretrained.find_pretrained`.
+    A run is named by its folder; by the name of bundled weights, such as "photographs", unless a run folder in the
+    working directory has the same name; or by an address `hf://OWNER/NAME[@REVISION]`.
     """
     return pathlib.Path(run) if is_run_folder(run) else find_pretrained(str(run)) or pathlib.Path(run)
 
@@ -75,8 +71,10 @@ def load_config(run: str | pathlib.Path) -> Config:
     """
     folder = find_run(run)
     if not folder.is_dir():
+        bundled = list_pretrained()
         raise RunError(
-            f"there is no run folder {run}; python train.py makes one, and {', '.join(list_pretrained())} comes along"
+            f"there is no run folder {run}{nearest(str(run), bundled)}; python train.py makes one, and "
+            f"{', '.join(bundled)} comes with the installation"
         )
     if not (folder / CONFIG).is_file():
         raise RunError(f"{run} is no run folder: it has no {CONFIG}")
@@ -127,16 +125,9 @@ def require_fitting(run: str | pathlib.Path, config: Config) -> None:
 
 
 def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
-    """Returns the step of the best weights of a run, after loading them into a model.
+    """Returns the step of the best weights of a run, after loading them into a model of the run's config.
 
-    Args:
-        run: a run, as `find_run` takes it.
-        model: the model to fill, of the run's config.
-        averaged: whether the checkpoints of the run hold averaged weights.
-        names: names of the weights to load, while the other weights stay unchanged; None for all weights.
-
-    Raises:
-        RunError: where the run has no complete checkpoint, or its weights do not fit the model.
+    With `averaged` the checkpoints of the run hold averaged weights. Weights without a name in `names` stay unchanged.
     """
     variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
     problem = None
@@ -161,11 +152,7 @@ def list_averaged_weights(model: Any) -> set[str]:
 
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of a run's labels, `classes` in number; for an import, their numbers as texts.
-
-    Raises:
-        RunError: where the file of the names is damaged.
-    """
+    """Returns the names of a run's labels, `classes` in number; for an import, their numbers as texts."""
     path = find_run(run) / LABELS
     if not path.is_file():
         return tuple(map(str, range(classes)))
@@ -181,7 +168,7 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
     """Returns the run's name and the new name of the first label whose name differs in `names`; None if all agree.
 
-    The labels of an import have no names, so that None is returned. The error is that of `read_label_names`.
+    The labels of an import have no names, so that None is returned.
     """
     if not (find_run(run) / LABELS).is_file():
         return None
@@ -205,11 +192,7 @@ class _Summary(pydantic.BaseModel):
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
-    """Returns the summary of a training or an import; None where it has not been written yet.
-
-    Raises:
-        ValueError: where the summary is damaged.
-    """
+    """Returns the summary of a training or an import; None where there is none yet; ValueError where it is damaged."""
     path = find_run(run) / SUMMARY
     if not path.is_file():
         return None

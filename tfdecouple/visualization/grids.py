@@ -263,15 +263,6 @@ def draw_interpolation_grid(
     )
 
 
-def compute_pixel_contrast(images: np.ndarray) -> np.ndarray:
-    """Returns the mean absolute difference of neighbouring pixels of each image, float64 `[...]`.
-
-    The images are uint8 `[..., height, width, channels]`.
-    """
-    steps = [np.abs(np.diff(images.astype(float), axis=axis)).mean((-3, -2, -1)) for axis in (-3, -2)]
-    return (steps[0] + steps[1]) / 2
-
-
 def draw_edit_grid(
     model: DecoupledModel,
     images: np.ndarray,
