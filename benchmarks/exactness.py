@@ -1,6 +1,6 @@
 """Counts the images that decode(encode(image)) changes, for real images and for extreme ones, for each run.
 
-    python benchmarks/exactness.py --run docs/results/quickstart --run docs/results/conditional --json exactness.json
+    python benchmarks/exactness.py --run runs/quickstart --run docs/results/conditional --json exactness.json
 
 Prints a row for each kind of image and run: the number of changed images, the number of changed subpixels, and the root
 mean square of v. It is near 1 for images like the training images, and `DecoupledModel.encode` warns if it is large.
