@@ -1,9 +1,9 @@
 """Makes a generation of golden files: `python tests/data/golden/make.py N`, which writes the new folder N beside this.
 
-A generation is a small trained run, its export, inputs, and the numbers that the model gave. tests/test_golden.py opens
-every generation with the code of today. So run this only when a file format of the project changes and a generation in
-the new format shall stand BESIDE the old ones, which stay readable for ever. Never run it to make a failing test pass:
-a test that fails says that a file which somebody has can no longer be read, or means something else than it did.
+A generation is a small trained run, inputs, and the numbers that the model gave. tests/test_golden.py opens every
+generation. Run this program only when a file format of the project changes and a generation in the new format shall
+stand beside the old ones, which stay readable for ever. Never run it to make a failing test pass: a test that fails
+says that a file which somebody has can no longer be read, or means something else than it did.
 
 It takes about two minutes.
 """
@@ -18,8 +18,6 @@ import numpy as np
 from tfdecouple.runtime.process import start_tensorflow
 
 HERE = pathlib.Path(__file__).parent
-# Signatures of a SavedModel are long: encode, decode and score read every weight of a model.
-ENDPOINTS = ("encode", "decode", "score")
 COUNT = 3
 # Pixels of samples must not lie on the border of two levels, where the last digit of a runtime would choose.
 MARGIN = 1e-3
@@ -116,7 +114,6 @@ def main():
     if folder.exists():
         raise SystemExit(f"{folder} exists; golden files are never made again, see --help")
     start_tensorflow()
-    from export.pipeline import ExportConfig, export
     from tfdecouple.runs.opened_run import load_model
 
     with tempfile.TemporaryDirectory(dir=HERE) as scratch:
@@ -124,7 +121,6 @@ def main():
         run = made / "run"
         run.mkdir(parents=True)
         make_run(run)
-        export(ExportConfig(run=run, to=made / "export", endpoints=ENDPOINTS, name="golden"))
         np.savez_compressed(made / "numbers.npz", **make_numbers(load_model(run)))
         made.rename(folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
