@@ -74,20 +74,14 @@ def eager_file():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def traced_again():
-    """Fails if a test file leaves eager execution of functions on, with which the next file would test other code."""
-    yield
-    if tensorflow := sys.modules.get("tensorflow"):
-        assert not tensorflow.config.functions_run_eagerly(), "this file has functions run eagerly after its end"
-
-
-@pytest.fixture(autouse=True, scope="module")
 def let_go(request):
     """Frees the traced functions and the caches of each test file, which would add up to gigabytes."""
     from helpers.traces import traces_released
 
     with traces_released():
         yield
+        if tensorflow := sys.modules.get("tensorflow"):
+            assert not tensorflow.config.functions_run_eagerly(), "the next file would test other code"
         for value in vars(request.module).values():
             if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
                 value.cache_clear()
@@ -234,10 +228,7 @@ def exported(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def npm_example(tmp_path_factory):
-    """A function that returns a copy of a folder of examples/, such as "web", with its npm packages.
-
-    The copy links to the packages that `.ci/install-tools` has installed; if there are none, npm installs them.
-    """
+    """A function that returns a copy of a folder of examples/ with its npm packages, or installs these."""
     copies = {}
 
     def copy(name):

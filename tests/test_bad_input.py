@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfdecouple.cli import main, train_main
-from tfdecouple.config import Config, option_names, override
+from tfdecouple.config import Config, option_names
 from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import parse_json
@@ -27,34 +27,22 @@ NAMES = {
     "backslashes": "..\\..\\ESCAPED",
     "the folder above": "..",
     "empty": "",
-    "blank": " ",
     "hidden": ".hidden",
-    "blank at its end": "name ",
     "NUL": "a\0b",
-    "line break": "a\nb",
     "escape": "a\x1b[2Jb",
     "lone surrogate": "a\ud800b",
-    "bytes of another encoding": "a\udce9b",
-    "too long": "n" * 300,
     "too long in bytes": "é" * 150,
-    "drive": "c:run",
 }
 TEXTS = {
     "NaN": '{"training": {"learning_rate": NaN}}',
-    "Infinity": '{"training": {"learning_rate": Infinity}}',
     "1e999": '{"training": {"learning_rate": 1e999}}',
     "more than a float32": '{"training": {"clip_norm": 1e300}}',
-    "400 digits": f'{{"training": {{"steps": {HUGE}}}}}',
     "400 digits as a number": f'{{"training": {{"learning_rate": {HUGE}}}}}',
-    "400 digits and a point": f'{{"training": {{"learning_rate": 0.{HUGE}}}}}',
     "5000 digits": f'{{"training": {{"steps": {"9" * 5000}}}}}',
-    "nested": '{"model": {"steps": ' + "[" * 400 + "]" * 400 + "}}",
     "nested deeper": "[" * 100_000,
     "objects nested": '{"a":' * 400 + "1" + "}" * 400,
     "many levels": json.dumps({"model": {"steps": [1] * 20_000, "hidden_channels": [8] * 20_000}}),
-    "many levels of the encoder": json.dumps({"model": {"encoder_channels": [8] * 20_000}}),
     "surrogate in a path": '{"data": {"source": "folder:\\ud800"}}',
-    "surrogate in an option": '{"\\ud800": 1}',
     "NUL in a path": '{"data": {"data_dir": "a\\u0000b"}}',
     "empty": "",
     "no object": "3",
@@ -62,15 +50,11 @@ TEXTS = {
 }
 OPTIONS = {
     "seed": ["--seed", str(2**32)],
-    "seed of 64 bits": ["--seed", str(2**64)],
     "seed of 400 digits": ["--seed", HUGE],
     "NaN": ["--set", "training.learning_rate=NaN"],
-    "Infinity": ["--set", "training.learning_rate=Infinity"],
     "surrogate": ["--data", "folder:\udce9"],
     "surrogate in an option": ["--set", "\udce9=3"],
-    "surrogate in a value": ["--set", "name=\udce9"],
     "name": ["--set", "name=../../ESCAPED"],
-    "line break": ["--set", "a\nb"],
     "escape": ["--preset", "a\x1b[2Jb"],
     "nested": ["--set", "model.steps=" + "[" * 900],
     "config in no folder": ["--config", "no\udce9/\x1b.json"],
@@ -143,21 +127,14 @@ class TestConfig:
         else:
             assert Config.from_dict(parse_json(config.to_json())) == config
 
-    def test_seeds_below_the_bound_hold(self):
-        assert override(Config(), [f"training.seed={2**32 - 1}"]).training.seed == 2**32 - 1
 
-
-COMMANDS = ["sample", "reconstruct", "switch", "interpolate", "neighbours", "project", "evaluate"]
+COMMANDS = ["sample", "reconstruct", "switch", "interpolate", "neighbours", "project"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("seed", [-1, 2**31, 2**32, 2**64, int(HUGE)])
-def test_seed_of_a_command_is_bounded(capsys, command, seed):
-    assert "--seed is" in refused(capsys, lambda: main([command, "--run", "no/such/run", "--seed", str(seed)]))
-
-
-@pytest.mark.parametrize("command", COMMANDS[:-1])
-def test_count_of_a_picture_is_bounded(capsys, command):
+def test_seed_and_count_of_a_command_are_bounded(capsys, command):
+    for seed in (-1, 2**31, int(HUGE)):
+        assert "--seed is" in refused(capsys, lambda seed=seed: main([command, "--run", "x", "--seed", str(seed)]))
     assert "--count is 1000000000000" in refused(capsys, lambda: main([command, "--run", "x", "--count", str(10**12)]))
 
 
@@ -178,13 +155,12 @@ def ended(*arguments, shell="", **environment):
 
 
 class TestTerminal:
-    @pytest.mark.parametrize("unbuffered", ["", "1"])
-    def test_full_device_is_one_line(self, unbuffered):
-        done = ended("presets", shell=">/dev/full", PYTHONUNBUFFERED=unbuffered)
+    def test_full_device_is_one_line(self):
+        done = ended("presets", shell=">/dev/full")
         assert done.returncode == 2
         assert done.stderr.startswith(b"error: cannot write") and done.stderr.count(b"\n") == 1
 
-    @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+    @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
     def test_closed_output_is_no_error(self, closed):
         done = ended("presets", shell=closed)
         assert done.returncode == 0 and done.stderr == b""
@@ -193,16 +169,8 @@ class TestTerminal:
         assert ended("presets", "nope", shell=">&- 2>&-").returncode == 2
         assert ended("presets", "nope", shell="2>/dev/full").returncode == 2
 
-    @pytest.mark.parametrize(
-        "environment",
-        [
-            {"PYTHONIOENCODING": "ascii"},
-            {"PYTHONIOENCODING": "cp1252"},
-            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        ],
-    )
-    def test_of_few_characters_takes_any_name(self, environment):
-        done = ended("presets", "fácil ☃ \udce9", **environment)
+    def test_of_few_characters_takes_any_name(self):
+        done = ended("presets", "fácil ☃ \udce9", PYTHONIOENCODING="ascii")
         assert done.returncode == 2
         assert done.stderr.startswith(b"error: there is no preset") and done.stderr.count(b"\n") == 1
 
@@ -227,11 +195,7 @@ class TestFaults:
         ("error", "status", "says"),
         [
             (MemoryError("3 TiB"), 2, "out of memory"),
-            (
-                type("ResourceExhaustedError", (Exception,), {})("OOM when allocating\n\nmore"),
-                2,
-                "(OOM when allocating)",
-            ),
+            (type("ResourceExhaustedError", (Exception,), {})("OOM when\n\nmore"), 2, "(OOM when)"),
             (ImportError("_imaging.so: failed to map segment from shared object"), 2, "out of memory (_imaging.so"),
             (FileNotFoundError(2, "No such file or directory", "a\nb"), 2, "cannot use"),
             (OSError(28, "No space left on device"), 2, "No space left on device"),

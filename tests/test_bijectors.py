@@ -145,9 +145,7 @@ class TestLogDets:
 
 
 class TestAsTFPWantsThem:
-    @pytest.mark.parametrize(
-        ("name", "leading"), itertools.product(["actnorm", "matrix", "squeeze"], [(), (5,), (2, 1, 3)])
-    )
+    @pytest.mark.parametrize(("name", "leading"), itertools.product(["actnorm", "matrix", "squeeze"], [(), (2, 1, 3)]))
     def test_any_leading_dimensions(self, name, leading):
         x = tf.broadcast_to(tf.constant(X[0]), [*leading, *X.shape[1:]])
         y = made(name).forward(x)
@@ -177,8 +175,6 @@ class TestAsTFPWantsThem:
 
     def test_shapes_of_the_squeeze_are_known_beforehand(self):
         assert Squeeze().forward_event_shape([4, None, 3]) == [2, None, 12]
-        assert Squeeze().inverse_event_shape([2, None, 12]) == [4, None, 3]
-        assert list(Squeeze().forward_event_shape_tensor([4, 6, 3])) == [2, 3, 12]
         assert list(Squeeze().inverse_event_shape_tensor([2, 3, 12])) == [4, 6, 3]
 
 
@@ -188,16 +184,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="variable"):
             ChannelAffine(kind(np.zeros(3, "float32")), tf.zeros([3]))
 
-    @pytest.mark.parametrize(
-        "make",
-        [
+    def test_a_batch_of_parameters(self):
+        for make in (
             lambda: ChannelAffine(tf.zeros([2, 3]), tf.zeros([3])),
             lambda: ChannelMatrix(tf.zeros([5, 3, 3])),
-        ],
-    )
-    def test_a_batch_of_parameters(self, make):
-        with pytest.raises(UserError, match="ax[ie]s"):
-            make()
+        ):
+            with pytest.raises(UserError, match="ax[ie]s"):
+                make()
 
     @pytest.mark.parametrize("run", [lambda: Squeeze().forward(X[:, :3]), lambda: Squeeze().inverse(X)])
     def test_what_does_not_divide(self, run):

@@ -8,6 +8,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import scipy.special
 import tensorflow as tf
 from helpers.models import every_weight_has_a_gradient, random_images
 from helpers.refusals import message_of
@@ -16,7 +17,6 @@ from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, vari
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, DataError, UserError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -37,15 +37,11 @@ def noise(model, count=3, seed=3):
 class TestCodes:
     """`model.prior=classes`."""
 
-    def test_z_is_the_code_of_the_label(self):
-        model = variant("classes")
+    def test_z_is_the_code_of_the_label_and_images_come_back_whatever_it_is(self):
+        model, images = variant("classes"), images_of(variant("classes"))
         codes = model.class_codes
         assert codes.shape == (3, 4) and np.ptp(codes, 0).max() > 0.1
-        equal(model.encode(images_of(model), LABELS).z, codes.numpy()[LABELS])
-        equal(model(images_of(model), LABELS).z, codes.numpy()[LABELS])
-
-    def test_images_come_back_whatever_label_they_are_given(self):
-        model, images = variant("classes"), images_of(variant("classes"))
+        equal(model(images, LABELS).z, codes.numpy()[LABELS])
         for label in range(3):
             equal(model.decode(*model.encode(images, label, verify=True)), images)
 
@@ -64,11 +60,7 @@ class TestCodes:
         x = model.quantizer.centres(model.quantizer.levels(images))
         joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)
         joint = joint.astype("f8") + SHARES
-        expected = (
-            joint
-            - np.log(np.exp(joint - joint.max(1, keepdims=True)).sum(1, keepdims=True))
-            - joint.max(1, keepdims=True)
-        )
+        expected = joint - scipy.special.logsumexp(joint, 1, keepdims=True)
         found = model.classify(images)
         np.testing.assert_allclose(found, expected, atol=2e-3)
         np.testing.assert_allclose(tf.reduce_logsumexp(found, 1), 0, atol=1e-5)
@@ -98,33 +90,22 @@ class TestCodes:
         equal(between[:, 0, 0], a)
         equal(between[:, 1, 1], b)
 
-    @pytest.mark.parametrize("labels", [3, [LABELS], (LABELS, LABELS, LABELS), None])
+    @pytest.mark.parametrize("labels", [3, [LABELS], None])
     def test_what_is_no_pair_of_labels_is_one_line(self, labels):
         model = variant("classes")
         message = message_of(DataError, lambda: model.switch(images_of(model), images_of(model), labels))
         assert labels is None or "must be a pair" in message
 
-    def test_gradients_reach_every_weight(self):
-        model, images = variant("classes"), images_of(variant("classes"))
-        z_noise, u = noise(model)
-        every_weight_has_a_gradient(
-            model, lambda: tf.reduce_sum(model.elbo_from_noise(images, z_noise, u, True, LABELS).bits_per_dim)
-        )
-
     @pytest.mark.parametrize("name", OF_CLASSES)
-    def test_within_a_layer_of_a_users_in_mixed_precision_it_is_the_same(self, name):
+    def test_within_a_layer_in_mixed_precision_it_is_the_same(self, name):
         model, images = variant(name), images_of(variant(name))
 
-        def found():
-            codes = model.encode(images, LABELS)
-            of_labels = model.class_codes if name == "classes" else model.prior_of(LABELS).log_prob(codes.z)
-            return (*codes, of_labels, model.elbo(images, seed=1, labels=LABELS).bits_per_dim)
-
         class OfAUser(keras.layers.Layer):
-            def call(self, given):
-                return found()
+            def call(self, inputs):
+                return (*model.encode(images, LABELS), model.elbo(images, seed=1, labels=LABELS).bits_per_dim)
 
-        for ours, theirs in zip(OfAUser(dtype="mixed_bfloat16")(tf.zeros([1])), found(), strict=True):
+        layers = OfAUser(dtype="mixed_bfloat16"), OfAUser()
+        for ours, theirs in zip(*(layer(tf.zeros([1])) for layer in layers), strict=True):
             equal(ours, theirs)
 
     def test_there_is_no_encoder_and_no_density_of_z(self):
@@ -140,20 +121,14 @@ class TestCodes:
             ([0, 1, 3], ["no label 3", "0 to 2"]),
             ([0, -1, 2], ["no label (-1)"]),
             ([0, 1], ["(2,)", "3"]),
-            ([[0], [1], [2]], ["(3, 1)"]),
             ([0.0, 1.0, 2.0], ["float32"]),
-            (["a", "b", "c"], ["string"]),
             (2**40, ["1099511627776"]),
         ],
     )
     def test_missing_and_unknown_labels_are_one_line(self, labels, words):
         model = variant("classes")
-        for call in (
-            lambda: model.encode(images_of(model), labels),
-            lambda: model.elbo(images_of(model), labels=labels),
-        ):
-            message = message_of(DataError, call)
-            assert [word for word in words if word not in message] == []
+        message = message_of(DataError, lambda: model.encode(images_of(model), labels))
+        assert [word for word in words if word not in message] == []
 
     def test_no_images_at_all(self):
         model = variant("classes")
@@ -227,40 +202,25 @@ class TestPriorOfLabels:
         back = latents if model.prior_flow is None else model.prior_flow.forward_and_log_det(latents)[0]
         np.testing.assert_allclose(back, normal, atol=1e-5)
 
-    def test_gradients_reach_every_weight_with_labels_and_without(self):
-        model, images = variant("prior-classes"), images_of(variant("prior-classes"))
-        z_noise, u = noise(model)
-        for labels in (LABELS, None):
-            every_weight_has_a_gradient(
-                model,
-                lambda labels=labels: tf.reduce_sum(
-                    model.elbo_from_noise(images, z_noise, u, True, labels).bits_per_dim
-                ),
-            )
-
     def test_labels_of_samples_must_be_known(self):
         message_of(DataError, lambda: variant("prior-classes").sample(2, labels=[0, -1]))
         message_of(UserError, lambda: variant("prior-classes").class_codes)
 
-    def test_starting_anew_forgets_the_labels(self):
-        model = fresh(OF_CLASSES["prior-classes"])
-        model.initialize(random_images(8, 4), force=True)
-        assert not np.any(model.prior_affine.shift) and not np.any(model.prior_affine.log_scale)
+
+@pytest.mark.parametrize(("name", "labels"), [("classes", LABELS), ("prior-classes", LABELS), ("prior-classes", None)])
+def test_gradients_reach_every_weight(name, labels):
+    model, images = variant(name), images_of(variant(name))
+    draws = noise(model)
+    loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
+    every_weight_has_a_gradient(model, loss)
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)
 def test_models_are_saved_and_loaded_by_keras(name, tmp_path):
-    import keras
-
     model = variant(name)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     equal(again.classify(images_of(model)), model.classify(images_of(model)))
-
-
-@pytest.mark.parametrize("layer", [ClassCodes(3, 4), ClassAffine(3, 4)])
-def test_layers_are_made_anew_from_their_config(layer):
-    assert type(layer).from_config(layer.get_config()).get_config() == layer.get_config()
 
 
 def test_a_model_without_labels_takes_none():
@@ -280,12 +240,9 @@ def test_equal_probabilities_are_the_default():
     ("options", "words"),
     [
         ({"prior": "classes"}, ["model.classes is 0"]),
-        ({"classes": -1}, ["model.classes is -1"]),
         ({"classes": 3, "conditioning": "none"}, ["model.conditioning", "labels"]),
         ({"classes": 3, "class_probabilities": (0.5, 0.5)}, ["has 2 entries", "3"]),
         ({"classes": 2, "class_probabilities": (0.0, 1.0)}, ["above 0"]),
-        ({"classes": 2, "class_probabilities": (math.nan, 1.0)}, ["above 0"]),
-        ({"class_probabilities": (1.0,)}, ["has 1 entries", "0"]),
     ],
 )
 def test_impossible_options_are_refused(options, words):

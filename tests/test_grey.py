@@ -14,7 +14,7 @@ from helpers.runs import run_config, write_run
 from helpers.variants import fresh
 from PIL import Image
 
-from tfdecouple.config import ModelConfig, load_preset
+from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.runs.opened_run import load_model
 
@@ -34,31 +34,25 @@ def smooth(count, height, width):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run on grey PNG files larger than the model's images, with labels."""
-
-    def make(folder):
-        from tfdecouple.training import train
-
-        for number, image in enumerate(smooth(40, 16, 24)):
-            (folder / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(folder / "images" / "ab"[number % 2] / f"{number}.png")
-        train(
-            run_config(folder / "images", model=GREY, steps=10, evaluate_every=10, learning_rate=0.03), folder / "run"
-        )
-
-    return copied_once(tmp_path_factory, "grey", make) / "run"
+    """The folder of a run on grey images."""
+    return copied_once(tmp_path_factory, "grey", lambda folder: write_run(folder / "run", fresh(GREY))) / "run"
 
 
-def test_training_learns_and_says_nothing_of_three_channels(run):
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+@pytest.mark.slow
+def test_training_on_grey_files_with_labels_learns(tmp_path):
+    from tfdecouple.training import train
+
+    for number, image in enumerate(smooth(40, 16, 24)):
+        (tmp_path / "images" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "images" / "ab"[number % 2] / f"{number}.png")
+    config = run_config(tmp_path / "images", model=GREY, steps=10, evaluate_every=10, learning_rate=0.03)
+    summary = train(config, tmp_path / "run").summary
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     bits = [row["bits_per_dim"] for row in rows if row["kind"] == "train"]
-    assert bits[-1] < bits[0] - 0.2
-    summary = json.loads((run / "summary.json").read_text())
-    assert np.isfinite(summary["test"]["bits_per_dim"])
+    assert bits[-1] < bits[0] - 0.2 and np.isfinite(summary["test"]["bits_per_dim"])
     # A file of a grey image has one value a pixel, not three.
     assert summary["lossless_codecs_bits_per_dim"]["png"] > 5
-    assert json.loads((run / "config.json").read_text())["model"]["image_shape"] == [8, 12, 1]
-    with Image.open(run / "images" / "step-000000010-switch.png") as picture:
+    with Image.open(tmp_path / "run" / "images" / "step-000000010-switch.png") as picture:
         assert picture.mode == "RGB"
 
 
@@ -89,7 +83,11 @@ def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, ca
     capsys.readouterr()
     assert main(["evaluate", "--run", str(run), "--image-statistics"]) == 2
     assert "those of this model are grey images of 8 x 12 pixels; leave it out" in capsys.readouterr().err
-    assert main(["encode", "--run", str(run), "--split", "test", "--v", "--out", str(tmp_path / "codes")]) == 0
+    for split in ("train", "validation", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.fromarray(smooth(1, 16, 24)[0]).save(tmp_path / "images" / split / "0.png")
+    images = ["--data", f"folder:{tmp_path / 'images'}", "--split", "test"]
+    assert main(["encode", "--run", str(run), *images, "--v", "--out", str(tmp_path / "codes")]) == 0
     manifest = json.loads((tmp_path / "codes" / "_manifest.json").read_text())
     assert manifest["data"]["image_shape"] == [8, 12, 1]
     assert [field["shape"] for field in manifest["fields"] if field["name"] == "v"] == [[8, 12, 1]]
@@ -120,18 +118,23 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
 
 
 @pytest.mark.slow
-def test_every_endpoint_and_format_passes_the_gate(run, tmp_path, forked):
+@pytest.mark.parametrize("shape", [SHAPE, (8, 8, 5)])
+def test_every_endpoint_and_format_passes_the_gate(tmp_path, forked, shape):
+    """The photographs that verify a model of five channels repeat their three channels."""
     from export.pipeline import ExportConfig, export
 
-    formats = ("savedmodel", "onnx", "litert")
-    export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), report=str)
-    card = json.loads((tmp_path / "to" / "model_card.json").read_text())
-    assert {*card["formats"]} == {*formats}
+    config = ModelConfig(**{**SMALL.to_dict(), "image_shape": shape})
+    run, to, formats = write_run(tmp_path / "run", fresh(config)), tmp_path / "to", ("savedmodel", "onnx", "litert")
+    with pytest.raises(UserError, match="the web page takes squares of RGB, and this model"):
+        export(ExportConfig(run=run, to=to, formats=("web",)), report=str)
+    export(ExportConfig(run=run, to=to, formats=formats), report=str)
+    card = json.loads((to / "model_card.json").read_text())
+    assert {*card["formats"]} == {*formats} and "photographs" in card["checked"]["real_images"]
     assert {"sample", "switch", "interpolate", "edit", "score"} < {*card["formats"]["savedmodel"]["signatures"]}
     for entry in card["formats"].values():
         assert {"encode", "decode", "sample"} <= {*entry["parity"]}
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-    cards.run_python(tmp_path / "to", 2)
+    cards.run_python(to, 2)
 
 
 def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_path):
@@ -160,27 +163,3 @@ def test_page_refuses_it_in_a_line(run, tmp_path):
     assert str(refused.value) == (
         "the web page takes squares of RGB, and this model grey images of 8 x 12 pixels; leave the format web out"
     )
-
-
-@pytest.mark.slow
-def test_five_channels_pass_the_gate(tmp_path, forked):
-    """On photographs, whose channels take turns."""
-    from export.pipeline import ExportConfig, export
-
-    config = ModelConfig(**{**SMALL.to_dict(), "image_shape": (8, 8, 5)})
-    run, to = write_run(tmp_path / "run", fresh(config)), tmp_path / "to"
-    with pytest.raises(UserError, match="takes squares of RGB, and this model images of 8 x 8 pixels and 5 channels"):
-        export(ExportConfig(run=run, to=to, formats=("web",)), report=str)
-    export(ExportConfig(run=run, to=to, endpoints=("encode", "decode")), report=str)
-    card = json.loads((to / "model_card.json").read_text())
-    assert "photographs" in card["checked"]["real_images"]
-    for entry in card["formats"].values():
-        assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-    assert "with exactly 5 channels" in (to / "MODEL_CARD.md").read_text()
-    cards.run_python(to)
-
-
-def test_presets_take_grey_and_rectangles():
-    for preset, shape in {"quickstart": (32, 32, 1), "quickstart64": (48, 64, 3), "cifar10": (32, 64, 4)}.items():
-        config = load_preset(preset).model.to_dict()
-        assert ModelConfig(**{**config, "image_shape": shape}).image_shape == shape

@@ -1,11 +1,9 @@
 """What callers pass by mistake to the Python API: refused in one line, and what makes sense at the edge works."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import SMALL, TINY, give_effect, random_images
+from helpers.models import LEAST, SMALL, TINY, give_effect, random_images
 from helpers.refusals import message_of
 
 from tfdecouple import randomness
@@ -22,7 +20,7 @@ NONE = np.zeros((0, 8, 8, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def without_z():
-    model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
+    model = DecoupledModel(LEAST)
     model.initialize(random_images(16))
     return give_effect(model)
 
@@ -33,42 +31,38 @@ def weights(model):
 
 class TestInitialize:
     def test_a_model_with_weights_is_not_overwritten(self):
-        model = DecoupledModel(SMALL)
+        model, fresh = DecoupledModel(SMALL), DecoupledModel(SMALL)
         model.initialize(random_images(16))
         give_effect(model)
         before = weights(model)
         assert "force=True" in message_of(UserError, lambda: model.initialize(IMAGES))
         assert all(np.array_equal(before[name], value) for name, value in weights(model).items())
         model.initialize(IMAGES, force=True)
-        assert any(not np.array_equal(before[name], value) for name, value in weights(model).items())
-        fresh = DecoupledModel(SMALL)
         fresh.initialize(IMAGES)
-        # The first layer, on which nothing acts but the images.
+        # The first layer depends on the images alone.
         first = next(name for name in before if "actnorm" in name and name.startswith("flow/level_0"))
         np.testing.assert_array_equal(weights(model)[first], weights(fresh)[first])
+        assert not np.array_equal(before[first], weights(model)[first])
 
     def test_the_flag_of_several_devices_is_read(self):
         with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-            model = DecoupledModel(SMALL)
+            model = DecoupledModel(LEAST)
         assert "not initialised" in message_of(UserError, model.require_initialized)
         model.initialize(IMAGES)
-        model.require_initialized()
         assert "force=True" in message_of(UserError, lambda: model.initialize(IMAGES))
 
-    @pytest.mark.parametrize("force", [False, True])
-    def test_no_images_are_refused_and_leave_no_nan(self, force):
-        model = DecoupledModel(SMALL)
+    def test_no_images_are_refused_and_leave_no_nan(self):
+        model = DecoupledModel(LEAST)
         before = weights(model)
-        assert "no images" in message_of(DataError, lambda: model.initialize(NONE, force=force))
+        for force in (False, True):
+            assert "no images" in message_of(DataError, lambda force=force: model.initialize(NONE, force=force))
         assert all(np.array_equal(before[name], value) for name, value in weights(model).items())
         assert not bool(model.initialized.value)
 
     def test_within_a_function(self):
         tf.config.run_functions_eagerly(False)
-        model = DecoupledModel(SMALL)
-        assert "tf.function" in message_of(
-            UserError, lambda: tf.function(model.initialize, autograph=False)(tf.constant(IMAGES))
-        )
+        initialize = tf.function(DecoupledModel(LEAST).initialize, autograph=False)
+        assert "tf.function" in message_of(UserError, lambda: initialize(tf.constant(IMAGES)))
 
 
 class TestEmptyBatches:
@@ -84,14 +78,11 @@ class TestEmptyBatches:
         assert [images.shape for images in tiny_model.switch(NONE, NONE)] == [(0, 8, 8, 3)] * 2
         assert tiny_model.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
         assert tiny_model.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
-        assert tiny_model.quantize_images(NONE).shape == (0, 8, 8, 3)
         assert [part.shape for part in tiny_model.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
         assert tiny_model.sample(0).shape == (0, 8, 8, 3)
         likelihood = tiny_model.likelihood(np.zeros((3, 4), np.float32))
         assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and tiny_model.likelihood(z).log_prob(v).shape == (0,)
         assert tiny_model.prior.log_prob(tiny_model.prior.sample(0)).shape == (0,)
-        for direction in (tiny_model.flow.forward_and_log_det, tiny_model.flow.inverse_and_log_det):
-            assert [part.shape for part in direction(v, z)] == [(0, 8, 8, 3), (0,)]
         assert "no images" in message_of(DataError, lambda: tiny_model.diagnose(NONE))
 
     def test_of_a_model_without_z(self, without_z):
@@ -109,26 +100,18 @@ NO_IMAGES = {
     "ragged lists": [[[[1, 2, 3]], [[1, 2]]]],
     "images of two sizes": [np.zeros((8, 8, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)],
     "objects": np.array([[None, {}]], object),
-    "arrays in an array": np.array([np.zeros((8, 8, 3), np.uint8), None], object),
     "a ragged tensor": tf.ragged.constant([[1, 2], [3]], tf.uint8),
-    "a sparse tensor": tf.sparse.from_dense(tf.constant([[1, 0]], tf.uint8)),
     "text": "picture.png",
-    "a set": {1, 2},
-    "a number": 7,
     "a huge number": 10**400,
     "a dict": {"image": IMAGES},
-    "a list of None": [None],
-    "whole numbers": IMAGES.astype(np.int64),
     "floats": IMAGES / 255,
-    "truth values": IMAGES > 9,
     "no batch": IMAGES[0],
     "channels first": IMAGES.transpose(0, 3, 1, 2),
-    "grey": IMAGES[..., :1],
     "complex": IMAGES.astype(np.complex64),
 }
 
 
-@pytest.mark.parametrize("noise", [None, "noise", [[1.0], [1.0, 2.0]], np.zeros((2, 8, 8, 3)), np.zeros(3), 7])
+@pytest.mark.parametrize("noise", [None, "noise", [[1.0], [1.0, 2.0]], np.zeros((2, 8, 8, 3))])
 def test_noise_of_the_dequantisation_that_is_none(tiny_model, noise):
     assert "noise" in message_of(UserError, lambda: tiny_model.dequantize(IMAGES, noise))
 
@@ -139,9 +122,8 @@ class TestImages:
         given = NO_IMAGES[kind]
         for method in ("encode", "posterior", "elbo", "diagnose", "quantize_images", "initialize"):
             assert "images" in message_of(DataError, lambda method=method: getattr(tiny_model, method)(given))
-        for a, b in ((given, IMAGES), (IMAGES, given)):
-            message_of(DataError, lambda a=a, b=b: tiny_model.switch(a, b))
-            message_of(DataError, lambda a=a, b=b: tiny_model.interpolate(a, b, [0.5], [0.5]))
+        message_of(DataError, lambda: tiny_model.switch(IMAGES, given))
+        message_of(DataError, lambda: tiny_model.interpolate(given, IMAGES, [0.5], [0.5]))
 
     def test_lists_of_arrays_are_images(self, tiny_model):
         np.testing.assert_array_equal(tiny_model.encode(list(IMAGES)).v, tiny_model.encode(IMAGES).v)
@@ -153,11 +135,8 @@ NO_CODES = {
     "ragged lists": [[1.0, 2.0], [1.0]],
     "objects": np.array([[None, {}]], object),
     "text": [["a", "b", "c", "d"]],
-    "truth values": np.ones((3, 4), bool),
     "complex": np.ones((3, 4), np.complex64),
-    "a number": 1.0,
     "no batch": np.ones(4),
-    "a ragged tensor": tf.ragged.constant([[1.0, 2.0], [3.0]]),
 }
 
 
@@ -172,64 +151,39 @@ class TestCodes:
         z, v = (np.asarray(code) for code in tiny_model.encode(IMAGES))
         np.testing.assert_array_equal(tiny_model.decode(z.tolist(), v.astype(np.float64)), IMAGES)
 
-    def test_z_and_v_of_unequal_numbers(self, tiny_model):
-        z, v = tiny_model.encode(IMAGES)
-        message_of(UserError, lambda: tiny_model.decode(z[:2], v))
-        message_of(UserError, lambda: tiny_model.decode(z[:1], v))
-
 
 class TestSeeds:
-    @pytest.mark.parametrize(
-        "seed",
-        [True, np.bool_(True), "1", b"1", 1.0, np.float32(2), -1, 2**32, 10**400, [1], [1, 2, 3], [1.0, 2.0], {}],
-    )
+    @pytest.mark.parametrize("seed", [True, "1", 1.0, -1, 2**32, 10**400, [1], [1.0, 2.0], {}, tf.constant(1.0)])
     def test_what_is_none(self, tiny_model, seed):
         assert "seed" in message_of(UserError, lambda: tiny_model.sample(1, seed=seed))
         assert "seed" in message_of(UserError, lambda: tiny_model.elbo(IMAGES, seed=seed))
 
-    def test_tensors_of_another_kind(self, tiny_model):
-        assert "seed" in message_of(UserError, lambda: tiny_model.sample(1, seed=tf.constant(1.0)))
-        assert "seed" in message_of(UserError, lambda: tiny_model.sample(1, seed=tf.constant([1, 2, 3])))
-
     def test_numbers_of_every_library_are_one(self, tiny_model):
         first = tiny_model.sample(2, seed=7)
-        for seed in (np.int64(7), np.uint8(7), np.array(7), tf.constant(7), tf.constant(7, tf.int64), [0, 7], (0, 7)):
+        for seed in (np.uint8(7), np.array(7), tf.constant(7, tf.int64), [0, 7]):
             np.testing.assert_array_equal(tiny_model.sample(2, seed=seed), first)
         assert tiny_model.sample(2, seed=2**32 - 1).shape == (2, 8, 8, 3)
 
 
 class TestSample:
-    @pytest.mark.parametrize("n", [True, "3", 2.0, 2.5, -1, None, [2], np.float32(2), tf.constant(2.0), {}])
+    @pytest.mark.parametrize("n", [True, "3", 2.0, -1, None, [2], tf.constant(2.0)])
     def test_numbers_that_are_none(self, tiny_model, n):
         assert message_of(UserError, lambda: tiny_model.sample(n)).startswith("n is ")
 
-    @pytest.mark.parametrize(
-        "temperature",
-        [
-            True,
-            "1",
-            None,
-            -0.1,
-            float("nan"),
-            float("inf"),
-            10**400,
-            [1.0],
-            np.array([0.5, 0.7]),
-            1j,
-            tf.constant(True),
-        ],
-    )
+    @pytest.mark.parametrize("temperature", [True, "1", None, -0.1, float("nan"), float("inf"), 10**400, [1.0], 1j])
     def test_temperatures_that_are_none(self, tiny_model, temperature):
         assert message_of(UserError, lambda: tiny_model.sample(1, temperature)).startswith("temperature is ")
 
     def test_numbers_of_every_library(self, tiny_model):
         first = tiny_model.sample(2, 0.5, seed=3)
-        for n in (np.int32(2), np.array(2), tf.constant(2)):
-            for temperature in (np.float64(0.5), np.float32(0.5), np.array(0.5), tf.constant(0.5)):
-                np.testing.assert_array_equal(tiny_model.sample(n, temperature, seed=3), first)
-        np.testing.assert_array_equal(tiny_model.sample(2, 1, seed=3), tiny_model.sample(2, 1.0, seed=3))
+        for n, temperature in (
+            (np.int32(2), np.float32(0.5)),
+            (np.array(2), np.array(0.5)),
+            map(tf.constant, (2, 0.5)),
+        ):
+            np.testing.assert_array_equal(tiny_model.sample(n, temperature, seed=3), first)
 
-    @pytest.mark.parametrize(("n", "at_once", "z_at_once"), [(7, 64, 4096), (7, 3, 4096), (7, 2, 5), (1, 1, 1)])
+    @pytest.mark.parametrize(("n", "at_once", "z_at_once"), [(7, 64, 4096), (7, 3, 5)])
     def test_noise_is_that_of_one_draw_however_it_is_cut(
         self, without_z, tiny_model, monkeypatch, n, at_once, z_at_once
     ):
@@ -243,72 +197,25 @@ class TestSample:
                 z = model.z_from_noise(randomness.draw_normal([n, 4], randomness.derive_seed(seed, "z")))
             np.testing.assert_array_equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
 
-    def test_memory_holds_the_noise_of_a_few(self, tiny_model, monkeypatch):
-        """Ten million images: no tensor on the way is larger than a chunk of 64 images or of 4096 z."""
-        largest, decoded = [0], [0]
-        part = randomness.draw_normal_part
-
-        def counted(count, start, seed):
-            largest[0] = max(largest[0], count)
-            return part(count, start, seed)
-
-        class Enough(Exception):
-            pass
-
-        def decode(z, v):
-            decoded[0] += len(v)
-            if decoded[0] > 5000:
-                raise Enough
-            return tf.zeros([len(v), 8, 8, 3], tf.uint8)
-
-        monkeypatch.setattr(randomness, "draw_normal_part", counted)
-        monkeypatch.setattr(tiny_model, "decode", decode)
-        with pytest.raises(Enough):
-            tiny_model.sample(10**5, seed=0)
-        assert largest[0] == max(4096 * 4, 64 * 192)
-
     def test_more_than_memory_holds_is_one_line(self, tiny_model, monkeypatch):
         def decode(z, v):
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmany lines")
 
         monkeypatch.setattr(tiny_model, "decode", decode)
         assert "out of memory with 100 images" in message_of(UserError, lambda: tiny_model.sample(100))
-
-    def test_more_than_memory_can_hold_is_not_drawn(self, tiny_model, monkeypatch):
         monkeypatch.setattr(tiny_model, "decode", lambda z, v: pytest.fail("images are drawn"))
         assert "out of memory with 1,000,000,000,000 images" in message_of(UserError, lambda: tiny_model.sample(10**12))
-
-
-class TestPartOfADraw:
-    @pytest.mark.parametrize("seed", [0, 1, 2**31, [2**31 - 1, -5]])
-    @pytest.mark.parametrize(("start", "count"), [(0, 1), (3, 9), (4, 4), (1021, 2000), (34_999, 1), (12_345, 22_655)])
-    def test_is_what_the_whole_has_there(self, seed, start, count):
-        folded = randomness.derive_seed(seed, "v")
-        whole = tf.reshape(randomness.draw_normal([5000, 7], folded), [-1])
-        found = randomness.draw_normal_part(count, start, folded)
-        np.testing.assert_array_equal(found, whole[start : start + count])
-
-    def test_carries_over_to_the_upper_half_of_the_counter(self, monkeypatch):
-        """With a counter one state before its lower half is full, which no seed of these tests gives."""
-        raw = tf.raw_ops
-        full = tf.constant([2**64 - 1, 7], tf.uint64)
-        key = tf.constant([11], tf.uint64)
-        monkeypatch.setattr(raw, "StatelessRandomGetKeyCounter", lambda seed: (key, full))
-        whole = raw.StatelessRandomNormalV2(shape=[64], key=key, counter=full, alg=1, dtype=tf.float32)
-        np.testing.assert_array_equal(randomness.draw_normal_part(40, 20, tf.constant([0, 0])), whole[20:60])
 
 
 class TestInterpolate:
     def test_plain_numbers_stand_for_lists(self, tiny_model):
         a, b = IMAGES[:1], IMAGES[1:2]
         whole = tiny_model.interpolate(a, b, [0.25], [0.5, 1])
-        for alphas in (0.25, np.float32(0.25), np.array([0.25]), tf.constant(0.25), (0.25,)):
+        for alphas in (0.25, np.array([0.25]), tf.constant(0.25)):
             np.testing.assert_array_equal(tiny_model.interpolate(a, b, alphas, [0.5, 1]), whole)
         np.testing.assert_array_equal(tiny_model.interpolate(a, b, 1, 1)[:, 0, 0], b)
 
-    @pytest.mark.parametrize(
-        "wrong", ["0.5", None, True, [None], ["a"], [[0.5]], [0.1, float("nan")], float("inf"), [0.1, [0.2]], {}, 1j]
-    )
+    @pytest.mark.parametrize("wrong", ["0.5", None, True, ["a"], [[0.5]], [0.1, float("nan")], [0.1, [0.2]], 1j])
     def test_what_is_no_number(self, tiny_model, wrong):
         assert "alphas is" in message_of(UserError, lambda: tiny_model.interpolate(IMAGES, IMAGES, wrong, [0.5]))
         assert "betas is" in message_of(UserError, lambda: tiny_model.interpolate(IMAGES, IMAGES, [0.5], wrong))
@@ -321,16 +228,14 @@ class TestEdit:
         z, v = tiny_model.encode(IMAGES)
         expected = tiny_model.decode(z + 1.5 * self.DIRECTION, v)
         np.testing.assert_array_equal(tiny_model.edit(IMAGES, self.DIRECTION, 1.5), expected)
-        for amount in (np.float32(1.5), tf.constant(1.5), [1.5], (1.5, 1.5, 1.5), np.full(3, 1.5)):
-            np.testing.assert_array_equal(
-                tiny_model.edit(IMAGES, Direction("a", MEANS, self.DIRECTION), amount), expected
-            )
+        direction = Direction("a", MEANS, self.DIRECTION)
+        for amount in (tf.constant(1.5), [1.5], np.full(3, 1.5)):
+            np.testing.assert_array_equal(tiny_model.edit(IMAGES, direction, amount), expected)
         each = tiny_model.edit(IMAGES, np.stack([self.DIRECTION, 0 * self.DIRECTION, -self.DIRECTION]), [1.5, 9, -1.5])
         np.testing.assert_array_equal(each, [expected[0], IMAGES[1], expected[2]])
 
     def test_at_0_images_come_back_to_the_last_pixel(self, tiny_model):
-        for amount in (0, -0.0, [0.0, 0.0, 0.0]):
-            np.testing.assert_array_equal(tiny_model.edit(IMAGES, 100 * self.DIRECTION, amount), IMAGES)
+        np.testing.assert_array_equal(tiny_model.edit(IMAGES, 100 * self.DIRECTION, -0.0), IMAGES)
 
     def test_within_a_graph(self, tiny_model):
         tf.config.run_functions_eagerly(False)
@@ -344,16 +249,11 @@ class TestEdit:
         [
             (np.ones(3), 1, "direction is of shape (3,)"),
             (np.ones((2, 4)), 1, "direction is of shape (2, 4)"),
-            (1.0, 1, "direction is of shape ()"),
             ("smile", 1, "direction"),
-            (None, 1, "direction is None"),
             ([1, 2, float("nan"), 4], 1, "not finite"),
             (np.ones(4), [1, 2], "amount is of shape (2,)"),
             (np.ones(4), "1", "amount is"),
             (np.ones(4), float("inf"), "amount is"),
-            (np.ones(4), None, "amount is"),
-            (np.ones(4), True, "amount is"),
-            (np.ones(4), [[1.0]], "amount is"),
         ],
     )
     def test_what_is_none(self, tiny_model, direction, amount, part):
@@ -391,40 +291,3 @@ class TestOwnLoop:
         expected = model.elbo_from_noise(IMAGES, z, u, training=True).bits_per_dim
         np.testing.assert_allclose(model.elbo(IMAGES, seed=4, training=True).bits_per_dim, expected, rtol=1e-6)
         assert np.any(np.abs(expected - tiny_model.elbo(IMAGES, seed=4).bits_per_dim) > 1e-4)
-
-
-class TestCompiledByXla:
-    @pytest.fixture(scope="class")
-    def small(self):
-        model = DecoupledModel(SMALL)
-        model.initialize(random_images(16))
-        return give_effect(model)
-
-    @pytest.fixture(autouse=True)
-    def traced(self, eager):
-        tf.config.run_functions_eagerly(False)
-
-    def test_images_come_back_and_codes_are_the_same(self, small):
-        # Traced before without XLA: what that left behind must not be taken.
-        plain = small.encode(IMAGES)
-        z, v = tf.function(small.encode, jit_compile=True)(tf.constant(IMAGES))
-        np.testing.assert_allclose(v, plain.v, atol=1e-5)
-        np.testing.assert_allclose(z, plain.z, atol=1e-5)
-        np.testing.assert_array_equal(tf.function(small.decode, jit_compile=True)(z, v), IMAGES)
-        np.testing.assert_array_equal(small.decode(z, v), IMAGES)
-
-    @pytest.mark.slow
-    def test_the_bound_and_its_gradient_are_the_same(self, small):
-        noise = tf.ones([3, 4]) / 3, tf.fill([3, 8, 8, 3], 0.25)
-        variables = [variable.value for variable in small.trainable_variables]
-
-        def slope(images, z, u):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(small.elbo_from_noise(images, z, u).bits_per_dim)
-            return loss, tape.gradient(loss, variables)
-
-        loss, gradients = slope(tf.constant(IMAGES), *noise)
-        compiled, others = tf.function(slope, jit_compile=True)(tf.constant(IMAGES), *noise)
-        assert float(compiled) == pytest.approx(float(loss), rel=1e-5)
-        for gradient, other in zip(gradients, others, strict=True):
-            np.testing.assert_allclose(other, gradient, atol=1e-4 * max(1, np.abs(gradient).max()))
