@@ -34,10 +34,6 @@ class TestUnknownNames:
     def test_a_name_near_to_none_is_refused_with_the_way_to_find_it(self):
         assert "tfdecouple explain" in refusal(lambda: Config.from_dict({"zzzzzz": 1}))
 
-    def test_constructor_knows_no_other_names(self):
-        with pytest.raises(TypeError):
-            ModelConfig(latent_dims=3)
-
 
 class TestWrongTypes:
     @pytest.mark.parametrize(
@@ -46,23 +42,17 @@ class TestWrongTypes:
             ("model.latent_dim", "64", "a whole number"),
             ("model.latent_dim", 1.5, "a whole number"),
             ("model.latent_dim", True, "a whole number"),
-            ("model.latent_dim", None, "a whole number"),
             ("model.alpha", "1", "a number"),
-            ("model.alpha", False, "a number"),
             ("model.steps", 3, "a list"),
-            ("model.steps", "22", "a list"),
             ("model.steps", [1, "2", 1], "a whole number or a list"),
             ("model.steps", [1, [[2]], 1], "a whole number"),
             ("model.hidden_channels", [4, [4]], "a whole number"),
             ("model.conditioning", 1, "'coupling'"),
             ("data.horizontal_flip", 1, "true or false"),
-            ("data.horizontal_flip", "true", "true or false"),
             ("data.data_dir", 3, "text or null"),
             ("data.source", None, "text"),
-            ("training.learning_rate", [1], "a number"),
             ("training.seed", {}, "a whole number"),
             ("model", [], "a JSON object"),
-            ("training", 3, "a JSON object"),
         ],
     )
     def test_wrong_type_is_refused_with_name_value_and_what_it_must_be(self, name, value, expected):
@@ -75,13 +65,9 @@ class TestWrongTypes:
     @pytest.mark.parametrize(
         ("make", "expected"),
         [
-            (lambda: ModelConfig(latent_dim="64"), "model.latent_dim is '64'; it must be a whole number"),
             (lambda: ModelConfig(image_shape=28), "model.image_shape is 28; it must be a list"),
-            (lambda: ModelConfig(hidden_channels=24), "model.hidden_channels is 24; it must be a list"),
             (lambda: ModelConfig(factors=np.eye(2)), "model.factors is array([[1., 0.],        [0., 1.]]); it must be"),
-            (lambda: ModelConfig(alpha=True), "model.alpha is True; it must be a number"),
             (lambda: DataConfig(source=3), "data.source is 3; it must be text"),
-            (lambda: TrainingConfig(steps=1.5), "training.steps is 1.5; it must be a whole number"),
         ],
     )
     def test_so_it_is_in_python(self, make, expected):
@@ -95,77 +81,51 @@ class TestWrongTypes:
 LEARNED = {"dequantization": "flow"}
 IMPOSSIBLE = [
     # name, value, part of the message, other options
-    ("model.image_shape", (0, 32, 3), "each at least 1", {}),
-    ("model.image_shape", (32, 30, 3), "multiples of 8", {}),
     ("model.image_shape", (12, 12, 3), "multiples of 8", {"steps": (1, 1), "hidden_channels": (4, 4)}),
-    ("model.image_shape", (8, 8), "[height, width, channels]", {}),
-    ("model.n_bits", 0, "at least 1", {}),
     ("model.n_bits", 9, "at most 8", {}),
     ("model.latent_dim", 0, "at least 1", {}),
     ("model.latent_dim", 1, "at least 2", {}),
-    ("model.latent_dim", -1, "at least 0", {"conditioning": "none"}),
     ("model.conditioning", "all", "'coupling', 'base' or 'none'", {}),
     ("model.transform", "cubic", "'affine', 'additive'", {}),
     ("model.step_layers", ("cubic",), "'sinh_arcsinh'", {}),
     ("model.conditioner", "recurrent", "'convolutional'", {}),
     ("model.step_layers", ("sinh_arcsinh",) * 2, "sinh_arcsinh more than once", {}),
-    ("model.prior", "vamp", "'flow', 'normal'", {}),
     ("model.prior", "classes", "model.classes is 0", {}),
-    ("model.classes", -1, "at least 0", {}),
     ("model.classes", 2, "labels enter by z", {"conditioning": "none"}),
     ("model.class_probabilities", (0.5,), "1 entries and model.classes is 2", {"classes": 2}),
     ("model.class_probabilities", (1.0, 0.0), "above 0", {"classes": 2}),
     ("training.loggers", ("paper",), "'tensorboard' or 'wandb'", {}),
     ("training.loggers", ("wandb", "wandb"), "each only once", {}),
     ("model.alpha", 0.0, "above 0", {}),
-    ("model.alpha", 1.1, "at most 1", {}),
     ("model.alpha", math.nan, "at most 1", {}),
     ("model.steps", (4,), "at least 2", {"hidden_channels": (4,)}),
-    ("model.steps", (), "at least 2", {"hidden_channels": ()}),
     ("model.steps", (2, (6, 6), 4), "hidden_channels has 4 entries", {}),
     ("model.steps", ((1,), (6, 6), (6, 6), 4), "first and last", {}),
-    ("model.steps", (1, (6, 6), (6, 6), (4,)), "first and last", {}),
     ("model.steps", (1, 6, (6, 6), 4), "needs a list of 1 to 3", {}),
-    ("model.steps", (1, (), (6, 6), 4), "needs a list of 1 to 3", {}),
     ("model.steps", (1, (1, 1, 1, 1), (6, 6), 4), "needs a list of 1 to 3", {}),
-    ("model.steps", (0, (6, 6), (6, 6), 4), "at least 1", {}),
     ("model.steps", (1, (6, 0), (6, 6), 4), "at least 1", {}),
     ("model.hidden_channels", (4, 4, 4), "one entry per level", {}),
-    ("model.hidden_channels", (4, 4, 0, 4), "at least 1", {}),
     ("model.factors", (4, 4, 4), "factors has 3 entries", {}),
     ("model.factors", (5,), "must divide", {}),
     ("model.factors", (0,), "model.factors[0] is 0; it must be at least 2", {}),
     ("model.encoder_channels", (), "empty", {}),
-    ("model.encoder_channels", (4, 0), "at least 1", {}),
     ("model.encoder_channels", (4,) * 6, "multiples of 64", {}),
-    ("model.prior_hidden", 0, "at least 1", {}),
-    ("model.dequantization", "normal", "'uniform' or 'flow'", {}),
     ("model.dequantization_steps", (4,), "at least 2", LEARNED | {"dequantization_hidden_channels": (4,)}),
     ("model.dequantization_steps", (1, 2, 3), "needs a list", LEARNED | {"dequantization_hidden_channels": (4, 4, 4)}),
     ("model.dequantization_hidden_channels", (4, 4, 4), "dequantization_steps 2", LEARNED),
-    ("model.dequantization_factors", (2, 2), "has 2 entries", LEARNED),
     ("model.dequantization_encoder_channels", (), "empty", LEARNED),
     ("model.dequantization_encoder_channels", (4,) * 6, "multiples of 64", LEARNED),
     ("data.source", "", "empty", {}),
     ("data.on_bad_image", "ignore", "'stop' or 'skip'", {}),
     ("data.photographs", (), "leave it out", {}),
     ("data.cache_gib", -0.5, "at least 0", {}),
-    ("training.steps", 0, "at least 1", {}),
     ("training.micro_batches", 0, "at least 1", {}),
-    ("training.weight_decay", -1, "at least 0", {}),
-    ("training.seed", -1, "at least 0", {}),
     ("training.learning_rate", 1e30, "it must be at most 1: Adam", {}),
-    ("training.learning_rate", math.nan, "at least 0", {}),
     ("training.epsilon", 0.0, "is 0; it must be above 0", {}),
-    ("training.epsilon", -1, "is -1; it must be above 0", {}),
     ("training.noise", 8.0, "say when the noise is gone", {}),
     ("training.patterns", 1.0, "is 1; it must be below 1", {}),
-    ("training.decay_rate", 1.5, "at most 1", {}),
     ("training.beta_1", 1.0, "below 1", {}),
-    ("training.beta_2", -0.1, "at least 0", {}),
-    ("training.ema_decay", 1.0, "below 1", {}),
     ("training.precision", "float16", "'float32', 'tf32' or 'mixed_bfloat16'", {}),
-    ("training.memory", "remat", "'keep', 'recompute' or 'invert'", {}),
     ("training.micro_batches", 3, "must be a multiple", {"batch_size": 64}),
 ]
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig}

@@ -7,7 +7,7 @@ from typing import Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.config import Config, describe_options, option_names
-from tfdecouple.config.values import unknown_option
+from tfdecouple.config.run import unknown_option
 
 
 def add_parser(commands: Any) -> None:
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the options of a run with their defaults and meanings, and returns 0."""
     for name in options.names:
         if not any(name in option for option in option_names()):
-            raise unknown_option(name, option_names())
+            raise unknown_option(name)
     defaults = Config().options()
     texts = [
         f"{name} = {json.dumps(defaults[name])}\n{textwrap.indent(textwrap.fill(meaning, 96), '    ')}"

@@ -5,34 +5,18 @@ changes single options by their dotted names (`--set model.latent_dim=32`). An u
 raises a `ConfigError` of one line that names the value.
 """
 
-from tfdecouple.config.data import BAD_IMAGE_RULES, PHOTOGRAPHS, DataConfig
-from tfdecouple.config.model import (
-    CONDITIONERS,
-    CONDITIONING,
-    MOST_LEVELS,
-    MOST_STEPS,
-    PRIORS,
-    STEP_LAYERS,
-    ModelConfig,
-)
+from tfdecouple.config.data import PHOTOGRAPHS, DataConfig
+from tfdecouple.config.model import CONDITIONERS, STEP_LAYERS, ModelConfig
 from tfdecouple.config.presets import describe_config, load_preset, preset_names
 from tfdecouple.config.run import Config, describe_options, difference, from_plain, option_names, override
-from tfdecouple.config.training import MEMORY, PRECISIONS, SEEDS, TrainingConfig
-from tfdecouple.transforms import TRANSFORMS
+from tfdecouple.config.training import MEMORY, PRECISIONS, TrainingConfig
 
 __all__ = [
-    "BAD_IMAGE_RULES",
     "CONDITIONERS",
-    "CONDITIONING",
     "MEMORY",
-    "MOST_LEVELS",
-    "MOST_STEPS",
     "PHOTOGRAPHS",
     "PRECISIONS",
-    "PRIORS",
-    "SEEDS",
     "STEP_LAYERS",
-    "TRANSFORMS",
     "Config",
     "DataConfig",
     "ModelConfig",

@@ -7,8 +7,6 @@ from typing import Literal
 
 from tfdecouple.config.values import Count, NonNegative, Positive, check_fields, format_value, require
 
-BAD_IMAGE_RULES = ("stop", "skip")
-
 # Names of the sample photographs whose licences let anybody use them; `data/sample_images.py` lists their files.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 
@@ -41,7 +39,7 @@ class DataConfig:
     pad_and_crop: Count = 0
     centre_crop: Count = 0
     validation_examples: Positive = 1000
-    on_bad_image: Literal[BAD_IMAGE_RULES] = "stop"  # type: ignore[valid-type]
+    on_bad_image: Literal["stop", "skip"] = "stop"
     cache_gib: NonNegative = 4.0
     photographs: tuple[str, ...] = PHOTOGRAPHS
     photograph_crops: Positive = 32768

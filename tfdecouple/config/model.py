@@ -11,9 +11,6 @@ from tfdecouple.config.shapes import Shape, StagePlan, flow_levels, squeezes_fir
 from tfdecouple.config.values import Count, Fraction, Positive, check_fields, require, require_choice, to_plain
 from tfdecouple.transforms import TRANSFORMS
 
-CONDITIONING = ("coupling", "base", "none")
-PRIORS = ("flow", "normal", "classes")
-DEQUANTIZATIONS = ("uniform", "flow")
 # Module and class of each layer by name, in the order of help texts. The module is imported, with TensorFlow, at need.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.pointwise:SinhArcsinh",
@@ -87,7 +84,7 @@ class ModelConfig:
     image_shape: Shape = (32, 32, 3)
     n_bits: Annotated[int, pydantic.Field(ge=1, le=8)] = 8
     latent_dim: Count = 64
-    conditioning: Literal[CONDITIONING] = "coupling"  # type: ignore[valid-type]
+    conditioning: Literal["coupling", "base", "none"] = "coupling"
     steps: tuple[int | tuple[int, ...], ...] = (2, (6, 6), (6, 6), 4)
     hidden_channels: tuple[Positive, ...] = (24, 512, 512, 512)
     factors: tuple[Factor, ...] = (4,)
@@ -98,7 +95,7 @@ class ModelConfig:
     conditioner: str = "convolutional"
     encoder_channels: tuple[Positive, ...] = (48, 96, 96)
     encoder_out_channels: Positive = 8
-    prior: Literal[PRIORS] = "flow"  # type: ignore[valid-type]
+    prior: Literal["flow", "normal", "classes"] = "flow"
     prior_steps: Positive = 2
     prior_hidden: Positive = 256
     prior_transform: str = "affine"
@@ -106,7 +103,7 @@ class ModelConfig:
     classes: Count = 0
     class_probabilities: tuple[Annotated[float, pydantic.Field(gt=0)], ...] = ()
     base_hidden: Positive = 64
-    dequantization: Literal[DEQUANTIZATIONS] = "uniform"  # type: ignore[valid-type]
+    dequantization: Literal["uniform", "flow"] = "uniform"
     dequantization_steps: tuple[int | tuple[int, ...], ...] = (2, 4)
     dequantization_hidden_channels: tuple[Positive, ...] = (24, 256)
     dequantization_factors: tuple[Factor, ...] = (2,)
@@ -167,7 +164,6 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Raises ConfigError if the levels of a flow are impossible; its options begin with `prefix`."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -207,14 +203,12 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
-        """Raises ConfigError if the option `name`, the planes of an encoder's levels, is impossible."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         self._check_halving(2**levels, f"{network} halves", f"model.{name}")
 
     def _check_halving(self, scale: int, halve: str, option: str) -> None:
-        """Raises ConfigError if height or width is no multiple of `scale`; `halve` and `option` are for the message."""
         *sides, channels = self.image_shape
         nearest = [*(-(-side // scale) * scale for side in sides), channels]
         require(
@@ -277,18 +271,14 @@ class ModelConfig:
         """The stages of each level of the dequantisation flow; () where u is uniform."""
         if not self.has_dequantizer:
             return ()
-        widths, factors = self.dequantization_hidden_channels, self.inner_dequantization_factors
-        return flow_levels(self.image_shape, self.dequantization_steps, widths, factors)
+        steps, factors = self.dequantization_steps, self.dequantization_factors
+        inner_factors = _repeat(factors, len(steps))
+        return flow_levels(self.image_shape, steps, self.dequantization_hidden_channels, inner_factors)
 
     @property
     def inner_factors(self) -> tuple[int, ...]:
         """The factor of each inner level of the flow: one over the fraction of channels that leave."""
         return _repeat(self.factors, len(self.steps))
-
-    @property
-    def inner_dequantization_factors(self) -> tuple[int, ...]:
-        """The factor of each inner level of the dequantisation flow: one over the fraction of channels that leave."""
-        return _repeat(self.dequantization_factors, len(self.dequantization_steps))
 
 
 def _repeat(factors: tuple[int, ...], levels: int) -> tuple[int, ...]:

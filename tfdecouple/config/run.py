@@ -16,8 +16,8 @@ from typing import Any
 from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import build_config, check_fields, format_value, require, to_plain, unknown_option
-from tfdecouple.errors import ConfigError
+from tfdecouple.config.values import check_fields, format_value, require, to_plain
+from tfdecouple.errors import ConfigError, nearest
 from tfdecouple.storage.files import parse_json, read_json
 
 T = typing.TypeVar("T")
@@ -26,20 +26,13 @@ T = typing.TypeVar("T")
 _NAME_BYTES = 200
 # Largest number of bytes of a config's file; a real config has some kilobytes.
 _MOST_BYTES = 2**18
-# Pattern of "name: meaning" or "name, name: meaning" in the Attributes of a docstring.
-_ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
+# Pattern of "name: meaning" or "name, name: meaning", in several lines, in the Attributes of a docstring.
+_ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """The config of a run: model, data and training.
-
-    >>> from tfdecouple.config import load_preset
-    >>> config = load_preset("cifar10")
-    >>> config.model.latent_dim, config.training.batch_size
-    (64, 512)
-    >>> override(config, ["model.latent_dim=32"]).model.latent_dim
-    32
 
     Attributes:
         name: name of the preset, or another name.
@@ -83,20 +76,12 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Returns the config with the options in a dict of plain JSON values; absent options take their defaults.
-
-        Raises:
-            ConfigError: where a name is unknown (the message has the nearest name), a type wrong or a value impossible.
-        """
+        """Returns the config with the options in a dict of plain JSON values; see `from_plain`."""
         return from_plain(cls, values)
 
     @classmethod
     def from_json(cls, path: str | pathlib.Path) -> Config:
-        """Returns the config in a JSON file; absent options take their defaults.
-
-        Raises:
-            ConfigError: where the file is missing or no JSON, a name is unknown, or a value impossible.
-        """
+        """Returns the config in a JSON file; raises ConfigError also where the file is missing or no JSON."""
         try:
             values = read_json(path, _MOST_BYTES)
         except OSError as error:
@@ -107,25 +92,41 @@ class Config:
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Returns an instance of the config class `cls`, whose options begin with `prefix`, from plain JSON values.
+    """Returns an instance of the config class `cls` from plain JSON values; absent options take their defaults.
+
+    The names of its options begin with `prefix`.
 
     Raises:
-        ConfigError: where a name is unknown, a type wrong or a value impossible.
+        ConfigError: where a name is unknown (the message has the nearest name), a type wrong or a value impossible.
     """
-    return build_config(cls, values, option_names(), prefix)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {format_value(values)}; it must be a JSON object")
+    hints = typing.get_type_hints(cls)
+    options = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise unknown_option(f"{prefix}{key}")
+        is_section = dataclasses.is_dataclass(hints[key])
+        options[key] = from_plain(hints[key], value, f"{prefix}{key}.") if is_section else value
+    return cls(**options)
+
+
+def unknown_option(name: str) -> ConfigError:
+    """Returns the ConfigError for an unknown option; its message has the nearest name."""
+    # Equal last parts go first, because the user may have left out the section.
+    same = [full for full in option_names() if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    hint = f"; did you mean {same[0]}?" if same else nearest(name, (*typing.get_type_hints(Config), *option_names()))
+    return ConfigError(
+        f"there is no option {format_value(name)}{hint or '; python -m tfdecouple explain explains all'}"
+    )
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Returns a config with single options changed.
+    """Returns a config with single options changed, by assignments of JSON values; anything else is taken as a text.
 
-    >>> from tfdecouple.config import load_preset
-    >>> changed = override(load_preset("cifar10"), ["model.latent_dim=32", "training.precision=tf32"])
+    >>> changed = override(Config(), ["model.latent_dim=32", "training.precision=tf32"])
     >>> changed.model.latent_dim, changed.training.precision
     (32, 'tf32')
-
-    Args:
-        config: the config to start from.
-        assignments: texts such as `"model.latent_dim=32"`, with JSON on the right side; anything else there is a text.
 
     Raises:
         ConfigError: where an assignment is malformed, a name unknown or a value impossible.
@@ -139,7 +140,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             )
         name = name.strip()
         if name not in option_names():
-            raise unknown_option(name, option_names())
+            raise unknown_option(name)
         try:
             value = parse_json(text)
         except ValueError:
@@ -169,27 +170,10 @@ def describe_options() -> dict[str, str]:
     'steps of flow per level. The f'
     """
     meanings = {}
-    for name in option_names():
-        section, _, option = name.rpartition(".")
-        cls = typing.get_type_hints(Config)[section] if section else Config
-        meanings[name] = _read_attributes(cls)[option]
-    return meanings
-
-
-@functools.cache
-def _read_attributes(cls: type) -> dict[str, str]:
-    """Returns the meanings by name in the Attributes section of a class's docstring."""
-    _, _, section = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    attributes: dict[str, str] = {}
-    names: list[str] = []
-    for line in section.partition("\n\n")[0].splitlines():
-        entry = _ENTRY.fullmatch(line.strip()) if line.startswith("    ") and line[4] != " " else None
-        if entry:
-            names = entry[1].split(", ")
-            attributes |= dict.fromkeys(names, entry[2])
-        else:
-            attributes |= {name: f"{attributes[name]} {line.strip()}" for name in names}
-    return attributes
+    for prefix, cls in (("", Config), ("model.", ModelConfig), ("data.", DataConfig), ("training.", TrainingConfig)):
+        for names, text in _ENTRY.findall(inspect.getdoc(cls) or ""):
+            meanings |= {prefix + name: " ".join(text.split()) for name in names.split(", ")}
+    return {name: meanings[name] for name in option_names()}
 
 
 def difference(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:

@@ -29,9 +29,7 @@ class StagePlan:
         name: beginning of the names of the stage's layers, such as `level_0_part_0`.
         level: number of the stage's level, from 0 on.
         reduction: ratio of the image's height to that of the maps.
-        height: height of the maps.
-        width: width of the maps.
-        channels: number of channels of the maps.
+        height, width, channels: shape of the maps.
         hidden: width of the coupling nets.
         steps: number of steps.
         dropped: number of channels that leave at the end; 0 where all stay.
@@ -69,13 +67,9 @@ class StagePlan:
 
 
 class Block(NamedTuple):
-    """A ResNet block of an encoder.
+    """A ResNet block of an encoder: its layer's name, and the channels of its output.
 
-    Attributes:
-        name: name of the layer, such as `level_0_block_1`.
-        planes: channels of the output.
-        strides: 2 where the block halves height and width, or doubles them if it is transposed; else 1.
-        transposed: whether the convolutions are transposed.
+    With `strides` 2 it halves height and width, or doubles them if its convolutions are transposed.
     """
 
     name: str
@@ -85,21 +79,13 @@ class Block(NamedTuple):
 
 
 def is_square_of_rgb(image_shape: Shape) -> bool:
-    """Returns whether images of this shape are squares of three channels.
-
-    >>> is_square_of_rgb((32, 32, 3)), is_square_of_rgb((32, 32, 1))
-    (True, False)
-    """
+    """Returns whether images of this shape are squares of three channels."""
     height, width, channels = image_shape
     return height == width and channels == RGB_CHANNELS
 
 
 def describe_channels(channels: int) -> str:
-    """Returns a text for a number of channels: "grey", "RGB" or the number.
-
-    >>> [describe_channels(channels) for channels in (1, 3, 5)]
-    ['grey', 'RGB', '5 channels']
-    """
+    """Returns a text for a number of channels: "grey", "RGB" or, for example, "5 channels"."""
     return {1: "grey", RGB_CHANNELS: "RGB"}.get(channels, f"{channels} channels")
 
 
@@ -116,11 +102,7 @@ def describe_images(image_shape: Shape) -> str:
 
 
 def squeezes_first(channels: int) -> bool:
-    """Returns whether a flow squeezes images with this number of channels before its first level.
-
-    >>> [squeezes_first(channels) for channels in (1, 2, 3, 4)]
-    [True, True, False, False]
-    """
+    """Returns whether a flow squeezes images with this number of channels before its first level."""
     return channels < LEAST_CHANNELS
 
 
@@ -148,11 +130,6 @@ def flow_levels(
     [('level_0_part_0', 8, 3, 0)]
     [('level_1_part_0', 4, 12, 3), ('level_1_part_1', 4, 9, 3)]
     [('level_2_part_0', 2, 24, 0)]
-    >>> for level in flow_levels((16, 24, 1), (1, (2, 2), 1), (4, 5, 6), (4,)):
-    ...     print([(stage.height, stage.width, stage.channels, stage.dropped) for stage in level])
-    [(8, 12, 4, 0)]
-    [(4, 6, 16, 4), (4, 6, 12, 4)]
-    [(2, 3, 32, 0)]
     """
     levels = []
     height, width, channels = image_shape
@@ -160,11 +137,11 @@ def flow_levels(
     channels *= 4**first
     for level, (counts, hidden) in enumerate(zip(steps, hidden_channels, strict=True)):
         channels *= 4 if level else 1
-        inner = not isinstance(counts, int)
         reduction = 2 ** (level + first)
-        dropped = channels // inner_factors[level - 1] if inner else 0
+        is_inner = not isinstance(counts, int)
+        dropped = channels // inner_factors[level - 1] if is_inner else 0
         stages = []
-        for number, count in enumerate(counts if not isinstance(counts, int) else (counts,)):
+        for number, count in enumerate(counts if is_inner else (counts,)):
             stages.append(
                 StagePlan(
                     name=f"level_{level}_part_{number}",
@@ -186,9 +163,6 @@ def flow_levels(
 def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
     """Returns the blocks of the encoder: two per level, of which the second halves height and width.
 
-    Args:
-        planes: number of channels of each level.
-
     >>> [(block.name, block.planes, block.strides) for block in encoder_blocks((8, 16))][:3]
     [('level_0_block_1', 8, 1), ('level_0_block_2', 8, 2), ('level_1_block_1', 16, 1)]
     """
@@ -204,10 +178,6 @@ def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
 
     On the way up a level has two blocks of transposed convolutions. The second block doubles height and width; its
     number of planes is that of the next higher resolution, or of the map.
-
-    Args:
-        planes: number of channels of each level.
-        map_channels: number of channels of the map.
 
     >>> [(block.name, block.planes, block.strides) for block in local_blocks((8, 16), 4)[4:]]
     [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]

@@ -12,8 +12,6 @@ from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
 MEMORY = ("keep", "recompute", "invert")
-# Number of seeds that keras.utils.set_random_seed accepts.
-SEEDS = 2**32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,8 @@ class TrainingConfig:
     memory: Literal[MEMORY] = "keep"  # type: ignore[valid-type]
     jit_compile: bool = False
     bytes_per_pack: Count = 2**25
-    seed: Annotated[int, pydantic.Field(ge=0, lt=SEEDS)] = 0
+    # keras.utils.set_random_seed accepts these seeds.
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
     init_images: Positive = 512
     max_skipped_steps: Positive = 10
     log_every: Positive = 10

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import numbers
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import pydantic
 
 from tfdecouple.errors import ConfigError
-
-T = typing.TypeVar("T")
 
 # Types of fields with a range: whole numbers from 0 or 1 on, and numbers from 0 on.
 Count = Annotated[int, pydantic.Field(ge=0)]
@@ -60,35 +57,6 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises ConfigError if the value of the option `name` is not among the choices."""
     choices = tuple(choices)
     require(value in choices, f"{name} is {format_value(value)}; it must be one of {', '.join(map(repr, choices))}")
-
-
-def build_config(cls: type[T], values: Mapping[str, Any], names: Sequence[str], prefix: str = "") -> T:
-    """Returns an instance of a config dataclass from plain JSON values; absent fields take their defaults.
-
-    Args:
-        cls: the dataclass.
-        values: values by the names of the fields.
-        names: dotted names of all options, for a hint at an unknown name.
-        prefix: beginning of the dotted names of the fields.
-
-    Raises:
-        ConfigError: where a name is unknown, a type wrong or a value impossible.
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {format_value(values)}; it must be a JSON object")
-    hints = typing.get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise unknown_option(prefix + str(key), names)
-    sections = {key: hint for key, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    return cls(
-        **{
-            key: build_config(typing.cast(type, sections[key]), value, names, f"{prefix}{key}.")
-            if key in sections
-            else value
-            for key, value in values.items()
-        }
-    )
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -146,16 +114,6 @@ def _to_python(value: Any, name: str) -> Any:
     # A NUL character is refused, because TensorFlow and file systems cannot take it.
     require(not isinstance(value, str) or "\0" not in value, f"{name} is {format_value(value)}; it must not hold a NUL")
     return value
-
-
-def unknown_option(name: str, names: Sequence[str]) -> ConfigError:
-    """Returns the ConfigError for an unknown option; its message has the nearest name."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not near:
-        # The last parts of the names are compared, because the user may have left out the section.
-        near = [full for full in names if full.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    hint = f"did you mean {near[0]}?" if near else "python -m tfdecouple explain explains all"
-    return ConfigError(f"there is no option {format_value(name)}; {hint}")
 
 
 def to_plain(value: Any) -> Any:
