@@ -1,4 +1,8 @@
-"""Conversion of callers' arguments (numbers, arrays, images, labels, codes), with clear errors for wrong values."""
+"""Conversion of callers' arguments (numbers, arrays, images, labels, codes).
+
+All functions raise UserError, or DataError for images and labels, where a value has a wrong type or shape or is out of
+its range.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +17,9 @@ from tfdecouple.errors import DataError, UserError, one_line
 
 
 def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.Tensor:
-    """Returns a value as a tensor.
-
-    Args:
-        value: an array, a tensor, or lists of numbers of one shape.
-        name: the name of the value in messages.
-        error: the class of the error that is raised if the value cannot become a tensor.
-    """
-    if value is None:
-        raise error(f"{name} is None; it must be an array")
-    if isinstance(value, tf.RaggedTensor | tf.SparseTensor):
-        raise error(f"{name} is a {type(value).__name__}; it must be a dense array")
+    """Returns a value (an array, a tensor, or lists of numbers of one shape) as a tensor, or raises the error."""
+    if value is None or isinstance(value, tf.RaggedTensor | tf.SparseTensor):
+        raise error(f"{name} is {'None' if value is None else type(value).__name__}; it must be a dense array")
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(part, np.ndarray) for part in value):
             # TensorFlow would turn a list of uint8 arrays into int32.
@@ -37,11 +33,7 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
 
 
 def as_floats(value: Any, name: str) -> tf.Tensor:
-    """Returns a value as a float32 tensor.
-
-    Raises:
-        UserError: if the value does not consist of real numbers.
-    """
+    """Returns a value as a float32 tensor; raises UserError if it does not consist of real numbers."""
     tensor = as_tensor(value, name)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
         raise UserError(f"{name} is of type {tensor.dtype.name}; it must be float32")
@@ -49,36 +41,22 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
 
 
 def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> tf.Tensor:
-    """Returns a value as a tensor of images, uint8 `[batch, height, width, channels]`.
-
-    Args:
-        value: an array, a tensor, or lists of numbers.
-        image_shape: height, width and channels.
-        any_size: whether images may have another height and width, at least 1.
-
-    Raises:
-        DataError: if the images have the wrong type or shape.
-    """
+    """Returns a value as a tensor of images, uint8 `[batch, height, width, channels]`, checked by `require_images`."""
     images = as_tensor(value, "images", DataError)
     require_images(images, image_shape, any_size)
     return images
 
 
 def require_images(images: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
-    """Raises DataError unless `images` are uint8 images of the right shape.
+    """Raises DataError unless `images`, a tensor or a `tf.TensorSpec`, are uint8 images of the right shape.
 
-    Args:
-        images: a tensor or a `tf.TensorSpec`.
-        image_shape: height, width and channels.
-        any_size: whether images may have another height and width, at least 1.
+    With `any_size` they may have another height and width, at least 1.
     """
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
     if dtype != tf.uint8:
         advice = ": tf.cast(images, tf.uint8)" if dtype.is_integer else ""
         if dtype.is_floating:
-            advice = (
-                ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of pixels in 0..255"
-            )
+            advice = ": tf.cast(tf.round(255 * images), tf.uint8) of pixels in 0..1, without the 255 of others"
         raise DataError(f"images are of type {dtype.name}; they must be uint8 with values 0..255{advice}")
     if not _has_shape(shape, image_shape, any_size):
         shown = "unknown" if shape.rank is None else tuple(shape)
@@ -86,7 +64,6 @@ def require_images(images: Any, image_shape: tuple[int, int, int], any_size: boo
 
 
 def _has_shape(shape: tf.TensorShape, image_shape: tuple[int, int, int], any_size: bool) -> bool:
-    """Returns whether a shape is that of a batch of images; with `any_size`, of any height and width."""
     if shape.rank == 4 and any_size:
         return shape[-1] == image_shape[-1] and 0 not in shape[1:3]
     return shape.rank == 4 and tuple(shape[1:]) == image_shape
@@ -97,11 +74,7 @@ def _show_batch(image_shape: tuple[int, int, int], any_size: bool = False) -> st
 
 
 def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns two batches with the same number of images, of any size; `what` is the name of the operation in messages.
-
-    Raises:
-        DataError: if one batch has more images than the other, or a value does not consist of images.
-    """
+    """Returns two batches of equally many images, of any size; `what` is the name of the operation in messages."""
     a, b = as_images(a, image_shape, any_size=True), as_images(b, image_shape, any_size=True)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
         raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
@@ -109,11 +82,7 @@ def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int
 
 
 def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
-    """Returns a value as z, float32 `[..., d_z]`; None for a model without z.
-
-    Args:
-        value: an array, a tensor, or lists of numbers; None for a model without z.
-        latent_dim: d_z; 0 for a model without z.
+    """Returns a value as z, float32 `[..., d_z]`; None for a model without z, whose `latent_dim` is 0.
 
     Raises:
         UserError: if z is missing or superfluous, or has the wrong shape.
@@ -135,15 +104,9 @@ def as_codes(
 ) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Returns two values as codes: z, float32 `[batch, d_z]` or None; v, float32 `[batch, height, width, channels]`.
 
-    Args:
-        z: an array, a tensor, or lists of numbers; None for a model without z.
-        v: an array, a tensor, or lists of numbers, `[batch, height, width, channels]`.
-        latent_dim: d_z; 0 for a model without z.
-        image_shape: height, width and channels of the model's images.
-        multiple: the number of which height and width of v must be multiples.
-
     Raises:
-        UserError: if a code has the wrong shape, or z and v belong to different numbers of images.
+        UserError: if a code has the wrong shape, z and v belong to different numbers of images, or height and width of
+            v are not multiples of `multiple`.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
@@ -164,9 +127,6 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
         count: the number of images, a number or a scalar tensor; None for as many images as labels.
         classes: the number of labels that the model knows; 0 for a model without labels.
         required: whether each image must have a label.
-
-    Raises:
-        DataError: if labels are missing, superfluous or unknown, or have the wrong shape or type.
     """
     if not classes:
         if value is not None:
@@ -204,9 +164,6 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
         amount: one number, or a number for each image, `[batch]`.
         batch: the number of images; None if it is unknown while a graph is traced.
         latent_dim: d_z.
-
-    Raises:
-        UserError: if a shape is wrong, or a number is not finite.
     """
 
     def fits(leading: tf.TensorShape) -> bool:
@@ -228,11 +185,7 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
 
 
 def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
-    """Returns a value as the dequantisation noise of images, a float32 tensor of the images' shape.
-
-    Raises:
-        UserError: if the value has another shape, or does not consist of real numbers.
-    """
+    """Returns a value as the dequantisation noise of images, a float32 tensor of the images' shape."""
     noise = as_floats(value, "noise")
     if not noise.shape.is_compatible_with(images.shape):
         raise UserError(f"noise is of shape {tuple(noise.shape)}; it must be that of the images, {tuple(images.shape)}")
@@ -240,11 +193,7 @@ def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
 
 
 def as_whole_number(value: Any, name: str) -> int:
-    """Returns a value of a Python, NumPy or TensorFlow type as a whole number of at least 0.
-
-    Raises:
-        UserError: if the value is anything else.
-    """
+    """Returns a value of a Python, NumPy or TensorFlow type as a whole number of at least 0."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -257,11 +206,7 @@ def as_whole_number(value: Any, name: str) -> int:
 
 
 def as_number(value: Any, name: str) -> float | tf.Tensor:
-    """Returns a value of a Python, NumPy or TensorFlow type as a finite number of at least 0; a tensor while tracing.
-
-    Raises:
-        UserError: if the value is anything else.
-    """
+    """Returns a value of a Python, NumPy or TensorFlow type as a finite number >= 0; a tensor while tracing."""
     if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
     array = _as_finite(value)
@@ -271,11 +216,7 @@ def as_number(value: Any, name: str) -> float | tf.Tensor:
 
 
 def as_numbers(value: Any, name: str) -> np.ndarray:
-    """Returns a list of numbers, or one number, as an array of finite numbers, float64 `[n]`.
-
-    Raises:
-        UserError: if the value is anything else.
-    """
+    """Returns a list of numbers, or one number, as an array of finite numbers, float64 `[n]`."""
     array = np.atleast_1d(_as_finite(value))
     if array.ndim != 1 or np.isnan(array).any():
         raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a number or a list of numbers, all finite")

@@ -63,12 +63,7 @@ class ExactnessWarning(UserWarning):
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issues a warning that points at the line of the user's own code, not at TensorFlow, Keras or this package.
-
-    Args:
-        message: text that names the mistake and the remedy.
-        category: the class of the warning.
-    """
+    """Issues a warning that points at the line of the user's own code, not at TensorFlow, Keras or this package."""
     frame, level = sys._getframe(0), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         frame, level = frame.f_back, level + 1
@@ -76,17 +71,12 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
-    r"""Returns the text of an exception as a single line, or the exception's type if the text is empty.
+    r"""Returns the text of an exception as a single line of `limit` characters; its type if the text is empty.
+
+    With `first` only the first line is returned, since TensorFlow adds lines for its developers.
 
     >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
     ('no such file', 'OSError')
-    >>> one_line(ValueError("bad\ntraceback"), first=True)
-    'bad'
-
-    Args:
-        error: the exception, or a text.
-        limit: the largest number of characters.
-        first: whether to return the first line only, since TensorFlow adds lines for its developers.
     """
     text = _ESCAPE.sub("", str(error)).strip()
     if first:

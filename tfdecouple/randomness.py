@@ -31,10 +31,7 @@ def make_seed(seed: Any) -> tf.Tensor:
             return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
     if not tf.is_tensor(seed):
-        try:
-            values = np.asarray(seed)
-        except ValueError:
-            values = np.asarray(None)
+        values = np.asarray(seed)
         # NumPy gives whole numbers beyond 64 bits the kind of objects, which this check refuses.
         is_whole = values.dtype.kind in "iu" and values.shape in ((), (2,))
         if not is_whole or (values.ndim == 0 and not 0 <= values < 2**32):
@@ -49,9 +46,7 @@ def make_seed(seed: Any) -> tf.Tensor:
 def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
     """Returns a seed, int32 `[2]`, derived from another seed and some parts; equal parts give equal seeds.
 
-    Args:
-        seed: the original seed, as for `make_seed`.
-        *parts: names of purposes (text) or whole numbers (also tensors), for example the number of a step.
+    A part is the name of a purpose, or a whole number (also a tensor), for example the number of a step.
     """
     result = make_seed(seed)
     for part in parts:
