@@ -21,14 +21,14 @@ from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
 from tfdecouple.corpus import encoding, formats, read_codes
 from tfdecouple.corpus.codes_manifest import SCORES
-from tfdecouple.corpus.formats import to_example
+from tfdecouple.corpus.formats import to_examples
 from tfdecouple.data import Source
 from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
-from tfdecouple.runs.opened_run import Run, load_model
+from tfdecouple.runs.opened_run import Run
 
 # One test encodes as the command does, which traces.
 pytestmark = pytest.mark.usefixtures("eager_file", "quiet")
@@ -63,6 +63,19 @@ class TestCodes:
         for shard in facts["shards"]:
             content = (out / shard["name"]).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
+        keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
+        assert keys[20:] == [*(f"validation/{n}.png" for n in range(6)), *(f"test/{n}.png" for n in range(5))]
+        assert list(read(out, split="validation")) == keys[20:26]
+        with pytest.raises(DataError, match="no codes of a split 'tests'; it has train, validation, test"):
+            read_codes(out, split="tests")
+        with pytest.raises(DataError, match="holds no codes"):
+            read_codes(tmp_path)
+        if kind == "parquet":
+            table = pq.read_table(out)
+            assert table.num_rows == 31 and table.schema.field("key").type == "string"
+            assert table.schema.field("v").metadata == {b"shape": b"8,8,3"}
+            z_by_key = dict(zip(table.column("key").to_pylist(), table.column("z").to_pylist(), strict=True))
+            np.testing.assert_array_equal([z_by_key[key] for key in codes], z)
 
     def test_images_far_from_the_training_are_counted(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
         keys = sorted(key for key in every_key(pictures) if key.startswith("test/"))
@@ -91,34 +104,15 @@ class TestCodes:
             np.testing.assert_allclose(found, right[name], rtol=1e-4, atol=1e-4, err_msg=name)
         assert set(codes[keys[0]]) == {"key", "label", "z", *SCORES}
 
-    def test_order_and_splits(self, encode, pictures, tmp_path):
-        with pytest.raises(DataError, match="holds no codes"):
-            read_codes(tmp_path)
-        assert encode() == 0
-        keys = [row["key"].decode() for row in read_codes(tmp_path / "codes").as_numpy_iterator()]
-        assert keys[20:] == [*(f"validation/{n}.png" for n in range(6)), *(f"test/{n}.png" for n in range(5))]
-        validation = read(tmp_path / "codes", split="validation")
-        assert list(validation) == keys[20:26] and set(validation[keys[20]]) == {"key", "label", "z"}
-        with pytest.raises(DataError, match="no codes of a split 'tests'; it has train, validation, test"):
-            read_codes(tmp_path / "codes", split="tests")
-
     def test_examples_are_tensorflow_s(self):
         array = np.arange(300, dtype=np.float32).reshape(10, 10, 3) / 7
-        example = tf.train.Example.FromString(to_example("ä/1".encode(), -1, {"v": array, "z": array[0, :2, 0]}))
+        (content,) = to_examples(["ä/1".encode()], [-1], {"v": array[None], "z": array[:1, :2, 0]})
+        example = tf.train.Example.FromString(content)
         features = example.features.feature
         assert features["key"].bytes_list.value[0].decode() == "ä/1"
         assert list(features["label"].int64_list.value) == [-1]
         np.testing.assert_array_equal(np.float32(features["v"].float_list.value), array.ravel())
         assert features["z"] == tf.train.Feature(float_list=tf.train.FloatList(value=array[0, :2, 0]))
-
-    def test_parquet_is_read_as_a_folder(self, encode, tmp_path):
-        assert encode("--v", "--format", "parquet") == 0
-        table = pq.read_table(tmp_path / "codes")
-        assert table.num_rows == 31
-        assert table.schema.field("v").metadata == {b"shape": b"8,8,3"}
-        v = np.stack(table.column("v").to_numpy())
-        assert v.shape == (31, 192) and v.dtype == np.float32
-        assert table.schema.field("key").type == "string"
 
     def test_embedded_photographs_up_to_a_limit(self, tiny_run, tmp_path):
         arguments = ["--run", tiny_run, "--out", tmp_path / "codes", "--split", "validation", "--limit", 9]
@@ -132,7 +126,7 @@ class TestCodes:
         assert "has no z" in refused(capsys, lambda: encode(run=run))
         assert "--z-std needs one" in refused(capsys, lambda: encode("--v", "--z-std", run=run))
         assert not (tmp_path / "codes").exists()
-        assert encode("--v", run=run) == 0
+        assert encode("--v", "--split", "test", run=run) == 0
         codes = read(tmp_path / "codes")
         assert set(next(iter(codes.values()))) == {"key", "label", "v"}
         images = model.decode(None, np.stack([row["v"] for row in codes.values()]))
@@ -163,58 +157,43 @@ class TestRefusals:
             ("--format csv", "--format is 'csv'; it must be tfrecord or parquet"),
             ("--split tests", "--split is 'tests'"),
             ("--images-per-shard 0", "--images-per-shard is 0"),
-            ("--limit 0", "--limit is 0"),
             ("--on-bad-image ignore", "data.on_bad_image is 'ignore'"),
-            ("--data folder:/no/such/folder", "there is no folder /no/such/folder"),
         ],
     )
     def test_mistake_in_the_arguments(self, encode, tmp_path, capsys, arguments, message):
         assert message in refused(capsys, lambda: encode(*arguments.split()))
         assert not (tmp_path / "codes").exists()
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ("--format parquet", "format was tfrecord and is now parquet"),
-            ("--v", "fields was z [4] and is now z [4], v [8, 8, 3]"),
-            ("--limit 3", "splits was train 20, validation 6, test 5 and is now train 3"),
-            ("--images-per-shard 8", "images_per_shard was 7 and is now 8"),
-            ("--data photographs", "data.title was images in"),
-        ],
-    )
-    def test_other_job_in_the_same_folder(self, encode, tmp_path, capsys, arguments, message):
-        assert encode("--split", "all") == 0
-        before = contents(tmp_path / "codes")
-        capsys.readouterr()
-        assert message in refused(capsys, lambda: encode(*arguments.split()))
-        assert contents(tmp_path / "codes") == before
-
-    def test_other_run_and_other_weights(self, encode, tiny_run, tmp_path, capsys):
+    def test_other_job_in_the_same_folder(self, encode, model, tiny_run, pictures, tmp_path, capsys):
         assert encode() == 0
+        before = contents(tmp_path / "codes")
+        # The same weights under another name, and the same files elsewhere, are the same job.
+        data, renamed = tmp_path / "pictures", tmp_path / "renamed"
+        shutil.copytree(pictures, data)
+        shutil.copytree(tiny_run, renamed)
+        assert encode(run=renamed, data=data) == 0
+        (data / "test" / "0.png").rename(data / "test" / "00.png")
         other = DecoupledModel(SMALL)
         other.initialize(random_images(16))
-        capsys.readouterr()
-        for name in ("other", "tiny"):
-            run = write_run(tmp_path / name, give_effect(other))
-            line = refused(capsys, lambda run=run: encode(run=run))
-            assert (
-                f"begun with the weights of update 1 of the run tiny, and those of update 1 of {name} are others"
-                in line
-            )
-        # The same weights under another name are the same job.
-        shutil.copytree(tiny_run, tmp_path / "renamed")
-        assert encode(run=tmp_path / "renamed") == 0
-
-    def test_other_files(self, encode, pictures, tmp_path, capsys):
-        data = tmp_path / "pictures"
-        shutil.copytree(pictures, data)
-        assert encode(data=data) == 0
-        # Elsewhere the same files are the same images.
-        data = data.rename(tmp_path / "moved")
-        assert encode(data=data) == 0
-        (data / "test" / "0.png").rename(data / "test" / "00.png")
-        capsys.readouterr()
-        assert "was begun with other files" in refused(capsys, lambda: encode(data=data))
+        weights = write_run(tmp_path / "other", give_effect(other))
+        cropped = write_run(tmp_path / "tiny", model, data=DataConfig(source="folder:/faces", centre_crop=4))
+        for arguments, options, message in (
+            (["--format", "parquet"], {}, "format was tfrecord and is now parquet"),
+            (["--v"], {}, "fields was z [4] and is now z [4], v [8, 8, 3]"),
+            (["--limit", 3], {}, "splits was train 20, validation 6, test 5 and is now train 3"),
+            (["--data", "photographs"], {}, "data.title was images in"),
+            (
+                [],
+                {"run": weights},
+                "update 1 of the run tiny, and those of update 1 of other are others",
+            ),
+            # The config of a run on a folder decides how images are cropped.
+            ([], {"run": cropped}, "centre_crop was 0 and is now 4"),
+            ([], {"data": data}, "was begun with other files"),
+        ):
+            capsys.readouterr()
+            assert message in refused(capsys, lambda a=arguments, o=options: encode(*a, **o))
+        assert contents(tmp_path / "codes") == before
 
     def test_second_program(self, encode, tmp_path, capsys):
         (tmp_path / "codes").mkdir()
@@ -234,16 +213,17 @@ class TestRefusals:
         [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "full")],
     )
     def test_full_disk_keeps_what_is_whole(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
-        to_example = formats.to_example
+        to_examples = formats.to_examples
         calls = []
 
         def fails(*rest):
-            calls.append(rest)
-            if len(calls) == 10:
-                raise error
-            return to_example(*rest)
+            for example in to_examples(*rest):
+                calls.append(example)
+                if len(calls) == 10:
+                    raise error
+                yield example
 
-        monkeypatch.setattr(formats, "to_example", fails)
+        monkeypatch.setattr(formats, "to_examples", fails)
         line = refused(capsys, encode)
         assert "No space left on device" in line and "the same command goes on from it" in line
         assert list(contents(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
@@ -271,19 +251,11 @@ class TestMemory:
         def encoder(images, index, *_):
             return {"z": np.zeros((len(images), 2), np.float32)}
 
-        rows = encoding.encode_images(source, "train", 500_000, 1_000_000, encoder, 4)
+        rows = encoding.encode_images(source, "train", np.arange(500_000, 1_000_000), encoder, 4)
         assert [next(rows)["index"].tolist() for _ in range(3)][2] == [500_008, 500_009, 500_010, 500_011]
         assert len(decoded) < 1000 and min(decoded) == 500_000
 
 
-def test_the_config_of_a_run_on_a_folder_decides_how_images_are_cropped(tiny_run, pictures, tmp_path, capsys):
-    model = load_model(tiny_run)
-    # Where the subjects of a data set are says nothing of a user's own images.
-    other = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
-    assert Run.open(other).data_config(f"folder:{pictures}").centre_crop == 0
-    run = write_run(tmp_path / "cropped", model, data=DataConfig(source="folder:/faces", centre_crop=4))
-    arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", tmp_path / "codes"]
-    assert main(list(map(str, arguments))) == 0
-    arguments[2] = run
-    capsys.readouterr()
-    assert "centre_crop was 0 and is now 4" in refused(capsys, lambda: main(list(map(str, arguments))))
+def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):
+    run = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
+    assert Run.open(run).data_config(f"folder:{pictures}").centre_crop == 0

@@ -1,9 +1,5 @@
 """Tests of batches: order, evaluation, and what is refused."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,13 +19,14 @@ from helpers.numbered import (
 from tfdecouple.config import DataConfig
 from tfdecouple.data import (
     Source,
+    chosen_batches,
     evaluation_batches,
     load_images,
-    open_source,
     steps_per_epoch,
     training_batches,
 )
 from tfdecouple.data.splits import RecordSplit, Split
+from tfdecouple.errors import DataError
 
 
 class TestTrainingOrder:
@@ -58,23 +55,6 @@ class TestTrainingOrder:
         for epoch in range(4):
             seen = numbers(batches[epoch * steps : (epoch + 1) * steps])
             assert len(set(seen)) == len(seen) == 24
-
-    @pytest.mark.parametrize("pipelines", [1, 2])
-    def test_micro_batches_are_parts_of_the_same_batches(self, pipelines: int) -> None:
-        source, options = memory_source(numbered_images(13)), {"batch_size": 8, "seed": 3, "start_step": 1}
-        # One batch an epoch: two of whole epochs of micro-batches would hold an image twice.
-        whole = training_batches(source, AUGMENTED, **options).take(3).as_numpy_iterator()
-        contexts = [tf.distribute.InputContext(pipelines, number, pipelines) for number in range(pipelines)]
-        parts = [
-            training_batches(source, AUGMENTED, **options, micro_batches=2, context=context).take(6).as_numpy_iterator()
-            for context in contexts
-        ]
-        pieces = [piece for together in zip(*parts, strict=True) for piece in together]
-        for step, batch in enumerate(whole):
-            own = pieces[2 * pipelines * step :][: 2 * pipelines]
-            assert_same([{name: np.concatenate([piece[name] for piece in own]) for name in batch}], [batch])
-        with pytest.raises(ValueError, match="a batch of 8 is not 3 equal micro-batches"):
-            training_batches(source, AUGMENTED, **options, micro_batches=3)
 
     def test_epochs_differ_in_order_and_in_what_is_left_over(self, source: Source) -> None:
         batches = take(source, PLAIN, 36)
@@ -128,7 +108,7 @@ class TestTrainingOrder:
 
 
 class TestEvaluation:
-    @pytest.mark.parametrize("batch_size", [1, 4, 26, 40])
+    @pytest.mark.parametrize("batch_size", [4, 26, 40])
     def test_each_image_exactly_once(self, source: Source, batch_size: int) -> None:
         wanted, labels = load_images(source, "train", TRAINING_IMAGES)
         batches = list(evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
@@ -145,53 +125,45 @@ class TestEvaluation:
         np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
         assert not joined["image"][TRAINING_IMAGES:].any()
 
-    @pytest.mark.parametrize(("limit", "count"), [(0, 26), (7, 7), (100, 26)])
-    def test_limit_takes_the_first(self, limit: int, count: int) -> None:
+    def test_limit_takes_the_first(self) -> None:
         source = memory_source(numbered_images(26))
-        batches = list(evaluation_batches(source, "train", batch_size=4, limit=limit).as_numpy_iterator())
-        weights = np.concatenate([batch["weight"] for batch in batches])
-        assert weights.sum() == count and len(batches) == -(-count // 4)
-
-    def test_load_images_starts_anywhere(self, source: Source) -> None:
-        images, labels = load_images(source, "train", 5, start=20)
-        all_images, all_labels = load_images(source, "train", TRAINING_IMAGES)
-        assert images.dtype == np.uint8 and labels.dtype == np.int32
-        np.testing.assert_array_equal(images, all_images[20:25])
-        np.testing.assert_array_equal(labels, all_labels[20:25])
+        batches = list(evaluation_batches(source, "train", batch_size=4, limit=7).as_numpy_iterator())
+        indices = [batch["index"][batch["weight"] > 0].tolist() for batch in batches]
+        assert indices == [[0, 1, 2, 3], [4, 5, 6]]
 
 
-class TestWrongInputs:
-    @pytest.mark.parametrize(
-        ("call", "parts"),
-        [
-            (lambda s: steps_per_epoch(s, 27), ("27", "26 training images")),
-            (lambda s: steps_per_epoch(s, 0), ("batch size is 0",)),
-            (lambda s: training_batches(s, PLAIN, batch_size=2, seed=-1), ("seed is -1",)),
-            (lambda s: training_batches(s, PLAIN, batch_size=2, seed=0, start_step=-3), ("start_step is -3",)),
-            (lambda s: evaluation_batches(s, "tset", batch_size=2), ("'tset'", "test")),
-            (lambda s: evaluation_batches(s, "test", batch_size=2, limit=-1), ("limit is -1",)),
-            (lambda s: load_images(s, "train", 10, start=20), ("10", "20", "has 6")),
-            (lambda s: load_images(s, "train", 0), ("count is 0",)),
-        ],
-    )
-    def test_batches(self, call: Callable[[Source], object], parts: tuple[str, ...]) -> None:
-        source = memory_source(numbered_images(26))
-        message = one_line_error(lambda: call(source))
-        assert all(part in message for part in parts), message
+class TestChosenBatches:
+    def test_only_chosen_images_come_in_ascending_order(self, source: Source) -> None:
+        images, labels = load_images(source, "train", TRAINING_IMAGES)
+        batches = list(chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
+        assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
+        np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
+        np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
+        assert list(chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
+        with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
+            list(chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
-    @pytest.mark.parametrize(
-        ("name", "parts"),
-        [
-            ("cifar11", ("'cifar11'", "did you mean cifar10", "folder:PATH")),
-            ("photograph", ("did you mean photographs",)),
-            ("folder:", ("folder:PATH",)),
-            ("folder:/no/such/folder", ("/no/such/folder",)),
-        ],
-    )
-    def test_source_names(self, name: str, parts: tuple[str, ...]) -> None:
-        message = one_line_error(lambda: open_source(DataConfig(source=name), (SIZE, SIZE, 3)))
-        assert all(part in message for part in parts), message
+    def test_of_records_decodes_no_others(self) -> None:
+        decoded = []
 
-    def test_image_shape(self) -> None:
-        for shape in ((0, 0, 3), (32, 32)):
-            assert "image_shape is [" in one_line_error(lambda shape=shape: open_source(DataConfig(), shape))
+        def note(number):
+            decoded.append(int(number))
+            return np.full((SIZE, SIZE, 3), number, np.uint8)
+
+        def decode(number):
+            return tf.ensure_shape(tf.numpy_function(note, [number], tf.uint8), [SIZE, SIZE, 3]), tf.constant(-1)
+
+        split = RecordSplit(12, "all", records=tf.data.Dataset.range(12), decode=decode, window=4)
+        source = Source(name="x", title="x", label_names=(), image_shape=(SIZE, SIZE, 3), splits={"train": split})
+        list(chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
+        assert sorted(decoded) == [3, 7]
+
+
+def test_impossible_requests_are_refused() -> None:
+    source = memory_source(numbered_images(26))
+    assert "27, but numbers has 26 training images" in one_line_error(lambda: steps_per_epoch(source, 27))
+    assert "no split 'tset'; use one of train" in one_line_error(lambda: load_images(source, "tset", 1))
+    assert "numbers has 26 of them in train" in one_line_error(lambda: load_images(source, "train", 30))
+    config = DataConfig(pad_and_crop=SIZE)
+    message = one_line_error(lambda: training_batches(source, config, batch_size=2, seed=1))
+    assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pathlib
 
 import numpy as np
@@ -14,9 +13,8 @@ from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import Shape
-from tfdecouple.data import load_images, open_source, training_batches
-from tfdecouple.data.batches import augment
-from tfdecouple.data.image_file import centre_box, describe_resizing, fit_pixels, fit_tensor, read_image
+from tfdecouple.data import load_images, open_source
+from tfdecouple.data.image_file import centre_box, fit_pixels, fit_tensor, read_image
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
 
@@ -108,12 +106,10 @@ class TestArrays:
         for name, content in {"cut": whole.getvalue()[:-1], "no": b"\x93NUMPY", "claims": claims}.items():
             (tmp_path / f"{name}.npy").write_bytes(content)
             one_line_error(lambda name=name: read_image(str(tmp_path / f"{name}.npy"), (8, 12, 7), 0))
-        os.mkfifo(tmp_path / "pipe.npy")
-        assert "no regular file" in one_line_error(lambda: read_image(str(tmp_path / "pipe.npy"), (8, 12, 7), 0))
 
 
 class TestFitting:
-    @pytest.mark.parametrize("size", [(8, 12), (40, 30), (9, 100), (100, 9), (1, 50), (50, 1)])
+    @pytest.mark.parametrize("size", [(8, 12), (40, 30), (9, 100), (50, 1)])
     @pytest.mark.parametrize("crop", [0, 7, 100])
     def test_pipeline_and_files_cut_out_the_same(
         self, tmp_path: pathlib.Path, size: tuple[int, int], crop: int
@@ -137,25 +133,8 @@ class TestFitting:
         np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
         np.testing.assert_array_equal(fit_tensor(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
 
-    @pytest.mark.parametrize(
-        ("channels", "pixels"), [(1, "8-bit grey;"), (3, "8-bit RGB;"), (5, "8-bit pixels, each channel by itself;")]
-    )
-    def test_exported_files_describe_the_filter(self, channels: int, pixels: str) -> None:
-        assert f"Pillow's Image.resize(size, BILINEAR) on {pixels}" in describe_resizing((8, 12, channels))
-
 
 class TestGreyRectangles:
-    def test_augmentation(self) -> None:
-        image = noise(*GREY)
-        made = [
-            augment(tf.constant(image), tf.constant([n, 0], tf.int64), horizontal_flip=True, pad_and_crop=2)
-            for n in range(40)
-        ]
-        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="reflect")
-        crops = [padded[y : y + 8, x : x + 12] for y in range(5) for x in range(5)]
-        allowed = {one.tobytes() for crop in crops for one in (crop, crop[:, ::-1])}
-        assert {one.numpy().tobytes() for one in made} <= allowed and len({one.numpy().tobytes() for one in made}) > 9
-
     @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
     def test_folder(self, tmp_path: pathlib.Path, cache_gib: float) -> None:
         images = {f"{number}.png": noise(8, 12, 1)[..., 0] + np.uint8(number) for number in range(5)}
@@ -168,10 +147,6 @@ class TestGreyRectangles:
             for number, image in enumerate(load_images(source, split, size)[0]):
                 key = source.key(split, number)
                 np.testing.assert_array_equal(image[..., 0], images.get(key, noise(8, 12, 1)[..., 0]))
-        batch = next(iter(training_batches(source, DataConfig(pad_and_crop=7), batch_size=2, seed=1)))
-        assert batch["image"].shape == (2, *GREY)
-        message = one_line_error(lambda: training_batches(source, DataConfig(pad_and_crop=8), batch_size=2, seed=1))
-        assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
 
     def test_photographs(self) -> None:
         data = DataConfig(photographs=("coffee",), photograph_crops=8)

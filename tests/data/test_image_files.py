@@ -44,32 +44,26 @@ def refusal(path: str) -> str:
 
 class TestFormats:
     @pytest.mark.parametrize("kind", OTHERS)
-    @pytest.mark.parametrize("ending", ["png", "JPG"])
-    def test_file_is_opened_as_what_its_name_says(self, tmp_path, kind, ending, monkeypatch):
+    def test_file_is_opened_as_what_its_name_says(self, tmp_path, kind, monkeypatch):
         monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
         content = io.BytesIO()
         try:
             PICTURE.save(content, kind)
         except (KeyError, OSError, ValueError) as error:
             pytest.skip(f"this Pillow does not write {kind}: {error}")
-        assert "no image of the formats BMP" in refusal(written(tmp_path / f"x.{ending}", content.getvalue()))
+        assert "no image of the formats BMP" in refusal(written(tmp_path / "x.JPG", content.getvalue()))
+        if kind in ("EPS", "PDF"):
+            for ending in ("eps", "any", "tif", "ppm"):
+                assert "no image of the formats" in refusal(written(tmp_path / f"x.{ending}", content.getvalue()))
 
-    @pytest.mark.parametrize("ending", ["png", "psd", "tif", "any", ""])
+    @pytest.mark.parametrize("ending", ["png", "psd", "tif", ""])
     def test_photoshop_is_never_opened(self, tmp_path, ending):
         assert "no image of the formats" in refusal(written(tmp_path / f"x.{ending}", PSD))
 
-    @pytest.mark.parametrize("ending", ["eps", "ps", "pdf", "any", "tif", "ppm"])
-    @pytest.mark.parametrize("kind", ["EPS", "PDF"])
-    def test_postscript_is_never_opened(self, tmp_path, kind, ending, monkeypatch):
-        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("another program was started"))
-        content = io.BytesIO()
-        PICTURE.save(content, kind)
-        assert "no image of the formats" in refusal(written(tmp_path / f"x.{ending}", content.getvalue()))
-
     @pytest.mark.parametrize(
         ("kind", "ending"),
-        [(kind, ending) for kind in ("PNG", "WEBP", "BMP", "GIF", "JPEG") for ending in ("png", "JPEG", "any")]
-        + [("PPM", "ppm"), ("TIFF", "tiff"), ("TIFF", "TIF"), ("TIFF", "any")],
+        [(kind, ending) for kind in ("PNG", "WEBP", "BMP", "GIF", "JPEG") for ending in ("JPEG", "any")]
+        + [("PPM", "ppm"), ("TIFF", "TIF"), ("TIFF", "any")],
     )
     def test_common_formats_may_be_mistaken_for_each_other(self, tmp_path, kind, ending):
         path = tmp_path / f"x.{ending}"
@@ -114,19 +108,12 @@ def within_a_minute(call):
 
 
 class TestPipes:
-    @pytest.fixture
-    def pipe(self, tmp_path):
-        os.mkfifo(tmp_path / "x.png")
-        return str(tmp_path / "x.png")
-
-    def test_is_not_waited_for(self, pipe):
+    @pytest.mark.parametrize("path", ["x.png", "x.npy", "/dev/zero", "/"])
+    def test_pipes_devices_and_folders_are_not_waited_for(self, tmp_path, path):
+        if not path.startswith("/"):
+            os.mkfifo(tmp_path / path)
         with pytest.raises(DataError, match="no regular file"):
-            within_a_minute(lambda: read_image(pipe, (8, 8, 3), 0))
-
-    @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/"])
-    def test_nor_is_a_device_or_a_folder(self, path):
-        with pytest.raises(DataError, match="no regular file"):
-            within_a_minute(lambda: read_image(path, (8, 8, 3), 0))
+            within_a_minute(lambda: read_image(str(tmp_path / path), (8, 8, 3), 0))
 
     @pytest.mark.parametrize("cache_gib", [0.0, 1.0])
     def test_is_skipped_among_images(self, tmp_path, cache_gib):

@@ -16,7 +16,6 @@ from helpers.picture_files import SIZE, load_program, write_files
 from helpers.places import PATIENCE, ROOT, user_environment
 from PIL import Image
 
-from export.provenance import Provenance
 from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.data.image_file import fit_pixels, fit_tensor, read_image
@@ -92,20 +91,6 @@ def test_tensorflow_datasets_are_read_as_files_are(files, wanted) -> None:
 def test_page_and_node_example_have_the_same_filter() -> None:
     ours = (ROOT / "export" / "page" / "resize.js").read_bytes()
     assert (EXAMPLES / "onnxruntime_node" / "resize.js").read_bytes() == ours
-
-
-@pytest.mark.parametrize(
-    ("data", "crop"), [({"source": "folder:faces", "centre_crop": 140}, 140), ({"source": "celeb_a_hq/256"}, 0)]
-)
-def test_files_say_how_an_image_is_cropped_and_resized(data, crop) -> None:
-    config = Config(name="tiny", model=TINY, data=DataConfig(**data))
-    origin = Provenance(
-        name="tiny", run="tiny", config=config, step=1, averaged=False, parameters=1, data="any", bits_per_dim=None
-    )
-    assert origin.crop == crop
-    said = origin.metadata()
-    assert "Pillow" in said["resize"] and "BILINEAR" in said["resize"]
-    assert said["crop"] == (f"centre square of {crop} pixels, or the largest" if crop else "largest centre square")
 
 
 @pytest.mark.slow

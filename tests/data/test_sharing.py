@@ -17,30 +17,39 @@ def contexts(pipelines, replicas):
     return [tf.distribute.InputContext(pipelines, number, replicas) for number in range(pipelines)]
 
 
-@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 2), (2, 4)])
-class TestSharing:
-    @pytest.mark.parametrize("start_step", [0, 3])
-    def test_slices_in_order_are_the_batch(self, source, image_folder, pipelines, replicas, start_step):
-        options = {"batch_size": 8, "seed": 3, "start_step": start_step}
-        config = run_config(image_folder).data
-        # Two batches an epoch: four steps cross its border.
-        whole = list(training_batches(source, config, **options).take(4).as_numpy_iterator())
-        own = replicas // pipelines
-        shares = [
-            list(training_batches(source, config, **options, context=context).take(4 * own).as_numpy_iterator())
-            for context in contexts(pipelines, replicas)
-        ]
-        for step, batch in enumerate(whole):
-            slices = [piece for share in shares for piece in share[step * own : (step + 1) * own]]
-            assert all(len(piece["label"]) == 8 // replicas for piece in slices)
-            for name in batch:
-                np.testing.assert_array_equal(np.concatenate([piece[name] for piece in slices]), batch[name])
+@pytest.mark.parametrize(
+    ("pipelines", "replicas", "micro_batches", "start_step"), [(1, 2, 1, 3), (2, 2, 2, 1), (2, 4, 1, 0)]
+)
+def test_slices_in_order_are_the_batch(source, image_folder, pipelines, replicas, micro_batches, start_step):
+    options = {"batch_size": 8, "seed": 3, "start_step": start_step}
+    config = run_config(image_folder).data
+    # Two batches an epoch: four steps cross its border.
+    whole = list(training_batches(source, config, **options).take(4).as_numpy_iterator())
+    options["micro_batches"] = micro_batches
+    own = replicas // pipelines
+    shares = [
+        list(
+            training_batches(source, config, **options, context=context)
+            .take(4 * micro_batches * own)
+            .as_numpy_iterator()
+        )
+        for context in contexts(pipelines, replicas)
+    ]
+    slices = [piece for part in range(4 * micro_batches) for share in shares for piece in share[part * own :][:own]]
+    parts = replicas * micro_batches
+    for step, batch in enumerate(whole):
+        pieces = slices[step * parts :][:parts]
+        assert all(len(piece["label"]) == 8 // parts for piece in pieces)
+        for name in batch:
+            np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), batch[name])
 
-    def test_evaluation_counts_each_image_once(self, source, pipelines, replicas):
-        batches = evaluation_batches(source, "train", batch_size=8)
-        counted = []
-        for context in contexts(pipelines, replicas):
-            for piece in slice_for_replicas(batches, context).as_numpy_iterator():
-                assert len(piece["weight"]) == 8 // replicas
-                counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
-        assert sorted(counted) == list(range(20))
+
+@pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 4)])
+def test_evaluation_counts_each_image_once(source, pipelines, replicas):
+    batches = evaluation_batches(source, "train", batch_size=8)
+    counted = []
+    for context in contexts(pipelines, replicas):
+        for piece in slice_for_replicas(batches, context).as_numpy_iterator():
+            assert len(piece["weight"]) == 8 // replicas
+            counted += [int(index) for index, weight in zip(piece["index"], piece["weight"], strict=True) if weight]
+    assert sorted(counted) == list(range(20))

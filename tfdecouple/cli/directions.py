@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
     arguments.add_data(parser, split="validation")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
     text = "find a direction for each column of a CSV file instead: a line of names, then a line for each image that "
-    text += "begins with the name of its file. A column with two values counts as a label"
+    text += "begins with the path of its file below the folder. A column with two values counts as a label"
     parser.add_argument("--attributes", metavar="FILE", help=text)
     text = f"number of training images, drawn at random, and of images of --split; 0 means at most {_IMAGES:,}"
     arguments.add_number(parser, "--images", 0, text)
@@ -70,8 +70,6 @@ def run(options: argparse.Namespace) -> int:
     attributes = read_attributes(options.attributes) if options.attributes else None
     opened = Run.open(options.run, z_for="directions")
     source = open_data(opened, options)
-    if attributes is not None:
-        attributes.require_unique_rows(source.keys())
     names = choose_labels(source, options.labels) if attributes is None else list(attributes.names)
     training, held_out = (
         read_split(opened, source, split, options, names, attributes) for split in ("train", options.split)

@@ -148,13 +148,14 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> Manifest:
     """Returns the manifest of the job, which lists no files yet."""
-    from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, choose_fields, estimate_bytes
+    from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, choose_fields
     from tfdecouple.corpus.encoding import hash_keys
     from tfdecouple.runs.opened_run import hash_weights
 
     fields = choose_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = _SPLITS if options.split == "all" else (options.split,)
-    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // estimate_bytes(fields)))
+    image_bytes = 64 + sum(4 * field.size for field in fields)
+    most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes))
     return Manifest(
         format=options.format,
         fields=fields,

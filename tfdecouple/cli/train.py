@@ -74,7 +74,7 @@ def add_parser(commands: Any) -> None:
     text = "start from the weights of another run or import"
     add_shortcut(model, "--init-from", "training.init_from", text, metavar="RUN")
     images = parser.add_argument_group("images")
-    add_shortcut(images, "--data", "data.source", list_source_kinds(at_length=True), metavar="SOURCE")
+    add_shortcut(images, "--data", "data.source", list_source_kinds(), metavar="SOURCE")
     add_shortcut(images, "--data-dir", "data.data_dir", "folder of prepared TFDS data sets", metavar="DIR")
     images.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")
     where = parser.add_argument_group("where")

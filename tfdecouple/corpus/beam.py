@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import json
 import os
-import pathlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,7 +31,7 @@ from tfdecouple.corpus.codes_manifest import (
     Shard,
     key_bytes,
 )
-from tfdecouple.corpus.formats import to_example
+from tfdecouple.corpus.formats import to_examples
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line
@@ -42,7 +39,6 @@ from tfdecouple.errors import DataError, UserError, one_line
 # Name of the only split, because codes do not depend on the split.
 SPLIT = "all"
 UNREADABLE = "unreadable"
-_LABELS = "_label_names.json"
 _DIGESTS = "_digests.jsonl"
 
 
@@ -61,12 +57,10 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
         # The crop is taken from the metadata, whose text has no number but the side of the centre crop.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _absolute_path(options.out), _absolute_path(options.images) + "/"
-    _clear(out)
-    if _has_files(f"{out}/*"):
+    if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
         raise UserError(f"{options.out} is not empty; name a new folder with --out")
-    if not _has_files(f"{root}**"):
-        raise DataError(f"there are no files in {options.images}; --images takes a folder of image files")
-    reader = Reader(root, _has_files(f"{root}train/**"), image_shape, crop)
+    paths = [file.path for file in FileSystems.match([f"{root}**"])[0].metadata_list]
+    reader = make_reader(root, paths, image_shape, crop)
     # The folder is made here, because workers that make it at the same time would disturb each other.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
@@ -79,59 +73,42 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
         result.wait_until_finish()
     # Every exception is caught, because each runner raises its own kinds, with long traces and the cause at the end.
     except Exception as error:
-        _clear(out, _LABELS, _DIGESTS, f"_{UNREADABLE}.txt", f"{SPLIT}-*")
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"the pipeline failed: {text[-1][:400]}") from error
+        raise UserError(f"the pipeline failed: {text[-1][:400]}; remove {options.out} before the next run") from error
     counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
     counted = {counter.key.metric.name: counter.result for counter in counters}
     images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
-    lines = [Shard.model_validate_json(line) for line in _read_bytes(f"{out}/{_DIGESTS}").splitlines()]
-    shards = sorted(lines, key=lambda shard: shard.name)
+    # The lines are texts of JSON that begin with the names of the files.
+    shards = tuple(map(Shard.model_validate_json, sorted(_read_bytes(f"{out}/{_DIGESTS}").splitlines())))
     digest = hashlib.sha256(_read_bytes(model)).hexdigest()
     manifest = Manifest(
         format=options.format,
         fields=fields,
         model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
         data=DataFacts(title=f"images in {options.images}", image_shape=image_shape, centre_crop=crop),
-        label_names=json.loads(_read_bytes(f"{out}/{_LABELS}")),
+        label_names=reader.labels,
         splits={SPLIT: images + skipped},
         images_per_shard=0,
         complete=True,
         totals={"images": images, "skipped": skipped, "bytes": sum(shard.bytes for shard in shards)},
-        shards=tuple(shards),
+        shards=shards,
     )
     with FileSystems.create(f"{out}/{MANIFEST}") as file:
-        file.write(json.dumps(manifest.as_json(), indent=2).encode())
+        file.write(json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2).encode())
     return manifest
 
 
 def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encoder: Encoder, out: str) -> None:
     text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
-    paths = (
+    read = (
         pipeline
         | "List files" >> fileio.MatchFiles(f"{reader.root}**")
         | "Keep images" >> beam.Filter(lambda metadata: reader.is_image(metadata.path))
         # Paths are passed on as bytes, because Beam's texts are UTF-8 and file names may be any bytes.
         | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
-    )
-    labels = (
-        paths
-        | "Label names" >> beam.Map(lambda path: os.fsencode(reader.label_name(os.fsdecode(path))))
-        | "Distinct names" >> beam.Distinct()
-        | "All names" >> beam.combiners.ToList()
-        | "Number labels" >> beam.Map(number_labels)
-    )
-    _ = (
-        labels
-        | "Label names as text" >> beam.Map(lambda numbers: json.dumps([os.fsdecode(name) for name in numbers]))
-        | "Write label names" >> text(f"{out}/{_LABELS}", append_trailing_newlines=False)
-    )
-    read = (
-        paths
         # Without this step the worker that lists the images would also read all of them.
         | "Spread" >> beam.Reshuffle()
-        | "Read"
-        >> beam.FlatMap(reader.read, labels=beam.pvalue.AsSingleton(labels)).with_outputs(UNREADABLE, main="images")
+        | "Read" >> beam.FlatMap(reader.read).with_outputs(UNREADABLE, main="images")
     )
     _ = read[UNREADABLE] | "Write unreadable" >> text(f"{out}/_{UNREADABLE}", file_name_suffix=".txt")
     batches = beam.BatchElements(min_batch_size=options.batch_size, max_batch_size=options.batch_size)
@@ -140,12 +117,12 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
         from tfdecouple.corpus.parquet import schema, to_table
 
         fields = encoder.fields
-        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(batch[0], batch[1], batch[2], fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(*batch, fields))
         write: Any = beam.io.parquetio.WriteToParquetBatched(
             f"{out}/{SPLIT}", schema(fields), file_name_suffix=".parquet", num_shards=options.shards
         )
     else:
-        codes = codes | "To examples" >> beam.FlatMap(to_examples)
+        codes = codes | "To examples" >> beam.FlatMap(lambda batch: to_examples(*batch))
         write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=".tfrecord", num_shards=options.shards)
     _ = (
         codes
@@ -157,26 +134,23 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     )
 
 
-def number_labels(names: Sequence[bytes]) -> dict[bytes, int]:
-    """Returns the number of each label by its name, in the order of the names as text; "" gets no number."""
-    return {name: number for number, name in enumerate(sorted(set(names) - {b""}, key=os.fsdecode))}
-
-
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """A reader of the image files below a folder, used on workers; keys and labels are those of `folder:PATH`.
 
     Attributes:
         root: path of the folder, with a "/" at its end.
-        has_splits: whether the sub-folders are splits, "train" among them.
         image_shape: height, width and channels of the model's images.
         centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
+        has_splits: whether the sub-folders are splits, "train" among them.
+        labels: names of the labels, in their order.
     """
 
     root: str
-    has_splits: bool
     image_shape: Shape
     centre_crop: int
+    has_splits: bool
+    labels: tuple[str, ...] = ()
 
     def key(self, path: str) -> str:
         """Returns the path of a file below the folder."""
@@ -193,7 +167,7 @@ class Reader:
         folders = self.key(path).split("/")[:-1]
         return next(iter(folders[self.has_splits :]), "")
 
-    def read(self, name: bytes, labels: dict[bytes, int]) -> Iterator[Any]:
+    def read(self, name: bytes) -> Iterator[Any]:
         """Yields key, label and pixels, uint8 [height, width, channels], of a file; or a text with its read error."""
         path = os.fsdecode(name)
         key = key_bytes(self.key(path))
@@ -206,7 +180,18 @@ class Reader:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
             yield beam.pvalue.TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
         else:
-            yield key, labels.get(os.fsencode(self.label_name(path)), NO_LABEL), pixels
+            label = self.label_name(path)
+            yield key, self.labels.index(label) if label in self.labels else NO_LABEL, pixels
+
+
+def make_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> Reader:
+    """Returns the reader of the image files with these paths below a folder; raises DataError if there are none."""
+    has_splits = any(path.startswith(f"{root}train/") for path in paths)
+    reader = Reader(root, image_shape, centre_crop, has_splits)
+    names = {reader.label_name(path) for path in paths if reader.is_image(path)}
+    if not names:
+        raise DataError(f"there are no images in {root}; --images takes a folder of image files")
+    return dataclasses.replace(reader, labels=tuple(sorted(names - {""})))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,14 +215,8 @@ class Encoder:
 def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
     """Returns the ONNX Runtime session of a model file, the same for all threads of a process.
 
-    Args:
-        model: path of the file.
-        threads: number of threads of ONNX Runtime.
-        names: names of the requested outputs; () for all. Without v the flow is cut off from the graph, because ONNX
-            Runtime would run it although its output is not requested.
-
-    Raises:
-        DataError: where the file cannot be opened.
+    It computes the outputs with these names; () for all. Without v the flow is cut off from the graph, because ONNX
+    Runtime would run it although its output is not requested.
     """
     import onnx.utils
     import onnxruntime
@@ -256,13 +235,6 @@ def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
         raise DataError(f"cannot open the encoder {model}: {one_line(error)}") from error
 
 
-def to_examples(batch: tuple[list[bytes], list[int], dict[str, Any]]) -> Iterator[bytes]:
-    """Yields the serialised `tf.train.Example` of each image in a batch."""
-    keys, labels, arrays = batch
-    for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
-        yield to_example(key, label, {name: values[row] for name, values in arrays.items()})
-
-
 def make_digest_line(path: str) -> str:
     """Returns a line of JSON with name, size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
@@ -271,16 +243,6 @@ def make_digest_line(path: str) -> str:
             digest.update(block)
             size += len(block)
     return json.dumps({"name": path.rpartition("/")[2], "bytes": size, "sha256": digest.hexdigest()})
-
-
-def _clear(out: str, *written: str) -> None:
-    """Removes Beam's temporary files, and files that match the patterns `written`, from a folder on a disk."""
-    if "://" not in out:
-        for remains in pathlib.Path(out).glob("beam-temp-*"):
-            shutil.rmtree(remains, ignore_errors=True)
-        for file in (file for pattern in written for file in pathlib.Path(out).glob(pattern)):
-            with contextlib.suppress(OSError):
-                file.unlink()
 
 
 def _find_encoder(model: str) -> str:
@@ -312,10 +274,6 @@ def _choose_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Fie
 def _read_bytes(path: str) -> bytes:
     with FileSystems.open(path) as file:
         return file.read()
-
-
-def _has_files(pattern: str) -> bool:
-    return bool(FileSystems.match([pattern], [1])[0].metadata_list)
 
 
 def _absolute_path(path: str) -> str:

@@ -6,7 +6,6 @@ import math
 import operator
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import pydantic
@@ -40,12 +39,9 @@ class _Model(pydantic.BaseModel):
 
 
 class Field(_Model):
-    """A field of the codes: a float32 array that is written for each image.
+    """A field of the codes: the array of each image, of shape () for a single number.
 
-    Attributes:
-        name: name of the field: "z" (posterior mean), "z_std" (its standard deviation), "v" (local code) or a score.
-        dtype: type of the array, always "float32".
-        shape: shape of the array of one image; () for a single number.
+    The name is "z" (posterior mean), "z_std" (its standard deviation), "v" (local code) or the name of a score.
     """
 
     name: Literal["z", "z_std", "v", *SCORES]  # type: ignore[valid-type]
@@ -149,8 +145,7 @@ class Manifest(_Model):
             starts = range(0, size, self.images_per_shard)
             for number, start in enumerate(starts):
                 name = f"{split}-{number:05d}-of-{len(starts):05d}.{self.format}"
-                stop = min(start + self.images_per_shard, size)
-                ranges.append(ShardRange(name, split, start, stop))
+                ranges.append(ShardRange(name, split, start, min(start + self.images_per_shard, size)))
         return ranges
 
     def names(self, split: str | None = None) -> list[str]:
@@ -184,31 +179,22 @@ class Manifest(_Model):
                 "name another folder with --out"
             )
 
-    def as_json(self) -> dict:
-        """Returns the manifest as plain JSON values, without entries that are None."""
-        return self.model_dump(mode="json", exclude_none=True)
-
     def write(self, folder: pathlib.Path) -> None:
         """Writes the manifest into a folder."""
-        write_json(folder / MANIFEST, self.as_json())
+        write_json(folder / MANIFEST, self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> Manifest | None:
-        """Returns the manifest in a folder; None where the folder has no manifest.
-
-        Raises:
-            DataError: where the manifest cannot be read or is malformed.
-        """
+        """Returns the manifest in a folder, or None where it has none; raises DataError for a malformed manifest."""
         path = folder / MANIFEST
         try:
             return cls.model_validate(read_json(path, _MOST_BYTES))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except pydantic.ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "it"
-            given = one_line(repr(first["input"]), 80) if first["loc"] else ""
-            raise DataError(f"{path} is no manifest of codes: {where}: {one_line(first['msg'])} {given}") from error
+            raise DataError(f"{path} is no manifest of codes: {where}: {one_line(first['msg'])}") from error
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
 
@@ -244,8 +230,3 @@ def choose_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = F
     if scores:
         shapes |= {name: () for name in SCORES if name != "prior_nats" or config.has_encoder}
     return tuple(Field(name=name, shape=shape) for name, shape in shapes.items())
-
-
-def estimate_bytes(fields: Sequence[Field]) -> int:
-    """Returns the approximate number of bytes of the codes of one image."""
-    return 64 + sum(4 * field.size for field in fields)

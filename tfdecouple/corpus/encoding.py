@@ -53,24 +53,21 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
         return {name: codes[name] for name in names}
 
     @full_float32()
-    def encoder(images: np.ndarray, index: np.ndarray, labels: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        count = len(images)
-        own = np.zeros(batch_size, np.int32)
+    def encoder(images: np.ndarray, index: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+        def pad(values: np.ndarray) -> np.ndarray:
+            return np.pad(values, [(0, batch_size - len(images))] + [(0, 0)] * (values.ndim - 1))
+
         if by_label:
-            own[:count] = np.asarray(as_labels(labels, count, model.config.classes, required=True))
-        filled = np.zeros((batch_size, *images.shape[1:]), np.uint8)
-        filled[:count] = images
+            labels = np.asarray(as_labels(labels, len(images), model.config.classes, required=True))
         try:
-            codes = {name: value.numpy() for name, value in encode(tf.constant(filled), own).items()} if names else {}
+            codes = {name: value.numpy() for name, value in encode(pad(images), pad(labels)).items()} if names else {}
             if scorer is not None:
-                numbers = np.zeros(batch_size, np.int64)
-                numbers[:count] = index
-                codes |= scorer(filled, numbers, count)
-            return {name: codes[name][:count] for name in all_names}
+                codes |= scorer(pad(images), pad(index), len(images))
         except tf.errors.ResourceExhaustedError as error:
             raise UserError(
                 f"out of memory with {batch_size} images at a time; name fewer with --batch-size"
             ) from error
+        return {name: codes[name][: len(images)] for name in all_names}
 
     return encoder
 
@@ -85,7 +82,7 @@ def encode_shards(
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Encodes images, writes the files of their codes, and returns the keys of images that may not decode exactly.
+    """Writes files of codes, and returns the keys of images whose v is written and `far_from_training`.
 
     Args:
         folder: the folder to write to.
@@ -96,9 +93,6 @@ def encode_shards(
         batch_size: number of images in a batch.
         counter: function that is called with the number of encoded images.
 
-    Returns:
-        The keys of images whose v is written and `far_from_training`.
-
     Raises:
         DataError: where an image cannot be read.
         InversionError: where a code is not finite.
@@ -106,25 +100,28 @@ def encode_shards(
     """
     done = 0
     far: list[bytes] = []
-    for group in _group_neighbours(shards):
-        split, start, stop = group[0].split, group[0].start, group[-1].stop
-        # A batch may belong to two files; `left` holds its rows for the next file.
-        rows = encode_images(source, split, start, stop, encoder, batch_size)
+    for split, group in itertools.groupby(shards, lambda shard: shard.split):
+        files = list(group)
+        indices = np.concatenate([np.arange(shard.start, shard.stop) for shard in files])
+        # A batch may belong to several files; `left` holds its rows for the next file.
+        batches = encode_images(source, split, indices, encoder, batch_size)
         left: Rows | None = None
-        for shard in group:
+        for shard in files:
             with folder.shard(manifest, shard) as write:
-                while left is not None or (left := next(rows, None)) is not None:
+                while left is not None or (left := next(batches, None)) is not None:
                     inside = int(np.searchsorted(left["index"], shard.stop))
-                    inner, left = _split_rows(left, inside)
+                    rows = {name: values[:inside] for name, values in left.items()}
                     if inside:
-                        keys = [key_bytes(source.key(split, int(index))) for index in inner["index"]]
-                        _require_finite(inner, manifest.fields, keys)
-                        if "v" in inner:
-                            far += itertools.compress(keys, far_from_training(inner["v"]))
-                        write(keys, inner["label"], inner)
-                        counter(done + int(inner["index"][-1]) + 1 - shard.start)
-                    if left is not None:
+                        keys = [key_bytes(source.key(split, int(index))) for index in rows["index"]]
+                        _require_finite(rows, manifest.fields, keys)
+                        if "v" in rows:
+                            far += itertools.compress(keys, far_from_training(rows["v"]))
+                        write(keys, rows["label"], rows)
+                        counter(done + int(rows["index"][-1]) + 1 - shard.start)
+                    if inside < len(left["index"]):
+                        left = {name: values[inside:] for name, values in left.items()}
                         break
+                    left = None
             done += shard.stop - shard.start
             counter(done)
     return far
@@ -140,42 +137,19 @@ def hash_keys(source: Source, splits: Sequence[str]) -> str:
     return digest.hexdigest() if named else ""
 
 
-def _group_neighbours(shards: Sequence[ShardRange]) -> Iterator[list[ShardRange]]:
-    """Yields lists of files with successive images, so that a data set is read in few passes."""
-    group: list[ShardRange] = []
-    for shard in shards:
-        if group and (group[-1].split, group[-1].stop) != (shard.split, shard.start):
-            yield group
-            group = []
-        group.append(shard)
-    if group:
-        yield group
-
-
-def encode_images(
-    source: Source, split: str, start: int, stop: int, encoder: Encoder, batch_size: int
-) -> Iterator[Rows]:
-    """Yields the codes of the images from `start` up to `stop`, with "index" and "label", batch by batch in order."""
-    options = tf.data.Options()
-    options.deterministic = True
-    examples = source.split(split).examples(start, stop).batch(batch_size).with_options(options).prefetch(2)
-    images = examples.as_numpy_iterator()
+def encode_images(source: Source, split: str, indices: np.ndarray, encoder: Encoder, batch_size: int) -> Iterator[Rows]:
+    """Yields the codes of the images with ascending indices, with "index" and "label", batch by batch in order."""
+    batches = source.split(split).examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
     while True:
         try:
             with source.guard():
-                batch = next(images, None)
+                batch = next(batches, None)
         except tf.errors.OpError as error:
             raise DataError(f"cannot read {source.title}: {one_line(error)}") from error
         if batch is None:
             return
         labels = check_labels(source, batch["label"])
         yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"], labels)}
-
-
-def _split_rows(rows: Rows, row: int) -> tuple[Rows, Rows | None]:
-    if row == len(rows["index"]):
-        return rows, None
-    return {n: values[:row] for n, values in rows.items()}, {n: values[row:] for n, values in rows.items()}
 
 
 def _require_finite(rows: Rows, fields: Sequence[Field], keys: Sequence[bytes]) -> None:

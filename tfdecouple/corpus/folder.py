@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tfdecouple.config import Config
 from tfdecouple.corpus.codes_manifest import Manifest, Shard, ShardRange
 from tfdecouple.corpus.formats import open_file
-from tfdecouple.errors import DataError, UserError, one_line
+from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
 from tfdecouple.storage.files import TEMPORARY, file_sha256, move_into_place, temporary_file
@@ -32,13 +32,10 @@ Report = Callable[[str], Any]
 
 
 class CodesFolder:
-    """A folder of codes, as a context that locks the folder.
+    """A folder of codes at `path`, made if absent, as a context that locks the folder.
 
     A file is written under a temporary name and renamed when it is complete. The next program removes the temporary
     files of a killed program.
-
-    Args:
-        path: the folder; made if absent.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -101,10 +98,8 @@ class CodesFolder:
     def find_missing(self, manifest: Manifest, report: Report, counter: Callable[[int], None]) -> list[ShardRange]:
         """Returns the files that are still to be written, including damaged files, which it removes.
 
-        Args:
-            manifest: the manifest of the folder.
-            report: function that is called with a line for each removed file, and for a damaged journal.
-            counter: function that is called with the number of checked files.
+        A line for each removed file, and for a damaged journal, goes to `report`; the number of checked files goes to
+        `counter`.
         """
         missing = []
         self._shards = read_shard_records(self.path, manifest, report)
@@ -121,11 +116,7 @@ class CodesFolder:
 
     @contextlib.contextmanager
     def shard(self, manifest: Manifest, shard: ShardRange) -> Iterator[Callable[..., None]]:
-        """Returns a context with a function that appends codes to a file, renamed when the context ends without error.
-
-        Raises:
-            UserError: where the file cannot be written.
-        """
+        """Returns a context with a function that appends codes to a file, which is complete when the context ends."""
         images = 0
         with temporary_file(self.path / shard.name) as temporary:
             with self.writing():
@@ -167,57 +158,41 @@ class CodesFolder:
         return done
 
 
-def read_shard_records(
-    folder: pathlib.Path, manifest: Manifest, report: Report = lambda text: None
-) -> dict[str, Shard]:
-    """Returns the records of the written files by name; a report counts damaged lines of the journal.
-
-    Raises:
-        DataError: where the journal cannot be read.
-    """
+def read_shard_records(folder: pathlib.Path, manifest: Manifest, report: Report) -> dict[str, Shard]:
+    """Returns the records of the written files by name; a report names the journal for each damaged line."""
     try:
-        lines = list(filter(None, (folder / JOURNAL).read_bytes().splitlines()))
+        lines = (folder / JOURNAL).read_bytes().splitlines()
     except FileNotFoundError:
         lines = []
-    except OSError as error:
-        raise DataError(f"cannot read {folder / JOURNAL}: {error.strerror or error}") from error
-    shards, damaged = list(manifest.shards), 0
-    for line in lines:
+    shards = list(manifest.shards)
+    for line in filter(None, lines):
         try:
             shards.append(Shard.model_validate_json(line, strict=True))
         except ValueError:
-            damaged += 1
-    if damaged:
-        report(f"{folder / JOURNAL} has {damaged} damaged line{'s' if damaged > 1 else ''}")
+            report(f"{folder / JOURNAL} has a damaged line")
     # The last record of a file counts, because a damaged file is written again.
     return {shard.name: shard for shard in shards}
 
 
 def find_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
     """Returns a text on how a file differs from its record; None where it does not differ."""
+    if shard is None:
+        return "has no SHA-256 on record"
     try:
-        if not path.exists():
-            return "is missing"
-        if not path.is_file():
-            return "is no file"
-        if shard is None:
-            return "has no SHA-256 on record"
-        if path.stat().st_size != shard.bytes:
-            return f"has {path.stat().st_size:,} bytes, {shard.bytes:,} were written"
-        return (
-            None if file_sha256(path) == shard.sha256 else "has another content than was written (its SHA-256 differs)"
-        )
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"has {size:,} bytes, {shard.bytes:,} were written"
+        if file_sha256(path) != shard.sha256:
+            return "has another content than was written (its SHA-256 differs)"
     except OSError as error:
-        return f"cannot be read ({one_line(error, 200)})"
+        return f"cannot be read ({error.strerror})"
+    return None
 
 
 def verify_codes(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], None]) -> list[str]:
     """Returns a message for each file that differs from its record, is missing, or does not belong to the codes.
 
-    Args:
-        folder: the folder of codes.
-        manifest: the manifest of the folder.
-        counter: function that is called with the number of checked files.
+    The number of checked files goes to `counter`.
     """
     lines: list[str] = []
     shards, names = read_shard_records(folder, manifest, lines.append), manifest.names()

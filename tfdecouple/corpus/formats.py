@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,31 +24,32 @@ class TFRecordFile:
         self._writer = tf.io.TFRecordWriter(str(path))
         self._names = [field.name for field in fields]
 
-    def write(self, keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-        """Appends the codes of some images to the file.
-
-        Args:
-            keys: names of the images, `[n]`, UTF-8.
-            labels: labels of the images, int `[n]`, -1 for none.
-            arrays: codes of the images by field, float32 `[n, ...]`.
-        """
-        for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
-            self._writer.write(to_example(key, int(label), {name: arrays[name][row] for name in self._names}))
+    def write(self, keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]) -> None:
+        """Appends the codes of some images to the file; the arguments are those of `to_examples`."""
+        for example in to_examples(keys, labels, {name: arrays[name] for name in self._names}):
+            self._writer.write(example)
 
     def close(self) -> None:
         """Completes and closes the file."""
         self._writer.close()
 
 
-def to_example(key: bytes, label: int, arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns key, label and codes (arrays by field) of one image as a serialised `tf.train.Example`."""
-    features = {
-        "key": tf.train.Feature(bytes_list=tf.train.BytesList(value=[key])),
-        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
-    }
-    for name, array in arrays.items():
-        features[name] = tf.train.Feature(float_list=_float_list(array))
-    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+def to_examples(keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """Yields the serialised `tf.train.Example` of each image.
+
+    Args:
+        keys: names of the images, `[n]`, UTF-8.
+        labels: labels of the images, `[n]`, -1 for none.
+        arrays: codes of the images by field, float32 `[n, ...]`.
+    """
+    for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
+        features = {
+            "key": tf.train.Feature(bytes_list=tf.train.BytesList(value=[key])),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+        }
+        for name, values in arrays.items():
+            features[name] = tf.train.Feature(float_list=_float_list(values[row]))
+        yield tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
 def _float_list(array: np.ndarray) -> tf.train.FloatList:

@@ -25,8 +25,8 @@ class ParquetFile:
         self._writer = pq.ParquetWriter(path, self._schema)
         self._pending: list[pa.Table] = []
 
-    def write(self, keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-        """Appends the codes of some images to the file; the arguments are those of `TFRecordFile.write`."""
+    def write(self, keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]) -> None:
+        """Appends the codes of some images to the file; the arguments are those of `to_examples`."""
         self._pending.append(to_table(keys, labels, arrays, self._fields))
         rows = sum(table.num_rows for table in self._pending)
         if rows >= _GROUP_ROWS or sum(table.nbytes for table in self._pending) >= _GROUP_BYTES:
@@ -56,9 +56,9 @@ def schema(fields: Sequence[Field]) -> pa.Schema:
 
 
 def to_table(
-    keys: Sequence[bytes], labels: np.ndarray, arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
+    keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
 ) -> pa.Table:
-    """Returns the codes of some images as an Arrow table; keys, labels and arrays are those of `TFRecordFile.write`."""
+    """Returns the codes of some images as an Arrow table; keys, labels and arrays are those of `to_examples`."""
     columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]
     for field in fields:
         values = np.ascontiguousarray(arrays[field.name], np.float32).reshape(-1)

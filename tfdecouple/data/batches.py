@@ -18,12 +18,7 @@ _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Returns the number of whole batches in the training set; the images left over differ from epoch to epoch.
-
-    Raises:
-        DataError: for a batch that is empty or larger than the training set.
-    """
-    _require_least("the batch size", batch_size, 1)
+    """Returns the number of whole batches in the training set; raises DataError for a batch larger than the set."""
     size = source.sizes["train"]
     if batch_size > size:
         raise DataError(
@@ -51,8 +46,8 @@ def training_batches(
     Args:
         source: the opened data set.
         config: the config with `horizontal_flip` and `pad_and_crop`.
-        batch_size: number of images in a batch, over all devices.
-        seed: the seed of order and augmentation, at least 0 and below 2**63.
+        batch_size: number of images in a batch, over all devices; `micro_batches` and the replicas divide it.
+        seed: the seed of order and augmentation, below 2**63.
         start_step: number of the first batch. Images before this batch in its epoch are neither decoded nor augmented.
         micro_batches: number M of equal parts in which each batch comes, one after the other.
         context: the context that `tf.distribute.Strategy.distribute_datasets_from_function` gives to an input pipeline.
@@ -64,15 +59,10 @@ def training_batches(
         `batch_size / M`, or `batch_size / M / R` with a `context`.
 
     Raises:
-        DataError: where a batch is empty or larger than the training set, the seed or step is out of range, or
-            `pad_and_crop` is larger than the image can reflect.
-        ValueError: where micro-batches and replicas do not divide the batch.
+        DataError: where a batch is larger than the training set, or `pad_and_crop` larger than the image can reflect.
     """
     context = context or tf.distribute.InputContext()
     steps = steps_per_epoch(source, batch_size)
-    _require_least("start_step", start_step, 0)
-    if not 0 <= seed < 2**63:
-        raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**63")
     shorter = min(source.image_shape[:2])
     if config.pad_and_crop >= shorter:
         raise DataError(
@@ -81,8 +71,6 @@ def training_batches(
     split = source.split("train")
     first_epoch, first_step = divmod(start_step, steps)
     images_per_epoch = steps * batch_size
-    if batch_size % micro_batches:
-        raise ValueError(f"a batch of {batch_size} is not {micro_batches} equal micro-batches")
     micro_batch = batch_size // micro_batches
     order_seed = _fold_in(tf.constant([seed, 0], tf.int64), _ORDER_STREAM)
     augmentation_seed = _fold_in(tf.constant([seed, 0], tf.int64), _AUGMENTATION_STREAM)
@@ -100,13 +88,7 @@ def training_batches(
 
     def example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
         image, label = split.decode(record)
-        image = augment(
-            image,
-            _fold_in(augmentation_seed, number),
-            horizontal_flip=config.horizontal_flip,
-            pad_and_crop=config.pad_and_crop,
-        )
-        return {"image": image, "label": label}
+        return {"image": augment(image, _fold_in(augmentation_seed, number), config), "label": label}
 
     # Images are decoded outside the loop over epochs, so that decoding ahead continues across the end of an epoch.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
@@ -144,12 +126,7 @@ def evaluation_batches(
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
         [B] in the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
-
-    Raises:
-        DataError: where the split is unknown, the batch empty, the limit negative, or an index outside the split.
     """
-    _require_least("the batch size", batch_size, 1)
-    _require_least("limit", limit, 0)
     examples = source.examples(split) if indices is None else _select_examples(source, split, indices)
     if limit:
         examples = examples.take(limit)
@@ -170,13 +147,8 @@ def evaluation_batches(
 def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
     """Returns the slices of evaluation batches that one input pipeline gives to its replicas.
 
-    Args:
-        batches: dataset of nested tensors `[batch, ...]`, of batch sizes that the number of replicas divides.
-        context: the context of the pipeline. With P pipelines and R replicas, pipeline p yields slices p * R / P to
-            (p + 1) * R / P of the R equal slices of each batch, in order.
-
-    Returns:
-        A dataset of the same nested tensors, `[batch / R, ...]`.
+    With P pipelines and R replicas, pipeline p yields slices p * R / P to (p + 1) * R / P of the R equal slices of each
+    batch, in order: of nested tensors `[batch, ...]` it makes tensors `[batch / R, ...]`.
     """
     replicas = context.num_replicas_in_sync
     own = replicas // context.num_input_pipelines
@@ -192,16 +164,13 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     return batches if replicas == 1 else batches.map(slices).unbatch()
 
 
-def load_images(
-    source: Source, split: str, count: int, start: int = 0, at_most: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images of a split and their labels as arrays, in the split's own order.
+def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first `count` images of a split that can be read, and their labels, in the split's own order.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        count: number of images; skipped unreadable images are not counted.
-        start: index of the first image.
+        count: number of images, at least 1.
         at_most: whether fewer images, but at least one, may be returned.
 
     Returns:
@@ -210,16 +179,11 @@ def load_images(
     Raises:
         DataError: where the split is unknown or has too few images, or an image cannot be read.
     """
-    _require_least("count", count, 1)
-    _require_least("start", start, 0)
-    examples = source.split(split).examples(start).take(count).batch(count)
     with source.guard():
-        loaded = next(examples.as_numpy_iterator(), None)
+        loaded = next(source.examples(split).take(count).batch(count).as_numpy_iterator(), None)
     available = 0 if loaded is None else len(loaded["label"])
     if loaded is None or (available < count and not at_most):
-        raise DataError(
-            f"{count} images from number {start} on were requested; {source.name} has {available} of them in {split}"
-        )
+        raise DataError(f"{count} images were requested; {source.name} has {available} of them in {split}")
     return loaded["image"], loaded["label"]
 
 
@@ -239,19 +203,18 @@ def chosen_batches(
         next image replaces an unreadable image that is skipped.
 
     Raises:
-        DataError: where the split is unknown, an index outside the split, the batch empty, or an image unreadable.
+        DataError: where the split is unknown, an index outside the split, or an image unreadable.
     """
-    _require_least("the batch size", batch_size, 1)
     with source.guard():
         yield from _set_options(_select_examples(source, split, indices).batch(batch_size)).as_numpy_iterator()
 
 
 def _select_examples(source: Source, split: str, indices: np.ndarray) -> tf.data.Dataset:
     opened = source.split(split)
-    wanted = np.unique(np.asarray(indices, np.int64))
-    if len(wanted) and not (wanted[0] >= 0 and wanted[-1] < opened.size):
-        raise DataError(f"there is no image {wanted[-1]} in {split} of {source.name}; it has {opened.size}")
-    return opened.examples_at(wanted)
+    chosen = np.unique(np.asarray(indices, np.int64))
+    if len(chosen) and chosen[-1] >= opened.size:
+        raise DataError(f"there is no image {chosen[-1]} in {split} of {source.name}; it has {opened.size}")
+    return opened.examples_at(chosen)
 
 
 def _set_options(batches: tf.data.Dataset) -> tf.data.Dataset:
@@ -268,38 +231,26 @@ def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
 
 
-def _require_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise DataError(f"{name} is {value}; it must be at least {least}")
+def augment(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
+    """Returns the image, uint8 [height, width, channels], shifted at random over its reflected border, then mirrored.
 
-
-def augment(image: tf.Tensor, seed: tf.Tensor, *, horizontal_flip: bool, pad_and_crop: int) -> tf.Tensor:
-    """Returns the image shifted at random over its reflected border, then mirrored with probability 1/2.
-
-    Args:
-        image: the image, uint8 [height, width, channels], a shape known statically.
-        seed: the seed, int64 [2]; the result is a pure function of image and seed.
-        horizontal_flip: whether to mirror images.
-        pad_and_crop: width in pixels of the reflected border (as `numpy.pad`'s "reflect"), below height and width; 0
-            for no shift.
-
-    Returns:
-        The augmented image, uint8 [height, width, channels].
+    The seed is int64 [2]. The border, as `numpy.pad`'s "reflect", has `pad_and_crop` pixels, fewer than the image; with
+    `horizontal_flip` the image is mirrored with probability 1/2.
     """
-    if not (horizontal_flip or pad_and_crop):
+    pad = config.pad_and_crop
+    if not (config.horizontal_flip or pad):
         return image
     height, width = image.shape[:2]
     rows, columns = tf.range(height), tf.range(width)
     draws = tf.random.stateless_uniform([3], seed, alg=ALGORITHM)
-    if pad_and_crop:
+    if pad:
         # Padding, cropping and mirroring are done on indices, so that the pixels are copied only once.
-        shifts = tf.cast(tf.floor(draws[:2] * (2 * pad_and_crop + 1)), tf.int32) - pad_and_crop
-        rows, columns = _reflect(rows + shifts[0], height), _reflect(columns + shifts[1], width)
-    if horizontal_flip:
+        shifts = tf.cast(tf.floor(draws[:2] * (2 * pad + 1)), tf.int32) - pad
+        rows, columns = _reflect(rows + shifts[0], height - 1), _reflect(columns + shifts[1], width - 1)
+    if config.horizontal_flip:
         columns = tf.where(draws[2] < 0.5, tf.reverse(columns, [0]), columns)
     return tf.gather(tf.gather(image, rows), columns, axis=1)
 
 
-def _reflect(indices: tf.Tensor, size: int) -> tf.Tensor:
-    last = size - 1
+def _reflect(indices: tf.Tensor, last: int) -> tf.Tensor:
     return last - tf.abs(last - tf.abs(indices))

@@ -27,7 +27,7 @@ from tfdecouple.errors import DataError, one_line
 MOST_PIXELS = 2**27
 
 # Formats as which a file may be opened, by the ending of its name. Names often confuse the common formats, so the
-# content decides between these formats; for a name without a known ending it decides between all formats.
+# content decides between these; for a name without a known ending it decides between all formats.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _FORMATS = {
     **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
@@ -68,11 +68,7 @@ def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
 def centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
     """Returns the rectangle to cut out of an image: the first row and column, and the numbers of rows and columns.
 
-    Args:
-        height: height of the image in pixels.
-        width: width of the image in pixels.
-        image_shape: shape of the model's images, whose proportions the rectangle has.
-        centre_crop: largest number of pixels along the shorter side of the rectangle; 0 for no limit.
+    It has the proportions of `image_shape`, and `centre_crop` pixels along its shorter side at most; 0 for no limit.
 
     >>> centre_box(100, 300, (32, 32, 3), 0)
     (0, 100, 100, 100)
@@ -94,21 +90,15 @@ def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.n
 
     Args:
         pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
-        image_shape: height, width and channels of the result; (0, 0, channels) for all pixels, neither cropped nor
-            resized.
+        image_shape: shape of the result; (0, 0, channels) for all pixels, neither cropped nor resized.
         centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
-
-    Returns:
-        The fitted image, uint8 [height, width, channels].
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
     top, left, rows, columns = centre_box(pixels.shape[0], pixels.shape[1], image_shape, centre_crop)
-    return _resize(pixels[top : top + rows, left : left + columns], image_shape)
 
-
-def _resize(pixels: np.ndarray, image_shape: Shape) -> np.ndarray:
     height, width, channels = image_shape
+    pixels = pixels[top : top + rows, left : left + columns]
     if pixels.shape[:2] == (height, width):
         return pixels.reshape(image_shape)
 
@@ -124,16 +114,9 @@ def _resize(pixels: np.ndarray, image_shape: Shape) -> np.ndarray:
 
 
 def fit_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
-    """Returns the centre of an image, resized to the model's shape; use it instead of `fit_pixels` within tf.data.
+    """Returns what `fit_pixels` returns, within tf.data.
 
-    Args:
-        image: the image, uint8 [H, W, channels], with a statically known number of channels: the model's, or 1 for RGB,
-            or 3 for grey.
-        image_shape: height, width and channels of the result.
-        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
-
-    Returns:
-        The fitted image, uint8 [height, width, channels].
+    The image is uint8 [H, W, channels], with the model's number of channels, or with 1 for RGB or 3 for grey.
     """
     if image.shape == image_shape and not centre_crop:
         return image
@@ -151,8 +134,7 @@ def fit_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Ten
 class PixelBudget:
     """A limit on the number of decoded pixels that all threads together hold, because small files can be large images.
 
-    Args:
-        pixels: largest number of pixels; no single image may have more.
+    No single image may have more pixels than the limit.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -194,9 +176,6 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
         image_shape: height, width and channels of the result, as for `fit_pixels`.
         centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
         file: the open file if it is not on a disk, so that `path` only names it in messages; else None.
-
-    Returns:
-        The fitted image, uint8 [height, width, channels].
 
     Raises:
         DataError: where the file is no regular file, is no image of the formats that its ending allows, or has more
@@ -252,8 +231,7 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Returns an image with 8 bits per value; Pillow's own conversion would clip 16 bits instead of scaling them.
 
-    Raises:
-        ValueError: if the pixels have neither 8 nor 16 bits.
+    Raises ValueError if the pixels have neither 8 nor 16 bits.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -265,8 +243,7 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
 def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
     """Returns the opened image of a file, of which only the header was read.
 
-    Raises:
-        ValueError: where the file is no regular file, no image, or too large. Pillow may raise further errors.
+    Raises ValueError where the file is no regular file, no image, or too large. Pillow may raise further errors.
     """
     if file is None:
         _require_regular(path)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import hashlib
 import itertools
 import math
 import os
 import pathlib
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -32,12 +32,9 @@ SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validatio
 
 # Number of image files by ending.
 Counts = collections.Counter[str]
-# An image, its label, and whether the file was readable.
-Read = tuple[np.ndarray, np.int32, np.bool_]
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """An image file below a folder.
 
     Attributes:
@@ -58,19 +55,13 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     A larger folder is only listed, and an unreadable image raises its error when it is read (see `Source.guard`),
     because reading even the headers of millions of files takes long.
 
-    Args:
-        config: the config with `source` ("folder:PATH"), `centre_crop`, `on_bad_image` and `cache_gib`.
-        image_shape: height, width and channels of the images.
-
     Raises:
         DataError: where the folder is missing, has too few images for three splits or contradictory sub-folders, or
             holds an image that cannot be read.
     """
     # os.path.expanduser is used because Path.expanduser raises an error for the path of an unknown user.
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
-    if not config.source.removeprefix("folder:"):
-        raise DataError(f"data.source is {config.source!r}; name the folder, as in folder:PATH")
-    if not folder.is_dir():
+    if config.source == "folder:" or not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
     unread: Counts = collections.Counter()
     files = _split_files(folder, unread)
@@ -80,15 +71,7 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     decoded_bytes = sum(len(split_files) for split_files, _ in files.values()) * math.prod(image_shape)
     splits: dict[str, Split] = {}
     for name, (split_files, description) in files.items():
-        split = FileSplit(
-            [file.path for file in split_files],
-            [labels.get(file.label_name, -1) for file in split_files],
-            description,
-            image_shape=image_shape,
-            centre_crop=config.centre_crop,
-            bad_images=bad_images,
-            keys=[pathlib.Path(file.path).relative_to(folder).as_posix() for file in split_files],
-        )
+        split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
         splits[name] = split.read_all() if decoded_bytes <= config.cache_gib * 2**30 else split
     note = f"passed over: {_list_counts(unread)}, which are not read; convert them to PNG or JPEG"
     return Source(
@@ -107,13 +90,8 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
 
     The split of a file depends only on its key: it is the same on every machine, and stays when other files are added
     or removed. In small folders, where a split would have less than a tenth of the files and less than
-    `LEAST_HELD_OUT`, the files with the nearest hashes are added to this split.
-
-    Args:
-        files: the files to split, at least 3.
-
-    Returns:
-        The files of "train", "validation" and "test", each in the order of `files`, each at least one.
+    `LEAST_HELD_OUT`, the files with the nearest hashes are added to this split. Of at least 3 files each split gets at
+    least one, in the order of `files`.
     """
     hashes = [hash_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
@@ -197,18 +175,18 @@ class FileSplit(Split):
 
     def __init__(
         self,
-        paths: Sequence[str],
-        labels: Sequence[int],
+        files: Sequence[ImageFile],
+        folder: pathlib.Path,
+        labels: Mapping[str, int],
         description: str,
-        *,
         image_shape: Shape,
         centre_crop: int,
         bad_images: BadImages,
-        keys: Sequence[str],
     ) -> None:
-        super().__init__(len(paths), description, keys)
-        self._paths = list(paths)
-        self._labels = np.asarray(labels, np.int32)
+        keys = [pathlib.Path(file.path).relative_to(folder).as_posix() for file in files]
+        super().__init__(len(files), description, keys)
+        self._paths = [file.path for file in files]
+        self._labels = np.array([labels.get(file.label_name, -1) for file in files], np.int32)
         self._image_shape = image_shape
         self._centre_crop = centre_crop
         self._bad_images = bad_images
@@ -230,9 +208,7 @@ class FileSplit(Split):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             readable = np.fromiter(pool.map(read, range(self.size)), bool, self.size)
         if not readable.any():
-            raise DataError(
-                f"none of the {self.size} images of a split can be read, the first is {self._paths[0]}; mend them"
-            )
+            raise self._none_readable()
         images = images if readable.all() else images[readable]
         labels, keys = self._labels[readable], list(itertools.compress(self.keys or (), readable))
         return MemorySplit(len(images), self.description, lambda: (images, labels), keys)
@@ -243,22 +219,31 @@ class FileSplit(Split):
         The next image replaces a skipped image. Without a replacement all later batches would shift, and a resumed run
         would have to read all earlier images to know how far.
         """
-        return self._call(self._read_or_next, record)[:2]
+        image, label, _ = self._decode(record)
+        return image, label
 
-    def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
-        """Returns the images from index `start` up to `stop`, as `Split.examples` does; skipped images are left out."""
+    def examples(self, indices: np.ndarray | None = None) -> tf.data.Dataset:
+        """Returns all images or those with some indices, as `Split.examples` does; skipped images are left out."""
 
         def example(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            image, label, readable = self._call(self._read_or_zeros, index)
-            return {"image": image, "label": label, "index": index}, readable
+            image, label, found = self._decode(index)
+            return {"image": image, "label": label, "index": index}, tf.equal(found, index)
 
-        records = self.records().take(self.size if stop is None else stop).skip(start)
+        records = self.records() if indices is None else self.records_at(indices)
         read = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return read.filter(lambda _, readable: readable).map(lambda example, _: example)
 
-    def _call(self, function: Callable[[int], Read], index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        image, label, readable = tf.numpy_function(function, [index], [tf.uint8, tf.int32, tf.bool])
-        return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), readable
+    def _decode(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns the first readable image from an index on, its label and its index."""
+
+        def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
+            for other in itertools.chain(range(index, self.size), range(index)):
+                if (image := self._read(other)) is not None:
+                    return image, self._labels[other], np.int64(other)
+            raise self._bad_images.keep_error(self._none_readable())
+
+        image, label, found = tf.numpy_function(read, [index], [tf.uint8, tf.int32, tf.int64])
+        return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), found
 
     def _read(self, index: int) -> np.ndarray | None:
         path = self._paths[index]
@@ -270,14 +255,5 @@ class FileSplit(Split):
             self._bad_images.skip(path, error)
             return None
 
-    def _read_or_zeros(self, index: int) -> Read:
-        image = self._read(index)
-        is_readable = np.bool_(image is not None)
-        return np.zeros(self._image_shape, np.uint8) if image is None else image, self._labels[index], is_readable
-
-    def _read_or_next(self, index: int) -> Read:
-        for other in (*range(index, self.size), *range(index)):
-            image = self._read(other)
-            if image is not None:
-                return image, self._labels[other], np.bool_(True)
-        raise self._bad_images.keep_error(f"none of the {self.size} images can be read, the first is {self._paths[0]}")
+    def _none_readable(self) -> DataError:
+        return DataError(f"none of the {self.size} images can be read, the first is {self._paths[0]}; mend them")

@@ -17,28 +17,19 @@ _UNKNOWN = "tfdecouple found an unknown label"
 
 
 def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
-    """Returns the labels as int32 `[n]`, after a check that each has a name in the source or is -1.
-
-    Raises:
-        DataError: where a label has no name, or two labels of the source have the same name.
-    """
-    names, labels = source.label_names, np.asarray(labels, np.int32)
-    if len(set(names)) < len(names):
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
-        raise DataError(f"two labels of {source.title} have the name {twice!r}; each needs one of its own")
-    wrong = (labels < NO_LABEL) | (labels >= len(names))
+    """Returns the labels as int32 `[n]`; raises DataError unless each has a name in the source or is -1."""
+    count, labels = len(source.label_names), np.asarray(labels, np.int32)
+    wrong = (labels < NO_LABEL) | (labels >= count)
     if wrong.any():
-        held = f"has {len(names)} labels, 0 to {len(names) - 1}" if names else "has no labels"
+        held = f"has {count} labels, 0 to {count - 1}" if count else "has no labels"
         raise DataError(f"an image of {source.title} has the label {labels[wrong][0]}, but the data set {held}")
     return labels
 
 
 def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns the labels of images of a split, int32 `[n]`, after a check that every image has one.
+    """Returns the labels of images of a split, int32 `[n]`; raises DataError unless every image has one.
 
-    Raises:
-        DataError: where an image has no label, or `check_labels` fails; `what` is the subject of the message, such as
-            "a linear probe".
+    The argument `what` is the subject of the message, such as "a linear probe".
     """
     labels = check_labels(source, labels)
     if (labels == NO_LABEL).any():
@@ -47,38 +38,27 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_classes(source: Source, model: ModelConfig) -> None:
-    """Raises DataError if a source does not have `model.classes` labels, or two labels have the same name."""
+    """Raises DataError if a model with labels is for another number of labels than the source has."""
     count = len(source.label_names)
-    if not model.has_classes or count == model.classes:
-        check_labels(source, np.zeros(0, np.int32))
-        return
-    if not count:
-        raise DataError(
-            f"{source.title} has no labels, and model.classes is {model.classes}; take images with labels, as "
-            "sub-folders give, or leave out model.classes and model.prior"
-        )
-    raise DataError(
-        f"{source.title} has {count} labels and model.classes is {model.classes}; set model.classes={count}"
-    )
+    if model.has_classes and count != model.classes:
+        remedy = f"set model.classes={count}"
+        if not count:
+            remedy = "take images with labels, as sub-folders give, or leave out model.classes and model.prior"
+        raise DataError(f"{source.title} has {count or 'no'} labels, and model.classes is {model.classes}; {remedy}")
 
 
 def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
     """Returns batches whose iteration, inside `Source.guard`, raises DataError at a label that the model cannot take.
 
-    Args:
-        batches: dataset of dicts with "label" int32 `[batch]`.
-        source: the data set of the images.
-        model: options of the model; for a model without labels the batches are returned unchanged.
+    Batches for a model without labels are returned unchanged.
     """
     if not model.has_classes:
         return batches
     least = 0 if model.has_class_codes else NO_LABEL
-    message = f"an image of {source.title} has a label that is none of 0 to {model.classes - 1}"
+    message = f"an image of {source.title} has a label that is none of {least} to {model.classes - 1}"
     if model.has_class_codes:
         message += "; where model.prior is 'classes' each image needs one, as sub-folders give"
-    else:
-        message += f", nor {NO_LABEL} for none"
-    source.bad_images.keep_error(message, _UNKNOWN)
+    source.bad_images.keep_error(DataError(message), _UNKNOWN)
 
     def checked(batch: dict[str, Any]) -> dict[str, Any]:
         label = batch["label"]

@@ -21,12 +21,8 @@ from tfdecouple.runtime.devices import machine_memory, shown_bytes
 class Photograph(NamedTuple):
     """A photograph in a file of an installed package.
 
-    Attributes:
-        name: name of the photograph and of its label.
-        package: name of the distribution that ships the file.
-        path: path of the file, from the folder that packages are installed in.
-        author: author of the photograph, as the package states it.
-        licence: licence of the photograph, as the package states it.
+    The file lies at `path` below the folder that packages are installed in; author and licence are as the package
+    states them.
     """
 
     name: str
@@ -69,13 +65,9 @@ Box = tuple[int, int, int, int]
 def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     """Returns the source of the sample photographs, which needs no download.
 
-    Args:
-        config: the config with `photographs` and `photograph_crops`, the number of training crops.
-        image_shape: height, width and channels of the crops; with one channel the crops are grey.
-
     Raises:
         DataError: where a photograph is unknown or missing in the installed package, or the shape is too large or has
-            neither 1 nor 3 channels.
+            neither 1 nor 3 channels; with one channel the crops are grey.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
@@ -93,11 +85,10 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
                 f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
                 f"of {largest}; use at most that, or another data.source"
             )
-    needed = config.photograph_crops * math.prod(image_shape)
-    if needed > machine_memory():
+    if config.photograph_crops * math.prod(image_shape) > machine_memory():
         raise DataError(
-            f"data.photograph_crops is {config.photograph_crops}: crops of {longer} pixels would take "
-            f"{shown_bytes(needed)}, and this machine has {shown_bytes(machine_memory())} of memory; use fewer"
+            f"data.photograph_crops is {config.photograph_crops}: this machine has {shown_bytes(machine_memory())} of "
+            "memory, which is too little for them; use fewer"
         )
     counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
     splits = {
@@ -138,11 +129,7 @@ def list_licences(config: DataConfig) -> str:
 
 
 def find_band(size: tuple[int, int], split: str) -> Box:
-    """Returns the band of a photograph, of width and height `size`, that belongs to a split.
-
-    Returns:
-        Left, top, right and bottom of the band in pixels; right and bottom are exclusive.
-    """
+    """Returns left, top, right and bottom (exclusive) of a split's band in a photograph of this width and height."""
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
     start = 0
@@ -172,11 +159,11 @@ def draw_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws:
     Args:
         size: width and height of the photograph in pixels.
         split: "train", "validation" or "test".
-        sides: height and width of the crops in pixels, the smallest sides of a rectangle.
+        sides: height and width of the crops in pixels.
         draws: uniform random numbers in [0, 1), float64 [N, 3], for side, column and row of each rectangle.
 
     Returns:
-        Left, top, right and bottom of each rectangle in pixels, int64 [N, 4]; right and bottom are exclusive.
+        Left, top, right and bottom (exclusive) of each rectangle in pixels, int64 [N, 4].
     """
     left, top, right, bottom = find_band(size, split)
     least = np.array(sides)
@@ -213,19 +200,9 @@ def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_s
 
 
 def open_photograph(photograph: Photograph) -> Image.Image:
-    """Returns a photograph of an installed package, in RGB.
-
-    Raises:
-        DataError: if the package is not installed, or the file in it is missing or damaged.
-    """
+    """Returns a photograph of an installed package, in RGB; raises DataError if its file is missing or damaged."""
     # The file is located without importing its package, because the import would take seconds.
-    try:
-        package = importlib.metadata.distribution(photograph.package)
-    except importlib.metadata.PackageNotFoundError:
-        raise DataError(
-            f"the embedded photographs need the package {photograph.package}, which is not installed; "
-            f"pip install {photograph.package}, or use another data.source"
-        ) from None
+    package = importlib.metadata.distribution(photograph.package)
     try:
         with Image.open(str(package.locate_file(photograph.path))) as file:
             return file.convert("RGB")

@@ -27,7 +27,6 @@ class SourceKind:
         pattern: pattern of the names of all other data sets of this kind, such as "folder:PATH"; "" for none. A pattern
             with ":PATH" at its end names a file or folder, whose absolute path a run stores.
         title: name of the kind in lists.
-        help: a longer title for help texts; "" for the title itself.
         like_own: whether the user's own images are cropped by `data.centre_crop`, as the images of this kind are. For
             other kinds the option fits only the subjects of the data set itself.
         rights: sentences on the rights in the images, by name of the data set without its config; "" for all others.
@@ -36,7 +35,6 @@ class SourceKind:
     names: ClassVar[tuple[str, ...]] = ()
     pattern: ClassVar[str] = ""
     title: ClassVar[str]
-    help: ClassVar[str] = ""
     like_own: ClassVar[bool] = False
     rights: ClassVar[dict[str, str]] = {"": "Images of {name}: their rights are not recorded here."}
 
@@ -49,24 +47,11 @@ class SourceKind:
         """Returns whether a `data.source` is of this kind."""
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
-    def canonical_name(self, source: str) -> str:
-        """Returns the name of a data set, the same for all spellings of its `data.source`."""
-        return source
-
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
         """Returns the option with the path of the images, and the path; None where no option has one."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
-
-    def resolve_paths(self, config: DataConfig) -> DataConfig:
-        """Returns the config with absolute paths of the images."""
-        path = config.source.removeprefix(self.prefix)
-        if self.pattern.endswith(":PATH") and path:
-            config = dataclasses.replace(config, source=self.prefix + os.path.abspath(os.path.expanduser(path)))
-        if config.data_dir:
-            config = dataclasses.replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
-        return config
 
     def suggest(self, source: str) -> str | None:
         """Returns the right spelling of an unknown `data.source` if it seems to be of this kind; None if not."""
@@ -109,8 +94,7 @@ class TensorFlowDatasets(SourceKind):
 
     names = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
     pattern = "tfds:NAME"
-    title = "a TFDS name"
-    help = "the name of a TFDS data set such as cifar10, tfds:NAME"
+    title = "the name of a TFDS data set such as cifar10"
     rights: ClassVar[dict[str, str]] = {
         "cifar10": "CIFAR-10: its authors state no licence; they ask to cite Krizhevsky, 2009.",
         "downsampled_imagenet": "ImageNet: its terms allow non-commercial research and education; the images have "
@@ -126,10 +110,6 @@ class TensorFlowDatasets(SourceKind):
 
         return open_tfds(config, image_shape, download)
 
-    def canonical_name(self, source: str) -> str:
-        """Returns the name of the data set without "tfds:" and without a version."""
-        return source.removeprefix(self.prefix).partition(":")[0]
-
     def suggest(self, source: str) -> str | None:
         """Returns tfds:NAME if `source` is the name of a data set in TFDS, else None."""
         if not source or importlib.util.find_spec("tensorflow_datasets") is None:
@@ -137,8 +117,8 @@ class TensorFlowDatasets(SourceKind):
         import tensorflow_datasets as tfds
 
         name = source.partition("/")[0].partition(":")[0].lower()
-        known = name in tfds.list_builders(with_community_datasets=False)
-        return f"{self.prefix}{source.lower()}" if known else None
+        is_known = name in tfds.list_builders(with_community_datasets=False)
+        return self.prefix + source.lower() if is_known else None
 
 
 class ImageFolder(SourceKind):
@@ -174,25 +154,31 @@ KINDS: tuple[SourceKind, ...] = (
 def find_kind(source: str) -> SourceKind | None:
     """Returns the kind of a `data.source`; None if no kind matches it.
 
-    >>> find_kind("tfds:mnist").title, find_kind("nothing")
-    ('a TFDS name', None)
+    >>> find_kind("folder:mine").title, find_kind("nothing")
+    ('folder:PATH', None)
     """
     return next((kind for kind in KINDS if kind.matches(source)), None)
 
 
-def list_source_kinds(at_length: bool = False) -> str:
+def list_source_kinds() -> str:
     """Returns a text with all values that `data.source` can have, for help texts and messages.
 
     >>> list_source_kinds()
-    'photographs, a TFDS name...folder:PATH...'
+    'photographs, the name of a TFDS data set...folder:PATH...'
     """
-    *others, last = ((at_length and kind.help) or kind.title for kind in KINDS)
-    return f"{', '.join(others)}{',' if at_length else ''} or {last}"
+    *others, last = (kind.title for kind in KINDS)
+    return f"{', '.join(others)} or {last}"
 
 
 def resolve_paths(config: DataConfig) -> DataConfig:
     """Returns the config with absolute paths, so that its images are found from any working directory."""
-    return (find_kind(config.source) or SourceKind()).resolve_paths(config)
+    kind = find_kind(config.source)
+    if kind and kind.pattern.endswith(":PATH") and config.source != kind.prefix:
+        path = os.path.expanduser(config.source.removeprefix(kind.prefix))
+        config = dataclasses.replace(config, source=kind.prefix + os.path.abspath(path))
+    if config.data_dir:
+        config = dataclasses.replace(config, data_dir=os.path.abspath(os.path.expanduser(config.data_dir)))
+    return config
 
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
@@ -209,11 +195,11 @@ def replace_source(config: DataConfig, source: str) -> DataConfig:
     """Returns the config with another `data.source`, and without a `centre_crop` that fits only the old data set.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
-    >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom:3.0.0")]
+    >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom")]
     [0, 0, 256]
     """
-    old, new = ((find_kind(name) or SourceKind()).canonical_name(name) for name in (config.source, source))
-    crop = config.centre_crop if old == new else choose_user_crop(config)
+    is_same = source.removeprefix("tfds:") == config.source.removeprefix("tfds:")
+    crop = config.centre_crop if is_same else choose_user_crop(config)
     return dataclasses.replace(config, source=source, centre_crop=crop)
 
 
@@ -227,21 +213,13 @@ def describe_image_rights(config: DataConfig) -> str:
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
-    """Returns the opened data set of a config; raises an error at once if data are missing (paper appendix C.1).
+    """Returns the opened data set of a config, with images of a shape (paper appendix C.1).
 
-    Args:
-        config: the options of the images: data set, path, splits and cropping.
-        image_shape: height, width and channels of the images.
-        download: whether TFDS may download and prepare missing data.
-
-    Returns:
-        The source, whose images are uint8 [height, width, channels].
+    With `download` TFDS may download and prepare missing data.
 
     Raises:
         DataError: where the name is unknown, or data are missing, unreadable or unusable.
     """
-    if len(image_shape) != 3 or min(image_shape) < 1:
-        raise DataError(f"image_shape is {list(image_shape)}; it must be [height, width, channels], each at least 1")
     kind = find_kind(config.source)
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
@@ -252,9 +230,6 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
     try:
         return kind.open(config, image_shape, download)
     except OSError as error:
-        _, folder = kind.locate_images(config) or ("", "")
-        path = error.filename if isinstance(error.filename, str) else folder
         raise DataError(
-            f"cannot open data.source={config.source}: {error.strerror or one_line(error)}"
-            f"{f' ({path})' if path and path not in config.source else ''}; mend that or name other images"
+            f"cannot open data.source={config.source}: {one_line(error)}; mend that or name other images"
         ) from error

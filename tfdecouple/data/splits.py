@@ -39,10 +39,9 @@ class BadImages:
         self._skips = rule == "skip"
         self._errors: dict[str, DataError] = {}
 
-    def keep_error(self, message: str, quoted: str = "") -> DataError:
-        """Returns a new DataError, stored for `find_error` under the text `quoted`, by default its message."""
-        error = self._errors[quoted or message] = DataError(message)
-        return error
+    def keep_error(self, error: DataError, quoted: str = "") -> DataError:
+        """Returns the error after storing it for `find_error` under the text `quoted`, by default its message."""
+        return self._errors.setdefault(quoted or str(error), error)
 
     def find_error(self, text: str) -> DataError | None:
         """Returns the stored error that a message of TensorFlow quotes; None if it quotes none."""
@@ -51,7 +50,7 @@ class BadImages:
     def skip(self, path: str, error: DataError) -> None:
         """Counts an unreadable image as skipped, or raises `error` if the rule is "stop"."""
         if not self._skips:
-            raise self._errors.setdefault(str(error), error)
+            raise self.keep_error(error)
         if path not in self.skipped:
             self.skipped.add(path)
             _LOGGER.warning("skipped: %s", error)
@@ -95,35 +94,19 @@ class Source:
         return len(self.bad_images.skipped)
 
     def split(self, name: str) -> Split:
-        """Returns the split with this name, ready to be read.
-
-        Raises:
-            DataError: where no split has this name, or the images cannot be loaded.
-        """
+        """Returns the split with this name, ready to be read; raises DataError for an unknown name."""
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
         self.splits[name].prepare()
         return self.splits[name]
 
     def key(self, split: str, index: int) -> str:
-        """Returns the name of an image, which no other image of the source has.
-
-        The name is the image's path below the folder, or "split/index" where the images of the data set have no names.
-        """
+        """Returns the unique name of an image: its path below the folder, or "split/index" where images have none."""
         keys = self.splits[split].keys
         return f"{split}/{index}" if keys is None else keys[index]
 
-    def keys(self) -> Iterator[str]:
-        """Yields the names of all images, as `key` returns them, split by split."""
-        for split, size in self.sizes.items():
-            yield from (self.key(split, index) for index in range(size))
-
     def examples(self, split: str) -> tf.data.Dataset:
-        """Returns a dataset of a split's images, not augmented, in the split's own order; see `Split.examples`.
-
-        Raises:
-            DataError: where no split has this name, or the images cannot be loaded.
-        """
+        """Returns a dataset of a split's images, not augmented, in the split's own order; see `Split.examples`."""
         return self.split(split).examples()
 
     @contextlib.contextmanager
@@ -132,9 +115,6 @@ class Source:
 
         Loops over the images of a large folder run inside this context; folders that fit in memory need no guard,
         because they are read when they are opened.
-
-        Raises:
-            DataError: where an image could not be read and `data.on_bad_image` is "stop".
         """
         try:
             yield
@@ -181,32 +161,30 @@ class Split(abc.ABC):
 
     def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
         """Returns a dataset of the records with these indices, int64 [n], which ascend without repetition."""
-        return tf.data.Dataset.from_tensor_slices(np.asarray(indices, np.int64))
+        return tf.data.Dataset.from_tensor_slices(indices)
 
     @abc.abstractmethod
     def decode(self, record: Any) -> Tensors:
-        """Returns image and label of a record; a tf.data pipeline calls this method.
+        """Returns image and label of a record within a tf.data pipeline.
 
         The image is uint8 [height, width, channels]; the label is int32 [], -1 for none.
         """
 
-    def examples(self, start: int = 0, stop: int | None = None) -> tf.data.Dataset:
-        """Returns a dataset of the images from index `start` up to `stop`, or to the end, in order.
+    def examples(self, indices: np.ndarray | None = None) -> tf.data.Dataset:
+        """Returns a dataset of all images in order, or of the images with these ascending indices, int64 [n].
 
         Returns:
             A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
-            "index" int64 [] in the split. The index of a skipped unreadable image is missing.
+            "index" int64 [] in the split. Skipped unreadable images are missing.
         """
-        return self._decode_all(self.records().enumerate().take(self.size if stop is None else stop).skip(start))
+        if indices is None:
+            return self._decode_all(self.records().enumerate())
+        return self.examples_at(indices)
 
     def examples_at(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset, like that of `examples`, of the images with these ascending indices, int64 [n].
-
-        The next image replaces an unreadable image that is skipped.
-        """
-        return self._decode_all(
-            tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(indices), self.records_at(indices))
-        )
+        """Returns a dataset, as `examples` does, in which the next image replaces a skipped unreadable image."""
+        numbers = tf.data.Dataset.from_tensor_slices(indices)
+        return self._decode_all(tf.data.Dataset.zip(numbers, self.records_at(indices)))
 
     def _decode_all(self, records: tf.data.Dataset) -> tf.data.Dataset:
         def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
@@ -232,20 +210,20 @@ class MemorySplit(Split):
     ) -> None:
         super().__init__(size, description, keys)
         self._load: Callable[[], Arrays] | None = load
-        self._images: tf.Tensor | None = None
-        self._labels: tf.Tensor | None = None
+        self._arrays: tuple[tf.Tensor, ...] = ()
 
     def prepare(self) -> None:
         """Loads images and labels at the first call."""
         if self._load is not None:
             # The array is placed on the CPU, because tf.data reads it there.
             with tf.device("/CPU:0"):
-                self._images, self._labels = (tf.convert_to_tensor(array) for array in self._load())
+                self._arrays = tuple(tf.convert_to_tensor(array) for array in self._load())
             self._load = None
 
     def decode(self, record: tf.Tensor) -> Tensors:
         """Returns image and label of a record, which is an index, int64 []."""
-        return tf.gather(self._images, record), tf.gather(self._labels, record)
+        images, labels = self._arrays
+        return tf.gather(images, record), tf.gather(labels, record)
 
 
 class RecordSplit(Split):
@@ -260,13 +238,7 @@ class RecordSplit(Split):
     """
 
     def __init__(
-        self,
-        size: int,
-        description: str,
-        *,
-        records: tf.data.Dataset,
-        decode: Callable[[Any], Tensors],
-        window: int,
+        self, size: int, description: str, *, records: tf.data.Dataset, decode: Callable[[Any], Tensors], window: int
     ) -> None:
         super().__init__(size, description)
         self._records = records
@@ -279,9 +251,7 @@ class RecordSplit(Split):
 
     def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
         """Returns a dataset of the records with these indices; all records up to the last one are read, not decoded."""
-        chosen = np.zeros(self.size, bool)
-        chosen[indices] = True
-        is_chosen = tf.constant(chosen)
+        is_chosen = tf.constant(np.isin(np.arange(self.size), indices))
         numbered = self._records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
         return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
 

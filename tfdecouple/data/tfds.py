@@ -26,14 +26,9 @@ _LEAST_WINDOW = 1024
 
 
 def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
-    """Returns the source of a prepared TFDS data set.
+    """Returns the source of a TFDS data set; with `download` missing data are downloaded and prepared.
 
-    Args:
-        config: the config with `source` (NAME or "tfds:NAME"), `data_dir`, `validation_examples`, `centre_crop` and
-            `cache_gib`. If all decoded images take at most `cache_gib` they are held in memory; otherwise the records
-            stay encoded on disk.
-        image_shape: height, width and channels of the images.
-        download: whether to download and prepare missing data.
+    If all decoded images take at most `cache_gib`, they are held in memory; otherwise the records stay encoded on disk.
 
     Raises:
         DataError: where TFDS lacks the data set, the data are not prepared, the download fails, or the images are
@@ -67,18 +62,12 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
     """Returns the TFDS splits for training, validation and test, in TFDS' notation.
 
     A data set's own splits are used. If it has no test split, its validation split is the test set, as in the paper.
-    Splits that are still missing are taken from the end of the training split.
+    For each split that is still missing, `held_out` images are taken from the end of the training split.
 
     Args:
         source: the data set's name, for messages.
         sizes: number of images in each split that the data set has.
         held_out: number of images to hold out of training for each missing split.
-
-    Returns:
-        The notation, such as "train[:-1000]", by the names "train", "validation" and "test".
-
-    Raises:
-        DataError: where the training split is missing or too small.
     """
     if "train" not in sizes:
         raise DataError(f"the data set {source} has no split train (it has {', '.join(sizes) or 'none'}); use another")
@@ -102,9 +91,6 @@ def _find_builder(config: DataConfig) -> Any:
     """Returns the TFDS builder of a data set, always of a class that TFDS ships.
 
     For a folder without a class, `tfds.builder` would import the classes that untrusted metadata in the folder name.
-
-    Raises:
-        DataError: where TFDS lacks the data set, its config or its version.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(missing("tensorflow_datasets", f"data.source={config.source}"))
@@ -212,13 +198,12 @@ def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
 
     The argument `feature` is the `tfds.features.Image` of the data set.
     """
-    channels = feature.shape[-1]
-
-    def accurate() -> tf.Tensor:
+    pixels = tf.cond(
+        tf.io.is_jpeg(encoded),
         # The accurate method is used because TensorFlow's default differs from Pillow's pixels by up to 7.
-        return tf.io.decode_jpeg(encoded, channels, dct_method="INTEGER_ACCURATE")
-
-    pixels = tf.cond(tf.io.is_jpeg(encoded), accurate, lambda: feature.decode_example(encoded))
+        lambda: tf.io.decode_jpeg(encoded, feature.shape[-1], dct_method="INTEGER_ACCURATE"),
+        lambda: feature.decode_example(encoded),
+    )
     return tf.ensure_shape(pixels, feature.shape)
 
 

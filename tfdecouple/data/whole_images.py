@@ -21,17 +21,8 @@ if TYPE_CHECKING:
 def draw_whole_images(source: Source, split: str, count: int, seed: int) -> dict[str, Callable[[], np.ndarray]]:
     """Returns functions that read images of a split at their own size, uint8 `[H, W, channels]`, by name.
 
-    For a folder they read the files of the split. For the sample photographs they read the band of each photograph that
-    belongs to the split.
-
-    Args:
-        source: the data set, a folder or the sample photographs.
-        split: "train", "validation" or "test".
-        count: number of images, drawn with the seed; 0 for all.
-        seed: seed of the draw of the images.
-
-    Raises:
-        DataError: where the data set is neither a folder nor the sample photographs.
+    They read `count` files of a folder, drawn with the seed, or 0 for all; or the band of each sample photograph that
+    belongs to the split. DataError is raised for other data sets.
     """
     channels = source.image_shape[-1]
     if source.name.startswith("folder:"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfdecouple.config import Config
 from tfdecouple.data import Source, load_images
-from tfdecouple.data.codecs import lossless_bits_per_dim
+from tfdecouple.data.codecs import codec_bits_per_dim
 from tfdecouple.errors import UserError
 from tfdecouple.metrics.bits_per_dim import Bound, describe_grey
 from tfdecouple.model import DecoupledModel
@@ -101,7 +101,7 @@ class EvaluationReports:
             self._note("lossless codecs")
             # A codec stores all 8 bits of a channel, so its size says nothing about a model of fewer bits.
             codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
-            coded = {codec: lossless_bits_per_dim(images, codec) for codec in codecs}
+            coded = {codec: float(codec_bits_per_dim(images, codec).mean()) for codec in codecs}
             shown = self._shown_images(step)
             summary["lossless_codecs_bits_per_dim"] = coded
             summary["lossless_codecs_images"] = len(images)
