@@ -34,6 +34,9 @@ _ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 class Config:
     """The config of a run: model, data and training.
 
+    >>> Config(name="mine").training.batch_size
+    64
+
     Attributes:
         name: name of the preset, or another name.
         description: one line for people.
