@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import LEAST, SMALL, TINY, give_effect, random_images
+from helpers.models import LEAST, SMALL, give_effect, random_images
 from helpers.refusals import message_of
 
 from tfdecouple import randomness
@@ -18,11 +18,20 @@ IMAGES = random_images(3)
 NONE = np.zeros((0, 8, 8, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def without_z():
-    model = DecoupledModel(LEAST)
+def made(config):
+    model = DecoupledModel(config)
     model.initialize(random_images(16))
     return give_effect(model)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return made(SMALL)
+
+
+@pytest.fixture(scope="module")
+def without_z():
+    return made(LEAST)
 
 
 def weights(model):
@@ -66,33 +75,33 @@ class TestInitialize:
 
 
 class TestEmptyBatches:
-    def test_of_a_model_with_z(self, tiny_model):
+    def test_of_a_model_with_z(self, small):
         z, v = np.zeros((0, 4), np.float32), np.zeros((0, 8, 8, 3), np.float32)
-        assert tiny_model.decode(z, v).shape == (0, 8, 8, 3)
-        assert tiny_model.decode(*tiny_model.encode(NONE)).dtype == tf.uint8
-        posterior = tiny_model.posterior(NONE)
+        assert small.decode(z, v).shape == (0, 8, 8, 3)
+        assert small.decode(*small.encode(NONE)).dtype == tf.uint8
+        posterior = small.posterior(NONE)
         assert posterior.batch_shape == (0,) and posterior.event_shape == (4,)
         assert posterior.sample(5, seed=1).shape == (5, 0, 4)
         for training in (False, True):
-            assert [part.shape for part in tiny_model.elbo(NONE, training=training)] == [(0,)] * 4
-        assert [images.shape for images in tiny_model.switch(NONE, NONE)] == [(0, 8, 8, 3)] * 2
-        assert tiny_model.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
-        assert tiny_model.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
-        assert [part.shape for part in tiny_model.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
-        assert tiny_model.sample(0).shape == (0, 8, 8, 3)
-        likelihood = tiny_model.likelihood(np.zeros((3, 4), np.float32))
-        assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and tiny_model.likelihood(z).log_prob(v).shape == (0,)
-        assert tiny_model.prior.log_prob(tiny_model.prior.sample(0)).shape == (0,)
-        assert "no images" in message_of(DataError, lambda: tiny_model.diagnose(NONE))
+            assert [part.shape for part in small.elbo(NONE, training=training)] == [(0,)] * 4
+        assert [images.shape for images in small.switch(NONE, NONE)] == [(0, 8, 8, 3)] * 2
+        assert small.interpolate(NONE, NONE, [0, 1], [0]).shape == (0, 2, 1, 8, 8, 3)
+        assert small.interpolate(IMAGES, IMAGES, [], [0]).shape == (3, 0, 1, 8, 8, 3)
+        assert [part.shape for part in small.dequantize(NONE, NONE)] == [(0, 8, 8, 3), (0,)]
+        assert small.sample(0).shape == (0, 8, 8, 3)
+        likelihood = small.likelihood(np.zeros((3, 4), np.float32))
+        assert likelihood.sample(0).shape == (0, 3, 8, 8, 3) and small.likelihood(z).log_prob(v).shape == (0,)
+        assert small.prior.log_prob(small.prior.sample(0)).shape == (0,)
+        assert "no images" in message_of(DataError, lambda: small.diagnose(NONE))
 
     def test_of_a_model_without_z(self, without_z):
         assert without_z.decode(None, np.zeros((0, 8, 8, 3))).shape == (0, 8, 8, 3)
         assert [part.shape for part in without_z.elbo(NONE)] == [(0,)] * 4
         assert without_z.interpolate(NONE, NONE, [0], [0, 1]).shape == (0, 1, 2, 8, 8, 3)
 
-    def test_empty_and_not_empty(self, tiny_model):
-        assert "0 and 3 images" in message_of(DataError, lambda: tiny_model.switch(NONE, IMAGES))
-        message_of(UserError, lambda: tiny_model.decode(np.zeros((0, 4)), np.zeros((3, 8, 8, 3))))
+    def test_empty_and_not_empty(self, small):
+        assert "0 and 3 images" in message_of(DataError, lambda: small.switch(NONE, IMAGES))
+        message_of(UserError, lambda: small.decode(np.zeros((0, 4)), np.zeros((3, 8, 8, 3))))
 
 
 NO_IMAGES = {
@@ -112,22 +121,22 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize("noise", [None, "noise", [[1.0], [1.0, 2.0]], np.zeros((2, 8, 8, 3))])
-def test_noise_of_the_dequantisation_that_is_none(tiny_model, noise):
-    assert "noise" in message_of(UserError, lambda: tiny_model.dequantize(IMAGES, noise))
+def test_noise_of_the_dequantisation_that_is_none(small, noise):
+    assert "noise" in message_of(UserError, lambda: small.dequantize(IMAGES, noise))
 
 
 class TestImages:
     @pytest.mark.parametrize("kind", NO_IMAGES)
-    def test_what_is_none(self, tiny_model, kind):
+    def test_what_is_none(self, small, kind):
         given = NO_IMAGES[kind]
         for method in ("encode", "posterior", "elbo", "diagnose", "quantize_images", "initialize"):
-            assert "images" in message_of(DataError, lambda method=method: getattr(tiny_model, method)(given))
-        message_of(DataError, lambda: tiny_model.switch(IMAGES, given))
-        message_of(DataError, lambda: tiny_model.interpolate(given, IMAGES, [0.5], [0.5]))
+            assert "images" in message_of(DataError, lambda method=method: getattr(small, method)(given))
+        message_of(DataError, lambda: small.switch(IMAGES, given))
+        message_of(DataError, lambda: small.interpolate(given, IMAGES, [0.5], [0.5]))
 
-    def test_lists_of_arrays_are_images(self, tiny_model):
-        np.testing.assert_array_equal(tiny_model.encode(list(IMAGES)).v, tiny_model.encode(IMAGES).v)
-        np.testing.assert_array_equal(tiny_model.switch(list(IMAGES), tuple(IMAGES))[0], IMAGES)
+    def test_lists_of_arrays_are_images(self, small):
+        np.testing.assert_array_equal(small.encode(list(IMAGES)).v, small.encode(IMAGES).v)
+        np.testing.assert_array_equal(small.switch(list(IMAGES), tuple(IMAGES))[0], IMAGES)
 
 
 NO_CODES = {
@@ -142,54 +151,52 @@ NO_CODES = {
 
 class TestCodes:
     @pytest.mark.parametrize("kind", NO_CODES)
-    def test_what_is_none(self, tiny_model, kind):
-        codes = tiny_model.encode(IMAGES)
-        assert "z" in message_of(UserError, lambda: tiny_model.decode(NO_CODES[kind], codes.v))
-        assert "v" in message_of(UserError, lambda: tiny_model.decode(codes.z, NO_CODES[kind]))
+    def test_what_is_none(self, small, kind):
+        codes = small.encode(IMAGES)
+        assert "z" in message_of(UserError, lambda: small.decode(NO_CODES[kind], codes.v))
+        assert "v" in message_of(UserError, lambda: small.decode(codes.z, NO_CODES[kind]))
 
-    def test_lists_and_other_floats_are_codes(self, tiny_model):
-        z, v = (np.asarray(code) for code in tiny_model.encode(IMAGES))
-        np.testing.assert_array_equal(tiny_model.decode(z.tolist(), v.astype(np.float64)), IMAGES)
+    def test_lists_and_other_floats_are_codes(self, small):
+        z, v = (np.asarray(code) for code in small.encode(IMAGES))
+        np.testing.assert_array_equal(small.decode(z.tolist(), v.astype(np.float64)), IMAGES)
 
 
 class TestSeeds:
     @pytest.mark.parametrize("seed", [True, "1", 1.0, -1, 2**32, 10**400, [1], [1.0, 2.0], {}, tf.constant(1.0)])
-    def test_what_is_none(self, tiny_model, seed):
-        assert "seed" in message_of(UserError, lambda: tiny_model.sample(1, seed=seed))
-        assert "seed" in message_of(UserError, lambda: tiny_model.elbo(IMAGES, seed=seed))
+    def test_what_is_none(self, small, seed):
+        assert "seed" in message_of(UserError, lambda: small.sample(1, seed=seed))
+        assert "seed" in message_of(UserError, lambda: small.elbo(IMAGES, seed=seed))
 
-    def test_numbers_of_every_library_are_one(self, tiny_model):
-        first = tiny_model.sample(2, seed=7)
+    def test_numbers_of_every_library_are_one(self, small):
+        first = small.sample(2, seed=7)
         for seed in (np.uint8(7), np.array(7), tf.constant(7, tf.int64), [0, 7]):
-            np.testing.assert_array_equal(tiny_model.sample(2, seed=seed), first)
-        assert tiny_model.sample(2, seed=2**32 - 1).shape == (2, 8, 8, 3)
+            np.testing.assert_array_equal(small.sample(2, seed=seed), first)
+        assert small.sample(2, seed=2**32 - 1).shape == (2, 8, 8, 3)
 
 
 class TestSample:
     @pytest.mark.parametrize("n", [True, "3", 2.0, -1, None, [2], tf.constant(2.0)])
-    def test_numbers_that_are_none(self, tiny_model, n):
-        assert message_of(UserError, lambda: tiny_model.sample(n)).startswith("n is ")
+    def test_numbers_that_are_none(self, small, n):
+        assert message_of(UserError, lambda: small.sample(n)).startswith("n is ")
 
     @pytest.mark.parametrize("temperature", [True, "1", None, -0.1, float("nan"), float("inf"), 10**400, [1.0], 1j])
-    def test_temperatures_that_are_none(self, tiny_model, temperature):
-        assert message_of(UserError, lambda: tiny_model.sample(1, temperature)).startswith("temperature is ")
+    def test_temperatures_that_are_none(self, small, temperature):
+        assert message_of(UserError, lambda: small.sample(1, temperature)).startswith("temperature is ")
 
-    def test_numbers_of_every_library(self, tiny_model):
-        first = tiny_model.sample(2, 0.5, seed=3)
+    def test_numbers_of_every_library(self, small):
+        first = small.sample(2, 0.5, seed=3)
         for n, temperature in (
             (np.int32(2), np.float32(0.5)),
             (np.array(2), np.array(0.5)),
             map(tf.constant, (2, 0.5)),
         ):
-            np.testing.assert_array_equal(tiny_model.sample(n, temperature, seed=3), first)
+            np.testing.assert_array_equal(small.sample(n, temperature, seed=3), first)
 
     @pytest.mark.parametrize(("n", "at_once", "z_at_once"), [(7, 64, 4096), (7, 3, 5)])
-    def test_noise_is_that_of_one_draw_however_it_is_cut(
-        self, without_z, tiny_model, monkeypatch, n, at_once, z_at_once
-    ):
+    def test_noise_is_that_of_one_draw_however_it_is_cut(self, without_z, small, monkeypatch, n, at_once, z_at_once):
         monkeypatch.setattr(model_module, "CHUNK", at_once)
         monkeypatch.setattr(model_module, "_Z_CHUNK", z_at_once)
-        for model in (tiny_model, without_z):
+        for model in (small, without_z):
             seed = randomness.make_seed(5)
             v = 0.7 * randomness.draw_normal([n, 8, 8, 3], randomness.derive_seed(seed, "v"))
             z = None
@@ -197,49 +204,49 @@ class TestSample:
                 z = model.z_from_noise(randomness.draw_normal([n, 4], randomness.derive_seed(seed, "z")))
             np.testing.assert_array_equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
 
-    def test_more_than_memory_holds_is_one_line(self, tiny_model, monkeypatch):
+    def test_more_than_memory_holds_is_one_line(self, small, monkeypatch):
         def decode(z, v):
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmany lines")
 
-        monkeypatch.setattr(tiny_model, "decode", decode)
-        assert "out of memory with 100 images" in message_of(UserError, lambda: tiny_model.sample(100))
-        monkeypatch.setattr(tiny_model, "decode", lambda z, v: pytest.fail("images are drawn"))
-        assert "out of memory with 1,000,000,000,000 images" in message_of(UserError, lambda: tiny_model.sample(10**12))
+        monkeypatch.setattr(small, "decode", decode)
+        assert "out of memory with 100 images" in message_of(UserError, lambda: small.sample(100))
+        monkeypatch.setattr(small, "decode", lambda z, v: pytest.fail("images are drawn"))
+        assert "out of memory with 1,000,000,000,000 images" in message_of(UserError, lambda: small.sample(10**12))
 
 
 class TestInterpolate:
-    def test_plain_numbers_stand_for_lists(self, tiny_model):
+    def test_plain_numbers_stand_for_lists(self, small):
         a, b = IMAGES[:1], IMAGES[1:2]
-        whole = tiny_model.interpolate(a, b, [0.25], [0.5, 1])
+        whole = small.interpolate(a, b, [0.25], [0.5, 1])
         for alphas in (0.25, np.array([0.25]), tf.constant(0.25)):
-            np.testing.assert_array_equal(tiny_model.interpolate(a, b, alphas, [0.5, 1]), whole)
-        np.testing.assert_array_equal(tiny_model.interpolate(a, b, 1, 1)[:, 0, 0], b)
+            np.testing.assert_array_equal(small.interpolate(a, b, alphas, [0.5, 1]), whole)
+        np.testing.assert_array_equal(small.interpolate(a, b, 1, 1)[:, 0, 0], b)
 
     @pytest.mark.parametrize("wrong", ["0.5", None, True, ["a"], [[0.5]], [0.1, float("nan")], [0.1, [0.2]], 1j])
-    def test_what_is_no_number(self, tiny_model, wrong):
-        assert "alphas is" in message_of(UserError, lambda: tiny_model.interpolate(IMAGES, IMAGES, wrong, [0.5]))
-        assert "betas is" in message_of(UserError, lambda: tiny_model.interpolate(IMAGES, IMAGES, [0.5], wrong))
+    def test_what_is_no_number(self, small, wrong):
+        assert "alphas is" in message_of(UserError, lambda: small.interpolate(IMAGES, IMAGES, wrong, [0.5]))
+        assert "betas is" in message_of(UserError, lambda: small.interpolate(IMAGES, IMAGES, [0.5], wrong))
 
 
 class TestEdit:
     DIRECTION = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
 
-    def test_moves_z_and_leaves_v(self, tiny_model):
-        z, v = tiny_model.encode(IMAGES)
-        expected = tiny_model.decode(z + 1.5 * self.DIRECTION, v)
-        np.testing.assert_array_equal(tiny_model.edit(IMAGES, self.DIRECTION, 1.5), expected)
+    def test_moves_z_and_leaves_v(self, small):
+        z, v = small.encode(IMAGES)
+        expected = small.decode(z + 1.5 * self.DIRECTION, v)
+        np.testing.assert_array_equal(small.edit(IMAGES, self.DIRECTION, 1.5), expected)
         direction = Direction("a", MEANS, self.DIRECTION)
         for amount in (tf.constant(1.5), [1.5], np.full(3, 1.5)):
-            np.testing.assert_array_equal(tiny_model.edit(IMAGES, direction, amount), expected)
-        each = tiny_model.edit(IMAGES, np.stack([self.DIRECTION, 0 * self.DIRECTION, -self.DIRECTION]), [1.5, 9, -1.5])
+            np.testing.assert_array_equal(small.edit(IMAGES, direction, amount), expected)
+        each = small.edit(IMAGES, np.stack([self.DIRECTION, 0 * self.DIRECTION, -self.DIRECTION]), [1.5, 9, -1.5])
         np.testing.assert_array_equal(each, [expected[0], IMAGES[1], expected[2]])
 
-    def test_at_0_images_come_back_to_the_last_pixel(self, tiny_model):
-        np.testing.assert_array_equal(tiny_model.edit(IMAGES, 100 * self.DIRECTION, -0.0), IMAGES)
+    def test_at_0_images_come_back_to_the_last_pixel(self, small):
+        np.testing.assert_array_equal(small.edit(IMAGES, 100 * self.DIRECTION, -0.0), IMAGES)
 
-    def test_within_a_graph(self, tiny_model):
+    def test_within_a_graph(self, small):
         tf.config.run_functions_eagerly(False)
-        traced = tf.function(tiny_model.edit, autograph=False)
+        traced = tf.function(small.edit, autograph=False)
         edited = traced(tf.constant(IMAGES), tf.constant(self.DIRECTION), tf.constant([0.0, 1.0, 2.0]))
         np.testing.assert_array_equal(edited[0], IMAGES[0])
         assert np.any(edited[1] != IMAGES[1])
@@ -256,21 +263,18 @@ class TestEdit:
             (np.ones(4), float("inf"), "amount is"),
         ],
     )
-    def test_what_is_none(self, tiny_model, direction, amount, part):
-        assert part in message_of(UserError, lambda: tiny_model.edit(IMAGES, direction, amount))
+    def test_what_is_none(self, small, direction, amount, part):
+        assert part in message_of(UserError, lambda: small.edit(IMAGES, direction, amount))
 
-    def test_no_images_and_no_z(self, tiny_model, without_z):
-        assert tiny_model.edit(NONE, self.DIRECTION, 1).shape == (0, 8, 8, 3)
+    def test_no_images_and_no_z(self, small, without_z):
+        assert small.edit(NONE, self.DIRECTION, 1).shape == (0, 8, 8, 3)
         assert "has no z" in message_of(UserError, lambda: without_z.edit(IMAGES, self.DIRECTION, 1))
-        message_of(DataError, lambda: tiny_model.edit("picture", self.DIRECTION, 1))
+        message_of(DataError, lambda: small.edit("picture", self.DIRECTION, 1))
 
 
 class TestOwnLoop:
     def test_training_on_elbo_moves_the_statistics_of_batch_normalisation(self):
-        model = DecoupledModel(SMALL)
-        model.initialize(random_images(16))
-        give_effect(model)
-        images = random_images(8, seed=2)
+        model, images = made(SMALL), random_images(8, seed=2)
         moving = {n: v for n, v in model.named_variables().items() if "moving" in n}
         assert moving
         before = {name: variable.numpy() for name, variable in moving.items()}
@@ -282,12 +286,12 @@ class TestOwnLoop:
         assert all(gradient is not None for gradient in gradients)
         assert all(not np.array_equal(before[name], variable.numpy()) for name, variable in moving.items())
 
-    def test_it_is_the_bound_by_the_statistics_of_the_batch(self, tiny_model):
-        z = randomness.draw_normal([3, TINY.latent_dim], randomness.derive_seed(4, "z"))
+    def test_it_is_the_bound_by_the_statistics_of_the_batch(self, small):
+        z = randomness.draw_normal([3, SMALL.latent_dim], randomness.derive_seed(4, "z"))
         u = randomness.draw_uniform([3, 8, 8, 3], randomness.derive_seed(4, "u"))
-        model = DecoupledModel(TINY)
+        model = DecoupledModel(SMALL)
         for name, variable in model.named_variables().items():
-            variable.assign(tiny_model.named_variables()[name])
+            variable.assign(small.named_variables()[name])
         expected = model.elbo_from_noise(IMAGES, z, u, training=True).bits_per_dim
         np.testing.assert_allclose(model.elbo(IMAGES, seed=4, training=True).bits_per_dim, expected, rtol=1e-6)
-        assert np.any(np.abs(expected - tiny_model.elbo(IMAGES, seed=4).bits_per_dim) > 1e-4)
+        assert np.any(np.abs(expected - small.elbo(IMAGES, seed=4).bits_per_dim) > 1e-4)

@@ -94,7 +94,7 @@ def without(weights, part):
 @pytest.mark.parametrize(
     ("made", "error", "said"),
     [
-        (lambda w: {**w, "config.json": w["config.json"].replace(b"8", b"9")}, RunError, "config.json of .* is not"),
+        (lambda w: {**w, "config.json": w["config.json"].replace(b"8", b"9")}, RunError, "config.json of .* differs"),
         (lambda w: {**w, "config.json": w["config.json"] + b" "}, RunError, "has not the .* bytes that its manifest"),
         (lambda w: without(w, "index"), RunError, "hf://ada/faces: 404"),
         (lambda w: without(w, "manifest.json"), RunError, "hf://ada/faces: 404"),

@@ -129,7 +129,7 @@ def test_the_manifest_has_every_file_and_sees_a_change(published, tmp_path):
     (data,) = copy.glob("checkpoints/*.data-*")
     content = data.read_bytes()
     data.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    with pytest.raises(RunError, match=r"checkpoints/best-000000001.data-.* of x is not what its manifest says"):
+    with pytest.raises(RunError, match=r"checkpoints/best-000000001.data-.* of x differs from its manifest"):
         manifest.require_match(copy, "x")
     data.unlink()
     with pytest.raises(RunError, match=r"x lacks checkpoints/best-000000001.data"):

@@ -21,7 +21,6 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Writes curves.png and curves.json, for several runs into the folder of the first run; returns 0."""
-    # TensorFlow is started because the modules that read a run's metrics need it.
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name

@@ -8,8 +8,6 @@ import numpy as np
 from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
 
-_NEIGHBOURS = 5
-
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command `neighbours` with its options."""
@@ -56,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
             searched += batch["index"].tolist()
             counter(len(searched))
 
-    count = min(_NEIGHBOURS, len(searched))
+    count = min(5, len(searched))
     nearest, results = {}, {}
     for name in queries:
         distances = np.concatenate(columns[name], 1)

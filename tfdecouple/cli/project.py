@@ -7,8 +7,6 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.errors import DataError
 from tfdecouple.runtime.process import start_tensorflow
 
-_FEWEST_IMAGES = 4
-
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command `project` with its options."""
@@ -43,8 +41,8 @@ def run(options: argparse.Namespace) -> int:
     source = open_data(opened, options)
     indices = np.sort(draw_indices(source, options.split, options.count, options.seed))
     count = len(indices)
-    if count < _FEWEST_IMAGES:
-        raise DataError(f"project got {count} images; it needs at least {_FEWEST_IMAGES}")
+    if count < 4:
+        raise DataError(f"project got {count} images; it needs at least 4")
     codes, labels = opened.encode_split(source, options.split, indices, "encoding")
     facts: dict[str, Any] = {"data": source.title, "split": options.split, "seed": options.seed, "count": count}
     facts["method"] = options.method

@@ -1,18 +1,13 @@
 """`python -m tfdecouple reconstruct`: shows images beside their reconstructions from the codes."""
 
-from __future__ import annotations
-
 import argparse
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
-
-if TYPE_CHECKING:
-    from tfdecouple.runs.opened_run import Run
 
 
 def add_parser(commands: Any) -> None:
@@ -49,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _reconstruct_at_own_size(opened: Run, options: argparse.Namespace) -> int:
+def _reconstruct_at_own_size(opened: Any, options: argparse.Namespace) -> int:
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.data.whole_images import draw_whole_images
     from tfdecouple.visualization.grids import draw_grid

@@ -8,8 +8,6 @@ from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import start_tensorflow
 
-TEMPERATURES = (0.5, 0.7, 0.8, 0.9, 1.0)
-
 
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command `sample` with its options."""
@@ -17,13 +15,13 @@ def add_parser(commands: Any) -> None:
         commands,
         "sample",
         "draw new images at several temperatures",
-        "The temperature multiplies v: below 1 samples are smoother. The samples of a column share z and the direction "
-        "of v.",
+        "The temperature multiplies v: below 1 samples are smoother. A column shares z and the direction of v.",
     )
     arguments.add_run(parser)
     arguments.add_drawing(parser, 10, "samples at each temperature")
-    number, text = make_number_type(float, 0, arguments.MOST_TEMPERATURE), f"default {' '.join(map(str, TEMPERATURES))}"
-    parser.add_argument("--temperatures", nargs="+", type=number, default=TEMPERATURES, metavar="T", help=text)
+    number, default = make_number_type(float, 0, arguments.MOST_TEMPERATURE), (0.5, 0.7, 0.8, 0.9, 1.0)
+    text = f"temperatures (default {' '.join(map(str, default))})"
+    parser.add_argument("--temperatures", nargs="+", type=number, default=default, metavar="T", help=text)
     text = "draw a row of samples for each of these labels, or for all; needs a model with labels"
     parser.add_argument("--labels", nargs="+", metavar="NAME", help=text)
 

@@ -55,8 +55,7 @@ def run(options: argparse.Namespace) -> int:
                 opened.model, a.pixels, b.pixels, what=title, note=note, on_images=counter, labels=labels
             )
         facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels)}
-        if results is not None:
-            facts["strength"] = options.strength
+        facts |= {"strength": options.strength} if results else {}
         says = f"{title.lower()}, {len(a.pixels)} pair{'s' if len(a.pixels) > 1 else ''}"
         save_picture(opened, options, f"switch-{how}", picture, says, pairing=how, **facts)
     if results is not None:

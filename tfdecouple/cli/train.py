@@ -27,8 +27,6 @@ and an invertible flow, conditioned on z, that keeps all the rest in a local cod
       the paper's CIFAR-10 run, on all GPUs of this machine
   python train.py --data folder:/my/images --set model.latent_dim=32 --workdir runs/mine
       your own images (sub-folders are labels), with one option changed
-  python train.py --preset cifar10 --steps 1000 --set training.batch_size=64
-      a long run made short
 
 The same command again resumes where the run stopped. Ctrl-C, SIGTERM and
 SIGHUP save first.

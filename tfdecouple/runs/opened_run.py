@@ -181,14 +181,12 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)
 
-    The name is that of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub, where only
-    a commit as the revision always names the same weights. Config and weights are downloaded and compared with the
-    digests in their manifest; no code is run. `jit_compile` is that of `load_model`.
+    The name is that of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub, from which
+    config and weights are downloaded and compared with their digests; no code is run. `jit_compile` is that of
+    `load_model`.
 
     Raises:
-        RunError: where no weights have this name, or they differ from their manifest.
-        UntrustedError: where the manifest names files that are not part of a run's weights.
-        MissingPackageError: where the Hub's client, the extra `hub`, is not installed.
+        UserError: where no weights have this name, they differ from their manifest, or the extra `hub` is missing.
     """
     return load_model(name, jit_compile=jit_compile)
 

@@ -53,9 +53,7 @@ def find_pretrained(name: str) -> pathlib.Path | None:
     """Returns the folder of bundled weights, or of weights that it downloads from the Hub; None for any other name.
 
     Raises:
-        RunError: where the Hub does not have the weights, or has other files than the manifest says.
-        UntrustedError: where the manifest names files that are not part of a run's weights.
-        MissingPackageError: where the Hub's client is not installed.
+        UserError: where the Hub lacks the weights, or has other files than the manifest says, or its client is missing.
     """
     if name.startswith(HUB):
         return download_weights(name)
@@ -103,10 +101,7 @@ class Manifest(pydantic.BaseModel):
         try:
             manifest = read_model(path, cls, MANIFEST_BYTES)
         except (OSError, ValueError) as error:
-            raise RunError(
-                f"the manifest of {where} is damaged: {error}; remove {path.resolve()} and fetch it again, or publish "
-                "the run again"
-            ) from error
+            raise RunError(f"the manifest of {where} is damaged: {error}; fetch {path.resolve()} again") from error
         for name in manifest.needed:
             if not NEEDED.fullmatch(name):
                 raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which is no weights")
@@ -127,8 +122,7 @@ class Manifest(pydantic.BaseModel):
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
             if facts != FileFacts.from_file(path):
                 raise RunError(
-                    f"{name} of {where} is not what its manifest says; remove {path.resolve()} and fetch it again, or "
-                    "publish it again"
+                    f"{name} of {where} differs from its manifest; remove {path.resolve()} and fetch it again"
                 )
 
 
