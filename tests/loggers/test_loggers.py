@@ -14,7 +14,6 @@ from helpers.models import SMALL
 from PIL import Image
 
 from tfdecouple.config import Config, TrainingConfig, override
-from tfdecouple.errors import ConfigError
 from tfdecouple.loggers import LOGGERS, require_loggers
 from tfdecouple.runtime.requirements import MissingPackageError
 from tfdecouple.training.metrics_log import MetricsLog, read_metrics
@@ -38,14 +37,6 @@ def picture(folder):
 
 
 class TestConfig:
-    def test_names_are_checked(self):
-        assert override(CONFIG, ['training.loggers=["wandb"]']).training.loggers == ("wandb",)
-        assert override(CONFIG, ["training.loggers=[]"]).training.loggers == ()
-        with pytest.raises(ConfigError, match=r"training.loggers\[0\] is 'comet'; it must be 'tensorboard'"):
-            override(CONFIG, ['training.loggers=["comet"]'])
-        with pytest.raises(ConfigError, match="name each only once"):
-            override(CONFIG, ['training.loggers=["wandb", "wandb"]'])
-
     def test_a_missing_package_is_one_line(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         require_loggers(["tensorboard"])

@@ -12,9 +12,9 @@ from helpers.refusals import refusal
 from helpers.runs import run_config
 from helpers.threads import Together
 
-from tfdecouple.cli import run_images
 from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError
+from tfdecouple.runs.opened_run import Run
 from tfdecouple.training import loop, strategy, train
 from tfdecouple.training.strategy import make_strategy
 from tfdecouple.training.workers import find_cluster
@@ -36,17 +36,17 @@ def tf_config(cluster=None, **task):
 
 
 class TestTfConfig:
-    def test_workers_are_named_in_their_order(self, set_tf_config):
-        set_tf_config(tf_config(index=1))
-        cluster = find_cluster()
-        assert (cluster.workers, cluster.rank) == (["a:1", "b:1"], 1)
-
-    def test_chief_comes_first(self, set_tf_config):
-        set_tf_config(tf_config({"worker": ["a:1", "b:1"], "chief": ["c:1"]}, index="1"))
-        cluster = find_cluster()
-        assert (cluster.workers, cluster.rank) == (["c:1", "a:1", "b:1"], 2)
-        set_tf_config(tf_config({"worker": ["a:1"], "chief": ["c:1"]}, type="chief"))
-        assert find_cluster().rank == 0
+    @pytest.mark.parametrize(
+        ("cluster", "task", "workers", "rank"),
+        [
+            (None, {"index": 1}, ["a:1", "b:1"], 1),
+            ({"worker": ["a:1", "b:1"], "chief": ["c:1"]}, {"index": "1"}, ["c:1", "a:1", "b:1"], 2),
+            ({"worker": ["a:1"], "chief": ["c:1"]}, {"type": "chief"}, ["c:1", "a:1"], 0),
+        ],
+    )
+    def test_workers_are_named_in_their_order_and_the_chief_first(self, set_tf_config, cluster, task, workers, rank):
+        set_tf_config(tf_config(cluster, **task))
+        assert (find_cluster().workers, find_cluster().rank) == (workers, rank)
 
     @pytest.mark.parametrize("given", ["", " ", {}, {"cluster": {}}, tf_config({"worker": ["a:1"]})])
     def test_one_worker_is_no_cluster(self, set_tf_config, given):
@@ -85,9 +85,9 @@ def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
     alone = tf.distribute.get_strategy()
     monkeypatch.setattr(strategy, "get_mirrored_strategy", lambda names: asked.append(names) or alone)
-    monkeypatch.setattr(run_images, "open_run", refuse)
+    monkeypatch.setattr(Run, "open", refuse)
     with pytest.raises(ConfigError, match="no run"):
-        Evaluation(None, [])
+        Evaluation(SimpleNamespace(run="run"), [])
     assert asked == [("CPU:0", "CPU:1")]
 
 

@@ -2,94 +2,57 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from helpers.models import give_effect, random_images
+from helpers.trainers import Trainer
 
-from tfdecouple.config import DataConfig, TrainingConfig, load_preset, preset_names
-from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import TrainStep
-from tfdecouple.training.strategy import make_strategy
-
-BATCH = 4
+from tfdecouple.config import load_preset, preset_names
 
 
-def in_small(preset):
-    """The preset with narrow layers, one step a stage and the fewest levels that have every kind of layer."""
-    config = load_preset(preset)
-    model = config.model
+def in_small(model):
+    """A preset's model with narrow layers, one step a stage and the fewest levels that have every kind of layer."""
     stages = max(len(steps) for steps in model.steps if isinstance(steps, tuple))
     return dataclasses.replace(
-        config,
-        name="small",
-        description="",
-        notes="",
-        model=dataclasses.replace(
-            model,
-            image_shape=(8, 8, 3),
-            steps=(1, (1,) * stages, 1),
-            hidden_channels=(4, 4, 4),
-            factors=model.factors[:1],
-            latent_dim=4,
-            encoder_channels=(4, 4),
-            encoder_out_channels=2,
-            prior_steps=1,
-            prior_hidden=4,
-            classes=min(model.classes, 2),
-            base_hidden=4,
-            dequantization_steps=(1, (1,), 1),
-            dequantization_hidden_channels=(4, 4, 4),
-            dequantization_alpha=1.0,
-            dequantization_encoder_channels=(4, 4),
-            dequantization_map_channels=2,
-        ),
-        data=DataConfig(),
-        training=TrainingConfig(
-            steps=10,
-            batch_size=BATCH,
-            micro_batches=min(2, config.training.micro_batches),
-            learning_rate=0.01,
-            warmup_steps=0,
-            weight_decay=0.0,
-            clip_norm=config.training.clip_norm,
-            ema_decay=config.training.ema_decay and 0.9,
-            kl_weight=config.training.kl_weight,
-            precision=config.training.precision,
-            memory=config.training.memory,
-            init_images=16,
-        ),
+        model,
+        image_shape=(8, 8, 3),
+        steps=(1, (1,) * stages, 1),
+        hidden_channels=(4, 4, 4),
+        factors=model.factors[:1],
+        latent_dim=4,
+        encoder_channels=(4, 4),
+        encoder_out_channels=2,
+        prior_steps=1,
+        prior_hidden=4,
+        classes=min(model.classes, 2),
+        base_hidden=4,
+        dequantization_steps=(1, (1,), 1),
+        dequantization_hidden_channels=(4, 4, 4),
+        dequantization_alpha=1.0,
+        dequantization_encoder_channels=(4, 4),
+        dequantization_map_channels=2,
     )
 
 
-def layers(model):
-    """What tells which kinds of layer there are: all but the sizes of numbers."""
-    return repr(dataclasses.replace(model, n_bits=8, alpha=1.0, prior_alpha=1.0))
+def kind_of_layers(model):
+    """All of a config but the sizes of numbers, which tells which kinds of layer there are."""
+    return repr(dataclasses.replace(in_small(model), n_bits=8, alpha=1.0, prior_alpha=1.0))
 
 
 # Presets of the same kinds of layer are tried once.
-KINDS = {layers(config.model): (name, config) for name in preset_names()[::-1] for config in [in_small(name)]}
+KINDS = {kind_of_layers(load_preset(name).model): name for name in preset_names()[::-1]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [config for _, config in KINDS.values()], ids=[name for name, _ in KINDS.values()])
-def test_step_reaches_every_weight(config, eager):
-    strategy = make_strategy(1)
-    keras.utils.set_random_seed(1)
-    with strategy.scope():
-        state = TrainingState(config)
-    state.model.initialize(random_images(16, seed=9), seed=0)
-    give_effect(state.model)
-    state.optimizer.start_averages()
-    before = {name: variable.numpy() for name, variable in state.trainable.items()}
-    examples = random_images(BATCH)
-    if config.model.has_classes:
-        # As many labels as there are: the embedding of another would not move.
-        examples = examples, np.arange(BATCH, dtype=np.int32) % config.model.classes
-    batches = tf.data.Dataset.from_tensor_slices(examples).batch(BATCH // config.training.micro_batches)
-    result = TrainStep(config, state, strategy)(list(strategy.experimental_distribute_dataset(batches)), 0)
+@pytest.mark.parametrize("preset", KINDS.values())
+def test_step_reaches_every_weight(preset, eager):
+    config = load_preset(preset)
+    options = {name: getattr(config.training, name) for name in ("clip_norm", "kl_weight", "precision", "memory")}
+    options["micro_batches"] = min(2, config.training.micro_batches)
+    trainer = Trainer(model=in_small(config.model), warmup_steps=0, weight_decay=0.0, **options)
+    before = trainer.values()
+    result = trainer.take()
     assert result.applied and all(np.isfinite(value) for value in result)
+    after = trainer.values()
     # Adam moves whatever has a gradient by the learning rate, and nothing else: there is no weight decay.
-    still = [name for name, variable in state.trainable.items() if np.array_equal(variable.numpy(), before[name])]
-    assert not still
+    names = [f"model/{name}" for name in trainer.state.trainable]
+    assert not [name for name in names if np.array_equal(after[name], before[name])]

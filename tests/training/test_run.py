@@ -158,13 +158,9 @@ class TestResumption:
         # Of the two steps of this row one was taken by each program.
         assert figures(tmp_path / "run")["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
 
-    def test_ends_in_the_same_state_bit_for_bit(self, resumed_run, finished_run):
+    def test_ends_in_the_same_state_bit_for_bit_with_the_same_log_and_summary(self, resumed_run, finished_run):
         assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
-
-    def test_logs_each_row_once_with_the_same_figures(self, resumed_run, finished_run):
         assert figures(resumed_run) == figures(finished_run)
-
-    def test_ends_with_the_same_summary(self, resumed_run, finished_run):
         ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
         assert ours == theirs
 

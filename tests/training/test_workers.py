@@ -45,7 +45,7 @@ class TestWorkers:
 
     def test_what_differs_is_named(self):
         results = Together().run(lambda workers: workers.require_equal("images", {"a": 1, "b": workers.rank + 5}))
-        message = "images of worker 0 and worker 1 differ: b is 5 there and 6 here"
+        message = "images of worker 0 and worker 1 differ: b is 5 and 6"
         assert [str(error) for error in results] == [message] * 2
 
     @pytest.mark.parametrize("together", [8, 2**24])

@@ -42,14 +42,7 @@ _LEAST_EVALUATED = 64
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a training: its run folder and its summary.
-
-    Attributes:
-        workdir: the run folder.
-        summary: the content of `summary.json`.
-        is_chief: whether this process wrote the summary: True for a process that trains alone, and for the first of
-            several workers.
-    """
+    """The outcome of a training: its run folder, the content of `summary.json`, and whether this process wrote it."""
 
     workdir: pathlib.Path
     summary: dict[str, Any]

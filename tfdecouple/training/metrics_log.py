@@ -22,12 +22,7 @@ class MetricsLog:
     """A writer of metrics to `metrics.jsonl`, which also passes rows and pictures on to loggers.
 
     A logger that calls another project's client is dropped with a message if it fails, because it must not end a run.
-    All methods raise OSError where the disk is full.
-
-    Args:
-        folder: the run folder; nothing is touched before `open`.
-        loggers: the loggers of the run.
-        report: function that prints a line.
+    All methods raise OSError where the disk is full. Nothing in the run folder is touched before `open`.
     """
 
     def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = (), report: Callable[[str], None] = print):
@@ -51,13 +46,9 @@ class MetricsLog:
         return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
-        """Adds a row of metrics to the log.
+        """Adds a row of metrics by name, of the kind "train", "validation" or "test", to the log.
 
-        Args:
-            kind: kind of the row: "train", "validation" or "test".
-            step: number of steps taken.
-            values: metrics by name.
-            pictures: paths of pictures, PNG files, by name, for the loggers.
+        The loggers also receive the pictures, paths of PNG files by name.
         """
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_to_line({"step": step, "kind": kind, **values}))

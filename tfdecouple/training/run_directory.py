@@ -46,12 +46,7 @@ def make_paths_absolute(config: Config) -> Config:
 
 
 class RunDirectory:
-    """The run folder of a training, which only the chief of several workers uses.
-
-    Args:
-        path: the folder; it need not exist yet.
-        config: the config of the run to resume or to start there.
-        report: function that prints a line.
+    """The run folder of a training, which only the chief of several workers uses; it need not exist yet.
 
     Attributes:
         path: the folder.

@@ -1,4 +1,4 @@
-"""Schedules over the updates: learning rate (paper appendix C.2), KL weight, image noise and patterns.
+"""Schedules over the updates: learning rate (paper appendix C.2), KL weight and image noise; and patterns.
 
 The argument `update` is the number of updates applied before this one, an integer scalar.
 """
@@ -49,23 +49,10 @@ def noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
 
 
-def pattern_fraction(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the fraction of the images of an update that patterns replace, float32.
-
-    It is 0 in the first `patterns_after` updates, then `patterns`.
-    """
-    return config.patterns * tf.cast(update >= config.patterns_after, tf.float32)
-
-
 def add_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
     """Returns uint8 images plus standard normal noise times a deviation in pixel values, rounded and clipped, uint8."""
     noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
     return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)
-
-
-def insert_patterns(images: tf.Tensor, fraction: tf.Tensor, chances: tf.Tensor, patterns: tf.Tensor) -> tf.Tensor:
-    """Returns images with a pattern instead of each image whose chance, uniform in [0, 1), is below the fraction."""
-    return tf.where(chances[:, None, None, None] < fraction, patterns, images)
 
 
 def draw_patterns(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:

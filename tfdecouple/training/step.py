@@ -13,15 +13,7 @@ from tfdecouple import randomness
 from tfdecouple.config import Config
 from tfdecouple.model.gradient import Share, differentiate, in_slot, judge_step
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
-from tfdecouple.training.schedule import (
-    add_noise,
-    draw_patterns,
-    insert_patterns,
-    kl_weight,
-    learning_rate,
-    noise_deviation,
-    pattern_fraction,
-)
+from tfdecouple.training.schedule import add_noise, draw_patterns, kl_weight, learning_rate, noise_deviation
 from tfdecouple.training.state import TrainingState
 
 
@@ -158,7 +150,8 @@ class TrainStep:
         if training.patterns:
             chances = randomness.draw_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
             drawn = draw_patterns(shape, randomness.derive_seed(seed, "patterns"))[own]
-            images = insert_patterns(images, pattern_fraction(training, updates), chances, drawn)
+            is_replaced = (chances < training.patterns) & (updates >= training.patterns_after)
+            images = tf.where(is_replaced[:, None, None, None], drawn, images)
         return images
 
     def _update(self, shares: Share, stop: tf.Tensor) -> StepResult:

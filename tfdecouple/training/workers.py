@@ -154,7 +154,7 @@ class Workers:
         """Raises RunError in every process if JSON values differ between workers; the message lists the differences."""
         chiefs, *others = map(json.loads, self._exchange(json.dumps(values)))
         for rank, other in enumerate(others, 1):
-            if changed := [f"{k} is {v!r} there and {other[k]!r} here" for k, v in chiefs.items() if other[k] != v]:
+            if changed := [f"{k} is {v!r} and {other[k]!r}" for k, v in chiefs.items() if other[k] != v]:
                 raise RunError(f"{what} of worker 0 and worker {rank} differ: {'; '.join(changed)}")
 
     def broadcast(self, variables: Iterable[tf.Variable]) -> None:
