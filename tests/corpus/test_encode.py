@@ -19,11 +19,8 @@ from helpers.runs import write_run
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
-from tfdecouple.corpus import encoding, formats, read_codes
+from tfdecouple.corpus import formats, read_codes
 from tfdecouple.corpus.codes_manifest import SCORES
-from tfdecouple.corpus.formats import to_examples
-from tfdecouple.data import Source
-from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
 from tfdecouple.metrics.outliers import Scorer
@@ -103,16 +100,6 @@ class TestCodes:
             assert found.shape == (5,) and found.dtype == np.float32
             np.testing.assert_allclose(found, right[name], rtol=1e-4, atol=1e-4, err_msg=name)
         assert set(codes[keys[0]]) == {"key", "label", "z", *SCORES}
-
-    def test_examples_are_tensorflow_s(self):
-        array = np.arange(300, dtype=np.float32).reshape(10, 10, 3) / 7
-        (content,) = to_examples(["ä/1".encode()], [-1], {"v": array[None], "z": array[:1, :2, 0]})
-        example = tf.train.Example.FromString(content)
-        features = example.features.feature
-        assert features["key"].bytes_list.value[0].decode() == "ä/1"
-        assert list(features["label"].int64_list.value) == [-1]
-        np.testing.assert_array_equal(np.float32(features["v"].float_list.value), array.ravel())
-        assert features["z"] == tf.train.Feature(float_list=tf.train.FloatList(value=array[0, :2, 0]))
 
     def test_embedded_photographs_up_to_a_limit(self, tiny_run, tmp_path):
         arguments = ["--run", tiny_run, "--out", tmp_path / "codes", "--split", "validation", "--limit", 9]
@@ -229,31 +216,6 @@ class TestRefusals:
         assert list(contents(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
         assert encode() == 0
         assert read(tmp_path / "codes").keys() == every_key(pictures)
-
-
-class TestMemory:
-    def test_images_are_decoded_as_they_are_wanted(self):
-        decoded = []
-
-        class Counted(MemorySplit):
-            def decode(self, record):
-                def image(index):
-                    decoded.append(int(index))
-                    return np.zeros((8, 8, 3), np.uint8)
-
-                pixels = tf.ensure_shape(tf.numpy_function(image, [record], tf.uint8), [8, 8, 3])
-                return pixels, tf.constant(-1, tf.int32)
-
-        arrays = np.zeros((1, 8, 8, 3), np.uint8), np.zeros(1, np.int32)
-        split = Counted(1_000_000, "all", lambda: arrays)
-        source = Source(name="x", title="x", label_names=(), image_shape=(8, 8, 3), splits={"train": split})
-
-        def encoder(images, index, *_):
-            return {"z": np.zeros((len(images), 2), np.float32)}
-
-        rows = encoding.encode_images(source, "train", np.arange(500_000, 1_000_000), encoder, 4)
-        assert [next(rows)["index"].tolist() for _ in range(3)][2] == [500_008, 500_009, 500_010, 500_011]
-        assert len(decoded) < 1000 and min(decoded) == 500_000
 
 
 def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):

@@ -12,37 +12,24 @@ import tensorflow as tf
 
 from tfdecouple.corpus.codes_manifest import Field
 
-# Largest numbers of rows and bytes in a row group, which a reader loads at once: large enough to read fast.
-_GROUP_ROWS, _GROUP_BYTES = 1024, 2**25
+# Largest number of rows in a row group, which a reader loads at once: large enough to read fast.
+_GROUP_ROWS = 1024
 
 
 class ParquetFile:
-    """A new file of codes in Parquet format, with a row for each image."""
+    """A new file of codes in Parquet format, with a row for each image; the codes are in memory until it is closed."""
 
     def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
-        self._fields = fields
-        self._schema = schema(fields)
-        self._writer = pq.ParquetWriter(path, self._schema)
-        self._pending: list[pa.Table] = []
+        self._path, self._fields = path, fields
+        self._tables = [schema(fields).empty_table()]
 
     def write(self, keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]) -> None:
         """Appends the codes of some images to the file; the arguments are those of `to_examples`."""
-        self._pending.append(to_table(keys, labels, arrays, self._fields))
-        rows = sum(table.num_rows for table in self._pending)
-        if rows >= _GROUP_ROWS or sum(table.nbytes for table in self._pending) >= _GROUP_BYTES:
-            self._flush()
+        self._tables.append(to_table(keys, labels, arrays, self._fields))
 
     def close(self) -> None:
-        """Completes and closes the file."""
-        try:
-            self._flush()
-        finally:
-            self._writer.close()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_table(pa.concat_tables(self._pending))
-            self._pending.clear()
+        """Writes the file."""
+        pq.write_table(pa.concat_tables(self._tables), self._path, row_group_size=_GROUP_ROWS)
 
 
 def schema(fields: Sequence[Field]) -> pa.Schema:

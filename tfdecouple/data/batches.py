@@ -45,7 +45,7 @@ def training_batches(
 
     Args:
         source: the opened data set.
-        config: the config with `horizontal_flip` and `pad_and_crop`.
+        config: the config with `horizontal_flip` and `pad_and_crop`, fewer pixels than the images have.
         batch_size: number of images in a batch, over all devices; `micro_batches` and the replicas divide it.
         seed: the seed of order and augmentation, below 2**63.
         start_step: number of the first batch. Images before this batch in its epoch are neither decoded nor augmented.
@@ -57,9 +57,6 @@ def training_batches(
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels] and "label" int32 [B] (-1 for none), where B is
         `batch_size / M`, or `batch_size / M / R` with a `context`.
-
-    Raises:
-        DataError: where a batch is larger than the training set, or `pad_and_crop` larger than the image can reflect.
     """
     context = context or tf.distribute.InputContext()
     steps = steps_per_epoch(source, batch_size)
@@ -167,11 +164,7 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first `count` images of a split that can be read, and their labels, in the split's own order.
 
-    Args:
-        source: the opened data set.
-        split: "train", "validation" or "test".
-        count: number of images, at least 1.
-        at_most: whether fewer images, but at least one, may be returned.
+    With `at_most` fewer images, but at least one, may be returned.
 
     Returns:
         The images, uint8 [count, height, width, channels], and their labels, int32 [count] (-1 for none).
@@ -190,17 +183,13 @@ def load_images(source: Source, split: str, count: int, at_most: bool = False) -
 def chosen_batches(
     source: Source, split: str, indices: np.ndarray, *, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields images of a split by their indices, in ascending order; no other image is decoded.
+    """Yields images of a split by their indices, `[n]`, in ascending order; no other image is decoded.
 
-    Args:
-        source: the opened data set.
-        split: "train", "validation" or "test".
-        indices: indices of the images, whole numbers from 0 on, `[n]`; a repeated index counts once.
-        batch_size: number of images in a batch; the last batch may be smaller.
+    A repeated index counts once. The next image replaces an unreadable image that is skipped.
 
     Yields:
         Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
-        next image replaces an unreadable image that is skipped.
+        last batch may be smaller than the others.
 
     Raises:
         DataError: where the split is unknown, an index outside the split, or an image unreadable.

@@ -151,19 +151,11 @@ def largest_side(size: tuple[int, int]) -> int:
 
 
 def draw_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
-    """Returns random rectangles inside a split's band of a photograph, in the proportions of the crops.
+    """Returns left, top, right and bottom (exclusive) of random rectangles in a split's band, int64 [N, 4], in pixels.
 
-    The longer side is log-uniform between the longer side of the crops and `largest_side`, so that all scales occur
-    equally often.
-
-    Args:
-        size: width and height of the photograph in pixels.
-        split: "train", "validation" or "test".
-        sides: height and width of the crops in pixels.
-        draws: uniform random numbers in [0, 1), float64 [N, 3], for side, column and row of each rectangle.
-
-    Returns:
-        Left, top, right and bottom (exclusive) of each rectangle in pixels, int64 [N, 4].
+    They have the proportions of the crops, whose height and width are `sides`. Their longer side is log-uniform between
+    that of the crops and `largest_side`, so that all scales occur equally often. The uniform numbers `draws`, float64
+    [N, 3], decide on side, column and row.
     """
     left, top, right, bottom = find_band(size, split)
     least = np.array(sides)

@@ -197,12 +197,8 @@ class Split(abc.ABC):
 class MemorySplit(Split):
     """A split whose decoded images are in memory, as one array.
 
-    Args:
-        size: number N of images.
-        description: description of the split's images for messages.
-        load: function that returns the images, uint8 [N, height, width, channels], and the labels, int32 [N]; it is
-            called once, before the first image is read.
-        keys: names of the images, unique in the data set; None where images have no names.
+    The function `load` returns the images, uint8 [size, height, width, channels], and the labels, int32 [size]; it is
+    called once, before the first image is read.
     """
 
     def __init__(
@@ -233,7 +229,7 @@ class RecordSplit(Split):
         size: number of records.
         description: description of the split's images for messages.
         records: dataset of the encoded records, the same in every pass, dense tensors of fixed shapes.
-        decode: function that returns image and label of an encoded record, as `Split.decode` does.
+        decode: function that returns image and label of a record, as `Split.decode` does.
         window: number of encoded records that are shuffled together, in memory.
     """
 
