@@ -14,6 +14,7 @@ from helpers.places import ROOT
 
 import tfdecouple
 from tfdecouple.cli import commands as cli
+from tfdecouple.cli.evaluate import METRICS
 from tfdecouple.config import Config, load_preset, option_names, override, preset_names
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
@@ -95,7 +96,7 @@ def options_of_programs():
     files = [*ROOT.glob("*.py"), *ROOT.glob("examples/*/*.py"), *ROOT.glob("examples/*/*.mjs")]
     files += [path for folder in ("tfdecouple", "export", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    named = set(re.findall(r"[\"'](--[a-z][\w-]*)[\"']", text))
+    named = set(re.findall(r"[\"'](--[a-z][\w-]*)[\"']", text)) | {metric(None).option for metric in METRICS}
     # Options of Node's parseArgs have no dashes there.
     return named | {f"--{name}" for name in re.findall(r"\b([a-z]\w*)\"?: \{ ?type: \"(?:string|boolean)\"", text)}
 

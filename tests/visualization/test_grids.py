@@ -9,11 +9,6 @@ from tfdecouple.visualization.grids import (
     WIDTH,
     arrange_rows,
     draw_grid,
-    draw_interpolation_grid,
-    draw_reconstruction_grid,
-    draw_switch_grid,
-    interpolate_pairs,
-    reconstruct_images,
 )
 from tfdecouple.visualization.pictures import PICTURES, PictureInputs, save_pictures
 
@@ -88,57 +83,8 @@ class TestGrid:
         assert rows.shape == (2, 3, 8, 8, 3) and (rows[1, 2] == 255).all()
 
 
-class LossyModel:
-    """A model that reconstructs all images but one, and whose switch halves the levels."""
-
-    def encode(self, images, *_):
-        return images, images
-
-    def decode(self, z, v):
-        back = np.array(v)
-        back[3, 0, 0, 0] ^= 1
-        return back
-
-    def switch(self, a, b, *_):
-        return a // 2, b // 2
-
-
-class TestPictures:
-    def test_reconstructions_are_counted_and_shown_below_their_images(self):
-        images = random_images(12)
-        decoded, exact = reconstruct_images(LossyModel(), images)
-        assert exact == 11
-        picture = draw_reconstruction_grid(images, decoded, exact)
-        factor = factor_of(10)
-        side = 8 * factor + 2
-        np.testing.assert_array_equal(tile(picture, 2, 2, 8, factor), images[0])
-        np.testing.assert_array_equal(tile(picture, 2, 2 + side, 8, factor), images[0])
-        lost = tile(picture, 2 + 3 * side, 2 + side, 8, factor)
-        np.testing.assert_array_equal(np.argwhere(lost != images[3]), [[0, 0, 0]])
-
-    def test_switch_has_the_images_left_and_the_switched_right(self):
-        a, b = random_images(4, seed=1), random_images(4, seed=2)
-        picture = draw_switch_grid(LossyModel(), a, b, columns=2)
-        factor = factor_of(4)
-        side = 8 * factor + 2
-        # Right of a is what has the v of a, ba; right of b what has the v of b, ab.
-        for place, expected in {(0, 0): a[0], (0, 1): b[0] // 2, (1, 0): b[0], (1, 1): a[0] // 2}.items():
-            shown = tile(picture, 2 + place[1] * side, 2 + place[0] * side, 8, factor)
-            np.testing.assert_array_equal(shown, expected, err_msg=str(place))
-
-    def test_interpolation_has_the_images_in_its_corners(self, tiny_model):
-        a, b = random_images(2)
-        places = (0, 0.2, 0.4, 0.6, 0.8, 1)
-        picture = draw_interpolation_grid(interpolate_pairs(tiny_model, a[None], b[None], places), places)
-        factor = factor_of(6)
-        side = 8 * factor + 2
-        # Beside the images stand the labels of the rows, and above them a line of labels of the columns.
-        left, top = picture.width - 6 * side, 2 + LINE
-        np.testing.assert_array_equal(tile(picture, left, top, 8, factor), a)
-        np.testing.assert_array_equal(tile(picture, left + 5 * side, top + 5 * side, 8, factor), b)
-
-    def test_few_images_are_enough(self, tiny_model, tmp_path):
-        assert save_pictures(PictureInputs(tiny_model, random_images(2), most=4), tmp_path, "a-") == 2
-        names = {"reconstructions", "samples", "interpolation", "switch"}
-        assert {path.name for path in tmp_path.iterdir()} == {f"a-{name}.png" for name in names}
-        assert PICTURES["switch"](PictureInputs(tiny_model, random_images(1))) is None
+def test_two_images_are_enough_for_all_pictures(tiny_model, tmp_path):
+    assert save_pictures(PictureInputs(tiny_model, random_images(2), most=4), tmp_path, "a-") == 2
+    names = {"reconstructions", "samples", "interpolation", "switch"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"a-{name}.png" for name in names}
+    assert PICTURES["switch"](PictureInputs(tiny_model, random_images(1))) is None

@@ -7,7 +7,6 @@ from tfdecouple.visualization.plots import (
     plot_confusion,
     plot_curves,
     plot_projection,
-    project_by_t_sne,
     project_to_components,
     render_figure,
 )
@@ -19,15 +18,6 @@ def test_components_are_where_the_variance_is():
     np.testing.assert_allclose(np.abs(np.corrcoef(points.T, codes[:, 1:].T)[[0, 1], [2, 3]]), 1, atol=0.01)
     np.testing.assert_allclose(shares, [25 / 35, 9 / 35], atol=0.05)
     np.testing.assert_allclose(project_to_components(codes[:, :1])[1], [1, 0])
-
-
-def test_t_sne_keeps_clusters_together():
-    rng = np.random.default_rng(0)
-    codes = np.concatenate([rng.standard_normal((20, 5)), rng.standard_normal((20, 5)) + 30])
-    points = project_by_t_sne(codes, seed=0)
-    middles = points[:20].mean(0), points[20:].mean(0)
-    nearer = np.linalg.norm(points - middles[0], axis=1) < np.linalg.norm(points - middles[1], axis=1)
-    assert nearer.tolist() == [True] * 20 + [False] * 20
 
 
 def test_legend_of_a_projection_names_frequent_labels_and_the_rest_together():
