@@ -78,13 +78,13 @@ def test_gradients_are_those_of_a_backward_pass_that_keeps_everything(kind):
 
 
 @pytest.mark.parametrize("alpha", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
-def test_gradients_in_float32_are_within_the_promise_after_updates(alpha):
+def test_gradients_in_float32_are_within_the_promise_after_updates(alpha, eager):
     flow, x, z = built("float32", alpha=alpha, conditioning="none", **TWO_LEVELS)
     gradients = function_of(flow)
-    for _ in range(30):
+    for _ in range(10):
         _, (_, _, _, *found) = gradients("keep", x, z)
         for variable, gradient in zip(flow.trainable_variables, found, strict=True):
-            variable.assign_sub(0.01 * np.sign(gradient))
+            variable.assign_sub(0.03 * np.sign(gradient))
     (_, (_, _, _, *kept)), (_, (_, _, probe, *inverted)) = (gradients(mode, x, z) for mode in ("keep", "invert"))
     assert 0 < float(probe) < INVERSION_BOUND["float32"] / 10
     for variable, ours, theirs in zip(flow.trainable_variables, inverted, kept, strict=True):
@@ -109,7 +109,7 @@ def test_nothing_is_kept_between_the_steps_of_a_stage():
     assert len(maps) == 1 + depth and len(kept) == 2
 
 
-def test_probe_tells_what_did_not_come_back():
+def test_probe_tells_what_did_not_come_back(eager):
     flow, x, z = built("float32", conditioning="none", **TWO_LEVELS)
     matrix, gradients = flow.levels[0][0].steps[0].sequence[1].kernel, function_of(flow)
     u, values, v = np.linalg.svd(matrix.numpy())
@@ -119,7 +119,7 @@ def test_probe_tells_what_did_not_come_back():
         assert np.isfinite(loss) and (float(probe) > INVERSION_BOUND["float32"]) == is_lost
 
 
-def test_probe_tells_the_worst_image_of_all_shards(monkeypatch):
+def test_probe_tells_the_worst_image_of_all_shards(monkeypatch, eager):
     monkeypatch.setattr(execution, "shard_count", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
     monkeypatch.setattr(execution, "inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32))
