@@ -29,6 +29,7 @@ from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks
 from tfdecouple.model.precision_check import require_precision
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
+from tfdecouple.networks.architecture import require_memory, weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.runs.run_folder import load_weights as read_weights
@@ -91,7 +92,8 @@ class DecoupledModel(Networks):
             known = (*list_pretrained(), *preset_names())
             raise ConfigError(f"there is no preset {preset!r}{nearest(preset, known)}; there are {', '.join(known)}")
         config = load_config(preset)
-        require_fitting(preset, config)
+        require_memory(config.model)
+        require_fitting(preset, weight_shapes(config.model))
         model = cls(config.model, **kwargs)
         if load_weights:
             read_weights(preset, model, averaged=config.training.ema_decay > 0)

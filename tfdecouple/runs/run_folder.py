@@ -22,7 +22,6 @@ import pydantic
 
 from tfdecouple.config import Config
 from tfdecouple.errors import RunError, nearest, one_line
-from tfdecouple.networks.architecture import require_memory, weight_shapes
 from tfdecouple.runs.pretrained import HUB, find_pretrained, list_pretrained
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 from tfdecouple.storage.files import read_json, read_model, require_own_files
@@ -102,19 +101,10 @@ def _stored_shapes(run: str | pathlib.Path) -> tuple[dict[str, tuple[int, ...]],
     return {}, ""
 
 
-def require_fitting(run: str | pathlib.Path, config: Config) -> None:
-    """Raises an error if the model of a config has other weights than the run, by name and shape, or is too large.
-
-    Config and checkpoints may be untrusted: a config can ask for a model of any size in a few characters.
-
-    Raises:
-        ConfigError: where this machine has too little memory for the model.
-        RunError: where the checkpoint that would be loaded has other weights.
-    """
-    require_memory(config.model)
+def require_fitting(run: str | pathlib.Path, planned: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises RunError if the checkpoint of a run that would be loaded has other weights than planned, by shape."""
     stored, path = _stored_shapes(run)
-    planned = weight_shapes(config.model) if path else {}
-    for name in {**planned, **stored}:
+    for name in {**planned, **stored} if path else ():
         shapes = planned.get(name), stored.get(name)
         if shapes[0] != shapes[1]:
             expected, held = ("missing" if shape is None else f"of shape {shape}" for shape in shapes)
