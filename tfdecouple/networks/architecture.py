@@ -17,20 +17,12 @@ from tfdecouple.runtime.devices import machine_memory, shown_bytes
 Shape = tuple[int, ...]
 
 _FLOAT_BYTES = 4
-# The network to which `count_by_network` assigns a weight, by the first part of the weight's name.
-_NETWORKS = {
-    **{name: name for name in ("flow", "encoder", "class_codes", "dequantizer")},
-    "prior_flow": "prior",
-    "prior_affine": "prior",
-}
 # Options on which the size of a model depends most.
 _SIZES = (
     "image_shape", "hidden_channels", "latent_dim", "prior_hidden", "encoder_channels", "encoder_out_channels",
     "classes", "base_hidden", "dequantization_hidden_channels", "dequantization_encoder_channels",
     "dequantization_map_channels",
 )  # fmt: skip
-# A weight whose name ends in one of these parts is not trained by gradients.
-_UNTRAINED = ("moving_mean", "moving_variance")
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
@@ -47,13 +39,8 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
         encoder = Encoder(config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder")
         networks["encoder"] = encoder, image
         if config.prior == "flow":
-            prior = PriorFlow(
-                config.prior_steps,
-                config.prior_hidden,
-                transform=config.prior_transform,
-                alpha=config.prior_alpha,
-                name="prior_flow",
-            )
+            width, transform, alpha = config.prior_hidden, config.prior_transform, config.prior_alpha
+            prior = PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name="prior_flow")
             networks["prior_flow"] = prior, z
         if config.has_classes:
             networks["prior_affine"] = ClassAffine(config.classes, config.latent_dim, name="prior_affine"), z
@@ -125,8 +112,10 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
     """
     counts = {"flow": 0, "encoder": 0, "prior": 0}
     for name, shape in weights.items():
-        network = _NETWORKS.get(name.partition("/")[0])
-        if network and name.rpartition("/")[2] not in _UNTRAINED:
+        network, _, rest = name.partition("/")
+        # The flag `initialized` belongs to no network, and moving statistics are not trained by gradients.
+        if rest and not rest.endswith(("moving_mean", "moving_variance")):
+            network = "prior" if network in ("prior_flow", "prior_affine") else network
             counts[network] = counts.get(network, 0) + math.prod(shape)
     return {**counts, "total": sum(counts.values())}
 
