@@ -93,11 +93,12 @@ class TestModelsAroundIt:
             classifier(initialised(conditioning="none"), "v")
 
 
-@pytest.mark.usefixtures("traced")
 class TestExport:
     def test_of_a_model_that_was_never_called(self, tmp_path):
         model = initialised()
+        tf.config.run_functions_eagerly(False)
         model.export(tmp_path / "exported", verbose=False)
+        tf.config.run_functions_eagerly(True)
         expected = model(tf.constant(IMAGES))
         loaded = tf.saved_model.load(str(tmp_path / "exported"))
         # One and the same, by two names.
