@@ -54,7 +54,12 @@ def import_wolf(
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise WolfError(f"--workdir {workdir} exists and is not empty; name a new folder")
-    model_config = translate_config(_read_json(config_path), image_shape=image_shape, n_bits=n_bits)
+    try:
+        values = read_json(config_path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise WolfError(f"{config_path} cannot be read: {reason}") from error
+    model_config = translate_config(values, image_shape=image_shape, n_bits=n_bits)
     # The config is made before the weights are read, so that an impossible name raises its error at once.
     config = Config(
         name=folder.absolute().name,
@@ -115,12 +120,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _load_torch_file(path: pathlib.Path) -> Any:
-    """Returns the tensors and plain Python values in a file of `torch.save`; no code in the file is run.
-
-    Raises:
-        MissingPackageError: where torch is not installed.
-        WolfError: where torch is too old, or the file is damaged or holds any other object.
-    """
+    """Returns the tensors and plain Python values in a file of `torch.save`; no code in the file is run."""
     require("torch", what=f"reading {path.name}")
     import torch
 
@@ -165,12 +165,3 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         raise WolfError(f"the weights hold {sorted(left)[0]}, which has no place in this model ({len(left)} in all)")
     variables.pop("initialized").assign(True)
     assert not variables, f"weights without a source: {sorted(variables)}"
-
-
-def _read_json(path: str | pathlib.Path) -> dict[str, Any]:
-    try:
-        return read_json(path)
-    except OSError as error:
-        raise WolfError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise WolfError(f"{path} cannot be read: {error}") from error

@@ -48,10 +48,7 @@ def _flow_options(values: Mapping[str, Any], name: str, inverse: bool) -> dict[s
     """Returns the options of the flow in the section `name`, whose entry `inverse` must have the given value."""
     flow = _get(values, name, dict)
     _supported(f"{name}.type", flow.get("type"), ("glow",))
-    _supported(f"{name}.activation", flow.get("activation", "elu"), ("elu",))
-    _supported(f"{name}.coupling_type", flow.get("coupling_type", "conv"), ("conv",))
-    _supported(f"{name}.normalize", flow.get("normalize"), (None,))
-    _supported(f"{name}.in_channels", flow.get("in_channels", 3), (3,))
+    _require_fixed(name, flow, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
     _supported(f"{name}.inverse", flow.get("inverse", True), (inverse,))
     steps = _whole_numbers(values, f"{name}.num_steps")
     if not steps:
@@ -78,8 +75,7 @@ def _dequantization_options(values: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     encoder, flow = (_get(values, f"dequantizer.{name}", dict) for name in ("encoder", "flow"))
     _supported("dequantizer.encoder.type", encoder.get("type"), ("local_resnet_bn",))
-    _supported("dequantizer.encoder.activation", encoder.get("activation", "elu"), ("elu",))
-    _supported("dequantizer.encoder.in_planes", encoder.get("in_planes", 3), (3,))
+    _require_fixed("dequantizer.encoder", encoder, activation="elu", in_planes=3)
     map_channels = _get(values, "dequantizer.encoder.out_planes", int)
     _supported("dequantizer.flow.h_type", flow.get("h_type"), ("local_linear",))
     _supported("dequantizer.flow.h_channels", flow.get("h_channels"), (map_channels,))
@@ -102,10 +98,8 @@ def _latent_dim(values: Mapping[str, Any], flow: Mapping[str, Any]) -> int:
     return dim
 
 
-def _class_options(
-    values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any]
-) -> dict[str, Any]:
-    _supported("discriminator.activation", discriminator.get("activation", "elu"), ("elu",))
+def _class_options(values: Mapping[str, Any], flow: Mapping[str, Any], discriminator: Mapping[str, Any]) -> dict:
+    _require_fixed("discriminator", discriminator, activation="elu")
     return {
         "conditioning": "coupling",
         "latent_dim": _latent_dim(values, flow),
@@ -134,8 +128,7 @@ def _latent_options(
     encoder, prior = (_get(values, f"discriminator.{name}", dict) for name in ("encoder", "prior"))
     dim = _latent_dim(values, flow)
     _supported("discriminator.encoder.type", encoder.get("type"), ("global_resnet_bn",))
-    _supported("discriminator.encoder.activation", encoder.get("activation", "elu"), ("elu",))
-    _supported("discriminator.encoder.in_planes", encoder.get("in_planes", 3), (3,))
+    _require_fixed("discriminator.encoder", encoder, activation="elu", in_planes=3)
     _supported("discriminator.prior.type", prior.get("type"), ("flow", "normal"))
     planes = _whole_numbers(values, "discriminator.encoder.hidden_planes")
     out_planes = _get(values, "discriminator.encoder.out_planes", int)
@@ -154,9 +147,7 @@ def _latent_options(
         "prior": prior["type"],
     }
     if prior["type"] == "flow":
-        _supported("discriminator.prior.coupling_type", prior.get("coupling_type", "mlp"), ("mlp",))
-        _supported("discriminator.prior.activation", prior.get("activation", "elu"), ("elu",))
-        _supported("discriminator.prior.heads", prior.get("heads", 1), (1,))
+        _require_fixed("discriminator.prior", prior, coupling_type="mlp", activation="elu", heads=1)
         options |= {
             "prior_steps": _get(values, "discriminator.prior.num_steps", int),
             "prior_hidden": _get(values, "discriminator.prior.hidden_features", int),
@@ -192,6 +183,12 @@ def _whole_numbers(values: Any, name: str, default: Any = None) -> tuple:
         raise WolfError(f"the reference's config has {name} with {value!r} in it, which is no whole number")
 
     return tuple(checked(value, True) for value in _get(values, name, list, default))
+
+
+def _require_fixed(name: str, section: Mapping[str, Any], **values: Any) -> None:
+    """Raises WolfError if an option of a section has another value than the only one that this project has."""
+    for option, value in values.items():
+        _supported(f"{name}.{option}", section.get(option, value), (value,))
 
 
 def _supported(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -14,18 +14,6 @@ Convert = Callable[[np.ndarray], np.ndarray]
 Row = tuple[str, str, Convert]
 
 
-def _keep(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def _flatten(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1)
-
-
-def _transpose(array: np.ndarray) -> np.ndarray:
-    return array.T
-
-
 def _convert_kernel(array: np.ndarray) -> np.ndarray:
     """Returns Torch's kernel [out, in, height, width] as TensorFlow's [height, width, in, out].
 
@@ -58,43 +46,43 @@ _TRANSPOSED_BLOCK = {**_BLOCK, "convolution_1": "deconv1", "convolution_2": "dec
 
 # Names of the reference's weights in a layer and the conversions of their arrays, by this project's names.
 _IMAGE_WEIGHTS: dict[str, tuple[str, Convert]] = {
-    "log_scale": ("log_scale", _flatten),
-    "bias": ("bias", _flatten),
-    "kernel": ("weight", _keep),
+    "log_scale": ("log_scale", np.ravel),
+    "bias": ("bias", np.ravel),
+    "kernel": ("weight", np.asarray),
     "net/first": ("net.conv1.weight", _convert_kernel),
     "net/second": ("net.conv2.weight", _convert_kernel),
-    "net/condition_kernel": ("h_net.net.weight", _transpose),
-    "net/condition_bias": ("h_net.net.bias", _keep),
+    "net/condition_kernel": ("h_net.net.weight", np.transpose),
+    "net/condition_bias": ("h_net.net.bias", np.asarray),
     "net/last_direction": ("net.conv3.conv.weight_v", _convert_kernel),
-    "net/last_gain": ("net.conv3.conv.weight_g", _flatten),
-    "net/last_bias": ("net.conv3.conv.bias", _keep),
+    "net/last_gain": ("net.conv3.conv.weight_g", np.ravel),
+    "net/last_bias": ("net.conv3.conv.bias", np.asarray),
 }
 _IMAGE_WEIGHTS_WITH_MAP = {**_IMAGE_WEIGHTS, "net/condition_kernel": ("h_net.net.weight", _convert_kernel)}
 _VECTOR_WEIGHTS: dict[str, tuple[str, Convert]] = {
     **_IMAGE_WEIGHTS,
-    "net/first": ("net.fc1.weight", _transpose),
-    "net/first_bias": ("net.fc1.bias", _keep),
-    "net/second": ("net.fc2.weight", _transpose),
-    "net/second_bias": ("net.fc2.bias", _keep),
-    "net/last_direction": ("net.fc3.linear.weight_v", _transpose),
-    "net/last_gain": ("net.fc3.linear.weight_g", _flatten),
-    "net/last_bias": ("net.fc3.linear.bias", _keep),
+    "net/first": ("net.fc1.weight", np.transpose),
+    "net/first_bias": ("net.fc1.bias", np.asarray),
+    "net/second": ("net.fc2.weight", np.transpose),
+    "net/second_bias": ("net.fc2.bias", np.asarray),
+    "net/last_direction": ("net.fc3.linear.weight_v", np.transpose),
+    "net/last_gain": ("net.fc3.linear.weight_g", np.ravel),
+    "net/last_bias": ("net.fc3.linear.bias", np.asarray),
 }
 _ENCODER_WEIGHTS: dict[str, tuple[str, Convert]] = {
     "kernel": ("weight", _convert_kernel),
-    "gamma": ("weight", _keep),
-    "beta": ("bias", _keep),
-    "moving_mean": ("running_mean", _keep),
-    "moving_variance": ("running_var", _keep),
+    "gamma": ("weight", np.asarray),
+    "beta": ("bias", np.asarray),
+    "moving_mean": ("running_mean", np.asarray),
+    "moving_variance": ("running_var", np.asarray),
 }
 _CLASS_WEIGHTS: dict[str, tuple[str, Convert]] = {
-    "embedding": ("embed.weight", _keep),
-    "first": ("net.0.weight", _transpose),
-    "first_bias": ("net.0.bias", _keep),
-    "second": ("net.2.weight", _transpose),
-    "second_bias": ("net.2.bias", _keep),
-    "last": ("net.4.weight", _transpose),
-    "last_bias": ("net.4.bias", _keep),
+    "embedding": ("embed.weight", np.asarray),
+    "first": ("net.0.weight", np.transpose),
+    "first_bias": ("net.0.bias", np.asarray),
+    "second": ("net.2.weight", np.transpose),
+    "second_bias": ("net.2.bias", np.asarray),
+    "last": ("net.4.weight", np.transpose),
+    "last_bias": ("net.4.bias", np.asarray),
 }
 
 
@@ -165,7 +153,7 @@ def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Row]:
         return maps.reshape(-1, len(array))
 
     yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
-    yield f"{root}.top.bias", "encoder/top/bias", _keep
+    yield f"{root}.top.bias", "encoder/top/bias", np.asarray
     yield "discriminator.fc.linear.weight_v", "encoder/last_direction", dense
-    yield "discriminator.fc.linear.weight_g", "encoder/last_gain", _flatten
-    yield "discriminator.fc.linear.bias", "encoder/last_bias", _keep
+    yield "discriminator.fc.linear.weight_g", "encoder/last_gain", np.ravel
+    yield "discriminator.fc.linear.bias", "encoder/last_bias", np.asarray
