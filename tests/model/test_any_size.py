@@ -82,12 +82,6 @@ class TestCodes:
             assert codes.v.shape[1:3] == [-(-side // multiple) * multiple for side in size]
             equal(model.decode(*codes), images)
 
-    @pytest.mark.parametrize("n_bits", [8, 5, 1])
-    def test_images_of_fewer_bits_come_back(self, of_bits, n_bits):
-        model = of_bits(n_bits)
-        images = random_images(2, (65, 43, 3))
-        equal(model.decode(*model.encode(images, verify=True)), quantised(images, n_bits))
-
     def test_labels_give_z_at_every_size(self):
         model = variant("classes")
         images = pictures(model, 7, 10)
@@ -187,18 +181,6 @@ class TestBound:
         bits = (nats - 360 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
         assert float(elbo.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
 
-    def test_learned_noise_has_its_term_at_every_size(self):
-        model = variant("dequantization")
-        elbo = model.elbo(pictures(model, 7, 10), seed=1)
-        assert np.all(np.isfinite(elbo.bits_per_dim)) and np.all(elbo.dequantization != 0)
-
-    def test_the_bound_can_be_trained_on(self):
-        model = fresh(SMALLEST)
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(model.elbo(pictures(model, 7, 10), seed=1, training=True).bits_per_dim)
-        weights = [variable.value for variable in model.trainable_variables]
-        assert all(gradient is not None for gradient in tape.gradient(loss, weights))
-
 
 @pytest.mark.usefixtures("eager")
 class TestRefusals:
@@ -226,10 +208,6 @@ class TestRefusals:
             assert "size is" in message_of(UserError, lambda wrong=wrong: small_model.decode(z, v, wrong))
         assert "whole number" in message_of(UserError, lambda: small_model.decode(z, v, (11.5, 9)))
 
-    def test_places_between_images_of_two_sizes(self, small_model):
-        a, b = pictures(small_model, 11, 9), pictures(small_model, 11, 8)
-        assert "one size" in message_of(DataError, lambda: small_model.interpolate(a, b, 0.5, 0.5))
-
     def test_too_large_for_memory_is_said_before_anything_is_computed(self, small_model, monkeypatch):
         needed = inference_bytes(small_model.config, 120, 90)
         monkeypatch.setattr(any_size, "free_memory", lambda: needed // 4)
@@ -237,11 +215,6 @@ class TestRefusals:
         assert "90 x 120" in message and "45 x 60" in message
         # The memory of the model's own size is not limited by it.
         small_model.encode(images_of(small_model))
-
-
-def test_memory_grows_with_the_pixels():
-    bytes_of = [inference_bytes(TINY, 8 * n, 16) for n in (1, 2, 4)]
-    assert bytes_of[1] == 2 * bytes_of[0] and bytes_of[2] == 4 * bytes_of[0] and bytes_of[0] > 8 * 16 * 3 * 4
 
 
 @pytest.mark.slow

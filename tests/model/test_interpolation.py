@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfdecouple.errors import UserError
 from tfdecouple.model.interpolation import interpolate_codes
 
 PLACES = [0, 0.25, 0.5, 0.75, 1]
@@ -29,12 +28,6 @@ def test_both_ends_are_exact(codes, path):
     found = interpolate_codes(*codes, [0, 1], path)
     np.testing.assert_array_equal(found[:, 0], codes[0])
     np.testing.assert_array_equal(found[:, 1], codes[1])
-
-
-def test_line(codes):
-    a, b = codes
-    expected = [(np.float32(1) - np.float32(place)) * a + np.float32(place) * b for place in PLACES]
-    np.testing.assert_array_equal(interpolate_codes(a, b, PLACES), np.stack(expected, 1))
 
 
 def test_arc_turns_at_an_even_speed_and_stays_as_long_as_a_draw(codes):
@@ -62,8 +55,3 @@ def test_arc_between_perpendicular_codes_of_one_length_is_that_of_a_circle():
 def test_where_there_is_no_one_arc_the_line_is_taken(a, b):
     a, b = np.float32([a]), np.float32([b])
     np.testing.assert_array_equal(interpolate_codes(a, b, PLACES, "slerp"), interpolate_codes(a, b, PLACES))
-
-
-def test_another_path_is_refused():
-    with pytest.raises(UserError, match="path is 'arc'; it must be lerp or slerp"):
-        interpolate_codes(np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), [0], "arc")

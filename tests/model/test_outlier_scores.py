@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 class TestShell:
-    @pytest.mark.parametrize("dimensions", [1, 3, 48, 192, 1000, 1001, 3072, 196_608])
+    @pytest.mark.parametrize("dimensions", [48, 192, 3072, 196_608])
     def test_moments_are_those_of_the_chi_distribution(self, dimensions):
         mean, deviation = chi_moments(dimensions)
         assert mean == pytest.approx(stats.chi.mean(dimensions), rel=1e-8)

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +13,7 @@ import tensorflow as tf
 from helpers.emulation import emulated_accelerator
 from helpers.layers import all_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT
 from helpers.variants import images_of, variant
 
 import tfdecouple
@@ -49,7 +47,7 @@ KINDS = {
     "three levels": TINY,
     "normal": dataclasses.replace(SMALL, prior="normal", alpha=0.5),
 }
-QUICK = ("coupling", "base", "none-additive")
+QUICK = ("coupling",)
 IMAGES, OTHERS = random_images(3), random_images(3, seed=1)
 LABELS = tf.constant([0, 2, 1])
 NOISE = tf.constant(np.random.default_rng(0).standard_normal([3, 4]), tf.float32)
@@ -193,21 +191,22 @@ class TestModel:
                 np.testing.assert_array_equal(model.decode(*model.encode(images, verify=True)), images)
         assert tf.matmul(a, a) > 1
 
-    def test_the_start_from_data(self, model):
-        def start():
-            again = DecoupledModel(model.config)
-            again.initialize(random_images(16), seed=3)
-            return [variable.numpy() for name, variable in again.named_variables().items() if "actnorm" in name]
 
-        def seeded():
-            tf.keras.utils.set_random_seed(0)
-            return start()
+def test_the_start_from_data():
+    def start():
+        again = DecoupledModel(SMALL)
+        again.initialize(random_images(16), seed=3)
+        return [variable.numpy() for name, variable in again.named_variables().items() if "actnorm" in name]
 
-        full = seeded()
-        with emulated_accelerator():
-            assert same(seeded(), full)
-            with unmended():
-                assert not same(seeded(), full)
+    def seeded():
+        tf.keras.utils.set_random_seed(0)
+        return start()
+
+    full = seeded()
+    with emulated_accelerator():
+        assert same(seeded(), full)
+        with unmended():
+            assert not same(seeded(), full)
 
 
 class TestGradients:
@@ -274,7 +273,7 @@ def test_a_saved_model_is_checked_with_the_switch_off(monkeypatch, tmp_path):
 
 class TestThreads:
     def test_eight_at_once(self):
-        models = [built(kind) for kind in (*QUICK, QUICK[0])]
+        models = [built("coupling")] * 4
         images = [np.asarray(model.quantize_images(IMAGES)) for model in models]
         full = [model.encode(IMAGES).v.numpy() for model in models]
         a, products, wrong = tf.constant([[1.0 + 2**-12]]), set(), []
@@ -302,19 +301,6 @@ class TestThreads:
             # In other threads never less exact than the user chose, and as chosen once all have left.
             assert products and products <= {1.0, exact}
             assert enabled() and tf.matmul(a, a) == 1
-
-
-@pytest.mark.slow
-def test_the_benchmark_counts_what_an_emulated_gpu_keeps(tiny_run, forked):
-    program = RESULTS.parents[1] / "benchmarks" / "exactness.py"
-    command = [sys.executable, str(program), "--run", str(tiny_run), "--count", "2", "--emulate"]
-    kept, lost = (
-        subprocess.run([*command, noise], capture_output=True, text=True, env=user_environment(), check=True).stdout
-        for noise in ("1e-6", "0.1")
-    )
-    columns = [[line.split("|")[5].strip() for line in text.splitlines()[2:] if "|" in line] for text in (kept, lost)]
-    assert len(columns[0]) == len(columns[1]) == 10
-    assert set(columns[0]) == {"0"} and set(columns[1]) != {"0"}
 
 
 # Of the crops for test of the embedded photographs: some that TF32 changes.

@@ -11,8 +11,7 @@ import tensorflow as tf
 from helpers.models import LEAST
 from helpers.runs import before_steps, checkpoint_values, figures, run_config
 
-from tfdecouple.errors import ConfigError, DataError, RunError, UserError
-from tfdecouple.model import precision_check
+from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.runs.run_folder import read_summary
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.training import DivergedError, InterruptedRunError, train
@@ -33,15 +32,6 @@ class TestMistakeBeforeTheFirstStep:
         before_steps(monkeypatch, act)
         with pytest.raises(RunError, match="out of memory; start again with a smaller training.batch_size"):
             train(run_config(image_folder), tmp_path / "run")
-        assert not (tmp_path / "run").exists()
-
-    def test_precision_that_the_processor_cannot_do(self, image_folder, tmp_path, monkeypatch):
-        def refuse(net, sides, memory):
-            return "all of it"
-
-        monkeypatch.setattr(precision_check, "_compare_with_float32", refuse)
-        with pytest.raises(ConfigError, match="bfloat16 does not work .* all of it"):
-            train(run_config(image_folder, precision="mixed_bfloat16"), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 

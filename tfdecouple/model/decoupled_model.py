@@ -27,7 +27,6 @@ from tfdecouple.model import keras_training
 from tfdecouple.model.any_size import SizedCodes, pad_side, require_any_size, size_multiple
 from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks
-from tfdecouple.model.precision_check import require_precision
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.architecture import require_memory, weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
@@ -40,8 +39,6 @@ from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
 # Number of images that `sample` and `interpolate` decode at once; it limits the memory and changes no result.
 CHUNK = 64
-# Number of images for which `sample` draws z at once.
-_Z_CHUNK = 4096
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -229,20 +226,16 @@ class DecoupledModel(Networks):
         try:
             if 2 * n * values > free_memory():
                 raise MemoryError
-            for first in range(0, n, _Z_CHUNK):
-                last = min(first + _Z_CHUNK, n)
-                z = None
+            for first in range(0, n, CHUNK):
+                last, z = min(first + CHUNK, n), None
                 if self.config.has_latent:
                     noise = randomness.draw_normal_part((last - first) * d_z, first * d_z, z_seed)
                     own = None if labels is None else labels[first:last]
                     if own is None and self.config.has_classes:
                         own = self.drawn_labels(first, last, randomness.derive_seed(seed, "labels"))
                     z = self.z_from_noise(tf.reshape(noise, [-1, d_z]), own)
-                for start in range(first, last, CHUNK):
-                    count = min(CHUNK, last - start)
-                    v = randomness.draw_normal_part(count * values, start * values, v_seed)
-                    v = temperature * tf.reshape(v, [count, *self.config.image_shape])
-                    images.append(self.decode(None if z is None else z[start - first : start - first + count], v))
+                v = randomness.draw_normal_part((last - first) * values, first * values, v_seed)
+                images.append(self.decode(z, temperature * tf.reshape(v, [-1, *self.config.image_shape])))
             return tf.concat(images, 0) if images else tf.zeros([0, *self.config.image_shape], tf.uint8)
         except (MemoryError, tf.errors.ResourceExhaustedError) as error:
             raise UserError(
@@ -505,7 +498,6 @@ class DecoupledModel(Networks):
 
         Raises:
             UserError: if the model was not compiled, or an option or the devices do not suit training on the bound.
-            ConfigError: if the processor cannot compute in the precision.
             DivergedError: if `max_skipped_steps` steps in a row were not applied.
         """
         training, metrics = self.require_compiled("fit")
@@ -516,37 +508,37 @@ class DecoupledModel(Networks):
         keras_training.check_images(x, y, self.config)
         if not self.has_weights():
             split = validation_split if validation_data is None else 0.0
-            x = self._start_from_data(x, split, training, bool(verbose))
-        require_precision(self, training.precision, training.memory)
+            images = keras_training.first_images(x, split, training.init_images, training.seed)
+            require_images(images, self.config.image_shape)
+            if verbose:
+                print(
+                    f"starting the weights from {len(images)} training images, then tracing the first step", flush=True
+                )
+            self.initialize(images, seed=training.seed)
         if isinstance(x, tf.data.Dataset):
             # Keras does not shuffle data sets, and would warn about its default, shuffle=True.
             options.setdefault("shuffle", False)
         watch = keras_training.SkippedSteps(metrics, training.max_skipped_steps)
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(watch)
+        else:
+            callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
+        names = {metric.name for metric in metrics.metrics}
+        for callback in getattr(callbacks, "callbacks", callbacks):
+            # In the mode "auto" Keras knows only for its own metrics whether smaller is better.
+            if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
+                callback.mode = "min"
         return super().fit(
             keras_training.as_keras_takes(x),
             y,
             batch_size=batch_size,
             epochs=epochs,
             verbose=verbose,
-            callbacks=keras_training.with_callbacks(callbacks, watch, {metric.name for metric in self.metrics}),
+            callbacks=callbacks,
             validation_split=validation_split,
             validation_data=keras_training.as_keras_takes(validation_data),
             **options,
         )
-
-    def _start_from_data(self, x: Any, split: float, training: TrainingConfig, verbose: bool) -> Any:
-        """Initialises the weights from training images of x, and returns data that still contain these images."""
-        if split:
-            images = keras_training.unpack_images(x)[0]
-            images = images[: keras_training.count_trained(images, split)]
-            images, _ = keras_training.first_images(images, training.init_images, training.seed)
-        else:
-            images, x = keras_training.first_images(x, training.init_images, training.seed)
-        require_images(images, self.config.image_shape)
-        if verbose:
-            print(f"starting the weights from {len(images)} training images, then tracing the first step", flush=True)
-        self.initialize(images, seed=training.seed)
-        return x
 
     def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
         """Returns the metrics of the bound for images, as `keras.Model.evaluate` does.

@@ -129,11 +129,6 @@ def in_slot(value: tf.Tensor, slot: int | tf.Tensor, slots: int) -> tf.Tensor:
 
     Devices and micro-batches can add up results, but cannot take a maximum: they add up vectors with different slots,
     and the maximum of the sum is the maximum of the values.
-
-    Args:
-        value: a scalar.
-        slot: index of the value; each value has its own.
-        slots: length of the vector.
     """
     return tf.where(tf.equal(tf.range(slots), slot), value, tf.zeros_like(value))
 

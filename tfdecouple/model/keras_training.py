@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -65,7 +64,7 @@ def compile_options(keras_options: dict[str, Any], **options: Any) -> TrainingCo
 
 
 class BoundMetrics:
-    """The metrics of the bound, from sums of its terms over images since the last reset, and counts of skipped steps.
+    """The metrics of the bound, means over the images since the last reset, and counts of skipped steps.
 
     Args:
         bits_per_dim: function that converts nats per image to bits per colour value.
@@ -79,21 +78,14 @@ class BoundMetrics:
     """
 
     def __init__(self, bits_per_dim: Callable[[Any], Any], kl_weight: float, most_skipped: int):
-        starts = np.zeros(len(TERMS) + 1), np.int64(0), np.int64(0)
-        self._sums, self.skipped, self.not_applied = (tf.Variable(start, trainable=False) for start in starts)
-        self._most_skipped = most_skipped
-        weights = [1.0, kl_weight, 1.0]
-        functions: dict[str, Callable[[Any], Any]] = {
-            "loss": lambda terms: tf.reduce_sum(terms * tf.constant(weights, tf.float64)),
-            "bits_per_dim": lambda terms: bits_per_dim(tf.reduce_sum(terms)),
-            **{name: operator.itemgetter(i) for i, name in enumerate(TERMS)},
-        }
-        self.metrics = [_MeanOfTerms(name, self._sums, function) for name, function in functions.items()]
+        self._bits_per_dim, self._kl_weight, self._most_skipped = bits_per_dim, kl_weight, most_skipped
+        self.metrics = [_MeanOfImages(name, "float64") for name in ("loss", "bits_per_dim", *TERMS)]
+        self.skipped, self.not_applied = (tf.Variable(np.int64(0), trainable=False) for _ in range(2))
 
     @property
     def images(self) -> tf.Tensor:
-        """The number of images in the sums, int64."""
-        return tf.cast(self._sums[-1], tf.int64)
+        """The number of images in the means, int64."""
+        return tf.cast(self.metrics[0].count, tf.int64)
 
     @property
     def converges(self) -> tf.Tensor:
@@ -104,37 +96,28 @@ class BoundMetrics:
         """Returns the values of the metrics by name."""
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def add(self, sums: tf.Tensor) -> None:
-        """Adds the sums of the three terms over a batch, in nats, and the number of images: together float64 `[4]`."""
-        self._sums.assign_add(sums)
+    def add(self, terms: tf.Tensor, count: tf.Tensor) -> None:
+        """Adds `count` images, whose three terms are on average `terms`, float64 `[3]`, in nats."""
+        reconstruction, kl, dequantization = each = tf.unstack(terms)
+        loss = reconstruction + self._kl_weight * kl + dequantization
+        for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):
+            metric.update_state(value, count)
 
-    def count_step(self, applied: tf.Tensor, sums: tf.Tensor) -> None:
-        """Counts a step as applied or skipped, and adds its sums if the step was applied."""
-        self.add(tf.where(applied, sums, tf.zeros_like(sums)))
+    def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
+        """Counts a step as applied or skipped, and adds its images if the step was applied."""
+        self.add(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
         # After divergence the count stays, so that the host still sees it if it reads the count some steps later.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
 
 
-class _MeanOfTerms(keras.metrics.Metric):
-    """A metric computed from the mean terms of the bound; without images NaN, which no callback takes for the best."""
-
-    def __init__(self, name: str, sums: tf.Variable, function: Callable[[tf.Tensor], tf.Tensor]):
-        super().__init__(dtype="float64", name=name)
-        self._bound_sums, self._function = sums, function
-
-    def update_state(self, *arguments: Any, **options: Any) -> None:
-        """Does nothing: `BoundMetrics.add` counts for all metrics."""
+class _MeanOfImages(keras.metrics.Mean):
+    """A mean that is NaN without images, so that no callback takes it for the best."""
 
     def result(self) -> tf.Tensor:
-        """Returns the value of the metric, a float64 scalar."""
-        sums = tf.convert_to_tensor(self._bound_sums)
-        return self._function(sums[:-1] / sums[-1])
-
-    def reset_state(self) -> None:
-        """Sets the sums that all metrics share to 0."""
-        self._bound_sums.assign(tf.zeros_like(self._bound_sums))
+        """Returns the mean, a float64 scalar."""
+        return tf.convert_to_tensor(self.total) / tf.convert_to_tensor(self.count)
 
 
 class SkippedSteps(keras.callbacks.Callback):
@@ -265,43 +248,35 @@ def require_one_device(model: keras.Model) -> None:
         raise UserError(f"Keras' methods run on one device, not on the {count} of a {name}: train by python train.py")
 
 
-def count_trained(images: Any, split: float) -> int:
-    """Returns how many images of an array Keras trains on, if the last ones, a part `split`, are for validation."""
-    return math.floor(len(images) * (1 - split))
-
-
-def first_images(x: Any, count: int, seed: int) -> tuple[Any, Any]:
-    """Returns up to `count` images to initialise a model from, and data that still contain these images.
+def first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
+    """Returns up to `count` training images to initialise a model from: drawn from an array, or else the first ones.
 
     Args:
-        x: images, in the forms that `fit` accepts. From an array images are drawn at random; otherwise the first images
-            are taken.
+        x: images, in the forms that `fit` accepts.
+        split: the part of an array, at its end, that Keras takes for validation.
         count: number of images.
         seed: seed of the random choice.
+
+    Raises:
+        DataError: if there are no images, or x is an iterator, which cannot be read twice.
     """
-    if isinstance(x, keras.utils.PyDataset):
-        numbers = itertools.count() if x.num_batches is None else range(x.num_batches)
-        return _gather((x[number] for number in numbers), count)[0], x
+    if isinstance(x, Iterator):
+        raise DataError("fit would use up images of a generator: call model.initialize(images) before")
     if is_lazy(x) or isinstance(x, tf.data.Dataset):
-        images, read = _gather(x, count)
-        # Keras accepts no iterators except generators.
-        return images, (batch for batch in itertools.chain(read, x)) if isinstance(x, Iterator) else x
-    images = np.asarray(unpack_images(x)[0])
-    chosen = np.random.default_rng(seed).permutation(len(images))[:count]
-    return images[np.sort(chosen)], x
-
-
-def _gather(batches: Iterable[Any], count: int) -> tuple[np.ndarray, list[Any]]:
-    """Returns the first `count` images of batches, and the list of batches that were read."""
-    images, read = [], []
-    for batch in batches:
-        read.append(batch)
-        images.append(np.asarray(unpack_images(batch)[0]))
-        if sum(map(len, images)) >= count:
-            break
-    if not any(map(len, images)):
+        batches = map(x.__getitem__, itertools.count()) if isinstance(x, keras.utils.PyDataset) else iter(x)
+        if isinstance(x, keras.utils.PyDataset) and x.num_batches is not None:
+            batches = itertools.islice(batches, x.num_batches)
+        found: list[np.ndarray] = []
+        while sum(map(len, found)) < count and (batch := next(batches, None)) is not None:
+            found.append(np.asarray(unpack_images(batch)[0]))
+        images = np.concatenate(found)[:count] if found else np.zeros(0)
+    else:
+        images = np.asarray(unpack_images(x)[0])
+        images = images[: math.floor(len(images) * (1 - split))]
+        images = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:count])]
+    if not len(images):
         raise DataError("there are no images to train on")
-    return np.concatenate(images)[:count], read
+    return images
 
 
 def as_keras_takes(x: Any) -> Any:
@@ -309,20 +284,6 @@ def as_keras_takes(x: Any) -> Any:
     if not isinstance(x, types.GeneratorType):
         return x
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
-
-
-def with_callbacks(callbacks: Any, watch: SkippedSteps, names: set[str]) -> Any:
-    """Returns the user's callbacks and `watch`; callbacks that monitor a metric in `names` look for its minimum."""
-    if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.append(watch)
-    else:
-        callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
-    for callback in getattr(callbacks, "callbacks", callbacks):
-        monitored = str(getattr(callback, "monitor", None)).removeprefix("val_")
-        if getattr(callback, "mode", None) == "auto" and monitored in names:
-            # In the mode "auto" Keras knows only for its own metrics whether smaller is better.
-            callback.mode = "min"
-    return callbacks
 
 
 # --- steps ---
@@ -360,9 +321,7 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
 
     # Keras' optimizers cannot make an update that changes nothing, so a skipped step does not call them.
     tf.cond(applied, apply, lambda: tf.constant(False))
-    images_counted = tf.cast(count, tf.float64)
-    sums = tf.concat([tf.cast(tf.stack(share.terms), tf.float64) * images_counted, [images_counted]], 0)
-    metrics.count_step(applied, sums)
+    metrics.count_step(applied, tf.cast(tf.stack(share.terms), tf.float64), tf.cast(count, tf.float64))
     return {**metrics.results(), "skipped_steps": metrics.not_applied + 0}
 
 
@@ -376,7 +335,7 @@ def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     noise = z_noise(config.latent_dim, *which), u_noise(config.image_shape, *which, config.has_dequantizer)
     elbo = model.elbo_from_noise(images, *noise, labels=labels)
     terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization], -1), tf.float64)
-    metrics.add(tf.concat([tf.reduce_sum(terms, 0), [tf.cast(tf.shape(terms)[0], tf.float64)]], 0))
+    metrics.add(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64))
     return metrics.results()
 
 

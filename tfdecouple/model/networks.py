@@ -215,7 +215,7 @@ class Networks(keras.Model):
         return count_by_network({name: variable.shape for name, variable in named.items()})
 
     def _by_name(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
-        # Paths begin with the names of the scopes in which the model was made; the prefix is removed.
+        # Paths begin with the names of the scopes in which the model was made.
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in variables}
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
@@ -249,22 +249,18 @@ class Networks(keras.Model):
             for name, variable in self.named_variables().items():
                 variable.assign(new[name])
 
-        def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-            return layer.initialize(x, condition)
-
         z, labels = None, self._labels_in_turn(levels.shape[0])
         if self.prior_affine is not None:
             self.prior_affine.reset()
         if self.encoder is not None:
             self.encoder.reset()
             # The posterior now is N(0, I) for every image, so z is drawn without running the encoder.
-            z = randomness.draw_normal(
-                [levels.shape[0], self.config.latent_dim], randomness.derive_seed(seed, "initialize")
-            )
+            shape = [levels.shape[0], self.config.latent_dim]
+            z = randomness.draw_normal(shape, randomness.derive_seed(seed, "initialize"))
         elif self.code_net is not None:
             # Couplings start as the identity for every z, so any labels serve for the initialisation.
             z = self.code_net(labels)
-        self._walk(self.quantizer.edges(levels), z, labels, visit)
+        self._walk(self.quantizer.edges(levels), z, labels, lambda layer, x, condition: layer.initialize(x, condition))
         if self.dequantizer is not None:
             self.dequantizer.flow.start(randomness.derive_seed(seed, "dequantize"))
         self.initialized.assign(True)
@@ -349,17 +345,10 @@ class Networks(keras.Model):
     def export(
         self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
     ) -> Any:
-        """Exports `encode` as a SavedModel; `python -m export` exports all endpoints and verifies them.
-
-        Args:
-            filepath: folder of the SavedModel, as for `keras.Model.export`.
-            format: must be "tf_saved_model"; Keras' other formats lack operations that the model needs.
-            *rest: further arguments of `keras.Model.export`.
-            input_signature: signature of the images; None for batches of any size.
-            **options: further options of `keras.Model.export`.
+        """Exports `encode` as a SavedModel, as `keras.Model.export` does; `python -m export` exports all endpoints.
 
         Raises:
-            UserError: if the model has no z, or the format is another.
+            UserError: if the model has no z, or the format is not "tf_saved_model".
         """
         if format != "tf_saved_model":
             raise UserError(
@@ -614,21 +603,13 @@ class Networks(keras.Model):
         if self._own_size(images) is None:
             levels = self.quantizer.levels(images)
             return levels, levels
-        padded, shrunk = (
-            pad_images(images, size_multiple(self.config)),
-            shrink_images(images, *self.config.image_shape[:2]),
-        )
-        return self.quantizer.levels(padded), self.quantizer.levels(shrunk)
+        padded = pad_images(images, size_multiple(self.config))
+        return tuple(map(self.quantizer.levels, (padded, shrink_images(images, *self.config.image_shape[:2]))))
 
     def _run_in_pieces(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
-        """Returns a function's results for a batch; images of another size are taken a few at a time, to fit in memory.
+        """Returns a function's results for a batch and other tensors `[n, ...]` or None; each image counts by itself.
 
-        Images of the model's size are computed all at once, and so is every batch while a graph is traced.
-
-        Args:
-            function: function that maps each image separately; it returns a structure of tensors `[n, ...]` and None.
-            batch: images or local codes, `[n, height, width, channels]`.
-            *others: further tensors `[n, ...]`, or None.
+        Images of another size than the model's are taken a few at a time, to fit in memory, unless a graph is traced.
         """
         if not tf.executing_eagerly() or self._own_size(batch) is None:
             return function(batch, *others)

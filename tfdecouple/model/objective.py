@@ -147,16 +147,11 @@ def by_label(noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None) -
         noise: the prior's noise for each label, `[batch, classes, d_z]`, from `prior_of_each_class`.
         log_joint: log p(z, y), `[batch, classes]`, from `prior_of_each_class`.
         labels: label of each image, int32 `[batch]`, -1 for an image without a label; None if no image has a label.
-
-    Returns:
-        The noise, `[batch, d_z]`, and log p(z, y), `[batch]`, which is log p(z) for an image without a label.
     """
-    if labels is None:
-        chosen, log_prior = tf.argmax(log_joint, -1, tf.int32), tf.reduce_logsumexp(log_joint, -1)
-        return tf.gather(noise, chosen, batch_dims=1), log_prior
-    known = labels >= 0
-    chosen = tf.where(known, labels, tf.argmax(log_joint, -1, tf.int32))
-    log_prior = tf.where(known, tf.gather(log_joint, chosen, batch_dims=1), tf.reduce_logsumexp(log_joint, -1))
+    chosen, log_prior = tf.argmax(log_joint, -1, tf.int32), tf.reduce_logsumexp(log_joint, -1)
+    if labels is not None:
+        chosen = tf.where(labels >= 0, labels, chosen)
+        log_prior = tf.where(labels >= 0, tf.gather(log_joint, chosen, batch_dims=1), log_prior)
     return tf.gather(noise, chosen, batch_dims=1), log_prior
 
 

@@ -21,7 +21,6 @@ from tfdecouple.data.labels import check_batch_labels, make_step_inputs, require
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
-from tfdecouple.model.precision_check import require_precision
 from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.runtime.precision import has_tf32
@@ -186,9 +185,6 @@ class Trainer:
             return summary
         self.progress.begin(self.step)
         self._introduce(messages)
-        self.workers.call_on_all(
-            lambda: require_precision(self.state.model, self.training.precision, self.training.memory)
-        )
         if is_new:
             self._initialize_weights()
         else:

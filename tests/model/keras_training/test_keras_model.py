@@ -35,11 +35,6 @@ class TestLooking:
         if kind == "coupling":
             assert "((None, 4), (None, 4))" in by_name["encoder"]
 
-    def test_shapes(self):
-        model = DecoupledModel(SMALLEST)
-        assert model.input_shape == (None, 4, 4, 3)
-        assert model.output_shape == Codes((None, 4), (None, 4, 4, 3))
-
     def test_input_and_output(self, images, monkeypatch):
         model = variant("coupling")
         of_z = keras.Model(model.input, model.output.z)
@@ -78,14 +73,6 @@ class TestFiles:
         for ours, theirs in zip(loaded.weights, model.weights, strict=True):
             np.testing.assert_allclose(np.array(ours), np.array(theirs), rtol=1e-4, atol=1e-5, err_msg=theirs.path)
 
-    def test_clone(self):
-        model = variant("coupling")
-        clone = keras.models.clone_model(model)
-        assert clone is not model and clone.config == model.config
-        assert clone.named_variables().keys() == model.named_variables().keys()
-        with pytest.raises(NotInitializedError):
-            clone.sample(1)
-
     def test_what_is_not_trainable(self, make, images, tmp_path):
         def trained(model):
             return [variable.path for variable in model.trainable_variables]
@@ -104,15 +91,6 @@ class TestFiles:
         assert not loaded.encoder.trainable and loaded.flow.trainable
         for ours, theirs in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=theirs.path)
-
-    def test_a_model_that_is_not_trainable_within_another(self, tmp_path):
-        core = DecoupledModel(SMALLEST)
-        core.trainable = False
-        given = keras.Input((4, 4, 3), dtype="uint8")
-        outer = keras.Model(given, keras.layers.Dense(2)(core(given).z))
-        outer.save(tmp_path / "x.keras")
-        loaded = keras.saving.load_model(tmp_path / "x.keras")
-        assert len(loaded.trainable_variables) == len(outer.trainable_variables) == 2
 
     def test_a_run_folder(self, images, tmp_path):
         from export.provenance import open_run
@@ -139,13 +117,12 @@ class TestFiles:
         with pytest.raises(ConfigError, match="notes is .* must be text"):
             tfdecouple.save_run(model, tmp_path / "odd", tfdecouple.Config(model=model.config, notes=object()))
         assert not (tmp_path / "odd").exists()
-        for name, said in (("x" * 300, "File name too long"), ("file/x", "Not a directory")):
-            (tmp_path / "file").touch()
-            with pytest.raises(RunError, match=f"cannot write the run .*: {said}; name another") as error:
-                tfdecouple.save_run(model, tmp_path / name)
-            assert "\n" not in str(error.value)
+        (tmp_path / "file").touch()
+        with pytest.raises(RunError, match="cannot write the run .*: Not a directory; name another") as error:
+            tfdecouple.save_run(model, tmp_path / "file" / "x")
+        assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("kind", ["onnx", "litert", "openvino"])
+    @pytest.mark.parametrize("kind", ["onnx"])
     def test_other_formats_of_keras_export(self, tmp_path, kind):
         with pytest.raises(UserError, match=f"to '{kind}' lacks operations .* python -m export") as error:
             variant("coupling").export(tmp_path / "other", format=kind)
