@@ -20,7 +20,8 @@ TINY = """
  "training": {"batch_size": 8, "init_images": 8, "evaluation_batch_size": 8, "pictures": 0}}
 """
 USE = """
-import doctest
+import doctest, os
+import numpy as np
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source, sources, training_batches
 source = open_source(DataConfig(source="stripes"), (8, 8, 3))
@@ -29,10 +30,17 @@ assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and 
 ours, theirs = (load_images(source, split, 64)[0] for split in ("train", "test"))
 assert (ours != theirs).any()
 assert doctest.testmod(sources, optionflags=doctest.ELLIPSIS).failed == 0
+print(sources.list_source_kinds())
 try:
     open_source(DataConfig(source="strips"), (8, 8, 3))
 except Exception as error:
     print(error)
+images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+np.save("images.npy", images)
+kept = sources.resolve_paths(DataConfig(source="array:images.npy"))
+os.chdir("/")
+assert (load_images(open_source(kept, (8, 8, 3)), "train", 10)[0] == images[::2]).all()
+print(kept.source, *sources.locate_images(kept))
 """
 
 
@@ -49,41 +57,14 @@ def with_source(tmp_path_factory):
     return folder
 
 
-def test_it_is_opened_and_named_by_messages_and_help(with_source):
+def test_they_are_opened_from_any_folder_and_named_by_messages(with_source):
     used = run_in(with_source, "-c", USE)
     assert used.returncode == 0, used.stderr
-    (said,) = used.stdout.splitlines()
-    assert (
-        "did you mean stripes?" in said
-        and "photographs, cifar10" in said
-        and ", stripes" in said
-        and "array:PATH" in said
-    )
-    for program in (["train.py"], ["-m", "tfdecouple", "evaluate"]):
-        shown = run_in(with_source, *program, "--help").stdout
-        assert "or array:PATH" in " ".join(shown.split()) and "stripes" in shown
-
-
-PATH = """
-import os
-import numpy as np
-from tfdecouple.config import Config, DataConfig
-from tfdecouple.data import load_images, open_source
-from tfdecouple.data.sources import locate_images, resolve_paths
-images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
-np.save("images.npy", images)
-kept = resolve_paths(DataConfig(source="array:images.npy"))
-os.chdir("/")
-assert (load_images(open_source(kept, (8, 8, 3)), "train", 10)[0] == images[::2]).all()
-print(kept.source, *locate_images(kept))
-"""
-
-
-def test_a_path_is_found_from_another_folder(with_source):
-    used = run_in(with_source, "-c", PATH)
-    assert used.returncode == 0, used.stderr
+    listed, refused, found = used.stdout.splitlines()
+    assert listed.endswith("or array:PATH") and "stripes" in listed
+    assert all(part in refused for part in ("did you mean stripes?", "photographs, cifar10", ", stripes", "array:PATH"))
     path = with_source / "images.npy"
-    assert used.stdout.split() == [f"array:{path}", "data.source", str(path)]
+    assert found.split() == [f"array:{path}", "data.source", str(path)]
 
 
 @pytest.mark.slow
