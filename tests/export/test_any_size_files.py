@@ -15,7 +15,6 @@ from export.endpoints import endpoints
 from export.formats.onnx import build_onnx, save_onnx
 from export.pipeline import ExportConfig, export
 from export.verification.verify import verify_folder
-from tfdecouple.runs.opened_run import load_model
 
 SIZES = [(8, 8), (1, 1), (13, 21), (30, 4)]
 
@@ -31,10 +30,10 @@ def files(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_onnx_files_return_the_models_codes_and_the_same_pixels(files, tiny_run, size):
+def test_onnx_files_return_the_models_codes_and_the_same_pixels(files, model, eager, size):
     served, images = client.Model(files), random_images(3, (*size, 3))
     codes = served.encode(images)
-    for name, right in zip(("z", "v"), load_model(tiny_run).encode(images)[:2], strict=True):
+    for name, right in zip(("z", "v"), model.encode(images)[:2], strict=True):
         np.testing.assert_allclose(codes[name], right, rtol=0, atol=1e-5 * np.abs(right).max())
     np.testing.assert_array_equal(served.decode(**codes), images)
 

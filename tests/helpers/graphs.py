@@ -42,9 +42,7 @@ VARIANTS = {
     "5 bits": variant_of_tiny(**LEVELS, n_bits=5),
     "d_z 2": variant_of_tiny(**LEVELS, latent_dim=2),
     "d_z 5": variant_of_tiny(**LEVELS, latent_dim=5, prior_steps=2),
-    "several factors": variant_of_tiny(
-        image_shape=(16, 16, 3), steps=(1, (1, 1, 2), (1,), 1), hidden_channels=(4, 6, 5, 6), factors=(6, 2)
-    ),
+    "another factor": variant_of_tiny(steps=(1, (1, 1, 2), 1), factors=(6,)),
     "combined": variant_of_tiny(
         steps=(1, (1, 1, 1), 2),
         latent_dim=5,

@@ -25,22 +25,14 @@ SOURCE = TESTS / "c" / "round_trip.c"
 TOLERANCE = 1e-6
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    """The compiled program."""
-    path = tmp_path_factory.mktemp("c") / "round_trip"
-    libraries = pathlib.Path(tf.sysconfig.get_lib())
-    command = [COMPILER, "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", path, SOURCE]
+def test_c_gives_back_the_images_and_the_codes_of_python(exported, tmp_path):
+    program, libraries = tmp_path / "round_trip", pathlib.Path(tf.sysconfig.get_lib())
+    command = [COMPILER, "-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-o", program, SOURCE]
     # As system headers, so that only our own code gives warnings.
     command += ["-isystem", tf.sysconfig.get_include()]
     command += [libraries / "libtensorflow_cc.so.2", libraries / "libtensorflow_framework.so.2"]
-    command += [f"-Wl,-rpath,{libraries}"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return path
-
-
-def test_c_gives_back_the_images_and_the_codes_of_python(program, exported, tmp_path):
+    built = subprocess.run([*command, f"-Wl,-rpath,{libraries}"], capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
     saved_model, images = exported / "savedmodel" / "1", random_images(17)
     message = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes())
     encode, decode = (message.meta_graphs[0].signature_def[name] for name in ("encode", "decode"))

@@ -141,6 +141,7 @@ class TestImporting:
         code = f"import sys, tfdecouple, {light}; tfdecouple.load_preset('cifar10')"
         assert run(f"{code}; print([name for name in {heavy} if name in sys.modules])") == "[]\n"
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("forked")
     def test_a_run_opens_without_what_posix_alone_has(self):
         modules = [module for module in PRODUCT if module != "tfdecouple.__main__"]
@@ -182,8 +183,12 @@ STARTS = r"executable|ProcessPoolExecutor|fork(pty)?|(posix_)?spawn\w*|exec[lv]p
 
 
 def starts_of_python(file):
-    """Where a file starts a Python, as (file, line); calls of `python_process` aside."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    """Yields the places where a file starts a Python, as (file, line), except for calls of `python_process`."""
+    content = file.read_text(encoding="utf-8")
+    # Most files have none of the words.
+    if not re.search(rf"\b({STARTS})\b|python3?[0-9.]*['\"]", content):
+        return
+    for node in ast.walk(ast.parse(content)):
         names = [getattr(node, name, None) for name in ("attr", "id", "module", "name")]
         text = str(node.value) if isinstance(node, ast.Constant) else ""
         if re.match(r"(.*/python|python3)[0-9.]*$", text) or any(re.fullmatch(STARTS, str(name)) for name in names):
