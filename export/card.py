@@ -51,11 +51,8 @@ def make_card(
 ) -> dict[str, Any]:
     """Returns the model card as plain values for JSON.
 
-    Args:
-        provenance: the provenance of the weights.
-        endpoints: all endpoints of the model; a SavedModel may offer fewer, and some have an ONNX file.
-        images: a description of the real images of the verification.
-        formats: for each exported format, its files and the figures of its verification.
+    `images` describes the real images of the verification, and `formats` has the files of each exported format and the
+    figures of its verification.
     """
     model = provenance.config.model
     described = {
@@ -107,12 +104,8 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
     """Returns whether the card promises that decoding gives the very same pixels, and the reason in words.
 
     The promise covers images like the real ones of the verification, and is given only if all tried images came back.
-    Artificial images, of which a few kinds are tried, can be lost at any alpha.
-
-    Args:
-        alpha: the model's bound of scales, or None; at 1 scales have no lower bound, and nothing is promised.
-        n_bits: the number of bits of the model's pixels.
-        formats: the formats with the figures of their verification, as in the card.
+    Artificial images, of which a few kinds are tried, can be lost at any alpha. `alpha` bounds the scales: at 1 they
+    have no lower bound, and nothing is promised.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
@@ -121,27 +114,26 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
         f"{name} {sum(e['identical'] for e in trips.values())} of {sum(e['images'] for e in trips.values())}"
         for name, trips in tried.items()
     )
+    parts = [f"decode(encode(image)) returned the very same pixels for so many of the tried images: {counts}."]
     if not tried:
-        text = "not measured: decode(encode(image)) was tried with none of these files."
-    else:
-        text = f"decode(encode(image)) returned the very same pixels for so many of the tried images: {counts}. "
-    if promised:
-        text += (
+        parts = ["not measured: decode(encode(image)) was tried with none of these files."]
+    elif promised:
+        parts.append(
             "Promised for images like the real ones, of float32 files, within one runtime that computes in float32; an "
             "image that no camera takes can be lost."
         )
     elif lost:
-        text += f"Not promised: images were lost, of the kinds {', '.join(lost)}."
-    elif tried:
-        text += f"Not promised for others: alpha is {alpha:g}, with which scales have no lower bound."
+        parts.append(f"Not promised: images were lost, of the kinds {', '.join(lost)}.")
+    else:
+        parts.append(f"Not promised for others: alpha is {alpha:g}, with which scales have no lower bound.")
     if n_bits < 8:
-        text += f" Images are those whose pixels are multiples of {256 // 2**n_bits}."
+        parts.append(f"Images are those whose pixels are multiples of {256 // 2**n_bits}.")
     for name, entry in formats.items():
         if "round_trip" not in entry:
-            text += f" {name}: {entry['checked']}."
+            parts.append(f"{name}: {entry['checked']}.")
         elif tried and not entry["round_trip"]:
-            text += f" {name}: not tried, since its endpoints do not both encode and decode."
-    return {"promised": promised, "meaning": text}
+            parts.append(f"{name}: not tried, since its endpoints do not both encode and decode.")
+    return {"promised": promised, "meaning": " ".join(parts)}
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:

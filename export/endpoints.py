@@ -287,23 +287,13 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
         build=_classify,
         answer=lambda model, inputs: {"log_probabilities": model.classify(inputs["images"])},
     )
-    every = (
-        encode,
-        encode_global,
-        decode,
-        sample,
-        switch,
-        interpolate,
-        edit,
-        score,
-        classify,
-    )
     if any_size:
         return _free_sides(encode, image, "height", "width"), _free_sides(
             decode, image, "padded_height", "padded_width"
         )
     lacking = {"encode_global"} if coded else set()
     lacking |= set() if known else {"classify"}
+    every = (encode, encode_global, decode, sample, switch, interpolate, edit, score, classify)
     return tuple(one for one in every if (with_z or not one.needs_z) and one.name not in lacking)
 
 

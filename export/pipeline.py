@@ -23,7 +23,7 @@ from export.export_config import FILE_FORMATS, ExportConfig
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
 from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
-from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, measure_folder, require_page
+from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, require_page
 from export.provenance import open_run
 from export.staging import Staging, interruptible, uninterrupted
 from export.verification.comparison import RefusedError, join_problems
@@ -203,7 +203,7 @@ class _Export:
         self._formats["web"] = {
             **self._about(["web/index.html"]),
             "checked": f"{kept} of {tried} images came back in ONNX Runtime in Python; no browser was tried",
-            "bytes": measure_folder(area / "web"),
+            "bytes": sum(path.stat().st_size for path in (area / "web").rglob("*") if path.is_file()),
         }
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 

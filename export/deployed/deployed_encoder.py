@@ -63,13 +63,7 @@ def fold_blocks(blocks: Sequence[ResNetBlock], name: str, layout: Layout) -> tup
 
 
 class DeployedEncoder(Deployed):
-    """The deployed encoder q(z|x), for images in the layout of the graph.
-
-    Args:
-        encoder: the encoder of the model.
-        layout: the layout of the images.
-        sides: the numbers of rows and columns of the encoder's last feature maps.
-    """
+    """The deployed encoder q(z|x), whose last feature maps have `sides` rows and columns."""
 
     def __init__(self, encoder: Encoder, layout: Layout, sides: tuple[int, int]):
         super().__init__("encoder", layout)

@@ -28,26 +28,25 @@ Conditions = Sequence[tf.Tensor]
 
 
 class DeployedSequence(Deployed):
-    """A deployed sequence of invertible layers.
-
-    Args:
-        name: the path of the sequence in the model.
-        layout: the layout of the images.
-        sequence: the layers in the forward direction.
-    """
+    """A deployed sequence of invertible layers, in the order of the forward direction."""
 
     def __init__(self, name: str, layout: Layout, sequence: Iterable[Any]):
         super().__init__(name, layout)
         self.sequence = tuple(sequence)
 
     def forward(self, x: tf.Tensor, conditions: Conditions = (), log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
+        """Returns the output in the direction from x to v; `log_dets` collects the log-determinant of each layer."""
         for layer in self.sequence:
             x = layer.forward(x, conditions, log_dets)
         return x
 
+    def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the output of unconditioned layers in the direction from x to v, and their log-determinant."""
+        log_dets: LogDets = []
+        return self.forward(x, (), log_dets), sum_log_dets(log_dets)
+
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
+        """Returns the output in the direction from v to x."""
         for layer in reversed(self.sequence):
             y = layer.inverse(y, conditions)
         return y
@@ -85,15 +84,16 @@ def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: C
     )
 
 
-class DeployedStage(DeployedSequence):
-    """A deployed stage of the flow: its steps, and the layer that factors out some of its channels.
+def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
+    """Returns the deployed flow from z to standard normal noise; for a standard normal prior it has no layers."""
+    steps = () if flow is None else flow.sequence
+    return DeployedSequence(
+        "prior", layout, [fold_step(step, f"prior/{step.name}", layout, Conditioning()) for step in steps]
+    )
 
-    Args:
-        stage: the stage of the model's flow.
-        name: the path of the flow in the model.
-        layout: the layout of the images.
-        conditioning: the collector of the weights that z is multiplied with.
-    """
+
+class DeployedStage(DeployedSequence):
+    """A deployed stage of the flow: its steps, and the layer that factors out some of its channels."""
 
     def __init__(self, stage: Any, name: str, layout: Layout, conditioning: Conditioning):
         folds = [fold_factor_out if isinstance(layer, FactorOut) else fold_step for layer in stage.layers]
@@ -109,14 +109,7 @@ class DeployedStage(DeployedSequence):
 
 
 class DeployedWhitening(Deployed):
-    """The deployed whitening v = (h - mu(z)) / sigma(z), in which a two-layer net computes mu and log sigma.
-
-    Args:
-        layer: the whitening layer of the model.
-        name: the path of the layer in the model.
-        layout: the layout of the images.
-        shape: the shape of the images, (height, width, channels).
-    """
+    """The deployed whitening v = (h - mu(z)) / sigma(z), in which a two-layer net computes mu and log sigma."""
 
     def __init__(self, layer: ConditionalWhitening, name: str, layout: Layout, shape: tuple[int, int, int]):
         super().__init__(name, layout)
@@ -145,13 +138,7 @@ class DeployedWhitening(Deployed):
 
 
 class DeployedFlow(Deployed):
-    """The deployed flow over images in the layout of the graph.
-
-    Args:
-        flow: the flow of the model.
-        layout: the layout of the images.
-        name: the path of the flow in the model.
-    """
+    """The deployed flow over images in the layout of the graph."""
 
     def __init__(self, flow: Flow, layout: Layout, name: str = "flow"):
         super().__init__(name, layout)
@@ -236,26 +223,6 @@ class DeployedFlow(Deployed):
     def _squeeze_all(self, conditions: Conditions) -> Conditions:
         """Returns the conditions of the next level: feature maps are squeezed as the image is, vectors stay."""
         return tuple(map(self.layout.squeeze, conditions)) if self._local else conditions
-
-
-class DeployedPrior(DeployedSequence):
-    """The deployed flow of the prior, from vectors z to standard normal noise.
-
-    Args:
-        flow: the prior's flow of the model; None for a standard normal prior, for which z is the noise.
-        layout: the layout of the graph.
-    """
-
-    def __init__(self, flow: PriorFlow | None, layout: Layout):
-        steps = () if flow is None else flow.sequence
-        super().__init__(
-            "prior", layout, [fold_step(step, f"prior/{step.name}", layout, Conditioning()) for step in steps]
-        )
-
-    def forward_and_log_det(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the noise of the prior for z, and the log-determinant."""
-        log_dets: LogDets = []
-        return self.forward(z, (), log_dets), sum_log_dets(log_dets)
 
 
 def sum_log_dets(log_dets: LogDets) -> tf.Tensor:

@@ -19,18 +19,10 @@ from tfdecouple.transforms import TRANSFORMS
 
 
 class DeployedLinear(Deployed):
-    """A deployed linear layer: a zero-padded convolution or a product with a matrix, and a bias.
+    """A deployed zero-padded convolution, or a product of vectors with a matrix, and a bias.
 
-    Args:
-        name: the path of the layer in the model.
-        kernel: the kernel, float64 `[height, width, inputs, outputs]`, or the matrix, `[inputs, outputs]`.
-        bias: the bias, float64 `[outputs]`, or None.
-        layout: the layout of the images.
-        strides: the strides of the convolution.
-        unsqueezes: whether groups of four output channels become squares of four pixels.
-
-    Raises:
-        InversionError: if the kernel or the bias is not finite.
+    The kernel is float64 `[height, width, inputs, outputs]`, or a matrix `[inputs, outputs]`. `unsqueezes` says whether
+    groups of four output channels become squares of four pixels.
     """
 
     def __init__(
@@ -60,18 +52,7 @@ class DeployedLinear(Deployed):
 
 
 class DeployedMix(Deployed):
-    """A deployed invertible linear map y = W x + b of the channels at every position, with its inverse map.
-
-    Args:
-        name: the path of the layer in the model.
-        matrix: the matrix W, float64 `[channels, channels]`.
-        bias: the bias b, float64 `[channels]`.
-        layout: the layout of the images.
-        images: True for images, False for vectors.
-
-    Raises:
-        InversionError: if W cannot be inverted.
-    """
+    """A deployed invertible linear map y = W x + b of the channels of images or vectors, with its inverse map."""
 
     def __init__(self, name: str, matrix: np.ndarray, bias: np.ndarray, layout: Layout, images: bool):
         super().__init__(name, layout)
@@ -89,26 +70,18 @@ class DeployedMix(Deployed):
         self.log_det = float(np.linalg.slogdet(matrix)[1])
 
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
+        """Returns the output in the direction from x to v."""
         if log_dets is not None:
             log_dets.append(self.layout.count_positions(x) * self.log_det)
         return self.mix(x)
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
+        """Returns the output in the direction from v to x."""
         return self.unmix(y)
 
 
 class DeployedActNorm(Deployed):
-    """A deployed actnorm: y = scale * x + bias with a scale and bias for each channel.
-
-    Args:
-        layer: the actnorm of the model.
-        name: the path of the layer in the model.
-        layout: the layout of the images.
-        before: the number of channels before the channels of the layer; they are not changed.
-        images: True for images, False for vectors.
-    """
+    """A deployed actnorm y = scale * x + bias of images or vectors, whose first `before` channels stay unchanged."""
 
     def __init__(self, layer: ActNorm, name: str, layout: Layout, before: int = 0, images: bool = True):
         super().__init__(name, layout)
@@ -119,13 +92,13 @@ class DeployedActNorm(Deployed):
         self.log_det = float(log_scale.sum())
 
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
+        """Returns the output in the direction from x to v."""
         if log_dets is not None:
             log_dets.append(self.layout.count_positions(x) * self.log_det)
         return x * self.scale + self.bias
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
+        """Returns the output in the direction from v to x."""
         return (y - self.bias) / self.scale
 
 
@@ -162,7 +135,7 @@ class DeployedRegistered(_DeployedUnfolded):
     """A deployed registered layer at the end of a flow step, which applies the bijector of the model's layer."""
 
     def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
+        """Returns the output in the direction from x to v."""
         x, bijector = self.layout.leave(x), self._layer.bijector(self._tensors())
         if log_dets is None:
             return self.layout.enter(bijector.forward(x))
@@ -171,7 +144,7 @@ class DeployedRegistered(_DeployedUnfolded):
         return self.layout.enter(y)
 
     def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
+        """Returns the output in the direction from v to x."""
         return self.layout.enter(self._layer.bijector(self._tensors()).inverse(self.layout.leave(y)))
 
 
@@ -209,11 +182,7 @@ class Conditioning:
 class DeployedNet(Deployed):
     """A deployed net of a coupling: three convolutions for images, three dense layers for vectors.
 
-    Args:
-        net: the net of the model, a `ConvNet`, `LocalConvNet` or `MLP`.
-        name: the path of the coupling in the model.
-        layout: the layout of the images.
-        conditioning: the collector of the weights that z is multiplied with.
+    `net` is a `ConvNet`, `LocalConvNet` or `MLP`, and `name` the path of the coupling.
     """
 
     def __init__(self, net: Any, name: str, layout: Layout, conditioning: Conditioning):
@@ -243,15 +212,10 @@ class DeployedNet(Deployed):
 
 
 class DeployedSplit:
-    """A deployed split of channels into x_a and x_b.
-
-    Args:
-        split: the split of the model, which is applied to the numbers of the channels to find where each one goes.
-        channels: the number of channels.
-        layout: the layout of the images.
-    """
+    """A deployed split of channels into x_a and x_b."""
 
     def __init__(self, split: Any, channels: int, layout: Layout):
+        # The model's split of the channels' numbers shows where each channel goes.
         self.kept, self.transformed = (
             tuple(np.asarray(numbers)[0].tolist()) for numbers in split(tf.range(channels)[None])
         )
@@ -283,15 +247,7 @@ class DeployedSplit:
 
 
 class DeployedCoupling(Deployed):
-    """A deployed coupling: x_a stays, and x_b is transformed with parameters that a net computes from x_a and z.
-
-    Args:
-        layer: the coupling of the model, with any registered transform.
-        name: the path of the layer in the model.
-        layout: the layout of the images.
-        channels: the number of channels of x.
-        conditioning: the collector of the weights that z is multiplied with.
-    """
+    """A deployed coupling: x_a stays, and x_b is transformed with parameters that a net computes from x_a and z."""
 
     def __init__(self, layer: Coupling, name: str, layout: Layout, channels: int, conditioning: Conditioning):
         super().__init__(name, layout)
@@ -304,7 +260,7 @@ class DeployedCoupling(Deployed):
             self.net = DeployedConditioner(layer.net, f"{name}/net", layout)
 
     def forward(self, x: tf.Tensor, conditions: Sequence[tf.Tensor] = (), log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output of the layer in the direction from x to v; `log_dets` collects log-determinants."""
+        """Returns the output in the direction from x to v."""
         x_a, x_b = self._split(x)
         bijector = self._bijector(x_a, conditions)
         if log_dets is None:
@@ -314,7 +270,7 @@ class DeployedCoupling(Deployed):
         return self._split.merge(x_a, y_b)
 
     def inverse(self, y: tf.Tensor, conditions: Sequence[tf.Tensor] = ()) -> tf.Tensor:
-        """Returns the output of the layer in the direction from v to x, as the inverse of `forward`."""
+        """Returns the output in the direction from v to x."""
         y_a, y_b = self._split(y)
         return self._split.merge(y_a, self._bijector(y_a, conditions).inverse(y_b))
 

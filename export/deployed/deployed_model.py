@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from export.deployed.deployed_encoder import DeployedDequantizer, DeployedEncoder
-from export.deployed.deployed_flow import DeployedFlow, DeployedPrior
+from export.deployed.deployed_flow import DeployedFlow, fold_prior
 from export.deployed.graph import Array, Deployed, Layout, round_array, to_float64
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import pad_images, shrink_images, size_multiple
@@ -88,7 +88,7 @@ class DeployedModel(Deployed):
         if model.encoder is not None:
             sides = model.encoder.map_shape(model.input_shape)[1:3]
             self.encoder = DeployedEncoder(model.encoder, layout, sides)
-            self.prior = DeployedPrior(model.prior_flow, layout)
+            self.prior = fold_prior(model.prior_flow, layout)
         if model.config.has_classes:
             self.classes = DeployedClasses(model, layout)
         if model.dequantizer is not None:
@@ -154,12 +154,7 @@ class DeployedModel(Deployed):
 
 
 def compute_scores(deployed: DeployedModel, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Returns the scores of `outlier_scores.OutlierScores` that the model has, each `[batch]`, by name.
-
-    Args:
-        deployed: the deployed model.
-        inputs: the inputs of the endpoint "score": "images", "u_noise", and "z_noise" and "labels" if it has them.
-    """
+    """Returns the scores of `outlier_scores.OutlierScores` that the model has, each `[batch]`, by name."""
     bins, labels, config = deployed.to_bins(inputs["images"]), inputs.get("labels"), deployed.config
     z, kl, log_q, classes = None, None, None, deployed.classes
     of_z, latents = {}, []

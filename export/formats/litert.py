@@ -29,14 +29,8 @@ def write_litert_files(
 ) -> None:
     """Writes a LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations in float32.
 
-    The files are converted from a temporary SavedModel.
-
-    Args:
-        deployed: the deployed model, in the order NHWC.
-        endpoints: the endpoints to write; each has the name of its file in `Endpoint.onnx`.
-        metadata: the provenance that each file states.
-        folder: the folder for the files, which exists.
-        report: a callback that receives lines of progress.
+    `deployed` has the order NHWC, and `Endpoint.onnx` is the name of a file. The files are converted from a temporary
+    SavedModel.
 
     Raises:
         UserError: if an endpoint needs more than LiteRT's built-in operations.

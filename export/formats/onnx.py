@@ -20,15 +20,12 @@ from export.provenance import read_version
 
 # Highest opset (version of the ONNX operators) that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18
-# The rewriters and optimiser passes of tf2onnx that change these graphs, in their usual order. All other rewriters and
-# passes, such as for recurrent networks, would take a third of the conversion's time for nothing.
-_REWRITERS = ("rewrite_biasadd_with_conv2d",)
+# The optimiser passes of tf2onnx that change these graphs, in their usual order. With all passes, each twice, a conversion
+# would take more than twice as long.
 _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
     "BackToBackOptimizer",
 )  # fmt: skip
-# Largest number of bytes in one file: a protobuf message is limited to 2 GiB, with some space for graph and names.
-INLINE_LIMIT = 2**31 - 2**24
 
 
 def write_onnx_files(
@@ -42,7 +39,7 @@ def write_onnx_files(
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
         whole = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
-        save_onnx(whole, folder / f"{endpoint.onnx}.onnx")
+        onnx.save(whole, folder / f"{endpoint.onnx}.onnx")
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -50,13 +47,8 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
 
     In the conversion the weights are inputs; afterwards they become initializers of the file. So tf2onnx does not spend
     most of its time on copying and folding weights, and the size limit of a TensorFlow graph does not apply.
-
-    Args:
-        deployed: the deployed model, in the order NCHW of ONNX convolutions.
-        endpoint: the endpoint that the model offers.
-        metadata: the provenance that the model states.
     """
-    with _silence_tf2onnx(), _limit_rewriters():
+    with _silence_tf2onnx():
         import tf2onnx.tfonnx
         from tf2onnx import optimizer
 
@@ -99,32 +91,6 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     model.doc_string = endpoint.summary
     onnx.helper.set_model_props(model, dict(metadata))
     return model
-
-
-def save_onnx(model: onnx.ModelProto, path: pathlib.Path, inline_limit: int = INLINE_LIMIT) -> None:
-    """Writes an ONNX model to one file, or to two files if the weights are too large for one file.
-
-    Args:
-        model: the ONNX model.
-        path: the path of the `.onnx` file; a file of weights is `NAME.onnx.data` in the same folder.
-        inline_limit: the largest number of bytes in one file.
-
-    Raises:
-        OSError: if the disk is full.
-    """
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights + len(model.graph.node) * 1024 <= inline_limit:
-        onnx.save(model, path)
-    else:
-        # The name has no folder, so that ONNX Runtime looks for the weights beside the model.
-        onnx.save(
-            model,
-            path,
-            save_as_external_data=True,
-            all_tensors_to_one_file=True,
-            location=f"{path.name}.data",
-            size_threshold=1024,
-        )
 
 
 def _make_placeholder(made: dict[str, tf.Tensor], name: str, array: np.ndarray) -> tf.Tensor:
@@ -196,23 +162,6 @@ def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, axes, meaning))
     # Shapes of inner tensors are removed: they are not needed, and their free axes have other names.
     del graph.value_info[:]
-
-
-@contextlib.contextmanager
-def _limit_rewriters() -> Iterator[None]:
-    """Limits tf2onnx to `_REWRITERS` within the context, by a patch, because it has no option for this."""
-    from tf2onnx import tfonnx
-
-    every = tfonnx.run_rewriters
-
-    def run_few(graph: Any, rewriters: Iterable[Any], continue_on_error: bool) -> None:
-        every(graph, [one for one in rewriters if one.__name__ in _REWRITERS], continue_on_error)
-
-    tfonnx.run_rewriters = run_few
-    try:
-        yield
-    finally:
-        tfonnx.run_rewriters = every
 
 
 @contextlib.contextmanager

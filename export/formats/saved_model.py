@@ -29,18 +29,11 @@ def save_saved_model(
     folder: pathlib.Path,
     report: Callable[[str], Any] = lambda name: None,
 ) -> None:
-    """Writes a SavedModel that has endpoints as its signatures.
+    """Writes a SavedModel of a model in the order NHWC into a new folder, with endpoints as its signatures.
 
-    The deployed weights are variables, so that all signatures share them and the size limit of a graph does not apply.
-
-    Args:
-        deployed: the deployed model, in the order NHWC, which TensorFlow runs on every device.
-        endpoints: the endpoints; the first is also the signature `serving_default`.
-        folder: the folder for the SavedModel, which must not exist.
-        report: a callback that receives the name of each endpoint when it is traced.
-
-    Raises:
-        OSError, tf.errors.OpError: if the disk is full or the folder cannot be written.
+    The first endpoint is also the signature `serving_default`. `report` receives the name of each endpoint when it is
+    traced. The deployed weights are variables, so that all signatures share them and the size limit of a graph does not
+    apply. A full disk raises OSError or tf.errors.OpError.
     """
     # The variables are plain TensorFlow variables, because the variables of a Keras layer would be written twice.
     stored = deployed.with_arrays(
@@ -102,15 +95,8 @@ SETTINGS = pathlib.Path(__file__).parents[1] / "serving"
 def write_warmup(folder: pathlib.Path, name: str, endpoints: Sequence[Endpoint]) -> None:
     """Writes warm-up requests into a SavedModel, which TensorFlow Serving runs before it offers the version.
 
-    Without them the first real request of each signature would wait while TensorFlow optimises its graph.
-
-    Args:
-        folder: the folder of the SavedModel, in the staging area, where no server sees it.
-        name: the name of the model, from `make_safe_name`.
-        endpoints: the endpoints of the SavedModel; the first is also `serving_default`, with a graph of its own.
-
-    Raises:
-        OSError, tf.errors.OpError: if the disk is full or the folder cannot be written.
+    Without them the first real request of each signature would wait while TensorFlow optimises its graph. `name` is the
+    name of the model, from `make_safe_name`.
     """
     path = folder / WARMUP_FILE
     path.parent.mkdir(exist_ok=True)
@@ -131,14 +117,6 @@ def _request(name: str, signature: str, endpoint: Endpoint) -> prediction_log_pb
 
 
 def write_serving_files(folder: pathlib.Path, name: str) -> None:
-    """Writes the settings of TensorFlow Serving into a folder: three .config files and docker-compose.yml.
-
-    Args:
-        folder: the folder for the files, from which they go to the export folder.
-        name: the name of the model, from `make_safe_name`.
-
-    Raises:
-        OSError: if the disk is full or the folder cannot be written.
-    """
+    """Writes the settings of TensorFlow Serving for a model into a folder: three .config files, docker-compose.yml."""
     for file in sorted(SETTINGS.iterdir()):
         write_text(folder / file.name, file.read_text(encoding="utf-8").replace("MODEL_NAME", name))

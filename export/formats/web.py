@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import json
 import os
@@ -52,13 +51,9 @@ EXAMPLES = {
 
 
 def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Writes the web page into a new folder.
+    """Writes the web page into a new folder, with ONNX files and the runtime's files from other folders.
 
-    Args:
-        folder: the folder of the page, which must not exist.
-        onnx: the folder of the ONNX files.
-        runtime: the folder of onnxruntime-web's files, from `find_runtime`.
-        about: the facts of `describe_model`, and "web_gpu", whether the page also gets the graphics-card runtime.
+    `about` has the facts of `describe_model`, and "web_gpu", whether the page also gets the graphics-card runtime.
     """
     shutil.copytree(PAGE, folder)
     sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in PAGE_MODELS}
@@ -71,7 +66,7 @@ def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, 
         shutil.copyfile(source, folder / path)
     for path, content in make_example_files().items():
         (folder / path).write_bytes(content)
-    config = {**about, "sizes": sizes, "project": find_project_url()}
+    config = {**about, "sizes": sizes}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -110,21 +105,6 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
     }
 
 
-def measure_folder(folder: pathlib.Path) -> int:
-    """Returns the total size of all files in a folder, in bytes."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def find_project_url() -> str | None:
-    """Returns the web address of this project from the installed package, or None if it states no address."""
-    stated = importlib.metadata.metadata("tfdecouple")
-    links = [entry.partition(",") for entry in stated.get_all("Project-URL") or ()]
-    pages = stated.get_all("Home-page") or [
-        address.strip() for label, _, address in links if label.lower() in ("homepage", "source", "repository")
-    ]
-    return pages[0] if pages else None
-
-
 def make_example_files() -> dict[str, bytes]:
     """Returns the bytes of the example photographs as JPEG files, by their paths in the page's folder."""
     files = {}
@@ -137,11 +117,9 @@ def make_example_files() -> dict[str, bytes]:
 
 
 def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
-    """Returns file, title, author and licence of each example, and whether the model was trained on it.
+    """Returns file, title, author and licence of each example, and whether a model of `data` was trained on it.
 
-    Args:
-        data: the training data. For None, and for data other than the sample photographs, it is unknown whether the
-            model was trained on an example.
+    This is known only of models that were trained on the sample photographs.
     """
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
@@ -159,10 +137,7 @@ def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
 def find_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
     """Returns a folder with the files of onnxruntime-web that the page needs.
 
-    Args:
-        chosen: the user's folder with the files; None lets npm fetch them.
-        scratch: a folder that npm may write to.
-        web_gpu: whether the files for graphics cards are also needed.
+    `chosen` is the user's folder with the files; if it is None, npm fetches them into `scratch`.
 
     Raises:
         UserError: if the files cannot be found or fetched; the message gives advice.

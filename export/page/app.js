@@ -5,7 +5,7 @@
 
 import { Chooser, fetchBlob } from "./chooser.js";
 import { Codes } from "./codes.js";
-import { LoadBar, byId, element, megabytes } from "./elements.js";
+import { LoadBar, byId, megabytes } from "./elements.js";
 import { readImage, toLevels } from "./images.js";
 import { OwnSize } from "./own_size.js";
 import { Samples } from "./samples.js";
@@ -131,7 +131,7 @@ function receive(files, index) {
 /** @param {Config} known */
 function showFacts(known) {
   const { name, data, image_shape: [size], latent_dim: latentDim, n_bits: colourBits, bits_per_dim: bits } = known;
-  const { examples, project, sizes } = known;
+  const { examples, sizes } = known;
   byId("z-length").textContent = `${latentDim} numbers`;
   for (const id of ["side", "view-side"]) byId(id).textContent = `${size}\u00a0×\u00a0${size}`;
   const facts = [
@@ -144,7 +144,6 @@ function showFacts(known) {
   byId("facts").textContent = facts.filter(Boolean).join(" · ");
   const credits = examples.map(({ title, author, licence }) => `${title}, ${author} (${licence})`);
   byId("credits").textContent = `Pictures: ${credits.join("; ")}. ${describeTraining(examples)}`;
-  if (project) byId("project").replaceChildren(element("a", { href: project }, ["tfdecouple"]));
 }
 
 /** @param {Config["examples"]} examples */

@@ -22,7 +22,6 @@ import { Runner } from "./runner.js";
  * @property {boolean} web_gpu Whether the runtime for graphics cards lies beside the page.
  * @property {Record<string, number>} sizes Bytes of the files that the page downloads.
  * @property {{file: string, title: string, author: string, licence: string, seen: boolean | null}[]} examples
- * @property {string | null} project Address of the project that made the page.
  * @property {{name: string, vector: number[], told?: string}[]} [directions] In z.
  */
 

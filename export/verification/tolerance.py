@@ -41,12 +41,9 @@ class Answer:
 
     @classmethod
     def from_floats(cls, values: np.ndarray, perturbed: np.ndarray, scale: float = 1.0) -> Answer:
-        """Returns the answer for an output of floats.
+        """Returns the answer for an output of floats, from the model's answers to inputs and to perturbed inputs.
 
-        Args:
-            values: the model's answer, float32 `[n, ...]`.
-            perturbed: the model's answer to perturbed inputs.
-            scale: the magnitude of the numbers that the output is summed from.
+        `scale` is the magnitude of the numbers that the output is summed from.
         """
         bound = _effect(values, perturbed) + FLOOR * (scale + _largest(values))
         bound = np.where(np.isfinite(bound), bound, np.inf).astype(np.float32)
@@ -54,13 +51,9 @@ class Answer:
 
     @classmethod
     def from_bins(cls, bins: np.ndarray, perturbed: np.ndarray, n_bins: int) -> Answer:
-        """Returns the answer for an output of pixels.
+        """Returns the answer for an output of pixels, from the model's answers to inputs and to perturbed inputs.
 
-        Args:
-            bins: the model's answer in units of bins, before it is rounded down, float64 `[n, height, width,
-                channels]`.
-            perturbed: the model's answer to perturbed inputs.
-            n_bins: the number of bins.
+        The model's answers are in units of bins, before they are rounded down.
         """
 
         def clip(values: np.ndarray) -> np.ndarray:
@@ -79,13 +72,9 @@ class Answer:
     def compare(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
         """Returns the differences of a file's answer from the model's answer, and the problem in one line, or None.
 
-        Args:
-            found: the file's answer, of the same shape and type.
-
-        Returns:
-            Figures for the card, over the compared images: "max" and "mean" of the differences (for floats relative to
-            the largest value), "unstable", the number of images that are not compared, and for pixels "differing", the
-            fraction that differs. The problem follows.
+        The differences are figures for the card, over the compared images: "max" and "mean" (for floats relative to
+        the largest value), "unstable", the number of images that are not compared, and for pixels "differing", the
+        fraction that differs.
         """
         compared, pixels = np.isfinite(self.bound), self.values.dtype == np.uint8
         count = len(self.values)

@@ -21,17 +21,10 @@ Progress = Callable[[str], Any]
 def compare_in_process(
     runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any], report: Progress
 ) -> Report:
-    """Returns the report of comparing files with test vectors, in a process that does not load the Keras model.
+    """Returns the report of `comparison.compare_files` from a process that does not load the Keras model.
 
-    Args:
-        runtime: the runtime that runs the files, a key of `runtimes.RUNTIMES`.
-        folder: the folder of the files.
-        vectors: the file of the test vectors.
-        options: further arguments of `comparison.compare_files`.
-        report: a callback that receives lines of progress.
-
-    Returns:
-        The report; a failure of the process is one of its problems.
+    `vectors` is the file of the test vectors, and `options` has further arguments of `compare_files`. A failure of the
+    process is one of the problems in the report.
     """
     arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
     started = python_process("-m", "export.verification.comparison", *arguments)
@@ -64,15 +57,8 @@ def compare_in_process(
 def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[str], list[str]]:
     """Returns the problems of an export folder, compared with its manifest, and the parts that were not compared.
 
-    The run is not needed. ONNX files are run with every installed execution provider of ONNX Runtime.
-
-    Args:
-        folder: the export folder.
-        report: a callback that receives lines of progress, and a line for each part that cannot be verified.
-
-    Returns:
-        The problems, one line for each file that is changed, missing or unknown, and for each part with wrong answers;
-        and the names of the parts, or of parts and runtimes, whose answers were not compared.
+    The problems are a line for each file that is changed, missing or unknown, and for each part with wrong answers. The
+    run is not needed. ONNX files are run with every installed execution provider of ONNX Runtime.
 
     Raises:
         UserError: if the folder has no manifest, or the manifest is damaged.
@@ -119,15 +105,10 @@ def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[t
     elif runtime != "onnx":
         yield RUNTIMES[runtime].package, {}
     else:
-        for provider in list_providers():
+        import onnxruntime
+
+        for provider in onnxruntime.get_available_providers():
             if provider == REMOTE:
                 report(f"{name}: {provider} computes on a server elsewhere: not checked")
             else:
                 yield provider, {"provider": provider}
-
-
-def list_providers() -> list[str]:
-    """Returns the execution providers of the installed ONNX Runtime."""
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 import tensorflow as tf
 from helpers.exporting import read_vectors
@@ -12,7 +13,7 @@ from PIL import Image
 from export import client
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoints
-from export.formats.onnx import build_onnx, save_onnx
+from export.formats.onnx import build_onnx
 from export.pipeline import ExportConfig, export
 from export.verification.verify import verify_folder
 
@@ -25,7 +26,7 @@ def files(model, tmp_path_factory):
     folder, deployed = tmp_path_factory.mktemp("any_size"), DeployedModel(model, "NCHW")
     metadata = {"image_shape": json.dumps(model.config.image_shape), "crop": "largest centre square"}
     for endpoint in endpoints(model.config, any_size=True):
-        save_onnx(build_onnx(deployed, endpoint, metadata), folder / f"{endpoint.onnx}.onnx")
+        onnx.save(build_onnx(deployed, endpoint, metadata), folder / f"{endpoint.onnx}.onnx")
     return folder
 
 

@@ -16,13 +16,12 @@ from helpers.graphs import (
     model_of,
     onnx_of,
     run,
-    session_of,
     weights_in,
 )
-from helpers.models import TINY, random_images
+from helpers.models import TINY
 
 from export.endpoints import endpoints, find_endpoint
-from export.formats.onnx import OPSET, save_onnx
+from export.formats.onnx import OPSET
 from export.verification.comparison import digest_array, reorder_axes
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -115,22 +114,6 @@ class TestOnnxGraph:
     @pytest.mark.parametrize(("of", "direction"), [("encode", "mix"), ("decode", "unmix")])
     def test_matrices_are_applied_in_one_direction_only(self, of, direction):
         assert {name.split("/")[-2] for name in weights_in(onnx_of("alpha-0.8", of)) if "mix" in name} == {direction}
-
-
-def test_weights_beyond_the_limit_lie_beside_the_model_which_opens_elsewhere(tmp_path, monkeypatch):
-    copy, whole = onnx.ModelProto(), onnx_of("alpha-0.8", "encode")
-    copy.CopyFrom(whole)
-    (tmp_path / "export").mkdir()
-    save_onnx(copy, tmp_path / "export" / "encoder.onnx", inline_limit=10_000)
-    moved, elsewhere = (tmp_path / "export").rename(tmp_path / "moved elsewhere"), tmp_path / "elsewhere"
-    assert sorted(path.name for path in moved.iterdir()) == ["encoder.onnx", "encoder.onnx.data"]
-    small = onnx.load(moved / "encoder.onnx", load_external_data=False).graph.initializer
-    assert sum(len(tensor.raw_data) for tensor in small) < 40_000
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
-    images = random_images(3, seed=4)
-    z, v = session_of("../moved elsewhere/encoder.onnx").run(["z", "v"], {"images": images})
-    assert_same({"z": z, "v": v}, run("alpha-0.8", "encode", images=images), tolerance=1e-6)
 
 
 def test_names_of_files_are_those_by_which_clients_find_them():

@@ -187,7 +187,7 @@ class TestVerify:
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
-        monkeypatch.setattr(verify, "list_providers", lambda: providers)
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
         asked = []
 
         def run(runtime, folder, vectors, options, report):

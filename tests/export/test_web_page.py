@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import email.message
 import json
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
-from export.formats.web import RUNTIME_VERSION, describe_examples, describe_model, find_project_url, make_example_files
+from export.formats.web import RUNTIME_VERSION, describe_examples, describe_model, make_example_files
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.config import DataConfig
@@ -125,9 +124,7 @@ def page(steered_run, tools, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path, monkeypatch):
-    # The other pages have no address of the project, as there is none yet.
-    monkeypatch.setattr("export.formats.web.find_project_url", lambda: "https://example.org/tfdecouple")
+def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path):
     config = dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7)
     model = let_z_show(fresh(config))
     runtime = tools / "node_modules" / "onnxruntime-web"
@@ -158,17 +155,6 @@ def test_the_page_knows_which_examples_the_model_has_seen():
     # Of other data, and of a model that came without any, nobody knows.
     for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
         assert {one["seen"] for one in describe_examples(data)} == {None}
-
-
-@pytest.mark.parametrize(
-    ("label", "address"), [("Source", "https://example.org/a"), ("Homepage", "https://example.org/a"), ("Docs", None)]
-)
-def test_the_project_is_where_the_metadata_say(monkeypatch, label, address):
-    stated = email.message.Message()
-    stated["Project-URL"] = "Paper, https://arxiv.org/abs/2004.11820"
-    stated["Project-URL"] = f"{label}, https://example.org/a"
-    monkeypatch.setattr("importlib.metadata.metadata", lambda name: stated)
-    assert find_project_url() == address
 
 
 @pytest.mark.slow
