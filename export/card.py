@@ -86,7 +86,10 @@ def make_card(
         "bits_per_dim": provenance.bits_per_dim,
         "exact": judge_exactness(model.bound_of_scales, model.n_bits, formats),
         "endpoints": _name_files(described, formats),
-        "checked": {"real_images": images, "machine": _describe_machine()},
+        "checked": {
+            "real_images": images,
+            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}",
+        },
         "formats": dict(formats),
     }
 
@@ -179,16 +182,13 @@ def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict
     return whole
 
 
-def _describe_machine() -> str:
-    return f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
-
-
 def render_card(card: Mapping[str, Any]) -> str:
     """Returns the model card as Markdown text."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim, any_size = architecture["latent_dim"], any(entry.get("any_size") for entry in card["formats"].values())
+    sides, named, is_usual = f"{shape[0]} x {shape[1]}", describe_channels(shape[-1]), shape[-1] in PILLOW_MODES
     rows = {
-        "architecture": f"{_describe_sides(shape)} {_describe_channels(shape)}, {architecture['n_bits']} bits, "
+        "architecture": f"{sides} {named if is_usual else f'with {named}'}, {architecture['n_bits']} bits, "
         + ("no z (an unconditional flow), " if latent_dim is None else f"z of {latent_dim} numbers, ")
         + f"v of the image's size, {architecture['parameters']:,} parameters, "
         + ("additive couplings" if architecture["alpha"] is None else f"alpha {architecture['alpha']}")
@@ -203,8 +203,9 @@ def render_card(card: Mapping[str, Any]) -> str:
         "rights in the images": card["data"]["licence"],
         "bits per dimension": _describe_bits(card["bits_per_dim"]),
         "exactness": card["exact"]["meaning"],
-        "images": f"turned upright as their EXIF data say, {_describe_colours(shape)}, cropped to the {card['crop']}, "
-        f"resized to {_describe_sides(shape)} {card['resize']}"
+        "images": "turned upright as their EXIF data say, "
+        + (f"{named} without transparency" if is_usual else f"with exactly {named}")
+        + f", cropped to the {card['crop']}, resized to {sides} {card['resize']}"
         + ("; or at their own size, to which decoded images must be cropped" if any_size else ""),
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
@@ -229,20 +230,6 @@ def render_card(card: Mapping[str, Any]) -> str:
     lines += [f"- {line}" for line in _EXACT_RUNTIMES]
     lines += ["", "## Calling it", "", *_list_calls(card)]
     return "\n".join(lines) + "\n"
-
-
-def _describe_sides(shape: Shape) -> str:
-    return f"{shape[0]} x {shape[1]}"
-
-
-def _describe_channels(shape: Shape) -> str:
-    return describe_channels(shape[-1]) if shape[-1] in PILLOW_MODES else f"with {describe_channels(shape[-1])}"
-
-
-def _describe_colours(shape: Shape) -> str:
-    """Returns a phrase on how the colours and the transparency of an image file are read."""
-    named = describe_channels(shape[-1])
-    return f"{named} without transparency" if shape[-1] in PILLOW_MODES else f"with exactly {named}"
 
 
 def _describe_labels(architecture: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ The export folder has `manifest.json`, and the answers of the model in `test_vec
 from __future__ import annotations
 
 import hashlib
-import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -134,16 +133,12 @@ class Manifest(_Model):
 EMPTY = Manifest(format=1, parts={}, files={})
 
 
-def _list_entries(folder: pathlib.Path, within: str = "") -> Iterator[tuple[str, str]]:
+def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yields the name and the kind, "file", "link" or "other", of all entries in a folder and its subfolders."""
-    for entry in sorted(os.scandir(folder / within), key=lambda entry: entry.name):
-        name = f"{within}{entry.name}"
-        if entry.is_symlink():
-            yield name, "link"
-        elif entry.is_dir():
-            yield from _list_entries(folder, f"{name}/")
-        else:
-            yield name, "file" if entry.is_file() else "other"
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            kind = "link" if path.is_symlink() else "file" if path.is_file() else "other"
+            yield path.relative_to(folder).as_posix(), kind
 
 
 def digest_file(path: pathlib.Path) -> Digest:

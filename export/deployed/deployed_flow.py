@@ -156,12 +156,7 @@ class DeployedFlow(Deployed):
 
     def forward(self, x: tf.Tensor, z: tf.Tensor | None, log_dets: LogDets | None = None) -> tf.Tensor:
         """Returns v for x and z, a vector or a feature map; `log_dets` collects the log-determinants."""
-        conditions = self._conditions(z)
-        if self._squeezes_first:
-            below = self._level_forward(0, self.layout.squeeze(x), self._squeeze_all(conditions), log_dets)
-            v = self.layout.unsqueeze(below)
-        else:
-            v = self._level_forward(0, x, conditions, log_dets)
+        v = self._level_forward(0, x, self._conditions(z), log_dets)
         return v if self.whitening is None else self.whitening.forward(v, z, log_dets)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -173,11 +168,7 @@ class DeployedFlow(Deployed):
     def inverse(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
         """Returns x for v and z, as the inverse of `forward`."""
         h = v if self.whitening is None else self.whitening.inverse(v, z)
-        conditions = self._conditions(z)
-        if not self._squeezes_first:
-            return self._level_inverse(0, h, conditions)
-        h = self._level_inverse(0, self.layout.squeeze(h), self._squeeze_all(conditions))
-        return self.layout.unsqueeze(h)
+        return self._level_inverse(0, h, self._conditions(z))
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
         """Returns the parts of v that leave the flow at each level, in the order of `Flow.parts`."""
@@ -197,28 +188,33 @@ class DeployedFlow(Deployed):
         return (*self.layout.slice(self.layout.as_pixel(self.condition(z)), self._widths), z)
 
     def _level_forward(self, depth: int, h: tf.Tensor, conditions: Conditions, log_dets: LogDets | None) -> tf.Tensor:
-        left: list[tf.Tensor] = []
+        """Returns the v of a level and of the levels below it, for the maps that enter the level."""
+        squeezes, left = depth > 0 or self._squeezes_first, []
+        if squeezes:
+            h, conditions = self.layout.squeeze(h), self._squeeze_all(conditions)
         for stage in self.levels[depth]:
             h = stage.forward(h, conditions, log_dets)
             if stage.dropped:
                 h, dropped = self.layout.split(h, [stage.kept, stage.dropped])
                 left.insert(0, dropped)
         if depth + 1 < len(self.levels):
-            below = self._squeeze_all(conditions)
-            h = self.layout.unsqueeze(self._level_forward(depth + 1, self.layout.squeeze(h), below, log_dets))
-        return self.layout.join([h, *left])
+            h = self._level_forward(depth + 1, h, conditions, log_dets)
+        v = self.layout.join([h, *left])
+        return self.layout.unsqueeze(v) if squeezes else v
 
     def _level_inverse(self, depth: int, v: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        stages = self.levels[depth][::-1]
+        """Returns the maps that enter a level, for the v of the level and of the levels below it."""
+        stages, squeezes = self.levels[depth][::-1], depth > 0 or self._squeezes_first
+        if squeezes:
+            v, conditions = self.layout.squeeze(v), self._squeeze_all(conditions)
         h, *dropped = self.layout.split(v, [stages[0].kept, *(s.dropped for s in stages if s.dropped)])
         if depth + 1 < len(self.levels):
-            below = self._squeeze_all(conditions)
-            h = self.layout.unsqueeze(self._level_inverse(depth + 1, self.layout.squeeze(h), below))
+            h = self._level_inverse(depth + 1, h, conditions)
         for stage in stages:
             if stage.dropped:
                 h = self.layout.join([h, dropped.pop(0)])
             h = stage.inverse(h, conditions)
-        return h
+        return self.layout.unsqueeze(h) if squeezes else h
 
     def _squeeze_all(self, conditions: Conditions) -> Conditions:
         """Returns the conditions of the next level: feature maps are squeezed as the image is, vectors stay."""

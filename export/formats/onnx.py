@@ -20,8 +20,8 @@ from export.provenance import read_version
 
 # Highest opset (version of the ONNX operators) that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18
-# The optimiser passes of tf2onnx that change these graphs, in their usual order. With all passes, each twice, a conversion
-# would take more than twice as long.
+# The optimiser passes of tf2onnx that change these graphs, in their usual order. With all passes a conversion would
+# take more than twice as long.
 _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
     "BackToBackOptimizer",
