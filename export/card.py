@@ -154,12 +154,9 @@ def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Raises UserError if files of another model in an export folder would stay beside the new files.
+    """Raises UserError if files of another model in an export folder would stay beside those of new `formats`.
 
-    Args:
-        folder: the export folder, which need not exist.
-        formats: the formats that will be exported.
-        about: facts about the model and its files, with "name", "config_sha256" and "any_size".
+    `about` has the facts about the model that the card has in the entry of each format.
     """
     for name, entry in _read_formats(folder).items():
         if entry["name"] != about["name"] or (name not in formats and any(entry[key] != about[key] for key in _SAME)):

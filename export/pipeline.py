@@ -51,11 +51,8 @@ _OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[pathlib.Path]:
     """Returns the paths of a finished export of a run: the version, folders and card that were put in place.
 
-    If an error is raised, nothing of this export is visible, and the files of earlier exports are untouched.
-
-    Args:
-        config: the run, the formats and the folder of the export.
-        report: a callback that receives lines of progress.
+    If an error is raised, nothing of this export is visible, and the files of earlier exports are untouched. `report`
+    receives lines of progress.
 
     Raises:
         UserError: if the run cannot be opened, the disk is full, or the files do not pass their verification.

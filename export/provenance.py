@@ -93,9 +93,8 @@ class Provenance:
 def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Provenance]:
     """Returns the model of a run with its best weights, and their provenance.
 
-    Args:
-        run: the folder of a training or an import, or the name or address of bundled or published weights.
-        name: the name of the exported model; None for the name of the run.
+    `run` is the folder of a training or an import, or the name or address of bundled or published weights. `name` is
+    the name of the exported model, by default that of the run.
 
     Raises:
         RunError: if the folder is no run folder, or has no complete checkpoint.

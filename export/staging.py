@@ -30,11 +30,8 @@ class Staging:
     a server that polls `savedmodel/` for versions does not see it. It is removed when the context ends; the next export
     removes the hidden folder of a killed process.
 
-    Args:
-        folder: the export folder, which is made if it does not exist.
-
     Attributes:
-        folder: the absolute path of the export folder.
+        folder: the absolute path of the export folder, which is made if it does not exist.
         area: the path of the hidden folder.
     """
 

@@ -61,14 +61,7 @@ class DeployedClasses(Deployed):
 class DeployedModel(Deployed):
     """The deployed form of a model, from which the graphs of all endpoints are built.
 
-    Args:
-        model: the model, with weights.
-        order: the order of the axes of images within the graph, "NHWC", or "NCHW" for ONNX.
-
     Attributes:
-        config: the config of the model's architecture.
-        quantizer: the map between pixels and x.
-        flow: the flow from x to v.
         prior: the flow from z to noise; None for a model without z, and if z is a function of the label.
         encoder: the encoder of z; None for a model without z, and if z is a function of the label.
         classes: the arrays of the labels; None for a model without labels.

@@ -65,14 +65,10 @@ def compare_files(
 ) -> Report:
     """Returns the report of comparing the files of a folder with test vectors.
 
-    Args:
-        runtime: the runtime that runs the files, a key of `RUNTIMES`.
-        folder: the folder of the files.
-        vectors: the test vectors of `vectors.make_vectors`, with the digests of `folded_weights.digest_weights`. For
-            files of any size the vectors of each size have its name and "/" in front, and `sizes` has these names.
-        names: the names of the files, without suffix, by endpoint.
-        provider: the execution provider of ONNX Runtime; "" for the CPU.
-        report: a callback that receives lines of progress.
+    `names` has the name of each endpoint's file, without suffix, and `provider` is an execution provider of ONNX
+    Runtime; "" for the CPU. The test vectors are those of `vectors.make_vectors`, with the digests of
+    `folded_weights.digest_weights`. For files of any size the vectors of each size have its name and "/" in front, and
+    `sizes` has these names.
     """
     found, kind = Report(), RUNTIMES[runtime]
     found.notes[kind.package] = importlib.metadata.version(kind.package)

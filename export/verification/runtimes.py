@@ -33,11 +33,8 @@ Arrays = dict[str, np.ndarray]
 class Runtime(contextlib.ExitStack, abc.ABC):
     """The base class of runtimes: a context manager in which the endpoints of a folder's files can be called.
 
-    Args:
-        folder: the folder of the files.
-        names: the names of the files, without suffix, by endpoint.
-
     Attributes:
+        names: the names of the files, without suffix, by endpoint.
         title: the name of the runtime in messages.
         package: the name of the package that computes.
         layout: the order of axes of the deployed weights in the files.

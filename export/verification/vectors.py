@@ -57,11 +57,8 @@ def make_vectors(
     says for each image whether the model itself recovers it, from its codes and from perturbed codes; if so, files must
     recover it. `labels/KIND` has the labels of the images, if z is a function of the label.
 
-    Args:
-        model: the model that is exported.
-        images: real images, uint8 `[n, height, width, channels]`, at least the sum of `choose_batch_sizes`.
-        report: a callback that receives lines of progress.
-        any_size: whether the endpoints are those for images of any height and width.
+    `images` are real images, uint8 `[n, height, width, channels]`, at least the sum of `choose_batch_sizes`. `any_size`
+    says whether the endpoints are those for images of any height and width.
 
     Raises:
         RefusedError: if the model's answer lacks an output of an endpoint.
@@ -167,10 +164,6 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
     """Returns images that the run was not trained on, and a description of their source.
 
     They are test images of the run's data, or of the sample photographs if the run's data cannot be read.
-
-    Args:
-        data: the config of the run's data.
-        shape: the shape of the images, (height, width, channels).
 
     Raises:
         DataError: if neither source can be read.
