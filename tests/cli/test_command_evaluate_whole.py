@@ -12,15 +12,17 @@ import scipy.linalg
 from helpers.extractors import colours, write_onnx
 from helpers.models import SMALL, give_effect, let_z_show, random_images
 from helpers.places import ROOT, user_environment
+from helpers.refusals import refused
 from helpers.runs import write_run
 from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
-from tfdecouple.data import open_source
+from tfdecouple.data import load_images, open_source
 from tfdecouple.metrics import classification, linear_classifier
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.frechet import draw_samples
+from tfdecouple.metrics.outliers import MADE, SCORES, Scorer, compare_scores, make_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 
@@ -76,12 +78,16 @@ def evaluate(run, out, *more):
     return main(["evaluate", "--run", str(run), "--out", str(out), *map(str, more)])
 
 
-class TestProbeAndFrechet:
+class TestAllMetrics:
     @pytest.fixture(scope="class")
-    def out(self, run, extractor, tmp_path_factory):
+    def kinds(self, image_folder):
+        return (*MADE, f"folder:{image_folder}")
+
+    @pytest.fixture(scope="class")
+    def out(self, run, extractor, kinds, tmp_path_factory):
         out = tmp_path_factory.mktemp("evaluation")
         more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--image-statistics", "--seed", 3]
-        assert evaluate(run, out, "--split", "validation", *more) == 0
+        assert evaluate(run, out, "--split", "validation", *more, "--outliers", *kinds) == 0
         return out
 
     @pytest.mark.parametrize("name", ["probe", "frechet"])
@@ -103,12 +109,7 @@ class TestProbeAndFrechet:
 
     def test_statistics_of_images_are_of_the_split(self, out):
         values = read(out, "image_statistics-validation")
-        assert (values["split"], values["train_images"], values["images"], values["dimensions"]) == (
-            "validation",
-            60,
-            6,
-            4,
-        )
+        assert (values["split"], values["train_images"], values["images"]) == ("validation", 60, 6)
         for name, found in values["statistics"].items():
             assert set(found["r2"]) == {"z", "v, PCA", "pixels, PCA"}, name
             assert 0 <= found["switch"]["nearer_to_z"]["mean"] <= 1
@@ -120,15 +121,62 @@ class TestProbeAndFrechet:
         assert (values["samples"], values["test_images"], values["floor_images"]) == (40, 24, 40)
         assert values["features"] == 3 and values["extractor"]["file"] == "colours.onnx"
         source = open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3))
-        real = {
-            split: next(source.examples(split).batch(60).as_numpy_iterator())["image"] for split in ("train", "test")
-        }
+        real = {split: load_images(source, split, count)[0] for split, count in COUNTS.items()}
         samples = np.concatenate(list(draw_samples(load_model(run), 40, 1.0, 3, 8)))
         assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
         drawn = np.random.default_rng(3).permutation(60)[:40]
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)
         # Noise in the place of images is far from them.
         assert values["distance"] > 2 * values["floor"]
+
+    def test_outliers_are_told_by_the_scores_of_each_image(self, out, kinds):
+        values = read(out, "outliers-validation")
+        assert list(values["outliers"]) == list(kinds) and values["scores"] == SCORES
+        scores = {
+            kind: {name: np.array(each) for name, each in of_kind.items()}
+            for kind, of_kind in values["per_image"].items()
+        }
+        known = scores["validation"]
+        for kind, found in values["outliers"].items():
+            assert found["images"] == len(scores[kind]["index"]) == found["known_images"] == 6
+            for name, detection in found["detection"].items():
+                both = (np.abs(each[name]) if name == "shell" else each[name] for each in (known, scores[kind]))
+                assert detection == json.loads(json.dumps(compare_scores(*both, seed=3))), (kind, name)
+        bits = read(out, "bits_per_dim-validation")["bits_per_dim"]
+        assert known["bits_per_dim"].mean() == pytest.approx(bits, rel=1e-5)
+        assert (out / "outliers-validation.png").is_file()
+
+    def test_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
+        scores = read(out, "outliers-validation")["per_image"]["validation"]
+        images, _ = load_images(open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3)), "validation", 6)
+        right, order = Scorer(load_model(run), 1, seed=3)(images[:4], np.arange(4)), np.argsort(scores["index"])[:4]
+        for name in SCORES:
+            np.testing.assert_allclose(np.array(scores[name])[order], right[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+class TestMadeImages:
+    @pytest.mark.parametrize("kind", MADE)
+    def test_depend_on_their_numbers_and_not_on_their_batch(self, kind):
+        images = random_images(50)
+        made = make_images(kind, images, np.arange(50), 1)
+        assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
+        np.testing.assert_array_equal(make_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
+        assert not np.array_equal(make_images(kind, images, np.arange(50), 2), made)
+
+    def test_are_noise_one_colour_and_pixels_in_another_order(self):
+        images = random_images(50)
+        noise, flat, permuted = (make_images(kind, images, np.arange(50), 1) for kind in MADE)
+        assert noise.mean() == pytest.approx(127.5, abs=3) and np.ptp(flat, (1, 2)).max() == 0
+        for before, after in zip(images, permuted, strict=True):
+            assert not np.array_equal(before, after)
+            np.testing.assert_array_equal(*(np.sort(one.reshape(-1, 3), 0) for one in (before, after)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("noisy", "did you mean noise"), ("folder:/no/such", "there is no folder /no/such")]
+)
+def test_what_is_no_source_of_outliers_is_refused(run, tmp_path, capsys, kind, message):
+    assert message in refused(capsys, lambda: evaluate(run, tmp_path, "--outliers", kind))
 
 
 class TestInterrupted:
