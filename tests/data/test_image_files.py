@@ -82,10 +82,6 @@ class TestPixels:
             message = refusal(written(tmp_path / "x.png", claiming(width, height)))
         assert f"more than {MOST_PIXELS:,}" in message
 
-    def test_a_large_photograph_is_read(self, tmp_path):
-        Image.new("L", (6000, 5000)).save(tmp_path / "x.png")
-        assert read_image(str(tmp_path / "x.png"), (8, 8, 3), 0).shape == (8, 8, 3)
-
 
 def within_a_minute(call):
     """Returns what a call returns or raises; fails where it does not come back."""

@@ -119,15 +119,6 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
     return tuple(PHOTOGRAPHS[name] for name in config.photographs)
 
 
-def list_licences(config: DataConfig) -> str:
-    """Returns a text with author and licence of each photograph that a config names, as the packages state them.
-
-    >>> list_licences(DataConfig(photographs=("chelsea", "coffee")))
-    'chelsea by Stefan van der Walt (CC0), coffee by Rachel Michetti (CC0)'
-    """
-    return ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in find_photographs(config))
-
-
 def find_band(size: tuple[int, int], split: str) -> Box:
     """Returns left, top, right and bottom (exclusive) of a split's band in a photograph of this width and height."""
     width, height = size

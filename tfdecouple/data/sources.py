@@ -78,9 +78,10 @@ class Photographs(SourceKind):
 
     def describe_image_rights(self, config: DataConfig) -> str:
         """Returns the authors and licences of the photographs that the config names."""
-        from tfdecouple.data.sample_images import list_licences
+        from tfdecouple.data.sample_images import find_photographs
 
-        return f"Photographs that come with scikit-image and scikit-learn: {list_licences(config)}."
+        listed = ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in find_photographs(config))
+        return f"Photographs that come with scikit-image and scikit-learn: {listed}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """Returns the opened sample photographs; see `open_photographs`."""
