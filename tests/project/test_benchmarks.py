@@ -129,6 +129,7 @@ def test_comparison_takes_medians_and_the_fastest_form():
     assert found["part_of_limit"] == 0.5 and "| train16 | compiled | 9.00 | 6.00 | 1.50 |" in compare.report([found])
 
 
+@pytest.mark.slow
 def test_exactness_takes_images_of_any_shape(tmp_path):
     random.seed(0)
     model = DecoupledModel(dataclasses.replace(LEAST, image_shape=(4, 8, 1)))
