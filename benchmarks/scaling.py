@@ -44,7 +44,7 @@ from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E40
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.architecture import count_parameters  # noqa: E402
-from tfdecouple.networks.costs import activations, state_bytes, step_bytes, with_depth  # noqa: E402
+from tfdecouple.networks.costs import FLOAT32, activations  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory")
@@ -64,6 +64,29 @@ MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
 # Images of the data-dependent initialisation in a memory measurement: so few that the training step needs more memory.
 START_IMAGES = 2
+
+
+def with_depth(config: Config, steps: int) -> Config:
+    """Returns a copy of the config with `steps` steps in every stage of the flow."""
+    every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
+    return override(config, [f"model.steps={every}"])
+
+
+def state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
+    """Returns the bytes that training needs whatever the batch size, all numbers in float32.
+
+    Weights, gradients and Adam's two moments count, averaged weights if there are any, and with micro-batches the sum
+    of their gradients and the vector that is added to the sum.
+    """
+    return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
+
+
+def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
+    """Returns the bytes that a training step holds on a device: training state, and activations of `images` images."""
+    training = config.training
+    parameters = count_parameters(config.model)["total"]
+    state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=micro_batches)
+    return state + images * activations(config.model, memory=training.memory, precision=training.precision).total
 
 
 def main() -> int:

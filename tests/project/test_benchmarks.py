@@ -52,7 +52,7 @@ class TestScaling:
 
     def test_the_largest_micro_batch_fills_the_memory(self):
         config = load_preset("lsun_bedroom_128")
-        state = costs.state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
+        state = scaling.state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
         one = costs.activations(config.model).total
         count = scaling.largest_micro_batch(config, 24)
         assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one

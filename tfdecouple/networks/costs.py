@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tfdecouple.config import Config, ModelConfig, override
-from tfdecouple.networks.architecture import count_parameters, encoders, flows
+from tfdecouple.config import ModelConfig
+from tfdecouple.networks.architecture import encoders, flows
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost
@@ -27,9 +27,6 @@ _IMAGE_MAPS = 8
 
 # Numbers of maps that a pass without gradients holds at once: hidden maps of coupling nets, and maps of a stage.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
-
-# Multiply-adds of the backward pass for each of the forward pass: a product has gradients for two factors.
-BACKWARD = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,26 +114,3 @@ def _flow_costs(config: ModelConfig) -> Iterator[Cost]:
             yield from [stage.steps[0].cost(*inputs)] * sizes.steps
             if stage.factor_out is not None:
                 yield stage.factor_out.cost(*inputs)
-
-
-def with_depth(config: Config, steps: int) -> Config:
-    """Returns a copy of the config with `steps` steps in every stage of the flow."""
-    every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
-    return override(config, [f"model.steps={every}"])
-
-
-def state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
-    """Returns the bytes that training needs whatever the batch size, all numbers in float32.
-
-    Weights, gradients and Adam's two moments count, averaged weights if there are any, and with micro-batches the sum
-    of their gradients and the vector that is added to the sum.
-    """
-    return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
-
-
-def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
-    """Returns the bytes that a training step holds on a device: training state, and activations of `images` images."""
-    training = config.training
-    parameters = count_parameters(config.model)["total"]
-    state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=micro_batches)
-    return state + images * activations(config.model, memory=training.memory, precision=training.precision).total
