@@ -1,7 +1,5 @@
 """What no config may be: unknown names, wrong types and impossible values, each refused in one clear line."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tests of tfdecouple.config: options to JSON and back, differences, changes, files and presets."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -182,10 +180,7 @@ class TestImageShape:
         ("shape", "part"),
         [
             ("[28,28,1]", "4 levels halve height and width 4 times (model.steps, with a squeeze before the first), so"),
-            (
-                "[48,60,3]",
-                "halve height and width 3 times (model.steps), so both must be multiples of 8",
-            ),
+            ("[48,60,3]", "halve height and width 3 times (model.steps), so both must be multiples of 8"),
             ("[32,32]", "is [32, 32]; it must be [height, width, channels], each at least 1"),
             ("32", "must be a list"),
         ],

@@ -1,7 +1,5 @@
 """The recipes of docs/extending.md for a preset and an option, carried out literally in a copy of the package."""
 
-from __future__ import annotations
-
 import json
 
 from helpers.recipes import copy_of_packages, insert, recipe, run_in

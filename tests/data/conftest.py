@@ -1,27 +1,15 @@
 """Fixtures with data sets of numbered images: TFDS, a folder, and sources of each kind of split."""
 
-from __future__ import annotations
-
-import pathlib
-
 import pytest
-from helpers.numbered import (
-    SIZE,
-    TRAINING_IMAGES,
-    numbered_images,
-    write_images,
-)
+from helpers.numbered import SIZE, TRAINING_IMAGES, numbered_images, write_images
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import (
-    Source,
-    open_source,
-)
+from tfdecouple.data import open_source
 from tfdecouple.data.splits import MemorySplit, RecordSplit
 
 
 @pytest.fixture(scope="session")
-def tiny_tfds(tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny_tfds(tmp_path_factory):
     """The data_dir of a prepared TFDS data set `tiny_numbers` with 30 training and 5 test images."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -51,7 +39,7 @@ def tiny_tfds(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def numbered_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def numbered_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("folder")
     images = numbered_images(TRAINING_IMAGES)
     write_images(folder / "train" / "low", images[:13])
@@ -62,7 +50,7 @@ def numbered_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session", params=["memory", "files", "records"])
-def source(request: pytest.FixtureRequest) -> Source:
+def source(request):
     """A source with `TRAINING_IMAGES` training images, held in memory, in files or in TFDS records."""
     if request.param == "records":
         data_dir = request.getfixturevalue("tiny_tfds")

@@ -17,14 +17,7 @@ from helpers.numbered import (
 )
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import (
-    Source,
-    chosen_batches,
-    evaluation_batches,
-    load_images,
-    steps_per_epoch,
-    training_batches,
-)
+from tfdecouple.data import Source, chosen_batches, evaluation_batches, load_images, steps_per_epoch, training_batches
 from tfdecouple.data.splits import RecordSplit, Split
 from tfdecouple.errors import DataError
 
@@ -32,20 +25,20 @@ from tfdecouple.errors import DataError
 # Files have the order of images in memory.
 @pytest.mark.parametrize("source", ["memory", "records"], indirect=True)
 class TestTrainingOrder:
-    def test_each_step_continues_bit_for_bit(self, source: Source) -> None:
+    def test_each_step_continues_bit_for_bit(self, source):
         unbroken = take(source, AUGMENTED, 15)
         # 6 batches an epoch: starts at, before and after its borders.
         for step in (5, 6, 14):
             assert_same(take(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
 
-    def test_order_depends_on_the_seed_alone(self, source: Source) -> None:
+    def test_order_depends_on_the_seed_alone(self, source):
         tf.random.set_seed(1)
         first = take(source, AUGMENTED, 8)
         tf.random.set_seed(2)
         assert_same(take(source, AUGMENTED, 8), first)
         assert numbers(take(source, AUGMENTED, 6, seed=2)) != numbers(first[:6])
 
-    def test_epochs_hold_each_image_once_and_differ_in_order_and_in_what_is_left_over(self, source: Source) -> None:
+    def test_epochs_hold_each_image_once_and_differ_in_order_and_in_what_is_left_over(self, source):
         assert steps_per_epoch(source, 4) == 6
         batches = take(source, PLAIN, 36)
         epochs = [numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
@@ -54,17 +47,17 @@ class TestTrainingOrder:
         assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
-def test_start_in_mid_epoch_decodes_nothing_before() -> None:
+def test_start_in_mid_epoch_decodes_nothing_before():
     decoded = []
 
     class InOrder(Split):
         """Never shuffles, and notes which records are decoded."""
 
-        def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
+        def shuffled(self, seed):
             return self.records()
 
-        def decode(self, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            def note(index: np.int64) -> np.int32:
+        def decode(self, record):
+            def note(index):
                 decoded.append(int(index))
                 return np.int32(index)
 
@@ -78,11 +71,11 @@ def test_start_in_mid_epoch_decodes_nothing_before() -> None:
     assert min(decoded) == 4000
 
 
-def test_windows_of_records_cover_an_epoch_and_move() -> None:
+def test_windows_of_records_cover_an_epoch_and_move():
     images = numbered_images(50)
     labels = np.arange(50, dtype=np.int32)
 
-    def decode(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def decode(index):
         return tf.gather(images, index), tf.gather(labels, index)
 
     split = RecordSplit(50, "all", records=tf.data.Dataset.range(50), decode=decode, window=8)
@@ -95,7 +88,7 @@ def test_windows_of_records_cover_an_epoch_and_move() -> None:
     assert again == orders[3]
 
 
-def test_order_is_pinned() -> None:
+def test_order_is_pinned():
     # A change here means that old runs no longer continue on the same images.
     batches = take(memory_source(numbered_images(10)), PLAIN, 3, seed=7, batch_size=5)
     assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
@@ -103,7 +96,7 @@ def test_order_is_pinned() -> None:
 
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [4, 26, 40])
-    def test_each_image_exactly_once(self, source: Source, batch_size: int) -> None:
+    def test_each_image_exactly_once(self, source, batch_size):
         wanted, labels = load_images(source, "train", TRAINING_IMAGES)
         batches = list(evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
         assert len(batches) == -(-TRAINING_IMAGES // batch_size)
@@ -119,7 +112,7 @@ class TestEvaluation:
         np.testing.assert_array_equal(joined["label"][:TRAINING_IMAGES], labels)
         assert not joined["image"][TRAINING_IMAGES:].any()
 
-    def test_limit_takes_the_first(self) -> None:
+    def test_limit_takes_the_first(self):
         source = memory_source(numbered_images(26))
         batches = list(evaluation_batches(source, "train", batch_size=4, limit=7).as_numpy_iterator())
         indices = [batch["index"][batch["weight"] > 0].tolist() for batch in batches]
@@ -127,7 +120,7 @@ class TestEvaluation:
 
 
 class TestChosenBatches:
-    def test_only_chosen_images_come_in_ascending_order(self, source: Source) -> None:
+    def test_only_chosen_images_come_in_ascending_order(self, source):
         images, labels = load_images(source, "train", TRAINING_IMAGES)
         batches = list(chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
         assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
@@ -137,7 +130,7 @@ class TestChosenBatches:
         with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
             list(chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
-    def test_of_records_decodes_no_others(self) -> None:
+    def test_of_records_decodes_no_others(self):
         decoded = []
 
         def note(number):
@@ -153,7 +146,7 @@ class TestChosenBatches:
         assert sorted(decoded) == [3, 7]
 
 
-def test_impossible_requests_are_refused() -> None:
+def test_impossible_requests_are_refused():
     source = memory_source(numbered_images(26))
     assert "27, but numbers has 26 training images" in one_line_error(lambda: steps_per_epoch(source, 27))
     assert "no split 'tset'; use one of train" in one_line_error(lambda: load_images(source, "tset", 1))

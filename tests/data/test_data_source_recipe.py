@@ -1,7 +1,5 @@
 """The recipes of docs/extending.md for data sources, carried out literally in a copy of the package."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Tests of images of any size, mode and number of channels, fitted to the shape of the model's images."""
 
-from __future__ import annotations
-
 import io
 import pathlib
 
@@ -12,18 +10,17 @@ from helpers.numbered import one_line_error
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.config.shapes import Shape
 from tfdecouple.data import load_images, open_source
 from tfdecouple.data.image_file import centre_box, fit_pixels, fit_tensor, read_image
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
 
 
-def noise(*shape: int) -> np.ndarray:
+def noise(*shape):
     return np.random.default_rng(sum(shape)).integers(0, 256, shape, np.uint8)
 
 
-def saved(path: pathlib.Path, image: Image.Image | np.ndarray, **options) -> str:
+def saved(path, image, **options):
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
     return str(path)
 
@@ -31,21 +28,19 @@ def saved(path: pathlib.Path, image: Image.Image | np.ndarray, **options) -> str
 class TestFiles:
     @pytest.mark.parametrize("mode", ["L", "1", "LA", "P", "RGB", "RGBA"])
     @pytest.mark.parametrize(("shape", "converted"), [(RGB, "RGB"), (GREY, "L")])
-    def test_any_mode_is_converted_as_pillow_does(
-        self, tmp_path: pathlib.Path, mode: str, shape: Shape, converted: str
-    ) -> None:
+    def test_any_mode_is_converted_as_pillow_does(self, tmp_path, mode, shape, converted):
         image = Image.fromarray(noise(8, 12, 3)).convert(mode)
         read = read_image(saved(tmp_path / "image.png", image), shape, 0)
         assert read.shape == shape
         np.testing.assert_array_equal(read.squeeze(), np.asarray(image.convert(converted)))
 
     @pytest.mark.parametrize("shape", [RGB, GREY])
-    def test_sixteen_bits_become_their_upper_eight(self, tmp_path: pathlib.Path, shape: Shape) -> None:
+    def test_sixteen_bits_become_their_upper_eight(self, tmp_path, shape):
         values = np.linspace(0, 65535, 96).astype(np.uint16).reshape(8, 12)
         read = read_image(saved(tmp_path / "image.png", values), shape, 0)
         np.testing.assert_array_equal(read, np.repeat((values >> 8)[..., None], shape[-1], -1))
 
-    def test_cmyk_and_orientation(self, tmp_path: pathlib.Path) -> None:
+    def test_cmyk_and_orientation(self, tmp_path):
         path = saved(tmp_path / "red.jpg", Image.new("CMYK", (12, 8), (0, 255, 255, 0)), quality=100)
         assert np.abs(read_image(path, RGB, 0).astype(int) - (255, 0, 0)).max() < 8
         exif = Image.Exif()
@@ -55,7 +50,7 @@ class TestFiles:
         np.testing.assert_array_equal(read, np.rot90(pixels, -1))
 
     @pytest.mark.parametrize("channels", [2, 4])
-    def test_other_channels_are_resized_one_by_one(self, tmp_path: pathlib.Path, channels: int) -> None:
+    def test_other_channels_are_resized_one_by_one(self, tmp_path, channels):
         pixels = noise(16, 24, channels)
         path = saved(tmp_path / "image.png", pixels)
         np.testing.assert_array_equal(read_image(path, (16, 24, channels), 0), pixels)
@@ -63,7 +58,7 @@ class TestFiles:
         each = [Image.fromarray(pixels[..., one]).resize((12, 8), Image.Resampling.BILINEAR) for one in range(channels)]
         np.testing.assert_array_equal(read_image(path, (8, 12, channels), 0), np.stack(list(map(np.asarray, each)), -1))
 
-    def test_refusals_name_the_file(self, tmp_path: pathlib.Path) -> None:
+    def test_refusals_name_the_file(self, tmp_path):
         path = saved(tmp_path / "image.png", noise(8, 12, 3))
         assert "it has 3 channels (R, G, B), and the model's images have 4 (model.image_shape)" in one_line_error(
             lambda: read_image(path, (8, 12, 4), 0)
@@ -75,7 +70,7 @@ class TestFiles:
 
 
 class TestArrays:
-    def test_any_number_of_channels(self, tmp_path: pathlib.Path) -> None:
+    def test_any_number_of_channels(self, tmp_path):
         pixels, path = noise(16, 24, 7), str(tmp_path / "image.npy")
         np.save(path, pixels)
         np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0), pixels)
@@ -94,11 +89,11 @@ class TestArrays:
             (np.zeros((0, 12, 7), np.uint8), "[0, 12, 7]"),
         ],
     )
-    def test_other_arrays_are_refused(self, tmp_path: pathlib.Path, content: np.ndarray, said: str) -> None:
+    def test_other_arrays_are_refused(self, tmp_path, content, said):
         np.save(tmp_path / "image.npy", content)
         assert said in one_line_error(lambda: read_image(str(tmp_path / "image.npy"), (8, 12, 7), 0))
 
-    def test_hostile_files_are_refused(self, tmp_path: pathlib.Path) -> None:
+    def test_hostile_files_are_refused(self, tmp_path):
         whole = io.BytesIO()
         np.save(whole, noise(8, 12, 7))
         claims = whole.getvalue().replace(b"(8, 12, 7), }       ", b"(99999, 99999, 7), }")
@@ -111,9 +106,7 @@ class TestArrays:
 class TestFitting:
     @pytest.mark.parametrize("size", [(8, 12), (40, 30), (9, 100), (50, 1)])
     @pytest.mark.parametrize("crop", [0, 7, 100])
-    def test_pipeline_and_files_cut_out_the_same(
-        self, tmp_path: pathlib.Path, size: tuple[int, int], crop: int
-    ) -> None:
+    def test_pipeline_and_files_cut_out_the_same(self, tmp_path, size, crop):
         for channels in (1, 3):
             pixels = noise(*size, channels)
             path = saved(tmp_path / "image.png", pixels.squeeze(-1) if channels == 1 else pixels)
@@ -127,7 +120,7 @@ class TestFitting:
             if size == (8, 12) and crop != 7:
                 np.testing.assert_array_equal(read, pixels)
 
-    def test_grey_and_rgb_become_each_other_in_a_pipeline(self) -> None:
+    def test_grey_and_rgb_become_each_other_in_a_pipeline(self):
         rgb, grey = noise(8, 12, 3), noise(8, 12, 1)
         made = fit_tensor(tf.constant(rgb), GREY, 0)
         np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
@@ -136,7 +129,7 @@ class TestFitting:
 
 class TestGreyRectangles:
     @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
-    def test_folder(self, tmp_path: pathlib.Path, cache_gib: float) -> None:
+    def test_folder(self, tmp_path, cache_gib):
         images = {f"{number}.png": noise(8, 12, 1)[..., 0] + np.uint8(number) for number in range(5)}
         for name, image in images.items():
             saved(tmp_path / name, image)
@@ -148,7 +141,7 @@ class TestGreyRectangles:
                 key = source.key(split, number)
                 np.testing.assert_array_equal(image[..., 0], images.get(key, noise(8, 12, 1)[..., 0]))
 
-    def test_photographs(self) -> None:
+    def test_photographs(self):
         data = DataConfig(photographs=("coffee",), photograph_crops=8)
         grey, rgb = (load_images(open_source(data, (16, 24, channels)), "test", 8)[0] for channels in (1, 3))
         assert grey.shape == (8, 16, 24, 1) and rgb.shape == (8, 16, 24, 3)

@@ -1,10 +1,7 @@
 """Tests that image files of strangers start no other program, take no memory without end and keep nobody waiting."""
 
-from __future__ import annotations
-
 import io
 import os
-import pathlib
 import struct
 import subprocess
 import threading
@@ -29,12 +26,12 @@ OTHERS = ("EPS", "PDF", "ICO", "ICNS", "TGA", "SGI", "PCX", "DDS", "IM", "JPEG20
 PSD = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(4 * 3) + bytes(2 + 8 * 8 * 3)
 
 
-def written(path: pathlib.Path, content: bytes) -> str:
+def written(path, content):
     path.write_bytes(content)
     return str(path)
 
 
-def refusal(path: str) -> str:
+def refusal(path):
     with pytest.raises(DataError) as caught:
         read_image(path, (8, 8, 3), 0)
     message = str(caught.value)
@@ -87,7 +84,7 @@ def within_a_minute(call):
     """Returns what a call returns or raises; fails where it does not come back."""
     answers = []
 
-    def run() -> None:
+    def run():
         try:
             answers.append((call(), None))
         except Exception as error:
@@ -137,7 +134,7 @@ class TestPythonClients:
         # What its `main` makes one line of.
         expected = getattr(module, "Problem", Exception)
 
-        def refuse(path: object) -> str:
+        def refuse(path):
             with pytest.raises(expected) as caught:
                 within_a_minute(lambda: module.read_picture(str(path), taken))
             return str(caught.value)

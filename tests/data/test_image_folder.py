@@ -1,29 +1,25 @@
 """Tests of folders of image files."""
 
-from __future__ import annotations
-
-import pathlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.numbered import PLAIN, SIZE, assert_same, numbered_images, numbers, one_line_error, take, write_images
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import Source, chosen_batches, evaluation_batches, load_images, open_source, training_batches
+from tfdecouple.data import chosen_batches, evaluation_batches, load_images, open_source, training_batches
 from tfdecouple.data.image_folder import ImageFile, hash_split
 
 
 class TestFolder:
     @staticmethod
-    def _open(folder: pathlib.Path, size: int = SIZE, **options) -> Source:
+    def _open(folder, size=SIZE, **options):
         return open_source(DataConfig(source=f"folder:{folder}", **options), (size, size, 3))
 
     @staticmethod
-    def _files(count: int, prefix: str = "") -> list[ImageFile]:
+    def _files(count, prefix=""):
         return [ImageFile(f"/x/{prefix}{i}.png", f"{prefix}{i}.png", "") for i in range(count)]
 
-    def test_split_folders_and_labels(self, numbered_folder: pathlib.Path) -> None:
+    def test_split_folders_and_labels(self, numbered_folder):
         source = self._open(numbered_folder)
         assert source.sizes == {"train": 26, "validation": 3, "test": 4}
         assert source.label_names == ("high", "low")
@@ -34,7 +30,7 @@ class TestFolder:
         np.testing.assert_array_equal(labels, [0] * 13 + [1] * 13)
         np.testing.assert_array_equal(load_images(source, "test", 4)[1], [-1] * 4)
 
-    def test_files_at_the_top_have_no_labels(self, tmp_path: pathlib.Path) -> None:
+    def test_files_at_the_top_have_no_labels(self, tmp_path):
         write_images(tmp_path, numbered_images(10))
         (tmp_path / "README.txt").write_text("not an image")
         (tmp_path / "._000.png").write_bytes(b"nor is this")
@@ -42,7 +38,7 @@ class TestFolder:
         assert sum(source.sizes.values()) == 10 and source.label_names == ()
         assert (load_images(source, "train", source.sizes["train"])[1] == -1).all()
 
-    def test_hash_split_is_stable(self) -> None:
+    def test_hash_split_is_stable(self):
         files = self._files(2000)
         parts = hash_split(files)
         assert hash_split(files[::-1])["test"] == parts["test"][::-1]
@@ -53,12 +49,12 @@ class TestFolder:
         for name, part in parts.items():
             assert {file.key for file in part} <= {file.key for file in larger[name]}
 
-    def test_hash_split_is_pinned(self) -> None:
+    def test_hash_split_is_pinned(self):
         parts = hash_split(self._files(40))
         assert [file.key for file in parts["validation"]] == ["14.png", "18.png", "34.png", "38.png"]
         assert [file.key for file in parts["test"]] == ["0.png", "6.png", "8.png", "33.png"]
 
-    def test_hash_split_leaves_a_tenth_of_few_images_for_validation_and_test(self) -> None:
+    def test_hash_split_leaves_a_tenth_of_few_images_for_validation_and_test(self):
         for count, least in ((3, 1), (10, 1), (79, 7), (200, 8)):
             for prefix in "abcd":
                 files = self._files(count, prefix)
@@ -66,7 +62,7 @@ class TestFolder:
                 assert sorted(sum(parts.values(), []), key=files.index) == files
                 assert min(len(parts["validation"]), len(parts["test"])) >= least and parts["train"]
 
-    def test_images_that_are_not_read_are_counted_by_their_kinds(self, tmp_path: pathlib.Path) -> None:
+    def test_images_that_are_not_read_are_counted_by_their_kinds(self, tmp_path):
         write_images(tmp_path, numbered_images(10))
         for name in ("a.heic", "b.HEIC", "c.avif", "d.txt", ".e.heic"):
             (tmp_path / name).write_bytes(b"")
@@ -77,7 +73,7 @@ class TestFolder:
         message = one_line_error(lambda: self._open(tmp_path / "photos"))
         assert "holds 0 images" in message and "1 .heic files are not read" in message
 
-    def test_missing_split_folders_are_held_out_of_train(self, tmp_path: pathlib.Path) -> None:
+    def test_missing_split_folders_are_held_out_of_train(self, tmp_path):
         write_images(tmp_path / "train", numbered_images(60))
         write_images(tmp_path / "test", numbered_images(7))
         source = self._open(tmp_path)
@@ -88,7 +84,7 @@ class TestFolder:
         assert sorted([*kept, *held_out]) == list(range(60))
         assert "without validation" in source.descriptions["train"]
 
-    def test_contradictory_folders(self, tmp_path: pathlib.Path) -> None:
+    def test_contradictory_folders(self, tmp_path):
         write_images(tmp_path / "test", numbered_images(3))
         write_images(tmp_path / "cats", numbered_images(3))
         assert "none named train" in one_line_error(lambda: self._open(tmp_path))
@@ -96,14 +92,14 @@ class TestFolder:
             write_images(tmp_path / name, numbered_images(3))
         assert "val and validation" in one_line_error(lambda: self._open(tmp_path))
 
-    def test_too_few_images(self, tmp_path: pathlib.Path) -> None:
+    def test_too_few_images(self, tmp_path):
         write_images(tmp_path / "label", numbered_images(2))
         assert "holds 2 images" in one_line_error(lambda: self._open(tmp_path))
         (tmp_path / "train").mkdir()
         assert "train holds 0 images" in one_line_error(lambda: self._open(tmp_path))
 
     @pytest.fixture
-    def damaged(self, tmp_path: pathlib.Path) -> pathlib.Path:
+    def damaged(self, tmp_path):
         """Ten training images, of which number 3 is cut short and number 7 is no image at all."""
         write_images(tmp_path / "train", numbered_images(10))
         write_images(tmp_path / "val", numbered_images(2))
@@ -113,20 +109,20 @@ class TestFolder:
         (tmp_path / "train" / "007.png").write_text("no image")
         return tmp_path
 
-    def test_bad_image_stops_when_opening(self, damaged: pathlib.Path) -> None:
+    def test_bad_image_stops_when_opening(self, damaged):
         message = one_line_error(lambda: self._open(damaged))
         assert str(damaged / "train" / "003.png") in message and "data.on_bad_image=skip" in message
 
-    def test_bad_image_is_skipped_when_opening(self, damaged: pathlib.Path) -> None:
+    def test_bad_image_is_skipped_when_opening(self, damaged):
         source = self._open(damaged, on_bad_image="skip")
         assert source.skipped == 2 and source.sizes["train"] == 8
         assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 4, 5, 6, 8, 9]
 
-    def test_bad_image_stops_a_large_folder_by_name(self, damaged: pathlib.Path) -> None:
+    def test_bad_image_stops_a_large_folder_by_name(self, damaged):
         source = self._open(damaged, cache_gib=0)
         assert source.sizes["train"] == 10
 
-        def train() -> None:
+        def train():
             with source.guard():
                 list(training_batches(source, PLAIN, batch_size=5, seed=0).take(2))
 
@@ -134,7 +130,7 @@ class TestFolder:
         assert "003.png" in message or "007.png" in message
         assert "003.png" in one_line_error(lambda: load_images(source, "train", 5))
 
-    def test_bad_image_is_skipped_in_a_large_folder(self, damaged: pathlib.Path) -> None:
+    def test_bad_image_is_skipped_in_a_large_folder(self, damaged):
         source = self._open(damaged, cache_gib=0, on_bad_image="skip")
         assert source.skipped == 0
         batches = take(source, PLAIN, 4, batch_size=5)
@@ -150,19 +146,19 @@ class TestFolder:
         assert load_images(source, "train", 10, at_most=True)[0][:, 0, 0, 0].tolist() == indices
         assert "has 8 of them" in one_line_error(lambda: load_images(source, "train", 10))
 
-    def test_no_readable_image(self, damaged: pathlib.Path) -> None:
+    def test_no_readable_image(self, damaged):
         for path in (damaged / "train").iterdir():
             path.write_text("no image")
         assert "none of the 10" in one_line_error(lambda: self._open(damaged, on_bad_image="skip"))
         source = self._open(damaged, on_bad_image="skip", cache_gib=0)
 
-        def train() -> None:
+        def train():
             with source.guard():
                 take(source, PLAIN, 1)
 
         assert "none of the 10" in one_line_error(train)
 
-    def test_guard_names_the_image_of_its_error(self, damaged: pathlib.Path) -> None:
+    def test_guard_names_the_image_of_its_error(self, damaged):
         source = self._open(damaged, cache_gib=0)
         assert "007.png" in one_line_error(lambda: list(chosen_batches(source, "train", np.array([7]), batch_size=2)))
         # Bad images are known by now, but have no part in this error.

@@ -1,9 +1,6 @@
 """One way to read an image: training, commands and every client make the same pixels of the same file."""
 
-from __future__ import annotations
-
 import json
-import pathlib
 import shutil
 import subprocess
 import types
@@ -25,22 +22,22 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, pathlib.Path]:
+def files(tmp_path_factory):
     return write_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")
-def wanted(files) -> dict[str, np.ndarray]:
+def wanted(files):
     """What training makes of the files."""
     return {name: read_image(str(path), (SIZE, SIZE, 3), 0) for name, path in files.items()}
 
 
-def assert_same(found: np.ndarray, right: np.ndarray, name: str, levels: int = 0) -> None:
+def assert_same(found, right, name, levels=0):
     change = np.abs(found.reshape(right.shape).astype(int) - right)
     assert change.max() <= levels, f"{name}: {(change > 0).mean():.1%} differ, by up to {change.max()}"
 
 
-def test_the_filter_is_bilinear_with_antialiasing() -> None:
+def test_the_filter_is_bilinear_with_antialiasing():
     """By its definition, in float64 and rounded once: an independent statement of what the card promises."""
     image = random_images(1, 61)[0]
     for size in (7, SIZE, 90):
@@ -54,7 +51,7 @@ def test_the_filter_is_bilinear_with_antialiasing() -> None:
 
 
 @pytest.mark.parametrize("crop", [0, 20])
-def test_clients_in_python_read_as_training_does(files, crop) -> None:
+def test_clients_in_python_read_as_training_does(files, crop):
     served = load_program(EXAMPLES / "tf_serving" / "client.py")
     client = load_program(ROOT / "export" / "client.py")
     for name, path in files.items():
@@ -66,15 +63,15 @@ def test_clients_in_python_read_as_training_does(files, crop) -> None:
             assert_same(served.read_picture(path, shape, crop), right, name)
 
 
-def test_commands_read_as_training_does(files, wanted) -> None:
+def test_commands_read_as_training_does(files, wanted):
     model = types.SimpleNamespace(quantize_images=lambda pixels: pixels)
     run = types.SimpleNamespace(model=model, config=Config(name="tiny", model=TINY, data=DataConfig(source="cifar10")))
-    images = read_image_files(run, [str(path) for path in files.values()]).pixels  # type: ignore[arg-type]
+    images = read_image_files(run, [str(path) for path in files.values()]).pixels
     for name, pixels in zip(files, images, strict=True):
         assert_same(pixels, wanted[name], name)
 
 
-def test_tensorflow_datasets_are_read_as_files_are(files, wanted) -> None:
+def test_tensorflow_datasets_are_read_as_files_are(files, wanted):
     """All but what TFDS' own features do not hold, such as palettes, and EXIF data, which it does not heed."""
     tfds = pytest.importorskip("tensorflow_datasets")
     colours = ("exact.png", "odd.png", "tall.png", "one.png", "photograph.jpg", "photograph_444.jpg", "progressive.jpg")
@@ -88,14 +85,14 @@ def test_tensorflow_datasets_are_read_as_files_are(files, wanted) -> None:
             assert_same(found, wanted[name], name)
 
 
-def test_page_and_node_example_have_the_same_filter() -> None:
+def test_page_and_node_example_have_the_same_filter():
     ours = (ROOT / "export" / "page" / "resize.js").read_bytes()
     assert (EXAMPLES / "onnxruntime_node" / "resize.js").read_bytes() == ours
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="node not installed")
-def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path) -> None:
+def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path):
     program = tmp_path / "resize.mjs"
     shutil.copyfile(ROOT / "export" / "page" / "resize.js", tmp_path / "filter.mjs")
     program.write_text(
@@ -123,7 +120,7 @@ def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm not installed")
-def test_the_node_example_reads_as_training_does(files, wanted, exported, npm_example, tmp_path) -> None:
+def test_the_node_example_reads_as_training_does(files, wanted, exported, npm_example, tmp_path):
     example = npm_example("onnxruntime_node") / "switch.mjs"
     for name, path in files.items():
         # An image switched with itself is the image as the example read it.

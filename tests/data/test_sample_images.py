@@ -1,7 +1,5 @@
 """Tests of the embedded photographs."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np
@@ -11,16 +9,16 @@ from helpers.numbered import one_line_error
 from PIL import Image
 
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
-from tfdecouple.data import Source, load_images, open_source
+from tfdecouple.data import load_images, open_source
 from tfdecouple.data import sample_images as photographs_module
 
 
 class TestPhotographs:
     @pytest.fixture(scope="class")
-    def source(self) -> Source:
+    def source(self):
         return open_source(DataConfig(photograph_crops=600), (32, 32, 3))
 
-    def test_sets(self, source: Source) -> None:
+    def test_sets(self, source):
         assert source.sizes == {"train": 600, "validation": 512, "test": 1000}
         assert source.label_names == ("astronaut", "chelsea", "china", "coffee", "flower", "rocket") == PHOTOGRAPHS
         images, labels = load_images(source, "train", 600)
@@ -30,18 +28,18 @@ class TestPhotographs:
         assert np.mean(np.ptp(images.astype(int), axis=-1)) > 10
         assert np.mean(images.std(axis=(1, 2))) > 10
 
-    def test_sets_do_not_depend_on_anything(self, source: Source) -> None:
+    def test_sets_do_not_depend_on_anything(self, source):
         again = open_source(DataConfig(photograph_crops=100), (32, 32, 3))
         tf.random.set_seed(3)
         for split, count in (("train", 100), ("validation", 512), ("test", 1000)):
             np.testing.assert_array_equal(load_images(source, split, count)[0], load_images(again, split, count)[0])
 
-    def test_all_that_are_taken_may_be_used_by_anybody(self) -> None:
+    def test_all_that_are_taken_may_be_used_by_anybody(self):
         known = photographs_module.PHOTOGRAPHS
         assert {known[name].licence for name in PHOTOGRAPHS} == {"public domain", "CC0", "CC BY 2.0"}
         assert set(known) - set(PHOTOGRAPHS) == {"motorcycle_left"}
 
-    def test_some_can_be_chosen(self) -> None:
+    def test_some_can_be_chosen(self):
         source = open_source(DataConfig(photographs=("rocket", "coffee")), (32, 32, 3))
         images, labels = load_images(source, "test", 4)
         assert source.label_names == ("rocket", "coffee") and labels.tolist() == [0, 1, 0, 1]
@@ -49,18 +47,18 @@ class TestPhotographs:
         alone = load_images(open_source(DataConfig(photographs=("rocket",)), (32, 32, 3)), "test", 4)[0]
         np.testing.assert_array_equal(images[::2], alone[::2])
 
-    def test_an_unknown_photograph_is_refused(self) -> None:
+    def test_an_unknown_photograph_is_refused(self):
         message = one_line_error(lambda: open_source(DataConfig(photographs=("cofee",)), (32, 32, 3)))
         assert "names 'cofee', and there is no such photograph; did you mean coffee?; there are astronaut," in message
 
-    def test_boxes_are_pinned(self) -> None:
+    def test_boxes_are_pinned(self):
         # Crops must be the same on every machine and with every version of NumPy.
         draws = np.random.default_rng(3).random((1000, 3))
         boxes = photographs_module.draw_boxes((640, 427), "test", (32, 32), draws)
         assert hashlib.sha256(boxes.astype("<i8").tobytes()).hexdigest()[:16] == "f95893a383df9c23"
 
     @pytest.mark.parametrize("size", [(451, 300), (512, 512), (300, 451)])
-    def test_regions_share_no_pixel(self, size: tuple[int, int]) -> None:
+    def test_regions_share_no_pixel(self, size):
         owner = np.zeros((size[1], size[0]), int)
         for split in ("train", "validation", "test"):
             left, top, right, bottom = photographs_module.find_band(size, split)
@@ -75,7 +73,7 @@ class TestPhotographs:
         assert (along == 0).sum() >= 2 * photographs_module.MARGIN
 
     @pytest.mark.parametrize("split", ["train", "validation", "test"])
-    def test_boxes_stay_in_their_region(self, split: str) -> None:
+    def test_boxes_stay_in_their_region(self, split):
         size = (451, 300)
         draws = np.random.default_rng(0).random((2000, 3))
         draws[0], draws[1] = 0.0, np.nextafter(1.0, 0.0)
@@ -89,7 +87,7 @@ class TestPhotographs:
         # Log-uniform: half of the sides lie below the geometric mean.
         assert abs(np.mean(sides < np.sqrt(32 * largest)) - 0.5) < 0.05
 
-    def test_crops_come_from_their_region_alone(self) -> None:
+    def test_crops_come_from_their_region_alone(self):
         # A picture whose bands have one colour each: a filter that reached over the border would mix them.
         colours = {"train": (255, 0, 0), "validation": (0, 255, 0), "test": (0, 0, 255)}
         picture = Image.new("RGB", (300, 200))
@@ -99,11 +97,11 @@ class TestPhotographs:
             images, _ = photographs_module.cut_crops((picture,), split, 50, (16, 16, 3))
             assert (images == np.array(colour, np.uint8)).all()
 
-    def test_too_large(self) -> None:
+    def test_too_large(self):
         message = one_line_error(lambda: open_source(DataConfig(), (90, 90, 3)))
         assert "a side of 90 pixels" in message and "chelsea has room for crops of 83" in message
 
-    def test_missing_file_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_file_is_named(self, monkeypatch):
         missing = photographs_module.Photograph("coffee", "scikit-image", "skimage/data/no_cat.png", "", "")
         monkeypatch.setitem(photographs_module.PHOTOGRAPHS, "coffee", missing)
         message = one_line_error(lambda: open_source(DataConfig(), (32, 32, 3)))

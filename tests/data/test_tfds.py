@@ -1,7 +1,5 @@
 """Tests of data sets of TensorFlow Datasets."""
 
-from __future__ import annotations
-
 import io
 import os
 import pathlib
@@ -13,7 +11,7 @@ from helpers.numbered import SIZE, assert_same, numbered_images, one_line_error
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import Source, load_images, open_source
+from tfdecouple.data import load_images, open_source
 from tfdecouple.data.tfds import choose_splits, feature_keys
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
@@ -31,12 +29,12 @@ def test_the_label_is_the_feature_label_or_the_only_class(names, label):
 
 class TestTfds:
     @staticmethod
-    def _open(data_dir: str, download: bool = False, **options) -> Source:
+    def _open(data_dir, download=False, **options):
         options = {"source": "tfds:tiny_numbers", "validation_examples": 4, **options}
         return open_source(DataConfig(data_dir=data_dir, **options), (SIZE, SIZE, 3), download)
 
     @pytest.mark.parametrize("cache_gib", [1.0, 0.0])
-    def test_splits_hold_the_images_bit_for_bit(self, tiny_tfds: str, cache_gib: float) -> None:
+    def test_splits_hold_the_images_bit_for_bit(self, tiny_tfds, cache_gib):
         source = self._open(tiny_tfds, cache_gib=cache_gib)
         assert source.sizes == {"train": 26, "validation": 4, "test": 5}
         assert source.descriptions == {"train": "train[:-4]", "validation": "train[-4:]", "test": "test"}
@@ -51,7 +49,7 @@ class TestTfds:
             seen += number.tolist()
         assert sorted(seen) == list(range(30))
 
-    def test_stream_and_memory_agree(self, tiny_tfds: str) -> None:
+    def test_stream_and_memory_agree(self, tiny_tfds):
         for split in ("train", "validation", "test"):
             kinds = [self._open(tiny_tfds, cache_gib=cache_gib) for cache_gib in (1.0, 0.0)]
             examples = [list(source.examples(split).as_numpy_iterator()) for source in kinds]
@@ -66,42 +64,42 @@ class TestTfds:
             ({"train": 9}, ("train[:-4]", "train[-4:-2]", "train[-2:]")),
         ],
     )
-    def test_choice_of_splits(self, sizes: dict[str, int], wanted: tuple[str, ...]) -> None:
+    def test_choice_of_splits(self, sizes, wanted):
         chosen = choose_splits("some", sizes, 2)
         assert (chosen["train"], chosen["validation"], chosen["test"]) == wanted
 
-    def test_splits_too_small(self) -> None:
+    def test_splits_too_small(self):
         assert "9" in one_line_error(lambda: choose_splits("some", {"train": 9, "test": 3}, 9))
         assert "10 would be held out" in one_line_error(lambda: choose_splits("some", {"train": 10}, 5))
         assert "no split train" in one_line_error(lambda: choose_splits("some", {"test": 10}, 5))
 
-    def test_unknown_names(self, tiny_tfds: str) -> None:
+    def test_unknown_names(self, tiny_tfds):
         message = one_line_error(lambda: self._open(tiny_tfds, source="tfds:tiny_number"))
         assert "did you mean tiny_numbers?" in message
         assert "did you mean lsun/bedroom?" in one_line_error(lambda: self._open(tiny_tfds, source="tfds:lsun/bedrom"))
 
     @pytest.mark.parametrize("name", ["cifar10", "downsampled_imagenet/64x64"])
-    def test_missing_data_fail_at_once(self, tmp_path: pathlib.Path, name: str, monkeypatch) -> None:
+    def test_missing_data_fail_at_once(self, tmp_path, name, monkeypatch):
         tfds = pytest.importorskip("tensorflow_datasets")
 
-        def no_download(*arguments, **options) -> None:
+        def no_download(*arguments, **options):
             raise AssertionError("a download was started")
 
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_download)
         message = one_line_error(lambda: self._open(str(tmp_path), source=name))
         assert name in message and f"tfds build {name.removeprefix('tfds:')} --data_dir {tmp_path}" in message
 
-    def test_failed_download_is_one_line(self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_failed_download_is_one_line(self, tmp_path, monkeypatch):
         tfds = pytest.importorskip("tensorflow_datasets")
 
-        def by_hand(*arguments, **options) -> None:
+        def by_hand(*arguments, **options):
             raise AssertionError("Manual directory does not exist.\n\nCreate it and\nput the files there.")
 
         monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", by_hand)
         message = one_line_error(lambda: self._open(str(tmp_path), download=True, source="celeb_a_hq/256"))
         assert "does not exist. Create it and put the files there." in message
 
-    def test_download_prepares(self, tiny_tfds: str, tmp_path: pathlib.Path) -> None:
+    def test_download_prepares(self, tiny_tfds, tmp_path):
         assert "--download" in one_line_error(lambda: self._open(str(tmp_path)))
         assert self._open(str(tmp_path), download=True).sizes["train"] == 26
         assert self._open(str(tmp_path)).sizes["train"] == 26
@@ -109,13 +107,13 @@ class TestTfds:
     @pytest.mark.parametrize(
         ("shape", "dtype", "part"), [((4, 4, 4), np.uint8, "(4, 4, 4)"), ((4, 4, 1), np.float32, "float32")]
     )
-    def test_unusable_images_are_refused(self, shape, dtype, part: str) -> None:
+    def test_unusable_images_are_refused(self, shape, dtype, part):
         tfds = pytest.importorskip("tensorflow_datasets")
         features = {"image": tfds.features.Image(shape=shape, dtype=dtype)}
         message = one_line_error(lambda: feature_keys("tfds:odd_images", features))
         assert part in message and "odd_images" in message
 
-    def test_damaged_records(self, tiny_tfds: str, tmp_path: pathlib.Path) -> None:
+    def test_damaged_records(self, tiny_tfds, tmp_path):
         shutil.copytree(tiny_tfds, tmp_path, dirs_exist_ok=True)
         for path in tmp_path.rglob("*.tfrecord*"):
             path.write_bytes(path.read_bytes()[:-20])
@@ -127,17 +125,17 @@ class TestTfds:
 @pytest.mark.skipif(REAL_DATA is None, reason="TFDECOUPLE_DATA_DIR is not set")
 class TestCifar10:
     @pytest.fixture(scope="class")
-    def source(self) -> Source:
+    def source(self):
         config = DataConfig(source="cifar10", data_dir=str(pathlib.Path(REAL_DATA, "tensorflow_datasets")))
         return open_source(config, (32, 32, 3))
 
-    def test_splits(self, source: Source) -> None:
+    def test_splits(self, source):
         assert source.sizes == {"train": 49000, "validation": 1000, "test": 10000}
         assert source.label_names[0] == "airplane" and len(source.label_names) == 10
         images, labels = load_images(source, "validation", 1000)
         assert images.shape == (1000, 32, 32, 3) and set(labels.tolist()) == set(range(10))
 
-    def test_validation_is_the_end_of_train(self, source: Source) -> None:
+    def test_validation_is_the_end_of_train(self, source):
         tfds = pytest.importorskip("tensorflow_datasets")
         data_dir = str(pathlib.Path(REAL_DATA, "tensorflow_datasets"))
         encoded = {"image": tfds.decode.SkipDecoding()}

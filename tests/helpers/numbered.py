@@ -10,10 +10,7 @@ import pytest
 from PIL import Image
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import (
-    Source,
-    training_batches,
-)
+from tfdecouple.data import Source, training_batches
 from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError
 
