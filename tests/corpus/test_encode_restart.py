@@ -14,8 +14,7 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 
 from tfdecouple.cli import main
-from tfdecouple.corpus import read_codes
-from tfdecouple.corpus.formats import TFRecordFile
+from tfdecouple.corpus import formats, read_codes
 from tfdecouple.data import image_folder
 from tfdecouple.errors import DataError
 from tfdecouple.runs.opened_run import load_model
@@ -44,17 +43,18 @@ def reads(monkeypatch):
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Returns a function that makes the program stop when it has written so many times; 0 for never."""
-    write = TFRecordFile.write
+    """A function that makes the program stop when it has written so many images; 0 for never."""
+    to_examples = formats.to_examples
     left = [0]
 
-    def stopping(self, *rest):
-        write(self, *rest)
-        left[0] -= 1
-        if left[0] == 0:
-            raise Stop
+    def stopping(*rest):
+        for example in to_examples(*rest):
+            yield example
+            left[0] -= 1
+            if left[0] == 0:
+                raise Stop
 
-    monkeypatch.setattr(TFRecordFile, "write", stopping)
+    monkeypatch.setattr(formats, "to_examples", stopping)
 
     def set_left(count):
         left[0] = count
@@ -66,7 +66,7 @@ class TestRestart:
     def test_same_files_as_without_a_stop(self, encode, tmp_path, stop_after, reads, pictures, capsys):
         assert encode("--v", out=tmp_path / "unbroken") == 0
         out = tmp_path / "codes"
-        for stop in (3, 4):
+        for stop in (10, 9):
             before = set(out.glob("*.tfrecord"))
             stop_after(stop)
             with pytest.raises(Stop):
@@ -116,7 +116,7 @@ class TestRestart:
         assert encode(out=tmp_path / "unbroken") == 0
         run = tmp_path / "tiny"
         shutil.copytree(tiny_run, run)
-        stop_after(3)
+        stop_after(10)
         with pytest.raises(Stop):
             encode(run=run)
         stop_after(0)

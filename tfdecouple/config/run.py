@@ -172,7 +172,7 @@ def describe_options() -> dict[str, str]:
     >>> describe_options()["model.steps"][:30]
     'steps of flow per level. The f'
     """
-    meanings = {}
+    meanings: dict[str, str] = {}
     for prefix, cls in (("", Config), ("model.", ModelConfig), ("data.", DataConfig), ("training.", TrainingConfig)):
         for names, text in _ENTRY.findall(inspect.getdoc(cls) or ""):
             meanings |= {prefix + name: " ".join(text.split()) for name in names.split(", ")}

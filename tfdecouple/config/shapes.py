@@ -138,10 +138,10 @@ def flow_levels(
     for level, (counts, hidden) in enumerate(zip(steps, hidden_channels, strict=True)):
         channels *= 4 if level else 1
         reduction = 2 ** (level + first)
-        is_inner = not isinstance(counts, int)
-        dropped = channels // inner_factors[level - 1] if is_inner else 0
+        step_counts = (counts,) if isinstance(counts, int) else counts
+        dropped = 0 if isinstance(counts, int) else channels // inner_factors[level - 1]
         stages = []
-        for number, count in enumerate(counts if is_inner else (counts,)):
+        for number, count in enumerate(step_counts):
             stages.append(
                 StagePlan(
                     name=f"level_{level}_part_{number}",

@@ -117,7 +117,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
         from tfdecouple.corpus.parquet import schema, to_table
 
         fields = encoder.fields
-        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(*batch, fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(batch[0], batch[1], batch[2], fields))
         write: Any = beam.io.parquetio.WriteToParquetBatched(
             f"{out}/{SPLIT}", schema(fields), file_name_suffix=".parquet", num_shards=options.shards
         )

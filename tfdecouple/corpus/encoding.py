@@ -107,21 +107,26 @@ def encode_shards(
         batches = encode_images(source, split, indices, encoder, batch_size)
         left: Rows | None = None
         for shard in files:
-            with folder.shard(manifest, shard) as write:
-                while left is not None or (left := next(batches, None)) is not None:
-                    inside = int(np.searchsorted(left["index"], shard.stop))
-                    rows = {name: values[:inside] for name, values in left.items()}
-                    if inside:
-                        keys = [key_bytes(source.key(split, int(index))) for index in rows["index"]]
-                        _require_finite(rows, manifest.fields, keys)
-                        if "v" in rows:
-                            far += itertools.compress(keys, far_from_training(rows["v"]))
-                        write(keys, rows["label"], rows)
-                        counter(done + int(rows["index"][-1]) + 1 - shard.start)
-                    if inside < len(left["index"]):
-                        left = {name: values[inside:] for name, values in left.items()}
-                        break
-                    left = None
+            keys: list[bytes] = []
+            empty = {field.name: np.zeros((0, *field.shape), np.float32) for field in manifest.fields}
+            parts: list[Rows] = [{"label": np.zeros(0, np.int32), **empty}]
+            while left is not None or (left := next(batches, None)) is not None:
+                inside = int(np.searchsorted(left["index"], shard.stop))
+                rows = {name: values[:inside] for name, values in left.items()}
+                if inside:
+                    names = [key_bytes(source.key(split, int(index))) for index in rows["index"]]
+                    _require_finite(rows, manifest.fields, names)
+                    if "v" in rows:
+                        far += itertools.compress(names, far_from_training(rows["v"]))
+                    keys += names
+                    parts.append(rows)
+                    counter(done + int(rows["index"][-1]) + 1 - shard.start)
+                if inside < len(left["index"]):
+                    left = {name: values[inside:] for name, values in left.items()}
+                    break
+                left = None
+            codes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            folder.write_shard(manifest, shard, keys, codes)
             done += shard.stop - shard.start
             counter(done)
     return far

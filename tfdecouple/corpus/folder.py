@@ -7,15 +7,16 @@ import errno
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config
 from tfdecouple.corpus.codes_manifest import Manifest, Shard, ShardRange
-from tfdecouple.corpus.formats import open_file
+from tfdecouple.corpus.formats import write_codes
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
@@ -114,36 +115,19 @@ class CodesFolder:
             counter(done)
         return missing
 
-    @contextlib.contextmanager
-    def shard(self, manifest: Manifest, shard: ShardRange) -> Iterator[Callable[..., None]]:
-        """Returns a context with a function that appends codes to a file, which is complete when the context ends."""
-        images = 0
-        with temporary_file(self.path / shard.name) as temporary:
-            with self.writing():
-                file = open_file(manifest.format, temporary, manifest.fields)
-
-            def write(keys: Any, labels: Any, arrays: Any) -> None:
-                nonlocal images
-                images += len(keys)
-                with self.writing():
-                    file.write(keys, labels, arrays)
-
-            try:
-                yield write
-            except BaseException:
-                # An error of closing is suppressed, so that the first error is reported.
-                with contextlib.suppress(Exception):
-                    file.close()
-                raise
-            with self.writing():
-                file.close()
-                size, digest = temporary.stat().st_size, file_sha256(temporary)
-                entry = Shard(name=shard.name, images=images, bytes=size, sha256=digest)
-                with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
-                    # The line begins with a line break, because a killed program may have left half a line before it.
-                    journal.write(f"\n{entry.model_dump_json()}\n")
-                move_into_place(temporary, self.path / shard.name)
-                self._shards[shard.name] = entry
+    def write_shard(
+        self, manifest: Manifest, shard: ShardRange, keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
+    ) -> None:
+        """Writes a file of codes under a temporary name, notes its digest in the journal, and renames the file."""
+        with self.writing(), temporary_file(self.path / shard.name) as temporary:
+            write_codes(manifest.format, temporary, manifest.fields, keys, rows)
+            size, digest = temporary.stat().st_size, file_sha256(temporary)
+            entry = Shard(name=shard.name, images=len(keys), bytes=size, sha256=digest)
+            with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
+                # The line begins with a line break, because a killed program may have left half a line before it.
+                journal.write(f"\n{entry.model_dump_json()}\n")
+            move_into_place(temporary, self.path / shard.name)
+            self._shards[shard.name] = entry
 
     def finish(self, manifest: Manifest) -> Manifest:
         """Returns the last manifest, with all files and totals, after writing it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
@@ -13,25 +12,23 @@ from tfdecouple.corpus.codes_manifest import Field, Manifest
 from tfdecouple.errors import DataError
 from tfdecouple.runtime.requirements import require
 
-if TYPE_CHECKING:
-    from tfdecouple.corpus.parquet import ParquetFile
 
+def write_codes(
+    name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
+) -> None:
+    """Writes a file of codes in the format with this name, "tfrecord" or "parquet".
 
-class TFRecordFile:
-    """A new file of codes in TFRecord format, with a `tf.train.Example` for each image."""
+    The rows are the "label" of each image, int `[n]`, and its fields, float32 `[n, ...]`; the keys are UTF-8.
+    """
+    labels, arrays = rows["label"].tolist(), {field.name: rows[field.name] for field in fields}
+    if name == "tfrecord":
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for example in to_examples(keys, labels, arrays):
+                writer.write(example)
+    else:
+        from tfdecouple.corpus.parquet import write_parquet
 
-    def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
-        self._writer = tf.io.TFRecordWriter(str(path))
-        self._names = [field.name for field in fields]
-
-    def write(self, keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]) -> None:
-        """Appends the codes of some images to the file; the arguments are those of `to_examples`."""
-        for example in to_examples(keys, labels, {name: arrays[name] for name in self._names}):
-            self._writer.write(example)
-
-    def close(self) -> None:
-        """Completes and closes the file."""
-        self._writer.close()
+        write_parquet(path, keys, labels, arrays, fields)
 
 
 def to_examples(keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
@@ -76,16 +73,6 @@ def read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dat
         return {**example, "label": tf.cast(example["label"], tf.int32)}
 
     return tf.data.TFRecordDataset(list(paths)).map(parsed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-
-def open_file(name: str, path: pathlib.Path, fields: Sequence[Field]) -> TFRecordFile | ParquetFile:
-    """Returns a new file of codes in the format with this name, "tfrecord" or "parquet"."""
-    if name == "tfrecord":
-        return TFRecordFile(path, fields)
-    require("pyarrow", what="the format parquet")
-    from tfdecouple.corpus.parquet import ParquetFile
-
-    return ParquetFile(path, fields)
 
 
 def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bool = False) -> tf.data.Dataset:

@@ -16,22 +16,6 @@ from tfdecouple.corpus.codes_manifest import Field
 _GROUP_ROWS = 1024
 
 
-class ParquetFile:
-    """A new file of codes in Parquet format, with a row for each image; the codes are in memory until it is closed."""
-
-    def __init__(self, path: pathlib.Path, fields: Sequence[Field]):
-        self._path, self._fields = path, fields
-        self._tables = [schema(fields).empty_table()]
-
-    def write(self, keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]) -> None:
-        """Appends the codes of some images to the file; the arguments are those of `to_examples`."""
-        self._tables.append(to_table(keys, labels, arrays, self._fields))
-
-    def close(self) -> None:
-        """Writes the file."""
-        pq.write_table(pa.concat_tables(self._tables), self._path, row_group_size=_GROUP_ROWS)
-
-
 def schema(fields: Sequence[Field]) -> pa.Schema:
     """Returns the schema of a Parquet file of codes; the metadata of a column has the shape of its array."""
     columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
@@ -52,6 +36,17 @@ def to_table(
         numbers = pa.array(values)
         columns.append(pa.FixedSizeListArray.from_arrays(numbers, field.size) if field.shape else numbers)
     return pa.Table.from_arrays(columns, schema=schema(fields))
+
+
+def write_parquet(
+    path: pathlib.Path,
+    keys: Sequence[bytes],
+    labels: Sequence[int],
+    arrays: Mapping[str, np.ndarray],
+    fields: Sequence[Field],
+) -> None:
+    """Writes a Parquet file of codes; keys, labels and arrays are those of `to_examples`."""
+    pq.write_table(to_table(keys, labels, arrays, fields), path, row_group_size=_GROUP_ROWS)
 
 
 def read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:
