@@ -108,6 +108,10 @@ class CouplingNet(StartsAtZero, FullLayer):
         """Returns the net's output for the net's own weights, `[batch, ..., outputs]`."""
         return self.output(self.tensors(), x, condition)
 
+    def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
+        """Returns the shape of the output of `call`, which Keras' summary shows."""
+        return (*x_shape[:-1], self.outputs)
+
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         """Returns the cost of the net for one image."""
         positions = math.prod(x_shape[1:-1])

@@ -107,6 +107,10 @@ class BatchNorm(Float32Layer):
             "moving_variance": Weight(shape, "ones", trainable=False),
         }
 
+    def compute_output_shape(self, x_shape: Any) -> tuple:
+        """Returns the output's shape, which a Keras model's `summary` shows."""
+        return tuple(x_shape)
+
     def call(self, x: Batch, training: bool = False) -> Batch:
         """Returns the normalised images; in training by the batch's statistics, if the layer is trainable."""
         if training and self.trainable:
