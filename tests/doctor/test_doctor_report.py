@@ -36,13 +36,9 @@ class TestBuild:
         ("visible", "present", "seen", "holds"),
         [
             (None, 0, 0, None),
-            (None, 1, 1, True),
-            (None, 1, 0, False),
             (None, 2, 1, False),
-            ("0", 2, 0, False),
             ("0", 2, 1, True),
             ("GPU-1,MIG-2", 2, 0, False),
-            ("", 2, 0, None),
             ("-1", 2, 0, None),
             ("NoDevFiles", 2, 0, None),
         ],

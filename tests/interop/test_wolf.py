@@ -227,20 +227,14 @@ class TestUnsupported:
             ({"discriminator.type": "categorical"}, ["lacks", "discriminator.num_events"]),
             ({"generator.flow.type": "macow"}, ["generator.flow.type", "'macow'", "glow"]),
             ({"generator.flow.transform": "nlsq"}, ["generator.flow.transform", "'nlsq'", "affine, additive"]),
-            ({"generator.flow.activation": "relu"}, ["generator.flow.activation", "'relu'"]),
-            ({"generator.flow.coupling_type": "self_attn"}, ["generator.flow.coupling_type", "'self_attn'"]),
-            ({"generator.flow.in_channels": 1}, ["generator.flow.in_channels", "1"]),
-            ({"generator.flow.h_type": "local_linear"}, ["generator.flow.h_type", "'local_linear'"]),
             ({"generator.flow.h_channels": 5}, ["generator.flow.h_channels", "5"]),
             ({"generator.flow.levels": 3}, ["generator.flow.levels", "3"]),
             ({"generator.flow.inverse": False}, ["generator.flow.inverse", "False"]),
-            ({"discriminator.encoder.type": "global_attn"}, ["discriminator.encoder.type", "'global_attn'"]),
             ({"discriminator.prior.type": "vamp"}, ["discriminator.prior.type", "'vamp'"]),
             ({"discriminator": {"type": "base"}}, ["generator.flow.h_channels"]),
             ({"generator.flow.alpha": 1.5}, ["impossible", "alpha"]),
             ({"generator.flow.num_steps": [1, [1, 1], [1, 1, 1, 1], 1]}, ["impossible", "steps[2]"]),
             ({"generator.flow": ...}, ["lacks", "generator.flow"]),
-            ({"generator.flow.num_steps": ...}, ["lacks", "generator.flow.num_steps"]),
             ({"generator.flow.num_steps": []}, ["generator.flow.num_steps []", "an entry for each level"]),
         ],
     )
@@ -250,16 +244,14 @@ class TestUnsupported:
     @pytest.mark.parametrize(
         ("changes", "word"),
         [
-            ({"discriminator.encoder": 3}, "discriminator.encoder"),
             ({"generator.flow.num_steps": [1, ["a"], [1], 1]}, "num_steps"),
-            ({"generator.flow.alpha": "large"}, "alpha"),
             ({"discriminator.dim": "8", "generator.flow.h_channels": "8"}, "dim"),
         ],
     )
     def test_values_of_the_wrong_type_are_refused(self, changes, word):
         assert word in refusal(lambda: translate_config(edited(changes), image_shape=(32, 32, 3)))
 
-    @pytest.mark.parametrize(("size", "word"), [(64, "in_dim 64"), (16, "in_dim 64"), (36, "36")])
+    @pytest.mark.parametrize(("size", "word"), [(64, "in_dim 64"), (36, "36")])
     def test_image_shape_that_does_not_fit_is_refused(self, size, word):
         assert word in refusal(lambda: translate_config(CONFIG, image_shape=(size, size, 3)))
 
@@ -284,7 +276,6 @@ class TestWeights:
         ("change", "words"),
         [
             (lambda s: s.pop(f"{STEP}.conv1x1.weight"), ["lack", f"{STEP}.conv1x1.weight"]),
-            (lambda s: s.pop("discriminator.fc.linear.bias"), ["lack", "discriminator.fc.linear.bias"]),
             (lambda s: s.update(extra=np.zeros(3)), ["extra", "no place"]),
             (
                 lambda s: s.update({f"{STEP}.conv1x1.weight": np.zeros((4, 4), "f4")}),
@@ -299,7 +290,7 @@ class TestWeights:
                 [f"{STEP}.unit.coupling1_up.net.conv1.weight", "(16, 63)"],
             ),
         ],
-        ids=["missing", "missing-in-encoder", "superfluous", "shape", "shape-of-vector", "rank"],
+        ids=["missing", "superfluous", "shape", "shape-of-vector", "rank"],
     )
     def test_weights_that_do_not_fit_are_named(self, change, words, scratch):
         state = dict(STATE)

@@ -84,10 +84,7 @@ def edited(changes):
     ("changes", "words"),
     [
         ({"encoder.type": "local_resnet_gn"}, ["dequantizer.encoder.type", "'local_resnet_gn'"]),
-        ({"encoder.in_planes": 1}, ["dequantizer.encoder.in_planes", "1"]),
         ({"flow.h_type": "global_linear"}, ["dequantizer.flow.h_type", "'global_linear'"]),
-        ({"flow.h_channels": 5}, ["dequantizer.flow.h_channels", "5"]),
-        ({"flow.type": "macow"}, ["dequantizer.flow.type", "'macow'"]),
         ({"flow.inverse": True}, ["dequantizer.flow.inverse", "True"]),
         ({"flow.alpha": 1.5}, ["impossible", "dequantization_alpha"]),
         (

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import TINY, random_images
+from helpers.models import random_images
 from helpers.refusals import message_of
 from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantised, variant
 
@@ -18,7 +18,7 @@ from tfdecouple.model import DecoupledModel, any_size
 from tfdecouple.model.any_size import SizedCodes, count_images_at_once, pad_images, shrink_images, size_multiple
 from tfdecouple.networks.costs import inference_bytes
 
-SIZES = [(12, 10), (11, 9), (1, 1), (2, 40)]
+SIZES = [(11, 9), (1, 1), (2, 40)]
 
 
 def pictures(model, height, width, count=2, seed=1):
@@ -134,8 +134,8 @@ class TestCodes:
 
 class TestTraces:
     def test_many_sizes_share_a_trace_and_leave_the_models_own_as_it_was(self):
-        model = fresh(TINY)
-        own, images = images_of(model), [pictures(model, *size) for size in [(65, 43), (64, 64), (128, 96), (3, 5)]]
+        model = fresh(SMALLEST)
+        own, images = images_of(model), [pictures(model, *size) for size in [(13, 11), (16, 16), (3, 5)]]
         before = model.encode(own)
         for each in images[:1]:
             equal(model.decode(*model.encode(each)), each)
@@ -149,7 +149,7 @@ class TestTraces:
             equal(one, other)
 
     def test_a_function_of_a_users_takes_free_sizes(self):
-        model = variant("dequantization")
+        model = variant("coupling")
         images = pictures(model, 7, 10)
         signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
         back = tf.function(lambda images: model.decode(*model.encode(images)), signature, autograph=False)
@@ -161,24 +161,24 @@ class TestTraces:
 
 @pytest.mark.usefixtures("eager")
 class TestBound:
-    @pytest.mark.parametrize("size", [(12, 10), (11, 9)], ids=["even", "padded"])
-    def test_bits_per_dim_follow_from_the_jacobian_of_the_flow(self, small_model, size):
+    def test_bits_per_dim_follow_from_the_jacobian_of_the_flow(self, small_model):
+        size = (7, 5)
         model, images = small_model, pictures(small_model, *size, 1)
         rng = np.random.default_rng(0)
-        z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 12, 10, 3), "f4")
+        z_noise, u = rng.standard_normal((1, 4)).astype("f4"), rng.random((1, 8, 6, 3), "f4")
         elbo = model.elbo_from_noise(images, z_noise, u)
         posterior = model.posterior(shrink_images(tf.constant(images), 4, 4))
         z = posterior.mean() + posterior.stddev() * z_noise
-        padded = np.pad(images, [(0, 0), (0, 12 - size[0]), (0, 10 - size[1]), (0, 0)], "edge")
+        padded = np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge")
         x = tf.constant(2 * (padded + u) / 256 - 1)
         with tf.GradientTape() as tape:
             tape.watch(x)
             v = tf.reshape(model.flow.forward_and_log_det(x, z)[0], [-1])
-        log_det = np.linalg.slogdet(tf.reshape(tape.jacobian(v, x), [360, 360]).numpy().astype("f8"))[1]
+        log_det = np.linalg.slogdet(tf.reshape(tape.jacobian(v, x), [144, 144]).numpy().astype("f8"))[1]
         nats = 0.5 * np.sum(v.numpy().astype("f8") ** 2 + math.log(2 * math.pi)) - log_det
         nats += float((posterior.log_prob(z) - model.prior.log_prob(z))[0])
         # All bits of the padded image, shared out among the colour values of the image itself.
-        bits = (nats - 360 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
+        bits = (nats - 144 * math.log(2 / 256)) / math.log(2) / math.prod((*size, 3))
         assert float(elbo.bits_per_dim[0]) == pytest.approx(bits, rel=1e-5)
 
 

@@ -228,17 +228,20 @@ class TestGradients:
             assert not same(gradients(), full)
 
 
+SLOW = ("latent use", "test vectors")
+
+
 class TestPrograms:
     """What the programs compute with a model."""
 
     PROGRAMS = {
         "bounds": lambda m: list(BoundEvaluator(m)(batches(), k=2).to_log_row().values()),
         "latent use": lambda m: list(dataclasses.asdict(compute_latent_use(m, batches())).values()),
-        "corpus": lambda m: make_encoder(m, FIELDS, 4)(IMAGES, np.arange(len(IMAGES))),
+        "corpus": lambda m: make_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32)),
         "test vectors": lambda m: make_vectors(m, random_images(sum(batch_sizes(8)), seed=2)),
     }
 
-    @pytest.mark.parametrize("name", PROGRAMS)
+    @pytest.mark.parametrize("name", ["bounds", "corpus", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
     def test_compute_in_full_float32(self, name):
         assert not check(name, self.PROGRAMS[name], built("coupling"))
 

@@ -67,9 +67,9 @@ class TestImages:
             expected = expected or history
             np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-6, err_msg=kind)
 
-    @pytest.mark.parametrize("shape", [(28, 28, 1), (4, 8, 3)], ids=str)
-    def test_grey_and_rectangles(self, make, tmp_path, shape, monkeypatch):
+    def test_grey_rectangles(self, make, tmp_path, monkeypatch):
         monkeypatch.setenv("COLUMNS", "240")
+        shape = (12, 8, 1)
         images = random_images(10, shape)
         model = make(config=dataclasses.replace(SMALLEST, image_shape=shape), start=False)
         keeping = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_bits_per_dim", save_best_only=True)
@@ -152,16 +152,10 @@ class TestStart:
         model.fit(images, batch_size=5, validation_split=0.5, verbose=0)
         assert len(started) == 1
 
-    @pytest.mark.parametrize("start", [False, True])
-    @pytest.mark.parametrize(
-        "given",
-        [Batches, lambda images: iter([images]), lambda images: tf.data.Dataset.from_tensors(images)],
-        ids=["PyDataset", "generator", "data set"],
-    )
-    def test_there_is_no_split_of_what_comes_batch_by_batch(self, make, images, given, start):
-        with pytest.raises(DataError, match=r"validation_split is 0\.5, .* validation_data$") as error:
-            make(start=start).fit(given(images), validation_split=0.5, verbose=0)
-        assert "\n" not in str(error.value)
+    @pytest.mark.parametrize("given", [Batches, lambda images: iter([images])], ids=["PyDataset", "generator"])
+    def test_there_is_no_split_of_what_comes_batch_by_batch(self, make, images, given):
+        with pytest.raises(DataError, match=r"validation_split is 0\.5, .* validation_data$"):
+            make(start=False).fit(given(images), validation_split=0.5, verbose=0)
 
     def test_is_of_the_first_images_of_what_is_read_again_and_of_no_generator(self, make, images):
         class Endless(Batches):
@@ -303,6 +297,7 @@ class TestCallbacks:
 
 
 class TestOwnLoops:
+    @pytest.mark.slow
     def test_on_batches(self, make, images, monkeypatch):
         model, many, plain = make(), make(steps_per_execution=2), make(run_eagerly=True)
         eagerly = []

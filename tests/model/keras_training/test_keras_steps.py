@@ -20,6 +20,8 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
 from tfdecouple.training.strategy import make_strategy
 
+WITHOUT_Z = dataclasses.replace(SMALLEST, conditioning="none")
+
 
 class TestTraining:
     def test_a_step_is_one_of_the_trainer(self, make, images):
@@ -55,7 +57,7 @@ class TestTraining:
             assert off.max() < 5e-3 and off.mean() < 1e-4, name
 
     def test_steps_that_are_not_finite_are_skipped_and_end_a_training(self, make, images, snapshot, monkeypatch):
-        model = make(keras.optimizers.Adam(1e-3), max_skipped_steps=3)
+        model = make(keras.optimizers.Adam(1e-3), WITHOUT_Z, max_skipped_steps=3)
         bad = tf.Variable(False)
         original = model.elbo_from_noise
 
@@ -112,7 +114,7 @@ class TestMeasuring:
         monkeypatch.setattr("tfdecouple.model.round_trip.FAR", 0.0)
         with pytest.warns(ExactnessWarning, match="far from what this model was trained on"):
             model.predict(images[:2], verbose=0)
-        without = make(config=dataclasses.replace(SMALLEST, conditioning="none"))
+        without = make(config=WITHOUT_Z)
         assert without.predict(images[:3], verbose=0).z is None
 
     def test_without_weights_is_one_line(self, make, images):
@@ -147,7 +149,7 @@ class TestPrecision:
         )
         for global_policy, told in (("mixed_bfloat16", None), ("float32", "mixed_bfloat16")):
             policy(global_policy)
-            model = make(precision=told)
+            model = make(config=WITHOUT_Z, precision=told)
             losses.append(model.fit(images, batch_size=20, verbose=0, shuffle=False).history["loss"])
             assert model.dtype_policy.name == "float32"
             assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
@@ -159,7 +161,7 @@ class TestPrecision:
 
     @pytest.mark.parametrize("memory", ["recompute", "invert"])
     def test_memory_is_what_compile_was_told(self, make, images, memory):
-        kept, other = make(), make(memory=memory)
+        kept, other = make(config=WITHOUT_Z), make(config=WITHOUT_Z, memory=memory)
         found = [model.train_on_batch(images, return_dict=True) for model in (kept, other)]
         assert found[1] == pytest.approx(found[0], rel=1e-5)
         for ours, theirs in zip(other.weights, kept.weights, strict=True):
