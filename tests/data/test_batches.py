@@ -1,4 +1,4 @@
-"""Tests of batches: order, evaluation, and what is refused."""
+"""Tests of batches: order, augmentation, evaluation, and what is refused."""
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from helpers.numbered import (
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import Source, chosen_batches, evaluation_batches, load_images, steps_per_epoch, training_batches
+from tfdecouple.data.batches import augment
 from tfdecouple.data.splits import RecordSplit, Split
 from tfdecouple.errors import DataError
 
@@ -154,3 +155,42 @@ def test_impossible_requests_are_refused():
     config = DataConfig(pad_and_crop=SIZE)
     message = one_line_error(lambda: training_batches(source, config, batch_size=2, seed=1))
     assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
+
+
+def candidates(image, pad, flip):
+    """Returns all results that NumPy says augmentation may have."""
+    padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+    height, width, _ = image.shape
+    crops = [padded[y : y + height, x : x + width] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
+    return crops + [crop[:, ::-1] for crop in crops] if flip else crops
+
+
+@pytest.mark.parametrize(
+    ("pad", "flip", "shape"),
+    [
+        (0, True, (SIZE, SIZE, 3)),
+        (2, True, (SIZE, 12, 1)),
+        (SIZE - 2, False, (SIZE, SIZE, 3)),
+    ],
+)
+def test_augmentation_agrees_with_numpy_and_reaches_every_case(pad, flip, shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    counts = dict.fromkeys((candidate.tobytes() for candidate in candidates(image, pad, flip)), 0)
+    config = DataConfig(horizontal_flip=flip, pad_and_crop=pad)
+
+    def one(number):
+        return augment(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), config)
+
+    for result in tf.data.Dataset.range(20 * len(counts)).map(one).as_numpy_iterator():
+        assert result.dtype == np.uint8 and result.shape == image.shape
+        counts[result.tobytes()] += 1
+    # Each case is expected 20 times; a uniform draw misses none and favours none.
+    assert min(counts.values()) >= 3 and max(counts.values()) <= 50
+
+
+def test_augmentation_differs_between_epochs_and_between_images():
+    source = memory_source(np.repeat(numbered_images(1), 12, axis=0))
+    config = DataConfig(pad_and_crop=3)
+    epochs = [np.concatenate([batch["image"] for batch in take(source, config, 3, start_step=s)]) for s in (0, 3)]
+    assert len({picture.tobytes() for picture in epochs[0]}) > 3
+    assert not np.array_equal(epochs[0], epochs[1])
