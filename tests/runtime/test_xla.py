@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.eager import run_eagerly
 from helpers.models import give_effect, random_images
 from helpers.variants import SMALLEST, fresh
 
@@ -86,6 +87,7 @@ def test_compiled_model_brings_images_back():
     compiled.set_weights(plain.get_weights())
     given = random_images(3, 4)
     codes = compiled.encode(given)
-    assert_near(codes, plain.encode(given))
     np.testing.assert_array_equal(compiled.decode(*codes), given)
-    np.testing.assert_array_equal(plain.decode(*codes), given)
+    with run_eagerly():
+        assert_near(codes, plain.encode(given))
+        np.testing.assert_array_equal(plain.decode(*codes), given)
