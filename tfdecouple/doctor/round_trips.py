@@ -13,16 +13,14 @@ from tfdecouple.doctor import small_model
 from tfdecouple.doctor.result import Result, Task
 from tfdecouple.errors import ExactnessWarning
 
-_RED, _GREEN, _BLUE, _BLACK, _WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), 0, 255
-_CYAN, _MAGENTA, _YELLOW = (0, 255, 255), (255, 0, 255), (255, 255, 0)
+_RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
+_MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how much encoding and decoding change each of `images`, uint8 `[n, height, width, channels]`.
+    """Returns how many subpixels encoding and decoding change in each image, int `[n]`, and the size of its v.
 
-    Returns:
-        The number of subpixels that change in each image, int `[n]`, and the root mean square of each image's v, float
-        `[n]`, which is near 1 for images like the training images.
+    The size is the root mean square, float `[n]`, which is near 1 for images like the training images.
     """
     with warnings.catch_warnings():
         # The warning is ignored, because the returned number of changed subpixels says more.
@@ -41,7 +39,7 @@ def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[s
     def board(a: Any, b: Any) -> list[np.ndarray]:
         return [np.where(odd == 0, a, b), np.where(odd == 0, b, a)]
 
-    kinds: dict[str, Any] = {"black, white": [_BLACK, _WHITE], "checkerboard, black and white": board(_BLACK, _WHITE)}
+    kinds: dict[str, Any] = {"black, white": [0, 255], "checkerboard, black and white": board(0, 255)}
     if channels == RGB_CHANNELS:
         kinds |= {
             "plain red, green, blue": [_RED, _GREEN, _BLUE],

@@ -78,12 +78,7 @@ def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
-    """Returns images padded to sides that are multiples of a number, by repeating the last row and column.
-
-    Args:
-        images: images, `[batch, height, width, channels]`.
-        multiple: the number, usually from `size_multiple`.
-    """
+    """Returns images padded to sides that are multiples of a number, by repeating the last row and column."""
     for axis, side in enumerate(sizes(images)[1:3], 1):
         padded = pad_side(side, multiple)
         if not (isinstance(side, int) and side == padded):

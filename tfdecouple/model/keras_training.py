@@ -32,11 +32,7 @@ _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
 def compile_options(keras_options: dict[str, Any], **options: Any) -> TrainingConfig:
-    """Returns the options of training, checked, from the arguments of `compile`.
-
-    Args:
-        keras_options: arguments for Keras' own `compile`.
-        **options: values of all training options in `OPTIONS`, by name.
+    """Returns the training options in `OPTIONS`, checked, from these options and those of Keras' own `compile`.
 
     Raises:
         UserError: if a loss or metrics are given, or Keras' policy is float16.
@@ -121,12 +117,7 @@ class _MeanOfImages(keras.metrics.Mean):
 
 
 class SkippedSteps(keras.callbacks.Callback):
-    """A callback that warns of skipped steps, and ends training that has diverged.
-
-    Args:
-        metrics: metrics that count the skipped steps.
-        every: number of steps between two reads of the count; each read makes a GPU wait.
-    """
+    """A callback that warns of skipped steps, and every `every` steps ends training that has diverged."""
 
     def __init__(self, metrics: BoundMetrics, every: int):
         super().__init__()
@@ -199,9 +190,6 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
     """Raises DataError if images x, or their labels y, do not match the model.
 
     Generators are checked later, while they are read. A model that knows no labels ignores labels with a warning.
-
-    Raises:
-        DataError: if images have the wrong type or shape, or labels are missing or unknown.
     """
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
@@ -222,11 +210,7 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def check_validation(x: Any, split: float, validation: Any, config: ModelConfig) -> None:
-    """Raises DataError if validation data do not match the model, or if training data cannot be split.
-
-    Raises:
-        DataError: if `check_images` refuses the validation data, or x is read batch by batch and `split` is not 0.
-    """
+    """Raises DataError if validation data do not match the model, or if training data cannot be split."""
     if validation is None:
         if split and is_lazy(x):
             raise DataError(

@@ -11,20 +11,16 @@ from tfdecouple import randomness
 
 
 def z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Returns the noise for n draws of z; each depends only on the seed, the draw's number and the image's index.
+    """Returns standard normal noise for n draws of z, float32 `[n, latent_dim]`.
 
-    Args:
-        latent_dim: size of z, 0 or more.
-        seed: a seed, as for `randomness.derive_seed`.
-        number: number of each draw among the draws for its image, integers `[n]`.
-        index: index of the image in its split for each draw, integers `[n]`.
-
-    Returns:
-        Standard normal noise, float32 `[n, latent_dim]`.
+    A draw depends only on the seed, on its number among the draws for its image, and on the index of the image in its
+    split; number and index are integers `[n]`.
     """
-    return _each(
-        lambda own: randomness.draw_normal([latent_dim], randomness.derive_seed(own, "z")), seed, number, index
-    )
+
+    def draw(own: tf.Tensor) -> tf.Tensor:
+        return randomness.draw_normal([latent_dim], randomness.derive_seed(own, "z"))
+
+    return _each(draw, seed, number, index)
 
 
 def u_noise(

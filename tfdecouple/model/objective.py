@@ -95,12 +95,8 @@ def dequantize(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns u, the positions of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
-    Args:
-        networks: a model (`Networks`), or an object with the same attributes.
-        levels: pixel levels, float32 `[batch, height, width, channels]`.
-        u_noise: noise, float32 of the shape of `levels`: standard normal for a learned q(u|x), which maps it to u;
-            otherwise u itself, uniform in [0, 1), whose log density is 0.
-        training: whether the dequantizer's encoder normalises by the statistics of the batch.
+    The noise has the shape of `levels`: standard normal for a learned q(u|x), which maps it to u; otherwise it is u
+    itself, uniform in [0, 1), whose log density is 0. The other arguments are those of `negative_elbo`.
     """
     if networks.dequantizer is None:
         return u_noise, zero_per_image(levels)
@@ -117,14 +113,9 @@ def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tu
 
 
 def prior_of_each_class(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns, for each label y, the output of the prior's flow for z, and log p(z, y).
+    """Returns, for each label y, the output of the prior's flow for z `[batch, d_z]`, and log p(z, y).
 
-    Args:
-        networks: a model (`Networks`) whose prior knows labels.
-        z: the global codes, `[batch, d_z]`.
-
-    Returns:
-        The outputs, standard normal under the model, `[batch, classes, d_z]`, and log p(z, y), `[batch, classes]`.
+    The outputs are standard normal under the model, `[batch, classes, d_z]`; log p(z, y) is `[batch, classes]`.
     """
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]

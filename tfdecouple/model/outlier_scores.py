@@ -54,12 +54,7 @@ def outlier_scores(
     >>> outlier_scores(model, images, z_noise=tf.zeros([2, 0]), u_noise=tf.zeros([2, 4, 4, 3])).shell.shape.as_list()
     [2]
 
-    Args:
-        model: a model with weights.
-        images: uint8 images, `[batch, height, width, channels]`.
-        z_noise: noise of z, as for `DecoupledModel.elbo_from_noise`.
-        u_noise: dequantization noise, as for `DecoupledModel.elbo_from_noise`.
-        labels: labels of the images, as for `DecoupledModel.elbo_from_noise`.
+    The other arguments are those of `DecoupledModel.elbo_from_noise`.
     """
     if labels is None and model.config.has_class_codes:
         labels = tf.argmax(model.classify(images), -1, tf.int32)
@@ -79,11 +74,8 @@ def scores_of(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierSco
 def shell(v: tf.Tensor) -> tf.Tensor:
     """Returns by how many standard deviations the length of v differs from that of standard normal vectors.
 
-    Args:
-        v: local codes, float32 `[batch, ...]`.
-
-    Returns:
-        (|v| - mean) / sd, float32 `[batch]`, with mean and sd of the chi distribution with as many dimensions as v.
+    The result is (|v| - mean) / sd, float32 `[batch]`, for v `[batch, ...]`, with mean and sd of the chi distribution
+    with as many dimensions as v.
     """
     mean, deviation = chi_moments(math.prod(v.shape[1:]))
     excess = _excess(v)
@@ -97,13 +89,8 @@ def typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 
     In a sum over all latents deviations of the flow's levels could cancel: for an image without noise, v is too short
     at fine levels and too long at coarse levels. So for each part, with n numbers, the squared length is compared with
-    its mean, n, in units of its standard deviation, sqrt(2 n).
-
-    Args:
-        parts: parts of the latents, each float32 `[batch, ...]`.
-
-    Returns:
-        The root mean square, over the parts, of the deviations in these units. The mean square is 1 under the model.
+    its mean, n, in units of its standard deviation, sqrt(2 n). The result is the root mean square, over the parts, of
+    the deviations in these units; the mean square is 1 under the model.
     """
     squares = [tf.square(_excess(part)) / (2 * math.prod(part.shape[1:])) for part in parts]
     return tf.sqrt(tf.add_n(squares) / len(squares))

@@ -1,7 +1,6 @@
 """`fit` as a Keras user writes it: what it takes, what it begins with, what it shows, and with which callbacks."""
 
 import dataclasses
-import json
 import warnings
 
 import keras
@@ -271,53 +270,3 @@ class TestCallbacks:
             events.Reload()
             logged[part] = set(events.Tags()["tensors"])
         assert all({f"epoch_{name}" for name in NAMES} <= tags for tags in logged.values()), logged
-
-    @pytest.mark.slow
-    def test_an_interrupted_script_goes_on(self, make, images, tmp_path, snapshot):
-        class Interrupt(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                if epoch == 1:
-                    raise KeyboardInterrupt
-
-        def train(*more):
-            model = make(keras.optimizers.Adam(1e-3), start=False)
-            backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-            history = model.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0, callbacks=[backup, *more])
-            return model, history
-
-        with pytest.raises(KeyboardInterrupt):
-            train(Interrupt())
-        assert json.loads((tmp_path / "backup" / "training_metadata.json").read_text())["epoch"] == 1
-        model, history = train()
-        assert history.epoch == [1]
-        whole = make(keras.optimizers.Adam(1e-3), start=False)
-        whole.fit(images, batch_size=10, epochs=2, shuffle=False, verbose=0)
-        for ours, theirs in zip(snapshot(model), snapshot(whole), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-class TestOwnLoops:
-    @pytest.mark.slow
-    def test_on_batches(self, make, images, monkeypatch):
-        model, many, plain = make(), make(steps_per_execution=2), make(run_eagerly=True)
-        eagerly = []
-
-        def watch(model, step):
-            monkeypatch.setattr(model, "train_step", lambda data: eagerly.append(tf.executing_eagerly()) or step(data))
-
-        watch(many, many.train_step)
-        watch(plain, lambda data: {})
-        logs = [model.train_on_batch(batch, return_dict=True) for batch in np.split(images, 2)]
-        assert set(logs[0]) == {*NAMES, "skipped_steps"} and int(model.optimizer.iterations) == 2
-        # Traced, as the others are not here.
-        tf.config.run_functions_eagerly(False)
-        history = many.fit(images, batch_size=10, shuffle=False, verbose=0).history
-        plain.train_on_batch(images[:10], return_dict=True)
-        assert len(eagerly) > 1 and eagerly.pop() and not any(eagerly)
-        tf.config.run_functions_eagerly(True)
-        assert int(many.optimizer.iterations) == 2
-        assert history["loss"][0] == pytest.approx(np.mean([each["loss"] for each in logs]), rel=1e-5)
-        for ours, theirs in zip(many.weights, model.weights, strict=True):
-            np.testing.assert_allclose(np.array(ours), np.array(theirs), atol=1e-4, err_msg=ours.path)
-        measured = model.test_on_batch(images, return_dict=True)
-        assert measured == pytest.approx(model.evaluate(images, batch_size=20, verbose=0, return_dict=True))
