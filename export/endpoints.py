@@ -293,7 +293,17 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
         )
     lacking = {"encode_global"} if coded else set()
     lacking |= set() if known else {"classify"}
-    every = (encode, encode_global, decode, sample, switch, interpolate, edit, score, classify)
+    every = (
+        encode,
+        encode_global,
+        decode,
+        sample,
+        switch,
+        interpolate,
+        edit,
+        score,
+        classify,
+    )
     return tuple(one for one in every if (with_z or not one.needs_z) and one.name not in lacking)
 
 
