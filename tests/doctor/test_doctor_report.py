@@ -7,7 +7,7 @@ import pytest
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
 from tfdecouple.doctor import check_runner, installation, measurements
-from tfdecouple.doctor.report import Recommendation, make_json, make_text, recommend
+from tfdecouple.doctor.report import Recommendation, make_text, recommend
 from tfdecouple.doctor.result import VARIANTS, Request, Result
 
 FACTS = {
@@ -93,11 +93,6 @@ class TestRecommendation:
         assert recommended(self.ROWS[0], timed("tf32", 102.0)).settings == ()
         assert recommended().settings == () and "not timed" in recommended().why[0]
 
-    def test_goes_by_the_largest_batch_and_one_device(self):
-        rows = [timed("float32", 10.0, 1), timed("float32", 100.0, 64)]
-        rows += [timed("tf32", 90.0, 1), timed("tf32", 101.0, 64), timed("tf32", 500.0, 128, 2)]
-        assert recommended(*rows).settings == ()
-
     def test_takes_no_precision_whose_numbers_are_wrong_or_were_not_compared(self):
         wrong = Result("GPU:0", False, "", "do not", {"variant": "bfloat16 nets"})
         found = recommended(*self.ROWS, numerics=[*RIGHT, wrong])
@@ -136,11 +131,6 @@ class TestReport:
         request = Request(preset="cifar10", settings=settings)
         return request, {"speed": list(results)}, Recommendation(("a.b=1",), ("so",))
 
-    def test_says_that_all_holds(self):
-        text = text_of(*self.report(Result("one", True, "well"), Result("two", None, "5 images/s")))
-        assert "All 1 promises that were tried hold here." in text
-        assert "python train.py --preset cifar10 --set a.b=1" in text
-
     def test_its_command_has_the_users_own_settings(self):
         text = text_of(*self.report(settings=("model.steps=[1,1]", "a.c=1")))
         assert "train.py --preset cifar10 --set 'model.steps=[1,1]' --set a.c=1 --set a.b=1\n" in text
@@ -150,11 +140,6 @@ class TestReport:
         assert "FAILS  one  off by much" in text
         assert "speed, one: off by much. What to do: take another" in text
         assert "1 of 2 promises do not hold" in text
-
-    def test_is_plain_json(self):
-        plain = json.loads(json.dumps(make_json(*self.report(Result("one", True, "well", figures={"a": 1.5})))))
-        assert plain["holds"] is True and plain["checks"]["speed"][0]["figures"] == {"a": 1.5}
-        assert plain["request"]["preset"] == "cifar10" and plain["recommendation"]["settings"] == ["a.b=1"]
 
 
 class TestCommand:

@@ -54,16 +54,6 @@ class TestShrinking:
         for count, right in zip((1, 3), exact, strict=True):
             assert shrink_images(tf.constant(image), count, 1).numpy().ravel().tolist() == right
 
-    def test_an_exported_graph_with_free_height_and_width_gives_the_same_pixels(self, tmp_path):
-        module = tf.Module()
-        signature = [tf.TensorSpec([None, None, None, 3], tf.uint8)]
-        module.shrink = tf.function(lambda images: shrink_images(images, 4, 6), signature)
-        tf.saved_model.save(module, str(tmp_path))
-        loaded = tf.saved_model.load(str(tmp_path))
-        for size in ((13, 7), (4, 6), (31, 50)):
-            images = tf.constant(random_images(2, (*size, 3)))
-            equal(loaded.shrink(images), shrink_images(images, 4, 6))
-
     def test_padding_repeats_the_last_row_and_column(self):
         images = random_images(2, (5, 8, 3))
         equal(pad_images(tf.constant(images), 4), np.pad(images, [(0, 0), (0, 3), (0, 0), (0, 0)], "edge"))

@@ -15,12 +15,6 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 
 class TestPrior:
-    def test_shapes(self, small_model):
-        prior = small_model.prior
-        assert prior.event_shape == [4] and prior.batch_shape == [] and prior.dtype == tf.float32
-        z = prior.sample([2, 3], seed=1)
-        assert z.shape == (2, 3, 4) and prior.log_prob(z).shape == (2, 3) and prior.log_prob(z[0, 0]).shape == ()
-
     def test_log_prob_is_that_of_the_noise_and_the_flows_log_det(self, small_model):
         z = tf.random.stateless_normal([5, 4], [0, 1])
         noise, log_det = small_model.prior_flow.forward_and_log_det(z)
@@ -28,14 +22,6 @@ class TestPrior:
         np.testing.assert_allclose(small_model.prior.log_prob(z), expected, rtol=1e-5)
         np.testing.assert_allclose(small_model.z_from_noise(noise), z, rtol=1e-4, atol=1e-5)
         assert np.abs(noise - z).max() > 0.1
-
-    def test_normal_prior_is_standard(self):
-        model, z = variant("normal"), tf.random.stateless_normal([5, 4], [0, 1])
-        np.testing.assert_allclose(
-            model.prior.log_prob(z), tf.reduce_sum(tfd.Normal(0.0, 1.0).log_prob(z), -1), rtol=1e-6
-        )
-        equal(model.z_from_noise(z), z)
-        assert model.prior_flow is None
 
     def test_density_integrates_to_1(self):
         model = fresh(dataclasses.replace(SMALLEST, latent_dim=2))

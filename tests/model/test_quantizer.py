@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -38,10 +36,6 @@ class TestEveryNumberOfBits:
         np.testing.assert_array_equal(quantizer.within(levels, 1.0)[:-1], edges[1:])
         np.testing.assert_array_equal(quantizer.centres(levels), edges + quantizer.width / 2)
         np.testing.assert_array_equal(quantizer.places(edges), levels)
-
-    def test_uniform_images_cost_n_bits(self, n_bits):
-        # x is uniform on [-1, 1)^12, so that every colour value takes as many bits as it has.
-        assert Quantizer(n_bits).bits_per_dim(12 * math.log(2), 12) == pytest.approx(n_bits, rel=1e-12)
 
 
 def test_x_outside_of_the_range_is_clipped():

@@ -161,8 +161,7 @@ class Networks(keras.Model):
     def _call_symbolically(self) -> None:
         """Calls the model once on symbolic images, so that Keras knows its input and output.
 
-        Raises:
-            AttributeError: if the model has no z, or z needs labels. Keras takes this error to mean "no output".
+        Keras takes an AttributeError, for a model without z or whose z needs labels, to mean "no output".
         """
         if not self.config.has_latent:
             raise AttributeError("a model without z has no output of Keras, which takes no None among them")
