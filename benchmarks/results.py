@@ -7,8 +7,9 @@
 
 Every number on the page is in a file in docs/results. Training wrote metrics.jsonl and summary.json. The commands that
 --list shows wrote the other files from the committed weights, with two exceptions: trials.json has its own commands,
-and by_length.json has metrics of earlier weights, with the commits that hold the weights. `make results` runs the third
-command above. Each table is between its lines `<!-- NAME -->` and `<!-- end of NAME -->`.
+and by_length.json has metrics of earlier weights, with the commits that hold the weights. The weights of the quickstart
+are not committed: the commands under "quickstart" train them first. `make results` runs the third command above. Each
+table is between its lines `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
 
 from __future__ import annotations
@@ -54,45 +55,41 @@ WITHOUT_IMAGES = {"curves", "sample"}
 
 _PROGRAM = "python -m tfdecouple"
 _RUN = "docs/results"
-
-
-def _evaluations() -> dict[str, list[str]]:
-    """Returns the command lines of `evaluate` by the name of the metric."""
-    runs = [f"{_RUN}/{run}" for run in RUNS]
-    ours, quickstart = runs[0], f"{_RUN}/quickstart"
-    outliers = "photographs noise constant permuted"
-    return {
-        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in (*runs, quickstart)],
-        "importance": [
-            f"{_PROGRAM} evaluate --run {run} --importance 16 --images 1000 --out {run}/evaluation/importance"
-            for run in runs
-        ],
-        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in (*runs[:2], quickstart)],
-        "probe": [f"{_PROGRAM} evaluate --run {ours} --probe --probe-images 10000 --out {ours}/evaluation/probe"],
-        "statistics": [
-            f"{_PROGRAM} evaluate --run {run} --image-statistics --images 500 --out {run}/evaluation/statistics"
-            for run in (ours, quickstart)
-        ],
-        "frechet": [f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs],
-        "outliers": [
-            f"{_PROGRAM} evaluate --run {ours} --images 1000 --outliers {outliers} --out {ours}/evaluation/outliers"
-        ],
-    }
+_QUICKSTART = "runs/quickstart"
 
 
 def commands() -> dict[str, list[str]]:
     """Returns the command lines that make the files in docs/results, by a name for --measure."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
-    ours, quickstart = runs[0], f"{_RUN}/quickstart"
-    exactness = "python benchmarks/exactness.py"
+    ours, evaluation = runs[0], f"{_RUN}/quickstart/evaluation"
+    of_ours, exactness = f"{_PROGRAM} evaluate --run {ours}", "python benchmarks/exactness.py"
     every_of_three = " ".join(f"--run {run}" for run in runs)
-    every = f"--run {quickstart} {every_of_three}"
+    of_quickstart = f"--run {_QUICKSTART} --out {_RUN}/quickstart/pictures"
     return {
+        "quickstart": [
+            f"python train.py --steps 3000 --workdir {_QUICKSTART}",
+            f"{_PROGRAM} evaluate --run {_QUICKSTART} --latent-use --out {evaluation}",
+            f"{_PROGRAM} evaluate --run {_QUICKSTART} --image-statistics --images 500 --out {evaluation}/statistics",
+            f"{_PROGRAM} switch {of_quickstart} --seed 1",
+            f"{_PROGRAM} interpolate {of_quickstart} --seed 1",
+            f"{_PROGRAM} directions {of_quickstart} --images 4000",
+        ],
         "curves": [
             f"{_PROGRAM} curves {every_of_three} --out {_RUN}",
             f"{_PROGRAM} curves --run {ours}",
         ],
-        **_evaluations(),
+        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in runs],
+        "importance": [
+            f"{_PROGRAM} evaluate --run {run} --importance 16 --images 1000 --out {run}/evaluation/importance"
+            for run in runs
+        ],
+        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in runs[:2]],
+        "probe": [f"{of_ours} --probe --probe-images 10000 --out {ours}/evaluation/probe"],
+        "statistics": [f"{of_ours} --image-statistics --images 500 --out {ours}/evaluation/statistics"],
+        "frechet": [f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs],
+        "outliers": [
+            f"{of_ours} --images 1000 --outliers photographs noise constant permuted --out {ours}/evaluation/outliers"
+        ],
         "pictures": [
             f"{_PROGRAM} sample --run {ours}",
             f"{_PROGRAM} neighbours --run {ours} --search 0",
@@ -100,12 +97,10 @@ def commands() -> dict[str, list[str]]:
             f"{_PROGRAM} reconstruct --run {ours}",
             f"{_PROGRAM} switch --run {ours}",
             f"{_PROGRAM} interpolate --run {ours} --seed 4",
-            f"{_PROGRAM} switch --run {quickstart} --seed 1",
-            f"{_PROGRAM} interpolate --run {quickstart} --seed 1",
-            f"{_PROGRAM} directions --run {quickstart} --images 4000",
         ],
         "exactness": [
-            f"{exactness} --count 256 --data photographs --data cifar10 {every} --json {_RUN}/exactness.json",
+            f"{exactness} --count 256 --data photographs --data cifar10 --run {_QUICKSTART} {every_of_three} "
+            f"--json {_RUN}/exactness.json",
             f"{exactness} --every-image --data cifar10 {every_of_three} --json {_RUN}/every_image.json",
         ],
     }
@@ -157,7 +152,7 @@ def run(line: str, options: argparse.Namespace) -> None:
         UserError: if the command fails.
     """
     words = [options.extractor if word == EXTRACTOR else word for word in shlex.split(line)]
-    if options.data_dir and words[3] not in WITHOUT_IMAGES and f"{_RUN}/quickstart" not in words[:6]:
+    if options.data_dir and words[3] not in WITHOUT_IMAGES and _QUICKSTART not in words[:6]:
         words += ["--data-dir", options.data_dir]
     print(line, flush=True)
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=False)

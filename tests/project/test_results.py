@@ -54,7 +54,7 @@ class TestFiles:
             assert content["step"] == steps[run], (run, content)
 
     def test_that_the_commands_make_are_there(self):
-        for line in (line for lines in results.commands().values() for line in lines):
+        for line in (line for lines in results.commands().values() for line in lines if "train.py" not in line):
             words = shlex.split(line)
             run = words[words.index("--run") + 1]
             out = words[words.index("--out") + 1] if "--out" in words else f"{run}/evaluation"
