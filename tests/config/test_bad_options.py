@@ -69,7 +69,7 @@ IMPOSSIBLE = [
     # name, value, part of the message, other options
     ("model.image_shape", (12, 12, 3), "multiples of 8", {"steps": (1, 1), "hidden_channels": (4, 4)}),
     ("model.n_bits", 9, "at most 8", {}),
-    ("model.latent_dim", 0, "at least 1", {}),
+    ("model.latent_dim", 0, "at least 1", {"prior": "normal"}),
     ("model.latent_dim", 1, "at least 2", {}),
     ("model.conditioning", "all", "'coupling', 'base' or 'none'", {}),
     ("model.transform", "cubic", "'affine', 'additive'", {}),

@@ -96,7 +96,7 @@ class ModelConfig:
     encoder_channels: tuple[Positive, ...] = (48, 96, 96)
     encoder_out_channels: Positive = 8
     prior: Literal["flow", "normal", "classes"] = "flow"
-    prior_steps: Positive = 2
+    prior_steps: Annotated[int, pydantic.Field(ge=1, le=MOST_STEPS)] = 2
     prior_hidden: Positive = 256
     prior_transform: str = "affine"
     prior_alpha: Fraction = 1.0
@@ -131,16 +131,9 @@ class ModelConfig:
         if self.has_encoder:
             self._check_encoder("encoder_channels", "the encoder")
         if self.has_latent:
-            require(self.latent_dim >= 1, f"model.latent_dim is {self.latent_dim}; it must be at least 1")
-        if self.has_latent and self.prior == "flow":
-            require(
-                self.latent_dim >= 2,
-                f"model.latent_dim is {self.latent_dim}; a prior flow needs at least 2 (or set model.prior=normal)",
-            )
-            require(
-                self.prior_steps <= MOST_STEPS,
-                f"model.prior_steps is {self.prior_steps}; at most {MOST_STEPS} are built",
-            )
+            least, hint = (2, " for a prior flow (or set model.prior=normal)") if self.prior == "flow" else (1, "")
+            message = f"model.latent_dim is {self.latent_dim}; it must be at least {least}{hint}"
+            require(self.latent_dim >= least, message)
         if self.has_dequantizer:
             self._check_flow("dequantization_")
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
