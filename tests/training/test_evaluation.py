@@ -41,7 +41,7 @@ class TestUnreadableImages:
     def test_where_there_is_no_other_it_is_one_line(self, config, tmp_path, stand_ins):
         for file in (tmp_path / "test").iterdir():
             file.write_text("no image")
-        with pytest.raises(DataError, match="has 0 of them in test") as error:
+        with pytest.raises(DataError, match="none of the 4 images can be read") as error:
             train(config, tmp_path / "run")
         assert "\n" not in str(error.value)
 
