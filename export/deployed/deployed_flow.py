@@ -189,7 +189,8 @@ class DeployedFlow(Deployed):
 
     def _level_forward(self, depth: int, h: tf.Tensor, conditions: Conditions, log_dets: LogDets | None) -> tf.Tensor:
         """Returns the v of a level and of the levels below it, for the maps that enter the level."""
-        squeezes, left = depth > 0 or self._squeezes_first, []
+        squeezes = depth > 0 or self._squeezes_first
+        left: list[tf.Tensor] = []
         if squeezes:
             h, conditions = self.layout.squeeze(h), self._squeeze_all(conditions)
         for stage in self.levels[depth]:

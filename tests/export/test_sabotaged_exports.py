@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
+from export.cli import EXIT_REFUSED
 from export.endpoints import list_onnx_names
 from export.pipeline import ExportConfig
 from export.verification import comparison
@@ -229,7 +230,9 @@ class TestSavedModel:
 
 
 class TestProcess:
-    def test_that_finds_a_changed_weight_refuses_in_one_line_and_nothing_is_published(self, monkeypatch, refusal):
+    def test_that_finds_a_changed_weight_refuses_in_one_line_and_nothing_is_published(
+        self, monkeypatch, built, earlier, refused
+    ):
         build = pipeline.write_onnx_files.__globals__["build_onnx"]
 
         def sabotaged(deployed, endpoint, metadata):
@@ -239,11 +242,14 @@ class TestProcess:
             return model
 
         monkeypatch.setattr("export.formats.onnx.build_onnx", sabotaged)
-        assert f"weight decoder.onnx: {COUPLING}/last/kernel has other numbers" in refusal("--format", "onnx")
+        err = refused("--format", "onnx", expected=EXIT_REFUSED)
+        assert err.startswith("error: not published: ")
+        assert f"weight decoder.onnx: {COUPLING}/last/kernel has other numbers" in err
 
-    def test_that_crashes_refuses_in_one_line(self, monkeypatch, refusal):
+    def test_that_crashes_refuses_in_one_line(self, monkeypatch, built, earlier, refused):
         monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **_: path.write_bytes(b"no archive"))
-        assert "the verification of onnx ended with status 1: " in refusal("--format", "onnx")
+        err = refused("--format", "onnx", expected=EXIT_REFUSED)
+        assert "the verification of onnx ended with status 1: " in err
 
     def test_that_is_killed_refuses_in_one_line_and_leaves_no_folder(self, monkeypatch, built, tiny_run, tmp_path):
         # As the kernel does where memory runs out.
