@@ -44,7 +44,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
     """Yields a result for each batch size and phase: the number of images per second."""
     request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[device[:3]])]
-    if count > 1 and variant is DEFAULT:
+    if count > 1 and variant == DEFAULT:
         sizes.append((QUICK_BATCH * count, count))
     for batch, devices in sizes:
         start = time.perf_counter()
