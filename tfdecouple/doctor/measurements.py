@@ -81,7 +81,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
         before = read_live_bytes(device, "current")
         work = Benchmark(make_config(request, batch, variant)).make_work("train", batch)
         work.call()
-        peaks.append(statistics.median(_measure_peak(device, work) for _ in range(_REPETITIONS)) - before)
+        peaks.append(int(statistics.median(_measure_peak(device, work) for _ in range(_REPETITIONS))) - before)
         del work
         figures = {"batch": batch, "peak_bytes": peaks[-1]}
         yield Result(f"{variant.name}, {batch} images", None, f"{shown_bytes(peaks[-1])} at most", figures=figures)

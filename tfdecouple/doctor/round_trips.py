@@ -80,5 +80,6 @@ def try_round_trips(task: Task) -> Iterator[Result]:
             f"{device} does not compute in full float32 or not the same way twice: look for variables that lower the "
             "precision, and decode nothing there until then"
         )
-        figures = {"where": f"Keras, {device}", "kinds": counts}
-        yield Result(figures["where"], not lost, f"lost: {', '.join(lost)}" if lost else message, advice, figures)
+        where = f"Keras, {device}"
+        message = f"lost: {', '.join(lost)}" if lost else message
+        yield Result(where, not lost, message, advice, {"where": where, "kinds": counts})
