@@ -1,0 +1,210 @@
+"""The trial "z of the whole, v of a part": two trainings of the bundled 64-pixel model, and how well they switch.
+
+python benchmarks/whole_and_part.py train PHOTOGRAPHS OUT --updates 1200
+python benchmarks/whole_and_part.py measure OTHER_PHOTOGRAPHS OUT
+
+Both trainings start from the bundled weights and take the same parts of photographs, of random size, shrunk to 64 x 64.
+The flow always runs over the part. "part" encodes z from the part, too; "whole" from the whole photograph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import random
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import table, write_json
+from tfdecouple.runtime.process import run_program, start_tensorflow
+
+NAMES = ("part", "whole")
+SIDE, BATCH, LARGEST = 64, 32, 1280
+SIZES = (256, 512)
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+
+def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields a random photograph and a random part of it, both shrunk to uint8 `[64, 64, 3]`, without an end."""
+    from PIL import Image
+
+    photographs = []
+    for file in files:
+        image = Image.open(file).convert("RGB")
+        image.thumbnail((LARGEST, LARGEST))
+        photographs.append(image)
+    rng = np.random.default_rng(0)
+    while True:
+        image = photographs[rng.integers(len(photographs))]
+        width, height = (int(side * scale) for scale in [rng.uniform(0.6, 1)] for side in image.size)
+        left, top = (rng.integers(0, most - side + 1) for most, side in zip(image.size, (width, height), strict=True))
+        side = int(np.exp(rng.uniform(np.log(SIDE), np.log(min(width, height)))))
+        x, y = left + rng.integers(0, width - side + 1), top + rng.integers(0, height - side + 1)
+        flip = -1 if rng.random() < 0.5 else 1
+        boxes = (left, top, left + width, top + height), (x, y, x + side, y + side)
+        whole, part = (np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box)) for box in boxes)
+        yield whole[:, ::flip], part[:, ::flip]
+
+
+def make_update(name: str, updates: int) -> tuple[object, Callable]:
+    """Returns the bundled model, and the function that updates its weights with a batch and returns bits/dim and KL."""
+    import keras
+    import tensorflow as tf
+
+    import tfdecouple
+    from tfdecouple.model.objective import negative_elbo
+    from tfdecouple.runtime.execution import backward_memory
+
+    model = tfdecouple.load_pretrained("photographs")
+    rate = keras.optimizers.schedules.CosineDecay(0.0, updates, warmup_target=5e-4, warmup_steps=50, alpha=0.02)
+    optimizer, variables = keras.optimizers.Adam(rate, clipnorm=50.0), model.trainable_variables
+    optimizer.build(variables)
+
+    @tf.function
+    def update(whole: tf.Tensor, part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        whole, part = model.quantizer.levels(whole), model.quantizer.levels(part)
+        noise = tf.random.normal([BATCH, model.config.latent_dim]), tf.random.uniform(tf.shape(part))
+        with tf.GradientTape() as tape, backward_memory("keep"):
+            encoded = whole if name == "whole" else part
+            elbo, _ = negative_elbo(model, part, *noise, encoder_levels=encoded, training=True)
+            loss = tf.reduce_mean(elbo.bits_per_dim)
+        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
+        return loss, tf.reduce_mean(elbo.kl)
+
+    return model, update
+
+
+def train(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
+    """Trains both models by turns and writes their weights to `out/NAME.npz` after every 100 updates."""
+    pairs, models = draw_pairs(files), {name: make_update(name, updates) for name in NAMES}
+    history: dict[str, list[list[float]]] = {name: [] for name in NAMES}
+    for step in range(1, updates + 1):
+        batch = [np.stack(images) for images in zip(*(next(pairs) for _ in range(BATCH)), strict=True)]
+        for name, (_, update) in models.items():
+            history[name].append([float(number) for number in update(*batch)])
+        if step % 20 == 0:
+            print(step, {name: np.mean(rows[-20:], 0).round(3).tolist() for name, rows in history.items()}, flush=True)
+        if step % 100 == 0 or step == updates:
+            for name, (model, _) in models.items():
+                weights = {key.replace("/", "|"): value.numpy() for key, value in model.named_variables().items()}
+                np.savez(out / f"{name}.npz", step=step, **weights)
+
+
+def measure(files: list[pathlib.Path], out: pathlib.Path) -> None:
+    """Prints a table of switches at both sizes, and writes it as JSON and the pictures to `out`."""
+    import tensorflow as tf
+
+    import tfdecouple
+    from tfdecouple.visualization.full_size import change_at_full_size, read_photograph
+
+    model = tfdecouple.load_pretrained("photographs")
+    random.Random(7).shuffle(files)
+    figures: dict[str, list[float]] = {}
+    for size in SIZES:
+        photographs = [read_photograph(str(file), 3, size) for file in files]
+        pairs = list(zip(photographs, photographs[7:] + photographs[:7], strict=True))
+        others = {"unchanged": lambda a, b: a, "Reinhard": match_moments, "`match_histograms`": match_colours}
+        for name, function in others.items():
+            figures[f"{name}, {size}"] = compare([(a.pixels, b.pixels, function(a.pixels, b.pixels)) for a, b in pairs])
+        columns = [[a.pixels for a, _ in pairs], [b.pixels for _, b in pairs]]
+        for name in ("bundled", *NAMES):
+            if name != "bundled":
+                weights = np.load(out / f"{name}.npz")
+                for key, variable in model.named_variables().items():
+                    variable.assign(weights[key.replace("/", "|")])
+            by_flow, by_filter = [], []
+            for a, b in pairs:
+                (z, _, _), (_, v, sides) = (model.encode(tf.constant(one.pixels[None])) for one in (b, a))
+                by_flow.append(np.asarray(model.decode(z, v, sides))[0])
+                before = model.quantize_images(a.shrink(model.config.image_shape)[None])
+                after = model.decode(z, model.encode(before)[1])
+                by_filter.append(change_at_full_size(a.pixels, np.asarray(before)[0], np.asarray(after)[0]))
+            for way, results in (("flow", by_flow), ("filter", by_filter)):
+                columns.append(results)
+                rows = [(a.pixels, b.pixels, result) for (a, b), result in zip(pairs, results, strict=True)]
+                figures[f"{name}, {way}, {size}"] = compare(rows)
+        write_pictures(out / f"switches-{size}.jpg", columns)
+    header = ("switch", "colour", "brightness", "contrast", "gradients", "least", "distance")
+    print(table(header, [(name, *row) for name, row in figures.items()]))
+    write_json(out / "whole_and_part.json", figures)
+
+
+def compare(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
+    """Returns six figures of switches: (content, reference, result), each uint8 `[height, width, 3]`.
+
+    They are the shares of the way from the content's to the reference's mean colour (less its lightness), luminance and
+    standard deviation of luminance; mean and least correlation of the gradients with the content's; and the mean
+    distance of the colours to the reference (2-Wasserstein of Gaussians, RGB from 0 to 1).
+    """
+    from scipy.linalg import sqrtm
+
+    shares, correlations, distances = np.zeros((3, 2)), [], []
+    for images in rows:
+        colours = [image.reshape(-1, 3) / 255 for image in images]
+        moments = [(c.mean(0) - c.mean(), c.mean(0) @ LUMINANCE, (c @ LUMINANCE).std()) for c in colours]
+        for number, (content, reference, result) in enumerate(zip(*moments, strict=True)):
+            way = np.atleast_1d(reference - content)
+            shares[number] += way @ np.atleast_1d(result - content), way @ way
+        first, _, last = (np.stack(np.gradient(image / 255 @ LUMINANCE)).ravel() for image in images)
+        correlations.append(float(np.corrcoef(first, last)[0, 1]))
+        covariances = [np.cov(colours[number].T) for number in (2, 1)]
+        root = sqrtm(covariances[0] @ covariances[1]).real
+        gap = colours[2].mean(0) - colours[1].mean(0)
+        distances.append(float(max(0, gap @ gap + np.trace(sum(covariances) - 2 * root)) ** 0.5))
+    gained = (shares[:, 0] / shares[:, 1]).tolist()
+    return [*gained, float(np.mean(correlations)), min(correlations), float(np.mean(distances))]
+
+
+def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns the content with the reference's mean and deviation in each channel of CIELAB (Reinhard et al. 2001)."""
+    from skimage.color import lab2rgb, rgb2lab
+
+    a, b = rgb2lab(content), rgb2lab(reference)
+    moved = (a - a.mean((0, 1))) / a.std((0, 1)) * b.std((0, 1)) + b.mean((0, 1))
+    return (np.clip(lab2rgb(moved), 0, 1) * 255).astype(np.uint8)
+
+
+def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns the content with the reference's histogram in each colour channel."""
+    from skimage.exposure import match_histograms
+
+    return match_histograms(content, reference, channel_axis=-1).astype(np.uint8)
+
+
+def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: int = 6, side: int = 200) -> None:
+    """Writes a picture of the first switches, a row each, with the images of `columns` in columns."""
+    from PIL import Image
+
+    sheet = Image.new("RGB", (len(columns) * side, most * side), "white")
+    for column, images in enumerate(columns):
+        for row, pixels in enumerate(images[:most]):
+            image = Image.fromarray(pixels)
+            image.thumbnail((side - 4, side - 4))
+            sheet.paste(image, (column * side, row * side))
+    sheet.save(path, quality=85)
+
+
+def main() -> int:
+    """Trains or measures, and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("train", "measure"))
+    parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
+    parser.add_argument("out", type=pathlib.Path, help="the folder of weights, figures and pictures")
+    parser.add_argument("--updates", type=int, default=1200)
+    options = parser.parse_args()
+    start_tensorflow()
+    options.out.mkdir(parents=True, exist_ok=True)
+    files = sorted(path for path in options.photographs.iterdir() if path.is_file())
+    if options.action == "train":
+        train(files, options.out, options.updates)
+    else:
+        measure(files, options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
