@@ -102,6 +102,8 @@ def measure(files: list[pathlib.Path], out: pathlib.Path) -> None:
     from tfdecouple.visualization.full_size import change_at_full_size, read_photograph
 
     model = tfdecouple.load_pretrained("photographs")
+    weights = {"bundled": {key.replace("/", "|"): value.numpy() for key, value in model.named_variables().items()}}
+    weights |= {name: dict(np.load(out / f"{name}.npz")) for name in NAMES}
     random.Random(7).shuffle(files)
     figures: dict[str, list[float]] = {}
     for size in SIZES:
@@ -111,11 +113,9 @@ def measure(files: list[pathlib.Path], out: pathlib.Path) -> None:
         for name, function in others.items():
             figures[f"{name}, {size}"] = compare([(a.pixels, b.pixels, function(a.pixels, b.pixels)) for a, b in pairs])
         columns = [[a.pixels for a, _ in pairs], [b.pixels for _, b in pairs]]
-        for name in ("bundled", *NAMES):
-            if name != "bundled":
-                weights = np.load(out / f"{name}.npz")
-                for key, variable in model.named_variables().items():
-                    variable.assign(weights[key.replace("/", "|")])
+        for name, arrays in weights.items():
+            for key, variable in model.named_variables().items():
+                variable.assign(arrays[key.replace("/", "|")])
             by_flow, by_filter = [], []
             for a, b in pairs:
                 (z, _, _), (_, v, sides) = (model.encode(tf.constant(one.pixels[None])) for one in (b, a))

@@ -53,8 +53,12 @@ class MetricsLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_to_line({"step": step, "kind": kind, **values}))
         self._call_loggers(lambda logger: logger.write(kind, step, values))
-        for name, path in pictures.items():
-            self._call_loggers(lambda logger, name=name, path=path: logger.write_picture(name, step, path))
+
+        def write_pictures(logger: Logger) -> None:
+            for name, path in pictures.items():
+                logger.write_picture(name, step, path)
+
+        self._call_loggers(write_pictures)
 
     def validation_bits_per_dim(self, step: int) -> float | None:
         """Returns the bits/dim of the validation images at a step; None where the log has no row of it."""

@@ -72,7 +72,7 @@ def find_cluster() -> Cluster | None:
         return None
     if len(set(workers)) < len(workers) or len(cluster.cluster.get("chief", [])) > 1:
         raise _malformed("it names an address twice, or more than one chief")
-    if task.index >= len(cluster.cluster.get(task.type, [])):
+    if not task.type or task.index >= len(cluster.cluster.get(task.type, [])):
         raise _malformed("task must name one of the workers")
     return cluster
 
