@@ -88,7 +88,7 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
 
 
 def device_input_options() -> tf.distribute.InputOptions:
-    """Returns the input options that copy some batches to the devices before their step ."""
+    """Returns the input options that copy some batches to the devices before their step."""
     batches = 2 if tf.config.get_visible_devices("GPU") else 1
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
