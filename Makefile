@@ -28,7 +28,7 @@ help: ## list the targets
 train: $(VENV)/.stamp-base ## train the quickstart preset, or another: make train ARGS="--preset NAME"
 	$(BIN)/python train.py $(ARGS)
 
-test: $(VENV)/.stamp-test ## run the quick tests: a quarter of an hour on two cores
+test: $(VENV)/.stamp-test ## run the quick tests: six minutes on two cores
 	$(PYTEST) $(ARGS)
 
 test-slow: $(VENV)/.stamp-test-all tools ## run the long tests alone: kills, full disks, browser, Node, C, Beam
