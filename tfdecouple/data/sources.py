@@ -231,6 +231,5 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
     try:
         return kind.open(config, image_shape, download)
     except OSError as error:
-        raise DataError(
-            f"cannot open data.source={config.source}: {error.strerror or one_line(error)}; mend that or name other images"
-        ) from error
+        reason = error.strerror or one_line(error)
+        raise DataError(f"cannot open data.source={config.source}: {reason}; mend that or name other images") from error
