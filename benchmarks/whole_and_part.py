@@ -130,7 +130,8 @@ def measure(files: list[pathlib.Path], out: pathlib.Path) -> None:
         write_pictures(out / f"switches-{size}.jpg", columns)
     header = ("switch", "colour", "brightness", "contrast", "gradients", "least", "distance")
     print(table(header, [(name, *row) for name, row in figures.items()]))
-    write_json(out / "whole_and_part.json", figures)
+    named = {name: dict(zip(header[1:], row, strict=True)) for name, row in figures.items()}
+    write_json(out / "whole_and_part.json", named)
 
 
 def compare(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
