@@ -14,6 +14,7 @@ import pathlib
 import random
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarr
         yield whole[:, ::flip], part[:, ::flip]
 
 
-def make_update(name: str, updates: int) -> tuple[object, Callable]:
+def make_update(name: str, updates: int) -> tuple[Any, Callable]:
     """Returns the bundled model, and the function that updates its weights with a batch and returns bits/dim and KL."""
     import keras
     import tensorflow as tf
