@@ -18,7 +18,7 @@ from export.deployed.deployed_encoder import DeployedDequantizer, DeployedEncode
 from export.deployed.deployed_flow import DeployedFlow, fold_prior
 from export.deployed.graph import Array, Deployed, Layout, round_array, to_float64
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import pad_images, shrink_images, size_multiple
+from tfdecouple.model.any_size import fit_images
 from tfdecouple.model.objective import by_label
 from tfdecouple.model.outlier_scores import shell, typicality
 
@@ -113,11 +113,9 @@ class DeployedModel(Deployed):
 
         Images whose height and width the graph does not know are shrunk for z, and padded for v.
         """
-        sides, shrunk = self.config.image_shape[:2], images
-        if images.shape[1:3] != sides:
-            shrunk, images = shrink_images(images, *sides), pad_images(images, size_multiple(self.config))
-        bins = self.to_bins(images)
-        z = self.infer_z(bins if shrunk is images else self.to_bins(shrunk), labels)
+        padded, shrunk = fit_images(self.config, images)
+        bins = self.to_bins(padded)
+        z = self.infer_z(bins if shrunk is padded else self.to_bins(shrunk), labels)
         return z, self.flow.forward(self.quantizer.centres(bins), z)
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from export.verification.tolerance import PERTURBATION
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import pad_images, shrink_images, size_multiple
+from tfdecouple.model.any_size import fit_images
 from tfdecouple.model.outlier_scores import OutlierScores, scores_of
 
 # Number of pixels that the model computes at once. Batches have one size, because TensorFlow traces each size anew.
@@ -97,14 +97,13 @@ class KerasAnswers:
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.step).astype(np.uint8)
 
     def _encode(self, images: np.ndarray, labels: Optional) -> list[Optional]:
-        pixels, mean, log_variance = tf.constant(images), None, None
-        bins = self._to_bins(pad_images(pixels, size_multiple(self.config)))
+        padded, shrunk = fit_images(self.config, tf.constant(images))
+        bins, mean, log_variance = self._to_bins(padded), None, None
         if labels is not None:
             mean = self.z_from_noise(None, labels)
         flow, encoder, quantizer = self._model.flow, self._model.encoder, self._model.quantizer
         if encoder is not None:
-            sides = self.config.image_shape[:2]
-            to_encode = bins if pixels.shape[1:3] == sides else self._to_bins(shrink_images(pixels, *sides))
+            to_encode = bins if shrunk is padded else self._to_bins(shrunk)
             mean, log_variance = self._run(lambda part: encoder.infer(quantizer.edges(part)), to_encode)
         v = self._run(lambda part, z: flow.forward_and_log_det(quantizer.centres(part), z)[:1], bins, mean)[0]
         return [mean, log_variance, v]

@@ -77,6 +77,13 @@ def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
     return tf.floor((2 * total + length) / (2 * length))
 
 
+def fit_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns images padded for the flow, and images shrunk for the encoder; both are `images` at the model's size."""
+    if images.shape[1:3] == config.image_shape[:2]:
+        return images, images
+    return pad_images(images, size_multiple(config)), shrink_images(images, *config.image_shape[:2])
+
+
 def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
     """Returns images padded to sides that are multiples of a number, by repeating the last row and column."""
     for axis, side in enumerate(sizes(images)[1:3], 1):

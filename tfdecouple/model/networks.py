@@ -19,14 +19,7 @@ from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
-from tfdecouple.model.any_size import (
-    count_images_at_once,
-    pad_images,
-    pad_side,
-    require_any_size,
-    shrink_images,
-    size_multiple,
-)
+from tfdecouple.model.any_size import count_images_at_once, fit_images, pad_side, require_any_size, size_multiple
 from tfdecouple.model.objective import (
     Elbo,
     Latents,
@@ -599,11 +592,9 @@ class Networks(keras.Model):
 
     def _levels_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the levels of images padded for the flow, and of images shrunk to the encoder's size."""
-        if self._own_size(images) is None:
-            levels = self.quantizer.levels(images)
-            return levels, levels
-        padded = pad_images(images, size_multiple(self.config))
-        return tuple(map(self.quantizer.levels, (padded, shrink_images(images, *self.config.image_shape[:2]))))
+        padded, shrunk = fit_images(self.config, images)
+        levels = self.quantizer.levels(padded)
+        return levels, levels if shrunk is padded else self.quantizer.levels(shrunk)
 
     def _run_in_pieces(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
         """Returns a function's results for a batch and other tensors `[n, ...]` or None; each image counts by itself.
