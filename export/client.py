@@ -162,9 +162,8 @@ def main(arguments=None):
     parser.add_argument("--check", action="store_true", help="encode and decode known images; status 1: some are lost")
     options = parser.parse_args(arguments)
     paths, count = options.paths, options.sample
-    if options.check + options.own_size + (count is not None) > 1 or not (
-        len(paths) <= 1 if options.check else len(paths) == (1 if options.own_size else 2 if count is None else 0)
-    ):
+    counts = (0, 1) if options.check else (1,) if options.own_size else (2,) if count is None else (0,)
+    if options.check + options.own_size + (count is not None) > 1 or len(paths) not in counts:
         return _fail("give two picture files, --own-size and one, --sample N, or --check and at most a folder")
     if count is not None and count < 1:
         return _fail(f"--sample is {count}; it must be at least 1")
@@ -206,14 +205,14 @@ def _check(model):
 
 
 def _own_size(model, path):
-    if not model.any_size or model.needs_labels:
+    if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
     try:
         picture = read_picture(path, model.shape[-1]) // model.step * model.step
     except Exception as error:  # Pillow raises many classes of exception for a damaged file.
         return _fail(f"cannot read {path}: {_one_line(error)}")
     try:
-        (decoded,) = model.decode(**model.encode(picture[None]))
+        (decoded,) = model.decode(**model.encode(picture[None], [0]))  # Any label's codes decode exactly.
     except Exception as error:  # Memory may be exhausted; ONNX Runtime raises many classes.
         return _fail(f"cannot encode and decode {path} with the files in {model.folder}: {_one_line(error)}")
     (height, width, _), lost = picture.shape, int((decoded != picture).sum())

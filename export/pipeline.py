@@ -123,9 +123,9 @@ class _Export:
             layouts = {_WRITERS[name][0] for name in written} | ({"NHWC"} if "savedmodel" in needed else set())
             deployed = {layout: DeployedModel(self._model, layout) for layout in sorted(layouts)}
             self._report("asking the Keras model for the right answers")
-            vectors = digest_weights(self._model, deployed)
-            made, source = self._make_vectors()
-            vectors |= made
+            digests = digest_weights(self._model, deployed)
+            vectors, source = self._make_vectors()
+            vectors |= digests
             np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
@@ -142,8 +142,8 @@ class _Export:
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
         """Returns the test vectors for the files, and a description of the source of their images."""
         data, shape = self._provenance.config.data, self._model.config.image_shape
-        images, source = load_real_images(data, shape)
         if not self._config.any_size:
+            images, source = load_real_images(data, shape)
             return make_vectors(self._model, images, self._report), source
         sizes = choose_sizes(*shape[:2])
         vectors = {"sizes": np.array([f"{width}x{height}" for height, width in sizes])}
