@@ -11,6 +11,7 @@ from export.export_config import FORMATS, ExportConfig
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 from tfdecouple.runtime.requirements import require
+from tfdecouple.storage.files import file_sha256
 
 EXIT_REFUSED = 4
 
@@ -116,7 +117,7 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
         parser.error("--run and --to are needed, or --verify")
 
     start_tensorflow()
-    from export.manifest import NAME, digest_file
+    from export.manifest import NAME
     from export.pipeline import export
     from export.verification.comparison import RefusedError
 
@@ -139,7 +140,7 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
     print()
     for path in published:
         print(path)
-    digest = digest_file(options.to / NAME).sha256
+    digest = file_sha256(options.to / NAME)
     print(f"\n{NAME} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
     return 0
 
@@ -150,7 +151,7 @@ def _verify(folder: pathlib.Path, expected: str | None) -> int:
     from export.verification.verify import verify_folder
 
     manifest.load_manifest(folder)
-    digest = manifest.digest_file(folder / manifest.NAME).sha256
+    digest = file_sha256(folder / manifest.NAME)
     if expected is not None and digest != expected.lower():
         print(f"error: {folder / manifest.NAME} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
         return EXIT_REFUSED

@@ -6,7 +6,6 @@ The export folder has `manifest.json`, and the answers of the model in `test_vec
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from tfdecouple.errors import UserError
-from tfdecouple.storage.files import read_json
+from tfdecouple.storage.files import FileDigest, file_sha256, read_json
 
 NAME = "manifest.json"
 VECTORS = "test_vectors"
@@ -40,13 +39,6 @@ _Inside = Annotated[str, pydantic.AfterValidator(_inside)]
 
 class _Model(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class Digest(_Model):
-    """The SHA-256 of a file, in hexadecimal digits, and its size in bytes."""
-
-    sha256: str
-    bytes: int
 
 
 class Part(_Model):
@@ -76,14 +68,14 @@ class Manifest(_Model):
 
     format: Literal[1]
     parts: dict[_Inside, Part]
-    files: dict[_Inside, Digest]
+    files: dict[_Inside, FileDigest]
 
     @property
     def vectors(self) -> set[str]:
         """The names of all files of test vectors in the manifest."""
         return {name for name in self.files if _VECTORS.fullmatch(name)}
 
-    def merge(self, parts: Mapping[str, Part], files: Mapping[str, Digest]) -> Manifest:
+    def merge(self, parts: Mapping[str, Part], files: Mapping[str, FileDigest]) -> Manifest:
         """Returns a manifest with new parts and files added; they replace parts and files of the same name."""
         all_parts = {**self.parts, **parts}
         needed = {part.vectors for part in all_parts.values()}
@@ -115,7 +107,7 @@ class Manifest(_Model):
         for name, digest in self.files.items():
             if name not in there:
                 yield "missing", name
-            elif there[name] == "file" and digest_file(folder / name) != digest:
+            elif there[name] == "file" and FileDigest.from_file(folder / name) != digest:
                 yield "changed", name
 
     def find_strays(self, folder: pathlib.Path) -> Iterator[str]:
@@ -141,17 +133,11 @@ def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
             yield path.relative_to(folder).as_posix(), kind
 
 
-def digest_file(path: pathlib.Path) -> Digest:
-    """Returns the SHA-256 and the size of a file."""
-    with path.open("rb") as file:
-        return Digest(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
-
-
-def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, Digest]:
+def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, FileDigest]:
     """Returns the digests of all files in a folder, by their paths in the folder, prefixed with `name`."""
     prefix = f"{name}/" if name else ""
     return {
-        f"{prefix}{path.relative_to(folder).as_posix()}": digest_file(path)
+        f"{prefix}{path.relative_to(folder).as_posix()}": FileDigest.from_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -159,7 +145,7 @@ def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, Digest]:
 
 def name_vectors(file: pathlib.Path) -> str:
     """Returns the name of a file of test vectors in an export folder, made from its digest, so that parts share it."""
-    return f"{VECTORS}/{digest_file(file).sha256[:16]}.npz"
+    return f"{VECTORS}/{file_sha256(file)[:16]}.npz"
 
 
 def load_manifest(folder: pathlib.Path) -> Manifest:

@@ -33,7 +33,7 @@ from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import name_fixed_weight
 from tfdecouple.runs.publishing import hide_path
-from tfdecouple.storage.files import write_json, write_text
+from tfdecouple.storage.files import FileDigest, write_json, write_text
 
 # The client program, published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
 CLIENT = pathlib.Path(__file__).with_name("client.py")
@@ -250,7 +250,7 @@ class _Export:
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
         files = manifest.digest_folder(staging.area / "files")
-        files[vectors] = manifest.digest_file(staging.area / _VECTORS)
+        files[vectors] = FileDigest.from_file(staging.area / _VECTORS)
         for name in parts:
             files |= manifest.digest_folder(staging.area / name.partition("/")[0], name)
         before = manifest.EMPTY
@@ -265,7 +265,7 @@ class _Export:
         # Settings of a server that are in the folder, but not in the earlier manifest, are recorded as they are.
         for name in manifest.EDITABLE:
             if name not in {*left.files, *files} and (staging.folder / name).is_file():
-                files[name] = manifest.digest_file(staging.folder / name)
+                files[name] = FileDigest.from_file(staging.folder / name)
         whole = left.merge(parts, files)
         return whole, before.vectors - whole.vectors
 

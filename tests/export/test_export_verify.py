@@ -20,6 +20,7 @@ from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification import verify
 from export.verification.comparison import Report, compare_files
+from tfdecouple.storage.files import FileDigest
 
 PARTS = ("savedmodel/1", "onnx")
 
@@ -46,7 +47,7 @@ class TestManifest:
         listed = json.loads((exported / manifest.NAME).read_text())["files"]
         there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
         assert {*listed} == there - {manifest.NAME}
-        assert all(manifest.digest_file(exported / name).model_dump() == digest for name, digest in listed.items())
+        assert all(FileDigest.from_file(exported / name).model_dump() == digest for name, digest in listed.items())
         assert "onnx/encoder.onnx" in listed and "savedmodel/1/assets.extra/model_card.json" in listed
 
         names = {"out/encode/v/values", "in/sample/v_noise", "kept/black", "weights/NCHW", "weights/NHWC"}
@@ -162,7 +163,7 @@ class TestVerify:
         # A file and its line are changed together.
         (copy / TEXT_NAME).write_text("# other\n")
         whole = json.loads((copy / manifest.NAME).read_text())
-        whole["files"][TEXT_NAME] = manifest.digest_file(copy / TEXT_NAME).model_dump()
+        whole["files"][TEXT_NAME] = FileDigest.from_file(copy / TEXT_NAME).model_dump()
         (copy / manifest.NAME).write_text(json.dumps(whole))
         assert main(["--verify", str(copy)]) == 0
         capsys.readouterr()
@@ -212,7 +213,7 @@ class TestVerify:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
         onnx.save(model, path)
         whole = json.loads((copy / manifest.NAME).read_text())
-        whole["files"]["onnx/decoder.onnx"] = manifest.digest_file(path).model_dump()
+        whole["files"]["onnx/decoder.onnx"] = FileDigest.from_file(path).model_dump()
         (copy / manifest.NAME).write_text(json.dumps(whole))
 
         def run(runtime, folder, vectors, options, report):

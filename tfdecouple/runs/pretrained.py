@@ -14,13 +14,13 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
 from tfdecouple.runtime.requirements import require
-from tfdecouple.storage.files import file_sha256, read_model, write_json
+from tfdecouple.storage.files import FileDigest, read_model, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # Name of the bundled weights that commands take where no run is named.
@@ -60,31 +60,18 @@ def find_pretrained(name: str) -> pathlib.Path | None:
     return BUNDLED / name if name in list_pretrained() else None
 
 
-class FileFacts(pydantic.BaseModel):
-    """The size and the SHA-256 of a published file."""
-
-    model_config = pydantic.ConfigDict(strict=True)
-    bytes: Annotated[int, pydantic.Field(ge=0)]
-    sha256: str
-
-    @classmethod
-    def from_file(cls, path: pathlib.Path) -> Self:
-        """Returns the facts of a file."""
-        return cls(bytes=path.stat().st_size, sha256=file_sha256(path))
-
-
 class Manifest(pydantic.BaseModel):
     """The list of published files with their sizes and digests, by their names within the folder."""
 
     model_config = pydantic.ConfigDict(strict=True)
     format: Literal[1] = 1
-    files: dict[str, FileFacts]
+    files: dict[str, FileDigest]
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path) -> Self:
         """Returns the manifest of all files of a folder."""
         paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        return cls(files={name: FileFacts.from_file(path) for name, path in paths.items() if name != MANIFEST})
+        return cls(files={name: FileDigest.from_file(path) for name, path in paths.items() if name != MANIFEST})
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes the manifest as manifest.json into a folder."""
@@ -110,7 +97,7 @@ class Manifest(pydantic.BaseModel):
         return manifest
 
     @property
-    def needed(self) -> dict[str, FileFacts]:
+    def needed(self) -> dict[str, FileDigest]:
         """The facts of the files that a model needs, by name."""
         return {name: facts for name, facts in self.files.items() if name not in FOR_PEOPLE}
 
@@ -120,7 +107,7 @@ class Manifest(pydantic.BaseModel):
             path = folder / name
             if not path.is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
-            if facts != FileFacts.from_file(path):
+            if facts != FileDigest.from_file(path):
                 raise RunError(
                     f"{name} of {where} differs from its manifest; remove {path.resolve()} and fetch it again"
                 )

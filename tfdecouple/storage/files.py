@@ -11,7 +11,7 @@ import pathlib
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 
@@ -149,6 +149,19 @@ def file_sha256(path: pathlib.Path) -> str:
     """Returns the SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FileDigest(pydantic.BaseModel):
+    """The size of a file in bytes, and its SHA-256, hexadecimal, as manifests have them."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
+    bytes: Annotated[int, pydantic.Field(ge=0)]
+    sha256: str
+
+    @classmethod
+    def from_file(cls, path: pathlib.Path) -> Self:
+        """Returns the size and the SHA-256 of a file."""
+        return cls(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
