@@ -29,13 +29,11 @@ except ConfigError as error:
 """
 
 
-def test_a_logger_is_a_module_and_its_place_in_the_registry(tmp_path):
+def test_a_logger_is_a_class_and_its_place_in_the_registry(tmp_path):
     folder = copy_of_packages(tmp_path)
-    module, _, registered = recipe("logger").partition("# at the top of `loggers/__init__.py`\n")
-    place, loggers = module.splitlines()[0].removeprefix("# "), folder / "tfdecouple" / "loggers" / "__init__.py"
-    imported, _, line = registered.partition("\n# in `LOGGERS`\n")
-    (folder / place).write_text(module, encoding="utf-8")
-    insert(loggers, "from tfdecouple.runtime.requirements", imported)
+    logger, _, line = recipe("logger").partition("\n# in `LOGGERS`\n")
+    loggers = folder / "tfdecouple" / "loggers.py"
+    insert(loggers, "# Classes of the loggers", f"{logger}\n")
     register(loggers, "LOGGERS", line)
     used = run_in(folder, "-c", USE)
     assert used.returncode == 0, used.stderr

@@ -1,0 +1,198 @@
+"""Loggers, which write a run's metrics and pictures beside `metrics.jsonl`, and the registry of their names.
+
+Large packages are imported in methods, because the config reads the names (`training.loggers`) without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tfdecouple.errors import one_line
+from tfdecouple.runtime.requirements import require
+
+
+class Logger:
+    """The base class of loggers, which receive the rows and pictures of a run's log; its methods do nothing.
+
+    Args:
+        folder: the run folder; nothing is touched before `open`.
+        config: the `Config` of the run.
+
+    Attributes:
+        name: name of the logger in `training.loggers`.
+        package: name of the package that the logger needs, which an extra installs; "" for none.
+        is_foreign: whether the logger calls a client of another project, whose failure must not end a run.
+    """
+
+    name = ""
+    package = ""
+    is_foreign = False
+
+    def __init__(self, folder: pathlib.Path, config: Any):
+        self.folder = folder
+        self.config = config
+
+    def open(self, step: int) -> None:
+        """Starts a log, or resumes it at a step of the run; rows of later steps will come again."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a row of metrics; the arguments are those of `MetricsLog.write`."""
+
+    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
+        """Adds a picture, a PNG file."""
+
+    def flush(self) -> None:
+        """Writes out all buffered rows and pictures."""
+
+    def close(self) -> None:
+        """Closes the log."""
+
+
+def select_numbers(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the metrics of a row that are numbers, by names such as "train/bits_per_dim"."""
+    return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+
+
+class TensorBoard(Logger):
+    """A logger of metrics, pictures and, as hyperparameters, the config to `tensorboard/` in the run folder.
+
+    It raises OSError where the disk is full, so that the run ends as it does for `metrics.jsonl`.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, folder: pathlib.Path, config: Any):
+        import tensorflow as tf
+
+        super().__init__(folder / "tensorboard", config)
+        self._writer = tf.summary.create_noop_writer()
+
+    def open(self, step: int) -> None:
+        """Starts a log, or resumes it and makes TensorBoard drop all points after the step."""
+        import tensorflow as tf
+        from tensorboard.plugins.hparams import api as hparams
+
+        with _os_errors():
+            if self.folder.exists():
+                # This event says that the run resumed, so that TensorBoard drops all later points.
+                with (
+                    tf.Graph().as_default(),
+                    tf.compat.v1.summary.FileWriter(str(self.folder), filename_suffix=".restart") as writer,
+                ):
+                    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+                    writer.add_session_log(start, step + 1)
+            self._writer = tf.summary.create_file_writer(str(self.folder))
+            with self._writer.as_default(step=step):
+                options = self.config.options().items()
+                hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a row of metrics to the event file."""
+        import tensorflow as tf
+
+        with _os_errors(), self._writer.as_default(step=step):
+            for name, value in select_numbers(kind, values).items():
+                tf.summary.scalar(name, value)
+
+    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
+        """Adds a picture, a PNG file, to the event file."""
+        import numpy as np
+        import tensorflow as tf
+        from PIL import Image
+
+        with _os_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
+            tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
+
+    def flush(self) -> None:
+        """Writes out all rows and pictures that the writer has buffered."""
+        with _os_errors():
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        with _os_errors():
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Returns a context in which an error of TensorFlow's event writer becomes an OSError."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, one_line(error, first=True)) from error
+
+
+class WeightsAndBiases(Logger):
+    """A logger to `wandb/` in the run folder, offline unless `WANDB_MODE` has another value.
+
+    A resumed run adds to the same run of Weights & Biases; `wandb sync` uploads a run that was logged offline.
+    """
+
+    name = "wandb"
+    package = "wandb"
+    is_foreign = True
+    # The run of Weights & Biases, and the client's class of pictures.
+    _run: Any = None
+    _image: Any = None
+
+    def open(self, step: int) -> None:
+        """Starts or resumes the run of Weights & Biases."""
+        wandb = importlib.import_module("wandb")
+        path = self.folder / "wandb" / "id"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(os.urandom(4).hex(), encoding="utf-8")
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "tfdecouple"),
+            name=os.environ.get("WANDB_NAME", self.config.name),
+            id=path.read_text(encoding="utf-8"),
+            resume="allow",
+            dir=str(self.folder),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=self.config.to_dict(),
+        )
+        # A metric "step" replaces the client's count of steps, which cannot go back to the checkpoint of a resumed run.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds a row of metrics to the run of Weights & Biases."""
+        self._run.log({"step": step, **select_numbers(kind, values)})
+
+    def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
+        """Adds a picture, a PNG file, to the run of Weights & Biases."""
+        self._run.log({"step": step, name: self._image(str(path))})
+
+    def close(self) -> None:
+        """Ends the run of Weights & Biases."""
+        if self._run is not None:
+            self._run.finish()
+
+
+# Classes of the loggers by name, in the order of help texts and messages.
+LOGGERS: dict[str, type[Logger]] = {
+    logger.name: logger
+    for logger in (
+        TensorBoard,
+        WeightsAndBiases,
+    )
+}
+
+
+def require_loggers(names: Sequence[str]) -> None:
+    """Raises MissingPackageError if a logger needs a package that is not installed; the message names the extra."""
+    for name in names:
+        if LOGGERS[name].package:
+            require(LOGGERS[name].package, what=f"training.loggers={name}")
