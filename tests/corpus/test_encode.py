@@ -19,7 +19,7 @@ from helpers.runs import write_run
 
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
-from tfdecouple.corpus import formats, read_codes
+from tfdecouple.corpus import code_files, read_codes
 from tfdecouple.corpus.codes_manifest import SCORES
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
@@ -200,7 +200,7 @@ class TestRefusals:
         [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "full")],
     )
     def test_full_disk_keeps_what_is_whole(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
-        to_examples = formats.to_examples
+        to_examples = code_files.to_examples
         calls = []
 
         def fails(*rest):
@@ -210,7 +210,7 @@ class TestRefusals:
                     raise error
                 yield example
 
-        monkeypatch.setattr(formats, "to_examples", fails)
+        monkeypatch.setattr(code_files, "to_examples", fails)
         line = refused(capsys, encode)
         assert "No space left on device" in line and "the same command goes on from it" in line
         assert list(contents(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]

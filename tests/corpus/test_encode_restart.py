@@ -14,7 +14,7 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
 
 from tfdecouple.cli import main
-from tfdecouple.corpus import formats, read_codes
+from tfdecouple.corpus import code_files, read_codes
 from tfdecouple.data import image_folder
 from tfdecouple.errors import DataError
 from tfdecouple.runs.opened_run import load_model
@@ -44,7 +44,7 @@ def reads(monkeypatch):
 @pytest.fixture
 def stop_after(monkeypatch):
     """A function that makes the program stop when it has written so many images; 0 for never."""
-    to_examples = formats.to_examples
+    to_examples = code_files.to_examples
     left = [0]
 
     def stopping(*rest):
@@ -54,7 +54,7 @@ def stop_after(monkeypatch):
             if left[0] == 0:
                 raise Stop
 
-    monkeypatch.setattr(formats, "to_examples", stopping)
+    monkeypatch.setattr(code_files, "to_examples", stopping)
 
     def set_left(count):
         left[0] = count

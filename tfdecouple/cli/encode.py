@@ -58,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "parquet":
         require("pyarrow", what="--format parquet")
     start_tensorflow()
+    from tfdecouple.corpus.codes_folder import CodesFolder
     from tfdecouple.corpus.codes_manifest import Manifest
     from tfdecouple.corpus.encoding import encode_shards, make_encoder
-    from tfdecouple.corpus.folder import CodesFolder
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
 
@@ -116,8 +116,8 @@ def run(options: argparse.Namespace) -> int:
 def _verify(out: pathlib.Path) -> int:
     """Returns the exit status of --verify, after printing a line for each file that differs from its record."""
     start_tensorflow()
+    from tfdecouple.corpus.codes_folder import verify_codes
     from tfdecouple.corpus.codes_manifest import Manifest
-    from tfdecouple.corpus.folder import verify_codes
     from tfdecouple.runtime.progress import Counter
 
     manifest = Manifest.read(out)

@@ -21,6 +21,7 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfdecouple.config.shapes import Shape
+from tfdecouple.corpus.code_files import to_examples
 from tfdecouple.corpus.codes_manifest import (
     MANIFEST,
     NO_LABEL,
@@ -31,7 +32,6 @@ from tfdecouple.corpus.codes_manifest import (
     Shard,
     key_bytes,
 )
-from tfdecouple.corpus.formats import to_examples
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.arguments import as_labels
+from tfdecouple.corpus.codes_folder import CodesFolder
 from tfdecouple.corpus.codes_manifest import SCORES, Field, Manifest, ShardRange, key_bytes
-from tfdecouple.corpus.folder import CodesFolder
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, InversionError, UserError, one_line

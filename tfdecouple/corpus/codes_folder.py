@@ -15,8 +15,8 @@ import tensorflow as tf
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config
+from tfdecouple.corpus.code_files import write_codes
 from tfdecouple.corpus.codes_manifest import Manifest, Shard, ShardRange
-from tfdecouple.corpus.formats import write_codes
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
