@@ -168,8 +168,8 @@ def test_keys_and_labels_are_those_of_the_data_code():
     reader = make_reader("/data/", [*paths, *others], (8, 8, 3), 0)
     assert reader.labels == ("cats", ODD)
     assert [reader.is_image(path) for path in paths + others] == [True] * 4 + [False] * 4
-    assert [reader.label_name(path) for path in paths] == ["cats", "cats", "", ODD]
-    assert reader.key("/data/cats/1.PNG") == "cats/1.PNG"
+    assert [reader.find_label_name(path) for path in paths] == ["cats", "cats", "", ODD]
+    assert reader.find_key("/data/cats/1.PNG") == "cats/1.PNG"
     paths = ["/data/train/cats/1.png", "/data/val/1.png", "/data/other/1.png", "/data/1.png"]
     reader = make_reader("/data/", paths, (8, 8, 3), 0)
     assert reader.labels == ("cats",) and [reader.is_image(path) for path in paths] == [True, True, False, False]
@@ -182,7 +182,7 @@ def test_error_of_a_step_is_one_line(encode, tmp_path, monkeypatch, capsys):
         raise DataError("the encoder went away")
         yield
 
-    monkeypatch.setattr(beam, "to_examples", fails)
+    monkeypatch.setattr(beam, "serialize_examples", fails)
     line = capsys.readouterr() and refused(capsys, lambda: encode(*IN_MEMORY))
     assert "the pipeline failed" in line and "the encoder went away" in line
     assert f"remove {tmp_path / 'codes'} before the next run" in line

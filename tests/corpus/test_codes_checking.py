@@ -181,9 +181,7 @@ class TestDamagedManifest:
         (out / MANIFEST).write_bytes(b'{"version": 1, "splits": []}')
         before = contents(out)
         for command in (arguments("tfrecord", out), ["encode", "--verify", "--out", str(out)]):
-            assert "is no manifest of codes: format: Field required" in refused(
-                capsys, lambda command=command: main(command)
-            )
+            assert "Field required" in refused(capsys, lambda command=command: main(command))
         assert contents(out) == before
 
 

@@ -131,7 +131,7 @@ class TestCodes:
 
         pixels = random_images(31, seed=5)[22]
         monkeypatch.setattr(DecoupledModel, "posterior", broken)
-        assert "z of the image validation/2.png is not finite" in refused(capsys, encode)
+        assert "z of validation is not finite for 1 of 6 images (number 2)" in refused(capsys, encode)
         assert sorted(path.name for path in (tmp_path / "codes").glob("*.tfrecord")) == [
             f"{name}.tfrecord" for name in FILES[:3]
         ]
@@ -200,17 +200,17 @@ class TestRefusals:
         [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "full")],
     )
     def test_full_disk_keeps_what_is_whole(self, encode, pictures, tmp_path, monkeypatch, capsys, error):
-        to_examples = code_files.to_examples
+        serialize_examples = code_files.serialize_examples
         calls = []
 
         def fails(*rest):
-            for example in to_examples(*rest):
+            for example in serialize_examples(*rest):
                 calls.append(example)
                 if len(calls) == 10:
                     raise error
                 yield example
 
-        monkeypatch.setattr(code_files, "to_examples", fails)
+        monkeypatch.setattr(code_files, "serialize_examples", fails)
         line = refused(capsys, encode)
         assert "No space left on device" in line and "the same command goes on from it" in line
         assert list(contents(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]

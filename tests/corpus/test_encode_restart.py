@@ -44,17 +44,17 @@ def reads(monkeypatch):
 @pytest.fixture
 def stop_after(monkeypatch):
     """A function that makes the program stop when it has written so many images; 0 for never."""
-    to_examples = code_files.to_examples
+    serialize_examples = code_files.serialize_examples
     left = [0]
 
     def stopping(*rest):
-        for example in to_examples(*rest):
+        for example in serialize_examples(*rest):
             yield example
             left[0] -= 1
             if left[0] == 0:
                 raise Stop
 
-    monkeypatch.setattr(code_files, "to_examples", stopping)
+    monkeypatch.setattr(code_files, "serialize_examples", stopping)
 
     def set_left(count):
         left[0] = count

@@ -21,7 +21,7 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.corpus.code_files import to_examples
+from tfdecouple.corpus.code_files import make_schema, make_table, serialize_examples
 from tfdecouple.corpus.codes_manifest import (
     MANIFEST,
     NO_LABEL,
@@ -114,15 +114,13 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     batches = beam.BatchElements(min_batch_size=options.batch_size, max_batch_size=options.batch_size)
     codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encoder.encode)
     if options.format == "parquet":
-        from tfdecouple.corpus.parquet import schema, to_table
-
         fields = encoder.fields
-        codes = codes | "To tables" >> beam.Map(lambda batch: to_table(batch[0], batch[1], batch[2], fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: make_table(*batch, fields))
         write: Any = beam.io.parquetio.WriteToParquetBatched(
-            f"{out}/{SPLIT}", schema(fields), file_name_suffix=".parquet", num_shards=options.shards
+            f"{out}/{SPLIT}", make_schema(fields), file_name_suffix=".parquet", num_shards=options.shards
         )
     else:
-        codes = codes | "To examples" >> beam.FlatMap(lambda batch: to_examples(*batch))
+        codes = codes | "To examples" >> beam.FlatMap(lambda batch: serialize_examples(*batch))
         write = beam.io.WriteToTFRecord(f"{out}/{SPLIT}", file_name_suffix=".tfrecord", num_shards=options.shards)
     _ = (
         codes
@@ -152,25 +150,25 @@ class Reader:
     has_splits: bool
     labels: tuple[str, ...] = ()
 
-    def key(self, path: str) -> str:
+    def find_key(self, path: str) -> str:
         """Returns the path of a file below the folder."""
         return path.removeprefix(self.root)
 
     def is_image(self, path: str) -> bool:
         """Returns whether a file is an image of the data set, judged by its path."""
-        names = self.key(path).split("/")
+        names = self.find_key(path).split("/")
         is_image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
         return is_image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
-    def label_name(self, path: str) -> str:
+    def find_label_name(self, path: str) -> str:
         """Returns the name of the sub-folder that labels a file; "" for a file without a label."""
-        folders = self.key(path).split("/")[:-1]
+        folders = self.find_key(path).split("/")[:-1]
         return next(iter(folders[self.has_splits :]), "")
 
     def read(self, name: bytes) -> Iterator[Any]:
         """Yields key, label and pixels, uint8 [height, width, channels], of a file; or a text with its read error."""
         path = os.fsdecode(name)
-        key = key_bytes(self.key(path))
+        key = key_bytes(self.find_key(path))
         try:
             if "://" not in path and not os.path.isfile(path):
                 # A pipe is refused, because reading it could wait without end.
@@ -180,7 +178,7 @@ class Reader:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
             yield beam.pvalue.TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
         else:
-            label = self.label_name(path)
+            label = self.find_label_name(path)
             yield key, self.labels.index(label) if label in self.labels else NO_LABEL, pixels
 
 
@@ -188,7 +186,7 @@ def make_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop
     """Returns the reader of the image files with these paths below a folder; raises DataError if there are none."""
     has_splits = any(path.startswith(f"{root}train/") for path in paths)
     reader = Reader(root, image_shape, centre_crop, has_splits)
-    names = {reader.label_name(path) for path in paths if reader.is_image(path)}
+    names = {reader.find_label_name(path) for path in paths if reader.is_image(path)}
     if not names:
         raise DataError(f"there are no images in {root}; --images takes a folder of image files")
     return dataclasses.replace(reader, labels=tuple(sorted(names - {""})))
@@ -237,12 +235,9 @@ def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
 
 def make_digest_line(path: str) -> str:
     """Returns a line of JSON with name, size and SHA-256 of a file."""
-    digest, size = hashlib.sha256(), 0
-    with FileSystems.open(path, compression_type="uncompressed") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            size += len(block)
-    return json.dumps({"name": path.rpartition("/")[2], "bytes": size, "sha256": digest.hexdigest()})
+    with FileSystems.open(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return json.dumps({"name": path.rpartition("/")[2], "bytes": file.tell(), "sha256": digest})
 
 
 def _find_encoder(model: str) -> str:

@@ -20,7 +20,7 @@ from tfdecouple.corpus.codes_manifest import Manifest, Shard, ShardRange
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
-from tfdecouple.storage.files import TEMPORARY, file_sha256, move_into_place, temporary_file
+from tfdecouple.storage.files import TEMPORARY, FileDigest, move_into_place, temporary_file
 
 # Name of the run folder with the weights that encoded the images; only these weights decode the codes.
 RUN = "_run"
@@ -121,8 +121,8 @@ class CodesFolder:
         """Writes a file of codes under a temporary name, notes its digest in the journal, and renames the file."""
         with self.writing(), temporary_file(self.path / shard.name) as temporary:
             write_codes(manifest.format, temporary, manifest.fields, keys, rows)
-            size, digest = temporary.stat().st_size, file_sha256(temporary)
-            entry = Shard(name=shard.name, images=len(keys), bytes=size, sha256=digest)
+            digest = FileDigest.from_file(temporary).model_dump()
+            entry = Shard(name=shard.name, images=len(keys), **digest)
             with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
                 # The line begins with a line break, because a killed program may have left half a line before it.
                 journal.write(f"\n{entry.model_dump_json()}\n")
@@ -163,14 +163,12 @@ def find_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
     if shard is None:
         return "has no SHA-256 on record"
     try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            return f"has {size:,} bytes, {shard.bytes:,} were written"
-        if file_sha256(path) != shard.sha256:
-            return "has another content than was written (its SHA-256 differs)"
+        digest = FileDigest.from_file(path)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return None
+    if digest.bytes != shard.bytes:
+        return f"has {digest.bytes:,} bytes, {shard.bytes:,} were written"
+    return None if digest.sha256 == shard.sha256 else "has another content than was written (its SHA-256 differs)"
 
 
 def verify_codes(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], None]) -> list[str]:

@@ -12,7 +12,7 @@ import pydantic
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, one_line
-from tfdecouple.storage.files import read_json, write_json
+from tfdecouple.storage.files import FileDigest, read_model, write_json
 
 # Name of the manifest's file. It begins with an underscore because Arrow and Spark skip these files in a folder.
 MANIFEST = "_manifest.json"
@@ -54,13 +54,11 @@ class Field(_Model):
         return math.prod(self.shape)
 
 
-class Shard(_Model):
+class Shard(FileDigest):
     """The record of a complete file of codes; `images` is None for encode-beam, which does not count them per file."""
 
     name: _Name
     images: _Count | None = None
-    bytes: _Count
-    sha256: str
 
 
 class ShardRange(NamedTuple):
@@ -188,13 +186,9 @@ class Manifest(_Model):
         """Returns the manifest in a folder, or None where it has none; raises DataError for a malformed manifest."""
         path = folder / MANIFEST
         try:
-            return cls.model_validate(read_json(path, _MOST_BYTES))
+            return read_model(path, cls, _MOST_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except pydantic.ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "it"
-            raise DataError(f"{path} is no manifest of codes: {where}: {one_line(first['msg'])}") from error
         except (OSError, ValueError) as error:
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
 

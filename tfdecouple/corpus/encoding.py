@@ -14,7 +14,8 @@ from tfdecouple.corpus.codes_folder import CodesFolder
 from tfdecouple.corpus.codes_manifest import SCORES, Field, Manifest, ShardRange, key_bytes
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
-from tfdecouple.errors import DataError, InversionError, UserError, one_line
+from tfdecouple.errors import DataError, UserError, one_line
+from tfdecouple.metrics.base import require_finite
 from tfdecouple.metrics.outliers import Scorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
@@ -95,40 +96,31 @@ def encode_shards(
 
     Raises:
         DataError: where an image cannot be read.
-        InversionError: where a code is not finite.
+        RunError: where a code is not finite.
         UserError: where a file cannot be written, or the memory is too small.
     """
-    done = 0
-    far: list[bytes] = []
+    done, far = 0, list[bytes]()
+    empty = {field.name: np.zeros((0, *field.shape), np.float32) for field in manifest.fields}
     for split, group in itertools.groupby(shards, lambda shard: shard.split):
         files = list(group)
         indices = np.concatenate([np.arange(shard.start, shard.stop) for shard in files])
-        # A batch may belong to several files; `left` holds its rows for the next file.
-        batches = encode_images(source, split, indices, encoder, batch_size)
-        left: Rows | None = None
+        batches = _encode_batches(source, split, indices, encoder, batch_size)
+        rows: Rows = {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int32), **empty}
         for shard in files:
-            keys: list[bytes] = []
-            empty = {field.name: np.zeros((0, *field.shape), np.float32) for field in manifest.fields}
-            parts: list[Rows] = [{"label": np.zeros(0, np.int32), **empty}]
-            while left is not None or (left := next(batches, None)) is not None:
-                inside = int(np.searchsorted(left["index"], shard.stop))
-                rows = {name: values[:inside] for name, values in left.items()}
-                if inside:
-                    names = [key_bytes(source.key(split, int(index))) for index in rows["index"]]
-                    _require_finite(rows, manifest.fields, names)
-                    if "v" in rows:
-                        far += itertools.compress(names, far_from_training(rows["v"]))
-                    keys += names
-                    parts.append(rows)
-                    counter(done + int(rows["index"][-1]) + 1 - shard.start)
-                if inside < len(left["index"]):
-                    left = {name: values[inside:] for name, values in left.items()}
-                    break
-                left = None
-            codes = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            # A batch may belong to several files, so that `rows` begins with the rest of the last batch.
+            parts = [rows]
+            while np.max(parts[-1]["index"], initial=-1) < shard.stop - 1 and (batch := next(batches, None)):
+                parts.append(batch)
+                counter(done := done + len(batch["index"]))
+            rows = {name: np.concatenate([part[name] for part in parts]) for name in rows}
+            end = int(np.searchsorted(rows["index"], shard.stop))
+            codes, rows = ({name: each[part] for name, each in rows.items()} for part in (slice(end), slice(end, None)))
+            for field in manifest.fields:
+                require_finite(f"{field.name} of {split}", codes[field.name], codes["index"])
+            keys = [key_bytes(source.key(split, int(index))) for index in codes["index"]]
+            if "v" in codes:
+                far += itertools.compress(keys, far_from_training(codes["v"]))
             folder.write_shard(manifest, shard, keys, codes)
-            done += shard.stop - shard.start
-            counter(done)
     return far
 
 
@@ -142,7 +134,9 @@ def hash_keys(source: Source, splits: Sequence[str]) -> str:
     return digest.hexdigest() if named else ""
 
 
-def encode_images(source: Source, split: str, indices: np.ndarray, encoder: Encoder, batch_size: int) -> Iterator[Rows]:
+def _encode_batches(
+    source: Source, split: str, indices: np.ndarray, encoder: Encoder, batch_size: int
+) -> Iterator[Rows]:
     """Yields the codes of the images with ascending indices, with "index" and "label", batch by batch in order."""
     batches = source.split(split).examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
     while True:
@@ -155,11 +149,3 @@ def encode_images(source: Source, split: str, indices: np.ndarray, encoder: Enco
             return
         labels = check_labels(source, batch["label"])
         yield {"index": batch["index"], "label": labels, **encoder(batch["image"], batch["index"], labels)}
-
-
-def _require_finite(rows: Rows, fields: Sequence[Field], keys: Sequence[bytes]) -> None:
-    for field in fields:
-        finite = np.isfinite(rows[field.name]).reshape(len(keys), -1).all(1)
-        if not finite.all():
-            key = keys[int(np.argmin(finite))].decode()
-            raise InversionError(f"{field.name} of the image {key} is not finite; these weights cannot encode it")

@@ -125,7 +125,7 @@ def require_finite(what: str, values: np.ndarray, index: np.ndarray) -> None:
         values: the values of each image.
         index: the numbers of the images in their split, `[images]`.
     """
-    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):
         from tfdecouple.model.round_trip import listed
 
