@@ -81,10 +81,14 @@ CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 @functools.cache
 def case(name):
+    """Returns the layer, inputs and conditions that `build_case` makes of an entry of CASES."""
+    return build_case(name, *CASES[name])
+
+
+def build_case(name, make, shape, condition_size):
     """Returns a built layer, inputs and conditions (or None); each weight of the layer changes its results."""
-    make, shape, condition_size = CASES[name]
     rng = np.random.default_rng(1)
-    layer = make(name=name.replace(".", "_"))
+    layer = make(name=name.replace(".", "_").replace("-", "_"))
     layer.build((None, *shape))
     give_effect(layer, scale=0.3)
     x = tf.constant(rng.standard_normal((BATCH, *shape)))

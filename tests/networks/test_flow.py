@@ -9,18 +9,51 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.flows import BATCH, BLOCKS, CONDITION, F64, FLOWS, SMALL, block, close, flow
-from helpers.layers import check
-from helpers.models import (
-    give_effect,
-    jacobian_log_det,
-    walk_with,
-)
+from helpers.layers import BATCH, CONDITION, build_case, check, close
+from helpers.models import TINY, give_effect, jacobian_log_det, walk_with
+from helpers.variants import STAGES, VARIANTS
 
 from tfdecouple.errors import UserError
 from tfdecouple.layers import ActNorm, Coupling, InvertibleConv1x1
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
-from tfdecouple.networks.prior import PriorStep
+from tfdecouple.networks.prior import PriorFlow, PriorStep
+
+F64 = {"dtype": "float64"}
+# Blocks of a flow by name: the constructor, the shape of an input without the batch, and the size of the condition.
+BLOCKS = {
+    "step": (functools.partial(FlowStep, 4, CONDITION, **F64), (2, 2, 4), CONDITION),
+    "step-odd": (functools.partial(FlowStep, 4, CONDITION, alpha=0.6, **F64), (2, 2, 3), CONDITION),
+    "step-additive": (functools.partial(FlowStep, 4, transform="additive", **F64), (2, 2, 4), 0),
+    "factor-out": (functools.partial(FactorOut, 2, 4, CONDITION, **F64), (2, 2, 6), CONDITION),
+    "factor-out-additive": (functools.partial(FactorOut, 1, 4, transform="additive", **F64), (2, 2, 3), 0),
+    "prior-step-additive": (functools.partial(PriorStep, 5, transform="additive", **F64), (5,), 0),
+    "prior-flow": (functools.partial(PriorFlow, 2, 5, alpha=0.6, **F64), (6,), 0),
+}
+# Configs of small flows that together have each kind of conditioning and coupling.
+FLOWS = {
+    "tiny": TINY,
+    "unconditional-additive": dataclasses.replace(
+        STAGES, conditioning="none", transform="additive", multiscale_transform="additive"
+    ),
+    "base": dataclasses.replace(STAGES, conditioning="base", base_hidden=5),
+    "grey": VARIANTS["grey"],
+}
+
+
+@functools.cache
+def block(name):
+    return build_case(name, *BLOCKS[name])
+
+
+@functools.cache
+def flow(name):
+    config = FLOWS[name]
+    rng = np.random.default_rng(1)
+    layer = Flow(config, **F64)
+    layer.build()
+    give_effect(layer)
+    x = tf.constant(rng.uniform(-1, 1, (BATCH, *config.image_shape)))
+    return layer, x, tf.constant(rng.standard_normal((BATCH, config.latent_dim))) if config.has_latent else None
 
 
 @functools.cache
@@ -116,7 +149,7 @@ class TestMultiScale:
         assert np.flatnonzero(difference > 1e-12).tolist() == list(changed)
 
     def test_flow_of_two_levels_is_what_one_writes_by_hand(self):
-        config = dataclasses.replace(SMALL, steps=(1, 2), hidden_channels=(4, 4))
+        config = dataclasses.replace(STAGES, steps=(1, 2), hidden_channels=(4, 4))
         layer = Flow(config, **F64)
         layer.build()
         give_effect(layer)
@@ -134,9 +167,9 @@ class TestMultiScale:
     @pytest.mark.parametrize(
         "config",
         [
-            dataclasses.replace(SMALL, steps=(1, (1, 2, 1), 1)),
+            dataclasses.replace(STAGES, steps=(1, (1, 2, 1), 1)),
             dataclasses.replace(
-                SMALL, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_shape=(8, 8, 3)
+                STAGES, steps=(1, (1,), (1, 1), 1), factors=(2, 3), hidden_channels=(3, 3, 3, 3), image_shape=(8, 8, 3)
             ),
         ],
         ids=["three-stages", "factors-2-and-3"],

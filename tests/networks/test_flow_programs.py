@@ -10,9 +10,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.flows import CONDITION, SMALL
+from helpers.layers import CONDITION
 from helpers.models import give_effect
 from helpers.places import ROOT
+from helpers.variants import STAGES
 
 from tfdecouple.layers import Coupling, InvertibleSequence, backward_memory
 from tfdecouple.networks.flow import Flow, FlowStep
@@ -34,7 +35,7 @@ class TestPrograms:
             return original(self, x, condition)
 
         monkeypatch.setattr(FlowStep, "_forward", counted)
-        layer = Flow(dataclasses.replace(SMALL, steps=(2, 3), hidden_channels=(4, 4)))
+        layer = Flow(dataclasses.replace(STAGES, steps=(2, 3), hidden_channels=(4, 4)))
         layer.forward_and_log_det(np.zeros((1, 4, 4, 3)), np.zeros((1, 4)))
         assert len(traces) == 2
 
@@ -42,13 +43,13 @@ class TestPrograms:
         traces = []
         original = FlowStep._forward
         monkeypatch.setattr(FlowStep, "_forward", lambda *given: traces.append(given[1].shape[0]) or original(*given))
-        layer = Flow(dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)))
+        layer = Flow(dataclasses.replace(STAGES, steps=(1, 1), hidden_channels=(4, 4)))
         found = [layer.forward_and_log_det(np.zeros((n, 4, 4, 3)), np.zeros((n, 4)))[0] for n in (1, 3, 2, 5, 1)]
         assert traces == [1] * 2 + [None] * 2 and [v.shape[0] for v in found] == [1, 3, 2, 5, 1]
 
     @pytest.mark.parametrize("method", ["forward_and_log_det", "inverse_and_log_det"])
     def test_values_that_stand_for_weights_stand_for_them_in_programs_too(self, method):
-        layer = Flow(dataclasses.replace(SMALL, steps=(1, 1), hidden_channels=(4, 4)))
+        layer = Flow(dataclasses.replace(STAGES, steps=(1, 1), hidden_channels=(4, 4)))
         x, z = np.ones((1, 4, 4, 3), "float32"), np.ones((1, 4), "float32")
         layer.build()
         give_effect(layer)
