@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import scipy.linalg
-from helpers.extractors import colours, write_onnx
+from helpers.evaluations import compute_mean_colours, write_onnx
 from helpers.models import SMALL, give_effect, let_z_show, random_images
 from helpers.places import ROOT, user_environment
 from helpers.refusals import refused
@@ -68,7 +68,7 @@ def read(folder, name):
 
 def distance(*images):
     """The Frechet distance of two sets of images by the formula as it is usually written."""
-    features = [colours(each) for each in images]
+    features = [compute_mean_colours(each) for each in images]
     a, b = (np.cov(rows.T) for rows in features)
     shift = features[0].mean(0) - features[1].mean(0)
     return np.square(shift).sum() + np.trace(a + b - 2 * np.real(scipy.linalg.sqrtm(a @ b)))

@@ -6,13 +6,19 @@ import json
 import keras
 import numpy as np
 import pytest
-from helpers.extractors import colours, frechet_result, write_onnx
+from helpers.evaluations import compute_mean_colours, compute_metric, write_onnx
 from helpers.models import SMALL, random_images
-from onnx import TensorProto
 
 from tfdecouple.cli import main
 from tfdecouple.errors import DataError, ExtractorError, InversionError, NotInitializedError, UntrustedError
-from tfdecouple.metrics.frechet import Moments, compute_frechet_distance, compute_moments, draw_samples, open_extractor
+from tfdecouple.metrics.frechet import (
+    FrechetDistance,
+    Moments,
+    compute_frechet_distance,
+    compute_moments,
+    draw_samples,
+    open_extractor,
+)
 from tfdecouple.model import DecoupledModel
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -77,16 +83,16 @@ class TestExtractor:
         path = write(tmp_path / name)
         opened = open_extractor(path, (8, 8, 3), trust=name.endswith(".keras"))
         for images in (random_images(5), random_images(3, seed=1)):
-            np.testing.assert_allclose(opened(images), colours(images), rtol=1e-6)
+            np.testing.assert_allclose(opened(images), compute_mean_colours(images), rtol=1e-6)
 
     @pytest.mark.parametrize(
         ("write", "parts"),
         [
             (lambda p: p / "missing.onnx", ("there is no extractor file", "missing.onnx")),
             (lambda p: p, ("there is no extractor file",)),
-            (lambda p: write_onnx(p / "a.onnx", dtype=TensorProto.FLOAT), ("takes float and", "uint8")),
-            (lambda p: write_onnx(p / "a.onnx", shape=("n", 299, 299, 3)), ("(2, 8, 8, 3)", "299", "of these images")),
-            (lambda p: write_onnx(p / "a.onnx", shape=(1, 8, 8, 3)), ("(2, 8, 8, 3)", "of any n")),
+            (lambda p: write_onnx(p / "a.onnx", dtype="float"), ("takes float and", "uint8")),
+            (lambda p: write_onnx(p / "a.onnx", shape="n, 299, 299, 3"), ("(2, 8, 8, 3)", "299", "of these images")),
+            (lambda p: write_onnx(p / "a.onnx", shape="1, 8, 8, 3"), ("(2, 8, 8, 3)", "of any n")),
             (lambda p: write_onnx(p / "a.onnx", keep_dims=1), ("features of shape (2, 1, 1, 3)",)),
             (lambda p: write_onnx(p / "a.onnx", outputs=("a", "b")), ("has 2 outputs",)),
             (lambda p: write_onnx(p / "a.onnx", divide_by=0.0), ("not finite",)),
@@ -129,13 +135,18 @@ def samples(model, count, temperature=0.7, seed=0, batch_size=16):
     return np.concatenate(list(draw_samples(model, count, temperature, seed, batch_size)))
 
 
+def compute_frechet(model, source, extractor, frechet_images=40):
+    options = {"frechet_images": frechet_images, "temperature": 0.7, "batch_size": 16}
+    return compute_metric(FrechetDistance, model, source, frechet=extractor, **options)
+
+
 class TestResult:
     @pytest.fixture(scope="class")
     def source(self, make_source):
         return make_source((random_images(60, seed=1) // 2,), (random_images(50, seed=2),))
 
     def test_names_the_network_and_warns_of_a_floor_of_fewer_images(self, tiny_model, source, extractor):
-        values, lines, _ = frechet_result(tiny_model, source, extractor, frechet_images=64)
+        values, lines, _ = compute_frechet(tiny_model, source, extractor, frechet_images=64)
         assert values["name"] == "Frechet distance (colours.onnx)"
         sha256 = hashlib.sha256(extractor.read_bytes()).hexdigest()
         assert values["extractor"] == {"file": "colours.onnx", "sha256": sha256}
@@ -147,14 +158,14 @@ class TestResult:
 
     @pytest.mark.parametrize(("count", "kinds"), [(3, 3), (4, 0)])
     def test_warns_where_there_are_no_more_images_than_features(self, tiny_model, source, extractor, count, kinds):
-        warnings = frechet_result(tiny_model, source, extractor, frechet_images=count).values["warnings"]
+        warnings = compute_frechet(tiny_model, source, extractor, frechet_images=count).values["warnings"]
         assert len(warnings) == kinds and all("no more than the 3 features" in warning for warning in warnings)
 
     def test_refuses_too_few_images_and_a_model_without_weights(self, tiny_model, source, extractor):
         with pytest.raises(DataError, match="test images is 1; a covariance needs at least 2"):
-            frechet_result(tiny_model, source, extractor, frechet_images=1)
+            compute_frechet(tiny_model, source, extractor, frechet_images=1)
         with pytest.raises(NotInitializedError):
-            frechet_result(DecoupledModel(SMALL), source, extractor)
+            compute_frechet(DecoupledModel(SMALL), source, extractor)
 
 
 class TestSamples:
