@@ -15,10 +15,8 @@ import sys
 
 import pytest
 from helpers import skips
-from helpers.eager import run_eagerly
 from helpers.forked import forked_programs
-from helpers.once import copied_once, made_once
-from helpers.places import ROOT, user_environment
+from helpers.places import ROOT, copy_once, make_once, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from PIL import Image
 
@@ -62,6 +60,8 @@ def pytest_collection_finish():
 @pytest.fixture
 def eager():
     """Runs each `tf.function` of the test eagerly, which is faster than tracing if it runs only once or twice."""
+    from helpers.traces import run_eagerly
+
     with run_eagerly():
         yield
 
@@ -69,6 +69,8 @@ def eager():
 @pytest.fixture(scope="module")
 def eager_file():
     """Runs each `tf.function` eagerly in all tests of a file and in their module-scoped fixtures."""
+    from helpers.traces import run_eagerly
+
     with run_eagerly():
         yield
 
@@ -76,9 +78,9 @@ def eager_file():
 @pytest.fixture(autouse=True, scope="module")
 def let_go(request):
     """Frees the traced functions and the caches of each test file, which would add up to gigabytes."""
-    from helpers.traces import traces_released
+    from helpers.traces import release_traces
 
-    with traces_released():
+    with release_traces():
         yield
         if tensorflow := sys.modules.get("tensorflow"):
             assert not tensorflow.config.functions_run_eagerly(), "the next file would test other code"
@@ -155,7 +157,7 @@ def image_folder(tmp_path_factory):
             for number in range(count):
                 Image.fromarray(next(images)).save(folder / split / f"{number}.png")
 
-    return made_once(tmp_path_factory, "images", make)
+    return make_once(tmp_path_factory, "images", make)
 
 
 @pytest.fixture(scope="session")
@@ -163,16 +165,15 @@ def watched_run(image_folder, tmp_path_factory):
     """The run folder of a finished run of `run_config(image_folder)`, and its number of device reads by step."""
 
     def make(folder):
-        from helpers.reads import Reads
-        from helpers.runs import run_config
+        from helpers.runs import ReadCounter, run_config
 
         from tfdecouple.training import train
 
-        with Reads().counted() as reads:
+        with ReadCounter().count_reads() as reads:
             train(run_config(image_folder), folder / "run")
         (folder / "reads.json").write_text(json.dumps(list(reads.after.items())))
 
-    folder = copied_once(tmp_path_factory, "finished", make)
+    folder = copy_once(tmp_path_factory, "finished", make)
     return folder / "run", dict(json.loads((folder / "reads.json").read_text()))
 
 
@@ -197,7 +198,7 @@ def tiny_run(tmp_path_factory):
         model.initialize(random_images(16))
         write_run(folder / "tiny", let_z_show(give_effect(model)))
 
-    return copied_once(tmp_path_factory, "runs", make) / "tiny"
+    return copy_once(tmp_path_factory, "runs", make) / "tiny"
 
 
 @pytest.fixture
@@ -223,7 +224,7 @@ def exported(tiny_run, tmp_path_factory):
         with forked_programs():
             export(ExportConfig(run=tiny_run, to=folder / "tiny"), report=lambda text: None)
 
-    return copied_once(tmp_path_factory, "exported", make) / "tiny"
+    return copy_once(tmp_path_factory, "exported", make) / "tiny"
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from helpers import cards
 from helpers.forked import forked_programs
 from helpers.models import SMALL, random_images
-from helpers.once import copied_once
+from helpers.places import copy_once
 from helpers.runs import run_config, write_run
 from helpers.variants import fresh
 from PIL import Image
@@ -35,7 +35,7 @@ def smooth(count, height, width):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a run on grey images."""
-    return copied_once(tmp_path_factory, "grey", lambda folder: write_run(folder / "run", fresh(GREY))) / "run"
+    return copy_once(tmp_path_factory, "grey", lambda folder: write_run(folder / "run", fresh(GREY))) / "run"
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def exported(run, tmp_path_factory):
         with forked_programs():
             export(ExportConfig(run=run, to=folder / "grey", endpoints=("encode", "decode")), report=lambda text: None)
 
-    return copied_once(tmp_path_factory, "grey-exported", make) / "grey"
+    return copy_once(tmp_path_factory, "grey-exported", make) / "grey"
 
 
 def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from helpers.exporting import SIGNATURES, contents, hold_nothing, read_vectors, take_from
-from helpers.once import made_once
+from helpers.places import make_once
 from helpers.serving_server import read_models
 
 from export.cli import main
@@ -83,7 +83,7 @@ def small_saved_model(model, tmp_path_factory):
         chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
         save_saved_model(DeployedModel(model), chosen, folder / "savedmodel")
 
-    return made_once(tmp_path_factory, "small", make) / "savedmodel"
+    return make_once(tmp_path_factory, "small", make) / "savedmodel"
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ import pytest
 from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written
 from helpers.forked import forked_programs
 from helpers.models import LEAST, give_effect, random_images
-from helpers.once import made_once
-from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.places import PATIENCE, ROOT, make_once, user_environment
 from helpers.runs import write_run
 
 from export.card import JSON_NAME, TEXT_NAME
@@ -106,7 +105,7 @@ def is_whole(to):
 @pytest.fixture(scope="module")
 def whole(least_run, tmp_path_factory):
     """The folder of a whole export. Do not change it."""
-    return made_once(tmp_path_factory, "whole", lambda folder: publishes_whole(least_run, folder / "to")) / "to"
+    return make_once(tmp_path_factory, "whole", lambda folder: publishes_whole(least_run, folder / "to")) / "to"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A context that frees traced functions, which TensorFlow's registry of gradients would keep forever."""
+"""Contexts that run functions without tracing them, or free traced functions that TensorFlow would keep forever."""
 
 from __future__ import annotations
 
@@ -16,7 +16,18 @@ _NAMES = ("CustomGradient-", "PartitionedCall-")
 
 
 @contextlib.contextmanager
-def traces_released() -> Iterator[None]:
+def run_eagerly() -> Iterator[None]:
+    """Runs each `tf.function` eagerly inside the context; tracing takes longer than one or two calls."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
+
+
+@contextlib.contextmanager
+def release_traces() -> Iterator[None]:
     """Frees functions that are traced inside the context as soon as the program has no reference to them.
 
     TensorFlow registers a gradient for each function, process-wide and forever. The gradient keeps the function's graph

@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.eager import run_eagerly
 from helpers.models import random_images
 from helpers.refusals import message_of
+from helpers.traces import run_eagerly
 from helpers.wolf import Reference, assert_refused
 
 import tfdecouple

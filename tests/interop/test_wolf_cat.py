@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.eager import run_eagerly
+from helpers.traces import run_eagerly
 from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.eager import run_eagerly
 from helpers.models import TINY, give_effect
+from helpers.traces import run_eagerly
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.errors import UserError

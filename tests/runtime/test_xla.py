@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.eager import run_eagerly
 from helpers.models import give_effect, random_images
+from helpers.traces import run_eagerly
 from helpers.variants import SMALLEST, fresh
 
 from tfdecouple import DecoupledModel

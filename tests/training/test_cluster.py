@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers.places import ROOT
 from helpers.refusals import refusal
 from helpers.runs import run_config
-from helpers.threads import Together
+from helpers.worker_pairs import WorkerThreads
 
 from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError
@@ -107,7 +107,7 @@ def test_gpu_that_is_hidden_is_none(hidden_gpu, set_tf_config):
 
 
 def test_too_little_memory_of_one_worker_is_refused_by_all(image_folder, tmp_path, monkeypatch):
-    together, devices, ranks = Together(), make_strategy(1), iter([0, 1])
+    together, devices, ranks = WorkerThreads(), make_strategy(1), iter([0, 1])
     monkeypatch.setattr(loop, "find_cluster", lambda: SimpleNamespace(rank=next(ranks), workers=["a:1", "b:1"]))
     monkeypatch.setattr(loop, "make_strategy", lambda *_: devices)
     monkeypatch.setattr(loop, "make_collective_sum", lambda *_: None)

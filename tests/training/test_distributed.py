@@ -13,8 +13,7 @@ import pytest
 from helpers.models import LEAST
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.runs import assert_same_checkpoint, checkpoint_values, log_rows, run_config
-from helpers.threads import Together
-from helpers.workers import Pair
+from helpers.worker_pairs import WorkerProcesses, WorkerThreads
 
 from tfdecouple.data import open_source
 from tfdecouple.runtime.progress import TrainingProgress
@@ -31,7 +30,7 @@ from tfdecouple.training.strategy import make_strategy
 def pair(image_folder, tmp_path):
     """Two workers that would train for a long time and save every 5 steps."""
     endless = run_config(image_folder, model=LEAST, steps=10**6, evaluate_every=10**6, pictures=0)
-    pair = Pair(tmp_path, endless)
+    pair = WorkerProcesses(tmp_path, endless)
     yield pair
     pair.kill()
 
@@ -39,7 +38,7 @@ def pair(image_folder, tmp_path):
 @pytest.fixture(scope="module")
 def shared_run(image_folder, tmp_path_factory):
     """The run of `finished_run`, by two workers: its folder, and how they ended."""
-    pair = Pair(tmp_path_factory.mktemp("shared"), run_config(image_folder))
+    pair = WorkerProcesses(tmp_path_factory.mktemp("shared"), run_config(image_folder))
     pair.start()
     return SimpleNamespace(folder=pair.run, ended=pair.end())
 
@@ -62,7 +61,7 @@ class TestTwoRanks:
                     workers.call_on_chief(directory.require_same_run)
                     return Trainer(config, state, source, strategy, directory, progress, workers).train_to_end()
 
-            return states, Together().run(act)
+            return states, WorkerThreads().run(act)
 
         return run
 

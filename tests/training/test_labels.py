@@ -11,12 +11,12 @@ import shutil
 import numpy as np
 import pytest
 from helpers.models import random_images
-from helpers.once import copied_once, made_once
+from helpers.places import copy_once, make_once
 from helpers.refusals import message_of
 from helpers.runs import assert_same_checkpoint, figures, log_rows, run_config, write_run
 from helpers.trainers import Trainer, assert_close
 from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh
-from helpers.workers import Pair
+from helpers.worker_pairs import WorkerProcesses
 from PIL import Image
 
 from tfdecouple.cli import main
@@ -45,7 +45,7 @@ def labelled_folder(tmp_path_factory):
                 place.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(next(images)).save(place / f"{number}.png")
 
-    return made_once(tmp_path_factory, "labelled", make)
+    return make_once(tmp_path_factory, "labelled", make)
 
 
 def config_of(folder, model=CODED, **training):
@@ -60,7 +60,7 @@ def labelled_run(labelled_folder, eager_file, tmp_path_factory):
     def make(folder):
         train(config_of(labelled_folder, micro_batches=2), folder / "run")
 
-    return copied_once(tmp_path_factory, "labelled-run", make) / "run"
+    return copy_once(tmp_path_factory, "labelled-run", make) / "run"
 
 
 class TestRun:
@@ -221,7 +221,7 @@ def test_two_devices_take_the_step_of_one():
 
 @pytest.mark.slow
 def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
-    pair = Pair(tmp_path, config_of(labelled_folder, micro_batches=2))
+    pair = WorkerProcesses(tmp_path, config_of(labelled_folder, micro_batches=2))
     pair.start()
     ended = pair.end()
     assert [status for status, *_ in ended] == [0, 0], ended

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.threads import Together
+from helpers.worker_pairs import WorkerThreads
 
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training import workers as workers_module
@@ -19,14 +19,14 @@ class TestWorkers:
         def act(workers):
             return workers.call_on_chief(lambda: calls.append(workers.rank) or {"steps": [5, None], "word": "größer"})
 
-        assert Together(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
+        assert WorkerThreads(3).run(act) == [{"steps": [5, None], "word": "größer"}] * 3
         assert calls == [0]
 
     def test_failure_of_the_chief_is_that_of_all(self):
         def fail():
             raise ConfigError("no such thing")
 
-        first, second = Together().run(lambda workers: workers.call_on_chief(fail))
+        first, second = WorkerThreads().run(lambda workers: workers.call_on_chief(fail))
         assert isinstance(first, ConfigError)
         assert isinstance(second, RunError) and str(second) == "worker 0: no such thing"
 
@@ -39,12 +39,12 @@ class TestWorkers:
 
             return workers.call_on_all(fail)
 
-        first, second, third = Together(3).run(act)
+        first, second, third = WorkerThreads(3).run(act)
         assert isinstance(second, OSError)
         assert str(first) == str(third) == "worker 1: OSError: disk full"
 
     def test_what_differs_is_named(self):
-        results = Together().run(lambda workers: workers.require_equal("images", {"a": 1, "b": workers.rank + 5}))
+        results = WorkerThreads().run(lambda workers: workers.require_equal("images", {"a": 1, "b": workers.rank + 5}))
         message = "images of worker 0 and worker 1 differ: b is 5 and 6"
         assert [str(error) for error in results] == [message] * 2
 
@@ -58,7 +58,7 @@ class TestWorkers:
             workers.broadcast(variables)
             return [variable.numpy().tobytes() for variable in variables]
 
-        assert Together().run(act) == [[value.tobytes() for value in values]] * 2
+        assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
 
     def test_alone_there_is_nobody_to_ask(self):
         workers = Workers()

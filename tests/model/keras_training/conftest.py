@@ -5,8 +5,8 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers.eager import run_eagerly
 from helpers.models import give_effect, random_images
+from helpers.traces import run_eagerly
 from helpers.variants import SMALLEST
 
 from tfdecouple.model import DecoupledModel

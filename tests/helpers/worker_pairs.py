@@ -1,4 +1,4 @@
-"""Two workers of one training run as processes on this machine, for tests."""
+"""Workers of one training run: as threads of the test's process, or as two processes of this machine."""
 
 from __future__ import annotations
 
@@ -7,14 +7,48 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from helpers.forked import forked_programs
 from helpers.places import PATIENCE, ROOT, user_environment
 from tfdecouple.storage.files import write_json
+from tfdecouple.training.workers import Workers
 
 
-def free_ports(count):
+class WorkerThreads:
+    """Workers that run as threads of this process and add up through shared memory instead of a network."""
+
+    def __init__(self, count=2):
+        self.workers = [Workers(count, rank, lambda data, rank=rank: self._sum(rank, data)) for rank in range(count)]
+        self._barrier = threading.Barrier(count, timeout=PATIENCE)
+        self._data = [None] * count
+
+    def run(self, act):
+        """Returns for each worker the result of `act(workers)`, called in a thread, or the exception it raised."""
+
+        def call(workers):
+            try:
+                return act(workers)
+            except Exception as error:
+                return error
+
+        with ThreadPoolExecutor(len(self.workers)) as pool:
+            return list(pool.map(call, self.workers))
+
+    def _sum(self, rank, data):
+        self._data[rank] = data
+        self._barrier.wait()
+        total = np.sum(self._data, 0).astype(np.uint8)
+        self._barrier.wait()
+        return total
+
+
+def find_free_ports(count):
+    """Returns the numbers of ports on which no program of this machine listens."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -22,7 +56,7 @@ def free_ports(count):
         return [each.getsockname()[1] for each in sockets]
 
 
-class Pair:
+class WorkerProcesses:
     """Two worker processes that run `train.py` with one config and one run folder."""
 
     def __init__(self, folder, config):
@@ -32,7 +66,7 @@ class Pair:
         self.processes = []
 
     def start(self, *arguments):
-        addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        addresses = [f"127.0.0.1:{port}" for port in find_free_ports(2)]
         command = [sys.executable, "train.py", "--config", str(self.folder / "config.json"), "--workdir", str(self.run)]
         for index in (0, 1):
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
