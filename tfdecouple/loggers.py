@@ -75,19 +75,11 @@ class TensorBoard(Logger):
         self._writer = tf.summary.create_noop_writer()
 
     def open(self, step: int) -> None:
-        """Starts a log, or resumes it and makes TensorBoard drop all points after the step."""
+        """Starts a log, or resumes it; TensorBoard drops points of steps that come again."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
         with _os_errors():
-            if self.folder.exists():
-                # This event says that the run resumed, so that TensorBoard drops all later points.
-                with (
-                    tf.Graph().as_default(),
-                    tf.compat.v1.summary.FileWriter(str(self.folder), filename_suffix=".restart") as writer,
-                ):
-                    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-                    writer.add_session_log(start, step + 1)
             self._writer = tf.summary.create_file_writer(str(self.folder))
             with self._writer.as_default(step=step):
                 options = self.config.options().items()
