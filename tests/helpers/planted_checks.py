@@ -47,5 +47,5 @@ PLANTED |= {f"measured_{name}": Check("planted", PLANTED[name].run, promises=Fal
 if __name__ == "__main__":
     check_runner.CHECKS.update(PLANTED)
     check_runner.start_tensorflow = lambda: None
-    sys.modules["tfdecouple.training.strategy"] = types.SimpleNamespace(make_strategy=lambda devices: None)
+    sys.modules["tfdecouple.training.workers"] = types.SimpleNamespace(make_strategy=lambda devices: None)
     sys.exit(check_runner.main())

@@ -12,7 +12,7 @@ from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.training.optimizer import BufferView
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
-from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.workers import make_strategy
 
 BATCH = 8
 GLOW = dataclasses.replace(SMALL, conditioning="none")

@@ -17,7 +17,7 @@ from tfdecouple.metrics.base import Estimate
 from tfdecouple.metrics.bits_per_dim import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.noise import u_noise, z_noise
-from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.workers import make_strategy
 
 # The posterior of the second is far from exact: too wide, and of one pixel only.
 EXACT, LOOSE = LinearGaussian(), LinearGaussian(slopes=[0.6, 0.0, 0.0], stddev=0.6)

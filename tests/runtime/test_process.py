@@ -14,7 +14,7 @@ from helpers.refusals import message_of
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process
 from tfdecouple.runtime.execution import shard_count
-from tfdecouple.training.strategy import device_input_options
+from tfdecouple.training.workers import device_input_options
 
 
 @pytest.fixture

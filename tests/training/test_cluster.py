@@ -16,8 +16,7 @@ from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.training import loop, strategy, train
-from tfdecouple.training.strategy import make_strategy
-from tfdecouple.training.workers import find_cluster
+from tfdecouple.training.workers import find_cluster, make_strategy
 
 
 @pytest.fixture

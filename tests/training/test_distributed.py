@@ -23,7 +23,7 @@ from tfdecouple.training.loop import Trainer
 from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.signals import StopRequest
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.workers import make_strategy
 
 
 @pytest.fixture

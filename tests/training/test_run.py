@@ -25,7 +25,7 @@ from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
 from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
-from tfdecouple.training.strategy import require_divisible_batch
+from tfdecouple.training.workers import require_divisible_batch
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")

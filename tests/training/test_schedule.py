@@ -8,8 +8,14 @@ from helpers.trainers import BATCH, augmented
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.training.schedule import add_noise, draw_patterns, kl_weight, learning_rate, noise_deviation
 from tfdecouple.training.state import TrainingState
+from tfdecouple.training.step import (
+    add_image_noise,
+    compute_kl_weight,
+    compute_learning_rate,
+    compute_noise_deviation,
+    draw_pattern_images,
+)
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 50])
@@ -18,7 +24,7 @@ def test_rises_linearly_and_then_decays_exponentially(warmup):
     for update in (0, 1, 49, 50, 51, 10**6):
         rising = np.float64(1e-7) + (np.float64(1e-3) - 1e-7) * update / max(warmup, 1)
         falling = np.float64(1e-3) * np.float64(0.999997) ** (update - warmup)
-        rate = learning_rate(config, tf.constant(update, tf.int64))
+        rate = compute_learning_rate(config, tf.constant(update, tf.int64))
         assert rate.dtype == tf.float32
         np.testing.assert_allclose(rate, rising if update < warmup else falling, rtol=1e-6)
 
@@ -26,13 +32,13 @@ def test_rises_linearly_and_then_decays_exponentially(warmup):
 @pytest.mark.parametrize(("warmup", "expected"), [(0, [0.4, 0.4, 0.4, 0.4]), (4, [0.0, 0.1, 0.4, 0.4])])
 def test_weight_of_the_kl_rises_linearly_and_stays(warmup, expected):
     config = TrainingConfig(kl_weight=0.4, kl_warmup_steps=warmup)
-    weights = [kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
+    weights = [compute_kl_weight(config, tf.constant(update, tf.int64)) for update in (0, 1, 5, 100)]
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
 
 
 def test_noise_falls_along_a_cosine_and_is_gone():
     config = TrainingConfig(noise=32, noise_steps=8)
-    found = [noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
+    found = [compute_noise_deviation(config, tf.constant(update, tf.int64)) for update in (0, 2, 4, 6, 8, 100)]
     expected = [32, 16 + 16 * np.sqrt(0.5), 16, 16 - 16 * np.sqrt(0.5), 0, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found[4] == found[5] == 0
@@ -41,10 +47,10 @@ def test_noise_falls_along_a_cosine_and_is_gone():
 def test_images_with_noise_are_images():
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
     normal = np.random.default_rng(0).standard_normal(images.shape).astype(np.float32)
-    noisy = add_noise(images, tf.constant(20.0), normal).numpy()
+    noisy = add_image_noise(images, tf.constant(20.0), normal).numpy()
     assert noisy.dtype == np.uint8
     np.testing.assert_array_equal(noisy, np.clip(np.round(images + np.float32(20) * normal), 0, 255))
-    np.testing.assert_array_equal(add_noise(images, tf.constant(0.0), normal), images)
+    np.testing.assert_array_equal(add_image_noise(images, tf.constant(0.0), normal), images)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def test_noise_is_of_the_update_and_of_the_place_in_the_batch(state):
 
     noisy = seen(images)
     seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "images")
-    np.testing.assert_array_equal(noisy, add_noise(images, 32.0, randomness.draw_normal(images.shape, seed)))
+    np.testing.assert_array_equal(noisy, add_image_noise(images, 32.0, randomness.draw_normal(images.shape, seed)))
     np.testing.assert_array_equal(seen(images[4:], number=1, micro_batches=2), noisy[4:])
     state.updates.assign(2)
     assert 0 < np.abs(seen(images).astype(int) - images).mean() < np.abs(noisy.astype(int) - images).mean()
@@ -71,7 +77,7 @@ def test_noise_is_of_the_update_and_of_the_place_in_the_batch(state):
 
 @pytest.fixture(scope="module")
 def many():
-    return draw_patterns([2000, 8, 8, 3], randomness.make_seed(0)).numpy()
+    return draw_pattern_images([2000, 8, 8, 3], randomness.make_seed(0)).numpy()
 
 
 def _field(image):
@@ -103,10 +109,12 @@ class TestDrawn:
         assert set(np.unique(noise[~has_extremes])) == set(range(256))
 
     def test_they_repeat_with_their_seed_alone_and_are_of_any_shape(self, many):
-        np.testing.assert_array_equal(draw_patterns(many.shape, randomness.make_seed(0)), many)
-        assert (draw_patterns(many.shape, randomness.make_seed(1)).numpy() != many).any(axis=(1, 2, 3)).mean() > 0.9
+        np.testing.assert_array_equal(draw_pattern_images(many.shape, randomness.make_seed(0)), many)
+        assert (draw_pattern_images(many.shape, randomness.make_seed(1)).numpy() != many).any(
+            axis=(1, 2, 3)
+        ).mean() > 0.9
         for shape in ((1, 1, 1), (1, 5, 2), (6, 10, 4)):
-            found = draw_patterns([64, *shape], randomness.make_seed(3)).numpy()
+            found = draw_pattern_images([64, *shape], randomness.make_seed(3)).numpy()
             assert found.shape == (64, *shape) and found.min() == 0 and found.max() == 255
 
 
@@ -120,7 +128,7 @@ def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
     assert 0 < is_image.sum() < BATCH
     seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "patterns")
     np.testing.assert_array_equal(
-        mixed, np.where(is_image[:, None, None, None], images, draw_patterns(images.shape, seed))
+        mixed, np.where(is_image[:, None, None, None], images, draw_pattern_images(images.shape, seed))
     )
     np.testing.assert_array_equal(augmented(state, images[4:], step, 1, micro_batches=2, **options), mixed[4:])
 

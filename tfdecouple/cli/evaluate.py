@@ -117,7 +117,7 @@ class Evaluation:
 
         from tfdecouple.cli.run_images import open_data
         from tfdecouple.runs.opened_run import Run
-        from tfdecouple.training.strategy import get_mirrored_strategy
+        from tfdecouple.training.workers import get_mirrored_strategy
 
         self.options = options
         gpus = tuple(gpu.name.partition("device:")[2] for gpu in tf.config.list_logical_devices("GPU"))

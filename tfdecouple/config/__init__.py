@@ -7,8 +7,17 @@ raises a `ConfigError` of one line that names the value.
 
 from tfdecouple.config.data import PHOTOGRAPHS, DataConfig
 from tfdecouple.config.model import CONDITIONERS, STEP_LAYERS, ModelConfig
-from tfdecouple.config.presets import describe_config, load_preset, preset_names
-from tfdecouple.config.run import Config, describe_options, difference, from_plain, option_names, override
+from tfdecouple.config.run import (
+    Config,
+    describe_config,
+    describe_options,
+    difference,
+    from_plain,
+    load_preset,
+    option_names,
+    override,
+    preset_names,
+)
 from tfdecouple.config.training import MEMORY, PRECISIONS, TrainingConfig
 
 __all__ = [

@@ -40,7 +40,7 @@ class TrainingConfig:
             0..255. 0 for none, as in the paper. Validation and test images never have any.
         noise_steps: updates after which the noise has fallen to 0.
         patterns: share of the training images, drawn at random, that are replaced by noise and boards of two colours
-            (`training/schedule.py`), so that unnatural images, too, come back from their codes; 0 for none, as in the
+            (`training/step.py`), so that unnatural images, too, come back from their codes; 0 for none, as in the
             paper. A share of 0.01 is enough after long training. Validation and test images are never replaced.
         patterns_after: updates before the first image is replaced; the best weights are then chosen among later ones.
         precision: arithmetic of the matrix products in a training step. "float32": full precision, as in the paper's

@@ -70,7 +70,7 @@ class Benchmark:
         from tfdecouple.data import training_batches
         from tfdecouple.training.state import TrainingState
         from tfdecouple.training.step import TrainStep
-        from tfdecouple.training.strategy import make_strategy
+        from tfdecouple.training.workers import make_strategy
 
         self.config, self.strategy = config, make_strategy(devices)
         self.source = source or _make_random_source(config)
@@ -113,7 +113,7 @@ class Benchmark:
         """Returns a function that begins the next training step and returns its result, which may not be there yet."""
         from tfdecouple.data import training_batches
         from tfdecouple.data.labels import make_step_inputs
-        from tfdecouple.training.strategy import device_input_options
+        from tfdecouple.training.workers import device_input_options
 
         training, steps = self.config.training, itertools.count()
         options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.micro_batches}

@@ -148,7 +148,7 @@ def main() -> int:
         os.dup2(2, 1)
         name, task = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent process wrote it
         start_tensorflow()
-        from tfdecouple.training.strategy import make_strategy
+        from tfdecouple.training.workers import make_strategy
 
         try:
             # Logical CPU devices must be made before TensorFlow computes anything.

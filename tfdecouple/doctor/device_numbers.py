@@ -73,7 +73,7 @@ def _make_step(strategy: Any, settings: Sequence[str] = ()) -> tuple[Any, Any]:
 
 @functools.cache
 def _make_step_on(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
-    from tfdecouple.training.strategy import get_mirrored_strategy
+    from tfdecouple.training.workers import get_mirrored_strategy
 
     return _make_step(get_mirrored_strategy((device,)), settings)
 
@@ -136,7 +136,7 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
 
 def compare_devices(task: Task) -> Iterator[Result]:
     """Yields one result: whether training on all devices together gives the same weights as on one device."""
-    from tfdecouple.training.strategy import make_strategy
+    from tfdecouple.training.workers import make_strategy
 
     count = len(task.devices)
     batch = count * max(2, small_model.IMAGES // count)

@@ -28,12 +28,18 @@ from tfdecouple.runtime.progress import TrainingProgress
 from tfdecouple.training.evaluation import EvaluationReports
 from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
-from tfdecouple.training.schedule import add_noise, noise_deviation
 from tfdecouple.training.signals import InterruptedRunError, StopRequest
 from tfdecouple.training.state import TrainingState
-from tfdecouple.training.step import StepResult, TrainStep
-from tfdecouple.training.strategy import device_input_options, make_strategy, require_divisible_batch
-from tfdecouple.training.workers import Workers, find_cluster, lost_worker_errors, make_collective_sum
+from tfdecouple.training.step import StepResult, TrainStep, add_image_noise, compute_noise_deviation
+from tfdecouple.training.workers import (
+    Workers,
+    device_input_options,
+    find_cluster,
+    lost_worker_errors,
+    make_collective_sum,
+    make_strategy,
+    require_divisible_batch,
+)
 
 # Number of images on which even a run of a single step is evaluated.
 _LEAST_EVALUATED = 64
@@ -229,7 +235,7 @@ class Trainer:
                 normal = randomness.draw_normal(
                     images.shape, randomness.derive_seed(self.training.seed, "start", "images")
                 )
-                images = add_noise(images, noise_deviation(self.training, tf.constant(0)), normal)
+                images = add_image_noise(images, compute_noise_deviation(self.training, tf.constant(0)), normal)
             self.state.model.initialize(images, seed=self.training.seed)
         else:
             self.directory.load_initial_weights(self.state, run, self.source.label_names)

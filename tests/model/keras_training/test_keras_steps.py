@@ -18,7 +18,7 @@ from tfdecouple.model.keras_training import moving_statistics
 from tfdecouple.runtime import precision
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
-from tfdecouple.training.strategy import make_strategy
+from tfdecouple.training.workers import make_strategy
 
 WITHOUT_Z = dataclasses.replace(SMALLEST, conditioning="none")
 
