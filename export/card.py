@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from export.endpoints import Endpoint
-from export.manifest import JSON_NAME
+from export.export_folder import JSON_NAME
 from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
 from tfdecouple.data.sources import describe_image_rights

@@ -117,7 +117,7 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
         parser.error("--run and --to are needed, or --verify")
 
     start_tensorflow()
-    from export.manifest import NAME
+    from export.export_folder import MANIFEST
     from export.pipeline import export
     from export.verification.comparison import RefusedError
 
@@ -140,23 +140,23 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
     print()
     for path in published:
         print(path)
-    digest = file_sha256(options.to / NAME)
-    print(f"\n{NAME} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
+    digest = file_sha256(options.to / MANIFEST)
+    print(f"\n{MANIFEST} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
     return 0
 
 
 def _verify(folder: pathlib.Path, expected: str | None) -> int:
-    from export import manifest
+    from export.export_folder import MANIFEST, load_manifest
     from export.verification.comparison import join_problems
     from export.verification.verify import verify_folder
 
-    manifest.load_manifest(folder)
-    digest = file_sha256(folder / manifest.NAME)
+    load_manifest(folder)
+    digest = file_sha256(folder / MANIFEST)
     if expected is not None and digest != expected.lower():
-        print(f"error: {folder / manifest.NAME} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
+        print(f"error: {folder / MANIFEST} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
         return EXIT_REFUSED
     problems, not_compared = verify_folder(folder, _print)
-    _print(f"{manifest.NAME} has the SHA-256 {digest}")
+    _print(f"{MANIFEST} has the SHA-256 {digest}")
     if problems:
         print(f"error: {folder} is not as it was exported: {join_problems(problems)}", file=sys.stderr)
         return EXIT_REFUSED

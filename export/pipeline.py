@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export import manifest
 from export.card import JSON_NAME, TEXT_NAME, make_card, merge_earlier_formats, render_card, require_same_model
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoints, list_onnx_names
 from export.export_config import FILE_FORMATS, ExportConfig
+from export.export_folder import EDITABLE, EMPTY, MANIFEST, Manifest, Part, digest_folder, load_manifest, name_vectors
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
 from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
@@ -106,7 +106,7 @@ class _Export:
         require_same_model(config.to, config.formats, self._about([]))
         # The card's entry for each format, and the manifest's entry for each part, by which it is verified later.
         self._formats: dict[str, dict[str, Any]] = {}
-        self._parts: dict[str, manifest.Part] = {}
+        self._parts: dict[str, Part] = {}
 
     def run(self) -> list[pathlib.Path]:
         """Returns the paths that were put in place, after all files were built and verified."""
@@ -179,10 +179,10 @@ class _Export:
         found = compare_in_process(name, folder, file, {"names": dict(names)}, self._report)
         if found.problems:
             raise RefusedError(f"not published: {join_problems(found.problems)}")
-        self._parts[part] = manifest.Part(
+        self._parts[part] = Part(
             runtime=name,  # type: ignore[arg-type]
             folder=part,
-            vectors=manifest.name_vectors(file),
+            vectors=name_vectors(file),
             names=dict(names),
         )
         measured = {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
@@ -223,14 +223,14 @@ class _Export:
         write_json(files / JSON_NAME, whole)
         write_text(files / TEXT_NAME, render_card(json.loads(json.dumps(whole))))
         # Existing settings of a server are kept, because the user may have edited them.
-        for name in manifest.EDITABLE:
+        for name in EDITABLE:
             if (staging.folder / name).exists():
                 (files / name).unlink(missing_ok=True)
-        record, old_vectors = self._make_manifest(staging, manifest.name_vectors(vectors))
-        write_json(staging.area / manifest.NAME, record.model_dump())
+        record, old_vectors = self._make_manifest(staging, name_vectors(vectors))
+        write_json(staging.area / MANIFEST, record.model_dump())
         published = []
         with uninterrupted():
-            staging.put_file(vectors, manifest.name_vectors(vectors))
+            staging.put_file(vectors, name_vectors(vectors))
             if version is not None:
                 staging.put_version(staging.area / "savedmodel", version)
                 published.append(staging.folder / "savedmodel" / str(version))
@@ -240,30 +240,30 @@ class _Export:
                     published.append(staging.folder / name)
             for file in sorted(files.iterdir()):
                 staging.put_file(file)
-            staging.put_file(staging.area / manifest.NAME)
+            staging.put_file(staging.area / MANIFEST)
             for name in old_vectors:
                 (staging.folder / name).unlink(missing_ok=True)
         return [*published, staging.folder / TEXT_NAME]
 
-    def _make_manifest(self, staging: Staging, vectors: str) -> tuple[manifest.Manifest, set[str]]:
+    def _make_manifest(self, staging: Staging, vectors: str) -> tuple[Manifest, set[str]]:
         """Returns the new manifest of the export folder, and the names of test vectors that it no longer needs."""
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
-        files = manifest.digest_folder(staging.area / "files")
+        files = digest_folder(staging.area / "files")
         files[vectors] = FileDigest.from_file(staging.area / _VECTORS)
         for name in parts:
-            files |= manifest.digest_folder(staging.area / name.partition("/")[0], name)
-        before = manifest.EMPTY
-        if (staging.folder / manifest.NAME).exists():
+            files |= digest_folder(staging.area / name.partition("/")[0], name)
+        before = EMPTY
+        if (staging.folder / MANIFEST).exists():
             try:
-                before = manifest.load_manifest(staging.folder)
+                before = load_manifest(staging.folder)
             except UserError as error:
                 self._report(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
         left, gone = before.drop_removed(staging.folder)
         for name in sorted({*gone} - {*parts, *files}):
             self._report(f"{name} lies there no more and is left out of the manifest")
         # Settings of a server that are in the folder, but not in the earlier manifest, are recorded as they are.
-        for name in manifest.EDITABLE:
+        for name in EDITABLE:
             if name not in {*left.files, *files} and (staging.folder / name).is_file():
                 files[name] = FileDigest.from_file(staging.folder / name)
         whole = left.merge(parts, files)

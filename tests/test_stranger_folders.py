@@ -13,7 +13,7 @@ import pytest
 from helpers.models import LEAST
 
 import tfdecouple
-from export.manifest import load_manifest as load_export_manifest
+from export.export_folder import load_manifest as load_export_manifest
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.codes_manifest import Manifest

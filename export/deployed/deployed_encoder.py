@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.deployed_flow import DeployedFlow, sum_log_dets
 from export.deployed.deployed_layers import DeployedLinear, fold_weight_norm
+from export.deployed.deployed_networks import DeployedFlow, sum_log_dets
 from export.deployed.graph import Deployed, Layout, LogDets, to_float64
 from tfdecouple.bijectors import Sigmoid
 from tfdecouple.networks.dequantizer import Dequantizer

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from export import manifest
+from export.export_folder import EDITABLE, load_manifest
 from export.verification.comparison import REPORT, Report
 from export.verification.runtimes import REMOTE, RUNTIMES
 from tfdecouple.runtime.process import python_process
@@ -63,12 +63,12 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     Raises:
         UserError: if the folder has no manifest, or the manifest is damaged.
     """
-    recorded = manifest.load_manifest(folder)
+    recorded = load_manifest(folder)
     problems: list[str] = []
     not_compared: list[str] = []
     changed: set[str] = set()
     for change, name in recorded.find_changes(folder):
-        if change == "changed" and name in manifest.EDITABLE:
+        if change == "changed" and name in EDITABLE:
             report(f"changed: {name} (settings of a server, which are yours to edit)")
         else:
             problems.append(f"{change}: {name}")

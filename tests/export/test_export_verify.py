@@ -12,10 +12,10 @@ import pytest
 from helpers.exporting import ON_PAGE, read_vectors, silent
 from onnx import numpy_helper
 
-from export import manifest
 from export.card import TEXT_NAME
 from export.cli import EXIT_REFUSED, main
 from export.endpoints import list_onnx_names
+from export.export_folder import MANIFEST, VECTORS, load_manifest
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification import verify
@@ -44,15 +44,15 @@ def problems_of(folder):
 
 class TestManifest:
     def test_has_the_digest_of_every_file(self, exported):
-        listed = json.loads((exported / manifest.NAME).read_text())["files"]
+        listed = json.loads((exported / MANIFEST).read_text())["files"]
         there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
-        assert {*listed} == there - {manifest.NAME}
+        assert {*listed} == there - {MANIFEST}
         assert all(FileDigest.from_file(exported / name).model_dump() == digest for name, digest in listed.items())
         assert "onnx/encoder.onnx" in listed and "savedmodel/1/assets.extra/model_card.json" in listed
 
         names = {"out/encode/v/values", "in/sample/v_noise", "kept/black", "weights/NCHW", "weights/NHWC"}
         assert names <= {*read_vectors(exported)}
-        (path,) = (exported / manifest.VECTORS).iterdir()
+        (path,) = (exported / VECTORS).iterdir()
         assert path.stat().st_size < 1_000_000
 
     @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ class TestManifest:
         ],
     )  # fmt: skip
     def test_damaged_one_is_one_line(self, tmp_path, capsys, text):
-        (tmp_path / manifest.NAME).write_bytes(text if isinstance(text, bytes) else text.encode())
+        (tmp_path / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
         assert main(["--verify", str(tmp_path)]) == 2
         err = capsys.readouterr().err
-        assert err.startswith(f"error: {tmp_path / manifest.NAME} is no manifest") and err.count("\n") == 1, err
+        assert err.startswith(f"error: {tmp_path / MANIFEST} is no manifest") and err.count("\n") == 1, err
 
 
 @pytest.mark.usefixtures("forked")
@@ -129,10 +129,10 @@ class TestVerify:
         problems, said = problems_of(copy)
         assert problems == []
         assert "changed: batching.config (settings of a server, which are yours to edit)" in said
-        count = len(manifest.load_manifest(copy).files)
+        count = len(load_manifest(copy).files)
         assert f"{count - 1} of {count} files are as they were exported" in said
 
-    @pytest.mark.parametrize("name", ["onnx/encoder.onnx", manifest.NAME, "onnx"])
+    @pytest.mark.parametrize("name", ["onnx/encoder.onnx", MANIFEST, "onnx"])
     def test_what_is_replaced_by_a_link_to_the_same_is_refused(self, copy, files_alone, tmp_path, name):
         (copy / name).rename(tmp_path / "elsewhere")
         (copy / name).symlink_to(tmp_path / "elsewhere")
@@ -147,24 +147,24 @@ class TestVerify:
 
     @pytest.mark.parametrize("removed", [False, True])
     def test_part_that_is_dropped_with_its_line_is_refused_where_another_is_left(self, copy, files_alone, removed):
-        whole = json.loads((copy / manifest.NAME).read_text())
+        whole = json.loads((copy / MANIFEST).read_text())
         del whole["parts"]["savedmodel/1"]
         if removed:
             shutil.rmtree(copy / "savedmodel")
             whole["files"] = {name: one for name, one in whole["files"].items() if not name.startswith("savedmodel/")}
-        (copy / manifest.NAME).write_text(json.dumps(whole))
+        (copy / MANIFEST).write_text(json.dumps(whole))
         assert any(line.startswith("no part of the manifest: savedmodel/1") for line in problems_of(copy)[0])
 
     def test_digest_of_the_manifest_is_printed_and_compared(self, copy, files_alone, capsys):
-        digest = hashlib.sha256((copy / manifest.NAME).read_bytes()).hexdigest()
+        digest = hashlib.sha256((copy / MANIFEST).read_bytes()).hexdigest()
         for expected in ([], ["--expect", digest.upper()]):
             assert main(["--verify", str(copy), *expected]) == 0
             assert f"manifest.json has the SHA-256 {digest}\n" in capsys.readouterr().out
         # A file and its line are changed together.
         (copy / TEXT_NAME).write_text("# other\n")
-        whole = json.loads((copy / manifest.NAME).read_text())
+        whole = json.loads((copy / MANIFEST).read_text())
         whole["files"][TEXT_NAME] = FileDigest.from_file(copy / TEXT_NAME).model_dump()
-        (copy / manifest.NAME).write_text(json.dumps(whole))
+        (copy / MANIFEST).write_text(json.dumps(whole))
         assert main(["--verify", str(copy)]) == 0
         capsys.readouterr()
         assert main(["--verify", str(copy), "--expect", digest]) == EXIT_REFUSED
@@ -182,9 +182,9 @@ class TestVerify:
     @pytest.mark.parametrize("started", [True, False])
     def test_what_did_not_run_is_named_and_not_said_to_answer(self, copy, capsys, monkeypatch, started):
         # Nobody here can open the files of one part, and one of the other part's runtimes does not start.
-        whole = json.loads((copy / manifest.NAME).read_text())
+        whole = json.loads((copy / MANIFEST).read_text())
         whole["parts"]["savedmodel/1"]["runtime"] = "litert"
-        (copy / manifest.NAME).write_text(json.dumps(whole))
+        (copy / MANIFEST).write_text(json.dumps(whole))
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
@@ -212,9 +212,9 @@ class TestVerify:
         tensor = next(one for one in model.graph.initializer if one.dims and one.data_type == onnx.TensorProto.FLOAT)
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
         onnx.save(model, path)
-        whole = json.loads((copy / manifest.NAME).read_text())
+        whole = json.loads((copy / MANIFEST).read_text())
         whole["files"]["onnx/decoder.onnx"] = FileDigest.from_file(path).model_dump()
-        (copy / manifest.NAME).write_text(json.dumps(whole))
+        (copy / MANIFEST).write_text(json.dumps(whole))
 
         def run(runtime, folder, vectors, options, report):
             return compare_files(runtime, folder, read_vectors(copy), **options) if runtime == "onnx" else Report()
@@ -251,8 +251,8 @@ class TestWhatIsPublished:
         for formats in (("savedmodel",), ("onnx",), ("savedmodel", "onnx")):
             export(ExportConfig(run=tiny_run, to=to, formats=formats), silent)
             assert problems_of(to)[0] == []
-        assert {*json.loads((to / manifest.NAME).read_text())["parts"]} == {"savedmodel/1", "savedmodel/2", "onnx"}
-        assert len(list((to / manifest.VECTORS).iterdir())) == 1
+        assert {*json.loads((to / MANIFEST).read_text())["parts"]} == {"savedmodel/1", "savedmodel/2", "onnx"}
+        assert len(list((to / VECTORS).iterdir())) == 1
 
     def test_what_was_removed_is_left_out_of_the_next_manifest_and_named(self, tiny_run, tmp_path, files_alone):
         to, said = tmp_path / "to", []
@@ -263,7 +263,7 @@ class TestWhatIsPublished:
         (to / TEXT_NAME).unlink()
         export(ExportConfig(run=tiny_run, to=to, formats=("savedmodel",), version=2), said.append)
         assert problems_of(to)[0] == []
-        assert {*manifest.load_manifest(to).parts} == {"savedmodel/2"}
+        assert {*load_manifest(to).parts} == {"savedmodel/2"}
         told = [line.partition("] ")[2] for line in said if "no more" in line]
         gone = ("client.py", "onnx", "savedmodel/1")
         assert told == [f"{name} lies there no more and is left out of the manifest" for name in gone]

@@ -13,8 +13,8 @@ import onnx
 import export.pipeline  # noqa: F401 - looked for by its name
 from export.card import JSON_NAME
 from export.endpoints import list_onnx_names
+from export.export_folder import VECTORS
 from export.formats.web import PAGE_MODELS
-from export.manifest import VECTORS
 from export.verification.comparison import Report
 from helpers.models import TINY
 

@@ -53,7 +53,7 @@ EXPORT_ORDER = [
     "export_config",
     "formats",
     "staging",
-    "manifest",
+    "export_folder",
     "card",
     "verification",
     "pipeline",

@@ -16,7 +16,7 @@ import pydantic
 from tfdecouple.errors import UserError
 from tfdecouple.storage.files import FileDigest, file_sha256, read_json
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 VECTORS = "test_vectors"
 # Name of the model card's JSON file.
 JSON_NAME = "model_card.json"
@@ -102,7 +102,7 @@ class Manifest(_Model):
         for name, kind in there.items():
             if kind == "link":
                 yield "link", name
-            elif kind != "file" or name not in {*self.files, NAME}:
+            elif kind != "file" or name not in {*self.files, MANIFEST}:
                 yield "unknown", name
         for name, digest in self.files.items():
             if name not in there:
@@ -154,13 +154,13 @@ def load_manifest(folder: pathlib.Path) -> Manifest:
     Raises:
         UserError: if the folder or its manifest is missing, or the file is no manifest.
     """
-    path = folder / NAME
+    path = folder / MANIFEST
     if not folder.is_dir():
         raise UserError(f"there is no export folder {folder}")
     try:
         return Manifest.model_validate(read_json(path, _MOST_BYTES))
     except FileNotFoundError as error:
-        raise UserError(f"{folder} has no {NAME}, so that nothing can be verified; export its run again") from error
+        raise UserError(f"{folder} has no {MANIFEST}, so that nothing can be verified; export its run again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except ValueError as error:
