@@ -7,7 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from export.export_config import FORMATS, ExportConfig
+from export.formats import FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
 from tfdecouple.runtime.requirements import require
@@ -118,7 +118,7 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
 
     start_tensorflow()
     from export.export_folder import MANIFEST
-    from export.pipeline import export
+    from export.pipeline import ExportConfig, export
     from export.verification.comparison import RefusedError
 
     try:

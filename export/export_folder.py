@@ -1,20 +1,26 @@
-"""The manifest of an export folder: the SHA-256 of every file, and the data to verify each part again.
+"""The export folder: its manifest, and the hidden folder whose files are renamed into place whole.
 
-The export folder has `manifest.json`, and the answers of the model in `test_vectors/`. With both,
+The manifest has the SHA-256 of every file. With it and the answers of the model in `test_vectors/`,
 `python -m export --verify DIR` verifies the files without the run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
-import re
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 import pydantic
+from filelock import FileLock, Timeout
 
 from tfdecouple.errors import UserError
-from tfdecouple.storage.files import FileDigest, file_sha256, read_json
+from tfdecouple.storage.files import FileDigest, file_sha256, read_json, read_model
 
 MANIFEST = "manifest.json"
 VECTORS = "test_vectors"
@@ -23,8 +29,12 @@ JSON_NAME = "model_card.json"
 # Names of settings of a server, which users may edit, so that a change is no problem.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
+_STAGING, _LOCK = ".export-", ".export.lock"
+# Prefix of the name of a replaced folder, which waits in the staging area until its successor is in place.
+_OLD = "old-"
+
+# Largest size of a manifest or a model card that is read.
 _MOST_BYTES = 2**24
-_VECTORS = re.compile(rf"{VECTORS}/[0-9a-f]{{16}}\.npz")
 
 
 def _inside(name: str) -> str:
@@ -53,7 +63,7 @@ class Part(_Model):
 
     runtime: Literal["savedmodel", "onnx", "litert"]
     folder: _Inside
-    vectors: Annotated[str, pydantic.Field(pattern=f"^{_VECTORS.pattern}$")]
+    vectors: Annotated[str, pydantic.Field(pattern=rf"^{VECTORS}/[0-9a-f]{{16}}\.npz$")]
     names: dict[str, _Inside]
 
 
@@ -72,29 +82,21 @@ class Manifest(_Model):
 
     @property
     def vectors(self) -> set[str]:
-        """The names of all files of test vectors in the manifest."""
-        return {name for name in self.files if _VECTORS.fullmatch(name)}
+        """The names of the files of test vectors that the parts need."""
+        return {part.vectors for part in self.parts.values()}
 
-    def merge(self, parts: Mapping[str, Part], files: Mapping[str, FileDigest]) -> Manifest:
-        """Returns a manifest with new parts and files added; they replace parts and files of the same name."""
-        all_parts = {**self.parts, **parts}
+    def update(self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]) -> Manifest:
+        """Returns a manifest with the new parts and files of an export, and without parts that `folder` lacks."""
+        old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
+        all_parts = {**old_parts, **parts}
+        within = tuple(f"{name}/" for name in old_parts)
         needed = {part.vectors for part in all_parts.values()}
-        replaced = tuple(f"{part}/" for part in parts)
-        old = {
+        old_files = {
             name: digest
             for name, digest in self.files.items()
-            if not name.startswith(replaced) and (not name.startswith(f"{VECTORS}/") or name in needed)
+            if name.startswith(within) or name in needed or ("/" not in name and (folder / name).exists())
         }
-        return Manifest(format=1, parts=all_parts, files=dict(sorted({**old, **files}.items())))
-
-    def drop_removed(self, folder: pathlib.Path) -> tuple[Manifest, list[str]]:
-        """Returns a manifest without parts and top-level files that no longer exist in a folder, and their names."""
-        beside = (name for name in self.files if "/" not in name)
-        gone = [name for name in (*self.parts, *beside) if not (folder / name).exists()]
-        within = tuple(f"{name}/" for name in gone)
-        parts = {name: part for name, part in self.parts.items() if name not in gone}
-        files = {name: one for name, one in self.files.items() if name not in gone and not name.startswith(within)}
-        return Manifest(format=1, parts=parts, files=files), gone
+        return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
 
     def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         """Yields the kind ("changed", "missing", "unknown" or "link") and the name of each difference of a folder."""
@@ -122,9 +124,6 @@ class Manifest(_Model):
             yield JSON_NAME
 
 
-EMPTY = Manifest(format=1, parts={}, files={})
-
-
 def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yields the name and the kind, "file", "link" or "other", of all entries in a folder and its subfolders."""
     for path in sorted(folder.rglob("*")):
@@ -133,14 +132,10 @@ def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
             yield path.relative_to(folder).as_posix(), kind
 
 
-def digest_folder(folder: pathlib.Path, name: str = "") -> dict[str, FileDigest]:
-    """Returns the digests of all files in a folder, by their paths in the folder, prefixed with `name`."""
-    prefix = f"{name}/" if name else ""
-    return {
-        f"{prefix}{path.relative_to(folder).as_posix()}": FileDigest.from_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDigest]:
+    """Returns the digests of all files in a folder, by `prefix` and their paths in the folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {prefix + path.relative_to(folder).as_posix(): FileDigest.from_file(path) for path in files}
 
 
 def name_vectors(file: pathlib.Path) -> str:
@@ -158,14 +153,146 @@ def load_manifest(folder: pathlib.Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"there is no export folder {folder}")
     try:
-        return Manifest.model_validate(read_json(path, _MOST_BYTES))
+        return read_model(path, Manifest, _MOST_BYTES)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {MANIFEST}, so that nothing can be verified; export its run again") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except ValueError as error:
-        reason = str(error)
-        if isinstance(error, pydantic.ValidationError):
-            first = error.errors()[0]
-            reason = ".".join(map(str, first["loc"])) + f": {first['msg']}"
-        raise UserError(f"{path} is no manifest of an export: {reason[:200]}; export the run again") from error
+        raise UserError(f"{path} is no manifest of an export: {error}; export the run again") from error
+
+
+def require_free_version(target: pathlib.Path) -> None:
+    """Raises UserError if the folder of a SavedModel's version, `target`, exists already."""
+    if target.exists():
+        raise UserError(
+            f"version {target.name} exists already in {target.parent}; leave --version out to take the next free number"
+        )
+
+
+class Staging:
+    """A context manager that locks an export folder for this process and has a hidden folder to build files in.
+
+    The hidden folder lies in the export folder, so that files can be renamed into place on the same file system, and
+    a server that polls `savedmodel/` for versions does not see it. It is removed when the context ends; the next export
+    removes the hidden folder of a killed process.
+
+    Attributes:
+        folder: the absolute path of the export folder, which is made if it does not exist.
+        area: the path of the hidden folder.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder.absolute()
+        self.area = self.folder / _STAGING
+        self._lock = contextlib.ExitStack()
+        self._made: list[pathlib.Path] = []
+
+    def __enter__(self) -> Staging:
+        """Makes and locks the export folder, and makes the hidden folder.
+
+        Raises:
+            UserError: if another export writes to the folder, or the folder is not writable.
+        """
+        try:
+            self._made = [parent for parent in (self.folder, *self.folder.parents) if not parent.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(FileLock(self.folder / _LOCK, timeout=0))
+            self._lock.callback((self.folder / _LOCK).unlink, missing_ok=True)
+            for remains in self.folder.glob(f"{_STAGING}*"):
+                if remains.is_dir():
+                    self._restore_folders(remains)
+                    shutil.rmtree(remains)
+            self.area = pathlib.Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.folder))
+        except Timeout as error:
+            raise UserError(
+                f"another export is writing to {self.folder}; wait for it, or choose another --to"
+            ) from error
+        except OSError as error:
+            self.__exit__()
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}; choose another --to") from error
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Removes the hidden folder and the lock, and the folders that `__enter__` made if they are empty."""
+        with uninterrupted():
+            shutil.rmtree(self.area, ignore_errors=True)
+            self._lock.close()
+            for folder in self._made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+
+    def _restore_folders(self, remains: pathlib.Path) -> None:
+        """Renames folders back that an export renamed to make room, if it was killed before it replaced them."""
+        for old in remains.glob(f"{_OLD}*"):
+            target = self.folder / old.name.removeprefix(_OLD)
+            if not target.exists():
+                os.rename(old, target)
+
+    def versions(self) -> list[int]:
+        """Returns the numbers of the SavedModel's versions in the export folder, in ascending order."""
+        folder = self.folder / "savedmodel"
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+    def put_version(self, built: pathlib.Path, version: int) -> None:
+        """Renames a built SavedModel into place as a version, which a server sees whole or not at all.
+
+        Raises:
+            UserError: if the version exists already.
+        """
+        target = self.folder / "savedmodel" / str(version)
+        target.parent.mkdir(exist_ok=True)
+        require_free_version(target)
+        os.rename(built, target)
+
+    def put_folder(self, built: pathlib.Path, name: str) -> None:
+        """Renames a built folder into place; an older folder of that name is restored if this fails."""
+        target, old = self.folder / name, self.area / f"{_OLD}{name}"
+        if target.exists():
+            os.rename(target, old)
+        try:
+            os.rename(built, target)
+        except OSError:
+            self._restore_folders(self.area)
+            raise
+
+    def put_file(self, built: pathlib.Path, name: str | None = None) -> None:
+        """Renames a built file into place under `name`, by default its own name, and replaces an older file."""
+        target = self.folder / (name or built.name)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(built, target)
+
+
+def interruptible() -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which SIGTERM raises KeyboardInterrupt, so that a stopped export cleans up as for Ctrl-C."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    return _handle_signals(interrupt, signal.SIGTERM)
+
+
+def uninterrupted() -> contextlib.AbstractContextManager[None]:
+    """Returns a context that ignores SIGINT and SIGTERM, in which files are put in place, which cannot be undone.
+
+    A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
+    """
+    return _handle_signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _handle_signals(handler: Callable[..., None] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
+    """Handles signals by `handler` within the context, if it is entered in the main thread, the only one that can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)

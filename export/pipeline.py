@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import json
 import os
 import pathlib
 import re
@@ -18,14 +18,25 @@ import tensorflow as tf
 from export.card import JSON_NAME, TEXT_NAME, make_card, merge_earlier_formats, render_card, require_same_model
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import endpoints, list_onnx_names
-from export.export_config import FILE_FORMATS, ExportConfig
-from export.export_folder import EDITABLE, EMPTY, MANIFEST, Manifest, Part, digest_folder, load_manifest, name_vectors
+from export.export_folder import (
+    EDITABLE,
+    MANIFEST,
+    Manifest,
+    Part,
+    Staging,
+    digest_folder,
+    interruptible,
+    load_manifest,
+    name_vectors,
+    require_free_version,
+    uninterrupted,
+)
+from export.formats import FILE_FORMATS, FORMATS
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
 from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
 from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, require_page
 from export.provenance import open_run
-from export.staging import Staging, interruptible, uninterrupted
 from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
 from export.verification.vectors import choose_sizes, load_real_images, make_vectors
@@ -33,6 +44,7 @@ from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import name_fixed_weight
 from tfdecouple.runs.publishing import hide_path
+from tfdecouple.runtime.requirements import require
 from tfdecouple.storage.files import FileDigest, write_json, write_text
 
 # The client program, published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
@@ -48,6 +60,58 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The options of one export, which are checked as far as possible before the run is opened.
+
+    Attributes:
+        run: the run folder, or the name or address of bundled or published weights.
+        to: the export folder.
+        formats: the formats to write, from `FORMATS`.
+        endpoints: the endpoints that the SavedModel has as signatures; () for all.
+        any_size: whether the files encode and decode images of any height and width.
+        version: the number of the SavedModel's version; None for the next free number.
+        name: the name of the model; None for the name of the run folder.
+        web_runtime: the folder of onnxruntime-web; None lets npm fetch it.
+        web_gpu: whether the web page also has the runtime for graphics cards.
+    """
+
+    run: str | pathlib.Path
+    to: pathlib.Path
+    formats: tuple[str, ...] = ("savedmodel", "onnx")
+    endpoints: tuple[str, ...] = ()
+    any_size: bool = False
+    version: int | None = None
+    name: str | None = None
+    web_runtime: pathlib.Path | None = None
+    web_gpu: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError if a value is wrong, or belongs to a format that is not written."""
+        for name in self.formats:
+            if name not in FORMATS:
+                raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+        for option, value, owner in (
+            ("--endpoints", " ".join(self.endpoints), "savedmodel"),
+            ("--version", self.version, "savedmodel"),
+            ("--web-runtime", self.web_runtime, "web"),
+            ("--web-gpu", self.web_gpu, "web"),
+        ):
+            if value and owner not in self.formats:
+                raise UserError(
+                    f"{option if value is True else f'{option} {value}'} is for the format {owner} alone, and the "
+                    f"formats are {', '.join(self.formats)}; leave it out, or add {owner} to --format"
+                )
+        if self.any_size and "web" in self.formats:
+            raise UserError("--any-size is not for the format web, whose page has pictures at their own size anyway")
+        if "litert" in self.formats:
+            require("ai_edge_litert", what="the format litert")
+        if self.version is not None:
+            if not 1 <= self.version < 2**63:
+                raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")
+            require_free_version(self.to / "savedmodel" / str(self.version))
+
+
 def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[pathlib.Path]:
     """Returns the paths of a finished export of a run: the version, folders and card that were put in place.
 
@@ -59,9 +123,9 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
         MemoryError, ResourceExhaustedError: if memory is exhausted.
     """
     with interruptible():
-        work = _Export(config, report)
+        exporter = _Exporter(config, report)
         try:
-            return work.run()
+            return exporter.build_and_publish()
         except BrokenPipeError:
             # The command itself handles the error that nobody reads its standard output any more.
             raise
@@ -79,8 +143,8 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
             raise UserError(f"cannot write to {config.to}: {reason}{advice}") from error
 
 
-class _Export:
-    """An export of a run: the constructor opens the run; the method `run` builds, verifies and publishes files."""
+class _Exporter:
+    """An export of a run, which the constructor opens, and whose files the methods build, verify and publish."""
 
     def __init__(self, config: ExportConfig, report: Callable[[str], Any]):
         self._config = config
@@ -103,12 +167,18 @@ class _Export:
         self._signatures = [offered[name] for name in dict.fromkeys(config.endpoints or offered)]
         if "web" in config.formats:
             require_page(self._model.config)
-        require_same_model(config.to, config.formats, self._about([]))
+        # The facts that identify the model of files, for the card and for later exports into the same folder.
+        self._about: dict[str, Any] = {
+            **{name: getattr(self._provenance, name) for name in ("name", "run", "step")},
+            "config_sha256": self._provenance.metadata()["config_sha256"],
+            "any_size": config.any_size,
+        }
+        require_same_model(config.to, config.formats, self._about)
         # The card's entry for each format, and the manifest's entry for each part, by which it is verified later.
         self._formats: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, Part] = {}
 
-    def run(self) -> list[pathlib.Path]:
+    def build_and_publish(self) -> list[pathlib.Path]:
         """Returns the paths that were put in place, after all files were built and verified."""
         config, provenance = self._config, self._provenance
         # The web page contains the ONNX files, so they are built even if they are not published by themselves.
@@ -179,14 +249,10 @@ class _Export:
         found = compare_in_process(name, folder, file, {"names": dict(names)}, self._report)
         if found.problems:
             raise RefusedError(f"not published: {join_problems(found.problems)}")
-        self._parts[part] = Part(
-            runtime=name,  # type: ignore[arg-type]
-            folder=part,
-            vectors=name_vectors(file),
-            names=dict(names),
-        )
+        recorded = {"runtime": name, "folder": part, "vectors": name_vectors(file), "names": dict(names)}
+        self._parts[part] = Part.model_validate(recorded)
         measured = {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
-        self._formats[name] = {**self._about(paths), **measured}
+        self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
         self._report("building the web page")
@@ -198,17 +264,12 @@ class _Export:
         trips = self._formats["onnx"]["round_trip"].values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
         self._formats["web"] = {
-            **self._about(["web/index.html"]),
+            **self._about,
+            "files": ["web/index.html"],
             "checked": f"{kept} of {tried} images came back in ONNX Runtime in Python; no browser was tried",
             "bytes": sum(path.stat().st_size for path in (area / "web").rglob("*") if path.is_file()),
         }
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
-
-    def _about(self, paths: list[str]) -> dict[str, Any]:
-        """Returns the facts that identify the model of files, for the card and for later exports."""
-        facts = {"name": self._provenance.name, "run": self._provenance.run, "step": self._provenance.step}
-        facts |= {"config_sha256": self._provenance.metadata()["config_sha256"], "any_size": self._config.any_size}
-        return {**facts, "files": paths}
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self._report("putting it in place")
@@ -221,11 +282,11 @@ class _Export:
             shutil.copyfile(CLIENT, files / CLIENT.name)
         whole = merge_earlier_formats(card, staging.folder)
         write_json(files / JSON_NAME, whole)
-        write_text(files / TEXT_NAME, render_card(json.loads(json.dumps(whole))))
+        write_text(files / TEXT_NAME, render_card(whole))
         # Existing settings of a server are kept, because the user may have edited them.
         for name in EDITABLE:
             if (staging.folder / name).exists():
-                (files / name).unlink(missing_ok=True)
+                shutil.copyfile(staging.folder / name, files / name)
         record, old_vectors = self._make_manifest(staging, name_vectors(vectors))
         write_json(staging.area / MANIFEST, record.model_dump())
         published = []
@@ -252,21 +313,14 @@ class _Export:
         files = digest_folder(staging.area / "files")
         files[vectors] = FileDigest.from_file(staging.area / _VECTORS)
         for name in parts:
-            files |= digest_folder(staging.area / name.partition("/")[0], name)
-        before = EMPTY
+            files |= digest_folder(staging.area / name.partition("/")[0], f"{name}/")
+        before = Manifest(format=1, parts={}, files={})
         if (staging.folder / MANIFEST).exists():
             try:
                 before = load_manifest(staging.folder)
             except UserError as error:
                 self._report(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
-        left, gone = before.drop_removed(staging.folder)
-        for name in sorted({*gone} - {*parts, *files}):
-            self._report(f"{name} lies there no more and is left out of the manifest")
-        # Settings of a server that are in the folder, but not in the earlier manifest, are recorded as they are.
-        for name in EDITABLE:
-            if name not in {*left.files, *files} and (staging.folder / name).is_file():
-                files[name] = FileDigest.from_file(staging.folder / name)
-        whole = left.merge(parts, files)
+        whole = before.update(staging.folder, parts, files)
         return whole, before.vectors - whole.vectors
 
 

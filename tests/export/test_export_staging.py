@@ -13,8 +13,8 @@ from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written, r
 
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME
+from export.export_folder import Staging, interruptible, uninterrupted
 from export.pipeline import ExportConfig, export
-from export.staging import Staging, interruptible, uninterrupted
 from tfdecouple.errors import UserError
 
 

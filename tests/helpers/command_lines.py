@@ -122,7 +122,7 @@ def _tfdecouple(arguments: list[str], folder: pathlib.Path) -> None:
 
 def _export(arguments: list[str], folder: pathlib.Path) -> None:
     from export.cli import main
-    from export.export_config import FORMATS
+    from export.formats import FORMATS
 
     options = parse(main, arguments, ("export.cli.start_tensorflow", "export.cli._verify"))
     unknown = set(getattr(options, "format", [])) - set(FORMATS)
