@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]
-# The type is `export.verification.keras_answers.KerasAnswers`; this module imports nothing from the verification.
+# The type is `export.verification.vectors.KerasAnswers`; this module imports nothing from the verification.
 KerasAnswers = Any
 
 # Kinds of inputs, by their content; the other inputs are scalars from a range.

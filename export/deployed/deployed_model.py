@@ -14,8 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from export.deployed.deployed_encoder import DeployedDequantizer, DeployedEncoder
-from export.deployed.deployed_networks import DeployedFlow, fold_prior
+from export.deployed.deployed_networks import DeployedDequantizer, DeployedEncoder, DeployedFlow, fold_prior
 from export.deployed.graph import Array, Deployed, Layout, round_array, to_float64
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.any_size import fit_images

@@ -1,7 +1,7 @@
 """The tolerance check: a file must give the same pixels as the Keras model, and floats within a tolerance.
 
 float32 rounds every number to a relative 6e-8, and every runtime has its own order of summation, so two right programs
-differ, on some images more than on others. The model therefore answers twice (`keras_answers.py`): for the inputs, and
+differ, on some images more than on others. The model therefore answers twice (`KerasAnswers`): for the inputs, and
 for the inputs perturbed by a relative 1e-6. A file may differ 4 times as much as the second answer does.
 """
 

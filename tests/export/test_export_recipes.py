@@ -45,7 +45,7 @@ from export.deployed.deployed_model import DeployedModel
 from export.endpoints import IMAGE
 from export.provenance import open_run
 from export.endpoints import find_endpoint, endpoints
-from export.verification.keras_answers import KerasAnswers
+from export.verification.vectors import KerasAnswers
 
 model, _ = open_run(sys.argv[1])
 rng = np.random.default_rng(0)

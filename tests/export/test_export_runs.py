@@ -18,8 +18,7 @@ from export.card import JSON_NAME, TEXT_NAME, judge_exactness, render_card
 from export.endpoints import endpoints, find_endpoint
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
-from export.verification.keras_answers import KerasAnswers
-from export.verification.vectors import load_real_images, make_vectors
+from export.verification.vectors import KerasAnswers, load_real_images, make_vectors
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.model import DecoupledModel

@@ -8,10 +8,9 @@ from helpers.models import SMALL, random_images
 from helpers.variants import fresh
 
 from export.endpoints import endpoints, find_endpoint
-from export.verification import keras_answers, vectors
-from export.verification.keras_answers import KerasAnswers
+from export.verification import vectors
 from export.verification.tolerance import FACTOR, PERTURBATION, Answer
-from export.verification.vectors import make_vectors
+from export.verification.vectors import KerasAnswers, make_vectors
 from tfdecouple.model.outlier_scores import chi_moments
 
 # The counts below are of these endpoints; a new one may ask for more.
@@ -78,7 +77,7 @@ def test_images_are_perturbed_before_they_are_encoded(name, model):
     effects = []
     for times in (1, 100):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(keras_answers, "PERTURBATION", times * PERTURBATION)
+            patch.setattr(vectors, "PERTURBATION", times * PERTURBATION)
             _, right, other = answers_of(model, name, IMAGES)
         effects.append(max(np.abs(right[one] - other[one]).max() for one in right))
     assert effects[1] > 20 * effects[0] > 0

@@ -11,7 +11,7 @@ import onnxruntime
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import IMAGE, endpoints, find_endpoint
 from export.formats.onnx import build_onnx
-from export.verification.keras_answers import KerasAnswers
+from export.verification.vectors import KerasAnswers
 from helpers.models import TINY, give_effect, random_images
 from helpers.variants import ODD
 from tfdecouple.config import STEP_LAYERS
