@@ -18,7 +18,7 @@ linear growth. Constant costs (reading the images, the encoder) make the exponen
 "MiB in all" is the largest resident memory of the process. "MiB an image" is the difference between two batches, one
 twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by its
 allocator (`throughput.py --live`), with the batch in one piece, as on a GPU. "calculated" is the prediction of
-`tfdecouple/networks/costs.py` for the same memory.
+`tfdecouple/networks/architecture.py` for the same memory.
 
 --docs puts each table between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is written after
 each table, so that an interrupted run keeps the finished tables.
@@ -43,8 +43,7 @@ from benchmarks.plots import plot  # noqa: E402
 from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.networks.architecture import count_parameters  # noqa: E402
-from tfdecouple.networks.costs import FLOAT32, activations  # noqa: E402
+from tfdecouple.networks.architecture import FLOAT32, count_activation_bytes, count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory")
@@ -86,7 +85,7 @@ def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
     training = config.training
     parameters = count_parameters(config.model)["total"]
     state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=micro_batches)
-    return state + images * activations(config.model, memory=training.memory, precision=training.precision).total
+    return state + images * count_activation_bytes(config.model, memory=training.memory, precision=training.precision)
 
 
 def main() -> int:
@@ -186,7 +185,7 @@ def measure_depth(
     """
     deep = with_depth(override(load_preset(preset), options.set), depth)
     training = override(deep, [f"training.memory={memory}"]).training
-    expected = activations(deep.model, memory=memory, precision=training.precision).total / MIB
+    expected = count_activation_bytes(deep.model, memory=memory, precision=training.precision) / MIB
     small = memory_batch(expected, mib, images)
     if memory == "recompute":
         # The backward pass frees activations while it makes gradients, so the activations must outweigh the gradients.
@@ -257,7 +256,7 @@ def calculate_memory() -> list[dict[str, Any]]:
             row: dict[str, Any] = {"preset": name, "depth": depth, "params": parameters}
             row["state_gib"] = state_bytes(parameters, averages=False, micro_batches=2) / GIB
             for memory in MEMORY:
-                row[f"{memory}_gib_per_image"] = activations(config.model, memory=memory).total / GIB
+                row[f"{memory}_gib_per_image"] = count_activation_bytes(config.model, memory=memory) / GIB
                 for gib in GPUS_GIB:
                     row[f"{memory}_on_{gib}"] = largest_micro_batch(config, gib, memory)
             rows.append(row)

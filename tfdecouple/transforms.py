@@ -42,7 +42,7 @@ class Transform(abc.ABC):
         """
 
     def count_activations(self, alpha: float) -> int:
-        """Returns how many numbers are stored for the backward pass per entry of x_b, for `networks/costs.py`.
+        """Returns how many numbers are stored for the backward pass per entry of x_b, for `networks/architecture.py`.
 
         The default is an estimate: x_b, and each parameter both raw and constrained.
         """

@@ -20,8 +20,7 @@ from export.pipeline import ExportConfig, export
 from tfdecouple.config import CONDITIONERS, STEP_LAYERS
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks import costs
-from tfdecouple.networks.architecture import count_parameters, weight_shapes
+from tfdecouple.networks.architecture import count_multiply_adds, count_parameters, weight_shapes
 from tfdecouple.runs.opened_run import load_model
 
 # A function of this file runs a few times.
@@ -101,7 +100,7 @@ def test_the_conditioner_is_in_every_coupling_of_the_decoder_and_costs_what_it_d
     adds = 16 * (25 * 2 * first.hidden + 9 * first.hidden * first.outputs) + 4 * first.hidden
     assert first.cost((None, 4, 4, 2), (None, 4)).multiply_adds == adds
     usual = dataclasses.replace(model.config, conditioner="convolutional")
-    assert costs.multiply_adds(model.config) != costs.multiply_adds(usual)
+    assert count_multiply_adds(model.config) != count_multiply_adds(usual)
 
 
 def test_images_come_back_through_it(trained):

@@ -16,7 +16,7 @@ import tfdecouple
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel, any_size
 from tfdecouple.model.any_size import SizedCodes, count_images_at_once, pad_images, shrink_images, size_multiple
-from tfdecouple.networks.costs import inference_bytes
+from tfdecouple.networks.architecture import count_inference_bytes
 
 SIZES = [(11, 9), (1, 1), (2, 40)]
 
@@ -199,7 +199,7 @@ class TestRefusals:
         assert "whole number" in message_of(UserError, lambda: small_model.decode(z, v, (11.5, 9)))
 
     def test_too_large_for_memory_is_said_before_anything_is_computed(self, small_model, monkeypatch):
-        needed = inference_bytes(small_model.config, 120, 90)
+        needed = count_inference_bytes(small_model.config, 120, 90)
         monkeypatch.setattr(any_size, "free_memory", lambda: needed // 4)
         message = message_of(UserError, lambda: small_model.encode(pictures(small_model, 120, 90)))
         assert "90 x 120" in message and "45 x 60" in message

@@ -9,7 +9,12 @@ import pytest
 from tfdecouple import transforms
 from tfdecouple.config import MEMORY, load_preset, preset_names
 from tfdecouple.layers import Coupling
-from tfdecouple.networks import costs
+from tfdecouple.networks.architecture import (
+    FLOAT32,
+    count_activation_bytes,
+    count_multiply_adds,
+    count_stored_bytes,
+)
 
 
 def test_a_transform_says_itself_what_it_keeps(monkeypatch):
@@ -23,7 +28,7 @@ def test_a_transform_says_itself_what_it_keeps(monkeypatch):
 
     def kept(transform):
         layer = Coupling(hidden=8, transform=transform, alpha=0.5)
-        return costs.stored_bytes(layer.cost((None, 1, 1, 3)), net_bytes=4, memory="recompute") / 4
+        return count_stored_bytes(layer.cost((None, 1, 1, 3)), net_bytes=4, memory="recompute") / 4
 
     assert {name: kept(name) for name in ("affine", "additive", "doubled")} == {
         "affine": 2 + 4,
@@ -42,9 +47,9 @@ def test_costs_of_a_coupling_by_hand():
     # At each of 4 positions 9*2*8 + 8*8 + 9*8*2, and 3*8 once.
     assert cost(1.0).multiply_adds == 4 * (144 + 64 + 144) + 24
     # The net's inputs of 2 + 8 + 8 numbers, and three or four numbers for the scaled channel.
-    assert costs.stored_bytes(cost(1.0), net_bytes=4, memory="keep") == 4 * 4 * (18 + 3)
-    assert costs.stored_bytes(cost(0.5), net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 4)
-    assert costs.stored_bytes(cost(1.0), net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
+    assert count_stored_bytes(cost(1.0), net_bytes=4, memory="keep") == 4 * 4 * (18 + 3)
+    assert count_stored_bytes(cost(0.5), net_bytes=2, memory="keep") == 4 * (2 * 18 + 4 * 4)
+    assert count_stored_bytes(cost(1.0), net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
 
 
 @pytest.mark.parametrize("preset", [n for n in preset_names() if "Estimate, not measured" in load_preset(n).notes])
@@ -55,14 +60,14 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
     def stated(pattern):
         return float(re.search(pattern, config.notes)[1].replace(",", ""))
 
-    multiply_adds = costs.multiply_adds(config.model)
+    multiply_adds = count_multiply_adds(config.model)
     assert stated(r"([\d.]+) G per training image") == pytest.approx(3 * multiply_adds / 1e9, rel=3e-3)
     assert stated(r"updates of ([\d,]+) images") == training.batch_size
     operations = 2 * 3 * multiply_adds * training.steps * training.batch_size
     assert stated(r"images is ([\d.]+e\d+) floating-point") == pytest.approx(operations, rel=0.02)
     assert stated(r"about (\d+) days of one A100 in float32") == pytest.approx(operations / 5.85e12 / 86400, abs=1)
     assert stated(r"or (\d+) with TF32") == pytest.approx(operations / 46.8e12 / 86400, abs=1)
-    gigabytes = costs.activations(config.model, memory=training.memory).total / 1e9
+    gigabytes = count_activation_bytes(config.model, memory=training.memory) / 1e9
     assert stated(r"need about ([\d.]+) GB per image") == pytest.approx(gigabytes, rel=0.1)
     assert stated(r"training.micro_batches=(\d+) means") == training.micro_batches
     on_each = training.batch_size // training.micro_batches // 8
@@ -71,12 +76,11 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
 
 def test_recomputing_keeps_no_hidden_maps():
     config = load_preset("imagenet64").model
-    plain, remat, inverted = (costs.activations(config, memory=memory) for memory in MEMORY)
-    half = costs.activations(config, precision="mixed_bfloat16")
-    assert inverted.stored < remat.stored < plain.stored / 5 and remat.working > plain.working
-    assert plain.total / 2 < half.total < 0.6 * plain.total
+    plain, remat, inverted = (count_activation_bytes(config, memory=memory) for memory in MEMORY)
+    half = count_activation_bytes(config, precision="mixed_bfloat16")
+    assert inverted < remat < plain / 2 and plain / 2 < half < 0.6 * plain
     deep, flat = (dataclasses.replace(config, steps=(n, (n, n), (n, n), (n, n), n)) for n in (16, 1))
-    assert costs.activations(deep, memory="invert") == costs.activations(flat, memory="invert")
+    assert count_activation_bytes(deep, memory="invert") == count_activation_bytes(flat, memory="invert")
 
 
 def count_stored_numbers(layer, x_shape, condition_size, memory):
@@ -117,5 +121,5 @@ def test_what_is_calculated_for_a_step_is_what_tensorflow_stores(memory, alpha):
     layer = FlowStep(stage.hidden, config.latent_dim, transform=config.transform, alpha=alpha)
     shape, condition_shape = [2, stage.height, stage.width, stage.channels], (None, config.latent_dim)
     layer.build(shape, condition_shape)
-    found = costs.FLOAT32 * count_stored_numbers(layer, shape, config.latent_dim, memory)
-    assert 0.9 <= found / costs.stored_bytes(layer.cost(shape, condition_shape), costs.FLOAT32, memory) <= 1
+    found = FLOAT32 * count_stored_numbers(layer, shape, config.latent_dim, memory)
+    assert 0.9 <= found / count_stored_bytes(layer.cost(shape, condition_shape), FLOAT32, memory) <= 1

@@ -19,8 +19,7 @@ from PIL import Image
 from tfdecouple.config import MEMORY, load_preset
 from tfdecouple.doctor.measurements import WITHIN
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks import costs
-from tfdecouple.networks.architecture import count_parameters
+from tfdecouple.networks.architecture import count_activation_bytes, count_parameters
 
 sys.path.insert(0, str(ROOT))
 
@@ -53,7 +52,7 @@ class TestScaling:
     def test_the_largest_micro_batch_fills_the_memory(self):
         config = load_preset("lsun_bedroom_128")
         state = scaling.state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
-        one = costs.activations(config.model).total
+        one = count_activation_bytes(config.model)
         count = scaling.largest_micro_batch(config, 24)
         assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
         assert scaling.largest_micro_batch(config, 2) == 0

@@ -12,7 +12,7 @@ from tfdecouple.config import Config, load_preset, override
 from tfdecouple.doctor import small_model
 from tfdecouple.doctor.benchmark import Benchmark, Work, make_timed_config, read_live_bytes, time_calls
 from tfdecouple.doctor.result import DEFAULT, Request, Result, Task, Variant
-from tfdecouple.networks.costs import activations
+from tfdecouple.networks.architecture import count_activation_bytes
 from tfdecouple.runtime.devices import shown_bytes
 
 # Batch sizes that are timed on CPUs and on GPUs, in this order, until the memory does not suffice.
@@ -69,7 +69,8 @@ def measure_memory(task: Task) -> Iterator[Result]:
 
     request, variant, device = task.request, task.variant, task.devices[0]
     config = make_config(request, 2, variant)
-    per_image = activations(config.model, memory=config.training.memory, precision=config.training.precision).total
+    training = config.training
+    per_image = count_activation_bytes(config.model, memory=training.memory, precision=training.precision)
     # Shards of equal size leave free blocks that fit the next request; TensorFlow's allocator hands out any other block
     # whole, unless it is twice as large as the request, and counts all of it.
     shards = shard_count()

@@ -16,8 +16,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.networks.architecture import weight_shapes
-from tfdecouple.networks.costs import inference_bytes
+from tfdecouple.networks.architecture import count_inference_bytes, weight_shapes
 from tfdecouple.runtime.devices import free_memory, shown_bytes
 from tfdecouple.runtime.numerics import sizes
 from tfdecouple.runtime.precision import full_float32
@@ -148,7 +147,7 @@ def count_images_at_once(config: ModelConfig, height: int, width: int) -> int:
     Raises:
         UserError: if a single image takes more memory than is free.
     """
-    needed, free = inference_bytes(config, height, width), free_memory()
+    needed, free = count_inference_bytes(config, height, width), free_memory()
     if needed > free:
         scale = (free / needed) ** 0.5
         raise UserError(

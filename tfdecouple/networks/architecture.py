@@ -1,4 +1,7 @@
-"""Functions that compute the weights' names, shapes and number, and the memory of a model, without building it."""
+"""Functions that compute a model's weights, multiply-adds and memory from its config, without building the model.
+
+`benchmarks/scaling.py` compares the calculated bytes with the measured memory of processes.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,30 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import StagePlan, step_names
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime.devices import machine_memory, shown_bytes
 
+if TYPE_CHECKING:
+    from tfdecouple.layers.base import Cost
+
 Shape = tuple[int, ...]
 
-_FLOAT_BYTES = 4
+# Bytes of a number.
+FLOAT32, BFLOAT16 = 4, 2
+
+# Number of maps, each of the size of a layer's input, that a backward pass by inversion holds at once: values and
+# gradients of the layer, and of the halves of a coupling.
+_INVERSION_MAPS = 8
+# Number of maps of the size of the image outside the flow: pixels, noise, x, v, and the gradient for each.
+_IMAGE_MAPS = 8
+# Numbers of maps that a pass without gradients holds at once: hidden maps of coupling nets, and maps of a stage.
+_HIDDEN_MAPS, _STAGE_MAPS = 3, 8
+
 # Options on which the size of a model depends most.
 _SIZES = (
     "image_shape", "hidden_channels", "latent_dim", "prior_hidden", "encoder_channels", "encoder_out_channels",
@@ -60,25 +76,6 @@ def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
     fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
     return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
-
-
-def flows(config: ModelConfig) -> list[tuple[Any, tuple[tuple[StagePlan, ...], ...]]]:
-    """Returns the unbuilt flows of decoder and dequantizer (if any), with one step a stage, and their level plans."""
-    networks = _smallest_networks(config)
-    pairs = [(networks["flow"][0], config.levels)]
-    if config.has_dequantizer:
-        pairs.append((networks["dequantizer"][0].flow, config.dequantization_levels))
-    return pairs
-
-
-def encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns the unbuilt encoders of z and of the dequantizer, if the model has them, each with its input shape."""
-    networks = _smallest_networks(config)
-    pairs = [networks["encoder"]] if config.has_encoder else []
-    if config.has_dequantizer:
-        dequantizer, x_shape = networks["dequantizer"]
-        pairs.append((dequantizer.encoder, x_shape))
-    return pairs
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -125,13 +122,11 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     return count_by_network(weight_shapes(config))
 
 
-def widest_map(config: ModelConfig) -> int:
+def _widest_map(config: ModelConfig) -> int:
     """Returns how many numbers the largest map of a model holds for a single image."""
     sizes = [math.prod(config.image_shape)]
-    sizes += [
-        stage.positions * stage.hidden for level in config.levels + config.dequantization_levels for stage in level
-    ]
-    for encoder, shape in encoders(config):
+    sizes += [stage.positions * stage.hidden for stage in _list_stages(config)]
+    for encoder, shape in _list_encoders(config):
         for block in encoder.blocks:
             shape = block.compute_output_shape(shape)
             sizes.append(math.prod(shape[1:]))
@@ -151,7 +146,7 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
     """
     memory = machine_memory()
     counts = count_parameters(config)
-    weights, image = copies * counts["total"] * _FLOAT_BYTES, widest_map(config) * _FLOAT_BYTES
+    weights, image = copies * counts["total"] * FLOAT32, _widest_map(config) * FLOAT32
     if max(weights, image) <= memory:
         return
     largest = max((name for name in counts if name != "total"), key=counts.__getitem__)
@@ -167,3 +162,89 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
         f"the model is too large: it needs {what}, and this machine has {shown_bytes(memory)} of memory; "
         f"the largest of its sizes is in model.{name}, {sizes[name]}"
     )
+
+
+def count_multiply_adds(config: ModelConfig) -> int:
+    """Returns the multiply-adds of the forward pass through flows and encoders, per image."""
+    in_flows = sum(cost.multiply_adds for cost in _flow_costs(config))
+    return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in _list_encoders(config))
+
+
+def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> int:
+    """Returns the bytes of activations in a training step, per image of a micro-batch.
+
+    The backward pass needs the inputs of layers, for the gradients of kernels (the gradient of an ELU needs its output,
+    which the next convolution stores anyway), and the activations of the transforms. With "recompute" the hidden maps
+    of one coupling net at a time are held, the largest in the worst case. With "invert" the input and the output of
+    each stage are stored, and each layer in turn holds values and gradients while its backward pass runs.
+
+    Args:
+        config: the architecture.
+        memory: how activations reach the backward pass, a value of `training.memory`.
+        precision: precision of the nets, a value of `training.precision`.
+    """
+    net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
+    stages = _list_stages(config)
+    if memory == "invert":
+        stored = sum(2 * FLOAT32 * stage.positions * stage.channels for stage in stages)
+    else:
+        stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in _flow_costs(config))
+    stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in _list_encoders(config))
+    # Bytes of hidden maps held at once, per number of a map: three gradients around an ELU, two maps unless stored.
+    hidden = net_bytes * (3 if memory == "keep" else 5)
+    inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
+    working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
+    return stored + working + FLOAT32 * _IMAGE_MAPS * math.prod(config.image_shape)
+
+
+def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
+    """Returns the bytes, without weights, that encoding, decoding or a likelihood bound takes at most for one image.
+
+    Args:
+        config: the architecture of a model for images of any size.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
+    """
+    own_height, own_width, channels = config.image_shape
+    # The numbers are counted for an image of the model's size; all maps grow in proportion to the pixels.
+    stages = _list_stages(config)
+    widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
+    if config.has_dequantizer:
+        encoder, x_shape = _list_encoders(config)[-1]
+        blocks = encoder.children(x_shape)
+        widest += [_HIDDEN_MAPS * math.prod(block.compute_output_shape(shape)[1:]) for block, shape, _ in blocks]
+    numbers = max(widest) + _IMAGE_MAPS * own_height * own_width * channels
+    return FLOAT32 * numbers * height * width // (own_height * own_width)
+
+
+def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
+    """Returns the bytes that a layer stores for its backward pass, per image, for the memory "keep" or "recompute"."""
+    hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
+    return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
+
+
+def _flow_costs(config: ModelConfig) -> Iterator[Cost]:
+    """Yields the cost of each step of the flows of decoder and dequantizer, and of each `FactorOut` layer."""
+    networks = _smallest_networks(config)
+    flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
+    stages = ((flow, stage) for flow in flows for stage in flow.stages)
+    for (flow, stage), plan in zip(stages, _list_stages(config), strict=True):
+        inputs = (None, plan.height, plan.width, plan.channels), flow.condition_shape(plan)
+        yield from [stage.steps[0].cost(*inputs)] * plan.steps
+        if stage.factor_out is not None:
+            yield stage.factor_out.cost(*inputs)
+
+
+def _list_stages(config: ModelConfig) -> list[StagePlan]:
+    """Returns all stages of the flows of decoder and dequantizer."""
+    return list(itertools.chain(*config.levels, *config.dequantization_levels))
+
+
+def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
+    """Returns the unbuilt encoders of z and of the dequantizer, if the model has them, each with its input shape."""
+    networks = _smallest_networks(config)
+    found = [networks["encoder"]] if config.has_encoder else []
+    if config.has_dequantizer:
+        dequantizer, x_shape = networks["dequantizer"]
+        found.append((dequantizer.encoder, x_shape))
+    return found
