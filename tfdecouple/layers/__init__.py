@@ -1,9 +1,9 @@
 """The invertible Keras layers that the flow consists of; TFP bijectors do their maths (paper section 2.2 and A)."""
 
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
-from tfdecouple.layers.channel_maps import ActNorm, InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet
 from tfdecouple.layers.coupling import Coupling
+from tfdecouple.layers.elementary_layers import ActNorm, InvertibleConv1x1, InvertibleLinear
 from tfdecouple.layers.pointwise import ConditionalWhitening, Sigmoid, SinhArcsinh
 from tfdecouple.layers.squeeze import Squeeze
 from tfdecouple.runtime.execution import backward_memory
