@@ -13,7 +13,7 @@ from tfdecouple.transforms import TRANSFORMS
 
 # Module and class of each layer by name, in the order of help texts. The module is imported, with TensorFlow, at need.
 STEP_LAYERS = {
-    "sinh_arcsinh": "tfdecouple.layers.pointwise:SinhArcsinh",
+    "sinh_arcsinh": "tfdecouple.layers.elementary_layers:SinhArcsinh",
 }
 CONDITIONERS = {
     "convolutional": "tfdecouple.layers.conditioners:ConvNet",

@@ -3,9 +3,15 @@
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
 from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet
 from tfdecouple.layers.coupling import Coupling
-from tfdecouple.layers.elementary_layers import ActNorm, InvertibleConv1x1, InvertibleLinear
-from tfdecouple.layers.pointwise import ConditionalWhitening, Sigmoid, SinhArcsinh
-from tfdecouple.layers.squeeze import Squeeze
+from tfdecouple.layers.elementary_layers import (
+    ActNorm,
+    ConditionalWhitening,
+    InvertibleConv1x1,
+    InvertibleLinear,
+    Sigmoid,
+    SinhArcsinh,
+    Squeeze,
+)
 from tfdecouple.runtime.execution import backward_memory
 from tfdecouple.runtime.precision import net_precision
 
