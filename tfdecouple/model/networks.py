@@ -30,11 +30,10 @@ from tfdecouple.model.objective import (
 )
 from tfdecouple.model.quantizer import Quantizer
 from tfdecouple.networks.architecture import count_by_network, make_networks
-from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
-from tfdecouple.networks.prior import PriorFlow
+from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
 from tfdecouple.runtime.execution import backward_memory, backward_mode, without_autograph
 from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.requirements import require_backend

@@ -43,11 +43,10 @@ _SIZES = (
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     """Returns the unbuilt networks of a model by name, each with the shape of its input, batch first."""
-    from tfdecouple.networks.class_layers import ClassAffine, ClassCodes
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
-    from tfdecouple.networks.prior import PriorFlow
+    from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
 
     image, z = (None, *config.image_shape), (None, config.latent_dim)
     networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}

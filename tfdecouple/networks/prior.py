@@ -1,15 +1,28 @@
-"""The prior over z: a small flow from z to a standard normal (paper appendix B.3)."""
+"""The prior over z: a flow from z to a standard normal (paper B.3), and what it learns of each label.
+
+With labels the prior has a shift and scale of z for each label, or z itself is a function of the label.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
+import tensorflow as tf
+from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.config.shapes import step_names
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
+from tfdecouple.layers.base import Float32Layer, Weight
+from tfdecouple.layers.conditioners import bound_uniform, fan_in_uniform
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.execution import Execution
+from tfdecouple.runtime.numerics import full_product
+from tfdecouple.runtime.precision import full_float32
+
+# In the paper's code the embedding is drawn within +-0.1, and hidden layers are four times as wide as z.
+_EMBEDDING, _WIDENING = 0.1, 4
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -41,3 +54,104 @@ class PriorFlow(InvertibleSequence):
             PriorStep(hidden, transform=transform, alpha=alpha, name=name, dtype=self.dtype_policy)
             for name in step_names(steps)
         ]
+
+
+class _ClassLayer(Float32Layer):
+    """The base class of layers with separate weights for each label.
+
+    Args:
+        classes: how many labels there are.
+        latent_dim: size of z.
+        **kwargs: arguments of `keras.layers.Layer`.
+    """
+
+    saved_arguments = ("classes", "latent_dim")
+
+    def __init__(self, classes: int, latent_dim: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.classes = classes
+        self.latent_dim = latent_dim
+
+    def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Returns the row, of `[classes, d_z]`, for each label of `[batch]`; zeros for a number that is no label."""
+        # On a GPU the gradient of `tf.gather` adds rows in a varying order; a product gives the same result each time.
+        return full_product(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class ClassCodes(_ClassLayer):
+    """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical")."""
+
+    def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the declared weights, initialised as in the paper's code."""
+        size, hidden = self.latent_dim, _WIDENING * self.latent_dim
+        embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
+        after_size, after_hidden = (functools.partial(bound_uniform, fan_in) for fan_in in (size, hidden))
+        return {
+            "embedding": Weight((self.classes, size), embedding),
+            "first": Weight((size, hidden), fan_in_uniform),
+            "first_bias": Weight((hidden,), after_size),
+            "second": Weight((hidden, hidden), fan_in_uniform),
+            "second_bias": Weight((hidden,), after_hidden),
+            "last": Weight((hidden, size), fan_in_uniform),
+            "last_bias": Weight((size,), after_hidden),
+        }
+
+    def compute_output_shape(self, x_shape: Any) -> tuple:
+        """Returns the shape of z for labels of a shape."""
+        return (*x_shape, self.latent_dim)
+
+    @full_float32()
+    def codes(self) -> tf.Tensor:
+        """Returns the code of each label, `[classes, d_z]`."""
+        read = tf.convert_to_tensor
+        h = tf.nn.elu(full_product(read(self.embedding), read(self.first)) + read(self.first_bias))
+        h = tf.nn.elu(full_product(h, read(self.second)) + read(self.second_bias))
+        return full_product(h, read(self.last)) + read(self.last_bias)
+
+    @full_float32()
+    def call(self, labels: tf.Tensor) -> tf.Tensor:
+        """Returns z, `[batch, d_z]`, for integer labels `[batch]`."""
+        return self._select_rows(labels, self.codes())
+
+
+@keras.saving.register_keras_serializable(package="tfdecouple")
+class ClassAffine(_ClassLayer):
+    """A layer y = z * scale + shift, with its own scale and shift for each label, before the flow of the prior over z.
+
+    The layer starts as the identity, so that the prior of every label is the same.
+    """
+
+    def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
+        """Returns the declared weights: log-scale and shift, each `[classes, d_z]`."""
+        return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
+
+    def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
+        """Returns the shapes of the two outputs of `call`."""
+        return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
+
+    def reset(self) -> None:
+        """Sets log-scale and shift to 0, so that the layer is the identity."""
+        for weight in (self.log_scale, self.shift):
+            weight.assign(tf.zeros_like(weight))
+
+    def call(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns z mapped for every label, `[batch, classes, d_z]`, and the log-determinants, `[classes]`."""
+        log_scale = tf.convert_to_tensor(self.log_scale)
+        y = z[:, None] * tf.exp(log_scale) + tf.convert_to_tensor(self.shift)
+        return y, tf.reduce_sum(log_scale, -1)
+
+    @full_float32()
+    def inverse(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Returns the z `[batch, d_z]` that the scale and shift of each label `[batch]` map to y `[batch, d_z]`."""
+        log_scale, shift = (
+            self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)
+        )
+        return (y - shift) * tf.exp(-log_scale)
+
+    def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
+        """Returns the layer as a TFP bijector, for labels `[batch]`, or for all labels and z `[..., 1, d_z]`."""
+        log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
+        if labels is not None:
+            log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))
+        return tfb.Chain([tfb.Shift(shift), tfb.Scale(log_scale=log_scale)])
