@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import zlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,26 @@ def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
         shape=[start % 4 + count], key=key, counter=advanced, alg=_PHILOX, dtype=tf.float32
     )
     return numbers[start % 4 :]
+
+
+def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Returns the standard normal noise of n draws of z, as all evaluations draw it, float32 `[n, latent_dim]`.
+
+    A draw depends only on the seed, on its number among the draws for its image, and on the index of the image in its
+    split; number and index are integers `[n]`.
+    """
+    return _draw_each(lambda own: draw_normal([latent_dim], derive_seed(own, "z")), seed, number, index)
+
+
+def draw_u_noise(
+    image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
+) -> tf.Tensor:
+    """Returns the dequantisation noise of n draws, `[n, *image_shape]`; see `draw_z_noise` and `draw_pixel_noise`."""
+    return _draw_each(
+        lambda own: draw_pixel_noise(image_shape, derive_seed(own, "u"), normal_noise), seed, number, index
+    )
+
+
+def _draw_each(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    base = derive_seed(seed, "evaluate")
+    return tf.map_fn(lambda which: draw(derive_seed(base, *which)), (number, index), fn_output_signature=tf.float32)

@@ -21,6 +21,7 @@ class Density:
             has_latent=latent_dim > 0,
             prior=prior,
             image_shape=SHAPE,
+            has_dequantizer=False,
         )
         self.quantizer = Quantizer(n_bits)
 

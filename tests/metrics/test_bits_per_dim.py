@@ -16,7 +16,7 @@ from tfdecouple.layers import ActNorm, InvertibleLinear
 from tfdecouple.metrics.base import Estimate
 from tfdecouple.metrics.bits_per_dim import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.noise import u_noise, z_noise
+from tfdecouple.randomness import draw_u_noise, draw_z_noise
 from tfdecouple.training.workers import make_strategy
 
 # The posterior of the second is far from exact: too wide, and of one pixel only.
@@ -133,7 +133,7 @@ class TestDraws:
                 small = 0.01 * tf.cast(z_noise[:, 0], tf.float64)
                 return 1e7 + small, tf.zeros_like(small), tf.zeros_like(small)
 
-        drawn = z_noise(1, 0, tf.range(6), tf.zeros(6, tf.int64)).numpy()[:, 0].astype(np.float64)
+        drawn = draw_z_noise(1, 0, tf.range(6), tf.zeros(6, tf.int64)).numpy()[:, 0].astype(np.float64)
         expected = 1e7 - math.log(np.mean(np.exp(-0.01 * drawn)))
         nats = (evaluate(Far(1), gaussian_images(1), k=6).bits_per_dim * math.log(2) - math.log(128)) * 3
         assert nats == pytest.approx(expected, abs=1e-6)
@@ -191,9 +191,9 @@ class TestModel:
         index, k, terms = tf.range(3, dtype=tf.int64), 2, []
         for number in range(k):
             draw = 0, tf.fill([3], number), index
-            u = u_noise((4, 4, 3), *draw, normal_noise=True)
+            u = draw_u_noise((4, 4, 3), *draw, normal_noise=True)
             assert np.abs(u).max() > 1
-            terms.append(np.stack(model.elbo_from_noise(images, z_noise(4, *draw), u)[:3]).astype("float64"))
+            terms.append(np.stack(model.elbo_from_noise(images, draw_z_noise(4, *draw), u)[:3]).astype("float64"))
         terms = np.stack(terms)
         found = evaluate(model, images, k=k, size=2)
         nats = -np.logaddexp.reduce(-terms.sum(1)) + math.log(k)

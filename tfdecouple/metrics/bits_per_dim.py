@@ -252,13 +252,14 @@ class BoundEvaluator:
         """Returns the three terms of each image's ELBO for one draw of the noise, `[batch, 3]`, in nats."""
         import tensorflow as tf
 
-        from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
+        from tfdecouple import randomness
 
         config = self._model.config
         draw = seed, tf.fill(tf.shape(index), number), index
-        noise = z_noise(config.latent_dim, *draw), u_noise(config.image_shape, *draw, normal_u_noise(config))
+        z = randomness.draw_z_noise(config.latent_dim, *draw)
+        u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
         options = {} if labels is None else {"labels": labels}
-        return tf.stack(self._model.elbo_from_noise(images, *noise, **options)[:3], -1)
+        return tf.stack(self._model.elbo_from_noise(images, z, u, **options)[:3], -1)
 
 
 def describe_grey(images: np.ndarray) -> str:

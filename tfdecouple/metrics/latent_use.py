@@ -136,10 +136,9 @@ def compute_latent_use(
     import tensorflow as tf
 
     from tfdecouple import randomness
-    from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
     from tfdecouple.runtime.precision import full_float32
 
-    config, has_normal_noise = model.config, normal_u_noise(model.config)
+    config, has_normal_noise = model.config, model.config.has_dequantizer
 
     @tf.function(autograph=False, reduce_retracing=True)
     def encode(batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -150,7 +149,7 @@ def compute_latent_use(
     def compute_terms(batch: dict[str, tf.Tensor], codes: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         """Returns -log p(x|z) + log q(u|x) for both codes, `[2, batch, d_z]`, and log p(z) of the first."""
         images, index, log_q = batch["image"], batch["index"], 0.0
-        u = u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, has_normal_noise)
+        u = randomness.draw_u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, has_normal_noise)
         if has_normal_noise:
             u, log_q = model.dequantize(images, u)
         x = model.quantizer.within(model.quantizer.levels(images), u)
@@ -185,7 +184,8 @@ def compute_latent_use(
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             # These are the z that the ELBO draws with this seed.
-            z = mean + stddev * z_noise(config.latent_dim, seed, tf.fill([count], number), index).numpy()
+            noise = randomness.draw_z_noise(config.latent_dim, seed, tf.fill([count], number), index)
+            z = mean + stddev * noise.numpy()
             other = z[draw_derangement(count, randomness.derive_seed(seed, "shuffle", number))]
             rows, start = [], 0
             for batch, counted in read_batches():

@@ -163,7 +163,7 @@ class Scorer:
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
         import tensorflow as tf
 
-        from tfdecouple.model.noise import normal_u_noise, u_noise, z_noise
+        from tfdecouple import randomness
         from tfdecouple.model.outlier_scores import outlier_scores
 
         model.require_initialized()
@@ -172,9 +172,10 @@ class Scorer:
         @tf.function(autograph=False)
         def score_draw(images: tf.Tensor, index: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
             draw = seed, tf.fill([images.shape[0]], number), index
-            noise = z_noise(config.latent_dim, *draw), u_noise(config.image_shape, *draw, normal_u_noise(config))
+            z = randomness.draw_z_noise(config.latent_dim, *draw)
+            u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
             # TensorFlow does not infer the number of images from the loop that draws the noise.
-            z, u = (tf.ensure_shape(each, [images.shape[0], *each.shape[1:]]) for each in noise)
+            z, u = (tf.ensure_shape(each, [images.shape[0], *each.shape[1:]]) for each in (z, u))
             return outlier_scores(model, images, z, u).named()
 
         self._score_draw = score_draw

@@ -19,7 +19,6 @@ from tfdecouple.config import ModelConfig, TrainingConfig, from_plain
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.gradient import differentiate, judge_step
 from tfdecouple.model.networks import Networks
-from tfdecouple.model.noise import u_noise, z_noise
 from tfdecouple.runtime.numerics import sizes
 
 # Names of the training options (`training.*`) that `compile` takes in addition to Keras' arguments.
@@ -316,8 +315,9 @@ def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     index = metrics.images + tf.range(tf.shape(images, tf.int64)[0])
     which = training.seed, tf.zeros_like(index), index
     config = model.config
-    noise = z_noise(config.latent_dim, *which), u_noise(config.image_shape, *which, config.has_dequantizer)
-    elbo = model.elbo_from_noise(images, *noise, labels=labels)
+    z = randomness.draw_z_noise(config.latent_dim, *which)
+    u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)
+    elbo = model.elbo_from_noise(images, z, u, labels=labels)
     terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization], -1), tf.float64)
     metrics.add(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64))
     return metrics.results()
