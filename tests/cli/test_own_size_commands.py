@@ -13,8 +13,8 @@ from tfdecouple import randomness
 from tfdecouple.cli import main
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
-from tfdecouple.data.whole_images import draw_whole_images
 from tfdecouple.errors import DataError
+from tfdecouple.metrics.drawn_images import draw_uncropped_images
 from tfdecouple.runs.opened_run import load_model
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -75,13 +75,13 @@ def test_evaluate_measures_bits_per_dim_of_every_image(tiny_run, folder, tmp_pat
 
 def test_a_sample_photograph_has_the_band_of_the_split():
     source = open_source(DataConfig(source="photographs", photographs=("chelsea", "coffee")), (32, 32, 3))
-    images = draw_whole_images(source, "test", 0, seed=0)
-    assert set(images) == {"chelsea", "coffee"} and len(draw_whole_images(source, "test", 1, seed=0)) == 1
+    images = draw_uncropped_images(source, "test", 0, seed=0)
+    assert set(images) == {"chelsea", "coffee"} and len(draw_uncropped_images(source, "test", 1, seed=0)) == 1
     # Of 451 x 300 and 600 x 400 pixels; a fifth of what two margins of 16 pixels leave.
     assert images["chelsea"]().shape == (300, 83, 3) and images["coffee"]().shape == (400, 113, 3)
 
 
 def test_other_data_sets_are_refused():
     source = SimpleNamespace(name="cifar10", title="TFDS cifar10/3.0.2", image_shape=(32, 32, 3))
-    message = message_of(DataError, lambda: draw_whole_images(source, "test", 0, 0))
+    message = message_of(DataError, lambda: draw_uncropped_images(source, "test", 0, 0))
     assert message.startswith("TFDS cifar10/3.0.2 has no images of their own size")

@@ -62,17 +62,6 @@ class TestFolder:
                 assert sorted(sum(parts.values(), []), key=files.index) == files
                 assert min(len(parts["validation"]), len(parts["test"])) >= least and parts["train"]
 
-    def test_images_that_are_not_read_are_counted_by_their_kinds(self, tmp_path):
-        write_images(tmp_path, numbered_images(10))
-        for name in ("a.heic", "b.HEIC", "c.avif", "d.txt", ".e.heic"):
-            (tmp_path / name).write_bytes(b"")
-        (note,) = self._open(tmp_path).notes
-        assert note == "passed over: 1 .avif files, 2 .heic files, which are not read; convert them to PNG or JPEG"
-        (tmp_path / "photos").mkdir()
-        (tmp_path / "photos" / "a.heic").write_bytes(b"")
-        message = one_line_error(lambda: self._open(tmp_path / "photos"))
-        assert "holds 0 images" in message and "1 .heic files are not read" in message
-
     def test_missing_split_folders_are_held_out_of_train(self, tmp_path):
         write_images(tmp_path / "train", numbered_images(60))
         write_images(tmp_path / "test", numbered_images(7))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import math
 
 import numpy as np
@@ -10,11 +11,12 @@ import tensorflow as tf
 from helpers.densities import Density, LinearGaussian, Uniform, counted_batches, gaussian_images
 from helpers.models import SMALL, random_images
 from helpers.variants import variant
+from PIL import Image
 
 from tfdecouple.errors import DataError, NotInitializedError, RunError
 from tfdecouple.layers import ActNorm, InvertibleLinear
 from tfdecouple.metrics.base import Estimate
-from tfdecouple.metrics.bits_per_dim import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator
+from tfdecouple.metrics.bits_per_dim import ELBO, IMPORTANCE_WEIGHTED, BoundEvaluator, compute_codec_bits
 from tfdecouple.model import DecoupledModel
 from tfdecouple.randomness import draw_u_noise, draw_z_noise
 from tfdecouple.training.workers import make_strategy
@@ -209,3 +211,27 @@ class TestModel:
         with pytest.raises(DataError, match="needs the label of each image") as error:
             BoundEvaluator(variant("classes"))(batches)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("codec", ["webp", "png"])
+def test_bits_of_a_codec_count_whole_files(codec):
+    images = random_images(3, 16)
+    sizes = []
+    for image in images:
+        file = io.BytesIO()
+        if codec == "png":
+            Image.fromarray(image).save(file, "PNG", optimize=True)
+        else:
+            Image.fromarray(image).save(file, "WEBP", lossless=True, quality=100, method=6, exact=True)
+            file.seek(0)
+            np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+        sizes.append(len(file.getvalue()))
+    np.testing.assert_allclose(compute_codec_bits(images, codec), 8 * np.array(sizes) / images[0].size)
+
+
+@pytest.mark.parametrize("codec", ["webp", "png"])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_codec_spends_all_bits_on_noise_and_few_on_flat_images(codec, channels):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 16, 24, channels), np.uint8)
+    assert 7.9 < compute_codec_bits(noise, codec).min() < 14
+    assert compute_codec_bits(np.full_like(noise, 7), codec).max() < 3

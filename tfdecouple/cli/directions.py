@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tfdecouple.data import Source
-    from tfdecouple.data.attributes import Attributes
+    from tfdecouple.data.labels import Attributes
     from tfdecouple.runs.latent_directions import Direction
     from tfdecouple.runs.opened_run import Run
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("--split is 'train', which directions are found in; take validation or test")
     start_tensorflow()
     from tfdecouple.cli.run_images import open_data
-    from tfdecouple.data.attributes import read_attributes
+    from tfdecouple.data.labels import read_attributes
     from tfdecouple.runs.latent_directions import Directions
     from tfdecouple.runs.opened_run import Run, hash_weights
     from tfdecouple.runs.run_folder import is_run_folder

@@ -71,8 +71,6 @@ def run(options: argparse.Namespace) -> int:
     source = opened.open_source(options.data, options.data_dir, options.download, **data)
     if opened.config.model.has_class_codes:
         opened.require_labels(source)
-    for note in source.notes:
-        print(note)
     job = _make_manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError, UserError, one_line
 from tfdecouple.metrics.base import Metric, Result
-from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize, describe_grey
+from tfdecouple.metrics.bits_per_dim import BitsPerDim, ImportanceWeighted, OwnSize
 from tfdecouple.metrics.classification import Classification, LinearProbe
 from tfdecouple.metrics.frechet import FrechetDistance
 from tfdecouple.metrics.image_statistics import ImageStatistics
@@ -161,10 +161,6 @@ class Evaluation:
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"
         images = f"{self.count:,} of {self.size:,} images{', drawn' if self.count < self.size else ''}"
         yield f"{self.source.title}, {split} ({self.source.descriptions[split]}): {images}"
-        yield from self.source.notes
-        first = next(self.batches().as_numpy_iterator())
-        if grey := describe_grey(first["image"][first["weight"] > 0]):
-            yield grey
         if test_evaluations is not None:
             yield f"evaluations of these test images, with this one: {test_evaluations}"
 

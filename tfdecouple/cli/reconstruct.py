@@ -46,12 +46,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _reconstruct_at_own_size(opened: Any, options: argparse.Namespace) -> int:
     from tfdecouple.cli.run_images import open_data, save_picture
-    from tfdecouple.data.whole_images import draw_whole_images
+    from tfdecouple.metrics.drawn_images import draw_uncropped_images
     from tfdecouple.visualization.grids import draw_grid
 
     model = opened.model
     source = open_data(opened, options)
-    for name, read in draw_whole_images(source, options.split, options.count, options.seed).items():
+    for name, read in draw_uncropped_images(source, options.split, options.count, options.seed).items():
         image = model.quantizer.quantize(read()[None]).numpy()
         back = model.decode(*model.encode(image)).numpy()
         lost, (height, width) = int((back != image).sum()), image.shape[1:3]

@@ -37,12 +37,6 @@ _FORMATS = {
 # Ending of NumPy's files, for images with more channels than image files have.
 ARRAY_SUFFIX = ".npy"
 SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
-# Endings of image files that are not read; a message counts them for the user.
-UNREAD_SUFFIXES = (
-    *(".avif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl"),
-    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
-    *(".exr", ".pbm", ".pnm", ".psd", ".tga"),
-)
 
 
 def describe_resizing(image_shape: Shape) -> str:

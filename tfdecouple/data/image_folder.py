@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import hashlib
 import itertools
@@ -18,7 +17,7 @@ import tensorflow as tf
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import Shape
-from tfdecouple.data.image_file import SUFFIXES, UNREAD_SUFFIXES, read_image
+from tfdecouple.data.image_file import SUFFIXES, read_image
 from tfdecouple.data.splits import BadImages, MemorySplit, Source, Split, Tensors
 from tfdecouple.errors import DataError
 
@@ -29,9 +28,6 @@ LEAST_HELD_OUT = 8
 
 # Names of the splits by names of sub-folders.
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-
-# Number of image files by ending.
-Counts = collections.Counter[str]
 
 
 class ImageFile(NamedTuple):
@@ -63,8 +59,7 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
     if config.source == "folder:" or not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
-    unread: Counts = collections.Counter()
-    files = _split_files(folder, unread)
+    files = _split_files(folder)
     label_names = sorted({file.label_name for split_files, _ in files.values() for file in split_files} - {""})
     labels = {name: label for label, name in enumerate(label_names)}
     bad_images = BadImages(config.on_bad_image)
@@ -73,7 +68,6 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     for name, (split_files, description) in files.items():
         split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
         splits[name] = split.read_all() if decoded_bytes <= config.cache_gib * 2**30 else split
-    note = f"passed over: {_list_counts(unread)}, which are not read; convert them to PNG or JPEG"
     return Source(
         name=config.source,
         title=f"images in {folder}",
@@ -81,7 +75,6 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
         image_shape=image_shape,
         splits=splits,
         bad_images=bad_images,
-        notes=(note,) if unread else (),
     )
 
 
@@ -112,8 +105,8 @@ def hash_key(key: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _split_files(folder: pathlib.Path, unread: Counts) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns the files and the description of each split, and counts in `unread` the files of unread formats."""
+def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
+    """Returns the files and the description of each split."""
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     chosen = "{} images {}chosen by a hash of their names"
     if "train" not in present:
@@ -122,14 +115,15 @@ def _split_files(folder: pathlib.Path, unread: Counts) -> dict[str, tuple[list[I
                 f"the folder {folder} has a sub-folder {present[0]} but none named train; "
                 "put the training images into train, or rename the other"
             )
-        splits = hash_split(_list_images(folder, 3, unread))
+        splits = hash_split(_list_images(folder, 3))
         return {name: (files, chosen.format(len(files), "")) for name, files in splits.items()}
     if {"val", "validation"} <= set(present):
         raise DataError(f"the folder {folder} has the sub-folders val and validation; keep one of them")
-    files = {SPLIT_FOLDERS[name]: (_list_images(folder / name, 1, unread), f"{name}/") for name in present}
-    if missing := {"validation", "test"} - set(files):
+    missing = {"validation", "test"} - {SPLIT_FOLDERS[name] for name in present}
+    least = {name: 3 if missing and name == "train" else 1 for name in present}
+    files = {SPLIT_FOLDERS[name]: (_list_images(folder / name, least[name]), f"{name}/") for name in present}
+    if missing:
         training, _ = files["train"]
-        _require_images(training, 3, folder / "train", unread)
         # The hash always makes three splits, of which only the missing ones are taken out of the training images.
         splits = hash_split(training)
         for name in missing:
@@ -140,34 +134,21 @@ def _split_files(folder: pathlib.Path, unread: Counts) -> dict[str, tuple[list[I
     return {name: files[name] for name in ("train", "validation", "test")}
 
 
-def _list_images(folder: pathlib.Path, least: int, unread: Counts) -> list[ImageFile]:
+def _list_images(folder: pathlib.Path, least: int) -> list[ImageFile]:
     """Returns at least `least` image files below a folder, sorted by key; names that begin with a dot are left out."""
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(UNREAD_SUFFIXES):
-                unread[pathlib.Path(name).suffix.lower()] += 1
-            if name.lower().endswith(SUFFIXES):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 path = pathlib.Path(parent, name)
                 parts = path.relative_to(folder).parts
                 files.append(ImageFile(str(path), "/".join(parts), parts[0] if len(parts) > 1 else ""))
-    _require_images(files, least, folder, unread)
-    return sorted(files, key=lambda file: file.key)
-
-
-def _require_images(files: Sequence[ImageFile], least: int, folder: pathlib.Path, unread: Counts) -> None:
     if len(files) < least:
-        hint = f"; {_list_counts(unread)} are not read, convert them to PNG or JPEG" if unread else ""
         raise DataError(
-            f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); at least {least} are needed{hint}"
+            f"the folder {folder} holds {len(files)} images ({', '.join(SUFFIXES)}); at least {least} are needed"
         )
-
-
-def _list_counts(unread: Counts) -> str:
-    return ", ".join(f"{count:,} {suffix} files" for suffix, count in sorted(unread.items()))
+    return sorted(files, key=lambda file: file.key)
 
 
 class FileSplit(Split):

@@ -67,7 +67,6 @@ class Source:
         image_shape: height, width and channels of the images.
         splits: the splits "train", "validation" and "test".
         bad_images: the record of the unreadable images.
-        notes: messages for the user about the images, one line each.
     """
 
     name: str
@@ -76,7 +75,6 @@ class Source:
     image_shape: Shape
     splits: Mapping[str, Split]
     bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
-    notes: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:

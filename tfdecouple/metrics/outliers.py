@@ -190,7 +190,7 @@ class Scorer:
         """
         import tensorflow as tf
 
-        from tfdecouple.data.codecs import codec_bits_per_dim
+        from tfdecouple.metrics.bits_per_dim import compute_codec_bits
         from tfdecouple.runtime.precision import full_float32
 
         inputs, sums = (tf.constant(images), tf.constant(index, tf.int64)), dict[str, Any]()
@@ -200,7 +200,7 @@ class Scorer:
             for name, values in scores.items():
                 sums[name] = sums.get(name, 0.0) + values.numpy()[:count].astype(np.float64)
         scores = {name: total / self._samples for name, total in sums.items()}
-        coded = codec_bits_per_dim(np.asarray(self._model.quantize_images(images[:count])), CODEC)
+        coded = compute_codec_bits(np.asarray(self._model.quantize_images(images[:count])), CODEC)
         return {**scores, MINUS_CODEC: scores["bits_per_dim"] - coded}
 
 

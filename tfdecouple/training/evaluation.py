@@ -10,9 +10,8 @@ import numpy as np
 
 from tfdecouple.config import Config
 from tfdecouple.data import Source, load_images
-from tfdecouple.data.codecs import codec_bits_per_dim
 from tfdecouple.errors import UserError
-from tfdecouple.metrics.bits_per_dim import Bound, describe_grey
+from tfdecouple.metrics.bits_per_dim import Bound, compute_codec_bits
 from tfdecouple.model import DecoupledModel
 from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
@@ -60,12 +59,11 @@ class EvaluationReports:
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
         if is_best:
             self._directory.save_best_weights(self._state, step)
-        grey = f" ({grey})" if (grey := describe_grey(images)) else ""
         exactness, pictures = self._draw_pictures(step, images, model.wanted_labels(labels))
         self._directory.log.write("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
-            f"{' (best so far)' if is_best else ''}{grey}; {exactness}; "
+            f"{' (best so far)' if is_best else ''}; {exactness}; "
             f"smallest coupling scale {diagnostics['smallest_scale']:.3g}, "
             f"worst 1x1 condition number {diagnostics['worst_condition']:.3g}"
         )
@@ -101,7 +99,7 @@ class EvaluationReports:
             self._note("lossless codecs")
             # A codec stores all 8 bits of a channel, so its size says nothing about a model of fewer bits.
             codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
-            coded = {codec: float(codec_bits_per_dim(images, codec).mean()) for codec in codecs}
+            coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
             shown = self._shown_images(step)
             summary["lossless_codecs_bits_per_dim"] = coded
             summary["lossless_codecs_images"] = len(images)
@@ -112,8 +110,6 @@ class EvaluationReports:
                 f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {samples}, {test.images} images, "
                 f"{weights} of step {loaded})"
             )
-            if grey := describe_grey(images):
-                lines.append(f"      {grey}")
             for codec, bits in coded.items():
                 lines.append(
                     f"      {bits:.4f} bits/dim for lossless {codec} on {len(images)} of these images, one file each"

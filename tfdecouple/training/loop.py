@@ -213,7 +213,7 @@ class Trainer:
             f"{sizes['validation']:,} for validation ({self.source.descriptions['validation']}), "
             f"{sizes['test']:,} for test"
         )
-        for message in [*self.source.notes, *messages]:
+        for message in messages:
             self.progress.print_line(message)
         if self.training.precision == "tf32" and not has_tf32():
             self.progress.print_line(

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from helpers.numbered import one_line_error
 
-from tfdecouple.data.attributes import read_attributes
-from tfdecouple.data.labels import check_labels, require_labels
+from tfdecouple.data.labels import check_labels, read_attributes, require_labels
 from tfdecouple.data.splits import Source
 
 
