@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import importlib.metadata
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.data.splits import Arrays, MemorySplit, Source
 from tfdecouple.errors import DataError, nearest
+from tfdecouple.runtime.devices import machine_memory
 
 
 class Photograph(NamedTuple):
@@ -83,6 +85,12 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
                 f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
                 f"of {largest}; use at most that, or another data.source"
             )
+    # A run folder from an untrusted source may ask for any number of crops.
+    if config.photograph_crops * math.prod(image_shape) > machine_memory():
+        raise DataError(
+            f"data.photograph_crops is {config.photograph_crops}, which takes more memory than this machine has; use "
+            "fewer"
+        )
     counts = {"train": config.photograph_crops, **_HELD_OUT_CROPS}
     splits = {
         name: MemorySplit(
