@@ -13,7 +13,7 @@ from helpers.runs import run_config
 from helpers.worker_pairs import WorkerThreads
 
 from tfdecouple.cli.evaluate import Evaluation
-from tfdecouple.errors import ConfigError
+from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.training import loop, strategy, train
 from tfdecouple.training.workers import find_cluster, make_strategy
@@ -105,23 +105,23 @@ def test_gpu_that_is_hidden_is_none(hidden_gpu, set_tf_config):
         make_strategy(2, find_cluster())
 
 
-def test_too_little_memory_of_one_worker_is_refused_by_all(image_folder, tmp_path, monkeypatch):
+def test_images_missing_on_one_worker_are_refused_by_all(image_folder, tmp_path, monkeypatch):
     together, devices, ranks = WorkerThreads(), make_strategy(1), iter([0, 1])
     monkeypatch.setattr(loop, "find_cluster", lambda: SimpleNamespace(rank=next(ranks), workers=["a:1", "b:1"]))
     monkeypatch.setattr(loop, "make_strategy", lambda *_: devices)
     monkeypatch.setattr(loop, "make_collective_sum", lambda *_: None)
     monkeypatch.setattr(loop, "Workers", lambda count=1, rank=0, add=None: together.workers[rank])
-    # Whichever comes first has too little.
-    errors = iter([ConfigError("too little memory"), None])
+    opened = iter([False, True])
 
-    def require_memory(*_, **__):
-        if error := next(errors):
-            raise error
+    def open_source(*_):
+        if not next(opened):
+            raise DataError("no images")
+        return SimpleNamespace(label_names=())
 
-    monkeypatch.setattr(loop, "require_memory", require_memory)
+    monkeypatch.setattr(loop, "open_source", open_source)
     ends = together.run(lambda _: train(run_config(image_folder), tmp_path / "run"))
     first, second = sorted(map(str, ends), key=len)
-    assert first == "too little memory" and second in {f"worker {rank}: {first}" for rank in (0, 1)}
+    assert first == "no images" and second in {f"worker {rank}: {first}" for rank in (0, 1)}
     assert not (tmp_path / "run").exists()
 
 

@@ -16,7 +16,6 @@ from tfdecouple.errors import WolfError, one_line
 from tfdecouple.interop.wolf_config import translate_config
 from tfdecouple.interop.wolf_names import match_weights
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.opened_run import write_run
 from tfdecouple.runs.run_folder import SUMMARY
 from tfdecouple.runtime.requirements import require
@@ -68,7 +67,6 @@ def import_wolf(
         data=DataConfig(),
         training=TrainingConfig(init_images=1),
     )
-    require_memory(model_config)
     model = DecoupledModel(model_config)
     assign_weights(model, read_state(weights_path))
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from tfdecouple.model.any_size import SizedCodes, pad_side, require_any_size, si
 from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
-from tfdecouple.networks.architecture import require_memory, weight_shapes
+from tfdecouple.networks.architecture import weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
 from tfdecouple.runs.run_folder import load_weights as read_weights
@@ -89,7 +89,6 @@ class DecoupledModel(Networks):
             known = (*list_pretrained(), *preset_names())
             raise ConfigError(f"there is no preset {preset!r}{nearest(preset, known)}; there are {', '.join(known)}")
         config = load_config(preset)
-        require_memory(config.model)
         require_fitting(preset, weight_shapes(config.model))
         model = cls(config.model, **kwargs)
         if load_weights:

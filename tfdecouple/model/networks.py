@@ -29,7 +29,7 @@ from tfdecouple.model.objective import (
     standard_normal_log_prob,
 )
 from tfdecouple.model.quantizer import Quantizer
-from tfdecouple.networks.architecture import count_by_network, make_networks
+from tfdecouple.networks.architecture import count_by_network, make_networks, require_memory
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
@@ -84,6 +84,8 @@ class Networks(keras.Model):
         # The model computes in float32 under every global Keras policy.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
+        # Configs may be untrusted, and a few characters can ask for a model of any size.
+        require_memory(self.config)
         made = {name: network for name, (network, _) in make_networks(self.config).items()}
         self.flow: Flow = made["flow"]
         self.encoder: Encoder | None = made.get("encoder")

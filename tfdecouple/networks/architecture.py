@@ -132,12 +132,8 @@ def _widest_map(config: ModelConfig) -> int:
     return max(sizes)
 
 
-def require_memory(config: ModelConfig, copies: int = 1) -> None:
+def require_memory(config: ModelConfig) -> None:
     """Raises ConfigError if this machine has too little memory for a model, before any weight is created.
-
-    Args:
-        config: the architecture.
-        copies: how many copies of the weights are in memory: 1 to use a model, more to train it.
 
     Raises:
         ConfigError: if the weights, or the largest map of one image, need more memory than the machine has; the message
@@ -145,7 +141,7 @@ def require_memory(config: ModelConfig, copies: int = 1) -> None:
     """
     memory = machine_memory()
     counts = count_parameters(config)
-    weights, image = copies * counts["total"] * FLOAT32, _widest_map(config) * FLOAT32
+    weights, image = counts["total"] * FLOAT32, _widest_map(config) * FLOAT32
     if max(weights, image) <= memory:
         return
     largest = max((name for name in counts if name != "total"), key=counts.__getitem__)

@@ -16,7 +16,7 @@ from tfdecouple.data.labels import require_classes
 from tfdecouple.data.sources import replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import require_memory, weight_shapes
+from tfdecouple.networks.architecture import weight_shapes
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
@@ -58,15 +58,13 @@ class Run:
         A command that needs z gives its name as `z_for`, such as "switch"; `jit_compile` is that of `DecoupledModel`.
 
         Raises:
-            RunError: where the folder is no run folder, or holds no complete checkpoint yet.
+            RunError: where the folder is no run folder, or holds no complete checkpoint that fits its config.
             ConfigError: where the config is invalid, or its model needs more memory than the machine has.
             UserError: where the model has no z and `z_for` is given.
         """
         config = load_config(run)
         if z_for and not config.model.has_latent:
             raise UserError(f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one")
-        # Config and checkpoints may be untrusted: a config can ask for a model of any size in a few characters.
-        require_memory(config.model)
         require_fitting(run, weight_shapes(config.model))
         model = DecoupledModel(config.model, jit_compile=jit_compile)
         step = load_weights(run, model, averaged=config.training.ema_decay > 0)

@@ -21,7 +21,6 @@ from tfdecouple.data.labels import check_batch_labels, make_step_inputs, require
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
-from tfdecouple.networks.architecture import require_memory
 from tfdecouple.runs.run_folder import CONFIG
 from tfdecouple.runtime.precision import has_tf32
 from tfdecouple.runtime.progress import TrainingProgress
@@ -102,10 +101,8 @@ def train(
         directory = RunDirectory(path, config, progress.print_line)
         stack.callback(directory.close)
         require_divisible_batch(config.training, strategy.num_replicas_in_sync)
-        workers.call_on_all(lambda: _require_memory(config))
         workers.call_on_chief(directory.require_same_run)
-        source = workers.call_on_all(lambda: open_source(config.data, config.model.image_shape, download))
-        workers.call_on_all(lambda: require_classes(source, config.model))
+        source = workers.call_on_all(lambda: _open_source(config, download))
         workers.call_on_chief(lambda: directory.require_label_names(source.label_names))
         workers.require_equal("the numbers of images", source.sizes)
         stack.enter_context(source.guard())
@@ -116,13 +113,11 @@ def train(
         return Outcome(path, trainer.train_to_end(), is_chief)
 
 
-def _require_memory(config: Config) -> None:
-    """Raises an error if weights, gradients, moments and averages need more memory than the machine has.
-
-    With a GPU only the weights are counted, because the GPU's memory holds the rest.
-    """
-    has_gpu = bool(tf.config.get_visible_devices("GPU"))
-    require_memory(config.model, copies=1 if has_gpu else 4 + bool(config.training.ema_decay))
+def _open_source(config: Config, download: bool) -> Source:
+    """Opens the images of a run; raises DataError if they have another number of labels than the model."""
+    source = open_source(config.data, config.model.image_shape, download)
+    require_classes(source, config.model)
+    return source
 
 
 @contextlib.contextmanager
