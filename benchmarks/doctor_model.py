@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tfdecouple.config import DataConfig  # noqa: E402
-from tfdecouple.doctor import device_numbers, small_model  # noqa: E402
+from tfdecouple.doctor import device_checks, small_model  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -53,8 +53,8 @@ def make(folder: pathlib.Path) -> None:
     write_json(folder / "summary.json", {**summary, "data": f"crops of {', '.join(FREE)}, of scikit-image"})
     write_text(folder / "config.json", small_model.load_config().to_json())
     first = unseen[: small_model.IMAGES]
-    numbers: dict[str, Any] = device_numbers.compute_numbers("CPU:0", first, folder)
-    numbers["gradient"] = device_numbers.compute_gradient("CPU:0", first, folder=folder)
+    numbers: dict[str, Any] = device_checks.compute_numbers("CPU:0", first, folder)
+    numbers["gradient"] = device_checks.compute_gradient("CPU:0", first, folder=folder)
     np.savez_compressed(folder / small_model.NUMBERS, images=unseen, **numbers)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")

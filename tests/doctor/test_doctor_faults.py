@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers.emulation import _Emulation, emulated_accelerator, switch_left_alone
 
-from tfdecouple.doctor import device_numbers, round_trips, small_model
+from tfdecouple.doctor import device_checks, round_trips, small_model
 from tfdecouple.doctor.result import VARIANTS, Request, Task
 from tfdecouple.runs import opened_run
 
@@ -36,7 +36,7 @@ VARIANT = {variant.name: variant for variant in VARIANTS}
 
 def compared(variant="float32"):
     """The results of a variant on the first CPU, traced once."""
-    (result,) = device_numbers.compare_numbers(Task(Request(), VARIANT[variant]))
+    (result,) = device_checks.compare_numbers(Task(Request(), VARIANT[variant]))
     return result
 
 
@@ -66,15 +66,15 @@ class TestNumerics:
         assert exact.holds, exact.message
 
     def test_find_a_device_that_computes_something_else(self, monkeypatch):
-        right = device_numbers.compute_numbers
+        right = device_checks.compute_numbers
 
         def numbers(device, images):
             found = right("CPU:0", images)
             return found if device == "CPU:0" else {**found, "v": 1.001 * found["v"]}
 
-        monkeypatch.setattr(device_numbers, "compute_numbers", numbers)
-        monkeypatch.setattr(device_numbers, "compute_gradient", lambda *_: small_model.load_numbers()["gradient"])
-        first, second = device_numbers.compare_numbers(Task(Request(), devices=("CPU:1",)))
+        monkeypatch.setattr(device_checks, "compute_numbers", numbers)
+        monkeypatch.setattr(device_checks, "compute_gradient", lambda *_: small_model.load_numbers()["gradient"])
+        first, second = device_checks.compare_numbers(Task(Request(), devices=("CPU:1",)))
         assert first.what.startswith("CPU:0") and first.holds
         assert second.what.startswith("CPU:1") and second.holds is False and "too far: v" in second.message
 
@@ -82,18 +82,18 @@ class TestNumerics:
         ("off", "variant", "holds"),
         [
             ({"z": np.nan}, "float32", False),
-            ({"v": device_numbers.BOUND, "gradient": 0.01}, "float32", False),
-            ({"v": device_numbers.BOUND, "gradient": 0.01}, "bfloat16 nets", True),
+            ({"v": device_checks.BOUND, "gradient": 0.01}, "float32", False),
+            ({"v": device_checks.BOUND, "gradient": 0.01}, "bfloat16 nets", True),
         ],
     )
     def test_bounds(self, off, variant, holds):
-        assert device_numbers.check_numbers("CPU:0", VARIANT[variant], off).holds is holds
+        assert device_checks.check_numbers("CPU:0", VARIANT[variant], off).holds is holds
 
 
 class TestExactness:
     @staticmethod
     def look(monkeypatch):
-        model = device_numbers.load_model_on("CPU:0", small_model.FOLDER)
+        model = device_checks.load_model_on("CPU:0", small_model.FOLDER)
         monkeypatch.setattr(opened_run, "load_model", lambda run: model)
         (result,) = round_trips.try_round_trips(Task(Request(quick=True)))
         return result
@@ -110,9 +110,9 @@ class TestExactness:
 
 
 class TestDevices:
-    @pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * device_numbers.WEIGHTS_BOUND, False)])
+    @pytest.mark.parametrize(("off", "holds"), [(0.0, True), (1e-6, True), (2 * device_checks.WEIGHTS_BOUND, False)])
     def test_weights_that_are_far_off_do_not_hold(self, off, holds):
         start, alone = np.zeros(4), np.ones(4)
-        result = device_numbers.check_weights("weights", start, alone, alone + off)
+        result = device_checks.check_weights("weights", start, alone, alone + off)
         assert result.holds is holds and result.figures["bitwise"] is (off == 0)
         assert holds or "--devices 1" in result.advice

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from tfdecouple.doctor import device_numbers, installation, measurements, round_trips
+from tfdecouple.doctor import device_checks, installation, measurements, round_trips
 from tfdecouple.doctor.benchmark import COUNTING
 from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result, Task
 from tfdecouple.errors import UserError, one_line
@@ -57,12 +57,12 @@ class Check(NamedTuple):
 CHECKS = {
     "build": Check("what is installed and what is there", installation.inspect_machine),
     "numerics": Check(
-        "the same numbers on every device, in each precision", device_numbers.compare_numbers, lambda task: True
+        "the same numbers on every device, in each precision", device_checks.compare_numbers, lambda task: True
     ),
     "exactness": Check("images come back from their codes", round_trips.try_round_trips),
     "devices": Check(
         "several devices train as one does (--devices N)",
-        device_numbers.compare_devices,
+        device_checks.compare_devices,
         lambda task: len(task.devices) > 1 and task.variant == DEFAULT,
     ),
     "speed": Check("how fast it is", measurements.measure_speed, lambda task: True, promises=False),
