@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tfdecouple.config import DataConfig  # noqa: E402
-from tfdecouple.doctor import device_checks, small_model  # noqa: E402
+from tfdecouple.doctor import device_checks  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -44,18 +44,20 @@ def make(folder: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
         unseen = _write_free_crops(scratch / "images")
-        config = dataclasses.replace(small_model.load_config(), data=DataConfig(source=f"folder:{scratch / 'images'}"))
+        config = dataclasses.replace(
+            device_checks.load_small_config(), data=DataConfig(source=f"folder:{scratch / 'images'}")
+        )
         train(config, scratch / "run")
         (folder / "checkpoints").mkdir(parents=True)
         for path in (scratch / "run" / "checkpoints").glob("best*"):
             shutil.copy(path, folder / "checkpoints")
         summary = json.loads((scratch / "run" / "summary.json").read_text(encoding="utf-8"))
     write_json(folder / "summary.json", {**summary, "data": f"crops of {', '.join(FREE)}, of scikit-image"})
-    write_text(folder / "config.json", small_model.load_config().to_json())
-    first = unseen[: small_model.IMAGES]
+    write_text(folder / "config.json", device_checks.load_small_config().to_json())
+    first = unseen[: device_checks.IMAGES]
     numbers: dict[str, Any] = device_checks.compute_numbers("CPU:0", first, folder)
     numbers["gradient"] = device_checks.compute_gradient("CPU:0", first, folder=folder)
-    np.savez_compressed(folder / small_model.NUMBERS, images=unseen, **numbers)
+    np.savez_compressed(folder / device_checks.NUMBERS, images=unseen, **numbers)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.2f} MB")
 
@@ -66,14 +68,14 @@ def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
 
     from tfdecouple.data import load_images, open_source
 
-    source = open_source(small_model.load_config().data, small_model.load_config().model.image_shape)
+    source = open_source(device_checks.load_small_config().data, device_checks.load_small_config().model.image_shape)
     for split in ("train", "validation", "test"):
         images, labels = map(np.asarray, load_images(source, split, source.sizes[split]))
         is_free = np.isin(labels, [source.label_names.index(name) for name in FREE])
         (folder / split).mkdir(parents=True)
         for number, image in enumerate(images[is_free]):
             Image.fromarray(image).save(folder / split / f"{number:05}.png")
-    return images[is_free][: small_model.PHOTOGRAPHS]
+    return images[is_free][: device_checks.PHOTOGRAPHS]
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.common import table, write_json  # noqa: E402
-from tfdecouple.doctor.round_trips import count_changed_subpixels, make_extreme_images  # noqa: E402
+from tfdecouple.doctor.device_checks import count_changed_subpixels, make_extreme_images  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 

@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
 from tfdecouple.doctor.benchmark import COUNTING, EMA_DECAY, Benchmark, make_timed_config, read_live_bytes, time_calls  # noqa: E402
-from tfdecouple.doctor.result import PHASES  # noqa: E402
+from tfdecouple.doctor.report import PHASES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
@@ -77,21 +77,17 @@ def measure(options: argparse.Namespace) -> int:
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     config = make_config(options, kind, batch)
-    marks = {"program": time.monotonic() - process_start()}
-
-    def mark(name: str) -> None:
-        marks[name] = time.monotonic() - process_start() - sum(marks.values())
-
+    program = time.monotonic() - process_start()
     if options.live:
         os.environ.update(COUNTING)
     start_tensorflow(options.threads)
     import tfdecouple.training  # noqa: F401 - all that train.py imports
 
-    mark("import")
-    benchmark = Benchmark(config, mark=mark)
+    imported = time.monotonic() - process_start()
+    benchmark = Benchmark(config)
+    built = time.monotonic() - process_start()
     work = benchmark.make_work("train" if kind == "first_step" else kind, batch)
     work.call()
-    mark("first_call")
     first = time.monotonic() - process_start()
     begun = time.perf_counter()
     work.call()
@@ -109,8 +105,9 @@ def measure(options: argparse.Namespace) -> int:
         "ema_decay": config.training.ema_decay,
         "params": benchmark.model.parameter_count()["total"],
         "first_step_s": round(first, 2),
-        "after_imports_s": round(first - marks["program"] - marks["import"], 2),
-        **{f"{name}_s": round(seconds, 2) for name, seconds in marks.items()},
+        "after_imports_s": round(first - imported, 2),
+        "import_s": round(imported - program, 2),
+        "first_call_s": round(first - built, 2),
         "second_step_s": round(second, 4),
         "peak_rss_mib": round(peak_rss_mib(), 1),
     }

@@ -1,6 +1,7 @@
 """The checks with the bundled model: all promises hold here, and each planted fault is found."""
 
 import contextlib
+import functools
 from unittest import mock
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import tensorflow as tf
 from helpers.emulation import _Emulation, emulated_accelerator, switch_left_alone
 
-from tfdecouple.doctor import device_checks, round_trips, small_model
-from tfdecouple.doctor.result import VARIANTS, Request, Task
+from tfdecouple.doctor import device_checks
+from tfdecouple.doctor.report import VARIANTS, Request, Task
 from tfdecouple.runs import opened_run
+from tfdecouple.runs.run_folder import load_weights
 
 
 @contextlib.contextmanager
@@ -29,6 +31,24 @@ def only_bfloat16(node):
     types = [node.attr[name].type for name in ("T", "Ta") if name in node.attr]
     is_product = node.op in ("MatMul", "BatchMatMulV2", "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter")
     return "bfloat16" if is_product and tf.bfloat16.as_datatype_enum in types else ""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def traced_once():
+    """Models and steps that all tests share, because tracing takes most of their time."""
+    make, load = functools.cache(device_checks.make_training), functools.cache(opened_run.load_model)
+
+    def reset_training(*arguments):
+        state, step = make(*arguments)
+        load_weights(device_checks.MODEL, state.model, averaged=False)
+        for variable in (*state.optimizer.means.values(), *state.optimizer.variances.values()):
+            variable.assign(np.zeros(variable.shape, np.float32))
+        return state, step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_checks, "make_training", reset_training)
+        patch.setattr(opened_run, "load_model", load)
+        yield
 
 
 VARIANT = {variant.name: variant for variant in VARIANTS}
@@ -73,7 +93,7 @@ class TestNumerics:
             return found if device == "CPU:0" else {**found, "v": 1.001 * found["v"]}
 
         monkeypatch.setattr(device_checks, "compute_numbers", numbers)
-        monkeypatch.setattr(device_checks, "compute_gradient", lambda *_: small_model.load_numbers()["gradient"])
+        monkeypatch.setattr(device_checks, "compute_gradient", lambda *_: device_checks.load_numbers()["gradient"])
         first, second = device_checks.compare_numbers(Task(Request(), devices=("CPU:1",)))
         assert first.what.startswith("CPU:0") and first.holds
         assert second.what.startswith("CPU:1") and second.holds is False and "too far: v" in second.message
@@ -91,21 +111,14 @@ class TestNumerics:
 
 
 class TestExactness:
-    @staticmethod
-    def look(monkeypatch):
-        model = device_checks.load_model_on("CPU:0", small_model.FOLDER)
-        monkeypatch.setattr(opened_run, "load_model", lambda run: model)
-        (result,) = round_trips.try_round_trips(Task(Request(quick=True)))
-        return result
-
-    def test_every_kind_comes_back(self, monkeypatch):
-        result = self.look(monkeypatch)
+    def test_every_kind_comes_back(self):
+        (result,) = device_checks.try_round_trips(Task(Request(quick=True)))
         assert result.holds, result.message
-        assert len(result.figures["kinds"]) == 10 and result.what == "Keras, CPU:0"
+        assert len(result.figures["lost"]) == 10 and result.what == "Keras, CPU:0"
 
-    def test_images_that_tf32_loses_are_found(self, monkeypatch):
+    def test_images_that_tf32_loses_are_found(self):
         with faulty():
-            result = self.look(monkeypatch)
+            (result,) = device_checks.try_round_trips(Task(Request(quick=True)))
         assert result.holds is False and "lost: " in result.message and "noise" in result.message
 
 

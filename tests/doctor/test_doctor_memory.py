@@ -2,8 +2,8 @@
 
 import pytest
 
-from tfdecouple.doctor.check_runner import run_apart
-from tfdecouple.doctor.result import VARIANTS, Request, Task
+from tfdecouple.doctor.check_runner import run_in_process
+from tfdecouple.doctor.report import VARIANTS, Request, Task
 
 # The quickstart with so few layers that an image is most of what is computed.
 SMALL = (
@@ -19,7 +19,7 @@ SMALL = (
 @pytest.mark.parametrize("name", ["float32", "invert"])
 def test_holds_here_for_a_small_model(name):
     (variant,) = [variant for variant in VARIANTS if variant.name == name]
-    smaller, larger, judged = run_apart("memory", Task(Request(preset="quickstart", settings=SMALL), variant))
+    smaller, larger, judged = run_in_process("memory", Task(Request(preset="quickstart", settings=SMALL), variant))
     assert larger.figures["batch"] == 2 * smaller.figures["batch"]
     # Above everything else in memory, and not far beyond.
     difference = larger.figures["peak_bytes"] - smaller.figures["peak_bytes"]

@@ -7,7 +7,7 @@ from helpers.places import PATIENCE, TESTS
 from helpers.planted_checks import PLANTED
 
 from tfdecouple.doctor import check_runner
-from tfdecouple.doctor.result import Request, Result, Task
+from tfdecouple.doctor.report import Request, Result, Task
 from tfdecouple.errors import UserError
 
 
@@ -18,7 +18,7 @@ def run(monkeypatch):
     monkeypatch.setattr(check_runner, "CHECKS", {**check_runner.CHECKS, **PLANTED})
     if str(TESTS) not in sys.path:
         monkeypatch.syspath_prepend(str(TESTS))
-    return lambda name, timeout=PATIENCE: check_runner.run_apart(
+    return lambda name, timeout=PATIENCE: check_runner.run_in_process(
         name, Task(Request(timeout=timeout), devices=("CPU:3",))
     )
 
@@ -55,7 +55,7 @@ def test_too_little_memory_breaks_no_promise_where_there_is_none(run, name, hold
 
 def test_more_devices_than_there_are_are_one_line():
     with pytest.raises(UserError, match=r"^--devices is 0; it must be at least 1$"):
-        check_runner.run_apart("build", Task(Request(devices=0)))
+        check_runner.run_in_process("build", Task(Request(devices=0)))
 
 
 def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_finds(monkeypatch):
@@ -65,7 +65,7 @@ def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_f
         asked.append((name, task.variant.name, task.devices))
         return [Result("versions", True, "", figures={"devices": ["GPU:0", "GPU:1"], "gpus": [{}, {}]})]
 
-    monkeypatch.setattr(check_runner, "run_apart", note)
+    monkeypatch.setattr(check_runner, "run_in_process", note)
     results = check_runner.run_checks(Request(preset="quickstart"), check_runner.CHECKS, lambda text: None)
     assert list(results) == list(check_runner.CHECKS)
     of = {name: [variant for each, variant, _ in asked if each == name] for name in check_runner.CHECKS}

@@ -8,9 +8,7 @@ def test_the_check_of_the_recipe_runs_and_is_told(tmp_path):
     module, _, registered = recipe("doctor check").partition("# in `CHECKS`\n")
     folder = copy / "tfdecouple" / "doctor"
     (folder / "repetition.py").write_text(module, encoding="utf-8")
-    insert(
-        folder / "check_runner.py", "measurements, round_trips", "repetition, ", after="from tfdecouple.doctor import"
-    )
+    insert(folder / "check_runner.py", "installation", "repetition, ", after="from tfdecouple.doctor import")
     insert(folder / "check_runner.py", "\n}", "\n" + registered, after="CHECKS = {")
     done = run_in(copy, "-m", "tfdecouple", "doctor", "--only", "repetition", anew=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -6,9 +6,8 @@ import pytest
 
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor import check_runner, installation, measurements
-from tfdecouple.doctor.report import Recommendation, make_text, recommend
-from tfdecouple.doctor.result import VARIANTS, Request, Result
+from tfdecouple.doctor import benchmark, check_runner, installation
+from tfdecouple.doctor.report import VARIANTS, Request, Result, format_settings, make_text, recommend_settings
 
 FACTS = {
     "versions": {"tensorflow": "2.21.0"},
@@ -78,33 +77,31 @@ RIGHT = tuple(Result(f"CPU:0, {each.name}", True, "", figures={"variant": each.n
 
 
 def recommended(*rows, numerics=RIGHT):
-    return recommend({"build": [Result("versions", True, "", figures=FACTS)], "numerics": numerics, "speed": rows})
+    found = recommend_settings({"numerics": numerics, "speed": rows})
+    return found["settings"], found["why"]
 
 
 class TestRecommendation:
     ROWS = (timed("float32", 100.0), timed("tf32", 150.0), timed("bfloat16 nets", 160.0), timed("recompute", 80.0))
 
     def test_takes_the_fastest_precision_that_is_worth_it(self):
-        found = recommended(*self.ROWS)
-        assert found.settings == ("training.precision=mixed_bfloat16",)
-        assert found.options() == "--set training.precision=mixed_bfloat16"
-        override(load_preset("quickstart"), list(found.settings))
-        assert any("tf32: 1.50 times" in line for line in found.why)
-        assert recommended(self.ROWS[0], timed("tf32", 102.0)).settings == ()
-        assert recommended().settings == () and "not timed" in recommended().why[0]
+        settings, why = recommended(*self.ROWS)
+        assert format_settings(settings) == "--set training.precision=mixed_bfloat16"
+        override(load_preset("quickstart"), settings)
+        assert any("tf32: 1.50 times" in line for line in why)
+        assert recommended(self.ROWS[0], timed("tf32", 102.0))[0] == []
+        assert recommended() == ([], ["training was not timed: nothing to choose from"])
 
     def test_takes_no_precision_whose_numbers_are_wrong_or_were_not_compared(self):
         wrong = Result("GPU:0", False, "", "do not", {"variant": "bfloat16 nets"})
-        found = recommended(*self.ROWS, numerics=[*RIGHT, wrong])
-        assert found.settings == ("training.precision=tf32",)
-        assert any("numbers are wrong" in line for line in found.why)
+        settings, why = recommended(*self.ROWS, numerics=[*RIGHT, wrong])
+        assert settings == ["training.precision=tf32"]
+        assert any("numbers are wrong" in line for line in why)
         # Where the process of the check failed, nothing but the default is safe.
-        assert recommended(*self.ROWS, numerics=[*RIGHT, Result("GPU:0", False, "", "see")]).settings == ()
-        found = recommended(*self.ROWS, numerics=())
-        assert found.settings == () and any(
-            "1.60 times as fast as float32; its numbers were not" in w for w in found.why
-        )
-        assert recommended(*self.ROWS, numerics=RIGHT[1:2]).settings == ("training.precision=tf32",)
+        assert recommended(*self.ROWS, numerics=[*RIGHT, Result("GPU:0", False, "", "see")])[0] == []
+        settings, why = recommended(*self.ROWS, numerics=())
+        assert settings == [] and any("1.60 times as fast as float32; its numbers were not" in line for line in why)
+        assert recommended(*self.ROWS, numerics=RIGHT[1:2])[0] == ["training.precision=tf32"]
 
 
 class TestVariants:
@@ -117,26 +114,22 @@ class TestVariants:
 
     def test_memory_that_is_off_by_more_than_a_third_does_not_hold(self):
         for measured, holds in ((100.0, True), (140.0, False), (70.0, False)):
-            judged = measurements.compare_memory(VARIANTS[0], measured, 103.0)
+            judged = benchmark.compare_memory(VARIANTS[0], measured, 103.0)
             assert judged.holds is holds and "training.micro_batches" in judged.advice
-
-
-def text_of(*report):
-    return "\n".join(make_text(*report))
 
 
 class TestReport:
     @staticmethod
     def report(*results, settings=()):
-        request = Request(preset="cifar10", settings=settings)
-        return request, {"speed": list(results)}, Recommendation(("a.b=1",), ("so",))
+        request, found = Request(preset="cifar10", settings=settings), {"settings": ["a.b=1"], "why": ["so"]}
+        return "\n".join(make_text(request, {"speed": results}, {"speed": "how fast it is"}, found))
 
     def test_its_command_has_the_users_own_settings(self):
-        text = text_of(*self.report(settings=("model.steps=[1,1]", "a.c=1")))
+        text = self.report(settings=("model.steps=[1,1]", "a.c=1"))
         assert "train.py --preset cifar10 --set 'model.steps=[1,1]' --set a.c=1 --set a.b=1\n" in text
 
     def test_says_of_each_failure_what_to_do(self):
-        text = text_of(*self.report(Result("one", False, "off by much", "take another"), Result("two", True, "well")))
+        text = self.report(Result("one", False, "off by much", "take another"), Result("two", True, "well"))
         assert "FAILS  one  off by much" in text
         assert "speed, one: off by much. What to do: take another" in text
         assert "1 of 2 promises do not hold" in text
@@ -162,7 +155,7 @@ class TestCommand:
     @pytest.mark.parametrize(("holds", "status"), [(True, 0), (False, 5)])
     def test_the_status_says_whether_all_holds(self, holds, status, monkeypatch, tmp_path, capsys):
         result = Result("one", holds, "said", "" if holds else "do this")
-        monkeypatch.setattr(check_runner, "run_apart", lambda name, task: [result])
+        monkeypatch.setattr(check_runner, "run_in_process", lambda name, task: [result])
         assert main(["doctor", "--out", str(tmp_path / "new"), "--recommend", "--only", "numerics"]) == status
         output = capsys.readouterr()
         assert output.out == "\n" and "said" in output.err

@@ -8,7 +8,8 @@ import types
 
 from tfdecouple.doctor import check_runner
 from tfdecouple.doctor.check_runner import Check
-from tfdecouple.doctor.result import Result
+from tfdecouple.doctor.report import Result
+from tfdecouple.runtime.process import run_program
 
 
 def well(task):
@@ -48,4 +49,4 @@ if __name__ == "__main__":
     check_runner.CHECKS.update(PLANTED)
     check_runner.start_tensorflow = lambda: None
     sys.modules["tfdecouple.training.workers"] = types.SimpleNamespace(make_strategy=lambda devices: None)
-    sys.exit(check_runner.main())
+    sys.exit(run_program(check_runner.main))

@@ -17,7 +17,7 @@ from helpers.runs import write_run
 from PIL import Image
 
 from tfdecouple.config import MEMORY, load_preset
-from tfdecouple.doctor.measurements import WITHIN
+from tfdecouple.doctor.benchmark import WITHIN
 from tfdecouple.model import DecoupledModel
 from tfdecouple.networks.architecture import count_activation_bytes, count_parameters
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfdecouple.runtime import convolution
+from tfdecouple.runtime import convolution, devices
 from tfdecouple.runtime.convolution import convolve
 
 SMALL, WIDE = 3, 20
@@ -106,6 +106,7 @@ def test_vectors_are_those_of_the_processor(described, lanes, tmp_path, monkeypa
     file = tmp_path / "cpuinfo"
     if described is not None:
         file.write_text(described, encoding="utf-8")
-    text = convolution.processor_text(str(file))
-    monkeypatch.setattr(convolution, "processor_text", lambda: text)
+    monkeypatch.setattr(devices, "_CPUINFO", file)
+    devices.read_cpuinfo.cache_clear()
     assert LANES() == lanes
+    devices.read_cpuinfo.cache_clear()

@@ -38,10 +38,16 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Checks this machine, prints the report, and returns the exit status."""
+    from tfdecouple.doctor.benchmark import make_doctor_config
     from tfdecouple.doctor.check_runner import CHECKS, run_checks
-    from tfdecouple.doctor.measurements import make_config
-    from tfdecouple.doctor.report import find_failures, make_json, make_text, recommend
-    from tfdecouple.doctor.result import Request
+    from tfdecouple.doctor.report import (
+        Request,
+        find_failures,
+        format_settings,
+        make_json,
+        make_text,
+        recommend_settings,
+    )
     from tfdecouple.storage.files import write_json, write_text
 
     for name in options.only:
@@ -49,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
     request = Request(options.preset, tuple(options.set), options.quick, options.devices, options.timeout)
     # The config is made and a file written first, so that mistakes show before minutes of work.
-    make_config(request)
+    make_doctor_config(request)
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")
     output = sys.stderr if options.recommend else sys.stdout
@@ -59,13 +65,14 @@ def run(options: argparse.Namespace) -> int:
         print(f"[{time.monotonic() - start:4.0f} s] {text}", file=output, flush=True)
 
     results = run_checks(request, options.only or CHECKS, report_progress)
-    recommendation = recommend(results)
-    text = "\n".join(make_text(request, results, recommendation))
+    recommendation = recommend_settings(results)
+    titles = {name: check.title for name, check in CHECKS.items()}
+    text = "\n".join(make_text(request, results, titles, recommendation))
     print(text, file=output, flush=True)
     if options.out is not None:
         write_json(options.out / "doctor.json", make_json(request, results, recommendation))
         write_text(options.out / "doctor.txt", text + "\n")
         print(f"\n{options.out / 'doctor.json'}", file=output)
     if options.recommend:
-        print(recommendation.options())
+        print(format_settings(recommendation["settings"]))
     return EXIT_FAILS if find_failures(results) else 0

@@ -1,20 +1,36 @@
-"""Tools to time a model that is set up as for a training, for `doctor` and the programs of `benchmarks/`."""
+"""Speed and memory of a model that is set up as for a training: checks of `doctor`, and tools of `benchmarks/`."""
 
 from __future__ import annotations
 
-import functools
+import gc
 import itertools
+import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tfdecouple.config import Config, override
+from tfdecouple.config import Config, load_preset, override
+from tfdecouple.doctor.device_checks import load_small_config
+from tfdecouple.doctor.report import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.errors import UserError
+from tfdecouple.networks.architecture import count_activation_bytes
+from tfdecouple.runtime.devices import shown_bytes
 
 # Decay of averaged weights if a preset has none, so that every benchmark includes the work of averaging.
 EMA_DECAY = 0.999
 # Environment variable that makes TensorFlow count bytes on CPUs, which is slower. TensorFlow reads it at its start.
 COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
+# Batch sizes that are timed on CPUs and on GPUs, in this order, until the memory does not suffice.
+BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
+QUICK_BATCH = 16
+# Shortest duration of a repetition in seconds, with and without --quick, and number of repetitions.
+_SECONDS, _REPETITIONS = {True: 0.3, False: 2.0}, 3
+MIB = 2**20
+# Difference in memory of the two batches that are compared, large enough to stand out from all other memory.
+_DIFFERENCE = {"CPU": 256 * MIB, "GPU": 2048 * MIB}
+# Largest factor between the measured and the calculated memory of an image, in either direction.
+WITHIN = 4 / 3
 
 
 def make_timed_config(config: Config, batch: int) -> Config:
@@ -35,12 +51,9 @@ def make_timed_config(config: Config, batch: int) -> Config:
 
 
 class Work(NamedTuple):
-    """A piece of work that is timed, such as a training step.
+    """Work that is timed: a function that does it once and waits for its end, and the number of images of a call.
 
-    Attributes:
-        call: a function that does the work once and waits until it is done.
-        images: the number of images of a call.
-        begin: a function that starts the work without waiting for a GPU; None if only `call` is available.
+    The function `begin` starts the work without waiting for a GPU; it is None if only `call` is available.
     """
 
     call: Callable[[], Any]
@@ -49,22 +62,14 @@ class Work(NamedTuple):
 
 
 class Benchmark:
-    """A model and its images, set up as for a training, with the work that can be timed.
-
-    Args:
-        config: the config of the training.
-        source: the images; None for random images.
-        devices: the number of devices that train.
-        mark: a callback that receives the name of each part once it is set up.
+    """A model and its images, set up as for a training on a number of devices, with the work that can be timed.
 
     Attributes:
         model: the model, initialised from images.
-        source: the opened images.
+        source: the opened images; random ones unless the caller gives a source.
     """
 
-    def __init__(
-        self, config: Config, source: Any = None, devices: int = 1, mark: Callable[[str], None] = lambda name: None
-    ):
+    def __init__(self, config: Config, source: Any = None, devices: int = 1):
         import keras
 
         from tfdecouple.data import training_batches
@@ -74,23 +79,21 @@ class Benchmark:
 
         self.config, self.strategy = config, make_strategy(devices)
         self.source = source or _make_random_source(config)
-        mark("data")
         keras.utils.set_random_seed(config.training.seed)
         with self.strategy.scope():
             self.state = TrainingState(config)
         self.model, self.step = self.state.model, TrainStep(config, self.state, self.strategy)
-        mark("model")
         count = min(config.training.init_images, self.source.sizes["train"])
         first = training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
         self.model.initialize(next(iter(first))["image"], seed=config.training.seed)
         self.state.optimizer.start_averages()
-        mark("initialize")
 
     def make_work(self, phase: str, batch: int) -> Work:
-        """Returns the work of a phase, one of `result.PHASES`, on `batch` images."""
+        """Returns the work of a phase, one of `PHASES`, on `batch` images."""
         import numpy as np
 
-        from tfdecouple.data import load_images
+        from tfdecouple.data import evaluation_batches, load_images
+        from tfdecouple.metrics.bits_per_dim import BoundEvaluator
         from tfdecouple.runtime.execution import jit_compiled
 
         # With training.jit_compile, inference is compiled too, as `load_model(run, jit_compile=True)` compiles it.
@@ -99,7 +102,11 @@ class Benchmark:
             begin = self._make_step()
             return Work(compiled(lambda: _require_applied(begin().read())), batch, compiled(begin))
         if phase == "eval":
-            return self._evaluate(batch, compiled)
+            evaluator = BoundEvaluator(model, self.strategy)
+            # A call evaluates several batches, because the first batch of a pass takes longer.
+            count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
+            batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
+            return Work(compiled(lambda: evaluator(batches, seed=0)), count)
         if phase == "sample":
             return Work(compiled(lambda: model.sample(batch, temperature=0.7, seed=0).numpy()), batch)
         images, labels = load_images(self.source, "test", batch, at_most=True)
@@ -122,16 +129,6 @@ class Benchmark:
         batches = iter(self.strategy.experimental_distribute_dataset(inputs, device_input_options()))
         return lambda: self.step([next(batches) for _ in range(training.micro_batches)], next(steps))
 
-    def _evaluate(self, batch: int, compiled: Callable[..., Any]) -> Work:
-        from tfdecouple.data import evaluation_batches
-        from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-
-        evaluator = BoundEvaluator(self.model, self.strategy)
-        # A call evaluates several batches, because the first batch of a pass takes longer.
-        count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
-        batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
-        return Work(compiled(lambda: evaluator(batches, seed=0)), count)
-
 
 def _require_applied(result: Any) -> None:
     if not result.applied:
@@ -146,12 +143,13 @@ def _make_random_source(config: Config) -> Any:
     shape, held_out = config.model.image_shape, 4 * config.training.batch_size
     counts = {"train": max(config.training.init_images, held_out), "validation": held_out, "test": held_out}
 
-    def load(count: int) -> tuple[Any, Any]:
+    def make_split(count: int) -> Any:
+        images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
         labels = np.arange(count, dtype=np.int32) % max(config.model.classes, 1)
-        return np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8), labels
+        return MemorySplit(count, "random", lambda: (images, labels))
 
-    splits = {name: MemorySplit(count, "random", functools.partial(load, count)) for name, count in counts.items()}
-    return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=dict(splits))
+    splits = {name: make_split(count) for name, count in counts.items()}
+    return Source(name="random", title="random images", label_names=(), image_shape=shape, splits=splits)
 
 
 def time_calls(
@@ -177,3 +175,80 @@ def read_live_bytes(device: str, kind: str = "peak") -> int:
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])
+
+
+# --- the checks of `doctor` ---
+
+
+def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Variant = DEFAULT) -> Config:
+    """Returns the config that `doctor` times: a preset, or the bundled small model, at a batch size."""
+    config = load_preset(request.preset) if request.preset else load_small_config()
+    # The model is initialised from few images, which is fast and takes less memory than a step.
+    settings = ["training.init_images=16", *request.settings, *variant.settings]
+    return override(make_timed_config(config, batch), settings)
+
+
+def measure_speed(task: Task) -> Iterator[Result]:
+    """Yields a result for each batch size and phase: the number of images per second."""
+    request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
+    sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[device[:3]])]
+    if count > 1 and variant == DEFAULT:
+        sizes.append((QUICK_BATCH * count, count))
+    for batch, devices in sizes:
+        start = time.perf_counter()
+        benchmark = Benchmark(make_doctor_config(request, batch, variant), devices=devices)
+        for phase in variant.phases if devices == 1 else ["train"]:
+            work = benchmark.make_work(phase, batch)
+            work.call()
+            first = time.perf_counter() - start
+            calls = max(1, math.ceil(_SECONDS[request.quick] / time_calls(work.call, 1, 1)[0][0]))
+            rate = work.images * calls / statistics.median(time_calls(work.call, _REPETITIONS, calls, work.begin)[0])
+            where = f"{batch} images{f' on {devices} devices' if devices > 1 else ''}"
+            message = f"{rate:,.1f} images/s, the first after {first:.1f} s"
+            figures = {"phase": phase, "variant": variant.name, "batch": batch, "devices": devices}
+            yield Result(f"{phase}, {variant.name}, {where}", None, message, "", {**figures, "images_per_s": rate})
+            start = time.perf_counter()
+
+
+def measure_memory(task: Task) -> Iterator[Result]:
+    """Yields the peak memory of training at two batch sizes, and whether their difference is as calculated."""
+    from tfdecouple.runtime.execution import shard_count
+
+    request, variant, device = task.request, task.variant, task.devices[0]
+    config = make_doctor_config(request, 2, variant)
+    training = config.training
+    per_image = count_activation_bytes(config.model, memory=training.memory, precision=training.precision)
+    # Shards of equal size leave free blocks that fit the next request; TensorFlow's allocator hands out any other block
+    # whole, unless it is twice as large as the request, and counts all of it.
+    shards = shard_count()
+    small = shards * max(2, round(_DIFFERENCE[device[:3]] / per_image / shards))
+    peaks = []
+    for batch in (small, 2 * small):
+        # The first model is part of a reference cycle; until it is collected, its memory would count for the second.
+        gc.collect()
+        before = read_live_bytes(device, "current")
+        work = Benchmark(make_doctor_config(request, batch, variant)).make_work("train", batch)
+        work.call()
+        peaks.append(int(statistics.median(_measure_peak(device, work) for _ in range(_REPETITIONS))) - before)
+        del work
+        figures = {"batch": batch, "peak_bytes": peaks[-1]}
+        yield Result(f"{variant.name}, {batch} images", None, f"{shown_bytes(peaks[-1])} at most", "", figures)
+    yield compare_memory(variant, (peaks[1] - peaks[0]) / small, per_image)
+
+
+def _measure_peak(device: str, work: Work) -> int:
+    """Returns the most bytes that TensorFlow's tensors take on a device during one call of `work`."""
+    import tensorflow as tf
+
+    tf.config.experimental.reset_memory_stats(device)
+    work.call()
+    return read_live_bytes(device)
+
+
+def compare_memory(variant: Variant, measured: float, calculated: float) -> Result:
+    """Returns a result: whether an image takes as many bytes as calculated, within a factor of `WITHIN`."""
+    message = f"{measured / MIB:.1f} MiB an image, calculated {calculated / MIB:.1f}"
+    figures = {"variant": variant.name, "measured_bytes": measured, "calculated_bytes": calculated}
+    holds = 1 / WITHIN <= measured / calculated <= WITHIN
+    advice = "the calculation does not hold here: find the largest training.micro_batches by trying, and report this"
+    return Result(f"{variant.name}, an image", holds, message, advice, figures)

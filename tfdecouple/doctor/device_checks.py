@@ -1,56 +1,87 @@
-"""Checks of `doctor` that each device computes the bundled numbers, and that several devices train as one does."""
+"""Checks of `doctor` with a small trained model: the same numbers and exact round trips on every device, and training.
+
+The run folder `doctor/model/` has `numbers.npz` beside its checkpoint: what the model computed on the machine of its
+training, and photographs that it was not trained on. `benchmarks/doctor_model.py` makes both.
+"""
 
 from __future__ import annotations
 
-import functools
 import pathlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import override
-from tfdecouple.doctor import small_model
-from tfdecouple.doctor.result import DEFAULT, Result, Task, Variant
+from tfdecouple.config import Config, override
+from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.doctor.report import DEFAULT, Result, Task, Variant
+from tfdecouple.errors import ExactnessWarning
 
+MODEL = pathlib.Path(__file__).parent / "model"
+NUMBERS = "numbers.npz"
+# Number of images whose numbers are compared, also the batch size of a training step; and seed of the noise.
+IMAGES, SEED = 16, 1
+# Number of bundled photographs.
+PHOTOGRAPHS = 128
 # Largest relative distance of each kind of number but the gradient; docs/gpu.md, "The bounds", has the measurements.
 BOUND = 1e-4
 # Number of steps that several devices train, and largest distance of their weights from the weights of one device,
 # relative to the change of the weights. Adam divides by the gradient's size and so enlarges rounding in tiny gradients.
 STEPS, WEIGHTS_BOUND = 10, 1e-3
-_NAMES = {
-    "z": "z",
-    "v": "v",
-    "x": "x of codes",
-    "bits_per_dim": "bits/dim",
-    "sampled": "x of noise",
-    "gradient": "gradient",
-}
+_RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
+_MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
 
 
-@functools.cache
-def load_model_on(device: str, folder: pathlib.Path) -> Any:
-    """Returns the trained model of a run folder, with its weights on a device."""
+# --- the small model ---
+
+
+def load_small_config() -> Config:
+    """Returns the config of the small model: three levels, odd and even channels, and all kinds of layers."""
+    return Config.from_json(MODEL / "config.json")
+
+
+def load_numbers() -> dict[str, np.ndarray]:
+    """Returns the numbers of the model on the machine of its training, by name, with the photographs as `images`."""
+    with np.load(MODEL / NUMBERS) as archive:
+        return dict(archive)
+
+
+def load_photographs(count: int) -> np.ndarray:
+    """Returns photographs that the model was not trained on, uint8 `[count, 16, 16, 3]`, repeated if needed."""
+    images = load_numbers()["images"]
+    return np.resize(images, (count, *images.shape[1:]))
+
+
+def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
+    """Returns the state and the step of a training of the small model that starts from its trained weights."""
+    from tfdecouple.runs.run_folder import load_weights
+    from tfdecouple.training.state import TrainingState
+    from tfdecouple.training.step import TrainStep
+
+    batch = [f"training.{name}={IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
+    config = override(load_small_config(), [*batch, "training.ema_decay=0.0", *settings])
+    with strategy.scope():
+        state = TrainingState(config)
+    load_weights(folder, state.model, averaged=False)
+    return state, TrainStep(config, state, strategy)
+
+
+# --- the same numbers on every device ---
+
+
+def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
+    """Returns codes, images, samples and bits/dim, computed by the trained model on a device, by name."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
 
     with tf.device(device):
-        return load_model(folder)
-
-
-def compute_numbers(
-    device: str, images: np.ndarray, folder: pathlib.Path = small_model.FOLDER
-) -> dict[str, np.ndarray]:
-    """Returns codes, images, samples and bits/dim, computed by the trained model on a device, by name."""
-    import tensorflow as tf
-
-    model = load_model_on(device, folder)
-    shape, rng = model.config.image_shape, np.random.default_rng(small_model.SEED)
-    z_noise = rng.standard_normal((small_model.IMAGES, model.config.latent_dim)).astype(np.float32)
-    v_noise = rng.standard_normal((small_model.IMAGES, *shape)).astype(np.float32)
-    u_noise = rng.random((small_model.IMAGES, *shape), np.float32)
-    with tf.device(device):
+        model = load_model(folder)
+        shape, rng = model.config.image_shape, np.random.default_rng(SEED)
+        z_noise = rng.standard_normal((IMAGES, model.config.latent_dim)).astype(np.float32)
+        v_noise = rng.standard_normal((IMAGES, *shape)).astype(np.float32)
+        u_noise = rng.random((IMAGES, *shape), np.float32)
         z, v = model.encode(images)
         x = model.flow.inverse_and_log_det(v, z)[0]
         elbo = model.elbo_from_noise(images, z_noise, u_noise)
@@ -59,40 +90,17 @@ def compute_numbers(
     return {name: np.asarray(value) for name, value in values.items()}
 
 
-def _make_step(strategy: Any, settings: Sequence[str] = ()) -> tuple[Any, Any]:
-    """Returns the state and the step of a training of the small model."""
-    from tfdecouple.training.state import TrainingState
-    from tfdecouple.training.step import TrainStep
-
-    batch = [f"training.{name}={small_model.IMAGES}" for name in ("batch_size", "evaluation_batch_size")]
-    config = override(small_model.load_config(), [*batch, "training.ema_decay=0.0", *settings])
-    with strategy.scope():
-        state = TrainingState(config)
-    return state, TrainStep(config, state, strategy)
-
-
-@functools.cache
-def _make_step_on(device: str, settings: tuple[str, ...]) -> tuple[Any, Any]:
-    from tfdecouple.training.workers import get_mirrored_strategy
-
-    return _make_step(get_mirrored_strategy((device,)), settings)
-
-
 def compute_gradient(
-    device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = small_model.FOLDER
+    device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
 ) -> np.ndarray:
     """Returns the gradient of all weights in one training step on a device, float32 `[weights]`, read from Adam."""
-    from tfdecouple.runs.run_folder import load_weights
+    from tfdecouple.training.workers import get_mirrored_strategy
 
-    state, step = _make_step_on(device, tuple(settings))
-    load_weights(folder, state.model, averaged=False)
-    for values in (state.optimizer.means, state.optimizer.variances):
-        for variable in values.values():
-            variable.assign(np.zeros(variable.shape, np.float32))
+    state, step = make_training(get_mirrored_strategy((device,)), tuple(settings), folder)
     step([images], 0)
-    means = state.optimizer.means
-    scale = 1 - small_model.load_config().training.beta_1
-    return np.concatenate([means[name].numpy().ravel() for name in sorted(means)]) / scale
+    # Before the first step Adam's means are 0, so that they are the gradient times 1 - beta_1 after it.
+    means = [variable.numpy().ravel() for _, variable in sorted(state.optimizer.means.items())]
+    return np.concatenate(means) / (1 - load_small_config().training.beta_1)
 
 
 def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -109,7 +117,7 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
 
 def compare_numbers(task: Task) -> Iterator[Result]:
     """Yields a result for each device: whether its numbers equal the bundled numbers within their bounds."""
-    right, images = small_model.load_numbers(), small_model.load_images(small_model.IMAGES)
+    right, images = load_numbers(), load_photographs(IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant == DEFAULT else {}
         numbers["gradient"] = compute_gradient(device, images, task.variant.settings)
@@ -118,12 +126,10 @@ def compare_numbers(task: Task) -> Iterator[Result]:
 
 def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
     """Returns the result of one device: whether its distances are within their bounds; NaN is outside."""
-    listed = ", ".join(f"{_NAMES[name]} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
-    bounds = dict.fromkeys(_NAMES, BOUND) | {"gradient": variant.gradient}
+    listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
+    bounds = dict.fromkeys(distances, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]
-    message = f"off the bundled numbers by: {listed}"
-    if wrong:
-        message += f"; too far: {', '.join(_NAMES[name] for name in wrong)}"
+    message = f"off the bundled numbers by: {listed}" + (f"; too far: {', '.join(wrong)}" if wrong else "")
     advice = (
         f"do not train here with {' '.join(variant.settings)}"
         if variant.settings
@@ -134,13 +140,16 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
     return Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
 
 
+# --- several devices train as one ---
+
+
 def compare_devices(task: Task) -> Iterator[Result]:
     """Yields one result: whether training on all devices together gives the same weights as on one device."""
     from tfdecouple.training.workers import make_strategy
 
     count = len(task.devices)
-    batch = count * max(2, small_model.IMAGES // count)
-    images = small_model.load_images(STEPS * batch).reshape(STEPS, batch, 16, 16, 3)
+    batch = count * max(2, IMAGES // count)
+    images = load_photographs(STEPS * batch).reshape(STEPS, batch, 16, 16, 3)
     start, alone = _train_weights(make_strategy(1), images)
     together = _train_weights(make_strategy(count), images)[1]
     yield check_weights(f"weights after {STEPS} steps, 1 device against {count}", start, alone, together)
@@ -150,10 +159,7 @@ def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nd
     """Returns all weights, `[weights]`, before and after training on `images`, batches `[steps, batch, 16, 16, 3]`."""
     import tensorflow as tf
 
-    from tfdecouple.runs.run_folder import load_weights
-
-    state, step = _make_step(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
-    load_weights(small_model.FOLDER, state.model, averaged=False)
+    state, step = make_training(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
 
     def read_weights() -> np.ndarray:
         return np.concatenate([variable.numpy().ravel() for _, variable in sorted(state.trainable.items())])
@@ -168,10 +174,76 @@ def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nd
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
     """Returns a result: whether the weights from several devices equal those from one, within `WEIGHTS_BOUND`."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
-    figures = {"off": off, "bitwise": bool(np.array_equal(alone, together))}
-    message = f"off by {off:.0e} of how far they moved, at most {np.abs(together - alone).max():.0e}"
+    is_bitwise = bool(np.array_equal(alone, together))
+    message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
     advice = (
         "train on one device (--devices 1) until this holds; try NCCL_P2P_DISABLE=1 and nvidia-smi topo -m, other "
         "versions of the driver and NCCL, and report it"
     )
-    return Result(what, off <= WEIGHTS_BOUND, "equal to the bit" if figures["bitwise"] else message, advice, figures)
+    return Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
+
+
+# --- exact round trips ---
+
+
+def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how many subpixels encoding and decoding change in each image, int `[n]`, and the size of its v.
+
+    The size is the root mean square, float `[n]`, which is near 1 for images like the training images.
+    """
+    with warnings.catch_warnings():
+        # The warning is ignored, because the returned number of changed subpixels says more.
+        warnings.simplefilter("ignore", ExactnessWarning)
+        z, v = model.encode(images)
+    changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
+    return changed, np.sqrt(np.square(np.asarray(v)).mean((1, 2, 3)))
+
+
+def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns artificial extreme images by kind, uint8 `[n, height, width, channels]`; only RGB has coloured kinds."""
+    height, width, channels = image_shape
+    rng = np.random.default_rng(seed)
+    odd = np.indices((height, width)).sum(0)[..., None] % 2
+
+    def make_boards(a: Any, b: Any) -> list[np.ndarray]:
+        return [np.where(odd == 0, a, b), np.where(odd == 0, b, a)]
+
+    kinds: dict[str, Any] = {"black, white": [0, 255], "checkerboard, black and white": make_boards(0, 255)}
+    if channels == RGB_CHANNELS:
+        kinds |= {
+            "plain red, green, blue": [_RED, _GREEN, _BLUE],
+            "checkerboard, red and blue": make_boards(_RED, _BLUE),
+            "checkerboard, green and magenta": make_boards(_GREEN, _MAGENTA),
+            "checkerboard, cyan and yellow": make_boards(_CYAN, _YELLOW),
+        }
+    kinds["noise"] = rng.integers(0, 256, (count, *image_shape), dtype=np.uint8)
+    kinds["noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, *image_shape))
+    if channels > 1:
+        kinds["grey noise of 0 and 255"] = 255 * rng.integers(0, 2, (count, height, width, 1))
+    return {
+        kind: np.stack([np.broadcast_to(image, image_shape) for image in images]).astype(np.uint8)
+        for kind, images in kinds.items()
+    }
+
+
+def try_round_trips(task: Task) -> Iterator[Result]:
+    """Yields a result for each device: whether the small model recovers all images from their codes."""
+    import tensorflow as tf
+
+    from tfdecouple.runs.opened_run import load_model
+
+    photographs = load_photographs(64 if task.request.quick else PHOTOGRAPHS)
+    kinds = {"photographs": photographs, **make_extreme_images(photographs.shape[1:], len(photographs))}
+    names = np.repeat(list(kinds), list(map(len, kinds.values())))
+    for device in dict.fromkeys(["CPU:0", *task.devices]):
+        with tf.device(device):
+            # All images are one batch, because TensorFlow would trace the model once for each batch size.
+            changed, _ = count_changed_subpixels(load_model(MODEL), np.concatenate(list(kinds.values())))
+        lost = {kind: int((changed[names == kind] > 0).sum()) for kind in kinds}
+        listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)
+        message = f"lost: {listed}" if listed else f"all {len(changed)} images of {len(kinds)} kinds come back"
+        advice = (
+            f"{device} does not compute in full float32 or not the same way twice: look for variables that lower the "
+            "precision, and decode nothing there until then"
+        )
+        yield Result(f"Keras, {device}", not listed, message, advice, {"device": device, "lost": lost})

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import pathlib
 import platform
 import re
 import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from tfdecouple.doctor.result import Request, Result, Task
-from tfdecouple.runtime.devices import machine_memory, shown_bytes
+from tfdecouple.doctor.report import Request, Result, Task
+from tfdecouple.runtime.devices import cores, machine_memory, read_cpuinfo, shown_bytes
 
 _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
@@ -32,8 +31,8 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 def describe_machine() -> dict[str, Any]:
     """Returns the facts that measured times depend on: processor, cores, versions and the load of the machine."""
     return {
-        "processor": _read_cpuinfo("model name") or platform.processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processor": read_cpuinfo("model name") or platform.processor(),
+        "cores": cores(),
         "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -43,16 +42,8 @@ def describe_machine() -> dict[str, Any]:
 
 def list_instruction_sets() -> list[str]:
     """Returns the processor's instruction sets that matter for its speed, by their names in Linux."""
-    flags = _read_cpuinfo("flags").split()
+    flags = read_cpuinfo("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-
-
-def _read_cpuinfo(field: str) -> str:
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
@@ -89,9 +80,8 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     """Yields results from facts: whether TensorFlow sees the GPUs, and whether the CPU computes full float32."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield Result("versions", None, versions, figures=facts)
-    sets = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
-    yield Result("processor", None, f"{facts['processor']}, {facts['cores']} cores{sets}")
-    yield Result("memory", None, shown_bytes(facts["memory_bytes"]))
+    sets, memory = ", ".join(facts["instructions"]), shown_bytes(facts["memory_bytes"])
+    yield Result("machine", None, f"{facts['processor']}, {facts['cores']} cores ({sets}), {memory} of memory")
     present, seen, environment = facts["nvidia_smi"], len(facts["gpus"]), facts["environment"]
     for line in present:
         yield Result("GPU", None, ", ".join(f"{name} {value}" for name, value in line.items()))
@@ -109,8 +99,6 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     rounding = {name: environment[name] for name in _ROUNDING if name in environment}
     if wrong := [f"{name}={value}" for name, value in rounding.items() if value not in _STRICT]:
         yield Result("float32 of the CPU", False, f"rounded by {', '.join(wrong)}", f"unset {' '.join(rounding)}")
-    switch = "on" if facts["tf32_by_default"] else "off"
-    yield Result("TF32", None, f"TensorFlow's switch is {switch} by default; the model turns it off while it computes")
 
 
 def _read_driver() -> list[dict[str, str]]:

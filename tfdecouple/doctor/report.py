@@ -1,4 +1,4 @@
-"""The report of `doctor`: a text, `doctor.json` (docs/gpu.md lists its fields), and recommended options of training."""
+"""The report of `doctor`: results of checks as text and as `doctor.json`, and the options of training it recommends."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tfdecouple.doctor.check_runner import CHECKS
-from tfdecouple.doctor.result import DEFAULT, VARIANTS, Request, Result
-
-Results = Mapping[str, Sequence[Result]]
-
+# The phases of a model's work that can be timed.
+PHASES = ("train", "eval", "encode", "decode", "sample")
 # Version of the JSON report, raised when a field changes its meaning or is removed.
 SCHEMA = 1
 # Smallest gain in speed for which another option is recommended.
@@ -23,50 +20,114 @@ _MARKS = {True: "holds", False: "FAILS", None: ""}
 
 
 @dataclasses.dataclass(frozen=True)
-class Recommendation:
-    """The options of training that `doctor` recommends on this machine.
+class Result:
+    """The result of a check or measurement, which is one line of the report.
 
     Attributes:
-        settings: the settings `NAME=VALUE` for the option `--set`; empty if the defaults are the best.
-        why: the reasons, one sentence each.
+        what: the subject of the check, in a few words.
+        holds: whether a promise holds; None for a measurement that belongs to no promise.
+        message: the result in words.
+        advice: the remedy if the promise does not hold.
+        figures: the numbers behind the message, as plain values for JSON.
     """
 
+    what: str
+    holds: bool | None
+    message: str
+    advice: str = ""
+    figures: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Results = Mapping[str, Sequence[Result]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A variant of training and inference that is checked and timed, such as another precision.
+
+    Attributes:
+        settings: the settings `NAME=VALUE`, as for `--set`, that select the variant.
+        phases: the phases of `PHASES` that the variant changes.
+        gradient: the largest relative distance of the gradient from the gradient in float32 on a CPU; docs/gpu.md, "The
+            bounds", has the measurements.
+        gpu_only: whether the variant changes nothing on CPUs.
+        in_quick: whether `--quick` tries the variant.
+    """
+
+    name: str
     settings: tuple[str, ...] = ()
-    why: tuple[str, ...] = ()
+    phases: tuple[str, ...] = ("train",)
+    gradient: float = 1e-3
+    gpu_only: bool = False
+    in_quick: bool = False
 
-    def options(self) -> str:
-        """Returns the recommended settings as command-line options: `--set NAME=VALUE ...`."""
-        return " ".join(f"--set {setting}" for setting in self.settings)
+
+# All variants in the order of the report; the first is the default.
+VARIANTS = (
+    Variant("float32", phases=PHASES[:4], in_quick=True),
+    Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
+    Variant("bfloat16 nets", ("training.precision=mixed_bfloat16",), gradient=0.1, in_quick=True),
+    Variant("recompute", ("training.memory=recompute",)),
+    Variant("invert", ("training.memory=invert",)),
+    Variant("XLA", ("training.jit_compile=true",), phases=PHASES[:4]),
+)
+DEFAULT = VARIANTS[0]
 
 
-def recommend(results: Results) -> Recommendation:
-    """Returns the fastest setting of each option whose numbers are right and whose gain is at least `GAIN`."""
-    rates = {
-        (row["variant"], row["batch"]): row["images_per_s"]
-        for row in (result.figures for result in results.get("speed", ()))
-        if row.get("phase") == "train" and row["devices"] == 1
-    }
-    batches = [batch for name, batch in sorted(rates, key=lambda key: key[1]) if name == DEFAULT.name]
-    if not batches:
-        return Recommendation(why=("training was not timed: nothing to choose from",))
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The options of the command `doctor`; without a preset the bundled small model is timed."""
+
+    preset: str | None = None
+    settings: tuple[str, ...] = ()
+    quick: bool = False
+    devices: int | None = None
+    timeout: float = 900.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The task of one process: to check one variant, on the devices with these names of TensorFlow."""
+
+    request: Request
+    variant: Variant = DEFAULT
+    devices: tuple[str, ...] = ("CPU:0",)
+
+
+def recommend_settings(results: Results) -> dict[str, list[str]]:
+    """Returns `settings`, the fastest of each option whose numbers are right and whose gain is `GAIN`, and `why`.
+
+    The settings are `NAME=VALUE`, none if the defaults are the best; `why` has a sentence about each variant.
+    """
+    rates: dict[str, dict[int, float]] = {}
+    for figures in (result.figures for result in results.get("speed", ())):
+        if figures.get("phase") == "train" and figures["devices"] == 1:
+            rates.setdefault(figures["variant"], {})[figures["batch"]] = figures["images_per_s"]
     compared = {(result.figures.get("variant"), result.holds) for result in results.get("numerics", ())}
     best: dict[str, tuple[float, str]] = {}
     why = []
     for variant in VARIANTS[1:]:
-        # The last gain counts: it is measured at the largest batch size that both variants have.
-        gains = [rates[variant.name, b] / rates[DEFAULT.name, b] for b in batches if (variant.name, b) in rates]
-        if not gains:
+        common = rates.get(variant.name, {}).keys() & rates.get(DEFAULT.name, {}).keys()
+        if not common:
             continue
+        gain = rates[variant.name][max(common)] / rates[DEFAULT.name][max(common)]
         # A failure that names no variant concerns all variants.
         is_wrong = bool({(variant.name, False), (None, False)} & compared)
         is_right = not is_wrong and (variant.name, True) in compared
         verdict = "are wrong here" if is_wrong else "are right" if is_right else "were not compared"
-        why.append(f"{variant.name}: {gains[-1]:.2f} times as fast as {DEFAULT.name}; its numbers {verdict}")
+        why.append(f"{variant.name}: {gain:.2f} times as fast as {DEFAULT.name}; its numbers {verdict}")
         (setting,) = variant.settings
         option = setting.partition("=")[0]
-        if is_right and gains[-1] >= max(GAIN, best.get(option, (0, ""))[0]):
-            best[option] = gains[-1], setting
-    return Recommendation(tuple(setting for _, setting in best.values()), tuple(why))
+        if is_right and gain >= max(GAIN, best.get(option, (0, ""))[0]):
+            best[option] = gain, setting
+    if not rates:
+        why.append("training was not timed: nothing to choose from")
+    return {"settings": [setting for _, setting in best.values()], "why": why}
+
+
+def format_settings(settings: Sequence[str]) -> str:
+    """Returns settings as options of a command: `--set NAME=VALUE ...`."""
+    return " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
 
 
 def find_failures(results: Results) -> list[tuple[str, Result]]:
@@ -74,31 +135,33 @@ def find_failures(results: Results) -> list[tuple[str, Result]]:
     return [(name, result) for name, each in results.items() for result in each if result.holds is False]
 
 
-def make_json(request: Request, results: Results, recommendation: Recommendation) -> dict[str, Any]:
-    """Returns the report as plain values for JSON."""
+def make_json(request: Request, results: Results, recommendation: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Returns the report as plain values for JSON; docs/gpu.md lists the fields."""
     return {
         "schema": SCHEMA,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "holds": not find_failures(results),
         "request": dataclasses.asdict(request),
         "checks": {name: [dataclasses.asdict(result) for result in each] for name, each in results.items()},
-        "recommendation": dataclasses.asdict(recommendation),
+        "recommendation": recommendation,
     }
 
 
-def make_text(request: Request, results: Results, recommendation: Recommendation) -> Iterator[str]:
-    """Yields the lines of the report as a text for people."""
+def make_text(
+    request: Request, results: Results, titles: Mapping[str, str], recommendation: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """Yields the lines of the report as a text for people; `titles` are the titles of the checks by name."""
     for name, each in results.items():
-        yield f"\n{name}: {CHECKS[name].title}"
+        yield f"\n{name}: {titles[name]}"
         width = max([len(result.what) for result in each], default=0)
         for result in each:
             first = f"  {_MARKS[result.holds]:5}  {result.what:{width}}  "
             yield textwrap.fill(result.message, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
     yield "\nrecommendation"
-    yield from (f"  {line}" for line in recommendation.why)
+    yield from (f"  {line}" for line in recommendation["why"])
     preset = f" --preset {request.preset}" if request.preset else ""
-    own = "".join(f" --set {shlex.quote(setting)}" for setting in request.settings)
-    yield f"  python train.py{preset}{own} {recommendation.options() or '(the defaults)'}"
+    options = format_settings([*request.settings, *recommendation["settings"]])
+    yield f"  python train.py{preset} {options or '(the defaults)'}"
     count = sum(result.holds is not None for each in results.values() for result in each)
     failures = find_failures(results)
     if not failures:

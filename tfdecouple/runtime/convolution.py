@@ -13,12 +13,12 @@ row is never packed into one vector, and nothing is packed in bfloat16.
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from tfdecouple.runtime.devices import read_cpuinfo
 from tfdecouple.runtime.numerics import sizes
 
 _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
@@ -92,7 +92,7 @@ def kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
 
 def vector_size() -> int:
     """Returns how many float32 numbers a vector register holds: kernels for CPUs take so many channels at a time."""
-    return 16 if "avx512f" in processor_text() else 8
+    return 16 if "avx512f" in read_cpuinfo("flags").split() else 8
 
 
 def _choose_convolution(x: tf.Tensor, outputs: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
@@ -139,12 +139,3 @@ def _neighbours(x: tf.Tensor, outputs: int) -> int:
 def _filled_part(channels: int) -> float:
     """Returns which part of the vector registers is in use, between 0 and 1, if they hold so many channels."""
     return channels / (-(-channels // vector_size()) * vector_size())
-
-
-@functools.cache
-def processor_text(file: str = "/proc/cpuinfo") -> str:
-    """Returns Linux' description of this machine's processor; "" on other systems."""
-    try:
-        return pathlib.Path(file).read_text(encoding="utf-8")
-    except OSError:
-        return ""

@@ -1,11 +1,13 @@
-"""The cores and the memory of this machine."""
+"""The processor and the memory of this machine."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
 # Files of control groups (versions 2 and 1), which limit the memory of containers: memory in use, limit, parts of the
 # memory in use, and the name of the part that only caches files.
 _GROUP = "/sys/fs/cgroup"
@@ -19,6 +21,17 @@ _UNLIMITED = 2**63
 def cores() -> int:
     """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def read_cpuinfo(field: str) -> str:
+    """Returns what Linux says of this machine's processor in a field, such as "flags"; "" on other systems."""
+    with contextlib.suppress(OSError):
+        for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""
 
 
 def machine_memory() -> int:
