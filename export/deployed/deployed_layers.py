@@ -13,7 +13,7 @@ from export.deployed.graph import Deployed, Layout, LogDets, round_array, to_flo
 from tfdecouple.bijectors import forward_and_log_det
 from tfdecouple.errors import InversionError
 from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, LocalConvNet
-from tfdecouple.layers.base import FullLayer
+from tfdecouple.layers.base import BaseLayer
 from tfdecouple.layers.conditioners import WeightNorm
 from tfdecouple.transforms import TRANSFORMS
 
@@ -120,7 +120,7 @@ class _DeployedWeight(Deployed):
 class _DeployedUnfolded(Deployed):
     """The base class of deployed layers whose weights are not folded; the layer needs images with channels last."""
 
-    def __init__(self, layer: FullLayer, name: str, layout: Layout):
+    def __init__(self, layer: BaseLayer, name: str, layout: Layout):
         super().__init__(name, layout)
         self._layer = layer
         self.weights = tuple(

@@ -108,6 +108,7 @@ class TestTraces:
 
 OTHER = {"name": "other", "dtype": "float64"}
 STEP = {"transform": "additive", "alpha": 0.5, **OTHER}
+COUPLINGS = {"hidden": 5, "condition_size": 3, "transform": "additive", "alpha": 0.5}
 # A layer of each class with every option off its default, and the shape of an input.
 OFF_DEFAULT = {
     ActNorm: (ActNorm(**OTHER), (2, 2, 3)),
@@ -116,8 +117,8 @@ OFF_DEFAULT = {
     InvertibleConv1x1: (InvertibleConv1x1(**OTHER), (2, 2, 4)),
     Squeeze: (Squeeze(**OTHER), (2, 2, 3)),
     ConditionalWhitening: (ConditionalWhitening(5, 3, **OTHER), (2, 2, 3)),
-    FlowStep: (FlowStep(5, 3, step_layers=("sinh_arcsinh",), **STEP), (2, 2, 4)),
-    FactorOut: (FactorOut(1, 5, 3, **STEP), (2, 2, 4)),
+    FlowStep: (FlowStep(COUPLINGS, ("sinh_arcsinh",), **OTHER), (2, 2, 4)),
+    FactorOut: (FactorOut(1, COUPLINGS, **OTHER), (2, 2, 4)),
     PriorFlow: (PriorFlow(3, 5, **STEP), (4,)),
     Encoder: (Encoder(3, (4, 5), 2, name="other"), (8, 8, 3)),
     ResNetBlock: (ResNetBlock(5, 2, True, name="other"), (4, 4, 3)),

@@ -118,7 +118,8 @@ def test_what_is_calculated_for_a_step_is_what_tensorflow_stores(memory, alpha):
 
     config = dataclasses.replace(load_preset("quickstart").model, alpha=alpha)
     stage = next(stage for level in config.levels for stage in level if stage.channels % 2 == 0)
-    layer = FlowStep(stage.hidden, config.latent_dim, transform=config.transform, alpha=alpha)
+    couplings = {"hidden": stage.hidden, "condition_size": config.latent_dim, "alpha": alpha}
+    layer = FlowStep({**couplings, "transform": config.transform})
     shape, condition_shape = [2, stage.height, stage.width, stage.channels], (None, config.latent_dim)
     layer.build(shape, condition_shape)
     found = FLOAT32 * count_stored_numbers(layer, shape, config.latent_dim, memory)

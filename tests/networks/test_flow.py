@@ -19,14 +19,16 @@ from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
 from tfdecouple.networks.prior import PriorFlow, PriorStep
 
 F64 = {"dtype": "float64"}
+COUPLINGS = {"hidden": 4, "condition_size": CONDITION}
+ADDITIVE = {"hidden": 4, "transform": "additive"}
 # Blocks of a flow by name: the constructor, the shape of an input without the batch, and the size of the condition.
 BLOCKS = {
-    "step": (functools.partial(FlowStep, 4, CONDITION, **F64), (2, 2, 4), CONDITION),
-    "step-odd": (functools.partial(FlowStep, 4, CONDITION, alpha=0.6, **F64), (2, 2, 3), CONDITION),
-    "step-additive": (functools.partial(FlowStep, 4, transform="additive", **F64), (2, 2, 4), 0),
-    "factor-out": (functools.partial(FactorOut, 2, 4, CONDITION, **F64), (2, 2, 6), CONDITION),
-    "factor-out-additive": (functools.partial(FactorOut, 1, 4, transform="additive", **F64), (2, 2, 3), 0),
-    "prior-step-additive": (functools.partial(PriorStep, 5, transform="additive", **F64), (5,), 0),
+    "step": (functools.partial(FlowStep, COUPLINGS, **F64), (2, 2, 4), CONDITION),
+    "step-odd": (functools.partial(FlowStep, {**COUPLINGS, "alpha": 0.6}, **F64), (2, 2, 3), CONDITION),
+    "step-additive": (functools.partial(FlowStep, ADDITIVE, **F64), (2, 2, 4), 0),
+    "factor-out": (functools.partial(FactorOut, 2, COUPLINGS, **F64), (2, 2, 6), CONDITION),
+    "factor-out-additive": (functools.partial(FactorOut, 1, ADDITIVE, **F64), (2, 2, 3), 0),
+    "prior-step-additive": (functools.partial(PriorStep, ADDITIVE, **F64), (5,), 0),
     "prior-flow": (functools.partial(PriorFlow, 2, 5, alpha=0.6, **F64), (6,), 0),
 }
 # Configs of small flows that together have each kind of conditioning and coupling.
@@ -93,14 +95,14 @@ class TestProperties:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 2, 1, 9), (2, 1, 3, 4)])
 def test_steps_take_any_shape(shape):
-    check(FlowStep(3, CONDITION, **F64), shape)
-    check(FactorOut(shape[-1] // 2, 3, CONDITION, **F64), shape)
-    check(PriorStep(3, **F64), (shape[0], shape[-1]))
+    check(FlowStep(COUPLINGS, **F64), shape)
+    check(FactorOut(shape[-1] // 2, COUPLINGS, **F64), shape)
+    check(PriorStep({"hidden": 3}, **F64), (shape[0], shape[-1]))
 
 
 class TestStep:
     def test_initialize_sets_the_layers_inside(self, eager):
-        step, x = FlowStep(4, dtype="float64"), 1 + 2 * np.random.default_rng(0).standard_normal((32, 4, 4, 3))
+        step, x = FlowStep({"hidden": 4}, **F64), 1 + 2 * np.random.default_rng(0).standard_normal((32, 4, 4, 3))
         step.build(x.shape)
         give_effect(step)
         y = step.initialize(x)
@@ -224,4 +226,4 @@ class TestConditioning:
 @pytest.mark.parametrize("dropped", [0, 4])
 def test_factor_out_must_keep_and_drop_something(dropped):
     with pytest.raises(UserError, match="of 4 channels"):
-        FactorOut(dropped, 4).forward_and_log_det(np.ones((1, 2, 2, 4)))
+        FactorOut(dropped, {"hidden": 4}).forward_and_log_det(np.ones((1, 2, 2, 4)))

@@ -19,11 +19,16 @@ from tfdecouple.networks.prior import PriorStep
 from tfdecouple.runtime.execution import Execution, jit_compiled
 
 Z = 3
+COUPLINGS = {"hidden": 4, "condition_size": Z}
 # Kinds of layers that run through a shared trace, the shape of their inputs and that of their condition.
 KINDS = {
-    "step": (lambda: FlowStep(4, Z, alpha=0.8), (2, 2, 3), (Z,)),
-    "factor-out, additive, of a map": (lambda: FactorOut(2, 4, Z, transform="additive"), (2, 2, 6), (2, 2, 3)),
-    "prior": (lambda: PriorStep(4), (4,), None),
+    "step": (lambda: FlowStep({**COUPLINGS, "alpha": 0.8}), (2, 2, 3), (Z,)),
+    "additive factor-out": (
+        lambda: FactorOut(2, {**COUPLINGS, "transform": "additive"}),
+        (2, 2, 6),
+        (2, 2, 3),
+    ),
+    "prior": (lambda: PriorStep({"hidden": 4}), (4,), None),
     "whitening": (lambda: ConditionalWhitening(5, Z), (2, 2, 3), (Z,)),
     "sigmoid": (Sigmoid, (2, 2, 3), None),
 }

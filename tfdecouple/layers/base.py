@@ -95,7 +95,7 @@ class Nested:
         return [name for name in super().__dir__() if name != "layers"]
 
 
-class FullLayer(keras.layers.Layer):
+class BaseLayer(keras.layers.Layer):
     """A Keras layer that declares its weights before it is built, and never reads them in half precision.
 
     Its methods may be called directly, even inside a user's layer in mixed precision, where Keras would otherwise cast
@@ -110,11 +110,14 @@ class FullLayer(keras.layers.Layer):
     built: bool
     saved_arguments: tuple[str, ...] = ()
 
+    def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
+        super().__init__(dtype=dtype, **kwargs)
+
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns the layer's own weights by name, in the order in which they are created; shapes are batch first."""
         return {}
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns the layers inside in the order of building, each with the shapes of its input and its condition."""
         return []
 
@@ -138,8 +141,9 @@ class FullLayer(keras.layers.Layer):
         declared = self.declare(x_shape, condition_shape)
         for name, (shape, initializer, dtype, trainable) in declared.items():
             initializer = initializer if isinstance(initializer, str) else initializer()
-            weight = self.add_weight(name=name, shape=shape, initializer=initializer, dtype=dtype, trainable=trainable)
-            setattr(self, name, weight)
+            # Without autocasting Keras never casts a weight that is read inside a user's layer in mixed precision.
+            options = {"dtype": dtype, "trainable": trainable, "autocast": False}
+            setattr(self, name, self.add_weight(name=name, shape=shape, initializer=initializer, **options))
         self._declared = tuple(declared)
         for layer, *inputs in self.children(x_shape, condition_shape):
             if not layer.built:
@@ -156,24 +160,9 @@ class FullLayer(keras.layers.Layer):
         """Returns the values of the layer's own weights by name."""
         return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
-    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
-        """Adds a weight to the layer, as Keras does, except that Keras never casts the weight when it is read."""
-        return super().add_weight(*args, **{"autocast": False, **kwargs})
-
-
-class Float32Layer(FullLayer):
-    """A `FullLayer` that computes in float32 under every global Keras policy."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(dtype="float32", **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments without `dtype`, which the constructor does not take."""
-        return {name: value for name, value in super().get_config().items() if name != "dtype"}
-
 
 @without_autograph
-class InvertibleLayer(FullLayer):
+class InvertibleLayer(BaseLayer):
     """An invertible Keras layer; its method for each direction returns the output and the log-determinant together.
 
     The forward direction is the training direction, from the image x to the local code v. The layer owns its weights;
@@ -187,8 +176,8 @@ class InvertibleLayer(FullLayer):
     # Whether a backward pass by inversion (`backward_memory`) computes the layer's input from its output.
     recovers_input = True
 
-    def __init__(self, *, dtype: Any = "float32", **kwargs: Any):
-        super().__init__(dtype=dtype, **kwargs)
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
         # `build` replaces these values by the numbers of axes and channels of its inputs.
         self._event_ndims = 3
         self._condition_ndims = 1
@@ -408,7 +397,7 @@ class InvertibleSequence(InvertibleComposite):
 
     sequence: list[InvertibleLayer]
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns the layers of the sequence, each with the shapes of its input and its condition."""
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import keras
 import tensorflow as tf
 
-from tfdecouple.layers.base import Condition, Cost, FullLayer, Shape, Weight, require_condition
+from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight, require_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
 from tfdecouple.runtime.execution import with_memory_mode
 from tfdecouple.runtime.numerics import channel_product, full_product
@@ -73,7 +73,7 @@ class StartsAtZero:
             weight.assign(tf.zeros_like(weight))
 
 
-class CouplingNet(StartsAtZero, FullLayer):
+class CouplingNet(StartsAtZero, BaseLayer):
     """A neural net that computes the parameters of a coupling's transform from the unchanged channels x_a and from z.
 
     Subclasses implement `declare` and `output`. They end in a `weight_norm`, so that couplings start as the identity,
@@ -84,13 +84,13 @@ class CouplingNet(StartsAtZero, FullLayer):
         outputs: number of output channels.
         hidden: width of the hidden layers.
         condition_size: size of the condition, or 0 for an unconditional net.
-        dtype: dtype of weights and output.
+        **kwargs: arguments of `BaseLayer`, for example `dtype`.
     """
 
     saved_arguments = ("outputs", "hidden", "condition_size")
 
-    def __init__(self, outputs: int, hidden: int, condition_size: int = 0, *, dtype: Any = "float32", **kwargs: Any):
-        super().__init__(dtype=dtype, **kwargs)
+    def __init__(self, outputs: int, hidden: int, condition_size: int = 0, **kwargs: Any):
+        super().__init__(**kwargs)
         self.outputs = outputs
         self.hidden = hidden
         self.condition_size = condition_size

@@ -16,9 +16,9 @@ from tfdecouple.config import CONDITIONERS
 from tfdecouple.config.shapes import halve_channels
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers.base import (
+    BaseLayer,
     Condition,
     Cost,
-    FullLayer,
     Gradients,
     InvertibleLayer,
     Mapped,
@@ -175,7 +175,7 @@ class Coupling(Nested, InvertibleLayer):
         self.split = ChannelSplit(pattern, part, transformed)
         self.net: Any = None
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns the conditioner with the shapes of its inputs, x_a and the condition.
 
         Raises:

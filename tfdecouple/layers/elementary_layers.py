@@ -14,7 +14,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple import bijectors
 from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, Whitening
 from tfdecouple.errors import UserError
-from tfdecouple.layers.base import Condition, Cost, FullLayer, InvertibleLayer, Weight, require_condition
+from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight, require_condition
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
 from tfdecouple.runtime.numerics import full_product, product, sizes
 
@@ -113,7 +113,7 @@ class Squeeze(InvertibleLayer):
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
         # One squeeze serves all levels of a flow, so the number of channels is not stored.
-        FullLayer.build(self, x_shape)
+        BaseLayer.build(self, x_shape)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
         """Returns the shapes of the squeezed images and of the log-determinant."""

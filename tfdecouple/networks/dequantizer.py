@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdecouple import randomness
 from tfdecouple.config import ModelConfig, from_plain
 from tfdecouple.layers import ActNorm, Sigmoid
-from tfdecouple.layers.base import Condition, Float32Layer, FullLayer, Mapped, Nested, RunLayers
+from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, RunLayers
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
@@ -37,7 +37,7 @@ class DequantizingFlow(Flow):
         super().__init__(config, **kwargs)
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
-    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns every layer with its input shapes, for noise of the shape of the config's images."""
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
@@ -45,8 +45,8 @@ class DequantizingFlow(Flow):
         config = self.config
         self.local, self.condition_size = True, config.dequantization_map_channels
         transform = config.dequantization_transform
-        levels, alpha = config.dequantization_levels, config.dequantization_alpha
-        return self._make_stages(levels, transform, transform, (), alpha=alpha)
+        couplings = {"alpha": config.dequantization_alpha}
+        return self._make_stages(config.dequantization_levels, transform, transform, (), couplings)
 
     def start(self, seed: Any) -> None:
         """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms start from noise.
@@ -81,7 +81,7 @@ class DequantizingFlow(Flow):
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class Dequantizer(Nested, Float32Layer):
+class Dequantizer(Nested, BaseLayer):
     """The network of q(u|x): an encoder computes a map of the image, and a flow, conditioned on it, u from noise."""
 
     saved_arguments = ("config",)
@@ -94,7 +94,7 @@ class Dequantizer(Nested, Float32Layer):
         )
         self.flow = DequantizingFlow(self.config, name="flow")
 
-    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns encoder and flow with their input shapes, for images of the config's size."""
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]

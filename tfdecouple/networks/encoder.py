@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config.shapes import Block, encoder_blocks, local_blocks
-from tfdecouple.layers.base import Cost, Float32Layer, FullLayer, Nested, Weight
+from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
 from tfdecouple.layers.conditioners import StartsAtZero, bound_uniform, fan_in_uniform, weight_norm
 from tfdecouple.runtime.execution import Batch, Execution, image_by_image, join_shards, split_into_shards
 from tfdecouple.runtime.numerics import product, sizes
@@ -20,7 +20,7 @@ from tfdecouple.runtime.precision import full_float32
 _MOMENTUM = 0.9
 
 
-class Convolution(Float32Layer):
+class Convolution(BaseLayer):
     """A convolution, or transposed convolution, with the same number of zeros as padding on both sides.
 
     TensorFlow's padding "SAME" would pad an even image on one side only at stride 2.
@@ -88,7 +88,7 @@ class Convolution(Float32Layer):
         return y[:, border : border + rows * step, border : border + columns * step]
 
 
-class BatchNorm(Float32Layer):
+class BatchNorm(BaseLayer):
     """Batch normalisation with the statistics of the images on all devices.
 
     Attributes:
@@ -151,7 +151,7 @@ _elu_of_sum = image_by_image(lambda x, y: tf.nn.elu(x + y))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class ResNetBlock(Nested, Float32Layer):
+class ResNetBlock(Nested, BaseLayer):
     """A ResNet block: conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
 
     The shortcut is the identity if neither size nor planes change, otherwise conv1x1 - BatchNorm.
@@ -174,9 +174,9 @@ class ResNetBlock(Nested, Float32Layer):
         self.norm_1 = BatchNorm(name="norm_1")
         self.convolution_2 = Convolution(planes, 3, transposed=transposed, name="convolution_2")
         self.norm_2 = BatchNorm(name="norm_2")
-        self.shortcut: list[FullLayer] = []
+        self.shortcut: list[BaseLayer] = []
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns convolutions and normalisations with their input shapes, for `[batch, height, width, channels]`."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
@@ -217,7 +217,7 @@ class ResNetBlock(Nested, Float32Layer):
         return _elu_of_sum(h, x)
 
 
-class _BlockNetwork(Nested, Float32Layer):
+class _BlockNetwork(Nested, BaseLayer):
     """The base class of networks that run ResNet blocks one after the other."""
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
@@ -227,9 +227,9 @@ class _BlockNetwork(Nested, Float32Layer):
             ResNetBlock(planes, strides, transposed, name=name) for name, planes, strides, transposed in blocks
         ]
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns the blocks with their input shapes, for images `[batch, height, width, channels]`."""
-        children: list[tuple[FullLayer, Any, Any]] = []
+        children: list[tuple[BaseLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
             x_shape = block.compute_output_shape(x_shape)
@@ -285,7 +285,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         """Returns the declared weights of the last, dense layer, for images `[batch, height, width, channels]`."""
         return weight_norm((math.prod(self.map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns the blocks and the 1x1 convolution after them, with their input shapes."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]

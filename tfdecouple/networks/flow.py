@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,97 +23,64 @@ from tfdecouple.layers import (
     InvertibleSequence,
     Squeeze,
 )
-from tfdecouple.layers.base import Condition, FullLayer, InvertibleComposite, Mapped, RunLayers
+from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, RunLayers
 from tfdecouple.runtime.execution import Execution
 from tfdecouple.runtime.numerics import zero_per_image
 
 
-class _CouplingLayers(InvertibleLayer):
-    """The base class of layers that contain couplings, with the options that these layers share."""
-
-    saved_arguments: tuple[str, ...] = ("hidden", "condition_size", "transform", "alpha", "conditioner")
-
-    def __init__(
-        self,
-        hidden: int,
-        condition_size: int = 0,
-        *,
-        transform: str = "affine",
-        alpha: float = 1.0,
-        conditioner: str | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.hidden, self.condition_size = hidden, condition_size
-        self.transform, self.alpha, self.conditioner = transform, alpha, conditioner
-
-    def _make_coupling(self, name: str, **options: Any) -> Coupling:
-        return Coupling(
-            self.hidden,
-            self.condition_size,
-            transform=self.transform,
-            alpha=self.alpha,
-            conditioner=self.conditioner,
-            name=name,
-            dtype=self.dtype_policy,
-            **options,
-        )
-
-
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class FlowStep(_CouplingLayers, InvertibleSequence):
+class FlowStep(InvertibleSequence):
     """A step of the flow: actnorm, 1x1 convolution, two couplings, actnorm, two couplings (paper Figure 3a).
 
     Args:
-        hidden: width of the coupling nets.
-        condition_size: size of z, or 0.
-        transform: name of a transform, such as "affine" or "additive".
-        alpha: bound of the affine scale.
-        conditioner: name of the coupling nets in `config.CONDITIONERS`; None for the paper's.
+        couplings: arguments of each `Coupling`: `hidden`, and perhaps `condition_size`, `transform`, `alpha` and
+            `conditioner`.
         step_layers: names, in `config.STEP_LAYERS`, of further layers at the end of the step.
         **kwargs: arguments of `InvertibleLayer`.
     """
 
-    saved_arguments = (*_CouplingLayers.saved_arguments, "step_layers")
+    saved_arguments = ("couplings", "step_layers")
     _linear: type[InvertibleLinear] = InvertibleConv1x1
 
-    def __init__(self, hidden: int, condition_size: int = 0, *, step_layers: Sequence[str] = (), **kwargs: Any):
-        super().__init__(hidden, condition_size, **kwargs)
-        self.step_layers = tuple(step_layers)
+    def __init__(self, couplings: Mapping[str, Any], step_layers: Sequence[str] = (), **kwargs: Any):
+        super().__init__(**kwargs)
+        self.couplings, self.step_layers = dict(couplings), tuple(step_layers)
+        dtype = self.dtype_policy
+
+        def make_couplings(pattern: str) -> list[Coupling]:
+            names = {part: f"coupling_{pattern}_{part}" for part in ("last", "first")}
+            return [Coupling(**couplings, pattern=pattern, part=part, name=names[part], dtype=dtype) for part in names]
+
         # The names of the layers are part of the paths of weights in checkpoints.
         self.sequence = [
-            ActNorm(name="actnorm_1", dtype=self.dtype_policy),
-            self._linear(name="linear", dtype=self.dtype_policy),
-            *self._make_couplings("continuous"),
-            ActNorm(name="actnorm_2", dtype=self.dtype_policy),
-            *self._make_couplings("alternate"),
-            *(pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=self.dtype_policy) for name in step_layers),
+            ActNorm(name="actnorm_1", dtype=dtype),
+            self._linear(name="linear", dtype=dtype),
+            *make_couplings("continuous"),
+            ActNorm(name="actnorm_2", dtype=dtype),
+            *make_couplings("alternate"),
+            *(pkgutil.resolve_name(STEP_LAYERS[name])(name=name, dtype=dtype) for name in step_layers),
         ]
-
-    def _make_couplings(self, pattern: str) -> list[Coupling]:
-        parts = ("last", "first")
-        return [self._make_coupling(f"coupling_{pattern}_{part}", pattern=pattern, part=part) for part in parts]
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-class FactorOut(_CouplingLayers, InvertibleComposite):
+class FactorOut(InvertibleComposite):
     """The layer before some channels leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
 
     The last `dropped` channels of the output leave (paper Figure 3c; the paper's code calls this layer the multi-scale
-    prior). Glow instead learns a conditional Gaussian of the leaving channels. All other arguments are as for
+    prior). Glow instead learns a conditional Gaussian of the leaving channels. The argument `couplings` is as for
     `FlowStep`.
     """
 
-    saved_arguments = (*_CouplingLayers.saved_arguments, "dropped")
+    saved_arguments = ("dropped", "couplings")
 
-    def __init__(self, dropped: int, hidden: int, condition_size: int = 0, **kwargs: Any):
-        super().__init__(hidden, condition_size, **kwargs)
-        self.dropped = dropped
+    def __init__(self, dropped: int, couplings: Mapping[str, Any], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.dropped, self.couplings = dropped, dict(couplings)
         self.mixing = InvertibleConv1x1(name="linear", dtype=self.dtype_policy)
-        self.coupling = self._make_coupling("coupling", transformed=dropped)
+        self.coupling = Coupling(**couplings, transformed=dropped, name="coupling", dtype=self.dtype_policy)
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
-    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns 1x1 convolution, coupling and actnorm, with their input shapes."""
         self._remaining = x_shape[-1] - self.dropped
         return [
@@ -207,10 +174,10 @@ class Flow(InvertibleComposite):
             return (None, self.condition_size)
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
-    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[FullLayer, Any, Any]]:
+    def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns every layer with its input shapes, for images of the config's shape."""
         image = (None, *self.config.image_shape)
-        children: list[tuple[FullLayer, Any, Any]] = []
+        children: list[tuple[BaseLayer, Any, Any]] = []
         for stage in self.stages:
             shape = (None, stage.plan.height, stage.plan.width, stage.plan.channels)
             children += [(layer, shape, self.condition_shape(stage.plan)) for layer in stage.layers]
@@ -219,15 +186,15 @@ class Flow(InvertibleComposite):
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
         """Builds every layer, with weights that serve images of any height and width."""
-        FullLayer.build(self, (None, *self.config.image_shape))
+        BaseLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
         config = self.config
         self.local, self.condition_size = False, config.latent_dim if config.conditioning == "coupling" else 0
-        options: dict[str, Any] = {"alpha": config.alpha, "conditioner": config.conditioner}
         transforms = config.transform, config.multiscale_transform
-        return self._make_stages(config.levels, *transforms, config.step_layers, **options)
+        couplings = {"alpha": config.alpha, "conditioner": config.conditioner}
+        return self._make_stages(config.levels, *transforms, config.step_layers, couplings)
 
     def _make_stages(
         self,
@@ -235,19 +202,18 @@ class Flow(InvertibleComposite):
         transform: str,
         multiscale_transform: str,
         step_layers: Sequence[str],
-        **options: Any,
+        couplings: Mapping[str, Any],
     ) -> tuple[tuple[Stage, ...], ...]:
-        """Returns the stages of each level; `options` are further arguments of `FlowStep` and `FactorOut`."""
-        options["dtype"] = self.dtype_policy
+        """Returns the stages of each level; `couplings` are arguments that all couplings share."""
+        dtype = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:
-            hidden, width = plan.hidden, self.condition_shape(plan)[-1] or 0
-            steps = tuple(
-                FlowStep(hidden, width, name=name, transform=transform, step_layers=step_layers, **options)
-                for name in plan.step_names
-            )
-            leaving = {"transform": multiscale_transform, "name": plan.factor_out_name, **options}
-            return Stage(plan, steps, FactorOut(plan.dropped, hidden, width, **leaving) if plan.dropped else None)
+            own = {"hidden": plan.hidden, "condition_size": self.condition_shape(plan)[-1] or 0, **couplings}
+            in_steps, before_leaving = {**own, "transform": transform}, {**own, "transform": multiscale_transform}
+            steps = tuple(FlowStep(in_steps, step_layers, name=name, dtype=dtype) for name in plan.step_names)
+            if not plan.dropped:
+                return Stage(plan, steps, None)
+            return Stage(plan, steps, FactorOut(plan.dropped, before_leaving, name=plan.factor_out_name, dtype=dtype))
 
         return tuple(tuple(map(make_stage, level)) for level in levels)
 

@@ -14,7 +14,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.config.shapes import step_names
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
-from tfdecouple.layers.base import Float32Layer, Weight
+from tfdecouple.layers.base import BaseLayer, Weight
 from tfdecouple.layers.conditioners import bound_uniform, fan_in_uniform
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.execution import Execution
@@ -50,13 +50,11 @@ class PriorFlow(InvertibleSequence):
         super().__init__(**kwargs)
         self.execution = Execution()
         self.steps, self.hidden, self.transform, self.alpha = steps, hidden, transform, alpha
-        self.sequence = [
-            PriorStep(hidden, transform=transform, alpha=alpha, name=name, dtype=self.dtype_policy)
-            for name in step_names(steps)
-        ]
+        couplings = {"hidden": hidden, "transform": transform, "alpha": alpha}
+        self.sequence = [PriorStep(couplings, name=name, dtype=self.dtype_policy) for name in step_names(steps)]
 
 
-class _ClassLayer(Float32Layer):
+class _ClassLayer(BaseLayer):
     """The base class of layers with separate weights for each label.
 
     Args:
