@@ -15,7 +15,7 @@ from helpers.worker_pairs import WorkerThreads
 from tfdecouple.cli.evaluate import Evaluation
 from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.training import loop, strategy, train
+from tfdecouple.training import loop, train, workers
 from tfdecouple.training.workers import find_cluster, make_strategy
 
 
@@ -83,7 +83,7 @@ def test_evaluation_on_several_gpus_has_that_strategy(monkeypatch):
     asked, devices = [], tf.config.list_logical_devices("CPU")
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
     alone = tf.distribute.get_strategy()
-    monkeypatch.setattr(strategy, "get_mirrored_strategy", lambda names: asked.append(names) or alone)
+    monkeypatch.setattr(workers, "get_mirrored_strategy", lambda names: asked.append(names) or alone)
     monkeypatch.setattr(Run, "open", refuse)
     with pytest.raises(ConfigError, match="no run"):
         Evaluation(SimpleNamespace(run="run"), [])
