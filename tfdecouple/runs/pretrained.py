@@ -36,7 +36,6 @@ NEEDED = re.compile(
 )
 # Names of the files that are published for people and never downloaded.
 FOR_PEOPLE = (CARD, "metrics.jsonl")
-_COMMIT = re.compile("[0-9a-f]{40}", re.ASCII)
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
 
@@ -134,14 +133,21 @@ def download_weights(address: str) -> pathlib.Path:
     repository, revision = parse_address(address)
     hub = _open_hub(address)
     with _one_line_errors(address):
-        path = _download_manifest(hub, repository, revision, address)
+        # A dry run asks the Hub for the size of a file, so that no file is downloaded that is larger than expected.
+        listed = hub.hf_hub_download(repository, MANIFEST, revision=revision, dry_run=True)
+        if listed.file_size > MANIFEST_BYTES:
+            raise RunError(
+                f"the manifest of {address} has {listed.file_size:,} bytes; one has {MANIFEST_BYTES:,} at most"
+            )
+        # The branch may have a newer commit by now, so all files are taken from the commit of the manifest.
+        commit = listed.commit_hash
+        path = pathlib.Path(hub.hf_hub_download(repository, MANIFEST, revision=commit))
         manifest, folder = Manifest.read(path, address), path.parent
         for name, facts in manifest.needed.items():
-            if not (folder / name).exists():
-                # The branch may have a newer commit by now, so all files are taken from the commit of the manifest.
-                if _size_on_hub(hub, repository, name, folder.name) != facts.bytes:
-                    raise RunError(f"{name} of {address} has not the {facts.bytes:,} bytes that its manifest says")
-                hub.hf_hub_download(repository, name, revision=folder.name)
+            listed = hub.hf_hub_download(repository, name, revision=commit, dry_run=True)
+            if listed.will_download and listed.file_size != facts.bytes:
+                raise RunError(f"{name} of {address} has not the {facts.bytes:,} bytes that its manifest says")
+            hub.hf_hub_download(repository, name, revision=commit)
     manifest.require_match(folder, address)
     return folder
 
@@ -151,27 +157,6 @@ def _open_hub(address: str) -> Any:
     import huggingface_hub
 
     return huggingface_hub.HfApi(library_name="tfdecouple")
-
-
-def _download_manifest(hub: Any, repository: str, revision: str | None, address: str) -> pathlib.Path:
-    """Returns the path of the downloaded manifest in the client's cache; RunError where it is too large to download."""
-    import huggingface_hub
-
-    if _COMMIT.fullmatch(revision or ""):
-        cached = huggingface_hub.try_to_load_from_cache(repository, MANIFEST, revision=revision)
-        if isinstance(cached, str):
-            return pathlib.Path(cached)
-    size = _size_on_hub(hub, repository, MANIFEST, revision)
-    if size is None or size > MANIFEST_BYTES:
-        raise RunError(f"the manifest of {address} has {size or 'untold'} bytes; one has {MANIFEST_BYTES:,} at most")
-    return pathlib.Path(hub.hf_hub_download(repository, MANIFEST, revision=revision))
-
-
-def _size_on_hub(hub: Any, repository: str, name: str, revision: str | None) -> int | None:
-    import huggingface_hub
-
-    url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=hub.endpoint)
-    return hub.get_hf_file_metadata(url=url).size
 
 
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
