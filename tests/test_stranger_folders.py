@@ -151,7 +151,7 @@ class TestJson:
     @pytest.mark.parametrize("name", READERS)
     def test_that_is_nested_deep_is_one_line(self, tmp_path, name):
         (tmp_path / name).write_text(DEEP)
-        with pytest.raises(UserError, match="nested deeper") as refused:
+        with pytest.raises(UserError, match="nested too deeply") as refused:
             READERS[name](tmp_path / name)
         assert "\n" not in str(refused.value)
 
