@@ -69,12 +69,12 @@ class TrainStep:
         # The inversion errors of a step lie in a vector with a slot for each micro-batch of each device.
         self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
-        shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
-        with strategy.scope():
-            self._accumulator: Any = Accumulator(shapes) if config.training.micro_batches > 1 else None
+        self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
+        self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
         # AutoGraph is off because no Python control flow depends on tensors, and its search for control flow in loops
         # over a thousand variables takes seconds.
         self._whole = tf.function(self._take_whole, autograph=False)
+        self._start = tf.function(self._start_sums, autograph=False)
         self._add = tf.function(self._add_micro_batch, autograph=False)
         self._finish = tf.function(self._finish_micro_batches, autograph=False)
 
@@ -91,23 +91,37 @@ class TrainStep:
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
         with tensor_float_32() if self._training.precision == "tf32" else full_float32():
-            if self._accumulator is None:
+            if len(micro_batches) == 1:
                 return self._whole(micro_batches[0], step, stop)
+            sums = self._start()
             for number, examples in enumerate(micro_batches):
-                self._add(examples, step, tf.constant(number))
-            return self._finish(stop)
+                sums = self._add(sums, examples, step, tf.constant(number))
+            return self._finish(sums, stop)
 
     def _take_whole(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
         return self._update(self._strategy.run(self._compute_share, args=(examples, step, 0)), stop)
 
-    def _add_micro_batch(self, examples: Any, step: tf.Tensor, number: tf.Tensor) -> None:
-        def add(examples: Any) -> None:
-            self._accumulator.add_tensors(self._compute_share(examples, step, number))
+    def _start_sums(self) -> Any:
+        return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
 
-        self._strategy.run(add, args=(examples,))
+    def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
+        """Returns the sums of each device, with the result of one more micro-batch added.
 
-    def _finish_micro_batches(self, stop: tf.Tensor) -> StepResult:
-        return self._update(self._strategy.run(self._accumulator.take_sums), stop)
+        The sums are one long vector instead of a thousand tensors, which would take long to pass on.
+        """
+
+        def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
+            share = self._compute_share(examples, step, number)
+            return sums + tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(share)], 0)
+
+        return self._strategy.run(add, args=(sums, examples))
+
+    def _finish_micro_batches(self, sums: Any, stop: tf.Tensor) -> StepResult:
+        def split(sums: tf.Tensor) -> Share:
+            flat = tf.nest.pack_sequence_as(self._shapes, tf.split(sums, self._sizes))
+            return tf.nest.map_structure(tf.reshape, flat, self._shapes)
+
+        return self._update(self._strategy.run(split, args=(sums,)), stop)
 
     def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
         """Returns this device's result for its slice of micro-batch `number`."""
@@ -211,36 +225,6 @@ class TrainStep:
             [self._strategy.reduce(add, term, axis=None) for term in shares.terms],
             self._strategy.reduce(add, shares.inversion_error, axis=None),
         )
-
-
-class Accumulator:
-    """Sums of the tensors of micro-batches, one set of sums on each device.
-
-    All sums lie in one long vector, because a thousand variables take long to trace. Create the accumulator inside the
-    scope of the strategy, from the tensors' shapes in any structure; call `add_tensors` and `take_sums` in a replica.
-    """
-
-    def __init__(self, shapes: Any):
-        self._shapes = shapes
-        self._sizes = [math.prod(shape) for shape in tf.nest.flatten(shapes)]
-        self._total = tf.Variable(
-            tf.zeros([sum(self._sizes)]),
-            trainable=False,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.SUM,
-        )
-
-    def add_tensors(self, values: Any) -> None:
-        """Adds tensors, float32 in the accumulator's shapes and structure, to the sums of this device."""
-        self._total.assign_add(tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(values)], 0))
-
-    def take_sums(self) -> Any:
-        """Returns the sums of this device in their structure, and sets them to 0."""
-        total = tf.identity(self._total)
-        with tf.control_dependencies([total]):
-            self._total.assign(tf.zeros_like(total))
-        flat = tf.nest.pack_sequence_as(self._shapes, tf.split(total, self._sizes))
-        return tf.nest.map_structure(tf.reshape, flat, self._shapes)
 
 
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
