@@ -1,10 +1,10 @@
-"""The base classes of the layers: every layer declares its weights, its cost, and its map in both directions."""
+"""The base classes of all layers: a layer specifies its weights, counts its cost and maps in both directions."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import keras
@@ -29,16 +29,17 @@ Shape = tuple[int, ...]
 Condition: TypeAlias = "tf.Tensor | None"
 # A layer returns, in either direction, its output and the log-determinant for each image, `[batch]`.
 Mapped = tuple[tf.Tensor, tf.Tensor]
+# A function of this type replaces the forward direction of a layer; it gets the layer, its input and the condition.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
 # A function of this type runs layers one after the other on an input; all get the same condition and keep the shape.
 RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, "Condition"], Mapped]
 
 
 class Gradients(NamedTuple):
-    """The result of a layer's backward pass: the input, recovered from the output, and the gradients.
+    """The input of a layer, recovered from the layer's output in a backward pass, and all gradients.
 
-    The gradients for the trainable variables are in the order of `layer.variables`; that for the condition is None for
-    a layer without one.
+    `weight_gradients` are in the order of `layer.variables`, for the trainable variables alone. `condition_gradient` is
+    None for a layer without a condition.
     """
 
     x: tf.Tensor
@@ -48,9 +49,10 @@ class Gradients(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """The declaration of a weight, from which a layer creates it.
+    """The specification of a weight, from which a layer creates the weight.
 
-    `initializer` makes a Keras initializer, or is the name of one; without `dtype` the weight has the layer's.
+    `initializer` is the name of a Keras initializer, or a function that returns one. If `dtype` is None, the weight has
+    the dtype of the layer.
     """
 
     shape: Shape
@@ -60,12 +62,12 @@ class Weight(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a layer for one image: multiply-adds of the forward direction, and numbers that are stored.
+    """The cost of a layer for one image: multiply-adds of the forward direction, and counts of stored numbers.
 
     Attributes:
-        activations: how many float32 numbers the backward pass needs from the forward pass.
-        net_inputs: how many numbers the inputs of coupling nets hold; they are stored in the nets' precision.
-        hidden_map: how many numbers one hidden map of each coupling net holds, summed over the nets.
+        activations: number of float32 numbers that the backward pass needs from the forward pass.
+        net_inputs: number of numbers in the inputs of coupling nets, which are stored in the precision of the nets.
+        hidden_map: number of numbers in one hidden map of a coupling net, summed over the coupling nets.
     """
 
     multiply_adds: int = 0
@@ -79,32 +81,27 @@ class Cost(NamedTuple):
 
 
 class Nested:
-    """A mixin that gives a layer the property `layers`; it must stand before the Keras class among the bases."""
+    """A mixin with the property `layers`, by which Keras' summary shows the layers inside a layer.
+
+    The mixin must stand before the Keras class among the base classes.
+    """
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The layers directly inside this one."""
+        """The layers directly inside this layer."""
         return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
-
-    def __dir__(self) -> Iterable[str]:
-        """Returns the names of all attributes except `layers`.
-
-        Keras stores a layer in its files under the first attribute that holds the layer, in the order of these names:
-        with the name `layers` among them the files would change.
-        """
-        return [name for name in super().__dir__() if name != "layers"]
 
 
 class BaseLayer(keras.layers.Layer):
-    """A Keras layer that declares its weights before it is built, and never reads them in half precision.
+    """A Keras layer that specifies its weights before it is built, and never reads them in half precision.
 
-    Its methods may be called directly, even inside a user's layer in mixed precision, where Keras would otherwise cast
-    the weights. Subclasses declare their own weights (`declare`) and the layers inside (`children`) for inputs of any
-    shape. From these declarations follow the names, shapes and number of a model's weights and the cost of a model,
-    before anything is built.
+    Methods of the layer may be called directly, even inside a user's layer in mixed precision, where Keras would
+    otherwise cast the weights. Subclasses specify the layer's own weights (`declare`) and the layers inside
+    (`children`) for inputs of any shape. From these specifications follow the names, shapes and number of a model's
+    weights and the cost of a model, before a weight is created.
 
     Attributes:
-        saved_arguments: names of the constructor's arguments, each of which the layer has as an attribute.
+        saved_arguments: names of the constructor's arguments that `get_config` returns; each is also an attribute.
     """
 
     built: bool
@@ -114,29 +111,29 @@ class BaseLayer(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the layer's own weights by name, in the order in which they are created; shapes are batch first."""
+        """Returns {name: `Weight`} of the layer's own weights, in the order of creation; shapes are batch first."""
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns the layers inside in the order of building, each with the shapes of its input and its condition."""
+        """Returns (layer, input shape, condition shape) of each layer inside this layer, in the order of building."""
         return []
 
     def weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
-        """Returns `{path: shape}` of all weights; a path begins with the names of the layers around the weight."""
+        """Returns `{path: shape}` of all weights; a path is the names of the layers around a weight, and its name."""
         shapes = {name: weight.shape for name, weight in self.declare(x_shape, condition_shape).items()}
         for layer, *inputs in self.children(x_shape, condition_shape):
             shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.weight_shapes(*inputs).items()}
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the layer for one image, by default the sum over the layers inside."""
+        """Returns multiply-adds and counts of stored numbers for one image, by default the sum over layers inside."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
             cost = cost.plus(layer.cost(*inputs))
         return cost
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the declared weights and builds the layers inside."""
+        """Creates the weights that `declare` specifies, and builds the layers inside."""
         self._sides = tuple((x_shape or ())[1:-1])
         declared = self.declare(x_shape, condition_shape)
         for name, (shape, initializer, dtype, trainable) in declared.items():
@@ -163,22 +160,22 @@ class BaseLayer(keras.layers.Layer):
 
 @without_autograph
 class InvertibleLayer(BaseLayer):
-    """An invertible Keras layer; its method for each direction returns the output and the log-determinant together.
+    """An invertible Keras layer with a method for each direction, which returns output and log-determinant together.
 
-    The forward direction is the training direction, from the image x to the local code v. The layer owns its weights;
-    the maths is in a bijector, which each call makes from the values of the weights. Subclasses implement `declare` and
-    `bijector`; a layer that no single bijector describes implements `_forward` and `_inverse` instead.
+    The forward direction is the training direction, from the image x to the local code v. The layer has the weights;
+    the arithmetic is in a bijector, which each call makes from the values of the weights. Subclasses implement
+    `declare` and `bijector`; a layer that no single bijector describes implements `_forward` and `_inverse` instead.
 
     Computations run in `dtype`, "float32" or "float64", under every global Keras policy, because log-determinants and
-    matrix inverses lose their meaning in half precision.
+    matrix inverses would be too inexact in half precision.
     """
 
-    # Whether a backward pass by inversion (`backward_memory`) computes the layer's input from its output.
+    # Whether a backward pass by inversion (`backward_memory`) computes the layer's input from the layer's output.
     recovers_input = True
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        # `build` replaces these values by the numbers of axes and channels of its inputs.
+        # `build` replaces these values by the numbers of axes and channels of the layer's inputs.
         self._event_ndims = 3
         self._condition_ndims = 1
         self._channels: int | None = None
@@ -191,20 +188,13 @@ class InvertibleLayer(BaseLayer):
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
             condition: z, `[batch, d_z]`, or a map of the size of x, `[batch, height, width, c]`, for a layer that takes
                 a condition.
-
-        Raises:
-            UserError: if a condition is needed and missing, or a shape does not fit.
         """
         x, condition = self._prepare(x, condition)
         return self._forward(x, condition)
 
     @full_float32()
     def inverse_and_log_det(self, y: Any, condition: Any = None) -> Mapped:
-        """Returns the x that `forward_and_log_det` maps to y for the same condition, and log |det dx/dy|, `[batch]`.
-
-        Raises:
-            UserError: if a condition is needed and missing, or a shape does not fit.
-        """
+        """Returns the x that `forward_and_log_det` maps to y for the same condition, and log |det dx/dy|, `[batch]`."""
         y, condition = self._prepare(y, condition)
         return self._inverse(y, condition)
 
@@ -213,7 +203,7 @@ class InvertibleLayer(BaseLayer):
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
         """Returns the layer's input and gradients in a backward pass for which only the layer's output y was stored."""
-        # A gradient tape must watch the tensors that are read, so every weight is converted to a tensor only once.
+        # A gradient tape watches tensors, so each weight becomes a tensor here, and all code below reads this tensor.
         with substitute_weights(zip(self.variables, read_weights(self), strict=True)):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
@@ -222,14 +212,11 @@ class InvertibleLayer(BaseLayer):
 
         The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
-        TFP asks for value and log-determinant separately, and each runs the layer: train on `forward_and_log_det`. TFP
+        TFP computes value and log-determinant in separate runs of the layer, so train on `forward_and_log_det`. TFP
         also caches the output for each tensor: after a change of the layer's weights make a new bijector.
 
         Args:
             condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, used in calls without a condition.
-
-        Raises:
-            UserError: if the layer is not built.
         """
         if not self.built:
             raise UserError(
@@ -239,11 +226,11 @@ class InvertibleLayer(BaseLayer):
         return LayerBijector(self, condition)
 
     def call(self, x: tf.Tensor, condition: Condition = None) -> Mapped:
-        """Returns the same as `forward_and_log_det`: Keras calls this method where a model calls the layer."""
+        """Returns the output of `forward_and_log_det`; Keras calls this method where a model calls the layer."""
         return self.forward_and_log_det(x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of the two outputs of `call`."""
+        """Returns the shapes of output and log-determinant, which a Keras model's `summary` shows."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
@@ -265,7 +252,7 @@ class InvertibleLayer(BaseLayer):
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the layer for one image."""
+        """Returns multiply-adds and counts of stored numbers for one image."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.plus(super().cost(x_shape, condition_shape))
@@ -276,10 +263,9 @@ class InvertibleLayer(BaseLayer):
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Returns the output of the forward direction, in which `visit` replaces the call of each elementary layer.
+        """Returns the output of the forward direction, with `visit` instead of each layer that has no layers inside.
 
-        `visit(layer, x, condition)` gets the layer and its input; it returns the layer's output, and may change the
-        layer's weights.
+        `visit(layer, x, condition)` returns the output of a layer for the input x, and may change the layer's weights.
         """
         return visit(self, x, condition)
 
@@ -303,7 +289,7 @@ class InvertibleLayer(BaseLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
-        """Returns input and condition as tensors of the layer's dtype; builds an unbuilt layer, checks the shapes."""
+        """Returns input and condition as tensors of the layer's dtype; builds the layer if needed, checks shapes."""
         x = as_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = as_tensor(condition, self.compute_dtype)
@@ -331,13 +317,13 @@ class InvertibleLayer(BaseLayer):
 
 
 class InvertibleComposite(Nested, InvertibleLayer):
-    """An invertible layer that consists of other layers, and describes in one place how data run through them.
+    """An invertible layer that consists of other layers, and describes in one place how data pass through them.
 
     Subclasses implement `run_forward` and `run_inverse`. Training, inversion, initialisation and diagnostics all call
-    these two methods, each with its own function `run_layers`, which runs the layers inside.
+    these two methods, with different functions `run_layers` for the layers inside.
 
     Attributes:
-        execution: the object that runs the layers of a flow through shared traces; None to call the layers directly.
+        execution: the object that runs the layers inside through shared traces; None to call the layers directly.
     """
 
     execution: Execution | None = None
@@ -348,7 +334,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Returns the output of the forward direction, in which `visit` replaces the call of each elementary layer."""
+        """Returns the output of the forward direction, with `visit` instead of each layer that has no layers inside."""
         x, condition = self._prepare(x, condition)
 
         def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
@@ -365,14 +351,17 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self._bind(self.run_inverse, "_inverse", y, condition)()
 
     def _bind(self, run: Callable[..., Mapped], method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
-        """Returns the call of `run_forward` or `run_inverse` on a batch; `method` is the name of the layers' method."""
+        """Returns a function without arguments that calls `run`, which is `run_forward` or `run_inverse`, on a batch.
+
+        `method` is the name of the method, of the layers inside, for the direction of `run`.
+        """
         if self.execution is None:
             return functools.partial(run, x, condition, functools.partial(_run_layers, method))
         run = functools.partial(run, run_layers=functools.partial(self.execution.run_chain, method))
         return self.execution.trace_network(self, method, run, x, condition, probe_per_image(x))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the layer's output for x, and the log-determinant; `run_layers` runs the layers inside."""
+        """Returns the output for x, and the log-determinant; `run_layers` runs the layers inside."""
         raise NotImplementedError
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
@@ -381,7 +370,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
 
 
 def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
-    """Returns the output of layers that run one after the other, and the sum of their log-determinants."""
+    """Returns the output of layers that run one after the other, and the sum of the log-determinants."""
     log_dets = []
     for layer in layers:
         h, log_det = getattr(layer, method)(h, condition)
@@ -390,15 +379,15 @@ def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, co
 
 
 class InvertibleSequence(InvertibleComposite):
-    """An invertible layer that runs a list of invertible layers one after the other; none changes the shape.
+    """An invertible layer that runs a list of layers one after the other; no layer changes the shape.
 
-    Subclasses set `self.sequence` to a list of layers in their constructor.
+    The constructors of subclasses set `self.sequence` to the list.
     """
 
     sequence: list[InvertibleLayer]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns the layers of the sequence, each with the shapes of its input and its condition."""
+        """Returns (layer, input shape, condition shape) of each layer of the sequence."""
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
@@ -421,7 +410,7 @@ class InvertibleSequence(InvertibleComposite):
         weight_gradients: dict[int, tf.Tensor | None] = {}
         previous: list[tf.Tensor] = []
         for layer in reversed(self.sequence):
-            # Without this dependency TensorFlow could run several layers at once, with the maps of all in memory.
+            # Without this dependency TensorFlow could run several layers at once and hold the maps of all in memory.
             with tf.control_dependencies(previous):
                 y = tf.identity(y)
             found = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)

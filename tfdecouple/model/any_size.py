@@ -46,19 +46,12 @@ def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Returns images at another size: each new pixel is the average of the area that it covers.
 
     Columns of pixels are averaged first, then rows, and each average is rounded to a whole number, halves upwards. All
-    sums are whole numbers that float32 holds exactly, so every device and runtime computes the same pixels. All
-    operations can be exported from TensorFlow graphs.
+    sums are whole numbers that float32 holds exactly for sides up to `LONGEST_SIDE`, so every device and runtime
+    computes the same pixels. All operations can be exported from TensorFlow graphs. Images are uint8
+    `[batch, height, width, channels]`.
 
     >>> shrink_images(tf.constant([0, 1, 4, 8], tf.uint8)[None, :, None, None], 2, 1).numpy().ravel().tolist()
     [1, 6]
-
-    Args:
-        images: uint8 images `[batch, H, W, channels]`, with H and W up to `LONGEST_SIDE`.
-        height: height of the result in pixels.
-        width: width of the result in pixels.
-
-    Returns:
-        The resized images, uint8 `[batch, height, width, channels]`.
     """
     batch, rows, columns, channels = sizes(images)
     x = tf.reshape(tf.cast(images, tf.float32), [batch, rows, columns * channels])
@@ -122,15 +115,10 @@ def name_fixed_weight(config: ModelConfig) -> str:
 
 
 def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
-    """Raises DataError if a model cannot work on an array of another size than its own.
+    """Raises DataError if a model cannot work on an array of another size than that of its images.
 
-    Args:
-        config: the architecture of the model.
-        name: name of the array in the message.
-        array: images or local codes, `[batch, height, width, channels]`.
-
-    Raises:
-        DataError: if a weight's shape depends on the image size, or a side is longer than `LONGEST_SIDE`.
+    This is so if the shape of a weight depends on the image size, or a side is longer than `LONGEST_SIDE`. The array
+    holds images or local codes, `[batch, height, width, channels]`; `name` is its name in the message.
     """
     shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
     if weight := name_fixed_weight(config):

@@ -78,16 +78,17 @@ class DecoupledModel(Networks):
             ConfigError: if the preset is unknown, or has no weights to load.
             UserError: if the weights cannot be loaded; see `tfdecouple.load_pretrained`.
         """
-        if preset in preset_names() and not (find_run(preset) / CONFIG).is_file():
+        if not (find_run(preset) / CONFIG).is_file():
+            known = (*list_pretrained(), *preset_names())
+            if preset not in known:
+                there = f"{nearest(preset, known)}; there are {', '.join(known)}"
+                raise ConfigError(f"there is no preset {preset!r}{there}")
             if load_weights:
                 raise ConfigError(
                     f"the preset {preset} has no weights; give load_weights=False, or one that has: "
                     f"{', '.join(list_pretrained())}"
                 )
             return cls(load_preset(preset).model, **kwargs)
-        if not (find_run(preset) / CONFIG).is_file():
-            known = (*list_pretrained(), *preset_names())
-            raise ConfigError(f"there is no preset {preset!r}{nearest(preset, known)}; there are {', '.join(known)}")
         config = load_config(preset)
         require_fitting(preset, weight_shapes(config.model))
         model = cls(config.model, **kwargs)
@@ -121,7 +122,6 @@ class DecoupledModel(Networks):
         Raises:
             InversionError: if codes are not finite, or `verify` finds images that are not recovered exactly.
             UserError: if `verify` is set within a `tf.function`, or images are too large for the free memory.
-            DataError: if labels are missing or unknown.
         """
         if verify and not tf.executing_eagerly():
             raise UserError(
@@ -156,7 +156,7 @@ class DecoupledModel(Networks):
     def decode(self, z: Any, v: Any, size: tuple[int, int] | None = None) -> tf.Tensor:
         """Returns the images of codes: `decode(*encode(images))` returns exactly the same pixels.
 
-        Images that are not finite raise an error, except within a `tf.function`.
+        Images that are not finite raise InversionError, except within a `tf.function`.
 
         Args:
             z: global codes, float32 `[batch, d_z]`; None for a model without z.
@@ -165,10 +165,6 @@ class DecoupledModel(Networks):
 
         Returns:
             The images, uint8 `[batch, height, width, channels]`.
-
-        Raises:
-            UserError: if z is missing or superfluous, or a shape does not fit.
-            InversionError: if an image is not finite; the message names the image.
         """
         self.require_initialized()
         multiple = size_multiple(self.config)
@@ -210,9 +206,7 @@ class DecoupledModel(Networks):
             The images, uint8 `[n, height, width, channels]`.
 
         Raises:
-            DataError: if a label is unknown, or the number of labels is not n.
-            UserError: if n is not a whole number of at least 0, the temperature not a number of at least 0, or the seed
-                of a wrong type, or if memory cannot hold so many images.
+            UserError: if an argument has an impossible value, or memory cannot hold so many images.
             InversionError: if an image is not finite.
         """
         self.require_initialized()
@@ -252,9 +246,6 @@ class DecoupledModel(Networks):
 
         Returns:
             (ab, ba), uint8: ab has z of a and v of b, and the size of b; ba has z of b and v of a, and the size of a.
-
-        Raises:
-            UserError: if the model has no z.
         """
         self._require_latent("a switch of z")
         a, b = as_image_batches("switch", a, b, self.config.image_shape)
@@ -284,10 +275,6 @@ class DecoupledModel(Networks):
 
         Returns:
             uint8 `[batch, len(alphas), len(betas), height, width, channels]`; positions (0, 0) and (1, 1) give a and b.
-
-        Raises:
-            DataError: if the images of a and b have different sizes.
-            UserError: if alphas or betas are not finite numbers, or the path is unknown.
         """
         a, b = as_image_batches("interpolate", a, b, self.config.image_shape)
         of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
@@ -319,9 +306,6 @@ class DecoupledModel(Networks):
 
         Returns:
             The edited images, uint8 of the same shape.
-
-        Raises:
-            UserError: if the model has no z, or direction or amount has the wrong shape or is not finite.
         """
         self._require_latent("a direction in z")
         images = self._accept_images(images)
@@ -337,14 +321,8 @@ class DecoupledModel(Networks):
         computed by one pass of the flow for each label. Otherwise the label changes p(z|y) only, which is evaluated at
         the posterior mean.
 
-        Args:
-            images: uint8 images, `[batch, height, width, channels]`.
-
         Returns:
             float32 `[batch, classes]`; `tf.argmax(model.classify(images), -1)` are the most probable labels.
-
-        Raises:
-            UserError: if the model knows no labels.
         """
         self.require_initialized()
         self._require_classes()
@@ -352,11 +330,7 @@ class DecoupledModel(Networks):
         return tf.math.log_softmax(self.log_joint(levels))
 
     def quantize_images(self, images: Any) -> tf.Tensor:
-        """Returns images as the model sees them: unchanged at 8 bits, otherwise with each level k as k * 256 / n_bins.
-
-        Args:
-            images: uint8 images, `[batch, height, width, channels]`.
-        """
+        """Returns images as the model sees them: unchanged at 8 bits, otherwise pixels of bin k as k * 256 / n_bins."""
         return self.quantizer.quantize(as_images(images, self.config.image_shape))
 
     def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor, *size: Any) -> tf.Tensor:
@@ -385,50 +359,27 @@ class DecoupledModel(Networks):
     test_function: Any
     predict_function: Any
 
-    def compile(
-        self,
-        optimizer: Any = "adam",
-        loss: None = None,
-        *,
-        kl_weight: float = 1.0,
-        precision: str | None = None,
-        memory: str = "keep",
-        jit_compile: bool | str = False,
-        seed: int = 0,
-        init_images: int = 512,
-        max_skipped_steps: int = 10,
-        **options: Any,
-    ) -> None:
+    def compile(self, optimizer: Any = "adam", loss: None = None, **options: Any) -> None:
         """Sets the options of `fit` and `evaluate`, which minimise and measure the negative evidence lower bound.
 
         Args:
             optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
             loss: must be None, because the loss is the bound.
-            kl_weight: weight of the KL term in the loss.
-            precision: "float32", "tf32" or "mixed_bfloat16"; None for the precision of Keras' global policy.
-            memory: how activations reach the backward pass: "keep", "recompute" or "invert".
-            jit_compile: whether XLA compiles each kind of layer; "auto" means no.
-            seed: seed of all noise, in steps and in evaluations.
-            init_images: number of training images from which `fit` initialises a model without weights.
-            max_skipped_steps: number of skipped steps in a row that ends training; steps are skipped for values that
-                are not finite and, with `memory="invert"`, for too large an inversion error.
-            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of Keras.
+            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of Keras; and with the defaults of
+                `TrainingConfig` `kl_weight` (weight of the KL term), `precision` ("float32", "tf32" or
+                "mixed_bfloat16"; by default the precision of Keras' global policy), `memory` (how activations reach the
+                backward pass: "keep", "recompute" or "invert"), `jit_compile` (whether XLA compiles the layers), `seed`
+                (of all noise, in steps and in evaluations), `init_images` (number of training images from which `fit`
+                initialises a model without weights) and `max_skipped_steps` (number of skipped steps in a row that ends
+                training; a step is skipped if its loss or gradient is not finite, or its inversion error too large).
 
         Raises:
             UserError: if a loss or metrics are given, or Keras' policy is float16.
             ConfigError: if an option has an impossible value.
         """
-        training = keras_training.compile_options(
-            {"loss": loss, **options},
-            kl_weight=kl_weight,
-            precision=precision,
-            memory=memory,
-            jit_compile=jit_compile,
-            seed=seed,
-            init_images=init_images,
-            max_skipped_steps=max_skipped_steps,
-        )
-        metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training.kl_weight, max_skipped_steps)
+        training = keras_training.make_training_config({"loss": loss, **options})
+        options = {name: value for name, value in options.items() if name not in keras_training.OPTIONS}
+        metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training)
         # Keras' own `jit_compile` would compile a whole step by XLA, so it stays off.
         super().compile(optimizer, jit_compile=False, **options)
         # These are set last, so that the old options stay if Keras refuses an argument.
@@ -463,34 +414,19 @@ class DecoupledModel(Networks):
             raise UserError(f"call model.compile(optimizer) before {method}")
         return self._options, self._bound_metrics
 
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        validation_split: float = 0.0,
-        validation_data: Any = None,
-        **options: Any,
-    ) -> keras.callbacks.History:
+    def fit(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> keras.callbacks.History:
         """Trains the model on images, as `keras.Model.fit` does, and returns the history.
 
-        A model without weights is first initialised from training images. A step that is not finite, or whose inversion
-        error is too large, changes nothing.
+        A model without weights is first initialised from training images. A step whose loss or gradient is not finite,
+        or whose inversion error is too large, changes nothing.
 
         Args:
             x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
                 images, a tuple of images and labels, or a dict with `image` and `label`.
             y: labels of the images, ignored by a model that knows no labels.
-            batch_size: number of images per batch, if x is an array; 32 by default.
-            epochs: number of epochs.
-            verbose: how much to print, as in `keras.Model.fit`.
-            callbacks: callbacks, as in `keras.Model.fit`.
-            validation_split: part of the images that is used for validation, if x is an array.
-            validation_data: validation data in the form of x, or a tuple of images and labels.
-            **options: further options of `keras.Model.fit`.
+            *rest: further arguments of `keras.Model.fit`.
+            **options: further options of `keras.Model.fit`; `validation_data` are images in the form of x, or a tuple
+                of images and labels.
 
         Returns:
             The history, by the names of `metrics`; names of validation metrics begin with "val_".
@@ -503,13 +439,17 @@ class DecoupledModel(Networks):
         if options.get("sample_weight") is not None or options.get("class_weight") is not None:
             raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
         keras_training.require_one_device(self)
-        keras_training.check_validation(x, validation_split, validation_data, self.config)
         keras_training.check_images(x, y, self.config)
+        validation = options.get("validation_data")
+        if validation is not None:
+            is_pair = isinstance(validation, tuple) and len(validation) == 2
+            keras_training.check_images(*(validation if is_pair else (validation, None)), self.config)
+            options["validation_data"] = keras_training.wrap_generator(validation)
         if not self.has_weights():
-            split = validation_split if validation_data is None else 0.0
+            split = 0.0 if validation is not None else options.get("validation_split", 0.0)
             images = keras_training.first_images(x, split, training.init_images, training.seed)
             require_images(images, self.config.image_shape)
-            if verbose:
+            if options.get("verbose", True):
                 print(
                     f"starting the weights from {len(images)} training images, then tracing the first step", flush=True
                 )
@@ -517,27 +457,16 @@ class DecoupledModel(Networks):
         if isinstance(x, tf.data.Dataset):
             # Keras does not shuffle data sets, and would warn about its default, shuffle=True.
             options.setdefault("shuffle", False)
-        watch = keras_training.SkippedSteps(metrics, training.max_skipped_steps)
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks.append(watch)
-        else:
-            callbacks = [watch, *(callbacks if isinstance(callbacks, list | tuple) else filter(None, [callbacks]))]
+        callbacks = [
+            keras_training.SkippedSteps(metrics, training),
+            *tf.nest.flatten(options.pop("callbacks", None) or []),
+        ]
         names = {metric.name for metric in metrics.metrics}
-        for callback in getattr(callbacks, "callbacks", callbacks):
+        for callback in callbacks:
             # In the mode "auto" Keras knows only for its own metrics whether smaller is better.
             if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
                 callback.mode = "min"
-        return super().fit(
-            keras_training.as_keras_takes(x),
-            y,
-            batch_size=batch_size,
-            epochs=epochs,
-            verbose=verbose,
-            callbacks=callbacks,
-            validation_split=validation_split,
-            validation_data=keras_training.as_keras_takes(validation_data),
-            **options,
-        )
+        return super().fit(keras_training.wrap_generator(x), y, *rest, callbacks=callbacks, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
         """Returns the metrics of the bound for images, as `keras.Model.evaluate` does.
@@ -550,51 +479,32 @@ class DecoupledModel(Networks):
             y: labels of the images, ignored by a model that knows no labels.
             *rest: further arguments of `keras.Model.evaluate`.
             **options: further options of `keras.Model.evaluate`.
-
-        Raises:
-            UserError: if the model was not compiled, or an option or the devices do not suit the bound.
         """
         self.require_compiled("evaluate")
         keras_training.require_one_device(self)
         self.require_initialized()
         if not options.get("_use_cached_eval_dataset"):
             keras_training.check_images(x, y, self.config)
-        return super().evaluate(keras_training.as_keras_takes(x), y, *rest, **options)
+        return super().evaluate(keras_training.wrap_generator(x), y, *rest, **options)
 
     def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
-        """Returns the codes of images, encoded batch by batch as by `encode`.
+        """Returns the codes of images, NumPy arrays `Codes(z, v)`, encoded batch by batch as by `encode`.
 
-        Args:
-            x: images, in the forms that `fit` accepts.
-            *rest: further arguments of `keras.Model.predict`.
-            **options: further options of `keras.Model.predict`.
-
-        Returns:
-            `Codes(z, v)` with NumPy arrays.
-
-        Raises:
-            InversionError: if a code is not finite.
+        The arguments are those of `keras.Model.predict`, with images in the forms that `fit` accepts.
         """
         self.require_initialized()
         keras_training.require_one_device(self)
         keras_training.check_images(x, None, self.config)
-        found = super().predict(keras_training.as_keras_takes(x), *rest, **options)
+        found = super().predict(keras_training.wrap_generator(x), *rest, **options)
         codes = Codes(*found) if self.config.has_latent else Codes(None, found)
         require_finite("predict gave codes that are not finite", *[code for code in codes if code is not None])
         warn_of_far_images(codes.v)
         return codes
 
-    def train_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Returns the metrics after a training step on a batch; Keras' `fit` calls this method."""
-        return keras_training.train_step(self, data)
-
-    def test_step(self, data: Any) -> dict[str, tf.Tensor]:
-        """Returns the metrics after evaluating the bound of a batch; Keras' `evaluate` calls this method."""
-        return keras_training.test_step(self, data)
-
-    def predict_step(self, data: Any) -> Any:
-        """Returns the codes of a batch; Keras' `predict` calls this method."""
-        return keras_training.predict_step(self, data)
+    # The methods of Keras that `fit`, `evaluate` and `predict` call for each batch.
+    train_step = keras_training.train_step
+    test_step = keras_training.test_step
+    predict_step = keras_training.predict_step
 
     def make_train_function(self, force: bool = False) -> None:
         """Makes the function that runs training steps, in full float32 unless training uses TF32; Keras calls it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,29 +29,30 @@ TERMS = ("reconstruction", "kl", "dequantization")
 _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
-def compile_options(keras_options: dict[str, Any], **options: Any) -> TrainingConfig:
-    """Returns the training options in `OPTIONS`, checked, from these options and those of Keras' own `compile`.
+def make_training_config(options: dict[str, Any]) -> TrainingConfig:
+    """Returns the training options in `OPTIONS`, checked, from the arguments of `DecoupledModel.compile` by name.
 
     Raises:
         UserError: if a loss or metrics are given, or Keras' policy is float16.
         ConfigError: if an option has an impossible value.
     """
     for name in FIXED:
-        if keras_options.get(name) is not None:
+        if options.get(name) is not None:
             raise UserError(
                 f"compile got {name}; the loss is the negative evidence lower bound and its terms are the metrics: "
                 "leave it out"
             )
-    policy = keras.config.dtype_policy().name
-    if options["precision"] is None and "float16" in policy and policy not in _POLICIES:
-        raise UserError(
-            f"Keras' policy is {policy}, in which these models do not train; take mixed_bfloat16, or "
-            "compile(precision='float32')"
-        )
-    options["precision"] = options["precision"] or _POLICIES.get(policy, "float32")
+    policy, values = keras.config.dtype_policy().name, {name: options[name] for name in OPTIONS if name in options}
+    if values.get("precision") is None:
+        if "float16" in policy and policy not in _POLICIES:
+            raise UserError(
+                f"Keras' policy is {policy}, in which these models do not train; take mixed_bfloat16, or "
+                "compile(precision='float32')"
+            )
+        values["precision"] = _POLICIES.get(policy, "float32")
     # The default of Keras' `compile`, "auto", does not mean that the user wants XLA.
-    options["jit_compile"] = options["jit_compile"] is True
-    return from_plain(TrainingConfig, options, "training.")
+    values["jit_compile"] = values.get("jit_compile") is True
+    return from_plain(TrainingConfig, values, "training.")
 
 
 # --- metrics ---
@@ -63,8 +63,7 @@ class BoundMetrics:
 
     Args:
         bits_per_dim: function that converts nats per image to bits per colour value.
-        kl_weight: weight of the KL term in the loss.
-        most_skipped: number of skipped steps in a row after which training has diverged.
+        training: options of training, of which `kl_weight` and `max_skipped_steps` are used.
 
     Attributes:
         metrics: Keras metrics: the loss in nats per image, bits per dimension, and the terms in nats per image.
@@ -72,8 +71,8 @@ class BoundMetrics:
         not_applied: number of steps that were skipped in this epoch.
     """
 
-    def __init__(self, bits_per_dim: Callable[[Any], Any], kl_weight: float, most_skipped: int):
-        self._bits_per_dim, self._kl_weight, self._most_skipped = bits_per_dim, kl_weight, most_skipped
+    def __init__(self, bits_per_dim: Callable[[Any], Any], training: TrainingConfig):
+        self._bits_per_dim, self._training = bits_per_dim, training
         self.metrics = [_MeanOfImages(name, "float64") for name in ("loss", "bits_per_dim", *TERMS)]
         self.skipped, self.not_applied = (tf.Variable(np.int64(0), trainable=False) for _ in range(2))
 
@@ -85,7 +84,7 @@ class BoundMetrics:
     @property
     def converges(self) -> tf.Tensor:
         """Whether fewer steps in a row were skipped than count as divergence, a boolean scalar."""
-        return self.skipped < self._most_skipped
+        return self.skipped < self._training.max_skipped_steps
 
     def results(self) -> dict[str, tf.Tensor]:
         """Returns the values of the metrics by name."""
@@ -94,7 +93,7 @@ class BoundMetrics:
     def add(self, terms: tf.Tensor, count: tf.Tensor) -> None:
         """Adds `count` images, whose three terms are on average `terms`, float64 `[3]`, in nats."""
         reconstruction, kl, dequantization = each = tf.unstack(terms)
-        loss = reconstruction + self._kl_weight * kl + dequantization
+        loss = reconstruction + self._training.kl_weight * kl + dequantization
         for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):
             metric.update_state(value, count)
 
@@ -116,18 +115,18 @@ class _MeanOfImages(keras.metrics.Mean):
 
 
 class SkippedSteps(keras.callbacks.Callback):
-    """A callback that warns of skipped steps, and every `every` steps ends training that has diverged."""
+    """A callback that warns of skipped steps, and every `max_skipped_steps` steps ends training that has diverged."""
 
-    def __init__(self, metrics: BoundMetrics, every: int):
+    def __init__(self, metrics: BoundMetrics, training: TrainingConfig):
         super().__init__()
-        self._bound_metrics, self._every, self._steps = metrics, every, 0
+        self._bound_metrics, self._every, self._steps = metrics, training.max_skipped_steps, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Sets the count of skipped steps in the epoch to 0."""
         self._bound_metrics.not_applied.assign(0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Raises DivergedError if training has diverged; checks every `every` steps."""
+        """Raises DivergedError if training has diverged; checks every `max_skipped_steps` steps."""
         self._steps += 1
         if self._steps % self._every == 0:
             self._require_convergence()
@@ -180,9 +179,8 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
 
 
 def is_lazy(x: Any) -> bool:
-    """Returns whether data are read batch by batch from an object that shows neither dtype nor shape in advance."""
-    is_array = isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__")
-    return isinstance(x, keras.utils.PyDataset) or not is_array
+    """Returns whether data are read batch by batch, as from a data set, a `PyDataset` or a generator."""
+    return not (isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__"))
 
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
@@ -192,8 +190,6 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
     """
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
-        if tf.TensorShape(images.shape).rank == 3:
-            raise DataError("the data set gives single images; call dataset.batch(64), or of another size, before")
         require_images(images, config.image_shape)
     elif is_lazy(x):
         labels = y
@@ -206,22 +202,6 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
             as_labels(labels, len(images), config.classes, config.has_class_codes)
     if labels is not None and not config.has_classes:
         warn_user("this model knows no labels: those that are given are ignored")
-
-
-def check_validation(x: Any, split: float, validation: Any, config: ModelConfig) -> None:
-    """Raises DataError if validation data do not match the model, or if training data cannot be split."""
-    if validation is None:
-        if split and is_lazy(x):
-            raise DataError(
-                f"validation_split is {split}, which takes the last images of arrays; of a data set or another "
-                "iterable give those of the validation as validation_data"
-            )
-        return
-    images, labels = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
-    with warnings.catch_warnings():
-        # The check of the training images has given the same warning already.
-        warnings.filterwarnings("ignore", "this model knows no labels")
-        check_images(images, labels, config)
 
 
 def require_one_device(model: keras.Model) -> None:
@@ -245,10 +225,10 @@ def first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
     """
     if isinstance(x, Iterator):
         raise DataError("fit would use up images of a generator: call model.initialize(images) before")
-    if is_lazy(x) or isinstance(x, tf.data.Dataset):
-        batches = map(x.__getitem__, itertools.count()) if isinstance(x, keras.utils.PyDataset) else iter(x)
-        if isinstance(x, keras.utils.PyDataset) and x.num_batches is not None:
-            batches = itertools.islice(batches, x.num_batches)
+    if is_lazy(x):
+        batches = iter(x)
+        if isinstance(x, keras.utils.PyDataset):
+            batches = map(x.__getitem__, itertools.count() if x.num_batches is None else range(x.num_batches))
         found: list[np.ndarray] = []
         while sum(map(len, found)) < count and (batch := next(batches, None)) is not None:
             found.append(np.asarray(unpack_images(batch)[0]))
@@ -262,8 +242,8 @@ def first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
     return images
 
 
-def as_keras_takes(x: Any) -> Any:
-    """Returns data in a form that Keras accepts: a generator yields tuples, and all other data stay the same."""
+def wrap_generator(x: Any) -> Any:
+    """Returns a generator whose batches are tuples, as Keras requires; returns all other data unchanged."""
     if not isinstance(x, types.GeneratorType):
         return x
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)

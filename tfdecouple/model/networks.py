@@ -59,8 +59,9 @@ class Codes(NamedTuple):
 class Networks(keras.Model):
     """A Keras model with all networks and their weights, the distributions that they parametrise, and the bound.
 
-    Methods that take images raise DataError for images of the wrong type or shape, and methods that use the weights
-    raise NotInitializedError before the weights are initialised or loaded.
+    Methods that take images raise DataError for images of the wrong type or shape; methods that use the weights raise
+    NotInitializedError before the weights are initialised or loaded; methods that need z, a density of z or labels
+    raise UserError if the model has none.
 
     Args:
         config: the architecture, also as a plain dict.
@@ -171,22 +172,14 @@ class Networks(keras.Model):
 
     @property
     def class_log_probabilities(self) -> tf.Tensor:
-        """The log-probability log p(y) of each label, float32 `[classes]`, fixed by `model.class_probabilities`.
-
-        Raises:
-            UserError: if the model knows no labels.
-        """
+        """The log-probability log p(y) of each label, float32 `[classes]`, fixed by `model.class_probabilities`."""
         self._require_classes()
         given = np.asarray(self.config.label_shares, np.float64)
         return tf.constant(np.log(given / given.sum()), tf.float32)
 
     @property
     def class_codes(self) -> tf.Tensor:
-        """The global code z of each label, float32 `[classes, d_z]`, of a model whose z is a function of the label.
-
-        Raises:
-            UserError: if z is not a function of the label.
-        """
+        """The global code z of each label, float32 `[classes, d_z]`, of a model whose z is a function of the label."""
         if self.code_net is None:
             raise UserError(
                 f"z of this model is no function of the label (model.prior is {self.config.prior!r}), so there are no "
@@ -221,13 +214,9 @@ class Networks(keras.Model):
         Args:
             images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
             seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
-            force: whether to overwrite the weights of an initialised or loaded model.
-
-        Raises:
-            DataError: if there are no images.
-            UserError: if the model has weights already (unless `force`), or within a `tf.function`.
+            force: whether to overwrite the weights of an initialised or loaded model, which otherwise raises UserError.
         """
-        levels = self.quantizer.levels(as_images(images, self.config.image_shape))
+        levels = self._checked_levels(images)
         if levels.shape[0] == 0:
             raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
         if not tf.executing_eagerly():
@@ -268,11 +257,8 @@ class Networks(keras.Model):
         Returns:
             `smallest_scale`, the smallest coupling scale s anywhere in these images, by which the inverse divides, and
             `worst_condition`, the largest condition number of an invertible linear map.
-
-        Raises:
-            DataError: if there are no images.
         """
-        levels = self.quantizer.levels(as_images(images, self.config.image_shape))
+        levels = self._checked_levels(images)
         if levels.shape[0] == 0:
             raise DataError("diagnose got no images; it measures on some")
         scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
@@ -368,9 +354,6 @@ class Networks(keras.Model):
         """The prior p(z), a distribution over z, float32 `[d_z]`.
 
         If the model knows labels, the prior is the mixture of the distributions p(z|y) (`prior_of`) over all labels y.
-
-        Raises:
-            UserError: if the model has no z, or z is a function of the label.
         """
         self._require_latent("a prior over z", density=True)
         self.require_initialized()
@@ -381,12 +364,7 @@ class Networks(keras.Model):
         return tfd.MixtureSameFamily(weights, of_labels, name="prior")
 
     def prior_of(self, labels: Any) -> tfd.Distribution:
-        """Returns p(z|y) for labels y `[batch]`, a distribution of batch shape `[batch]` and event shape `[d_z]`.
-
-        Raises:
-            UserError: if the prior of the model knows no labels.
-            DataError: if a label is unknown.
-        """
+        """Returns p(z|y) for labels y `[batch]`, a distribution of batch shape `[batch]` and event shape `[d_z]`."""
         self._require_latent("a prior over z", density=True)
         self._require_classes()
         self.require_initialized()
@@ -403,16 +381,9 @@ class Networks(keras.Model):
         return tfd.TransformedDistribution(base, tfb.Invert(tfb.Chain(maps)), name="prior") if maps else base
 
     def posterior(self, images: Any) -> tfd.Distribution:
-        """Returns q(z|x), a diagonal Gaussian over z (paper equation 5).
+        """Returns q(z|x), a diagonal Gaussian of batch shape `[batch]` and event shape `[d_z]` (paper equation 5).
 
-        Args:
-            images: uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
-
-        Returns:
-            A distribution of batch shape `[batch]` and event shape `[d_z]`.
-
-        Raises:
-            UserError: if the model has no z, or z is a function of the label.
+        The images are uint8 `[batch, height, width, channels]`, of any height and width as for `encode`.
         """
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
@@ -422,17 +393,13 @@ class Networks(keras.Model):
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
     def likelihood(self, z: Any = None) -> tfd.Distribution:
-        """Returns p(x|z), a density over x in [-1, 1), x = 2*(k + u)/n_bins - 1 for level k and noise u.
+        """Returns p(x|z), a density over x = 2*(k + u)/n_bins - 1 in [-1, 1), for bins k of pixels and noise u.
+
+        The event shape is `[height, width, channels]`; `log_prob` takes leading sample dimensions.
 
         Args:
-            z: global codes, float32 `[..., d_z]`; None for a model without z, whose likelihood is p(x).
-
-        Returns:
-            A distribution whose batch shape is that of z and whose event shape is `[height, width, channels]`. Its
-            `log_prob` takes leading sample dimensions.
-
-        Raises:
-            UserError: if z is missing or superfluous.
+            z: global codes, float32 `[..., d_z]`, whose leading axes are the batch shape of the distribution; None for
+                a model without z, whose likelihood is p(x).
         """
         self.require_initialized()
         z = as_z(z, self._d_z)
@@ -458,10 +425,6 @@ class Networks(keras.Model):
                 of the batch and updates its moving statistics.
             labels: labels of the images, whole numbers `[batch]`, for a model that knows labels. If z is a function of
                 the label, every image needs a label; otherwise None or -1 means no label.
-
-        Raises:
-            DataError: if labels are missing or unknown.
-            UserError: if the seed has a wrong type, or images are too large for the free memory.
         """
         self.require_initialized()
         images = self._accept_images(images)
@@ -529,9 +492,6 @@ class Networks(keras.Model):
         Returns:
             u, float32 of the images' shape, and log q(u|x), float32 `[batch]`, in nats. A learned q(u|x) draws u from
             (0, 1), which float32 may round to 0 or 1.
-
-        Raises:
-            UserError: if the noise has the wrong shape.
         """
         self.require_initialized()
         levels = self._checked_levels(images)

@@ -133,11 +133,9 @@ def _widest_map(config: ModelConfig) -> int:
 
 
 def require_memory(config: ModelConfig) -> None:
-    """Raises ConfigError if this machine has too little memory for a model, before any weight is created.
+    """Raises ConfigError if the weights, or the largest map of one image, need more memory than this machine has.
 
-    Raises:
-        ConfigError: if the weights, or the largest map of one image, need more memory than the machine has; the message
-            names the largest size in the config.
+    No weight is created. The message names the option of the config with the largest value.
     """
     memory = machine_memory()
     counts = count_parameters(config)
@@ -193,13 +191,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
 
 
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes, without weights, that encoding, decoding or a likelihood bound takes at most for one image.
-
-    Args:
-        config: the architecture of a model for images of any size.
-        height: height of the image, in pixels.
-        width: width of the image, in pixels.
-    """
+    """Returns the bytes, without weights, that encoding, decoding or a bound takes at most for one image of a size."""
     own_height, own_width, channels = config.image_shape
     # The numbers are counted for an image of the model's size; all maps grow in proportion to the pixels.
     stages = _list_stages(config)
