@@ -1,15 +1,14 @@
-"""An emulation of an accelerator's arithmetic on a CPU, for tests of the model's accuracy without an accelerator.
+"""An emulation of an accelerator's float32 arithmetic on a CPU, for tests of exactness without an accelerator.
 
-An accelerator differs from a CPU in three ways that matter to an invertible model:
+Two properties of accelerators matter to an invertible model:
 
-- It rounds the operands of float32 matrix products and convolutions to 10 bits of mantissa (TF32, NVIDIA GPUs since
-  Ampere) or to 7 (bfloat16, TPUs) while TensorFlow's switch for TF32 is on, which is the default.
-- It sums in another order, which can vary between calls, so that the last bits of results differ.
-- It adds products of bfloat16 up in float32.
+- Accelerators round the operands of float32 matrix products and convolutions to 10 bits of mantissa (TF32, NVIDIA GPUs
+  since Ampere) while TensorFlow's switch for TF32 is on, which is the default.
+- Accelerators sum in another order, which can vary between calls, so that the last bits of results differ.
 
-`emulated_accelerator` wraps the two functions by which TensorFlow runs single operations and traced functions. It calls
-a copy of each traced function, and of the functions called inside, with products replaced. So the emulation also works
-for gradients, and for functions that were traced before.
+`emulated_accelerator` wraps the two functions by which TensorFlow runs single operations and traced functions. Instead
+of a traced function, TensorFlow then calls a copy of the function, and copies of the functions called inside, with the
+products replaced. The emulation therefore also covers gradients, and functions that were traced before it began.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -42,16 +41,16 @@ _PRODUCTS: dict[str, tuple[int, ...] | None] = {
     "_FusedMatMul": (0, 1),
     "_FusedConv2D": (0, 1),
 }
-# Number of mantissa bits that operands keep; float32 has 23.
-_BITS = {"tf32": 10, "bfloat16": 7}
-_TYPES = ("T", "Ta", "Tb", "Tout")
+# Float32 has 23 bits of mantissa and TF32 has 10, so rounding drops 13 bits.
+_DROPPED_BITS = 13
+_SEED = 0
 
-# Numbers for unique names, also if one emulation is inside another.
+# Numbers in the names of copied functions and new nodes, which must be unique in the process.
 _names = itertools.count(1)
 
 
 @contextlib.contextmanager
-def emulated_accelerator(operands: str = "tf32", noise: float = 0.0, seed: int = 0) -> Iterator[None]:
+def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
     """Emulates an accelerator's arithmetic inside the context, in all threads of the process.
 
     With TensorFlow's switch for TF32 off and without noise, float32 results are unchanged to the bit. The emulation
@@ -63,23 +62,19 @@ def emulated_accelerator(operands: str = "tf32", noise: float = 0.0, seed: int =
     1.0
 
     Args:
-        operands: format to which float32 operands are rounded, to nearest even: "tf32" or "bfloat16".
         noise: largest relative change of a result, drawn for each number of each call; other kernels and orders of
             summation change float32 results by 1e-7 to 1e-6.
-        seed: seed of the noise.
 
     Raises:
-        UserError: if `operands` is another text, or the noise is not in [0, 1).
+        UserError: if the noise is not in [0, 1).
     """
-    if operands not in _BITS:
-        raise UserError(f"operands is {operands!r}; it must be one of {', '.join(_BITS)}")
     if not 0 <= noise < 1:
         raise UserError(f"noise is {noise}; it must lie in [0, 1), for example 1e-6")
-    emulation = _Emulation(23 - _BITS[operands], noise, seed)
+    emulation = _Emulation(noise)
     # TensorFlow looks both functions up in these modules at each call, so that replacing them works.
     with (
-        _replaced(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.operation),
-        _replaced(context.Context, "call_function", emulation.call),
+        _replaced(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.wrap_execute),
+        _replaced(context.Context, "call_function", emulation.wrap_call_function),
         contextlib.closing(emulation),
     ):
         yield
@@ -93,9 +88,9 @@ def switch_left_alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, replacement: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     before = getattr(owner, name)
-    setattr(owner, name, replacement(before))
+    setattr(owner, name, wrap(before))
     try:
         yield
     finally:
@@ -103,25 +98,22 @@ def _replaced(owner: Any, name: str, replacement: Callable[[Callable[..., Any]],
 
 
 class _Emulation:
-    """The changes of operands and results, and the copies of traced functions that have these changes.
+    """The emulated arithmetic of single operations, and the emulated copies of traced functions.
 
     Args:
-        dropped: number of mantissa bits that are rounded away.
         noise: largest relative change of a result.
-        seed: seed of the noise.
     """
 
-    def __init__(self, dropped: int, noise: float, seed: int):
-        self._dropped = dropped
+    def __init__(self, noise: float):
         self._noise = noise
-        self._seed = seed
-        self._numbers = itertools.count(1)
+        # Each product perturbs its results by another stream of random numbers.
+        self._streams = itertools.count(1)
         self._lock = threading.RLock()
         self._copies: dict[tuple[bytes, bool], bytes] = {}
         anything = tf.TensorSpec(None, tf.float32)
         # The functions are attributes, because TensorFlow removes a function with its last reference.
-        self._round = tf.function(self._rounded, autograph=False).get_concrete_function(anything)
-        self._perturb = tf.function(self._perturbed, autograph=False).get_concrete_function(anything, anything)
+        self._round = tf.function(_round_to_tf32, autograph=False).get_concrete_function(anything)
+        self._perturb = tf.function(self._add_noise, autograph=False).get_concrete_function(anything, anything)
 
     def close(self) -> None:
         """Removes the copies of traced functions from TensorFlow."""
@@ -132,174 +124,143 @@ class _Emulation:
 
     # --- single operations ---
 
-    def operation(self, execute: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_execute(self, execute: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function that runs an operation with emulated arithmetic, by TensorFlow's function `execute`."""
 
         def run(ctx: Any, kind: str, name: Any, *arguments: Any) -> Any:
             if kind not in _PRODUCTS:
                 return execute(ctx, kind, name, *arguments)
-            values = self._tensors(kind, arguments)
+            values = list(arguments)
             if (indices := _PRODUCTS[kind]) is None:
-                dtype, values[0] = self._operands(values[0])
+                values[0] = _convert_operands(values[0])
             else:
-                dtype, found = self._operands([values[index] for index in indices])
-                for index, operand in zip(indices, found, strict=True):
-                    values[index] = operand
-            if dtype == tf.bfloat16:
-                values = [tf.float32 if isinstance(value, tf.DType) else value for value in values]
+                operands = _convert_operands([values[index] for index in indices])
+                # Inputs that are no operands are sizes; TensorFlow would take a list of numbers for a list of inputs.
+                for index in range(len(op_def_registry.get(kind).input_arg)):
+                    is_operand = index in indices
+                    values[index] = (
+                        operands[indices.index(index)] if is_operand else tf.convert_to_tensor(values[index])
+                    )
             result = execute(ctx, kind, name, *values)
             if self._noise and result.dtype == tf.float32:
-                drawn = tf.random.stateless_uniform(tf.shape(result), [self._seed, next(self._numbers)])
-                result = _straight_through(lambda y: self._perturbed(y, drawn), result)
-            return tf.cast(result, dtype) if dtype == tf.bfloat16 else result
+                uniform = tf.random.stateless_uniform(tf.shape(result), [_SEED, next(self._streams)])
+                result = _pass_gradient(lambda y: self._add_noise(y, uniform), result)
+            return result
 
         return run
-
-    @staticmethod
-    def _tensors(kind: str, arguments: Sequence[Any]) -> list[Any]:
-        """Returns inputs and attributes with sizes as tensors, because TensorFlow handles lists in another way."""
-        values, operands = list(arguments), _PRODUCTS[kind]
-        for index in range(len(op_def_registry.get(kind).input_arg)):
-            if operands is not None and index not in operands:
-                values[index] = tf.convert_to_tensor(values[index])
-        return values
-
-    def _operands(self, values: Any) -> tuple[tf.DType, list[tf.Tensor]]:
-        """Returns the operands' common dtype, and the operands as rounded or converted tensors."""
-        dtype = next((tf.as_dtype(value.dtype) for value in values if tf.is_tensor(value)), None)
-        tensors = [tf.convert_to_tensor(value, dtype) for value in values]
-        dtype = tensors[0].dtype
-        if dtype == tf.bfloat16:
-            return dtype, [tf.cast(tensor, tf.float32) for tensor in tensors]
-        if dtype == tf.float32 and _switch_is_on():
-            return dtype, [_straight_through(self._rounded, tensor) for tensor in tensors]
-        return dtype, tensors
 
     # --- traced functions ---
 
-    def call(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap_call_function(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function that calls the emulated copy of a traced function, by TensorFlow's function `call`."""
 
         def run(ctx: Any, name: bytes, inputs: Any, outputs: int) -> Any:
-            return call(ctx, self._copy(name, _switch_is_on()), inputs, outputs)
+            return call(ctx, self._copy_function(name, _switch_is_on()), inputs, outputs)
 
         return run
 
-    def _copy(self, name: bytes, rounds: bool) -> bytes:
-        """Returns the name of a traced function's emulated copy, or the same name if the function has no products."""
+    def _copy_function(self, name: bytes, rounds: bool) -> bytes:
+        """Returns the name of a traced function's emulated copy, or `name` if the function has no products."""
         with self._lock:
             if (name, rounds) not in self._copies:
                 definition = context.context().get_function_def(name)
-                copied = self._exchange(definition, rounds)
-                if copied:
+                changed = self._replace_products(definition, rounds)
+                if changed:
                     definition.signature.name += f"_emulated_{next(_names)}"
                     context.context().add_function_def(definition)
-                self._copies[name, rounds] = definition.signature.name.encode() if copied else name
+                self._copies[name, rounds] = definition.signature.name.encode() if changed else name
             return self._copies[name, rounds]
 
-    def _exchange(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Changes the products in a function and in the functions it calls; returns whether there were any."""
+    def _replace_products(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
+        """Changes the products in a function and in the functions it calls; returns whether it has any."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:
             for value in node.attr.values():
                 for function in [value.func] if value.HasField("func") else value.list.func:
-                    copy = self._copy(function.name.encode(), rounds).decode()
+                    copy = self._copy_function(function.name.encode(), rounds).decode()
                     changed |= copy != function.name
                     function.name = copy
-        products = {node.name: kind for node in nodes if (kind := self._kind(node, rounds))}
+        if not (rounds or self._noise):
+            return changed
+        products = {node.name: node for node in nodes if _is_float32_product(node)}
         mark = f"__{next(_names)}"
 
-        def moved(source: str) -> str:
+        def rename_result(source: str) -> str:
             name = source.partition(":")[0]
-            if products.get(name) == "bfloat16":
-                return f"{name}{mark}_result:y:0"
             return f"{name}{mark}_result:output:0" if self._noise and name in products else source
 
         for node in nodes:
-            node.input[:] = [moved(source) for source in node.input]
+            node.input[:] = map(rename_result, node.input)
         for key, source in list(definition.ret.items()):
-            definition.ret[key] = moved(source)
-        for node in nodes:
-            if node.name in products:
-                definition.node_def.extend(self._around(node, products[node.name], mark))
+            definition.ret[key] = rename_result(source)
+        for node in products.values():
+            definition.node_def.extend(self._make_nodes_around(node, mark, rounds))
         return changed or bool(products)
 
-    def _kind(self, node: node_def_pb2.NodeDef, rounds: bool) -> str:
-        """Returns the change of an operation: "bfloat16", "rounded", "perturbed", or "" for none."""
-        if node.op not in _PRODUCTS:
-            return ""
-        dtype = next(tf.as_dtype(node.attr[name].type) for name in _TYPES if name in node.attr)
-        if dtype == tf.bfloat16:
-            return "bfloat16"
-        if dtype == tf.float32 and (rounds or self._noise):
-            return "rounded" if rounds else "perturbed"
-        return ""
+    def _make_nodes_around(self, node: node_def_pb2.NodeDef, mark: str, rounds: bool) -> Iterator[node_def_pb2.NodeDef]:
+        """Yields new nodes that round the operands and perturb the result of a product, which is rewired to them."""
 
-    def _around(self, node: node_def_pb2.NodeDef, kind: str, mark: str) -> Iterator[node_def_pb2.NodeDef]:
-        """Yields new nodes that round the operands and change the result of an operation, which is rewired to them."""
-
-        def made(suffix: str, operation: str, inputs: list[str], **attributes: Any) -> node_def_pb2.NodeDef:
+        def make_node(suffix: str, operation: str, inputs: list[str], **types: Any) -> node_def_pb2.NodeDef:
             new = node_def_pb2.NodeDef(name=node.name + mark + suffix, op=operation, input=inputs, device=node.device)
-            for name, value in attributes.items():
-                if isinstance(value, tf.DType):
-                    new.attr[name].type = value.as_datatype_enum
-                elif isinstance(value, list):
-                    new.attr[name].list.type.extend(dtype.as_datatype_enum for dtype in value)
-                elif isinstance(value, int):
-                    new.attr[name].i = value
-                else:
-                    new.attr[name].func.name = value
+            for name, dtype in types.items():
+                new.attr[name].type = dtype.as_datatype_enum
             return new
 
-        def called(suffix: str, function: Any, inputs: list[str]) -> node_def_pb2.NodeDef:
-            types = [tf.float32] * len(inputs)
-            return made(suffix, "PartitionedCall", inputs, Tin=types, Tout=types[:1], f=function.name)
+        def make_call(suffix: str, function: Any, inputs: list[str]) -> node_def_pb2.NodeDef:
+            new = make_node(suffix, "PartitionedCall", inputs)
+            new.attr["Tin"].list.type.extend([tf.float32.as_datatype_enum] * len(inputs))
+            new.attr["Tout"].list.type.append(tf.float32.as_datatype_enum)
+            new.attr["f"].func.name = function.name
+            return new
 
         indices = _PRODUCTS[node.op]
         if indices is None:
             indices = tuple(index for index, source in enumerate(node.input) if not source.startswith("^"))
-        for index in indices if kind != "perturbed" else ():
-            suffix, source = f"_operand_{index}", [node.input[index]]
-            if kind == "bfloat16":
-                yield made(suffix, "Cast", source, SrcT=tf.bfloat16, DstT=tf.float32)
-            else:
-                yield called(suffix, self._round, source)
-            node.input[index] = f"{node.name}{mark}{suffix}:{'y' if kind == 'bfloat16' else 'output'}:0"
-        result = f"{node.name}:{op_def_registry.get(node.op).output_arg[0].name}:0"
+        for index in indices if rounds else ():
+            yield make_call(f"_operand_{index}", self._round, [node.input[index]])
+            node.input[index] = f"{node.name}{mark}_operand_{index}:output:0"
         if self._noise:
-            yield made("_shape", "Shape", [result], T=tf.float32, out_type=tf.int32)
-            seeds = {"seed": self._seed, "seed2": next(self._numbers)}
+            result = f"{node.name}:{op_def_registry.get(node.op).output_arg[0].name}:0"
+            yield make_node("_shape", "Shape", [result], T=tf.float32, out_type=tf.int32)
             shape = f"{node.name}{mark}_shape:output:0"
-            yield made("_drawn", "RandomUniform", [shape], dtype=tf.float32, T=tf.int32, **seeds)
-            suffix = "_noisy" if kind == "bfloat16" else "_result"
-            yield called(suffix, self._perturb, [result, f"{node.name}{mark}_drawn:output:0"])
-            result = f"{node.name}{mark}{suffix}:output:0"
-        if kind == "bfloat16":
-            for name in _TYPES:
-                if name in node.attr:
-                    node.attr[name].type = tf.float32.as_datatype_enum
-            yield made("_result", "Cast", [result], SrcT=tf.float32, DstT=tf.bfloat16)
+            uniform = make_node("_uniform", "RandomUniform", [shape], dtype=tf.float32, T=tf.int32)
+            uniform.attr["seed"].i, uniform.attr["seed2"].i = _SEED, next(self._streams)
+            yield uniform
+            yield make_call("_result", self._perturb, [result, f"{uniform.name}:output:0"])
 
-    # --- arithmetic ---
+    def _add_noise(self, y: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+        """Returns a float32 tensor with each number perturbed by noise; `uniform` is noise in [0, 1)."""
+        return y * (1 + self._noise * (2 * uniform - 1))
 
-    def _rounded(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns a float32 tensor rounded to fewer bits of mantissa."""
-        bits = tf.bitcast(x, tf.int32)
-        dropped = tf.constant(self._dropped)
-        odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, dropped), 1)
-        bits = tf.bitwise.bitwise_and(bits + odd + (2 ** (self._dropped - 1) - 1), -(2**self._dropped))
-        return tf.where(tf.math.is_finite(x), tf.bitcast(bits, tf.float32), x)
 
-    def _perturbed(self, y: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-        """Returns a float32 tensor with each number perturbed by noise; `drawn` is uniform in [0, 1)."""
-        return y * (1 + self._noise * (2 * drawn - 1))
+def _is_float32_product(node: node_def_pb2.NodeDef) -> bool:
+    """Returns whether an operation in a traced function is a product of float32 operands."""
+    types = [node.attr[name].type for name in ("T", "Ta") if name in node.attr]
+    return node.op in _PRODUCTS and types[0] == tf.float32.as_datatype_enum
+
+
+def _convert_operands(values: Any) -> list[tf.Tensor]:
+    """Returns operands as tensors of one dtype, rounded to TF32 if they are float32 and TensorFlow's switch is on."""
+    dtype = next((tf.as_dtype(value.dtype) for value in values if tf.is_tensor(value)), None)
+    tensors = [tf.convert_to_tensor(value, dtype) for value in values]
+    if tensors[0].dtype == tf.float32 and _switch_is_on():
+        return [_pass_gradient(_round_to_tf32, tensor) for tensor in tensors]
+    return tensors
+
+
+def _round_to_tf32(x: tf.Tensor) -> tf.Tensor:
+    """Returns a float32 tensor rounded to 10 bits of mantissa, to nearest even."""
+    bits = tf.bitcast(x, tf.int32)
+    odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _DROPPED_BITS), 1)
+    bits = tf.bitwise.bitwise_and(bits + odd + (2 ** (_DROPPED_BITS - 1) - 1), -(2**_DROPPED_BITS))
+    return tf.where(tf.math.is_finite(x), tf.bitcast(bits, tf.float32), x)
 
 
 def _switch_is_on() -> bool:
     return tf.config.experimental.tensor_float_32_execution_enabled()
 
 
-def _straight_through(change: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
+def _pass_gradient(change: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
     """Returns `change(x)` with the gradient of the identity, because an accelerator records no rounding."""
     return tf.custom_gradient(lambda x: (change(x), lambda upstream: upstream))(x)
