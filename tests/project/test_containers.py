@@ -6,7 +6,7 @@ import configparser
 import json
 import re
 
-from helpers.command_lines import check_command
+from helpers.documents import check_command
 from helpers.places import ROOT
 
 from export.formats.saved_model import write_serving_files

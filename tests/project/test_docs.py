@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
+import pkgutil
 import re
 import sys
 
 import pytest
-from helpers.command_lines import SHORT, CommandError, check_command, is_command
-from helpers.documents import DOCUMENTS, anchors, command_lines, inline_code, links, split_code
+from helpers.documents import (
+    DOCUMENTS,
+    SHORT_NAMES,
+    CommandError,
+    check_command,
+    find_inline_code,
+    find_links,
+    is_command,
+    list_anchors,
+    list_commands,
+    split_code,
+)
 from helpers.places import ROOT
 
 import tfdecouple
@@ -29,27 +41,27 @@ def in_documents(test):
     )(test)
 
 
-def commands(text):
-    """All commands of a document, in its blocks and within the text."""
-    blocks = split_code(text)[0]
-    found = [
+def commands_of(text):
+    """Returns all commands of a document, in its blocks and within the text."""
+    commands = [
         line
-        for block in blocks
+        for block in split_code(text)[0]
         if block.language not in ("python", "json")
-        for line in command_lines(block.text)
+        for line in list_commands(block.text)
         if block.language or is_command(line)
     ]
-    found += [code for code in inline_code(text) if is_command(code)]
-    for code in inline_code(text):
+    for code in find_inline_code(text):
         short, _, rest = code.partition(" ")
-        if short in SHORT and rest:
-            found.append(f"python {SHORT[short]} {rest}")
-    return found
+        if is_command(code):
+            commands.append(code)
+        elif short in SHORT_NAMES and rest:
+            commands.append(f"python {SHORT_NAMES[short]} {rest}")
+    return commands
 
 
 @in_documents
 def test_programs_accept_the_commands(path, text):
-    for line in commands(text):
+    for line in commands_of(text):
         # `a|b` stands for two commands.
         choice = re.search(r"\b\w+(\|\w+)+\b", line)
         for word in choice[0].split("|") if choice else [""]:
@@ -57,9 +69,7 @@ def test_programs_accept_the_commands(path, text):
                 check_command(line.replace(choice[0], word) if choice else line, path.parent)
             except CommandError as error:
                 # The text may name a command without its options.
-                missing = "arguments are required" in str(error) or "are needed" in str(error)
-                short = missing and line in inline_code(text)
-                if not (short and " --" not in line):
+                if "arguments are required" not in str(error) or line not in find_inline_code(text) or " --" in line:
                     raise
 
 
@@ -91,20 +101,21 @@ def test_programs_accept_the_commands_in_their_help(program, capsys, monkeypatch
         check_command(line.strip())
 
 
+@functools.cache
 def options_of_programs():
-    """Every option of any program of the project, read from its Python files and its scripts for Node."""
+    """Returns every option of any program of the project, read from its Python files and its scripts for Node.js."""
     files = [*ROOT.glob("*.py"), *ROOT.glob("examples/*/*.py"), *ROOT.glob("examples/*/*.mjs")]
     files += [path for folder in ("tfdecouple", "export", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    named = set(re.findall(r"[\"'](--[a-z][\w-]*)[\"']", text)) | {metric(None).option for metric in METRICS}
-    # Options of Node's parseArgs have no dashes there.
-    return named | {f"--{name}" for name in re.findall(r"\b([a-z]\w*)\"?: \{ ?type: \"(?:string|boolean)\"", text)}
+    options = set(re.findall(r"[\"'](--[a-z][\w-]*)[\"']", text)) | {metric(None).option for metric in METRICS}
+    # Scripts for Node.js name options without dashes.
+    return options | {f"--{name}" for name in re.findall(r"\b([a-z]\w*)\"?: \{ ?type: \"(?:string|boolean)\"", text)}
 
 
 @in_documents
 def test_options_within_the_text_exist(path, text):
     known = options_of_programs() | FOREIGN_OPTIONS | {"--help"}
-    for code in inline_code(text):
+    for code in find_inline_code(text):
         if not code.startswith("--") or code == "--":
             continue
         found = re.findall(r"(?:^|\s)(--[a-z][\w-]*)", code)
@@ -115,7 +126,7 @@ def test_options_within_the_text_exist(path, text):
 
 @in_documents
 def test_names_of_the_config_and_of_python_exist(path, text, tiny_model):
-    for code in inline_code(text):
+    for code in find_inline_code(text):
         option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
         if option and "/" not in code:
             of_model = option[1] == "model" and option[2] in dir(tiny_model)
@@ -125,34 +136,20 @@ def test_names_of_the_config_and_of_python_exist(path, text, tiny_model):
                 override(Config(), [re.sub(r"=[A-Z]$", "=1", code)])
         dotted = re.match(r"((?:tfdecouple|export)(?:\.\w+)+)", code)
         if dotted:
-            find(dotted[1])
-
-
-def find(dotted):
-    """Imports a dotted name of a module, or of an object within a module."""
-    parts = dotted.split(".")
-    for count in range(len(parts), 0, -1):
-        try:
-            found = importlib.import_module(".".join(parts[:count]))
-        except ModuleNotFoundError:
-            continue
-        for name in parts[count:]:
-            found = getattr(found, name)
-        return found
-    raise AssertionError(f"there is no {dotted}")
+            pkgutil.resolve_name(dotted[1])
 
 
 @in_documents
 def test_files_within_the_text_exist(path, text):
     places = (ROOT, path.parent, ROOT / "tfdecouple", ROOT / "export")
-    for code in inline_code(text):
+    for code in find_inline_code(text):
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)+\.(py|md|c|mjs|js|sh|yaml|cfg)", code):
             assert any((place / code).exists() for place in places), f"there is no `{code}`"
 
 
 @in_documents
 def test_links_lead_somewhere(path, text):
-    for link in links(text):
+    for link in find_links(text):
         target, _, anchor = link.partition("#")
         if re.match(r"[a-z]+:", link):
             assert re.match(r"https?://[\w.-]+(:\d+)?(/|$)|mailto:", link), link
@@ -160,7 +157,7 @@ def test_links_lead_somewhere(path, text):
         file = (path.parent / target).resolve() if target else path
         assert file.is_relative_to(ROOT) and file.exists(), f"{link} leads nowhere"
         if anchor:
-            assert anchor in anchors(file.read_text(encoding="utf-8")), f"{link}: there is no such heading"
+            assert anchor in list_anchors(file.read_text(encoding="utf-8")), f"{link}: there is no such heading"
 
 
 def python_blocks():

@@ -7,8 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.command_lines import words
-from helpers.documents import command_lines, split_code
+from helpers.documents import list_commands, split_code, split_command
 from helpers.models import random_images
 from helpers.places import DATA, ROOT, user_environment
 from PIL import Image
@@ -38,8 +37,8 @@ SMALL = {
 
 def commands(text):
     """The commands that run the project's programs in the blocks of a document, as lists of words."""
-    lines = [line for block in split_code(text)[0] if not block.language for line in command_lines(block.text)]
-    return [words(line) for line in lines if line.startswith("python")]
+    lines = [line for block in split_code(text)[0] if not block.language for line in list_commands(block.text)]
+    return [split_command(line) for line in lines if line.startswith("python")]
 
 
 @pytest.fixture(scope="module")
