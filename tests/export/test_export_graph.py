@@ -9,14 +9,13 @@ import pytest
 from helpers.graphs import (
     IN_FILES,
     VARIANTS,
-    arrays_of,
     assert_same,
+    deployed_of,
     expected,
     inputs_of,
     model_of,
     onnx_of,
-    run,
-    weights_in,
+    run_onnx,
 )
 from helpers.models import TINY
 
@@ -27,23 +26,32 @@ from export.verification.comparison import digest_array, reorder_axes
 pytestmark = pytest.mark.usefixtures("eager")
 
 
+def arrays_of(name):
+    """Returns the weights in a variant's ONNX files, by name."""
+    return deployed_of(name, "NCHW").arrays()
+
+
+def weights_in(model):
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
 @pytest.mark.parametrize("name", IN_FILES)
 def test_files_are_the_model_and_know_its_weights(name):
     # The other variants have weights of the same kinds.
     known = {*map(digest_array, arrays_of(name).values())}
     for of in ("encode", "decode"):
-        assert_same(run(name, of), expected(name, of), VARIANTS[name].n_bits)
+        assert_same(run_onnx(name, of), expected(name, of), VARIANTS[name].n_bits)
         for tensor in onnx_of(name, of).graph.initializer:
             if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
                 array = onnx.numpy_helper.to_array(tensor)
                 assert any(digest_array(form) in known for form in reorder_axes(array)), tensor.name
     images = model_of(name).quantize_images(inputs_of(VARIANTS[name])["images"])
-    np.testing.assert_array_equal(run(name, "decode", **run(name, "encode"))["images"], images)
+    np.testing.assert_array_equal(run_onnx(name, "decode", **run_onnx(name, "encode"))["images"], images)
 
 
 @pytest.mark.parametrize("name", ["alpha-0.8", "classes", "prior of classes"])
 def test_sampler_is_the_model(name):
-    assert_same(run(name, "sample"), expected(name, "sample"))
+    assert_same(run_onnx(name, "sample"), expected(name, "sample"))
 
 
 FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample"), ("five channels", "encode")]

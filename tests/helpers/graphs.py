@@ -5,45 +5,36 @@ import functools
 import random
 
 import numpy as np
-import onnx
 import onnxruntime
 
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import IMAGE, endpoints, find_endpoint
 from export.formats.onnx import build_onnx
 from export.verification.vectors import KerasAnswers
+from helpers import variants
 from helpers.models import TINY, give_effect, random_images
-from helpers.variants import ODD
+from helpers.variants import ODD, OF_CLASSES, SMALLEST, STAGES, fresh
 from tfdecouple.config import STEP_LAYERS
-from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores
 
 # Largest difference of an output, over the output's largest value; measured differences are about 5e-7.
 TOLERANCE = 1e-5
 
 
-def variant_of_tiny(**options):
-    return dataclasses.replace(TINY, **options)
-
-
-# Options of the smallest models: LEVELS has two levels; STAGE has one more stage, after which channels leave.
-LEVELS = {"image_shape": (4, 4, 3), "steps": (1, 1), "hidden_channels": (4, 6), "encoder_channels": (4,)}
-STAGE = {"image_shape": (4, 4, 3), "steps": (1, (1,), 1), "encoder_channels": (4,)}
-ADDITIVE = {"transform": "additive", "multiscale_transform": "additive", "prior_transform": "additive"}
-LABELLED = {**LEVELS, "classes": 3, "class_probabilities": (1, 2, 5)}
-# Configs by name; TINY has odd channel counts (3, 9) and even ones (12, 24), and the prior splits d_z entries.
+# Configs by name. TINY has odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,
-    "alpha-1": variant_of_tiny(**STAGE, alpha=1.0, prior_alpha=1.0),
-    "additive": variant_of_tiny(**STAGE, **ADDITIVE),
-    "base": variant_of_tiny(conditioning="base", base_hidden=5),
-    "none": variant_of_tiny(**STAGE, conditioning="none"),
-    "normal prior": variant_of_tiny(**LEVELS, prior="normal"),
-    "5 bits": variant_of_tiny(**LEVELS, n_bits=5),
-    "d_z 2": variant_of_tiny(**LEVELS, latent_dim=2),
-    "d_z 5": variant_of_tiny(**LEVELS, latent_dim=5, prior_steps=2),
-    "another factor": variant_of_tiny(steps=(1, (1, 1, 2), 1), factors=(6,)),
-    "combined": variant_of_tiny(
+    "alpha-1": variants.VARIANTS["alpha-1"],
+    "additive": variants.VARIANTS["additive"],
+    "base": dataclasses.replace(TINY, conditioning="base", base_hidden=5),
+    "none": dataclasses.replace(STAGES, conditioning="none"),
+    "normal prior": variants.VARIANTS["normal"],
+    "5 bits": dataclasses.replace(SMALLEST, n_bits=5),
+    "d_z 2": dataclasses.replace(SMALLEST, latent_dim=2),
+    "d_z 5": dataclasses.replace(SMALLEST, latent_dim=5, prior_steps=2),
+    "another factor": dataclasses.replace(TINY, steps=(1, (1, 1, 2), 1), factors=(6,)),
+    "combined": dataclasses.replace(
+        TINY,
         steps=(1, (1, 1, 1), 2),
         latent_dim=5,
         n_bits=5,
@@ -52,55 +43,32 @@ VARIANTS = {
         multiscale_transform="additive",
         step_layers=tuple(STEP_LAYERS),
     ),
-    "dequantization": variant_of_tiny(
-        **LEVELS,
-        dequantization="flow",
-        dequantization_steps=(1, (1,), 1),
-        dequantization_hidden_channels=(3, 4, 5),
-        dequantization_encoder_channels=(3, 5),
-        dequantization_map_channels=2,
+    "dequantization": variants.VARIANTS["dequantization"],
+    "grey": dataclasses.replace(variants.VARIANTS["dequantization"], image_shape=(4, 8, 1)),
+    "five channels": dataclasses.replace(
+        TINY, image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)
     ),
-    "grey": variant_of_tiny(
-        **{**LEVELS, "image_shape": (4, 8, 1)},
-        dequantization="flow",
-        dequantization_steps=(1, 1),
-        dequantization_hidden_channels=(3, 4),
-        dequantization_encoder_channels=(3,),
-        dequantization_map_channels=2,
-    ),
-    "five channels": variant_of_tiny(image_shape=(8, 4, 5), conditioning="base", base_hidden=5, encoder_channels=(4,)),
-    "classes": variant_of_tiny(**LABELLED, prior="classes"),
-    "prior of classes": variant_of_tiny(**LABELLED),
+    "classes": OF_CLASSES["classes"],
+    "prior of classes": OF_CLASSES["prior-classes"],
     "odd": ODD,
 }
 
 
 @functools.cache
 def model_of(name):
-    """Returns a shared model whose every weight changes the results; z differs between images. Do not change it."""
-    config = VARIANTS[name]
+    """Returns a variant's shared model; all its weights change the results, and z differs between images."""
     random.seed(0)
-    model = DecoupledModel(config)
-    model.initialize(random_images(16, config.image_shape))
-    if model.encoder is not None:
-        give_effect(model.encoder.blocks[-1], scale=0.5)
-        model.encoder.last.gain.assign_add(np.full(model.encoder.last.gain.shape, 0.5))
-        # With initial statistics of 0 and 1, folding batch normalisation into the weights would change nothing.
-        move_statistics(model.encoder)
+    model = fresh(VARIANTS[name])
+    encoders = [] if model.encoder is None else [model.encoder]
     if model.dequantizer is not None:
         give_effect(model.dequantizer, scale=0.3)
-        move_statistics(model.dequantizer.encoder)
-    if model.code_net is not None:
-        # The initial embedding makes all class codes nearly 0.
-        model.code_net.embedding.assign(20 * model.code_net.embedding)
-    return give_effect(model)
-
-
-def move_statistics(encoder):
-    for block in encoder.blocks:
+        encoders.append(model.dequantizer.encoder)
+    # With initial statistics of 0 and 1, folding batch normalisation into the weights would change nothing.
+    for block in (block for encoder in encoders for block in encoder.blocks):
         for norm in (block.norm_1, block.norm_2, *block.shortcut[1:]):
             norm.moving_mean.assign(np.linspace(-0.3, 0.4, norm.moving_mean.shape[0]))
             norm.moving_variance.assign(np.linspace(0.5, 2.0, norm.moving_variance.shape[0]))
+    return model
 
 
 @functools.cache
@@ -195,33 +163,19 @@ IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
 
 
 @functools.cache
-def onnx_of(name, of):
-    """Returns the shared ONNX model of an endpoint. Do not change it."""
-    return build_onnx(deployed_of(name, "NCHW"), find_endpoint(VARIANTS[name], of), {"run": name})
-
-
-def arrays_of(name):
-    """Returns the weights in a variant's ONNX files, by name."""
-    return deployed_of(name, "NCHW").arrays()
-
-
-def session_of(model):
-    return onnxruntime.InferenceSession(
-        model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+def onnx_of(name, endpoint):
+    """Returns the shared ONNX model of an endpoint of a variant. Do not change the model."""
+    return build_onnx(deployed_of(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
 
 
 @functools.cache
-def session(name, of):
-    return session_of(onnx_of(name, of))
+def open_onnx(name, endpoint):
+    """Returns the shared session of ONNX Runtime for an endpoint of a variant."""
+    return onnxruntime.InferenceSession(onnx_of(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def run(name, of, **given):
+def run_onnx(name, endpoint, **given):
     """Returns the outputs by name of an endpoint's ONNX model for `inputs_of`, with inputs replaced by `given`."""
-    opened, everything = session(name, of), {**inputs_of(VARIANTS[name]), **given}
-    names = [output.name for output in opened.get_outputs()]
-    return dict(zip(names, opened.run(None, {i.name: everything[i.name] for i in opened.get_inputs()}), strict=True))
-
-
-def weights_in(model):
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    session, arrays = open_onnx(name, endpoint), {**inputs_of(VARIANTS[name]), **given}
+    values = session.run(None, {array.name: arrays[array.name] for array in session.get_inputs()})
+    return dict(zip((output.name for output in session.get_outputs()), values, strict=True))
