@@ -27,8 +27,6 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# fork_server.py is a program that imports `forked` from its own folder, so pytest cannot import it for doctests.
-collect_ignore = ["helpers/fork_server.py"]
 # The conftest.py files have no doctests, and pytest would confuse files of one name in several folders.
 collect_ignore_glob = ["*/conftest.py"]
 

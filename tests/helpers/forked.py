@@ -3,29 +3,37 @@
 Importing TensorFlow takes some five seconds, longer than most programs of the tests run. Inside `forked_programs()`,
 `subprocess` forks programs that are started with `sys.executable`. A forked program has its own arguments, environment,
 folder, files, signals and status, and TensorFlow, Keras and TFP are already imported. TensorFlow has not run anything
-yet, so that the program can set it up. The children of a forked program are forked as well, unless the program was
-started with `start_new_session`.
+yet, so that the program can set TensorFlow up. The children of a forked program are forked as well, unless the program
+was started with `start_new_session`.
 
 A new process is started if the difference could matter: for options of Python, and for environment variables that
 libraries read while they are loaded. Tests of imports, of messages while libraries are loaded, and of memory must not
 use forked programs. NumPy's linear algebra has one thread in forked programs.
+
+The server is this file, started as `python forked.py SOCKET MODULE...`. It imports nothing of the project, so that a
+forked program finds the project where a new process would.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import gc
+import importlib
+import inspect
 import json
 import os
-import pathlib
+import runpy
+import selectors
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import types
+from collections.abc import Iterator, Mapping
 
 MODULES = ("tensorflow", "keras", "tensorflow_probability")
 # Prefixes of environment variables that Python, the C library or other libraries read when they start.
@@ -33,8 +41,8 @@ READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Variables that may differ although they begin so: the server sets them, they are read later, or change no result.
-OF_NO_MATTER = (
+# Variables with these prefixes that may differ: the server sets them, they are read later, or they change no result.
+EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
     # The program itself reads TF_CONFIG to find the other workers.
@@ -46,7 +54,7 @@ OF_NO_MATTER = (
 NUMBER = struct.Struct("!i")
 
 
-def receive(connection: socket.socket, count: int) -> bytes:
+def _receive_bytes(connection: socket.socket, count: int) -> bytes:
     """Returns `count` bytes from a connection; raises EOFError if it closes earlier."""
     received = b""
     while len(received) < count:
@@ -56,117 +64,122 @@ def receive(connection: socket.socket, count: int) -> bytes:
     return received
 
 
-def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environment.items()
-        if name.startswith(READ_AT_START) and name not in OF_NO_MATTER
-    }
+def _receive_number(connection: socket.socket) -> int:
+    return NUMBER.unpack(_receive_bytes(connection, NUMBER.size))[0]
+
+
+def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment variables whose values must be the server's, because libraries read them at the start."""
+    return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
 # The values of these variables at the import of this module: the server gets them, whatever a test sets later.
-_AT_START = _read_at_start(os.environ)
+_START_VARIABLES = _select_start_variables(os.environ)
 
 
-class Server:
-    """A client's connection to the server process that forks programs."""
+# --- the client ---
+
+
+class ServerConnection:
+    """A connection to the server process that forks programs."""
 
     def __init__(self, control: socket.socket):
         self._control = control
         self._lock = threading.Lock()
 
     @classmethod
-    def started(cls) -> Server | None:
+    def start_server(cls) -> ServerConnection | None:
         """Returns a connection to a new server process, or None if the imported modules start threads."""
         ours, theirs = socket.socketpair()
         others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
         # NumPy gets one thread, because other threads would not exist in forked programs.
-        environment = {**others, **_AT_START, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**others, **_START_VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
-            program = pathlib.Path(__file__).with_name("fork_server.py")
-            command = [sys.executable, str(program), str(theirs.fileno()), *MODULES]
+            command = [sys.executable, __file__, str(theirs.fileno()), *MODULES]
             nowhere = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             server = cls(ours)
             server._process = _Popen(command, env=environment, pass_fds=[theirs.fileno()], **nowhere)
-        (threads,) = NUMBER.unpack(receive(ours, NUMBER.size))
         # A forked process has only one thread, so a server with threads that a library started cannot be used.
-        return server if threads == 1 else None
+        return server if _receive_number(ours) == 1 else None
 
-    def start(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
+    def start_program(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
         """Starts a program; returns its process id and the connection that will receive its exit status."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             socket.send_fds(self._control, [b"f"], [theirs.fileno(), *descriptors])
         text = json.dumps(request).encode()
         ours.sendall(NUMBER.pack(len(text)) + text)
-        return NUMBER.unpack(receive(ours, NUMBER.size))[0], ours
+        return _receive_number(ours), ours
 
 
-def _once(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Returns a function that calls `make` once, and returns the same object to all threads."""
-    lock, made = threading.Lock(), functools.cache(make)
+_starting = threading.Lock()
 
-    def get() -> Any:
-        with lock:
-            return made()
 
-    return get
+@functools.cache
+def _start_server_once() -> ServerConnection | None:
+    return ServerConnection.start_server()
+
+
+# The original class, which starts the server itself, and the names of the arguments of the method replaced below.
+_Popen = subprocess.Popen
+_ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
+# Arguments of `subprocess.Popen` that a forked program cannot have, with the values that stand for none.
+_NOT_FORKED = {"executable": None, "preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None}
+_NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True}
 
 
 class ForkedPopen(subprocess.Popen):
     """A `subprocess.Popen` whose process is forked by the server if possible, and otherwise started anew."""
 
-    # There is only one server: a second one would be garbage collected, and the status of its programs lost.
-    server = staticmethod(_once(Server.started))
-    _told: socket.socket | None = None
+    _status_connection: socket.socket | None = None
 
-    def _execute_child(
-        self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
-        p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask, start_new_session,
-        process_group,
-    ):  # fmt: skip
-        others = (preexec_fn, shell or None, gid, gids, uid, *(None if n == -1 else n for n in (umask, process_group)))
-        environment = dict(os.environ if env is None else env)
+    @staticmethod
+    def connect() -> ServerConnection | None:
+        # There is only one server: a second one would be garbage collected, and the status of its programs lost.
+        with _starting:
+            return _start_server_once()
+
+    def _execute_child(self, *values):
+        given = dict(zip(_ARGUMENTS, values, strict=True))
+        environment = dict(os.environ if given["env"] is None else given["env"])
         program = None
-        if close_fds and executable is None and all(other is None for other in others):
-            program = _program(args, environment, cwd)
-        if program is None or self.server() is None:
-            return super()._execute_child(
-                args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo, creationflags, shell, p2cread,
-                p2cwrite, c2pread, c2pwrite, errread, errwrite, restore_signals, gid, gids, uid, umask,
-                start_new_session, process_group,
-            )  # fmt: skip
-        standard = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+        if all(given[name] == value for name, value in _NOT_FORKED.items()):
+            program = _find_forkable_program(given["args"], environment, given["cwd"])
+        if program is None or self.connect() is None:
+            return super()._execute_child(*values)
+        pipes = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        standard = [number if pipe == -1 else pipe for number, pipe in enumerate(pipes)]
         request = {
             "arguments": program,
             "environment": environment,
-            "folder": os.path.abspath(cwd or "."),
-            "descriptors": [0, 1, 2, *pass_fds],
-            "start_new_session": start_new_session,
+            "folder": os.path.abspath(given["cwd"] or "."),
+            "descriptors": [0, 1, 2, *given["pass_fds"]],
+            "start_new_session": given["start_new_session"],
         }
         try:
-            self.pid, self._told = self.server().start([*standard, *pass_fds], request)
+            self.pid, self._status_connection = self.connect().start_program([*standard, *given["pass_fds"]], request)
             self._child_created = True
         finally:
-            self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+            ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
+            self._close_pipe_fds(*(given[name] for name in ends))
         return None
 
     def _try_wait(self, wait_flags):
-        if self._told is None:
+        if self._status_connection is None:
             return super()._try_wait(wait_flags)
-        self._told.setblocking(not wait_flags & os.WNOHANG)
+        self._status_connection.setblocking(not wait_flags & os.WNOHANG)
         try:
-            status = receive(self._told, NUMBER.size)
+            status = _receive_number(self._status_connection)
         except BlockingIOError:
             return 0, 0
         except (EOFError, OSError):
             # The connection closes without a status only if the server was killed.
             return self.pid, signal.SIGKILL
-        self._told.close()
-        return self.pid, NUMBER.unpack(status)[0]
+        self._status_connection.close()
+        return self.pid, status
 
     def _internal_poll(self, _deadstate=None, **options):
-        if self._told is None:
+        if self._status_connection is None:
             return super()._internal_poll(_deadstate, **options)
         if self.returncode is None and self._waitpid_lock.acquire(False):
             try:
@@ -178,21 +191,17 @@ class ForkedPopen(subprocess.Popen):
         return self.returncode
 
 
-# The original class, which starts the server itself.
-_Popen = subprocess.Popen
-
-
-def _program(args, environment: dict[str, str], cwd) -> list[str] | None:
+def _find_forkable_program(args, environment: dict[str, str], cwd) -> list[str] | None:
     """Returns the arguments of a Python program that may be forked, or None if a new process must be started."""
     if isinstance(args, (str, bytes, os.PathLike)):
         return None
     first, *rest = map(os.fspath, args)
-    plain = all(isinstance(text, str) for text in [*rest, *environment, *environment.values()])
-    if first != sys.executable or not rest or not plain or not os.path.isdir(cwd or "."):
+    is_text = all(isinstance(text, str) for text in [*rest, *environment, *environment.values()])
+    if first != sys.executable or not rest or not is_text or not os.path.isdir(cwd or "."):
         return None
-    what = rest[1] if rest[0] == "-P" else rest[0]
-    understood = what in ("-c", "-m") or not what.startswith("-")
-    return rest if understood and _read_at_start(environment) == _AT_START else None
+    program = rest[1] if rest[0] == "-P" else rest[0]
+    has_no_option = program in ("-c", "-m") or not program.startswith("-")
+    return rest if has_no_option and _select_start_variables(environment) == _START_VARIABLES else None
 
 
 @contextlib.contextmanager
@@ -203,3 +212,161 @@ def forked_programs() -> Iterator[None]:
         yield
     finally:
         subprocess.Popen = before
+
+
+# --- the server ---
+
+
+class _Server:
+    """The server's open connections to clients, and its running programs with the connections that wait for them."""
+
+    def __init__(self, control: socket.socket):
+        self._first = control
+        self._clients = {control.fileno(): control}
+        self._running: dict[int, tuple[int, socket.socket]] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(control, selectors.EVENT_READ)
+
+    def serve(self) -> dict | None:
+        """Forks for each request; returns the request in the forked process, and None in the server at the end."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fd in self._running:
+                    self._send_status(key.fd)
+                    continue
+                control = self._clients[key.fd]
+                message, descriptors, *_ = socket.recv_fds(control, 1, 250)
+                if message:
+                    request = self._fork_program(descriptors)
+                    if request is not None:
+                        return request
+                elif control is self._first:
+                    return None
+                else:
+                    # A client program has ended; the programs that it started continue.
+                    self._selector.unregister(control)
+                    self._clients.pop(key.fd).close()
+
+    def _send_status(self, number: int) -> None:
+        process, connection = self._running.pop(number)
+        self._selector.unregister(number)
+        os.close(number)
+        status = os.waitpid(process, 0)[1]
+        # The client that started the program may have ended before it.
+        with contextlib.suppress(OSError):
+            connection.sendall(NUMBER.pack(status))
+        connection.close()
+
+    def _fork_program(self, descriptors: list[int]) -> dict | None:
+        connection = socket.socket(fileno=descriptors.pop(0))
+        request = json.loads(_receive_bytes(connection, _receive_number(connection)))
+        ours, theirs = socket.socketpair()
+        process = os.fork()
+        if not process:
+            for opened in (connection, ours):
+                opened.close()
+            self._close()
+            request["control"] = _renumber_descriptors(descriptors, theirs, request["descriptors"])
+            return request
+        for descriptor in descriptors:
+            os.close(descriptor)
+        theirs.close()
+        connection.sendall(NUMBER.pack(process))
+        self._clients[ours.fileno()] = ours
+        number = os.pidfd_open(process)
+        self._running[number] = process, connection
+        for waiting in (ours, number):
+            self._selector.register(waiting, selectors.EVENT_READ)
+        return None
+
+    def _close(self) -> None:
+        """Closes the server's descriptors in a forked process, because the program may use their numbers."""
+        self._selector.close()
+        for control in self._clients.values():
+            control.close()
+        for number, (_, connection) in self._running.items():
+            os.close(number)
+            connection.close()
+
+
+def _renumber_descriptors(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
+    """Gives descriptors their numbers in the program; returns the connection to the server at an unused number."""
+    unused = max(100, *numbers) + 1
+    moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, unused) for each in (*descriptors, control.detach())]
+    os.closerange(3, unused)
+    *moved, control_number = moved
+    for descriptor, number in zip(moved, numbers, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    return socket.socket(fileno=control_number)
+
+
+def _run_program(request: dict, search_path: list[str]) -> None:
+    """Runs the requested program in this process: `python -c CODE`, `python -m MODULE` or `python FILE`."""
+    if request["start_new_session"]:
+        os.setsid()
+        request["control"].close()
+    else:
+        # Programs that this program starts belong to the same session, so the server can fork them as well.
+        server = ServerConnection(request["control"])
+        ForkedPopen.connect = staticmethod(lambda: server)
+        subprocess.Popen = ForkedPopen
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    _open_streams()
+    importlib.invalidate_caches()
+    arguments = request["arguments"]
+    is_safe = arguments[0] == "-P"
+    first, *rest = arguments[is_safe:]
+    python_path = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    here = {"-c": "", "-m": os.getcwd()}.get(first, os.path.dirname(os.path.abspath(first)))
+    sys.path[:] = [*([] if is_safe else [here]), *python_path, *search_path]
+    if first == "-c":
+        sys.argv[:] = ["-c", *rest[1:]]
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), module.__dict__)
+    elif first == "-m":
+        sys.argv[:] = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = [first, *rest]
+        runpy.run_path(first, run_name="__main__")
+
+
+def _open_streams() -> None:
+    """Opens Python's standard streams again, because the server's streams may be buffered in another way."""
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        old = getattr(sys, name)
+        by_line = name != "stdin" and not unbuffered and (name == "stderr" or os.isatty(number))
+        mode, buffering = "r" if name == "stdin" else "w", 1 if by_line else -1
+        stream = open(number, mode, buffering, old.encoding, old.errors, closefd=False)  # noqa: SIM115 - to the end
+        if unbuffered and name != "stdin":
+            stream.reconfigure(write_through=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def main() -> None:
+    """Imports the modules, then serves requests until the first client ends."""
+    # Programs must not find modules in the folder of this file.
+    del sys.path[0]
+    search_path = list(sys.path)
+    number, *modules = sys.argv[1:]
+    control = socket.socket(fileno=int(number))
+    for module in modules:
+        importlib.import_module(module)
+    # The client needs the number of threads: a forked process has only one, but the locks of all others stay held.
+    threads = len(os.listdir("/proc/self/task"))
+    # Garbage collection does not write to frozen objects, so their memory stays shared with the programs.
+    gc.collect()
+    gc.freeze()
+    control.sendall(NUMBER.pack(threads))
+    request = _Server(control).serve()
+    if request is not None:
+        _run_program(request, search_path)
+
+
+if __name__ == "__main__":
+    main()
