@@ -114,7 +114,7 @@ def test_export_passes_the_gate_and_its_card_says_what_images_are(exported):
     text = (exported / "MODEL_CARD.md").read_text()
     assert "| architecture | 8 x 12 grey, 8 bits" in text and "np.zeros((1, 8, 12, 1), np.uint8)" in text
     assert "grey without transparency, cropped to the largest centre in the proportions of the model's images" in text
-    cards.run_python(exported)
+    cards.run_python_blocks(exported)
 
 
 @pytest.mark.slow
@@ -134,7 +134,7 @@ def test_every_endpoint_and_format_passes_the_gate(tmp_path, forked, shape):
     for entry in card["formats"].values():
         assert {"encode", "decode", "sample"} <= {*entry["parity"]}
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-    cards.run_python(to, 2)
+    cards.run_python_blocks(to, 2)
 
 
 def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from helpers.codes import FILES, contents, every_key, manifest, pixels_of, read
+from helpers.codes import FILES, list_image_keys, read_codes_by_key, read_files, read_manifest, read_pixels
 from helpers.models import SMALL, give_effect, random_images
 from helpers.refusals import refused
 from helpers.runs import write_run
@@ -38,18 +38,18 @@ class TestCodes:
         out = tmp_path / "codes"
         assert "31 images in 5" in capsys.readouterr().out
         assert {path.name for path in out.glob(f"*.{kind}")} == {f"{name}.{kind}" for name in FILES}
-        codes = read(out)
-        assert codes.keys() == every_key(pictures)
+        codes = read_codes_by_key(out)
+        assert codes.keys() == list_image_keys(pictures)
         z, v, z_std = (np.stack([row[name] for row in codes.values()]) for name in ("z", "v", "z_std"))
         assert z.dtype == v.dtype == z_std.dtype == np.float32
-        images = pixels_of(pictures, codes)
+        images = read_pixels(pictures, codes)
         np.testing.assert_array_equal(model.decode(z, v), images)
         # Other shapes of batches may add in another order.
         np.testing.assert_allclose(z, model.encode(images).z, atol=1e-5)
         np.testing.assert_allclose(z_std, model.posterior(images).stddev(), rtol=1e-5)
         labels = {key: int(row["label"]) for key, row in codes.items()}
         assert labels == {key: {"even": 0, "odd": 1}.get(key.split("/")[1], -1) for key in codes}
-        facts = manifest(out)
+        facts = read_manifest(out)
         assert facts["complete"] and facts["label_names"] == ["even", "odd"]
         assert facts["totals"]["images"] == 31 and facts["totals"]["skipped"] == 0
         assert [(field["name"], field["shape"]) for field in facts["fields"]] == [
@@ -62,7 +62,7 @@ class TestCodes:
             assert (len(content), hashlib.sha256(content).hexdigest()) == (shard["bytes"], shard["sha256"])
         keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
         assert keys[20:] == [*(f"validation/{n}.png" for n in range(6)), *(f"test/{n}.png" for n in range(5))]
-        assert list(read(out, split="validation")) == keys[20:26]
+        assert list(read_codes_by_key(out, split="validation")) == keys[20:26]
         with pytest.raises(DataError, match="no codes of a split 'tests'; it has train, validation, test"):
             read_codes(out, split="tests")
         with pytest.raises(DataError, match="holds no codes"):
@@ -75,8 +75,8 @@ class TestCodes:
             np.testing.assert_array_equal([z_by_key[key] for key in codes], z)
 
     def test_images_far_from_the_training_are_counted(self, encode, model, pictures, tmp_path, monkeypatch, capsys):
-        keys = sorted(key for key in every_key(pictures) if key.startswith("test/"))
-        v = np.asarray(model.encode(pixels_of(pictures, keys)).v)
+        keys = sorted(key for key in list_image_keys(pictures) if key.startswith("test/"))
+        v = np.asarray(model.encode(read_pixels(pictures, keys)).v)
         by_rms = sorted(zip(np.sqrt(np.square(v).mean((1, 2, 3))), keys, strict=True))
         # All but the two nearest are far.
         monkeypatch.setattr("tfdecouple.model.round_trip.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
@@ -90,9 +90,9 @@ class TestCodes:
 
     def test_scores_are_those_of_an_evaluation(self, encode, model, pictures, tmp_path):
         assert encode("--split", "test", "--scores", "--format", "parquet") == 0
-        codes = read(tmp_path / "codes")
+        codes = read_codes_by_key(tmp_path / "codes")
         keys = sorted(codes)
-        images = pixels_of(pictures, keys)
+        images = read_pixels(pictures, keys)
         right = Scorer(model)(images, np.arange(len(keys)))
         assert tuple(outliers.SCORES) == SCORES and set(right) == set(SCORES)
         for name in SCORES:
@@ -104,7 +104,7 @@ class TestCodes:
     def test_embedded_photographs_up_to_a_limit(self, tiny_run, tmp_path):
         arguments = ["--run", tiny_run, "--out", tmp_path / "codes", "--split", "validation", "--limit", 9]
         assert main(["encode", *map(str, arguments)]) == 0
-        assert list(read(tmp_path / "codes")) == [f"validation/{number}" for number in range(9)]
+        assert list(read_codes_by_key(tmp_path / "codes")) == [f"validation/{number}" for number in range(9)]
 
     def test_model_without_z_has_v(self, encode, pictures, tmp_path_factory, tmp_path, capsys):
         model = DecoupledModel(dataclasses.replace(SMALL, conditioning="none"))
@@ -114,10 +114,10 @@ class TestCodes:
         assert "--z-std needs one" in refused(capsys, lambda: encode("--v", "--z-std", run=run))
         assert not (tmp_path / "codes").exists()
         assert encode("--v", "--split", "test", run=run) == 0
-        codes = read(tmp_path / "codes")
+        codes = read_codes_by_key(tmp_path / "codes")
         assert set(next(iter(codes.values()))) == {"key", "label", "v"}
         images = model.decode(None, np.stack([row["v"] for row in codes.values()]))
-        np.testing.assert_array_equal(images, pixels_of(pictures, codes))
+        np.testing.assert_array_equal(images, read_pixels(pictures, codes))
 
     def test_code_that_is_not_finite_names_its_image(self, encode, monkeypatch, tmp_path, capsys):
         posterior = DecoupledModel.posterior
@@ -153,7 +153,7 @@ class TestRefusals:
 
     def test_other_job_in_the_same_folder(self, encode, model, tiny_run, pictures, tmp_path, capsys):
         assert encode() == 0
-        before = contents(tmp_path / "codes")
+        before = read_files(tmp_path / "codes")
         # The same weights under another name, and the same files elsewhere, are the same job.
         data, renamed = tmp_path / "pictures", tmp_path / "renamed"
         shutil.copytree(pictures, data)
@@ -180,7 +180,7 @@ class TestRefusals:
         ):
             capsys.readouterr()
             assert message in refused(capsys, lambda a=arguments, o=options: encode(*a, **o))
-        assert contents(tmp_path / "codes") == before
+        assert read_files(tmp_path / "codes") == before
 
     def test_second_program(self, encode, tmp_path, capsys):
         (tmp_path / "codes").mkdir()
@@ -213,9 +213,9 @@ class TestRefusals:
         monkeypatch.setattr(code_files, "serialize_examples", fails)
         line = refused(capsys, encode)
         assert "No space left on device" in line and "the same command goes on from it" in line
-        assert list(contents(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
+        assert list(read_files(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
         assert encode() == 0
-        assert read(tmp_path / "codes").keys() == every_key(pictures)
+        assert read_codes_by_key(tmp_path / "codes").keys() == list_image_keys(pictures)
 
 
 def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):

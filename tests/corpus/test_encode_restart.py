@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from helpers.codes import FILES, contents, every_key, manifest, read
+from helpers.codes import FILES, list_image_keys, read_codes_by_key, read_files, read_manifest
 from helpers.models import SMALL, give_effect
 from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.refusals import refused
@@ -73,12 +73,12 @@ class TestRestart:
                 encode("--v")
             assert not list(out.glob(".*.tmp"))
             assert before <= set(out.glob("*.tfrecord"))
-            assert not manifest(out)["complete"]
+            assert not read_manifest(out)["complete"]
         whole = len(list(out.glob("*.tfrecord")))
         assert 2 <= whole < 5
         with pytest.raises(DataError, match=f"has {whole} of 5 files; .*partial=True"):
             read_codes(out)
-        assert len(read(out, partial=True)) == [0, 7, 14, 20, 26][whole]
+        assert len(read_codes_by_key(out, partial=True)) == [0, 7, 14, 20, 26][whole]
         stop_after(0)
         reads.clear()
         capsys.readouterr()
@@ -86,22 +86,22 @@ class TestRestart:
         assert f"{whole} of 5 files are there already" in capsys.readouterr().out
         # Images of whole files are not even read.
         assert len(reads) == 31 - [0, 7, 14, 20, 26][whole]
-        assert contents(out) == contents(tmp_path / "unbroken")
-        assert read(out).keys() == every_key(pictures)
+        assert read_files(out) == read_files(tmp_path / "unbroken")
+        assert read_codes_by_key(out).keys() == list_image_keys(pictures)
         reads.clear()
         assert encode("--v") == 0
-        assert not reads and contents(out) == contents(tmp_path / "unbroken")
+        assert not reads and read_files(out) == read_files(tmp_path / "unbroken")
 
     def test_lost_and_cut_files_are_made_good(self, encode, tmp_path):
         assert encode() == 0
         out = tmp_path / "codes"
-        before = contents(out)
+        before = read_files(out)
         (out / f"{FILES[1]}.tfrecord").unlink()
         cut = out / f"{FILES[3]}.tfrecord"
         cut.write_bytes(cut.read_bytes()[:-40])
         (out / ".train-00001-of-00003.tfrecord.1.tmp").write_text("what a killed program left")
         assert encode() == 0
-        assert contents(out) == before and not list(out.glob(".*.tmp"))
+        assert read_files(out) == before and not list(out.glob(".*.tmp"))
 
     def test_folder_of_a_program_that_was_killed_as_it_began(self, encode, tmp_path):
         out = tmp_path / "codes"
@@ -128,7 +128,7 @@ class TestRestart:
         assert "the weights of update 1 of the run tiny, and those of update 20 of tiny are others" in line
         assert f"take --run {tmp_path / 'codes'}/_run" in line
         assert encode(run=tmp_path / "codes" / "_run") == 0
-        assert contents(tmp_path / "codes", "*.tfrecord") == contents(tmp_path / "unbroken", "*.tfrecord")
+        assert read_files(tmp_path / "codes", "*.tfrecord") == read_files(tmp_path / "unbroken", "*.tfrecord")
 
     def test_unreadable_files_stop_and_then_are_skipped(self, encode, pictures, tmp_path, capsys):
         data = tmp_path / "pictures"
@@ -136,15 +136,15 @@ class TestRestart:
         (data / "validation" / "2.png").write_text("no image")
         line = refused(capsys, lambda: encode(data=data))
         assert "cannot read the image" in line and "validation/2.png" in line
-        whole = contents(tmp_path / "codes", "*.tfrecord")
+        whole = read_files(tmp_path / "codes", "*.tfrecord")
         assert len(whole) == 3
         assert encode("--on-bad-image", "skip", data=data) == 0
         assert "1 unreadable skipped" in capsys.readouterr().out
         out = tmp_path / "codes"
-        assert whole.items() <= contents(out).items()
-        assert read(out).keys() == every_key(data) - {"validation/2.png"}
-        assert [shard["images"] for shard in manifest(out)["shards"]] == [7, 7, 6, 5, 5]
-        assert manifest(out)["totals"]["skipped"] == 1
+        assert whole.items() <= read_files(out).items()
+        assert read_codes_by_key(out).keys() == list_image_keys(data) - {"validation/2.png"}
+        assert [shard["images"] for shard in read_manifest(out)["shards"]] == [7, 7, 6, 5, 5]
+        assert read_manifest(out)["totals"]["skipped"] == 1
 
     def test_a_whole_file_of_unreadable_images(self, encode, pictures, tmp_path):
         data = tmp_path / "pictures"
@@ -152,8 +152,10 @@ class TestRestart:
         for path in (data / "train" / "even").iterdir():
             path.write_text("no image")
         assert encode("--on-bad-image", "skip", data=data) == 0
-        assert [shard["images"] for shard in manifest(tmp_path / "codes")["shards"]] == [0, 4, 6, 6, 5]
-        assert read(tmp_path / "codes").keys() == {key for key in every_key(data) if "even" not in key}
+        assert [shard["images"] for shard in read_manifest(tmp_path / "codes")["shards"]] == [0, 4, 6, 6, 5]
+        assert read_codes_by_key(tmp_path / "codes").keys() == {
+            key for key in list_image_keys(data) if "even" not in key
+        }
 
 
 @pytest.mark.slow
@@ -172,7 +174,7 @@ class TestKill:
                     process.send_signal(signal.SIGKILL)
                 status = process.wait(PATIENCE)
             assert status in ((-signal.SIGKILL, 0) if kill else (0,))
-            if kill and manifest(out)["complete"]:
+            if kill and read_manifest(out)["complete"]:
                 return False
             found = len(list(out.glob("*.parquet")))
             assert found >= whole
@@ -190,7 +192,7 @@ class TestKill:
             shutil.rmtree(out)
         else:
             raise AssertionError("it is always over before a kill comes")
-        assert manifest(out)["complete"] and not list(out.glob(".*.tmp"))
+        assert read_manifest(out)["complete"] and not list(out.glob(".*.tmp"))
         keys = [row["key"].decode() for row in read_codes(out).as_numpy_iterator()]
         assert keys == [f"test/{number}" for number in range(1000)]
 
@@ -213,9 +215,9 @@ class TestFullDisk:
         assert err.startswith("error: cannot write") and err.count("\n") == 1
         assert "No space left on device" in err
         filler.unlink()
-        before = contents(small_disk / "codes", f"*.{kind}")
+        before = read_files(small_disk / "codes", f"*.{kind}")
         assert main(arguments) == 0
         # What was whole is kept as it was, and the rest comes, each image once.
-        assert before.items() <= contents(small_disk / "codes", f"*.{kind}").items()
-        assert list(read(small_disk / "codes")) == [f"test/{number}" for number in range(1000)]
+        assert before.items() <= read_files(small_disk / "codes", f"*.{kind}").items()
+        assert list(read_codes_by_key(small_disk / "codes")) == [f"test/{number}" for number in range(1000)]
         assert main(["encode", "--verify", "--out", str(small_disk / "codes")]) == 0

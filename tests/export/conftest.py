@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from helpers.exporting import SIGNATURES, contents, hold_nothing, read_vectors, take_from
+from helpers.exporting import SIGNATURES, copy_finished_files, read_tree, read_vectors, write_placeholders
 from helpers.places import make_once
 from helpers.serving_server import read_models
 
@@ -24,7 +24,7 @@ def opened(tiny_run):
 @pytest.fixture
 def quick(opened, monkeypatch):
     """Makes exports write placeholder files that pass verification, for tests of where the files go."""
-    hold_nothing(monkeypatch, opened)
+    write_placeholders(monkeypatch, opened)
 
 
 @pytest.fixture
@@ -53,12 +53,12 @@ def refused(command, tmp_path):
     """A function that runs an export, asserts its status, one line of error and no changed file; returns the line."""
 
     def run(*arguments, expected=2, **options):
-        before = contents(tmp_path)
+        before = read_tree(tmp_path)
         status, _, err = command(*arguments, **options)
         assert status == expected
         assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
         assert "Traceback" not in err
-        assert contents(tmp_path) == before
+        assert read_tree(tmp_path) == before
         return err
 
     return run
@@ -95,7 +95,7 @@ def earlier(exported, tmp_path):
 @pytest.fixture
 def built(opened, vectors, exported, small_saved_model, monkeypatch):
     """Makes exports copy finished files instead of building them, for tests of verification."""
-    take_from(monkeypatch, exported, opened, small_saved_model, vectors)
+    copy_finished_files(monkeypatch, exported, opened, small_saved_model, vectors)
 
 
 @pytest.fixture(scope="module")

@@ -234,13 +234,13 @@ class TestCalls:
 
     @pytest.mark.parametrize("folder", ["exported", "without_z"])
     def test_python(self, folder, request) -> None:
-        cards.run_python(request.getfixturevalue(folder))
+        cards.run_python_blocks(request.getfixturevalue(folder))
 
     def test_curl(self, exported) -> None:
-        codes = cards.run_curl(exported)
+        codes = cards.run_curl_block(exported)
         assert np.shape(codes["z"]) == (SMALL.latent_dim,) and np.shape(codes["v"]) == SMALL.image_shape
 
     @pytest.mark.slow
     @pytest.mark.parametrize("folder", ["exported", "without_z"])
     def test_javascript(self, folder, request, npm_example) -> None:
-        cards.run_javascript(request.getfixturevalue(folder), npm_example("onnxruntime_node"))
+        cards.run_javascript_block(request.getfixturevalue(folder), npm_example("onnxruntime_node"))

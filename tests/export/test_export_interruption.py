@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written
+from helpers.exporting import PARTS, RECORDS, SERVING, list_incomplete_files, read_tree
 from helpers.forked import forked_programs
 from helpers.models import LEAST, give_effect, random_images
 from helpers.places import PATIENCE, ROOT, make_once, user_environment
@@ -96,7 +96,7 @@ def publishes_whole(run, to):
 
 def is_whole(to):
     """Asserts that all parts are there, and nothing else."""
-    assert half_written(to) == []
+    assert list_incomplete_files(to) == []
     beside = {"client.py", JSON_NAME, TEXT_NAME, *RECORDS, *SERVING}
     assert {path.name for path in to.iterdir()} == {"savedmodel", "onnx", *beside}
     assert {path.name for path in (to / "onnx").iterdir()} == {*PARTS}
@@ -118,12 +118,12 @@ class TestInterruption:
 
     def test_of_a_later_export_leaves_the_earlier_one_alone(self, least_run, whole, tmp_path):
         to = shutil.copytree(whole, tmp_path / "to")
-        before = contents(to)
+        before = read_tree(to)
         program = Program(least_run, to)
         # Long before anything is put in place: it cannot be over before the signal comes.
         program.wait_for("SavedModel: decode")
         assert program.end(signal.SIGTERM)[0] == 130
-        assert contents(to) == before
+        assert read_tree(to) == before
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ class TestKill:
         to = tmp_path / "to"
         for moment in MOMENTS:
             assert end_amid(moment, signal.SIGKILL, least_run, to)[0] == -signal.SIGKILL
-            assert half_written(to) == []
+            assert list_incomplete_files(to) == []
         publishes_whole(least_run, to)
 
     def test_before_each_rename_leaves_every_part_whole(self, export_killed_before, tmp_path):
@@ -170,7 +170,7 @@ class TestKill:
         for before in (False, True):
             for number in range(1, 30):
                 status = export_killed_before(number)
-                assert half_written(to) == []
+                assert list_incomplete_files(to) == []
                 if status == 0:
                     break
                 assert status == -signal.SIGKILL

@@ -51,9 +51,9 @@ def test_passes_verification(run, tmp_path, forked, npm_example):
     assert "classify" in card["formats"]["savedmodel"]["parity"]
     text = (tmp_path / "to" / "MODEL_CARD.md").read_text()
     assert "7 labels" in text and "0 cat, 1 dog, 2 owl" in text
-    cards.run_python(tmp_path / "to", 2 if with_z_of_labels else 1)
-    cards.run_javascript(tmp_path / "to", npm_example("onnxruntime_node"))
-    assert np.shape(cards.run_curl(tmp_path / "to")["z"]) == (6,)
+    cards.run_python_blocks(tmp_path / "to", 2 if with_z_of_labels else 1)
+    cards.run_javascript_block(tmp_path / "to", npm_example("onnxruntime_node"))
+    assert np.shape(cards.run_curl_block(tmp_path / "to")["z"]) == (6,)
 
 
 @pytest.mark.parametrize("run", MODELS, indirect=True)

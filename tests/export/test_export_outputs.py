@@ -6,7 +6,7 @@ import shutil
 import onnx
 import pytest
 import tensorflow as tf
-from helpers.exporting import ON_PAGE, RECORDS, contents, read_card
+from helpers.exporting import ON_PAGE, RECORDS, read_card, read_tree
 from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -104,7 +104,7 @@ class TestWeb:
         assert {path.name for path in page.iterdir()} == {*(p.name for p in web.PAGE.iterdir()), "model", "runtime"}
         for path in web.PAGE.iterdir():
             assert (page / path.name).read_bytes() == path.read_bytes()
-        assert contents(page / "runtime") == contents(runtime / "dist")
+        assert read_tree(page / "runtime") == read_tree(runtime / "dist")
         config = json.loads((page / "model" / "config.json").read_text())
         examples = config.pop("examples")
         # The run's data are the embedded photographs.

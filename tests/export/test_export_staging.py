@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from helpers.exporting import PARTS, RECORDS, SERVING, contents, half_written, read_card, silent
+from helpers.exporting import PARTS, RECORDS, SERVING, ignore_message, list_incomplete_files, read_card, read_tree
 
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME
@@ -41,10 +41,10 @@ class TestVersions:
         request = ExportConfig(run=tiny_run, to=tmp_path / "to", version=3)
         (tmp_path / "to" / "savedmodel" / "3").mkdir()
         (tmp_path / "to" / "savedmodel" / "3" / "saved_model.pb").touch()
-        before = contents(tmp_path)
+        before = read_tree(tmp_path)
         with pytest.raises(UserError, match="version 3 exists already"):
-            export(request, silent)
-        assert contents(tmp_path) == before
+            export(request, ignore_message)
+        assert read_tree(tmp_path) == before
 
     @pytest.mark.parametrize("version", [0, 2**63])
     def test_number_that_no_server_takes_is_refused(self, refused, version):
@@ -77,7 +77,7 @@ class TestPlace:
         (tmp_path / "web" / "index.html").write_text("new")
         with Staging(tmp_path):
             pass
-        assert {name: bytes_ for name, bytes_ in contents(tmp_path).items() if bytes_ is not None} == {
+        assert {name: bytes_ for name, bytes_ in read_tree(tmp_path).items() if bytes_ is not None} == {
             "onnx/encoder.onnx": b"old",
             "web/index.html": b"new",
         }
@@ -146,7 +146,7 @@ def test_reader_sees_nothing_of_an_export_until_all_of_it_is_ready(quick, tiny_r
 
     export(ExportConfig(run=tiny_run, to=tmp_path / "to"), look)
     assert len(seen) > 5 and not any(seen)
-    assert half_written(tmp_path / "to") == []
+    assert list_incomplete_files(tmp_path / "to") == []
 
 
 def test_edited_settings_of_a_server_are_kept_by_a_later_export(quick, command, tmp_path):
@@ -171,9 +171,9 @@ class TestOnnxFolder:
 
     def test_is_kept_by_an_export_of_another_format(self, quick, command, tmp_path):
         assert command("--format", "onnx")[0] == 0
-        before, entry = contents(tmp_path / "to" / "onnx"), read_card(tmp_path / "to")["formats"]["onnx"]
+        before, entry = read_tree(tmp_path / "to" / "onnx"), read_card(tmp_path / "to")["formats"]["onnx"]
         assert command("--format", "savedmodel")[0] == 0
-        assert contents(tmp_path / "to" / "onnx") == before
+        assert read_tree(tmp_path / "to" / "onnx") == before
         formats = read_card(tmp_path / "to")["formats"]
         assert set(formats) == {"savedmodel", "onnx"} and formats["onnx"] == entry
         assert "### onnx" in (tmp_path / "to" / TEXT_NAME).read_text()

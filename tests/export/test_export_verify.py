@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from helpers.exporting import ON_PAGE, read_vectors, silent
+from helpers.exporting import ON_PAGE, ignore_message, read_vectors
 from onnx import numpy_helper
 
 from export.card import TEXT_NAME
@@ -235,7 +235,7 @@ class TestVerify:
 @pytest.mark.usefixtures("quick")
 class TestWhatIsPublished:
     def test_page_is_verified_with_its_own_models(self, tiny_run, runtime, tmp_path, monkeypatch):
-        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), silent)
+        export(ExportConfig(run=tiny_run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), ignore_message)
         seen = []
 
         def run(runtime, folder, vectors, options, report):
@@ -249,18 +249,18 @@ class TestWhatIsPublished:
     def test_second_export_keeps_the_digests_of_the_first(self, tiny_run, tmp_path, files_alone):
         to = tmp_path / "to"
         for formats in (("savedmodel",), ("onnx",), ("savedmodel", "onnx")):
-            export(ExportConfig(run=tiny_run, to=to, formats=formats), silent)
+            export(ExportConfig(run=tiny_run, to=to, formats=formats), ignore_message)
             assert problems_of(to)[0] == []
         assert {*json.loads((to / MANIFEST).read_text())["parts"]} == {"savedmodel/1", "savedmodel/2", "onnx"}
         assert len(list((to / VECTORS).iterdir())) == 1
 
     def test_what_was_removed_is_left_out_of_the_next_manifest(self, tiny_run, tmp_path, files_alone):
         to = tmp_path / "to"
-        export(ExportConfig(run=tiny_run, to=to), silent)
+        export(ExportConfig(run=tiny_run, to=to), ignore_message)
         for name in ("savedmodel/1", "onnx"):
             shutil.rmtree(to / name)
         (to / "client.py").unlink()
         (to / TEXT_NAME).unlink()
-        export(ExportConfig(run=tiny_run, to=to, formats=("savedmodel",), version=2), silent)
+        export(ExportConfig(run=tiny_run, to=to, formats=("savedmodel",), version=2), ignore_message)
         assert problems_of(to)[0] == []
         assert {*load_manifest(to).parts} == {"savedmodel/2"}

@@ -54,7 +54,7 @@ class TestForPhones:
         stated = json.loads(bytes(model.buffers[metadata.buffer].data))
         assert stated["endpoint"] == "encode" and stated["run"] == card["run"]
         assert (phone / "MODEL_CARD.md").read_text() == render_card(card)
-        cards.run_python(phone)
+        cards.run_python_blocks(phone)
 
     def test_they_are_verified_where_they_lie(self, phone):
         said = []

@@ -1,4 +1,4 @@
-"""Functions that run the code blocks of a model card in its export folder, and check that a black image stays black."""
+"""Functions that run the code blocks of an export's model card, and check that a black image is reconstructed."""
 
 from __future__ import annotations
 
@@ -12,45 +12,46 @@ from export.card import JSON_NAME, TEXT_NAME
 from helpers.places import PATIENCE, user_environment
 
 
-def blocks(folder: pathlib.Path, language: str) -> list[str]:
-    """Returns the code blocks of a model card in a language."""
+def read_code_blocks(folder: pathlib.Path, language: str) -> list[str]:
+    """Returns the code blocks of one language in the model card of an export folder."""
     return re.findall(rf"```{language}\n(.*?)```", (folder / TEXT_NAME).read_text(), re.DOTALL)
 
 
-def _shape(folder: pathlib.Path) -> tuple[int, ...]:
-    return tuple(json.loads((folder / JSON_NAME).read_text())["architecture"]["image_shape"])
+def _read_card(folder: pathlib.Path) -> dict:
+    return json.loads((folder / JSON_NAME).read_text())
 
 
-def run_python(folder: pathlib.Path, count: int = 1) -> None:
-    """Asserts that the card has `count` Python blocks, and that each of them reconstructs the image."""
-    found = blocks(folder, "python")
-    assert len(found) == count
-    for program in found:
-        program += f"assert same.shape == (1, *{_shape(folder)}) and same.dtype == np.uint8 and not same.any()\n"
+def run_python_blocks(folder: pathlib.Path, count: int = 1) -> None:
+    """Asserts that the model card has `count` Python blocks, and that each of them reconstructs a black image."""
+    shape = tuple(_read_card(folder)["architecture"]["image_shape"])
+    programs = read_code_blocks(folder, "python")
+    assert len(programs) == count
+    for program in programs:
+        program += f"assert same.shape == (1, *{shape}) and same.dtype == np.uint8 and not same.any()\n"
         done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
 
-def run_javascript(folder: pathlib.Path, example: pathlib.Path) -> None:
-    """Asserts that the JavaScript block reconstructs the image, run with the packages of the Node example's copy."""
-    (program,) = blocks(folder, "js")
-    sizes = ",".join(map(str, (1, *_shape(folder))))
-    check = f'if (String(same.dims) !== "{sizes}" || same.data.some((value) => value !== 0)) throw same;\n'
+def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
+    """Asserts that the JavaScript block reconstructs a black image, with the npm packages of the Node.js example."""
+    (program,) = read_code_blocks(folder, "js")
+    shape = ",".join(map(str, (1, *_read_card(folder)["architecture"]["image_shape"])))
+    check = f'if (String(same.dims) !== "{shape}" || same.data.some((value) => value !== 0)) throw same;\n'
     (example / "card.mjs").write_text(program + check)
     command = ["node", example / "card.mjs"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 
-def run_curl(folder: pathlib.Path) -> dict:
-    """Returns the prediction that a server of the SavedModel answers to the card's curl command."""
+def run_curl_block(folder: pathlib.Path) -> dict:
+    """Returns the outputs by name that a server of the SavedModel sends to the model card's curl command."""
     from helpers.serving_server import Server
 
-    (command,) = blocks(folder, "sh")
-    with Server(folder / "savedmodel", json.loads((folder / JSON_NAME).read_text())["name"]) as server:
+    (command,) = read_code_blocks(folder, "sh")
+    with Server(folder / "savedmodel", _read_card(folder)["name"]) as server:
         assert "localhost:8501" in command
         command = command.replace("localhost:8501", f"localhost:{server.rest_port}")
         options = {"env": user_environment(), "capture_output": True, "text": True, "timeout": PATIENCE}
         done = subprocess.run(["sh", "-c", command], **options)
-    (answer,) = json.loads(done.stdout)["predictions"]
-    return answer
+    (prediction,) = json.loads(done.stdout)["predictions"]
+    return prediction

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import onnx
 
-import export.pipeline  # noqa: F401 - looked for by its name
+import export.pipeline  # noqa: F401 - its functions are replaced by their dotted names
 from export.card import JSON_NAME
 from export.endpoints import list_onnx_names
 from export.export_folder import VECTORS
@@ -18,37 +18,33 @@ from export.formats.web import PAGE_MODELS
 from export.verification.comparison import Report
 from helpers.models import TINY
 
-# Names of the ONNX files in an export of TINY, and of those on its web page.
+# Names of the ONNX files in an export of TINY.
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
+# Names of the ONNX files that the web page of an export loads.
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
 # Names of the files and folders of an export that a later verification reads.
 RECORDS = ("manifest.json", "test_vectors")
+# Files beside an export that start a server of its SavedModel.
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 # Signatures of the small SavedModel, which loads faster than a full one.
 SIGNATURES = ("encode", "decode")
 
 
-class NoDeployedModel:
-    """An empty class that replaces `export.deployed.deployed_model.DeployedModel`."""
-
-    def __init__(self, model, order="NHWC"):
-        pass
-
-
-def _save_saved_model(deployed, chosen, folder, report):
+def _save_placeholder_model(deployed, chosen, folder, report):
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_text("graph")
+    # A test that watches the export folder could see an incomplete version here.
     time.sleep(0.01)
     for name in ("variables.index", "variables.data-00000-of-00001"):
         (folder / "variables" / name).write_text("weights")
 
 
-def _replace(patch, opened, **parts):
-    """Replaces the slow functions of the export pipeline by those of a test."""
+def _replace_slow_parts(patch, opened, **parts):
+    """Replaces functions of the export by those of a test; `parts` has further ones by dotted name below `export`."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
         "pipeline.load_real_images": lambda data, shape: (None, "test images"),
-        "pipeline.DeployedModel": NoDeployedModel,
+        "pipeline.DeployedModel": lambda model, order="NHWC": None,
         "pipeline.digest_weights": lambda model, deployed: {},
         **parts,
     }
@@ -56,39 +52,32 @@ def _replace(patch, opened, **parts):
         patch.setattr(f"export.{name}", value)
 
 
-def hold_nothing(patch, opened):
+def write_placeholders(patch, opened):
     """Makes exports write placeholder files that pass verification.
 
     Args:
         patch: pytest's `monkeypatch`.
         opened: model and provenance of the exported run; only the model's config is used.
     """
-    _replace(
-        patch,
-        opened,
-        **{
-            "pipeline.make_vectors": lambda model, images, report: {},
-            "formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
-            "pipeline.save_saved_model": _save_saved_model,
-            "pipeline.compare_in_process": lambda runtime, folder, vectors, options, report: Report(),
-        },
-    )
+    parts = {
+        "pipeline.make_vectors": lambda model, images, report: {},
+        "formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
+        "pipeline.save_saved_model": _save_placeholder_model,
+        "pipeline.compare_in_process": lambda runtime, folder, vectors, options, report: Report(),
+    }
+    _replace_slow_parts(patch, opened, **parts)
 
 
-def take_from(patch, exported, opened, saved_model, vectors):
-    """Makes exports copy finished files instead of building them: the ONNX files in `exported` and a SavedModel."""
-    _replace(
-        patch,
-        opened,
-        **{
-            "pipeline.make_vectors": lambda model, images, report: vectors,
-            "formats.onnx.build_onnx": lambda deployed, one, metadata: onnx.load(
-                exported / "onnx" / f"{one.onnx}.onnx"
-            ),
-            "pipeline.save_saved_model": lambda deployed, chosen, folder, report: shutil.copytree(saved_model, folder),
-            "pipeline.write_warmup": lambda folder, name, chosen: None,
-        },
-    )
+def copy_finished_files(patch, exported, opened, saved_model, vectors):
+    """Makes exports copy the ONNX files of the export folder `exported` and a SavedModel, instead of building them."""
+    onnx_files = exported / "onnx"
+    parts = {
+        "pipeline.make_vectors": lambda model, images, report: vectors,
+        "formats.onnx.build_onnx": lambda deployed, one, metadata: onnx.load(onnx_files / f"{one.onnx}.onnx"),
+        "pipeline.save_saved_model": lambda deployed, chosen, folder, report: shutil.copytree(saved_model, folder),
+        "pipeline.write_warmup": lambda folder, name, chosen: None,
+    }
+    _replace_slow_parts(patch, opened, **parts)
 
 
 def read_vectors(folder):
@@ -98,11 +87,11 @@ def read_vectors(folder):
         return dict(archive)
 
 
-def silent(text):
-    """Ignores a progress message."""
+def ignore_message(text):
+    """Ignores a progress message of the export."""
 
 
-def contents(folder):
+def read_tree(folder):
     """Returns the bytes of all files in a folder by relative path, hidden ones included; None for subfolders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
@@ -111,19 +100,19 @@ def read_card(folder):
     return json.loads((folder / JSON_NAME).read_text())
 
 
-def half_written(folder):
+def list_incomplete_files(folder):
     """Returns a description of each incomplete file or version in an export folder."""
-    half = []
+    incomplete = []
     versions = folder / "savedmodel"
     for version in versions.iterdir() if versions.exists() else ():
         files = ("saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001")
-        half += [f"{version.name} without {name}" for name in files if not (version / name).is_file()]
+        incomplete += [f"{version.name} without {name}" for name in files if not (version / name).is_file()]
         if not (version / "assets.extra" / JSON_NAME).exists():
-            half.append(f"{version.name} without a card")
+            incomplete.append(f"{version.name} without a card")
     for name in (JSON_NAME, *SERVING):
         # A file may be missing before it is published, but a visible one must be complete.
         with contextlib.suppress(FileNotFoundError):
             text = (folder / name).read_text()
             if not text.endswith("\n") or (name == JSON_NAME and not json.loads(text)):
-                half.append(name)
-    return half
+                incomplete.append(name)
+    return incomplete

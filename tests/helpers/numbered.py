@@ -6,9 +6,9 @@ import pathlib
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 from PIL import Image
 
+from helpers.refusals import message_of
 from tfdecouple.config import DataConfig
 from tfdecouple.data import Source, training_batches
 from tfdecouple.data.splits import MemorySplit
@@ -34,12 +34,8 @@ def write_images(folder: pathlib.Path, images: np.ndarray, first: int = 0) -> No
 
 
 def one_line_error(call: Callable[[], object]) -> str:
-    """Returns the message of the DataError that `call` must raise, and asserts that it is one line."""
-    with pytest.raises(DataError) as caught:
-        call()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
+    """Returns the message of the DataError that `call` must raise, and asserts that the message is one line."""
+    return message_of(DataError, call)
 
 
 def memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
