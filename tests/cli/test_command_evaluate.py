@@ -55,7 +55,7 @@ def read(folder, name):
 def known(made_run, image_folder):
     """Bits/dim of the test images by the evaluator, seed 4."""
     source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
-    images = next(source.examples("test").batch(5).as_numpy_iterator())["image"]
+    images = next(source.open_split("test").decode_examples().batch(5).as_numpy_iterator())["image"]
     return BoundEvaluator(load_model(made_run))(counted_batches(images, 5), seed=4)
 
 
@@ -90,7 +90,7 @@ class TestBitsPerDim:
         source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
         drawn = np.sort(draw_indices(source, "test", 3, 4))
         assert drawn.tolist() != [0, 1, 2]
-        every = next(source.examples("test").batch(5).as_numpy_iterator())
+        every = next(source.open_split("test").decode_examples().batch(5).as_numpy_iterator())
         batch = {name: every[name][drawn] for name in ("image", "index")} | {"weight": np.ones(3, np.float32)}
         expected = BoundEvaluator(load_model(made_run))(tf.data.Dataset.from_tensors(batch), seed=4)
         values = read(tmp_path, "bits_per_dim-test")

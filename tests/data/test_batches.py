@@ -17,8 +17,15 @@ from helpers.numbered import (
 )
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import Source, chosen_batches, evaluation_batches, load_images, steps_per_epoch, training_batches
-from tfdecouple.data.batches import augment
+from tfdecouple.data import (
+    Source,
+    count_epoch_steps,
+    load_images,
+    make_evaluation_batches,
+    make_training_batches,
+    read_chosen_batches,
+)
+from tfdecouple.data.batches import augment_image
 from tfdecouple.data.splits import RecordSplit, Split
 from tfdecouple.errors import DataError
 
@@ -40,7 +47,7 @@ class TestTrainingOrder:
         assert numbers(take(source, AUGMENTED, 6, seed=2)) != numbers(first[:6])
 
     def test_epochs_hold_each_image_once_and_differ_in_order_and_in_what_is_left_over(self, source):
-        assert steps_per_epoch(source, 4) == 6
+        assert count_epoch_steps(source, 4) == 6
         batches = take(source, PLAIN, 36)
         epochs = [numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
         assert all(len(set(epoch)) == len(epoch) == 24 for epoch in epochs)
@@ -54,10 +61,10 @@ def test_start_in_mid_epoch_decodes_nothing_before():
     class InOrder(Split):
         """Never shuffles, and notes which records are decoded."""
 
-        def shuffled(self, seed):
-            return self.records()
+        def shuffle_records(self, seed):
+            return self.list_records()
 
-        def decode(self, record):
+        def decode_record(self, record):
             def note(index):
                 decoded.append(int(index))
                 return np.int32(index)
@@ -80,12 +87,12 @@ def test_windows_of_records_cover_an_epoch_and_move():
         return tf.gather(images, index), tf.gather(labels, index)
 
     split = RecordSplit(50, "all", records=tf.data.Dataset.range(50), decode=decode, window=8)
-    orders = [list(split.shuffled(tf.constant([seed, 0], tf.int64)).as_numpy_iterator()) for seed in range(5)]
+    orders = [list(split.shuffle_records(tf.constant([seed, 0], tf.int64)).as_numpy_iterator()) for seed in range(5)]
     for order in orders:
         assert sorted(order) == list(range(50))
     # The records of the first window: were the borders fixed, they would be the same each time.
     assert len({frozenset(order[:8]) for order in orders}) > 1
-    again = list(split.shuffled(tf.constant([3, 0], tf.int64)).as_numpy_iterator())
+    again = list(split.shuffle_records(tf.constant([3, 0], tf.int64)).as_numpy_iterator())
     assert again == orders[3]
 
 
@@ -99,7 +106,7 @@ class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [4, 26, 40])
     def test_each_image_exactly_once(self, source, batch_size):
         wanted, labels = load_images(source, "train", TRAINING_IMAGES)
-        batches = list(evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
+        batches = list(make_evaluation_batches(source, "train", batch_size=batch_size).as_numpy_iterator())
         assert len(batches) == -(-TRAINING_IMAGES // batch_size)
         joined = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
         for batch in batches:
@@ -115,7 +122,7 @@ class TestEvaluation:
 
     def test_limit_takes_the_first(self):
         source = memory_source(numbered_images(26))
-        batches = list(evaluation_batches(source, "train", batch_size=4, limit=7).as_numpy_iterator())
+        batches = list(make_evaluation_batches(source, "train", batch_size=4, limit=7).as_numpy_iterator())
         indices = [batch["index"][batch["weight"] > 0].tolist() for batch in batches]
         assert indices == [[0, 1, 2, 3], [4, 5, 6]]
 
@@ -123,13 +130,13 @@ class TestEvaluation:
 class TestChosenBatches:
     def test_only_chosen_images_come_in_ascending_order(self, source):
         images, labels = load_images(source, "train", TRAINING_IMAGES)
-        batches = list(chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
+        batches = list(read_chosen_batches(source, "train", np.array([9, 2, 5, 2]), batch_size=2))
         assert [batch["index"].tolist() for batch in batches] == [[2, 5], [9]]
         np.testing.assert_array_equal(np.concatenate([batch["image"] for batch in batches]), images[[2, 5, 9]])
         np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), labels[[2, 5, 9]])
-        assert list(chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
+        assert list(read_chosen_batches(source, "train", np.zeros(0), batch_size=2)) == []
         with pytest.raises(DataError, match=f"there is no image {TRAINING_IMAGES} in train"):
-            list(chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
+            list(read_chosen_batches(source, "train", np.array([0, TRAINING_IMAGES]), batch_size=2))
 
     def test_of_records_decodes_no_others(self):
         decoded = []
@@ -143,17 +150,17 @@ class TestChosenBatches:
 
         split = RecordSplit(12, "all", records=tf.data.Dataset.range(12), decode=decode, window=4)
         source = Source(name="x", title="x", label_names=(), image_shape=(SIZE, SIZE, 3), splits={"train": split})
-        list(chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
+        list(read_chosen_batches(source, "train", np.array([7, 3]), batch_size=2))
         assert sorted(decoded) == [3, 7]
 
 
 def test_impossible_requests_are_refused():
     source = memory_source(numbered_images(26))
-    assert "27, but numbers has 26 training images" in one_line_error(lambda: steps_per_epoch(source, 27))
+    assert "27, but numbers has 26 training images" in one_line_error(lambda: count_epoch_steps(source, 27))
     assert "no split 'tset'; use one of train" in one_line_error(lambda: load_images(source, "tset", 1))
     assert "numbers has 26 of them in train" in one_line_error(lambda: load_images(source, "train", 30))
     config = DataConfig(pad_and_crop=SIZE)
-    message = one_line_error(lambda: training_batches(source, config, batch_size=2, seed=1))
+    message = one_line_error(lambda: make_training_batches(source, config, batch_size=2, seed=1))
     assert "pad_and_crop is 8; it must be below the shorter side of the images, 8" in message
 
 
@@ -179,7 +186,7 @@ def test_augmentation_agrees_with_numpy_and_reaches_every_case(pad, flip, shape)
     config = DataConfig(horizontal_flip=flip, pad_and_crop=pad)
 
     def one(number):
-        return augment(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), config)
+        return augment_image(tf.constant(image), tf.stack([tf.constant(5, tf.int64), number]), config)
 
     for result in tf.data.Dataset.range(20 * len(counts)).map(one).as_numpy_iterator():
         assert result.dtype == np.uint8 and result.shape == image.shape

@@ -21,9 +21,9 @@ USE = """
 import doctest, os
 import numpy as np
 from tfdecouple.config import DataConfig
-from tfdecouple.data import load_images, open_source, sources, training_batches
+from tfdecouple.data import load_images, open_source, sources, make_training_batches
 source = open_source(DataConfig(source="stripes"), (8, 8, 3))
-batch = next(iter(training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
+batch = next(iter(make_training_batches(source, DataConfig(), batch_size=4, seed=0)))["image"].numpy()
 assert batch.shape == (4, 8, 8, 3) and (batch == batch[:, :, :1, :1]).all() and batch.std() > 0
 ours, theirs = (load_images(source, split, 64)[0] for split in ("train", "test"))
 assert (ours != theirs).any()

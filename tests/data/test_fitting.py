@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
-from tfdecouple.data.image_file import centre_box, fit_pixels, fit_tensor, read_image
+from tfdecouple.data.image_file import crop_and_resize, crop_and_resize_tensor, find_centre_box, read_image
 
 RGB, GREY = (8, 12, 3), (8, 12, 1)
 
@@ -74,7 +74,7 @@ class TestArrays:
         pixels, path = noise(16, 24, 7), str(tmp_path / "image.npy")
         np.save(path, pixels)
         np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0), pixels)
-        np.testing.assert_array_equal(read_image(path, (8, 8, 7), 0), fit_pixels(pixels, (8, 8, 7), 0))
+        np.testing.assert_array_equal(read_image(path, (8, 8, 7), 0), crop_and_resize(pixels, (8, 8, 7), 0))
         content = io.BytesIO(pathlib.Path(path).read_bytes())
         np.testing.assert_array_equal(read_image(path, (16, 24, 7), 0, content), pixels)
         np.save(path, pixels[..., 0])
@@ -111,8 +111,8 @@ class TestFitting:
             pixels = noise(*size, channels)
             path = saved(tmp_path / "image.png", pixels.squeeze(-1) if channels == 1 else pixels)
             read = read_image(path, (8, 12, channels), crop)
-            np.testing.assert_array_equal(fit_tensor(tf.constant(pixels), (8, 12, channels), crop), read)
-            top, left, rows, columns = centre_box(*size, (8, 12, channels), crop)
+            np.testing.assert_array_equal(crop_and_resize_tensor(tf.constant(pixels), (8, 12, channels), crop), read)
+            top, left, rows, columns = find_centre_box(*size, (8, 12, channels), crop)
             assert 0 <= top <= size[0] - rows and 0 <= left <= size[1] - columns and min(rows, columns) >= 1
             # The box has the proportions of the model, as nearly as whole pixels can, and is as large as fits.
             assert crop == 7 or rows == size[0] or columns == size[1]
@@ -122,9 +122,9 @@ class TestFitting:
 
     def test_grey_and_rgb_become_each_other_in_a_pipeline(self):
         rgb, grey = noise(8, 12, 3), noise(8, 12, 1)
-        made = fit_tensor(tf.constant(rgb), GREY, 0)
+        made = crop_and_resize_tensor(tf.constant(rgb), GREY, 0)
         np.testing.assert_array_equal(made[..., 0], np.asarray(Image.fromarray(rgb).convert("L")))
-        np.testing.assert_array_equal(fit_tensor(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
+        np.testing.assert_array_equal(crop_and_resize_tensor(tf.constant(grey), RGB, 0), np.repeat(grey, 3, -1))
 
 
 class TestGreyRectangles:
@@ -138,7 +138,7 @@ class TestGreyRectangles:
         assert source.image_shape == GREY and sum(source.sizes.values()) == 6
         for split, size in source.sizes.items():
             for number, image in enumerate(load_images(source, split, size)[0]):
-                key = source.key(split, number)
+                key = source.find_image_key(split, number)
                 np.testing.assert_array_equal(image[..., 0], images.get(key, noise(8, 12, 1)[..., 0]))
 
     def test_photographs(self):

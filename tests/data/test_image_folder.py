@@ -6,8 +6,14 @@ import tensorflow as tf
 from helpers.numbered import PLAIN, SIZE, assert_same, numbered_images, numbers, one_line_error, take, write_images
 
 from tfdecouple.config import DataConfig
-from tfdecouple.data import chosen_batches, evaluation_batches, load_images, open_source, training_batches
-from tfdecouple.data.image_folder import ImageFile, hash_split
+from tfdecouple.data import (
+    load_images,
+    make_evaluation_batches,
+    make_training_batches,
+    open_source,
+    read_chosen_batches,
+)
+from tfdecouple.data.image_folder import ImageFile, split_files_by_hash
 
 
 class TestFolder:
@@ -40,17 +46,17 @@ class TestFolder:
 
     def test_hash_split_is_stable(self):
         files = self._files(2000)
-        parts = hash_split(files)
-        assert hash_split(files[::-1])["test"] == parts["test"][::-1]
+        parts = split_files_by_hash(files)
+        assert split_files_by_hash(files[::-1])["test"] == parts["test"][::-1]
         assert 60 < len(parts["test"]) < 140 and 60 < len(parts["validation"]) < 140
         # More files, or another place on disk, move none.
         moved = [ImageFile(f"/elsewhere/{file.key}", file.key, "") for file in files]
-        larger = hash_split(moved + self._files(500, "new"))
+        larger = split_files_by_hash(moved + self._files(500, "new"))
         for name, part in parts.items():
             assert {file.key for file in part} <= {file.key for file in larger[name]}
 
     def test_hash_split_is_pinned(self):
-        parts = hash_split(self._files(40))
+        parts = split_files_by_hash(self._files(40))
         assert [file.key for file in parts["validation"]] == ["14.png", "18.png", "34.png", "38.png"]
         assert [file.key for file in parts["test"]] == ["0.png", "6.png", "8.png", "33.png"]
 
@@ -58,7 +64,7 @@ class TestFolder:
         for count, least in ((3, 1), (10, 1), (79, 7), (200, 8)):
             for prefix in "abcd":
                 files = self._files(count, prefix)
-                parts = hash_split(files)
+                parts = split_files_by_hash(files)
                 assert sorted(sum(parts.values(), []), key=files.index) == files
                 assert min(len(parts["validation"]), len(parts["test"])) >= least and parts["train"]
 
@@ -113,7 +119,7 @@ class TestFolder:
 
         def train():
             with source.guard():
-                list(training_batches(source, PLAIN, batch_size=5, seed=0).take(2))
+                list(make_training_batches(source, PLAIN, batch_size=5, seed=0).take(2))
 
         message = one_line_error(train)
         assert "003.png" in message or "007.png" in message
@@ -128,7 +134,7 @@ class TestFolder:
         for epoch in (batches[:2], batches[2:]):
             assert sorted(numbers(epoch)) == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9]
         assert_same(take(source, PLAIN, 1, start_step=3, batch_size=5), batches[3:])
-        weighed = list(evaluation_batches(source, "train", batch_size=3).as_numpy_iterator())
+        weighed = list(make_evaluation_batches(source, "train", batch_size=3).as_numpy_iterator())
         indices = [int(i) for batch in weighed for i, w in zip(batch["index"], batch["weight"], strict=True) if w]
         assert indices == [0, 1, 2, 4, 5, 6, 8, 9] and source.skipped == 2
         assert load_images(source, "train", 8)[0][:, 0, 0, 0].tolist() == indices
@@ -149,7 +155,9 @@ class TestFolder:
 
     def test_guard_names_the_image_of_its_error(self, damaged):
         source = self._open(damaged, cache_gib=0)
-        assert "007.png" in one_line_error(lambda: list(chosen_batches(source, "train", np.array([7]), batch_size=2)))
+        assert "007.png" in one_line_error(
+            lambda: list(read_chosen_batches(source, "train", np.array([7]), batch_size=2))
+        )
         # Bad images are known by now, but have no part in this error.
         with pytest.raises(tf.errors.InvalidArgumentError), source.guard():
             tf.debugging.assert_equal(1, 2)

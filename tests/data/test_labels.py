@@ -21,7 +21,7 @@ def table(tmp_path):
 def test_numbers_are_found_by_path(table):
     attributes = read_attributes(table('file, age,smiling\na/1.png,20,1\n\n"2.png", 3.5e1 ,\n', "utf-8-sig"))
     assert attributes.names == ("age", "smiling")
-    numbers = attributes.look_up(["a/1.png", "2.png", "b/2.png"])
+    numbers = attributes.look_up_attributes(["a/1.png", "2.png", "b/2.png"])
     np.testing.assert_array_equal(numbers, [[20, 1], [35, np.nan], [np.nan, np.nan]])
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from tfdecouple.cli.run_images import read_image_files
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.data.image_file import fit_pixels, fit_tensor, read_image
-from tfdecouple.data.tfds import decode_pixels
+from tfdecouple.data.image_file import crop_and_resize, crop_and_resize_tensor, read_image
+from tfdecouple.data.tfds import decode_tfds_image
 
 EXAMPLES = ROOT / "examples"
 
@@ -47,7 +47,7 @@ def test_the_filter_is_bilinear_with_antialiasing():
         weights /= weights.sum(1, keepdims=True)
         right = np.einsum("yi,xj,ijc->yxc", weights, weights, image.astype(np.float64))
         # Rounded twice, a value is off by at most one half and, under weights that sum to one, one half more.
-        assert np.abs(fit_pixels(image, (size, size, 3), 0) - right).max() < 1.001
+        assert np.abs(crop_and_resize(image, (size, size, 3), 0) - right).max() < 1.001
 
 
 @pytest.mark.parametrize("crop", [0, 20])
@@ -78,10 +78,12 @@ def test_tensorflow_datasets_are_read_as_files_are(files, wanted):
     for names, channels in ((colours, 3), (("grey.png", "grey.jpg"), 1)):
         feature = tfds.features.Image(shape=(None, None, channels))
         encoded = tf.data.Dataset.from_tensor_slices([files[name].read_bytes() for name in names])
-        read = encoded.map(
-            lambda one, feature=feature: fit_tensor(decode_pixels(one, feature), (SIZE, SIZE, 3), 0), tf.data.AUTOTUNE
-        )
-        for name, found in zip(names, read.as_numpy_iterator(), strict=True):
+
+        def read(one, feature=feature):
+            return crop_and_resize_tensor(decode_tfds_image(one, feature), (SIZE, SIZE, 3), 0)
+
+        read_images = encoded.map(read, tf.data.AUTOTUNE).as_numpy_iterator()
+        for name, found in zip(names, read_images, strict=True):
             assert_same(found, wanted[name], name)
 
 
@@ -110,7 +112,7 @@ def test_the_filter_in_javascript_gives_the_very_same_bytes(tmp_path):
         image = rng.integers(0, 256, (side, side, 3), np.uint8) if number % 2 else rng.choice([0, 255], (side, side, 3))
         image = image.astype(np.uint8)
         image.tofile(tmp_path / str(number))
-        right.append(fit_pixels(image, (size, size, 3), 0))
+        right.append(crop_and_resize(image, (size, size, 3), 0))
     listed = [[str(number), side, size] for number, (side, size) in enumerate(cases)]
     (tmp_path / "cases.json").write_text(json.dumps(listed))
     subprocess.run(["node", program], cwd=tmp_path, check=True, timeout=PATIENCE)

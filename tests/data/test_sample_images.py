@@ -54,14 +54,14 @@ class TestPhotographs:
     def test_boxes_are_pinned(self):
         # Crops must be the same on every machine and with every version of NumPy.
         draws = np.random.default_rng(3).random((1000, 3))
-        boxes = photographs_module.draw_boxes((640, 427), "test", (32, 32), draws)
+        boxes = photographs_module.draw_crop_boxes((640, 427), "test", (32, 32), draws)
         assert hashlib.sha256(boxes.astype("<i8").tobytes()).hexdigest()[:16] == "f95893a383df9c23"
 
     @pytest.mark.parametrize("size", [(451, 300), (512, 512), (300, 451)])
     def test_regions_share_no_pixel(self, size):
         owner = np.zeros((size[1], size[0]), int)
         for split in ("train", "validation", "test"):
-            left, top, right, bottom = photographs_module.find_band(size, split)
+            left, top, right, bottom = photographs_module.find_split_band(size, split)
             assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
             assert not owner[top:bottom, left:right].any()
             owner[top:bottom, left:right] = ("train", "validation", "test").index(split) + 1
@@ -77,12 +77,12 @@ class TestPhotographs:
         size = (451, 300)
         draws = np.random.default_rng(0).random((2000, 3))
         draws[0], draws[1] = 0.0, np.nextafter(1.0, 0.0)
-        boxes = photographs_module.draw_boxes(size, split, (32, 32), draws)
-        left, top, right, bottom = photographs_module.find_band(size, split)
+        boxes = photographs_module.draw_crop_boxes(size, split, (32, 32), draws)
+        left, top, right, bottom = photographs_module.find_split_band(size, split)
         assert (boxes[:, :2] >= (left, top)).all() and (boxes[:, 2:] <= (right, bottom)).all()
         sides = boxes[:, 2] - boxes[:, 0]
         np.testing.assert_array_equal(sides, boxes[:, 3] - boxes[:, 1])
-        largest = photographs_module.largest_side(size)
+        largest = photographs_module.find_largest_crop_side(size)
         assert sides.min() == 32 and sides.max() == largest
         # Log-uniform: half of the sides lie below the geometric mean.
         assert abs(np.mean(sides < np.sqrt(32 * largest)) - 0.5) < 0.05
@@ -92,9 +92,9 @@ class TestPhotographs:
         colours = {"train": (255, 0, 0), "validation": (0, 255, 0), "test": (0, 0, 255)}
         picture = Image.new("RGB", (300, 200))
         for split, colour in colours.items():
-            picture.paste(colour, photographs_module.find_band(picture.size, split))
+            picture.paste(colour, photographs_module.find_split_band(picture.size, split))
         for split, colour in colours.items():
-            images, _ = photographs_module.cut_crops((picture,), split, 50, (16, 16, 3))
+            images, _ = photographs_module.cut_photograph_crops((picture,), split, 50, (16, 16, 3))
             assert (images == np.array(colour, np.uint8)).all()
 
     def test_too_large(self):

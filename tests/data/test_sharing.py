@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.runs import run_config
 
-from tfdecouple.data import evaluation_batches, open_source, slice_for_replicas, training_batches
+from tfdecouple.data import make_evaluation_batches, make_training_batches, open_source, slice_for_replicas
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def test_slices_in_order_are_the_batch(source, image_folder, pipelines, replicas
     options = {"batch_size": 8, "seed": 3, "start_step": start_step}
     config = run_config(image_folder).data
     # Two batches an epoch: four steps cross its border.
-    whole = list(training_batches(source, config, **options).take(4).as_numpy_iterator())
+    whole = list(make_training_batches(source, config, **options).take(4).as_numpy_iterator())
     options["micro_batches"] = micro_batches
     own = replicas // pipelines
     shares = [
         list(
-            training_batches(source, config, **options, context=context)
+            make_training_batches(source, config, **options, context=context)
             .take(4 * micro_batches * own)
             .as_numpy_iterator()
         )
@@ -46,7 +46,7 @@ def test_slices_in_order_are_the_batch(source, image_folder, pipelines, replicas
 
 @pytest.mark.parametrize(("pipelines", "replicas"), [(1, 2), (2, 4)])
 def test_evaluation_counts_each_image_once(source, pipelines, replicas):
-    batches = evaluation_batches(source, "train", batch_size=8)
+    batches = make_evaluation_batches(source, "train", batch_size=8)
     counted = []
     for context in contexts(pipelines, replicas):
         for piece in slice_for_replicas(batches, context).as_numpy_iterator():

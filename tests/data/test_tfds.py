@@ -12,7 +12,7 @@ from PIL import Image
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
-from tfdecouple.data.tfds import choose_splits, feature_keys
+from tfdecouple.data.tfds import choose_tfds_splits, find_feature_keys
 
 REAL_DATA = os.environ.get("TFDECOUPLE_DATA_DIR")
 
@@ -24,7 +24,7 @@ def test_the_label_is_the_feature_label_or_the_only_class(names, label):
     tfds = pytest.importorskip("tensorflow_datasets")
     features = {"image": tfds.features.Image(shape=(8, 8, 3)), "number": tfds.features.Scalar(np.int64)}
     features |= {name: tfds.features.ClassLabel(names=["x", "y"]) for name in names}
-    assert feature_keys("tfds:things", features) == ("image", label)
+    assert find_feature_keys("tfds:things", features) == ("image", label)
 
 
 class TestTfds:
@@ -52,7 +52,7 @@ class TestTfds:
     def test_stream_and_memory_agree(self, tiny_tfds):
         for split in ("train", "validation", "test"):
             kinds = [self._open(tiny_tfds, cache_gib=cache_gib) for cache_gib in (1.0, 0.0)]
-            examples = [list(source.examples(split).as_numpy_iterator()) for source in kinds]
+            examples = [list(source.open_split(split).decode_examples().as_numpy_iterator()) for source in kinds]
             assert_same(*examples)
 
     @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ class TestTfds:
         ],
     )
     def test_choice_of_splits(self, sizes, wanted):
-        chosen = choose_splits("some", sizes, 2)
+        chosen = choose_tfds_splits("some", sizes, 2)
         assert (chosen["train"], chosen["validation"], chosen["test"]) == wanted
 
     def test_splits_too_small(self):
-        assert "9" in one_line_error(lambda: choose_splits("some", {"train": 9, "test": 3}, 9))
-        assert "10 would be held out" in one_line_error(lambda: choose_splits("some", {"train": 10}, 5))
-        assert "no split train" in one_line_error(lambda: choose_splits("some", {"test": 10}, 5))
+        assert "9" in one_line_error(lambda: choose_tfds_splits("some", {"train": 9, "test": 3}, 9))
+        assert "10 would be held out" in one_line_error(lambda: choose_tfds_splits("some", {"train": 10}, 5))
+        assert "no split train" in one_line_error(lambda: choose_tfds_splits("some", {"test": 10}, 5))
 
     def test_unknown_names(self, tiny_tfds):
         message = one_line_error(lambda: self._open(tiny_tfds, source="tfds:tiny_number"))
@@ -110,7 +110,7 @@ class TestTfds:
     def test_unusable_images_are_refused(self, shape, dtype, part):
         tfds = pytest.importorskip("tensorflow_datasets")
         features = {"image": tfds.features.Image(shape=shape, dtype=dtype)}
-        message = one_line_error(lambda: feature_keys("tfds:odd_images", features))
+        message = one_line_error(lambda: find_feature_keys("tfds:odd_images", features))
         assert part in message and "odd_images" in message
 
     def test_damaged_records(self, tiny_tfds, tmp_path):
@@ -140,7 +140,11 @@ class TestCifar10:
         data_dir = str(pathlib.Path(REAL_DATA, "tensorflow_datasets"))
         encoded = {"image": tfds.decode.SkipDecoding()}
         wanted = tfds.load("cifar10", split="train[-1000:]", data_dir=data_dir, download=False, decoders=encoded)
-        pairs = zip(source.examples("validation").as_numpy_iterator(), wanted.as_numpy_iterator(), strict=True)
+        pairs = zip(
+            source.open_split("validation").decode_examples().as_numpy_iterator(),
+            wanted.as_numpy_iterator(),
+            strict=True,
+        )
         for ours, theirs in pairs:
             with Image.open(io.BytesIO(theirs["image"])) as image:
                 np.testing.assert_array_equal(ours["image"], image)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from helpers.refusals import message_of
 from tfdecouple.config import DataConfig
-from tfdecouple.data import Source, training_batches
+from tfdecouple.data import Source, make_training_batches
 from tfdecouple.data.splits import MemorySplit
 from tfdecouple.errors import DataError
 
@@ -51,7 +51,7 @@ def memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Sourc
 
 
 def take(source: Source, config: DataConfig, count: int, *, seed: int = 1, start_step: int = 0, batch_size: int = 4):
-    batches = training_batches(source, config, batch_size=batch_size, seed=seed, start_step=start_step)
+    batches = make_training_batches(source, config, batch_size=batch_size, seed=seed, start_step=start_step)
     return list(batches.take(count).as_numpy_iterator())
 
 

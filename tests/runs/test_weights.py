@@ -16,7 +16,7 @@ from tfdecouple.cli import main
 from tfdecouple.cli.run_images import find_results_folder
 from tfdecouple.config import PHOTOGRAPHS, load_preset
 from tfdecouple.data import load_images, open_source
-from tfdecouple.data.image_file import fit_pixels
+from tfdecouple.data.image_file import crop_and_resize
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs import pretrained
 from tfdecouple.runs.latent_directions import METHODS
@@ -51,7 +51,7 @@ def test_images_come_back_and_another_z_gives_other_pictures():
     model = tfdecouple.DecoupledModel.from_preset("photographs")
     crops, _ = load_images(open_source(load_config("photographs").data, (64, 64, 3)), "test", 2)
     pictures = [np.asarray(Image.open(io.BytesIO(file))) for file in make_example_files().values()]
-    examples = [fit_pixels(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
+    examples = [crop_and_resize(pixels, (64, 64, 3), 0)[None] for pixels in pictures]
     images = np.concatenate([*examples, crops, random_images(1, 64)])
     z, v = model.encode(images)
     np.testing.assert_array_equal(model.decode(z, v), images)

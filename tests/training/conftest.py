@@ -26,7 +26,7 @@ def stand_ins(monkeypatch):
                 return Bound(ELBO, k, 5, measure(batches), 0.1, one, one, zero, zero, 1.0)
 
         monkeypatch.setattr(loop, "BoundEvaluator", FakeEvaluator)
-        monkeypatch.setattr(loop, "evaluation_batches", lambda source, split, **_: split)
+        monkeypatch.setattr(loop, "make_evaluation_batches", lambda source, split, **_: split)
 
     fake()
     return fake

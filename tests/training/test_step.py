@@ -11,7 +11,7 @@ from helpers.runs import run_config
 from helpers.trainers import BATCH, GLOW, Trainer, assert_close, assert_equal
 from helpers.variants import VARIANTS
 
-from tfdecouple.data import evaluation_batches
+from tfdecouple.data import make_evaluation_batches
 from tfdecouple.layers import ActNorm, ConditionalWhitening, InvertibleConv1x1, net_precision
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import DecoupledModel
@@ -272,7 +272,7 @@ class TestPrecision:
 
         monkeypatch.setattr(DecoupledModel, "elbo_from_noise", look)
         monkeypatch.setattr(loop, "BoundEvaluator", BoundEvaluator)
-        monkeypatch.setattr(loop, "evaluation_batches", evaluation_batches)
+        monkeypatch.setattr(loop, "make_evaluation_batches", make_evaluation_batches)
         config = run_config(image_folder, model=LEAST, precision="tf32", steps=1)
         assert train(config, tmp_path / "run").summary["steps"] == 1
         assert len(seen) >= 2 and not any(seen)

@@ -135,11 +135,11 @@ def read_split(
         return z, np.where(label[:, None] >= 0, label[:, None] == numbers, np.nan)
     if source.skipped:
         raise DataError(f"{source.skipped} images of {source.title} cannot be read; mend or remove them")
-    values = attributes.look_up([source.key(split, index) for index in indices.tolist()])
+    values = attributes.look_up_attributes([source.find_image_key(split, index) for index in indices.tolist()])
     if np.isnan(values).all():
         raise DataError(
             f"{attributes.path} has no row for any of {len(indices)} images of {split}, such as "
-            f"{source.key(split, int(indices[0]))}; its first column must name the files"
+            f"{source.find_image_key(split, int(indices[0]))}; its first column must name the files"
         )
     return z, values
 

@@ -140,8 +140,8 @@ class Evaluation:
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
     def batches(self) -> tf.data.Dataset:
-        """Returns a dataset of batches of the evaluated images, as `tfdecouple.data.evaluation_batches` does."""
-        from tfdecouple.data import evaluation_batches
+        """Returns a dataset of batches of the evaluated images, as `tfdecouple.data.make_evaluation_batches` does."""
+        from tfdecouple.data import make_evaluation_batches
         from tfdecouple.data.batches import round_batch_size
         from tfdecouple.data.labels import check_batch_labels
         from tfdecouple.metrics.drawn_images import draw_indices
@@ -151,7 +151,7 @@ class Evaluation:
         # Images are drawn, because the first images of a folder, which is sorted by class, would be of one class.
         drawn = self.count < self.size
         indices = draw_indices(self.source, options.split, self.count, options.seed) if drawn else None
-        batches = evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
+        batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe(self, test_evaluations: int | None) -> Iterator[str]:

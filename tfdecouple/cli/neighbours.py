@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from scipy.spatial.distance import cdist
 
     from tfdecouple.cli.run_images import open_data, save_picture
-    from tfdecouple.data import chosen_batches
+    from tfdecouple.data import read_chosen_batches
     from tfdecouple.metrics.drawn_images import draw_indices, read_images
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
     searched = []
     with Counter("searching", len(drawn)) as counter:
-        for batch in chosen_batches(source, split, drawn, batch_size=64):
+        for batch in read_chosen_batches(source, split, drawn, batch_size=64):
             images = np.asarray(model.quantize_images(batch["image"]))
             for name, query in queries.items():
                 vectors = opened.encode_z(images) if name == "z" else images

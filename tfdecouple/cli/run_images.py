@@ -44,7 +44,7 @@ class Images:
 def open_data(run: Run, options: argparse.Namespace) -> Source:
     """Returns the run's data set, or the data set of `--data` and `--data-dir`."""
     source = run.open_source(options.data, options.data_dir, options.download)
-    source.split(options.split)
+    source.open_split(options.split)
     return source
 
 

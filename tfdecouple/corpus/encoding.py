@@ -117,7 +117,7 @@ def encode_shards(
             codes, rows = ({name: each[part] for name, each in rows.items()} for part in (slice(end), slice(end, None)))
             for field in manifest.fields:
                 require_finite(f"{field.name} of {split}", codes[field.name], codes["index"])
-            keys = [key_bytes(source.key(split, int(index))) for index in codes["index"]]
+            keys = [key_bytes(source.find_image_key(split, int(index))) for index in codes["index"]]
             if "v" in codes:
                 far += itertools.compress(keys, far_from_training(codes["v"]))
             folder.write_shard(manifest, shard, keys, codes)
@@ -130,7 +130,7 @@ def hash_keys(source: Source, splits: Sequence[str]) -> str:
     named = [split for split in splits if source.splits[split].keys is not None]
     for split in named:
         for index in range(source.splits[split].size):
-            digest.update(key_bytes(source.key(split, index)) + b"\n")
+            digest.update(key_bytes(source.find_image_key(split, index)) + b"\n")
     return digest.hexdigest() if named else ""
 
 
@@ -138,7 +138,7 @@ def _encode_batches(
     source: Source, split: str, indices: np.ndarray, encoder: Encoder, batch_size: int
 ) -> Iterator[Rows]:
     """Yields the codes of the images with ascending indices, with "index" and "label", batch by batch in order."""
-    batches = source.split(split).examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
+    batches = source.open_split(split).decode_examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
     while True:
         try:
             with source.guard():

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfdecouple.data.batches import (
-        chosen_batches,
-        evaluation_batches,
+        count_epoch_steps,
         load_images,
+        make_evaluation_batches,
+        make_training_batches,
+        read_chosen_batches,
         slice_for_replicas,
-        steps_per_epoch,
-        training_batches,
     )
     from tfdecouple.data.sources import choose_user_crop, open_source
     from tfdecouple.data.splits import Source
 
 __all__ = [
     "Source",
-    "chosen_batches",
+    "read_chosen_batches",
     "choose_user_crop",
-    "evaluation_batches",
+    "make_evaluation_batches",
     "load_images",
     "open_source",
     "slice_for_replicas",
-    "steps_per_epoch",
-    "training_batches",
+    "count_epoch_steps",
+    "make_training_batches",
 ]
 
 

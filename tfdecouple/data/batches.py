@@ -1,4 +1,4 @@
-"""Batches of images for training and evaluation."""
+"""Datasets and iterators of image batches for training and evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfdecouple.errors import DataError
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
 
-def steps_per_epoch(source: Source, batch_size: int) -> int:
+def count_epoch_steps(source: Source, batch_size: int) -> int:
     """Returns the number of whole batches in the training set; raises DataError for a batch larger than the set."""
     size = source.sizes["train"]
     if batch_size > size:
@@ -27,7 +27,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return size // batch_size
 
 
-def training_batches(
+def make_training_batches(
     source: Source,
     config: DataConfig,
     *,
@@ -45,11 +45,11 @@ def training_batches(
 
     Args:
         source: the opened data set.
-        config: the config with `horizontal_flip` and `pad_and_crop`, fewer pixels than the images have.
+        config: the data config; its `pad_and_crop` must be below the shorter side of the images, in pixels.
         batch_size: number of images in a batch, over all devices; `micro_batches` and the replicas divide it.
         seed: the seed of order and augmentation, below 2**63.
         start_step: number of the first batch. Images before this batch in its epoch are neither decoded nor augmented.
-        micro_batches: number M of equal parts in which each batch comes, one after the other.
+        micro_batches: number M of equal parts of each batch; the dataset yields the parts in order.
         context: the context that `tf.distribute.Strategy.distribute_datasets_from_function` gives to an input pipeline.
             With P pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and
             yields it as R / P batches, one for each of its replicas. None for one pipeline and one replica.
@@ -59,21 +59,21 @@ def training_batches(
         `batch_size / M`, or `batch_size / M / R` with a `context`.
     """
     context = context or tf.distribute.InputContext()
-    steps = steps_per_epoch(source, batch_size)
+    steps = count_epoch_steps(source, batch_size)
     shorter = min(source.image_shape[:2])
     if config.pad_and_crop >= shorter:
         raise DataError(
             f"data.pad_and_crop is {config.pad_and_crop}; it must be below the shorter side of the images, {shorter}"
         )
-    split = source.split("train")
+    split = source.open_split("train")
     first_epoch, first_step = divmod(start_step, steps)
     images_per_epoch = steps * batch_size
     micro_batch = batch_size // micro_batches
-    order_seed = _fold_in(tf.constant([seed, 0], tf.int64), _ORDER_STREAM)
-    augmentation_seed = _fold_in(tf.constant([seed, 0], tf.int64), _AUGMENTATION_STREAM)
+    order_seed = _fold_into_seed(tf.constant([seed, 0], tf.int64), _ORDER_STREAM)
+    augmentation_seed = _fold_into_seed(tf.constant([seed, 0], tf.int64), _AUGMENTATION_STREAM)
 
     def epoch_records(epoch: tf.Tensor) -> tf.data.Dataset:
-        order = split.shuffled(_fold_in(order_seed, epoch)).take(images_per_epoch)
+        order = split.shuffle_records(_fold_into_seed(order_seed, epoch)).take(images_per_epoch)
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
@@ -83,20 +83,20 @@ def training_batches(
     def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
         return tf.equal(number % micro_batch // slice_size, context.input_pipeline_id)
 
-    def example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
-        image, label = split.decode(record)
-        return {"image": augment(image, _fold_in(augmentation_seed, number), config), "label": label}
+    def make_example(number: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
+        image, label = split.decode_record(record)
+        return {"image": augment_image(image, _fold_into_seed(augmentation_seed, number), config), "label": label}
 
     # Images are decoded outside the loop over epochs, so that decoding ahead continues across the end of an epoch.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
         records = records.filter(is_ours)
     batches = (
-        records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        records.map(make_example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .batch(context.get_per_replica_batch_size(micro_batch), drop_remainder=True)
         .apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
     )
-    return _set_options(batches)
+    return _set_pipeline_options(batches)
 
 
 def round_batch_size(batch_size: int, count: int, devices: int) -> int:
@@ -108,27 +108,27 @@ def round_batch_size(batch_size: int, count: int, devices: int) -> int:
     return math.ceil(min(batch_size, count) / devices) * devices
 
 
-def evaluation_batches(
+def make_evaluation_batches(
     source: Source, split: str, *, batch_size: int, limit: int = 0, indices: np.ndarray | None = None
 ) -> tf.data.Dataset:
-    """Returns a finite dataset of batches of one size, with each image of a split, or the first `limit`, once.
+    """Returns a finite dataset of equally large batches, which have each image of a split once, without augmentation.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
         batch_size: number B of images in a batch, over all devices.
         limit: number of images from the beginning of the split; 0 for all.
-        indices: indices of the only images to take, `[n]`, as for `chosen_batches`; None for all images.
+        indices: indices of the images, `[n]`, as for `read_chosen_batches`; None for all images.
 
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
         [B] in the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
     """
-    examples = source.examples(split) if indices is None else _select_examples(source, split, indices)
+    examples = _decode_examples(source, split, indices)
     if limit:
         examples = examples.take(limit)
 
-    def padded(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def pad(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         missing = batch_size - tf.shape(batch["label"])[0]
 
         def fill(values: tf.Tensor) -> tf.Tensor:
@@ -138,7 +138,7 @@ def evaluation_batches(
         weight = tf.ones_like(batch["label"], tf.float32)
         return {name: fill(values) for name, values in {**batch, "weight": weight}.items()}
 
-    return _set_options(examples.batch(batch_size).map(padded))
+    return _set_pipeline_options(examples.batch(batch_size).map(pad))
 
 
 def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -151,41 +151,41 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
     own = replicas // context.num_input_pipelines
     first = context.input_pipeline_id * own
 
-    def slices(batch: Any) -> Any:
+    def slice_batch(batch: Any) -> Any:
         def cut(values: tf.Tensor) -> tf.Tensor:
             size = values.shape[0]
             return tf.reshape(values, [replicas, size // replicas if size else -1, *values.shape[1:]])[first:][:own]
 
         return tf.nest.map_structure(cut, batch)
 
-    return batches if replicas == 1 else batches.map(slices).unbatch()
+    return batches if replicas == 1 else batches.map(slice_batch).unbatch()
 
 
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first `count` images of a split that can be read, and their labels, in the split's own order.
+    """Returns the first `count` readable images of a split and their labels, in the order of the split.
 
-    With `at_most` fewer images, but at least one, may be returned.
+    If the split has fewer readable images, `at_most` returns all of them, at least one, instead of raising an error.
 
     Returns:
         The images, uint8 [count, height, width, channels], and their labels, int32 [count] (-1 for none).
 
     Raises:
-        DataError: where the split is unknown or has too few images, or an image cannot be read.
+        DataError: where the split is unknown or has too few images, or an image is unreadable and not skipped.
     """
     with source.guard():
-        loaded = next(source.examples(split).take(count).batch(count).as_numpy_iterator(), None)
+        loaded = next(source.open_split(split).decode_examples().take(count).batch(count).as_numpy_iterator(), None)
     available = 0 if loaded is None else len(loaded["label"])
     if loaded is None or (available < count and not at_most):
         raise DataError(f"{count} images were requested; {source.name} has {available} of them in {split}")
     return loaded["image"], loaded["label"]
 
 
-def chosen_batches(
+def read_chosen_batches(
     source: Source, split: str, indices: np.ndarray, *, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields images of a split by their indices, `[n]`, in ascending order; no other image is decoded.
+    """Yields batches of the images of a split with some indices, `[n]`, in ascending order, and decodes no other image.
 
-    A repeated index counts once. The next image replaces an unreadable image that is skipped.
+    A repeated index counts once. The next readable image replaces an unreadable image that is skipped.
 
     Yields:
         Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
@@ -195,18 +195,22 @@ def chosen_batches(
         DataError: where the split is unknown, an index outside the split, or an image unreadable.
     """
     with source.guard():
-        yield from _set_options(_select_examples(source, split, indices).batch(batch_size)).as_numpy_iterator()
+        batches = _decode_examples(source, split, indices).batch(batch_size)
+        yield from _set_pipeline_options(batches).as_numpy_iterator()
 
 
-def _select_examples(source: Source, split: str, indices: np.ndarray) -> tf.data.Dataset:
-    opened = source.split(split)
+def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> tf.data.Dataset:
+    """Returns a dataset of all images of a split, or of the images with `indices`, without repetitions and in order."""
+    opened = source.open_split(split)
+    if indices is None:
+        return opened.decode_examples()
     chosen = np.unique(np.asarray(indices, np.int64))
     if len(chosen) and chosen[-1] >= opened.size:
         raise DataError(f"there is no image {chosen[-1]} in {split} of {source.name}; it has {opened.size}")
-    return opened.examples_at(chosen)
+    return opened.decode_examples(chosen, replace_unreadable=True)
 
 
-def _set_options(batches: tf.data.Dataset) -> tf.data.Dataset:
+def _set_pipeline_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     # Tuning is off, because the end of a tuned pipeline waits for the tuner, which may sleep for a long time.
@@ -216,15 +220,15 @@ def _set_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.with_options(options).prefetch(2)
 
 
-def _fold_in(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
+def _fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
     return tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
 
 
-def augment(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """Returns the image, uint8 [height, width, channels], shifted at random over its reflected border, then mirrored.
+def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
+    """Returns an image, uint8 [height, width, channels], after a random shift and a random flip by a seed, int64 [2].
 
-    The seed is int64 [2]. The border, as `numpy.pad`'s "reflect", has `pad_and_crop` pixels, fewer than the image; with
-    `horizontal_flip` the image is mirrored with probability 1/2.
+    The image is shifted by up to `pad_and_crop` pixels along each axis; reflected pixels (`numpy.pad`'s "reflect") fill
+    the gap. With `horizontal_flip` the image is mirrored with probability 1/2.
     """
     pad = config.pad_and_crop
     if not (config.horizontal_flip or pad):
@@ -233,13 +237,13 @@ def augment(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
     rows, columns = tf.range(height), tf.range(width)
     draws = tf.random.stateless_uniform([3], seed, alg=ALGORITHM)
     if pad:
-        # Padding, cropping and mirroring are done on indices, so that the pixels are copied only once.
+        # The shift and the flip act on indices, so that the pixels are copied only once.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad + 1)), tf.int32) - pad
-        rows, columns = _reflect(rows + shifts[0], height - 1), _reflect(columns + shifts[1], width - 1)
+        rows, columns = _reflect_indices(rows + shifts[0], height - 1), _reflect_indices(columns + shifts[1], width - 1)
     if config.horizontal_flip:
         columns = tf.where(draws[2] < 0.5, tf.reverse(columns, [0]), columns)
     return tf.gather(tf.gather(image, rows), columns, axis=1)
 
 
-def _reflect(indices: tf.Tensor, last: int) -> tf.Tensor:
+def _reflect_indices(indices: tf.Tensor, last: int) -> tf.Tensor:
     return last - tf.abs(last - tf.abs(indices))

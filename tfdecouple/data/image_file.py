@@ -1,8 +1,9 @@
-"""Functions that read image files with Pillow and fit them to the model, for training, commands and exported clients.
+"""Functions that read image files with Pillow, and crop and resize images to the shape of the model's images.
 
 The centre of an image, in the proportions of the model's images, is cut out and resized with Pillow's filter BILINEAR
-on 8-bit pixels: a triangle as wide as two pixels of the smaller of the two images, first along the rows, then along the
-columns, each result rounded to 8 bits. `export/page/resize.js` gives the same bytes in JavaScript.
+on 8-bit pixels. The filter is a triangle; its width is two pixels of the smaller of the two images. It is applied along
+the rows, then along the columns, and both results are rounded to 8 bits. `export/page/resize.js` computes the same
+bytes in JavaScript.
 """
 
 from __future__ import annotations
@@ -23,24 +24,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
 
-# Largest number of pixels of an image, 400 MB as RGB. It is limited because a small file can claim any number.
+# Largest number of pixels of an image, 400 MB as RGB. Without a limit, a small file could ask for any amount of memory.
 MOST_PIXELS = 2**27
 
-# Formats as which a file may be opened, by the ending of its name. Names often confuse the common formats, so the
-# content decides between these; for a name without a known ending it decides between all formats.
+# Formats that a file may have, by the ending of its name. Users often give a file of a common format the ending of
+# another one, so the content decides between the common formats. It decides between all formats if the ending is none
+# of these.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _FORMATS = {
     **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
     **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
 }
-# Ending of NumPy's files, for images with more channels than image files have.
+# Ending of NumPy's files, which hold images with more than four channels.
 ARRAY_SUFFIX = ".npy"
 SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
 
 
 def describe_resizing(image_shape: Shape) -> str:
-    """Returns a text on how images are resized, for exported files and cards."""
+    """Returns a sentence on how images are resized, for the metadata and the model card of an export."""
     channels = image_shape[-1]
     kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
     return (
@@ -50,7 +52,7 @@ def describe_resizing(image_shape: Shape) -> str:
 
 
 def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
-    """Returns a text on how images are cropped, for exported files and cards; its only number is `centre_crop`."""
+    """Returns a phrase on how images are cropped, for the metadata of an export; its only number is `centre_crop`."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"
@@ -59,14 +61,15 @@ def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
     )
 
 
-def centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
-    """Returns the rectangle to cut out of an image: the first row and column, and the numbers of rows and columns.
+def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
+    """Returns the rectangle to cut out of an image: first row, first column, number of rows, number of columns.
 
-    It has the proportions of `image_shape`, and `centre_crop` pixels along its shorter side at most; 0 for no limit.
+    The rectangle has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0 for no
+    limit.
 
-    >>> centre_box(100, 300, (32, 32, 3), 0)
+    >>> find_centre_box(100, 300, (32, 32, 3), 0)
     (0, 100, 100, 100)
-    >>> centre_box(100, 300, (48, 64, 3), 0), centre_box(100, 300, (48, 64, 3), 60)
+    >>> find_centre_box(100, 300, (48, 64, 3), 0), find_centre_box(100, 300, (48, 64, 3), 60)
     ((0, 83, 100, 133), (20, 110, 60, 80))
     """
     rows_as, columns_as, _ = image_shape
@@ -79,8 +82,8 @@ def centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) ->
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
-    """Returns the centre of an image, resized to the model's shape; an image of this shape is returned unchanged.
+def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
+    """Returns the centre of an image, resized to `image_shape`, as uint8; an image of this shape stays unchanged.
 
     Args:
         pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
@@ -89,8 +92,7 @@ def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.n
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
-    top, left, rows, columns = centre_box(pixels.shape[0], pixels.shape[1], image_shape, centre_crop)
-
+    top, left, rows, columns = find_centre_box(pixels.shape[0], pixels.shape[1], image_shape, centre_crop)
     height, width, channels = image_shape
     pixels = pixels[top : top + rows, left : left + columns]
     if pixels.shape[:2] == (height, width):
@@ -102,15 +104,16 @@ def fit_pixels(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.n
 
     if channels == RGB_CHANNELS:
         return resize(pixels)
-    # Each channel is resized alone, because Pillow would take the last of four channels as transparency.
+    # Channels are resized one by one, because Pillow would treat the last of two or four channels as transparency.
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     return np.stack([resize(pixels[..., channel]) for channel in range(channels)], -1)
 
 
-def fit_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
-    """Returns what `fit_pixels` returns, within tf.data.
+def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
+    """Returns the result of `crop_and_resize` as a tensor within tf.data, after a conversion between grey and RGB.
 
-    The image is uint8 [H, W, channels], with the model's number of channels, or with 1 for RGB or 3 for grey.
+    The image is uint8 [H, W, channels]. It has the number of channels of `image_shape`, or one of the two has 1 channel
+    and the other 3.
     """
     if image.shape == image_shape and not centre_crop:
         return image
@@ -119,16 +122,16 @@ def fit_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Ten
         if pixels.shape[-1] != image_shape[-1]:
             mode = PILLOW_MODES[image_shape[-1]]
             pixels = np.asarray(Image.fromarray(pixels.squeeze(-1) if mode == "RGB" else pixels).convert(mode))
-        return fit_pixels(pixels, image_shape, centre_crop)
+        return crop_and_resize(pixels, image_shape, centre_crop)
 
     # Pillow is called because tf.image.resize rounds differently: a tenth of the values would differ by 1.
     return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
 class PixelBudget:
-    """A limit on the number of decoded pixels that all threads together hold, because small files can be large images.
+    """A limit on the number of decoded pixels in memory, over all threads, because small files can be large images.
 
-    No single image may have more pixels than the limit.
+    A single image must not have more pixels than the limit.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -136,8 +139,8 @@ class PixelBudget:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
-        """Returns a context that waits until this number of pixels is free, and holds it until the end."""
+    def hold_pixels(self, pixels: int) -> Iterator[None]:
+        """Returns a context that waits until so many pixels are free, and occupies them until its end."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels
@@ -154,22 +157,22 @@ _BUDGET = PixelBudget(MOST_PIXELS)
 
 @functools.cache
 def _use_large_blocks() -> None:
-    """Sets Pillow's block size to 64 MiB, because the memory of smaller freed blocks would stay with their thread."""
+    """Sets Pillow's block size to 64 MiB, because a thread never gives the memory of smaller blocks back."""
     Image.core.set_block_size(2**26)
 
 
 def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
-    """Returns the centre of the image in a file, turned upright by its EXIF data and resized to the model's shape.
+    """Returns the image in a file, upright as its EXIF data say, after `crop_and_resize`: uint8 of `image_shape`.
 
-    For three channels, grey, palette and CMYK images become RGB and transparency is dropped. For one channel, all
-    images become grey, as Pillow's "L". For any other number of channels the file must have the same number: LA, RGBA,
-    CMYK, or an array of NumPy (.npy), uint8 [H, W, channels]. `fit_pixels` resizes images of another size.
+    For three channels, grey, palette and CMYK images become RGB, and transparency is dropped. For one channel, all
+    images become grey, as Pillow's "L". For any other number of channels the file must have this number: LA, RGBA,
+    CMYK, or an array of NumPy (.npy), uint8 [H, W, channels].
 
     Args:
         path: path of the file.
-        image_shape: height, width and channels of the result, as for `fit_pixels`.
+        image_shape: height, width and channels of the result, as for `crop_and_resize`.
         centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
-        file: the open file if it is not on a disk, so that `path` only names it in messages; else None.
+        file: the open file; None to open `path`, which otherwise only names the file in messages.
 
     Raises:
         DataError: where the file is no regular file, is no image of the formats that its ending allows, or has more
@@ -180,13 +183,14 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     try:
         if pathlib.PurePath(path).suffix.lower() == ARRAY_SUFFIX:
             pixels = _open_array(path, file, channels)
-            with _BUDGET.taken(_count_pixels(pixels.shape[1], pixels.shape[0])):
-                return fit_pixels(pixels, image_shape, centre_crop)
-        with open_image(path, file) as opened, _BUDGET.taken(opened.width * opened.height):
+            with _BUDGET.hold_pixels(_count_pixels(pixels.shape[1], pixels.shape[0])):
+                return crop_and_resize(pixels, image_shape, centre_crop)
+        with open_image_file(path, file) as opened, _BUDGET.hold_pixels(opened.width * opened.height):
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             image = scale_to_8_bits(image)
-            image.info.pop("transparency", None)  # Without this, convert() would warn about a palette's transparency.
+            # Pillow's convert() warns about the transparency of a palette.
+            image.info.pop("transparency", None)
             if channels in PILLOW_MODES:
                 mode = PILLOW_MODES[channels]
                 image = image if image.mode == mode else image.convert(mode)
@@ -195,8 +199,8 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
                     f"it has {len(bands)} channels ({', '.join(bands)}), and the model's images have {channels} "
                     "(model.image_shape)"
                 )
-            return fit_pixels(np.asarray(image), image_shape, centre_crop)
-    # Every exception is caught, because Pillow raises many kinds for damaged files: OSError, SyntaxError, struct.error.
+            return crop_and_resize(np.asarray(image), image_shape, centre_crop)
+    # Every exception is caught, because Pillow raises many classes, even SyntaxError and struct.error.
     except Exception as error:
         raise DataError(
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
@@ -205,10 +209,10 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
 
 
 def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
-    """Returns the pixels in a file of NumPy, uint8 [H, W, channels]; ValueError where it holds anything else."""
+    """Returns the pixels in a file of NumPy, uint8 [H, W, channels]; raises ValueError for any other content."""
     if file is None:
         _require_regular(path)
-    # The array is mapped and claims no memory, because an untrusted header may state any size.
+    # The file is mapped into memory, because the header of an untrusted file may state any size.
     pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
     if not isinstance(pixels, np.ndarray):
         raise ValueError("it is an archive of several arrays; save one")
@@ -223,9 +227,9 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
 
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Returns an image with 8 bits per value; Pillow's own conversion would clip 16 bits instead of scaling them.
+    """Returns an image with 8 bits per value, of 16 bits the upper 8; raises ValueError for other numbers of bits.
 
-    Raises ValueError if the pixels have neither 8 nor 16 bits.
+    Pillow's own conversion would clip 16 bits.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -234,10 +238,11 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
-    """Returns the opened image of a file, of which only the header was read.
+def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
+    """Returns the image of a file after reading its header alone; the pixels are read at their first use.
 
-    Raises ValueError where the file is no regular file, no image, or too large. Pillow may raise further errors.
+    Raises ValueError where the file is no regular file, no image, or too large. Pillow raises further errors for
+    damaged files.
     """
     if file is None:
         _require_regular(path)
@@ -258,7 +263,7 @@ def open_image(path: str, file: BinaryIO | None = None) -> Image.Image:
 
 def _require_regular(path: str) -> None:
     if not stat.S_ISREG(os.stat(path).st_mode):
-        # A pipe is refused, because reading it could wait without end.
+        # A pipe is refused, because reading from it could block for ever.
         raise ValueError("it is no regular file")
 
 

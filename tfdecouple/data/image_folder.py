@@ -1,4 +1,4 @@
-"""The data source `folder:PATH`: a folder of image files, split by sub-folders or by a hash of the files' names."""
+"""The data source `folder:PATH`: a folder of image files, with splits by sub-folders or by a hash of the file names."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tfdecouple.errors import DataError
 
 # Fractions of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
-# Smallest number of test and of validation images, unless it is more than a tenth of all images.
+# Smallest number of test images, and of validation images; smaller folders hold out a tenth of their images for each.
 LEAST_HELD_OUT = 8
 
-# Names of the splits by names of sub-folders.
+# The split that each of these sub-folders holds.
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -36,7 +36,7 @@ class ImageFile(NamedTuple):
     Attributes:
         path: path of the file.
         key: path of the file below the folder of its split, with "/" between folders.
-        label_name: name of the sub-folder that the file lies in; "" for none.
+        label_name: name of the first sub-folder in `key`; "" where there is none.
     """
 
     path: str
@@ -45,11 +45,11 @@ class ImageFile(NamedTuple):
 
 
 def open_folder(config: DataConfig, image_shape: Shape) -> Source:
-    """Returns the source of the images in a folder, whose sub-folders are labels.
+    """Returns the data set of the images in a folder, whose sub-folders are labels.
 
-    If all decoded images take at most `cache_gib`, they are read at once, and an unreadable image raises its error now.
-    A larger folder is only listed, and an unreadable image raises its error when it is read (see `Source.guard`),
-    because reading even the headers of millions of files takes long.
+    If all decoded images take at most `cache_gib` GiB, this function reads them, and raises the error of an unreadable
+    image. A larger folder is only listed, because even the headers of millions of files take long to read. An
+    unreadable image then raises its error when a batch needs it (see `Source.guard`).
 
     Raises:
         DataError: where the folder is missing, has too few images for three splits or contradictory sub-folders, or
@@ -59,7 +59,7 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
     if config.source == "folder:" or not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
-    files = _split_files(folder)
+    files = _assign_files_to_splits(folder)
     label_names = sorted({file.label_name for split_files, _ in files.values() for file in split_files} - {""})
     labels = {name: label for label, name in enumerate(label_names)}
     bad_images = BadImages(config.on_bad_image)
@@ -67,7 +67,7 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     splits: dict[str, Split] = {}
     for name, (split_files, description) in files.items():
         split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
-        splits[name] = split.read_all() if decoded_bytes <= config.cache_gib * 2**30 else split
+        splits[name] = split.load_into_memory() if decoded_bytes <= config.cache_gib * 2**30 else split
     return Source(
         name=config.source,
         title=f"images in {folder}",
@@ -78,15 +78,15 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     )
 
 
-def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
-    """Returns the files of each split by a hash of their keys: about 90 % train, 5 % validation and 5 % test.
+def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
+    """Returns the files by split, as a hash of their keys assigns them: about 90 % train, 5 % validation and 5 % test.
 
-    The split of a file depends only on its key: it is the same on every machine, and stays when other files are added
-    or removed. In small folders, where a split would have less than a tenth of the files and less than
-    `LEAST_HELD_OUT`, the files with the nearest hashes are added to this split. Of at least 3 files each split gets at
-    least one, in the order of `files`.
+    The split of a file depends only on its key, so it is the same on every machine, and adding or removing other files
+    does not change it. Small folders are the exception: a held-out split with less than a tenth of the files, and less
+    than `LEAST_HELD_OUT`, also gets the files with the next hashes. At least 3 files give each split at least one. The
+    files of a split are in the order of `files`.
     """
-    hashes = [hash_key(file.key) for file in files]
+    hashes = [hash_file_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
     count = len(files)
     least = min(max(count // 10, 1), LEAST_HELD_OUT)
@@ -98,15 +98,15 @@ def hash_split(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     return {name: [files[index] for index in sorted(indices)] for name, indices in splits.items()}
 
 
-def hash_key(key: str) -> float:
-    """Returns the hash of a file's key, a number in [0, 1), which decides on the file's split."""
-    # The key is brought into Unicode's normal form, because file systems encode accented letters in different ways.
+def hash_file_key(key: str) -> float:
+    """Returns the hash of a file's key, a number in [0, 1), which decides on the split of the file."""
+    # The key is first brought into Unicode's normal form, because file systems encode accented letters differently.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns the files and the description of each split."""
+def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
+    """Returns the image files below a folder and a description of them, by split."""
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     chosen = "{} images {}chosen by a hash of their names"
     if "train" not in present:
@@ -115,17 +115,17 @@ def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]
                 f"the folder {folder} has a sub-folder {present[0]} but none named train; "
                 "put the training images into train, or rename the other"
             )
-        splits = hash_split(_list_images(folder, 3))
+        splits = split_files_by_hash(_list_image_files(folder, 3))
         return {name: (files, chosen.format(len(files), "")) for name, files in splits.items()}
     if {"val", "validation"} <= set(present):
         raise DataError(f"the folder {folder} has the sub-folders val and validation; keep one of them")
     missing = {"validation", "test"} - {SPLIT_FOLDERS[name] for name in present}
     least = {name: 3 if missing and name == "train" else 1 for name in present}
-    files = {SPLIT_FOLDERS[name]: (_list_images(folder / name, least[name]), f"{name}/") for name in present}
+    files = {SPLIT_FOLDERS[name]: (_list_image_files(folder / name, least[name]), f"{name}/") for name in present}
     if missing:
         training, _ = files["train"]
-        # The hash always makes three splits, of which only the missing ones are taken out of the training images.
-        splits = hash_split(training)
+        # The hash makes three splits. The missing ones are removed from the training images; the rest stays in train.
+        splits = split_files_by_hash(training)
         for name in missing:
             files[name] = (splits[name], chosen.format(len(splits[name]), "of train/ "))
         held_out = {file.key for name in missing for file in splits[name]}
@@ -134,8 +134,12 @@ def _split_files(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]
     return {name: files[name] for name in ("train", "validation", "test")}
 
 
-def _list_images(folder: pathlib.Path, least: int) -> list[ImageFile]:
-    """Returns at least `least` image files below a folder, sorted by key; names that begin with a dot are left out."""
+def _list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
+    """Returns the image files below a folder, sorted by key, without hidden files.
+
+    Raises:
+        DataError: where there are fewer than `least`.
+    """
     files = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -152,7 +156,7 @@ def _list_images(folder: pathlib.Path, least: int) -> list[ImageFile]:
 
 
 class FileSplit(Split):
-    """A split of image files, each of which is read only when its record is decoded."""
+    """A split of image files. A file is read when its record is decoded."""
 
     def __init__(
         self,
@@ -172,69 +176,72 @@ class FileSplit(Split):
         self._centre_crop = centre_crop
         self._bad_images = bad_images
 
-    def read_all(self) -> MemorySplit:
-        """Returns a split in memory of all readable images, which it reads now.
+    def load_into_memory(self) -> MemorySplit:
+        """Reads all readable images now, and returns a split that has them in memory.
 
         Raises:
             DataError: where no image is readable, or one is unreadable and `data.on_bad_image` is "stop".
         """
         images = np.empty((self.size, *self._image_shape), np.uint8)
 
-        def read(index: int) -> bool:
-            image = self._read(index)
+        def fill(index: int) -> bool:
+            image = self._read_unless_skipped(index)
             if image is not None:
                 images[index] = image
             return image is not None
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            readable = np.fromiter(pool.map(read, range(self.size)), bool, self.size)
+            readable = np.fromiter(pool.map(fill, range(self.size)), bool, self.size)
         if not readable.any():
-            raise self._none_readable()
+            raise self._make_none_readable_error()
         images = images if readable.all() else images[readable]
         labels, keys = self._labels[readable], list(itertools.compress(self.keys or (), readable))
         return MemorySplit(len(images), self.description, lambda: (images, labels), keys)
 
-    def decode(self, record: tf.Tensor) -> Tensors:
+    def decode_record(self, record: tf.Tensor) -> Tensors:
         """Returns image and label of a record, which is an index, int64 [].
 
-        The next image replaces a skipped image. Without a replacement all later batches would shift, and a resumed run
-        would have to read all earlier images to know how far.
+        The next readable image replaces an unreadable image. Without a replacement all later batches would shift, and
+        a resumed run would have to read all earlier images to know how far.
         """
-        image, label, _ = self._decode(record)
+        image, label, _ = self._decode_next_readable(record)
         return image, label
 
-    def examples(self, indices: np.ndarray | None = None) -> tf.data.Dataset:
-        """Returns all images or those with some indices, as `Split.examples` does; skipped images are left out."""
+    def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
+        """Returns all images in order, or the images with these indices, as `Split.decode_examples` does."""
+        if replace_unreadable:
+            return super().decode_examples(indices)
 
-        def example(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            image, label, found = self._decode(index)
-            return {"image": image, "label": label, "index": index}, tf.equal(found, index)
+        def decode(index: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            image, label, position = self._decode_next_readable(index)
+            return {"image": image, "label": label, "index": index}, tf.equal(position, index)
 
-        records = self.records() if indices is None else self.records_at(indices)
-        read = records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return read.filter(lambda _, readable: readable).map(lambda example, _: example)
+        records = self.list_records() if indices is None else self.select_records(indices)
+        examples = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
 
-    def _decode(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the first readable image from an index on, its label and its index."""
+    def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns the first readable image at or after an index, its label and its index; the end continues at 0."""
 
         def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
-            for other in itertools.chain(range(index, self.size), range(index)):
-                if (image := self._read(other)) is not None:
-                    return image, self._labels[other], np.int64(other)
-            raise self._bad_images.keep_error(self._none_readable())
+            for position in itertools.chain(range(index, self.size), range(index)):
+                if (image := self._read_unless_skipped(position)) is not None:
+                    return image, self._labels[position], np.int64(position)
+            raise self._bad_images.store_error(self._make_none_readable_error())
 
-        image, label, found = tf.numpy_function(read, [index], [tf.uint8, tf.int32, tf.int64])
-        return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), found
+        image, label, position = tf.numpy_function(read, [index], [tf.uint8, tf.int32, tf.int64])
+        return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), position
 
-    def _read(self, index: int) -> np.ndarray | None:
+    def _read_unless_skipped(self, index: int) -> np.ndarray | None:
+        """Returns an image, uint8 [height, width, channels], or None for an unreadable image that is skipped."""
         path = self._paths[index]
         if path in self._bad_images.skipped:
             return None
         try:
             return read_image(path, self._image_shape, self._centre_crop)
         except DataError as error:
-            self._bad_images.skip(path, error)
+            self._bad_images.skip_or_raise(path, error)
             return None
 
-    def _none_readable(self) -> DataError:
+    def _make_none_readable_error(self) -> DataError:
         return DataError(f"none of the {self.size} images can be read, the first is {self._paths[0]}; mend them")

@@ -1,4 +1,4 @@
-"""Checks of labels, which are indices into the label names of a source, or -1 for an image without a label."""
+"""Labels of images (indices into the label names of a data set, or -1 for none), and numeric attributes of images."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, one_line
 
 NO_LABEL = -1
-# Text of the assertion on labels, by which `BadImages` finds the message; it has no characters that TensorFlow escapes.
+# Text of TensorFlow's assertion on labels, by which `BadImages.find_error` finds our message. TensorFlow escapes some
+# characters of a message; this text has none of them.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
 def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
-    """Returns the labels as int32 `[n]`; raises DataError unless each has a name in the source or is -1."""
+    """Returns labels as int32 `[n]`; raises DataError unless each is -1 or the index of a label name of the source."""
     count, labels = len(source.label_names), np.asarray(labels, np.int32)
     wrong = (labels < NO_LABEL) | (labels >= count)
     if wrong.any():
@@ -30,7 +31,7 @@ def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
 
 
 def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns the labels of images of a split, int32 `[n]`; raises DataError unless every image has one.
+    """Returns the labels of images of a split, int32 `[n]`; raises DataError if an image has no label.
 
     The argument `what` is the subject of the message, such as "a linear probe".
     """
@@ -51,9 +52,9 @@ def require_classes(source: Source, model: ModelConfig) -> None:
 
 
 def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns batches whose iteration, inside `Source.guard`, raises DataError at a label that the model cannot take.
+    """Returns the dataset `batches`, whose iteration raises DataError at a label that is invalid for the model.
 
-    Batches for a model without labels are returned unchanged.
+    The error needs the context `Source.guard`. A model without labels gets `batches` unchanged.
     """
     if not model.has_classes:
         return batches
@@ -61,19 +62,19 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
     message = f"an image of {source.title} has a label that is none of {least} to {model.classes - 1}"
     if model.has_class_codes:
         message += "; where model.prior is 'classes' each image needs one, as sub-folders give"
-    source.bad_images.keep_error(DataError(message), _UNKNOWN)
+    source.bad_images.store_error(DataError(message), _UNKNOWN)
 
-    def checked(batch: dict[str, Any]) -> dict[str, Any]:
+    def check(batch: dict[str, Any]) -> dict[str, Any]:
         label = batch["label"]
         known = tf.reduce_all((label >= least) & (label < model.classes))
         with tf.control_dependencies([tf.debugging.Assert(known, [_UNKNOWN])]):
             return {**batch, "label": tf.identity(label)}
 
-    return batches.map(checked)
+    return batches.map(check)
 
 
 def make_step_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns a dataset of inputs of training steps: images, or pairs of images and labels for a model with labels."""
+    """Returns the inputs of training steps: a dataset of images, or of (images, labels) for a model with labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])
     return check_batch_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))
@@ -81,38 +82,40 @@ def make_step_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfi
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """A table of the attributes of images, with one row for each image.
+    """The numeric attributes of images, such as an age or a pose, or 1 and 0 for yes and no, from a CSV file.
 
     Attributes:
         path: path of the CSV file, for messages.
-        names: names of the columns after the first, which holds file names.
-        rows: numbers of an image, float64 `[columns]`, by file name; NaN for an empty cell.
+        names: names of the attributes.
+        rows: the attributes of an image, float64 `[attributes]`, by file name; NaN for an empty cell.
     """
 
     path: str
     names: tuple[str, ...]
     rows: dict[str, np.ndarray]
 
-    def look_up(self, keys: Sequence[str]) -> np.ndarray:
-        """Returns the attributes of images, float64 `[n, columns]`, by `Source.key`; NaN where the table has none."""
+    def look_up_attributes(self, keys: Sequence[str]) -> np.ndarray:
+        """Returns the attributes of the images with these keys, float64 `[n, attributes]`; NaN where there are none."""
         return np.stack([self.rows.get(key, np.full(len(self.names), np.nan)) for key in keys])
 
 
 def read_attributes(path: str) -> Attributes:
-    """Returns the attributes in a CSV file: a line of column names, then lines that begin with an image's file name.
+    """Returns the attributes of images from a CSV file.
+
+    Its first line has the names of the columns. Each other line has the file name of an image, then its attributes.
 
     Raises:
         DataError: where the file cannot be read or is malformed; the message names the line.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            return _read_rows(path, csv.reader(file, strict=True, skipinitialspace=True))
+            return _parse_attribute_rows(path, csv.reader(file, strict=True, skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(f"cannot read the attributes {path}: {reason}; give a CSV file in UTF-8") from error
 
 
-def _read_rows(path: str, lines: Any) -> Attributes:
+def _parse_attribute_rows(path: str, lines: Any) -> Attributes:
     names = tuple(name.strip() for name in next(lines, []))[1:]
     if not names or not all(names) or len(set(names)) < len(names):
         raise DataError(f"{path} must begin with a line of names, each different, such as: file,age,smiling")

@@ -1,4 +1,4 @@
-"""The sample photographs: crops of the pictures that scikit-image and scikit-learn install."""
+"""The data source of the sample photographs: crops of photographs that scikit-image and scikit-learn install."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from tfdecouple.runtime.devices import machine_memory
 class Photograph(NamedTuple):
     """A photograph in a file of an installed package.
 
-    The file lies at `path` below the folder that packages are installed in; author and licence are as the package
-    states them.
+    The file lies at `path` below the folder of installed packages. Author and licence are as the package states them.
     """
 
     name: str
@@ -32,9 +31,9 @@ class Photograph(NamedTuple):
     licence: str
 
 
-# Colour photographs by name; `config/data.py` has the default names. Grey pictures are left out because no density on
-# RGB fits three equal channels; the deep field and the retina because they are mostly one flat dark colour; and the
-# right motorcycle because the bands of a stereo pair show the same things.
+# The photographs that `data.photographs` may name. Three kinds of pictures of the packages are left out: grey pictures,
+# because a density over RGB degenerates on three equal channels; the deep field and the retina, because they are mostly
+# one dark colour; and the right motorcycle, because the two photographs of a stereo pair show the same scene.
 _SKIMAGE, _SKLEARN = ("scikit-image", "skimage/data"), ("scikit-learn", "sklearn/datasets/images")
 PHOTOGRAPHS = {
     name: Photograph(name, package, f"{folder}/{name}{suffix}", author, licence)
@@ -49,11 +48,12 @@ PHOTOGRAPHS = {
     )
 }
 
-# Splits and their fractions of a photograph's longer side, in order. Training gets the middle, where most photographs
-# have their subject.
+# Each photograph is cut across its longer side into a band for each split; these are the fractions of the side, in
+# order. Training gets the middle, where most photographs have their subject.
 BANDS = (("test", 0.2), ("train", 0.6), ("validation", 0.2))
 
-# Number of pixels between neighbouring bands. A JPEG block with halved colour is 16 wide, so no block is in two bands.
+# Number of unused pixels between neighbouring bands. A JPEG block with halved colour resolution is 16 pixels wide, so
+# that no block is in two bands.
 MARGIN = 16
 
 _HELD_OUT_CROPS = {"validation": 512, "test": 1000}
@@ -63,7 +63,7 @@ Box = tuple[int, int, int, int]
 
 
 def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
-    """Returns the source of the sample photographs, which needs no download.
+    """Returns the data set of random crops of the sample photographs, which needs no download.
 
     Raises:
         DataError: where a photograph is unknown or missing in the installed package, or the shape is too large or has
@@ -79,13 +79,13 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     photographs = find_photographs(config)
     pictures = tuple(open_photograph(photograph) for photograph in photographs)
     for photograph, picture in zip(photographs, pictures, strict=True):
-        largest = largest_side(picture.size)
+        largest = find_largest_crop_side(picture.size)
         if longer > largest:
             raise DataError(
                 f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
                 f"of {largest}; use at most that, or another data.source"
             )
-    # A run folder from an untrusted source may ask for any number of crops.
+    # The config of an untrusted run folder may ask for any number of crops.
     if config.photograph_crops * math.prod(image_shape) > machine_memory():
         raise DataError(
             f"data.photograph_crops is {config.photograph_crops}, which takes more memory than this machine has; use "
@@ -96,7 +96,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
         name: MemorySplit(
             count,
             f"{count} random crops of each photograph's {name} band",
-            functools.partial(cut_crops, pictures, name, count, image_shape),
+            functools.partial(cut_photograph_crops, pictures, name, count, image_shape),
         )
         for name, count in counts.items()
     }
@@ -110,7 +110,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
-    """Returns the photographs that a config names; raises DataError for an unknown name, with the nearest name."""
+    """Returns the photographs that `data.photographs` names; raises DataError for an unknown name."""
     for name in config.photographs:
         if name not in PHOTOGRAPHS:
             raise DataError(
@@ -120,8 +120,11 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
     return tuple(PHOTOGRAPHS[name] for name in config.photographs)
 
 
-def find_band(size: tuple[int, int], split: str) -> Box:
-    """Returns left, top, right and bottom (exclusive) of a split's band in a photograph of this width and height."""
+def find_split_band(size: tuple[int, int], split: str) -> Box:
+    """Returns left, top, right and bottom (exclusive) of a split's band, in pixels, in a photograph of a size.
+
+    The size is the width and the height of the photograph.
+    """
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
     start = 0
@@ -133,47 +136,50 @@ def find_band(size: tuple[int, int], split: str) -> Box:
     return (start, 0, end, height) if width >= height else (0, start, width, end)
 
 
-def largest_side(size: tuple[int, int]) -> int:
-    """Returns the side in pixels of the largest square that fits into each band of a photograph.
+def find_largest_crop_side(size: tuple[int, int]) -> int:
+    """Returns the side, in pixels, of the largest square that fits into every band of a photograph.
 
-    No crop of any split is larger, so that all three splits show things at the same scales.
+    No crop of any split is larger, so that all splits show things at the same scales.
     """
-    boxes = [find_band(size, name) for name, _ in BANDS]
+    boxes = [find_split_band(size, name) for name, _ in BANDS]
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
-def draw_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
+def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
     """Returns left, top, right and bottom (exclusive) of random rectangles in a split's band, int64 [N, 4], in pixels.
 
-    They have the proportions of the crops, whose height and width are `sides`. Their longer side is log-uniform between
-    that of the crops and `largest_side`, so that all scales occur equally often. The uniform numbers `draws`, float64
-    [N, 3], decide on side, column and row.
+    The rectangles have the proportions of `sides`, the height and width of the model's images. The longer side of a
+    rectangle is log-uniform between the longer one of `sides` and `find_largest_crop_side`, so that all scales are
+    equally frequent. `draws` are uniform random numbers, float64 [N, 3], which decide on side, column and row.
     """
-    left, top, right, bottom = find_band(size, split)
+    left, top, right, bottom = find_split_band(size, split)
     least = np.array(sides)
-    ratio = largest_side(size) / least.max()
+    ratio = find_largest_crop_side(size) / least.max()
     heights, widths = np.rint(least[:, None] * ratio ** draws[:, 0]).astype(np.int64)
     lefts = left + (draws[:, 1] * (right - left - widths + 1)).astype(np.int64)
     tops = top + (draws[:, 2] * (bottom - top - heights + 1)).astype(np.int64)
     return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
 
-def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
-    """Returns the crops of a split, the same in every call, and the index of each crop's picture, int32 [count]."""
+def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
+    """Returns the crops of a split, uint8 [count, *image_shape], and their labels: indices of pictures, int32 [count].
+
+    The crops are the same in every call.
+    """
     height, width, channels = image_shape
     if channels == 1:
         pictures = tuple(picture.convert("L") for picture in pictures)
-    # The band is cut out first, because a filter on the whole photograph would reach over the band's border.
-    bands = [picture.crop(find_band(picture.size, split)) for picture in pictures]
+    # The band is cut out first, because a filter on the complete photograph would mix pixels of neighbouring bands.
+    bands = [picture.crop(find_split_band(picture.size, split)) for picture in pictures]
     labels = np.arange(count, dtype=np.int32) % len(pictures)
-    # The seed depends on the split alone, so that the crops are the same for every run on every machine.
+    # The seed depends on the split alone, so that every run on every machine has the same crops.
     draws = np.random.default_rng(_SEEDS[split]).random((count, 3))
     images = np.empty((count, *image_shape), np.uint8)
 
     def fill(label: int) -> None:
         numbers = np.flatnonzero(labels == label)
-        left, top, _, _ = find_band(pictures[label].size, split)
-        boxes = draw_boxes(pictures[label].size, split, (height, width), draws[numbers]) - (left, top, left, top)
+        left, top, _, _ = find_split_band(pictures[label].size, split)
+        boxes = draw_crop_boxes(pictures[label].size, split, (height, width), draws[numbers]) - (left, top, left, top)
         for number, box in zip(numbers, boxes.tolist(), strict=True):
             crop = bands[label].resize((width, height), Image.Resampling.LANCZOS, box=box)
             images[number] = np.asarray(crop).reshape(image_shape)
@@ -185,7 +191,7 @@ def cut_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_s
 
 def open_photograph(photograph: Photograph) -> Image.Image:
     """Returns a photograph of an installed package, in RGB; raises DataError if its file is missing or damaged."""
-    # The file is located without importing its package, because the import would take seconds.
+    # The path of the file comes from the metadata of its package, because importing the package takes seconds.
     package = importlib.metadata.distribution(photograph.package)
     try:
         with Image.open(str(package.locate_file(photograph.path))) as file:

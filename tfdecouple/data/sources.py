@@ -1,6 +1,6 @@
-"""The kinds of data sources, and the registry that finds the kind of a `data.source`.
+"""The kinds of data sources (photographs, TFDS, folders), and functions that find the kind of a `data.source`.
 
-A new kind is a subclass of `SourceKind` with an entry in `KINDS`, both in this file; training, evaluation and all
+A new kind is a subclass of `SourceKind` with an entry in `KINDS`, both in this file. Training, evaluation and all
 commands then accept it. TensorFlow is imported only when a source is opened, so that help texts appear quickly.
 """
 
@@ -24,18 +24,19 @@ class SourceKind:
 
     Attributes:
         names: names of data sets of this kind that need no prefix, such as "cifar10".
-        pattern: pattern of the names of all other data sets of this kind, such as "folder:PATH"; "" for none. A pattern
-            with ":PATH" at its end names a file or folder, whose absolute path a run stores.
+        pattern: pattern of the names of all other data sets of this kind, such as "folder:PATH"; "" for none. If it
+            ends in ":PATH", a run stores the absolute path of the file or folder.
         title: name of the kind in lists.
-        like_own: whether the user's own images are cropped by `data.centre_crop`, as the images of this kind are. For
-            other kinds the option fits only the subjects of the data set itself.
-        rights: sentences on the rights in the images, by name of the data set without its config; "" for all others.
+        crops_user_images: whether `data.centre_crop` also crops the image files that a user passes to a command. A data
+            set such as CelebA has a crop that fits its subjects alone.
+        rights: sentences on the rights in the images, by name of the data set without its config; the sentence of ""
+            is for all data sets that have none.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
     pattern: ClassVar[str] = ""
     title: ClassVar[str]
-    like_own: ClassVar[bool] = False
+    crops_user_images: ClassVar[bool] = False
     rights: ClassVar[dict[str, str]] = {"": "Images of {name}: their rights are not recorded here."}
 
     @property
@@ -43,18 +44,18 @@ class SourceKind:
         """The part of the pattern up to its colon, such as "folder:"; "" for a kind without a pattern."""
         return self.pattern[: self.pattern.find(":") + 1]
 
-    def matches(self, source: str) -> bool:
+    def matches_source(self, source: str) -> bool:
         """Returns whether a `data.source` is of this kind."""
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns the option with the path of the images, and the path; None where no option has one."""
+        """Returns the name of the option that has the path of the images, and the path; None if no option has one."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
-    def suggest(self, source: str) -> str | None:
-        """Returns the right spelling of an unknown `data.source` if it seems to be of this kind; None if not."""
+    def suggest_source(self, source: str) -> str | None:
+        """Returns the correct spelling of an unknown `data.source` that is probably of this kind; None otherwise."""
         return None
 
     def describe_image_rights(self, config: DataConfig) -> str:
@@ -68,7 +69,7 @@ class SourceKind:
 
 
 class Photographs(SourceKind):
-    """The kind of the sample photographs, which are part of the installation."""
+    """The kind of the sample photographs, which scikit-image and scikit-learn install."""
 
     names = ("photographs",)
     title = "photographs"
@@ -111,7 +112,7 @@ class TensorFlowDatasets(SourceKind):
 
         return open_tfds(config, image_shape, download)
 
-    def suggest(self, source: str) -> str | None:
+    def suggest_source(self, source: str) -> str | None:
         """Returns tfds:NAME if `source` is the name of a data set in TFDS, else None."""
         if not source or importlib.util.find_spec("tensorflow_datasets") is None:
             return None
@@ -127,12 +128,12 @@ class ImageFolder(SourceKind):
 
     pattern = "folder:PATH"
     title = "folder:PATH"
-    like_own = True
+    crops_user_images = True
     rights: ClassVar[dict[str, str]] = {
         "": "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
     }
 
-    def suggest(self, source: str) -> str | None:
+    def suggest_source(self, source: str) -> str | None:
         """Returns folder:PATH if `source` is a folder or looks like the path of one, else None."""
         is_path = os.path.isdir(os.path.expanduser(source)) or source.startswith(("/", "./", "../", "~/"))
         return self.prefix + source if is_path else None
@@ -144,7 +145,7 @@ class ImageFolder(SourceKind):
         return open_folder(config, image_shape)
 
 
-# The kinds in the order of lists for users; the first kind that matches a `data.source` opens it.
+# The kinds in the order of lists for users; the first kind that matches_source a `data.source` opens it.
 KINDS: tuple[SourceKind, ...] = (
     Photographs(),
     TensorFlowDatasets(),
@@ -153,12 +154,12 @@ KINDS: tuple[SourceKind, ...] = (
 
 
 def find_kind(source: str) -> SourceKind | None:
-    """Returns the kind of a `data.source`; None if no kind matches it.
+    """Returns the kind of a `data.source`; None if no kind matches_source it.
 
     >>> find_kind("folder:mine").title, find_kind("nothing")
     ('folder:PATH', None)
     """
-    return next((kind for kind in KINDS if kind.matches(source)), None)
+    return next((kind for kind in KINDS if kind.matches_source(source)), None)
 
 
 def list_source_kinds() -> str:
@@ -183,17 +184,17 @@ def resolve_paths(config: DataConfig) -> DataConfig:
 
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns the option with the path of a config's images, and the path; None where no option has one."""
+    """Returns the name of the option that has the path of the images, and the path; None if no option has one."""
     return (find_kind(config.source) or SourceKind()).locate_images(config)
 
 
 def choose_user_crop(config: DataConfig) -> int:
-    """Returns the side in pixels of the centre square to cut out of a user's own images; 0 for the largest square."""
-    return config.centre_crop if (find_kind(config.source) or SourceKind()).like_own else 0
+    """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for no limit."""
+    return config.centre_crop if (find_kind(config.source) or SourceKind()).crops_user_images else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
-    """Returns the config with another `data.source`, and without a `centre_crop` that fits only the old data set.
+    """Returns the config with another `data.source`; `centre_crop` becomes 0 if it fits only the old data set.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
     >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom")]
@@ -225,7 +226,7 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
         *others, last = [*names, *(kind.pattern for kind in KINDS if kind.pattern)]
-        suggested = next((name for kind in reversed(KINDS) if (name := kind.suggest(config.source))), None)
+        suggested = next((name for kind in reversed(KINDS) if (name := kind.suggest_source(config.source))), None)
         hint = f"; did you mean {suggested}?" if suggested else nearest(config.source, names)
         raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
     try:

@@ -25,10 +25,10 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class BadImages:
-    """The record of a source's unreadable images, which raise an error or are skipped, by `data.on_bad_image`.
+    """The unreadable images of a data set, which raise an error or are skipped, as `data.on_bad_image` says.
 
-    tf.data reports an exception of a function as a text within its own error. Errors are therefore stored here, and
-    `find_error` returns the stored error that a text quotes.
+    tf.data reports an exception of a Python function as a text inside an error of its own. Errors are therefore stored
+    here, and `find_error` returns the stored error that the text quotes.
 
     Attributes:
         skipped: paths of the skipped images.
@@ -39,18 +39,18 @@ class BadImages:
         self._skips = rule == "skip"
         self._errors: dict[str, DataError] = {}
 
-    def keep_error(self, error: DataError, quoted: str = "") -> DataError:
-        """Returns the error after storing it for `find_error` under the text `quoted`, by default its message."""
+    def store_error(self, error: DataError, quoted: str = "") -> DataError:
+        """Stores the error for `find_error` under the text `quoted`, by default its message, and returns the error."""
         return self._errors.setdefault(quoted or str(error), error)
 
     def find_error(self, text: str) -> DataError | None:
-        """Returns the stored error that a message of TensorFlow quotes; None if it quotes none."""
+        """Returns the stored error that a message of TensorFlow quotes; None if the message quotes no stored error."""
         return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
 
-    def skip(self, path: str, error: DataError) -> None:
-        """Counts an unreadable image as skipped, or raises `error` if the rule is "stop"."""
+    def skip_or_raise(self, path: str, error: DataError) -> None:
+        """Adds an unreadable image to `skipped`, or raises `error` if `data.on_bad_image` is "stop"."""
         if not self._skips:
-            raise self.keep_error(error)
+            raise self.store_error(error)
         if path not in self.skipped:
             self.skipped.add(path)
             _LOGGER.warning("skipped: %s", error)
@@ -66,7 +66,7 @@ class Source:
         label_names: names of the labels, in their order; empty for images without labels.
         image_shape: height, width and channels of the images.
         splits: the splits "train", "validation" and "test".
-        bad_images: the record of the unreadable images.
+        bad_images: the unreadable images.
     """
 
     name: str
@@ -78,12 +78,12 @@ class Source:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The number of images in each split."""
+        """The number of images in each split, by the name of the split."""
         return {name: split.size for name, split in self.splits.items()}
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """The description of each split, such as "train[-1000:]"."""
+        """The description of each split, such as "train[-1000:]", by the name of the split."""
         return {name: split.description for name, split in self.splits.items()}
 
     @property
@@ -91,28 +91,24 @@ class Source:
         """The number of unreadable images that were skipped so far (`data.on_bad_image=skip`)."""
         return len(self.bad_images.skipped)
 
-    def split(self, name: str) -> Split:
+    def open_split(self, name: str) -> Split:
         """Returns the split with this name, ready to be read; raises DataError for an unknown name."""
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
-        self.splits[name].prepare()
+        self.splits[name].load_arrays()
         return self.splits[name]
 
-    def key(self, split: str, index: int) -> str:
+    def find_image_key(self, split: str, index: int) -> str:
         """Returns the unique name of an image: its path below the folder, or "split/index" where images have none."""
         keys = self.splits[split].keys
         return f"{split}/{index}" if keys is None else keys[index]
-
-    def examples(self, split: str) -> tf.data.Dataset:
-        """Returns a dataset of a split's images, not augmented, in the split's own order; see `Split.examples`."""
-        return self.split(split).examples()
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
         """Returns a context in which TensorFlow's error about an unreadable image becomes a DataError with its path.
 
-        Loops over the images of a large folder run inside this context; folders that fit in memory need no guard,
-        because they are read when they are opened.
+        Loops over the images of a large folder run inside this context. Folders that fit into memory need no guard,
+        because all their images are read when the folder is opened.
         """
         try:
             yield
@@ -125,10 +121,10 @@ class Source:
 
 
 class Split(abc.ABC):
-    """The base class of splits, whose images are records in a known order that `decode` turns into images.
+    """The base class of splits, whose images are records in a known order that `decode_record` turns into images.
 
-    A record is cheap to shuffle and to skip: an index in this class, an encoded image in `RecordSplit`. `decode` does
-    the expensive work, so that a run which starts in the middle of an epoch decodes only the images that it uses.
+    A record is cheap to shuffle and to skip: an index in this class, an encoded image in `RecordSplit`. Decoding is
+    expensive, so a run that starts in the middle of an epoch decodes only the images that it uses.
 
     Attributes:
         size: number of images.
@@ -141,62 +137,60 @@ class Split(abc.ABC):
         self.description = description
         self.keys = keys
 
-    def prepare(self) -> None:  # noqa: B027 - most splits need nothing
-        """Loads the arrays that `decode` needs, before `decode` is traced; the base class loads nothing.
+    def load_arrays(self) -> None:  # noqa: B027 - most splits need nothing
+        """Loads the arrays that `decode_record` needs; the base class has none.
 
-        An array that is loaded while a dataset traces `decode` would become a constant of the graph.
+        This happens before TensorFlow traces `decode_record`, because an array that is loaded during the trace becomes
+        a constant of the graph.
         """
 
-    def records(self) -> tf.data.Dataset:
+    def list_records(self) -> tf.data.Dataset:
         """Returns a dataset of the records in the split's own order; in the base class indices, int64 []."""
         return tf.data.Dataset.range(self.size)
 
-    def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
-        """Returns a dataset of all records in a random order, a pure function of `seed`, int64 [2]."""
+    def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
+        """Returns a dataset of the records with these indices, int64 [n], which ascend without repetition."""
+        return tf.data.Dataset.from_tensor_slices(indices)
+
+    def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
+        """Returns a dataset of all records in a random order, which depends on `seed`, int64 [2], alone."""
         indices = tf.range(self.size, dtype=tf.int64)
         order = tf.random.experimental.stateless_shuffle(indices, seed, alg=ALGORITHM)
         return tf.data.Dataset.from_tensor_slices(order)
 
-    def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset of the records with these indices, int64 [n], which ascend without repetition."""
-        return tf.data.Dataset.from_tensor_slices(indices)
-
     @abc.abstractmethod
-    def decode(self, record: Any) -> Tensors:
+    def decode_record(self, record: Any) -> Tensors:
         """Returns image and label of a record within a tf.data pipeline.
 
         The image is uint8 [height, width, channels]; the label is int32 [], -1 for none.
         """
 
-    def examples(self, indices: np.ndarray | None = None) -> tf.data.Dataset:
-        """Returns a dataset of all images in order, or of the images with these ascending indices, int64 [n].
+    def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
+        """Returns a dataset of all images in order, not augmented, or of the images with ascending indices, int64 [n].
+
+        With `replace_unreadable` the next readable image stands for an unreadable image, so that the dataset has as
+        many images as indices. Otherwise the dataset leaves unreadable images out.
 
         Returns:
             A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
-            "index" int64 [] in the split. Skipped unreadable images are missing.
+            "index" int64 [] in the split.
         """
-        if indices is None:
-            return self._decode_all(self.records().enumerate())
-        return self.examples_at(indices)
+        numbers = tf.data.Dataset.range(self.size) if indices is None else tf.data.Dataset.from_tensor_slices(indices)
+        records = self.list_records() if indices is None else self.select_records(indices)
 
-    def examples_at(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset, as `examples` does, in which the next image replaces a skipped unreadable image."""
-        numbers = tf.data.Dataset.from_tensor_slices(indices)
-        return self._decode_all(tf.data.Dataset.zip(numbers, self.records_at(indices)))
-
-    def _decode_all(self, records: tf.data.Dataset) -> tf.data.Dataset:
-        def example(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
-            image, label = self.decode(record)
+        def decode(index: tf.Tensor, record: Any) -> dict[str, tf.Tensor]:
+            image, label = self.decode_record(record)
             return {"image": image, "label": label, "index": index}
 
-        return records.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        pairs = tf.data.Dataset.zip(numbers, records)
+        return pairs.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 class MemorySplit(Split):
     """A split whose decoded images are in memory, as one array.
 
-    The function `load` returns the images, uint8 [size, height, width, channels], and the labels, int32 [size]; it is
-    called once, before the first image is read.
+    The function `load` returns the images, uint8 [size, height, width, channels], and the labels, int32 [size]. The
+    split calls it once, before the first image is read.
     """
 
     def __init__(
@@ -206,7 +200,7 @@ class MemorySplit(Split):
         self._load: Callable[[], Arrays] | None = load
         self._arrays: tuple[tf.Tensor, ...] = ()
 
-    def prepare(self) -> None:
+    def load_arrays(self) -> None:
         """Loads images and labels at the first call."""
         if self._load is not None:
             # The array is placed on the CPU, because tf.data reads it there.
@@ -214,7 +208,7 @@ class MemorySplit(Split):
                 self._arrays = tuple(tf.convert_to_tensor(array) for array in self._load())
             self._load = None
 
-    def decode(self, record: tf.Tensor) -> Tensors:
+    def decode_record(self, record: tf.Tensor) -> Tensors:
         """Returns image and label of a record, which is an index, int64 []."""
         images, labels = self._arrays
         return tf.gather(images, record), tf.gather(labels, record)
@@ -226,8 +220,8 @@ class RecordSplit(Split):
     Args:
         size: number of records.
         description: description of the split's images for messages.
-        records: dataset of the encoded records, the same in every pass, dense tensors of fixed shapes.
-        decode: function that returns image and label of a record, as `Split.decode` does.
+        records: dataset of the encoded records, equal in every pass, dense tensors of fixed shapes.
+        decode: function that returns image and label of a record, as `Split.decode_record` does.
         window: number of encoded records that are shuffled together, in memory.
     """
 
@@ -239,17 +233,17 @@ class RecordSplit(Split):
         self._decode = decode
         self._window = window
 
-    def records(self) -> tf.data.Dataset:
+    def list_records(self) -> tf.data.Dataset:
         """Returns a dataset of the encoded records in the split's own order."""
         return self._records
 
-    def records_at(self, indices: np.ndarray) -> tf.data.Dataset:
+    def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
         """Returns a dataset of the records with these indices; all records up to the last one are read, not decoded."""
         is_chosen = tf.constant(np.isin(np.arange(self.size), indices))
         numbered = self._records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
         return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
 
-    def shuffled(self, seed: tf.Tensor) -> tf.data.Dataset:
+    def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
         """Returns a dataset of all records, shuffled within windows whose borders depend on the seed.
 
         The first window begins at a random one of the first `window` records; the records before it come last.
@@ -258,15 +252,15 @@ class RecordSplit(Split):
         windows = self._records.skip(first).batch(self._window)
         windows = windows.concatenate(self._records.take(first).batch(self._window))
 
-        def permuted(number: tf.Tensor, window: Any) -> tf.data.Dataset:
+        def permute(number: tf.Tensor, window: Any) -> tf.data.Dataset:
             count = tf.shape(tf.nest.flatten(window)[0])[0]
             window_seed = tf.random.experimental.stateless_fold_in(seed, number, alg=ALGORITHM)
             order = tf.random.experimental.stateless_shuffle(tf.range(count), window_seed, alg=ALGORITHM)
             permutation = tf.nest.map_structure(lambda values: tf.gather(values, order), window)
             return tf.data.Dataset.from_tensor_slices(permutation)
 
-        return windows.enumerate().flat_map(permuted)
+        return windows.enumerate().flat_map(permute)
 
-    def decode(self, record: Any) -> Tensors:
+    def decode_record(self, record: Any) -> Tensors:
         """Returns image and label of a record, which is an encoded example."""
         return self._decode(record)

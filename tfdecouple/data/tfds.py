@@ -14,21 +14,21 @@ import tensorflow as tf
 
 from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape
-from tfdecouple.data.image_file import fit_tensor
+from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.requirements import missing
 
-# Number of encoded bytes in a window that is shuffled in memory. Windows of some thousand images mix well, because TFDS
-# stores records in random order.
+# Number of encoded bytes in a window of records, which is shuffled in memory, and smallest number of records in a
+# window. Windows of some thousand images suffice, because TFDS stores records in random order.
 _WINDOW_BYTES = 2**27
 _LEAST_WINDOW = 1024
 
 
 def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
-    """Returns the source of a TFDS data set; with `download` missing data are downloaded and prepared.
+    """Returns an opened TFDS data set; with `download` TFDS downloads and prepares missing data.
 
-    If all decoded images take at most `cache_gib`, they are held in memory; otherwise the records stay encoded on disk.
+    If all decoded images take at most `cache_gib` GiB, they are held in memory. Otherwise records are read from disk.
 
     Raises:
         DataError: where TFDS lacks the data set, the data are not prepared, the download fails, or the images are
@@ -37,15 +37,17 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     builder = _find_builder(config)
     _require_prepared(builder, config, download)
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
-    chosen = choose_splits(config.source, sizes, config.validation_examples)
-    image_key, label_key = feature_keys(config.source, builder.info.features, image_shape[-1])
+    chosen = choose_tfds_splits(config.source, sizes, config.validation_examples)
+    image_key, label_key = find_feature_keys(config.source, builder.info.features, image_shape[-1])
     total = sum(builder.info.splits[notation].num_examples for notation in chosen.values())
     in_memory = total * math.prod(image_shape) <= config.cache_gib * 2**30
     splits: dict[str, Split] = {}
     for name, notation in chosen.items():
-        split = _record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
+        split = _make_record_split(builder, notation, image_key, label_key, image_shape, config.centre_crop)
         if in_memory:
-            load = functools.partial(_decode_all, split, f"{notation} of {builder.info.full_name}", image_shape)
+            load = functools.partial(
+                _load_decoded_images, split, f"{notation} of {builder.info.full_name}", image_shape
+            )
             splits[name] = MemorySplit(split.size, split.description, load)
         else:
             splits[name] = split
@@ -58,11 +60,11 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
     )
 
 
-def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
-    """Returns the TFDS splits for training, validation and test, in TFDS' notation.
+def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
+    """Returns the parts of a TFDS data set for "train", "validation" and "test", in TFDS' notation ("train[:-1000]").
 
-    A data set's own splits are used. If it has no test split, its validation split is the test set, as in the paper.
-    For each split that is still missing, `held_out` images are taken from the end of the training split.
+    The splits of the data set are used. If it has no test split, its validation split is the test set, as in the paper.
+    Each split that is still missing gets `held_out` images from the end of the training split.
 
     Args:
         source: the data set's name, for messages.
@@ -90,7 +92,7 @@ def choose_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[
 def _find_builder(config: DataConfig) -> Any:
     """Returns the TFDS builder of a data set, always of a class that TFDS ships.
 
-    For a folder without a class, `tfds.builder` would import the classes that untrusted metadata in the folder name.
+    `tfds.builder` is not used, because it imports classes that the metadata in a folder name, and these are untrusted.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(missing("tensorflow_datasets", f"data.source={config.source}"))
@@ -108,12 +110,12 @@ def _find_builder(config: DataConfig) -> Any:
             f"TensorFlow Datasets has no data set {name!r}{nearest(name, tfds.list_builders())}; a folder that it has "
             "no class for is not read: its metadata name code"
         ) from None
-    # Every exception is caught, because TFDS raises several kinds for a wrong config or version.
+    # Every exception is caught, because TFDS raises several classes for a wrong config or version.
     except Exception as error:
-        raise DataError(f"cannot open the data set {name!r}{_nearest_config(name)}: {one_line(error)}") from error
+        raise DataError(f"cannot open the data set {name!r}{_suggest_tfds_config(name)}: {one_line(error)}") from error
 
 
-def _nearest_config(name: str) -> str:
+def _suggest_tfds_config(name: str) -> str:
     import tensorflow_datasets as tfds
 
     base = name.partition("/")[0]
@@ -123,7 +125,7 @@ def _nearest_config(name: str) -> str:
 
 
 def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
-    # This is checked first, because reading a data set that is not prepared would start a download.
+    # Without this check, reading a data set that is not prepared would start a download.
     if builder.is_prepared():
         return
     if not download:
@@ -135,13 +137,18 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         )
     try:
         builder.download_and_prepare()
-    # Every exception is caught: network, disk, checksums, or data to fetch by hand, on which TFDS' message has advice.
+    # Every exception is caught, because TFDS raises many classes for errors of network, disk and checksums.
     except Exception as error:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
-def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
-    """Returns the names of the image feature and of the label feature; None instead of no or several label features."""
+def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
+    """Returns the names of the image feature and the label feature; None for no label feature, or for several.
+
+    Raises:
+        DataError: where the features have no image, several images, or images that are not uint8 or have other channels
+            than the model's images.
+    """
     import tensorflow_datasets as tfds
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -150,12 +157,12 @@ def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_C
     if len(images) != 1:
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
-    # Both numbers of channels are accepted where grey and RGB images can be converted to each other.
-    taken = tuple(PILLOW_MODES) if channels in PILLOW_MODES else (channels,)
-    if shape[-1] not in taken or dtype != np.uint8:
+    # Grey and RGB images are both accepted if the model's images are grey or RGB, because Pillow converts them.
+    accepted = tuple(PILLOW_MODES) if channels in PILLOW_MODES else (channels,)
+    if shape[-1] not in accepted or dtype != np.uint8:
         raise DataError(
             f"the data set {source} has images of shape {tuple(shape)} and type {dtype.name}; "
-            f"they must be uint8 with {' or '.join(map(str, taken))} channels"
+            f"they must be uint8 with {' or '.join(map(str, accepted))} channels"
         )
     classes = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if "label" in classes:
@@ -163,7 +170,7 @@ def feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_C
     return images[0], classes[0] if len(classes) == 1 else None
 
 
-def _record_split(
+def _make_record_split(
     builder: Any, notation: str, image_key: str, label_key: str | None, image_shape: Shape, centre_crop: int
 ) -> RecordSplit:
     import tensorflow_datasets as tfds
@@ -174,16 +181,16 @@ def _record_split(
         split=notation,
         shuffle_files=False,
         decoders={key: tfds.decode.SkipDecoding() for key in pictures},
-        # Files are read one after the other, so that the records are in the split's own order.
+        # TFDS reads one file after the other, because interleaved files would give the records in another order.
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    # All other features are dropped, because a shuffle's window needs records of one shape.
+    # All other features are dropped: their shapes may vary, and windows of records are stacked.
     keys = [image_key, label_key] if label_key else [image_key]
     records = records.map(lambda record: {key: record[key] for key in keys})
     feature = features[image_key]
 
     def decode(record: Mapping[str, tf.Tensor]) -> Tensors:
-        image = fit_tensor(decode_pixels(record[image_key], feature), image_shape, centre_crop)
+        image = crop_and_resize_tensor(decode_tfds_image(record[image_key], feature), image_shape, centre_crop)
         return image, tf.cast(record[label_key], tf.int32) if label_key else tf.constant(-1, tf.int32)
 
     size = builder.info.splits[notation].num_examples
@@ -193,25 +200,25 @@ def _record_split(
     return RecordSplit(size, notation, records=records, decode=decode, window=window)
 
 
-def decode_pixels(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
-    """Returns the pixels of an encoded image, a string [], as Pillow decodes them: uint8 [H, W, channels].
+def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
+    """Returns the pixels of an encoded image, a string [], uint8 [H, W, channels], equal to Pillow's.
 
     The argument `feature` is the `tfds.features.Image` of the data set.
     """
     pixels = tf.cond(
         tf.io.is_jpeg(encoded),
-        # The accurate method is used because TensorFlow's default differs from Pillow's pixels by up to 7.
+        # With TensorFlow's default method, pixels differ from Pillow's by up to 7.
         lambda: tf.io.decode_jpeg(encoded, feature.shape[-1], dct_method="INTEGER_ACCURATE"),
         lambda: feature.decode_example(encoded),
     )
     return tf.ensure_shape(pixels, feature.shape)
 
 
-def _decode_all(split: RecordSplit, title: str, image_shape: Shape) -> Arrays:
+def _load_decoded_images(split: RecordSplit, title: str, image_shape: Shape) -> Arrays:
     images = np.empty((split.size, *image_shape), np.uint8)
     labels = np.empty(split.size, np.int32)
     try:
-        for batch in split.examples().batch(256).prefetch(4).as_numpy_iterator():
+        for batch in split.decode_examples().batch(256).prefetch(4).as_numpy_iterator():
             images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
     except tf.errors.OpError as error:
         raise DataError(f"cannot read {title}: {one_line(error)}; prepare the data set again") from error

@@ -72,7 +72,7 @@ class Benchmark:
     def __init__(self, config: Config, source: Any = None, devices: int = 1):
         import keras
 
-        from tfdecouple.data import training_batches
+        from tfdecouple.data import make_training_batches
         from tfdecouple.training.state import TrainingState
         from tfdecouple.training.step import TrainStep
         from tfdecouple.training.workers import make_strategy
@@ -84,7 +84,7 @@ class Benchmark:
             self.state = TrainingState(config)
         self.model, self.step = self.state.model, TrainStep(config, self.state, self.strategy)
         count = min(config.training.init_images, self.source.sizes["train"])
-        first = training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
+        first = make_training_batches(self.source, config.data, batch_size=count, seed=config.training.seed)
         self.model.initialize(next(iter(first))["image"], seed=config.training.seed)
         self.state.optimizer.start_averages()
 
@@ -92,7 +92,7 @@ class Benchmark:
         """Returns the work of a phase, one of `PHASES`, on `batch` images."""
         import numpy as np
 
-        from tfdecouple.data import evaluation_batches, load_images
+        from tfdecouple.data import load_images, make_evaluation_batches
         from tfdecouple.metrics.bits_per_dim import BoundEvaluator
         from tfdecouple.runtime.execution import jit_compiled
 
@@ -105,7 +105,7 @@ class Benchmark:
             evaluator = BoundEvaluator(model, self.strategy)
             # A call evaluates several batches, because the first batch of a pass takes longer.
             count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
-            batches = evaluation_batches(self.source, "test", batch_size=batch, limit=count)
+            batches = make_evaluation_batches(self.source, "test", batch_size=batch, limit=count)
             return Work(compiled(lambda: evaluator(batches, seed=0)), count)
         if phase == "sample":
             return Work(compiled(lambda: model.sample(batch, temperature=0.7, seed=0).numpy()), batch)
@@ -118,13 +118,13 @@ class Benchmark:
 
     def _make_step(self) -> Callable[[], Any]:
         """Returns a function that begins the next training step and returns its result, which may not be there yet."""
-        from tfdecouple.data import training_batches
+        from tfdecouple.data import make_training_batches
         from tfdecouple.data.labels import make_step_inputs
         from tfdecouple.training.workers import device_input_options
 
         training, steps = self.config.training, itertools.count()
         options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.micro_batches}
-        examples = training_batches(self.source, self.config.data, **options)
+        examples = make_training_batches(self.source, self.config.data, **options)
         inputs = make_step_inputs(examples, self.source, self.config.model)
         batches = iter(self.strategy.experimental_distribute_dataset(inputs, device_input_options()))
         return lambda: self.step([next(batches) for _ in range(training.micro_batches)], next(steps))

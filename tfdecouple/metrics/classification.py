@@ -193,7 +193,7 @@ def classify_images(
 
     The values are plain: `images`; `accuracy` with its `standard_error`; `chance`, the share of the most frequent
     label; `log_probability`, the mean of log p(y|x) of the right label y in nats; and `confusion`, the confusion
-    matrix. `batches` are those of `evaluation_batches`; `on_batch` receives the number of finished images.
+    matrix. `batches` are those of `make_evaluation_batches`; `on_batch` receives the number of finished images.
 
     Raises:
         DataError: if no image has a label.

@@ -26,16 +26,16 @@ def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarra
     Raises:
         DataError: if the split is unknown.
     """
-    return np.random.default_rng(seed).permutation(source.split(split).size)[:count]
+    return np.random.default_rng(seed).permutation(source.open_split(split).size)[:count]
 
 
 def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of the images with some indices, in ascending order, as `chosen_batches` does; shows progress."""
-    from tfdecouple.data import chosen_batches
+    """Yields the batches of `read_chosen_batches` with a progress bar."""
+    from tfdecouple.data import read_chosen_batches
 
     done = 0
     with Counter(f"reading {split}", len(indices)) as counter:
-        for batch in chosen_batches(source, split, indices, batch_size=batch_size):
+        for batch in read_chosen_batches(source, split, indices, batch_size=batch_size):
             yield batch
             counter(done := done + len(batch["label"]))
 
@@ -85,18 +85,18 @@ def draw_uncropped_images(source: Source, split: str, count: int, seed: int) -> 
     belongs to the split. DataError is raised for other data sets.
     """
     from tfdecouple.data.image_file import read_image
-    from tfdecouple.data.sample_images import PHOTOGRAPHS, find_band, open_photograph
+    from tfdecouple.data.sample_images import PHOTOGRAPHS, find_split_band, open_photograph
 
     channels = source.image_shape[-1]
 
     def read_band(name: str) -> np.ndarray:
         photograph = open_photograph(PHOTOGRAPHS[name])
-        band = photograph.crop(find_band(photograph.size, split)).convert(PILLOW_MODES[channels])
+        band = photograph.crop(find_split_band(photograph.size, split)).convert(PILLOW_MODES[channels])
         return np.asarray(band).reshape(band.height, band.width, channels)
 
     if source.name.startswith("folder:"):
         folder = pathlib.Path(source.name.removeprefix("folder:")).expanduser()
-        names = source.split(split).keys or ()
+        names = source.open_split(split).keys or ()
         images = {name: functools.partial(read_image, str(folder / name), (0, 0, channels), 0) for name in names}
     elif source.name == "photographs":
         images = {name: functools.partial(read_band, name) for name in source.label_names}

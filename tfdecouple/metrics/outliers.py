@@ -70,7 +70,7 @@ class Outliers(Metric):
             if options.data_dir:
                 data = dataclasses.replace(data, data_dir=options.data_dir)
             self._sources[name] = source = open_source(data, config.model.image_shape, download=options.download)
-            source.split(options.split)
+            source.open_split(options.split)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns how well each score separates each kind of outliers, and the scores of each image."""
@@ -112,8 +112,8 @@ class Outliers(Metric):
         return Result(values, _lines(reports, options), render_figure(figure))
 
     def _read_outliers(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
-        """Yields batches, as `evaluation_batches` does, of as many outliers as evaluated images, or all there are."""
-        from tfdecouple.data import evaluation_batches
+        """Yields batches, as `make_evaluation_batches` does, of at most as many outliers as evaluated images."""
+        from tfdecouple.data import make_evaluation_batches
 
         options, start = self.options, 0
         if name in MADE:
@@ -128,7 +128,7 @@ class Outliers(Metric):
         size, count = (min(each, evaluation.count) for each in (evaluation.batch_size, source.sizes[options.split]))
         indices = draw_indices(source, options.split, count, options.seed)
         with source.guard():
-            batches = evaluation_batches(source, options.split, batch_size=size, indices=indices)
+            batches = make_evaluation_batches(source, options.split, batch_size=size, indices=indices)
             yield from batches.as_numpy_iterator()
 
 

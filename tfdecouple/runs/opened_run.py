@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from tfdecouple.config import Config, DataConfig, override
-from tfdecouple.data import Source, chosen_batches, open_source
+from tfdecouple.data import Source, open_source, read_chosen_batches
 from tfdecouple.data.labels import require_classes
 from tfdecouple.data.sources import replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, one_line
@@ -106,7 +106,7 @@ class Run:
         """
         codes, labels, done = [], [], 0
         with Counter(title, len(indices)) as counter:
-            for batch in chosen_batches(source, split, indices, batch_size=128):
+            for batch in read_chosen_batches(source, split, indices, batch_size=128):
                 codes.append(self.encode_z(batch["image"]))
                 labels.append(batch["label"])
                 counter(done := done + len(batch["label"]))

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, describe_config
-from tfdecouple.data import Source, evaluation_batches, open_source, training_batches
+from tfdecouple.data import Source, make_evaluation_batches, make_training_batches, open_source
 from tfdecouple.data.batches import round_batch_size
 from tfdecouple.data.labels import check_batch_labels, make_step_inputs, require_classes
 from tfdecouple.errors import DivergedError, RunError, one_line
@@ -223,7 +223,7 @@ class Trainer:
             self.progress.note(
                 f"starting the weights from {count} training images, then tracing the first step", at_once=True
             )
-            first = training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
+            first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
             images = next(iter(first))["image"]
             if self.training.noise:
                 # The first update sees images with noise, and scales set from clean images would take long to adapt.
@@ -315,7 +315,7 @@ class Trainer:
         """Returns an iterator over the inputs of `TrainStep`, one micro-batch each, from the run's current step on."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            batches = training_batches(
+            batches = make_training_batches(
                 self.source,
                 self.config.data,
                 batch_size=self.training.batch_size,
@@ -448,7 +448,7 @@ class Trainer:
     def _evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
         """Returns the first `count` images of a split, in batches that the devices can divide."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
-        batches = evaluation_batches(self.source, split, batch_size=size, limit=count)
+        batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
 
 

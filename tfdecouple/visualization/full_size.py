@@ -20,7 +20,7 @@ import tensorflow as tf
 from PIL import Image, ImageCms, ImageOps
 from scipy.ndimage import uniform_filter
 
-from tfdecouple.data.image_file import open_image, scale_to_8_bits
+from tfdecouple.data.image_file import open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.model.any_size import shrink_images
 
@@ -158,7 +158,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     if not pathlib.Path(path).exists():
         raise DataError(f"there is no image file {path}; give the paths of image files")
     try:
-        with open_image(path) as image:
+        with open_image_file(path) as image:
             kind = image.format or "PNG"
             # This decodes a large JPEG file at a fraction of its size, which saves most of the time.
             image.draft("RGB", (max_side, max_side))
