@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, require_finite
@@ -278,6 +277,7 @@ def compute_codec_bits(images: np.ndarray, codec: str) -> np.ndarray:
     The images are uint8 `[n, height, width, channels]`, and `codec` is "webp" or "png". Images without exactly three
     channels are coded as one grey picture per channel. The header of each file counts (paper Table 1).
     """
+    from PIL import Image
 
     def count_bytes(image: np.ndarray) -> int:
         total = 0
