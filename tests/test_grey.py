@@ -71,7 +71,7 @@ def test_every_image_comes_back_and_others_are_refused(run, eager):
 
 
 def test_commands_draw_its_pictures_and_write_its_codes(run, eager, tmp_path, capsys):
-    from tfdecouple.cli.commands import main
+    from tfdecouple.cli import main
 
     for number in range(2):
         Image.fromarray(random_images(1, (20, 20, 3), number)[0]).save(tmp_path / f"{number}.png")

@@ -11,8 +11,7 @@ from helpers.refusals import refused
 from helpers.runs import run_config
 
 import tfdecouple
-from tfdecouple.cli import main, train_main
-from tfdecouple.cli.commands import COMMANDS
+from tfdecouple.cli import COMMANDS, main, train_main
 from tfdecouple.config import Config, load_preset, option_names, preset_names
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json

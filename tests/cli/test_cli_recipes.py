@@ -36,7 +36,7 @@ def copy(tmp_path_factory):
     register(evaluate, "METRICS", "Brightness,")
     insert(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")
     (package / "cli" / "brightness.py").write_text(recipe("command"), encoding="utf-8")
-    insert(package / "cli" / "commands.py", "]", '    "brightness",\n', after="COMMANDS = [")
+    insert(package / "cli" / "__init__.py", "]", '    "brightness",\n', after="COMMANDS = [")
     with (package / "visualization" / "pictures.py").open("a", encoding="utf-8") as file:
         file.write("\n\n" + recipe("picture") + "\n")
     return folder

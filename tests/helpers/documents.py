@@ -22,7 +22,7 @@ from typing import NamedTuple
 import pytest
 
 from helpers.places import ROOT
-from tfdecouple.cli import commands as cli
+from tfdecouple import cli
 from tfdecouple.config import Config, load_preset, override
 
 # The project's documentation; model cards are left out, because their commands run in an export folder.

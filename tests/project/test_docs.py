@@ -25,7 +25,7 @@ from helpers.documents import (
 from helpers.places import ROOT
 
 import tfdecouple
-from tfdecouple.cli import commands as cli
+from tfdecouple import cli
 from tfdecouple.cli.evaluate import METRICS
 from tfdecouple.config import Config, load_preset, option_names, override, preset_names
 

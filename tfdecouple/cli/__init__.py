@@ -1,11 +1,95 @@
-"""The command lines: `python train.py`, `python -m tfdecouple` and its commands.
+"""The commands of `python -m tfdecouple`, and `python train.py`, which is the command `train`.
 
 The module of a command has two functions: `add_parser(commands)` declares the options, and `run(options)` does the work
 and returns the exit status. All functions here raise UserError for a mistake that the user can correct, such as a
-missing run or image, and the program prints it as one line. TensorFlow is imported within `run`, so that help appears
-without it.
+missing run or image, and the program prints the error as one line. Commands import TensorFlow in `run`, so that help
+appears without the seconds that this import takes.
 """
 
-from tfdecouple.cli.commands import main, train_main
+import argparse
+import importlib
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["main", "train_main"]
+from tfdecouple import __version__
+from tfdecouple.cli.options import Parser, program_name
+from tfdecouple.errors import UserError, nearest
+from tfdecouple.runtime.process import given_arguments, run_program
+
+# Names of the commands in the order of the help; each command is the module with the same name in this folder.
+COMMANDS = [
+    "train",
+    "presets",
+    "explain",
+    "sample",
+    "reconstruct",
+    "switch",
+    "interpolate",
+    "directions",
+    "edit",
+    "neighbours",
+    "project",
+    "curves",
+    "evaluate",
+    "encode",
+    "encode-beam",
+    "import-wolf",
+    "publish",
+    "doctor",
+]
+
+
+def train_main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status of `python train.py`, run with these arguments or those of the command line."""
+    return run_program(lambda: run_command(["train", *given_arguments(arguments)]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status of `python -m tfdecouple`, run with these arguments or those of the command line."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if typed[:1] == ["export"]:
+        return int(import_export().main(typed[1:], f"{program_name()} export"))
+    return run_program(lambda: run_command(given_arguments(typed)))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Returns the exit status of the command that the first argument names; UserError where there is a mistake."""
+    name = arguments[0] if arguments else ""
+    if name and not name.startswith("-") and name not in COMMANDS:
+        hint = nearest(name, [*COMMANDS, "export"])
+        raise UserError(f"there is no command {name!r}{hint} ({program_name()} --help lists them)")
+    parser = make_parser([name] if name in COMMANDS else COMMANDS)
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    return int(import_command(options.command).run(options))
+
+
+def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
+    """Returns a parser for the named commands, whose modules it imports."""
+    parser = Parser(
+        prog=program_name(),
+        description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
+        "local code v (all its detail). `python -m tfdecouple COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"tfdecouple {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in names:
+        import_command(name).add_parser(commands)
+    commands.add_parser("export", help="write a run for other programs: python -m export")
+    return parser
+
+
+def import_command(name: str) -> Any:
+    """Returns the module of the command with this name."""
+    return importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
+
+
+def import_export() -> Any:
+    """Returns the module `export.cli` of the package `export` beside the package `tfdecouple`."""
+    # The folder is put first, because with -m the working directory, which may hold another `export`, comes first.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+    return importlib.import_module("export.cli")
