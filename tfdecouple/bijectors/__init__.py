@@ -7,7 +7,7 @@ cache, which would hold maps in memory until garbage is collected.
 
 from tfdecouple.bijectors.channels import ChannelAffine, ChannelMatrix, Squeeze
 from tfdecouple.bijectors.closed_form import ClosedForm, forward_and_log_det, inverse_and_log_det
-from tfdecouple.bijectors.elementwise import BoundedAffine, Shift, Sigmoid, Whitening
+from tfdecouple.bijectors.elementary_bijectors import BoundedAffine, Shift, Sigmoid, Whitening
 
 __all__ = [
     "BoundedAffine",
