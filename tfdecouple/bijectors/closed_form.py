@@ -1,4 +1,4 @@
-"""Functions that return value and log-determinant of any bijector at once, and a base class for bijectors."""
+"""The base class of bijectors in closed form, and functions that return value and log-determinant together."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from tfdecouple.runtime.numerics import product, sizes
 
 
 def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the output of a bijector for a batch, and the log-determinant of each image.
-
-    Args:
-        bijector: any bijector of numbers, of channels or of whole images.
-        x: `[batch, ..., channels]`.
-
-    Returns:
-        y, and log |det dy/dx| of each image, `[batch]`.
+    """Returns y, the output of any bijector for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`.
 
     >>> y, log_det = forward_and_log_det(tfb.Scale(2.0), tf.ones([3, 5]))
     >>> y.shape.as_list(), [round(float(number), 2) for number in log_det]
@@ -34,7 +27,7 @@ def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor
 
 
 def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the inverse of a bijector for a batch `[batch, ..., channels]`, and its log-determinants `[batch]`."""
+    """Returns x, the output of a bijector's inverse for y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
     if isinstance(bijector, ClosedForm):
         return bijector.inverse_and_log_det(y)
     log_det = bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
@@ -42,23 +35,19 @@ def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor
 
 
 class ClosedForm(tfb.Bijector):
-    """A bijector that returns value and log-determinant together.
+    """The base class of bijectors that return value and log-determinant together.
 
-    Subclasses implement TFP's `_forward`, `_inverse` and `_forward_log_det_jacobian`, and name their tensors in
-    `parameter_ndims`; each tensor becomes an attribute of its name.
+    Subclasses implement TFP's `_forward`, `_inverse` and `_forward_log_det_jacobian`, and name the parameters that are
+    tensors in `parameter_ndims`; each of these parameters becomes an attribute.
 
     Args:
-        event_ndims: how many of the last axes are mapped together: 0 (numbers), 1 (channels) or 3 (images).
-        arguments: `locals()` of the subclass's constructor, with its parameters and perhaps a `name`.
+        event_ndims: number of last axes that are mapped together: 0 (numbers), 1 (channels) or 3 (images).
+        arguments: `locals()` of the subclass's constructor, with the parameters and perhaps a `name`.
         is_constant_jacobian: whether the log-determinant is the same for all x.
 
     Attributes:
         parameter_ndims: the number of axes of each parameter tensor, by name; 0 for a parameter of any shape that
-            broadcasts to x.
-
-    Raises:
-        UserError: if a parameter has the wrong number of axes (one matrix or scale serves all images), or is a variable
-            of TensorFlow or Keras, whose gradient would be lost.
+            broadcasts to x. Another number of axes, or a variable, raises UserError.
     """
 
     parameter_ndims: ClassVar[Mapping[str, int]] = {}
@@ -88,7 +77,7 @@ class ClosedForm(tfb.Bijector):
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y, and log |det dy/dx| of each image `[batch]`, for x `[batch, ..., channels]`.
 
-        Unlike TFP's methods this method fills no cache, which would hold maps in memory until garbage is collected.
+        Unlike TFP's methods, this method fills no cache, which would hold maps in memory until garbage is collected.
         """
         return self._forward(x), self._sum_per_image(self._forward_log_det_jacobian(x), x)
 
@@ -96,14 +85,14 @@ class ClosedForm(tfb.Bijector):
         """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
         x = self._inverse(y)
         log_det = self._forward_log_det_jacobian(x)
-        # A scalar is negated before it is repeated for each image, so that graphs add up terms and negate no sums.
+        # A scalar is negated before `_sum_per_image` repeats the scalar for each image, which saves an operation.
         return x, self._sum_per_image(-log_det, x) if log_det.shape.rank == 0 else -self._sum_per_image(log_det, x)
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor) -> tf.Tensor:
         return -self._forward_log_det_jacobian(self._inverse(y))
 
     def _sum_per_image(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Returns the log-determinant of each image, `[batch]`: the sum over all of the image's positions."""
+        """Returns the log-determinant of each image, `[batch]`: the sum over all positions of the image."""
         events = sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
         if log_det.shape.rank == 0:
             # The log-determinant is equal at all positions; a product avoids the map of equal numbers that TFP sums.
@@ -114,7 +103,7 @@ class ClosedForm(tfb.Bijector):
 
 
 def _as_parameter(value: Any) -> tf.Tensor:
-    """Returns a parameter as a tensor; raises UserError if it is a variable."""
+    """Returns a parameter as a tensor; raises UserError for a variable, whose gradient would be lost."""
     if hasattr(value, "assign"):
         raise UserError(
             f"a bijector got the variable {value.name}, of which it would hold a copy without gradients; pass "

@@ -1,4 +1,4 @@
-"""The neural nets inside couplings (conditioners): a convolutional net for images, a perceptron for vectors."""
+"""The conditioners, neural nets inside couplings: convolutional nets for images, a perceptron for vectors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tfdecouple.runtime.precision import current_net_precision, full_float32
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
-    """Returns an initializer that is uniform in +-1/sqrt(fan_in), as in the paper's code for every plain weight."""
+    """Returns an initializer of kernels, uniform in +-1/sqrt(fan_in), which the paper's code uses for plain weights."""
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
 def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
-    """Returns an initializer for a bias that is uniform in +-1/sqrt(fan_in); a bias has no fan-in of its own."""
+    """Returns an initializer of biases, uniform in +-1/sqrt(fan_in), for the fan-in of the kernel beside the bias."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
 def weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Returns the declared weights of a weight-normalised layer with a kernel of this shape, outputs last."""
+    """Returns {name: `Weight`} of a weight-normalised layer, for the shape of its kernel with the outputs last."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -37,10 +37,10 @@ def weight_norm(shape: Shape) -> dict[str, Weight]:
 
 
 class WeightNorm(NamedTuple):
-    """A weight-normalised kernel g * V / ||V|| with a bias: direction V, gain g and bias, the last two `[outputs]`.
+    """A weight-normalised kernel g * V / ||V|| and a bias: direction V, gain g `[outputs]` and bias `[outputs]`.
 
-    The norm runs over all axes except the outputs. While gain and bias are 0, the output is exactly 0 for any V, so
-    every coupling starts as the identity.
+    The norm is taken over all axes except the last. While gain and bias are 0, the layer's output is exactly 0 for any
+    direction, so every coupling starts as the identity.
     """
 
     direction: Any
@@ -49,7 +49,7 @@ class WeightNorm(NamedTuple):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Any]) -> Self:
-        """Returns the weight-normalised kernel of a layer that declares `weight_norm`, from its weights by name."""
+        """Returns kernel and bias, given the weights, by name, of a layer that uses `weight_norm`."""
         return cls(*(weights[f"last_{name}"] for name in cls._fields))
 
     def kernel(self) -> tf.Tensor:
@@ -60,7 +60,7 @@ class WeightNorm(NamedTuple):
 
 
 class StartsAtZero:
-    """A mixin with the method `reset` for a layer that ends in a `weight_norm`; it stands before the Keras class."""
+    """A mixin for a layer that ends in a `weight_norm`; it stands before the Keras class among the base classes."""
 
     @property
     def last(self) -> WeightNorm:
@@ -76,14 +76,14 @@ class StartsAtZero:
 class CouplingNet(StartsAtZero, BaseLayer):
     """A neural net that computes the parameters of a coupling's transform from the unchanged channels x_a and from z.
 
-    Subclasses implement `declare` and `output`. They end in a `weight_norm`, so that couplings start as the identity,
-    or override `reset`. The cost follows from the shapes of the weights: a kernel of four axes is a convolution, a
-    kernel of two axes a product with one vector of each image.
+    Subclasses implement `declare` and `output`. A net ends in a `weight_norm`, so that couplings start as the identity,
+    or overrides `reset`. The multiply-adds follow from the shapes of the weights: a kernel of four axes is a
+    convolution, and a kernel of two axes is multiplied by one vector of each image.
 
     Args:
         outputs: number of output channels.
         hidden: width of the hidden layers.
-        condition_size: size of the condition, or 0 for an unconditional net.
+        condition_size: number of channels of the condition, or 0 for a net without a condition.
         **kwargs: arguments of `BaseLayer`, for example `dtype`.
     """
 
@@ -96,24 +96,24 @@ class CouplingNet(StartsAtZero, BaseLayer):
         self.condition_size = condition_size
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the net's output for x, `[batch, ..., outputs]` in the layer's dtype.
+        """Returns the output of the net for x, `[batch, ..., outputs]` in the layer's dtype.
 
-        The weights are given by the names of `declare`. The condition is z, `[batch, condition_size]`, or a map of the
-        size of x; an unconditional net ignores it.
+        `weights` are the values by the names of `declare`. The condition is z, `[batch, condition_size]`, or a map of
+        the size of x; a net without a condition ignores the argument.
         """
         raise NotImplementedError
 
     @full_float32()
     def call(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Returns the net's output for the net's own weights, `[batch, ..., outputs]`."""
+        """Returns the output of the net, `[batch, ..., outputs]`, with the current values of its weights."""
         return self.output(self.tensors(), x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
-        """Returns the shape of the output of `call`, which Keras' summary shows."""
+        """Returns the shape of the output of `call`, which a Keras model's `summary` shows."""
         return (*x_shape[:-1], self.outputs)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the net for one image."""
+        """Returns multiply-adds and counts of stored numbers of the net for one image."""
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
@@ -134,7 +134,7 @@ class ConvNet(CouplingNet):
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the weights for inputs `[batch, height, width, channels]`."""
+        """Returns {name: `Weight`} for inputs `[batch, height, width, channels]`."""
         weights = {
             "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
             "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),
@@ -146,7 +146,7 @@ class ConvNet(CouplingNet):
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the net's output, `[batch, height, width, outputs]`."""
+        """Returns the output of the net, `[batch, height, width, outputs]`."""
         dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
         last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
         kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
@@ -154,11 +154,12 @@ class ConvNet(CouplingNet):
         if self.condition_size:
             require_condition(self, self.condition_size, condition, self._local)
             if self._local:
-                # The result of this convolution is as large as a hidden map, so `_run_hidden_maps` computes it.
+                # `_run_hidden_maps` convolves the map: the result is as large as a hidden map, and only that function
+                # computes hidden maps again in the backward pass instead of storing them.
                 shift = tf.cast(condition, dtype)
                 kernels += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
             else:
-                # FC(z) is small compared with the maps, so it costs little to compute it in the layer's own precision.
+                # FC(z) is small compared with the maps, so full precision costs little here.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
         y = with_memory_mode(_run_hidden_maps)(tf.cast(x, dtype), shift, *kernels)
         return tf.cast(y, self.compute_dtype) + last.bias
@@ -166,10 +167,7 @@ class ConvNet(CouplingNet):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class LocalConvNet(ConvNet):
-    """A `ConvNet` for a local condition: a 3x3 convolution of a map, of the size of x, replaces FC(z).
-
-    The convolution of the map has a bias, as in the paper's code.
-    """
+    """A `ConvNet` with a map of the size of x as condition: a 3x3 convolution of the map, with bias, replaces FC(z)."""
 
     _local = True
 
@@ -185,8 +183,8 @@ def _run_hidden_maps(
 ) -> tf.Tensor:
     """Returns the output of a `ConvNet` before the bias of the last convolution is added.
 
-    `shift` is FC(z), `[batch, hidden]`, or the map of a local condition, for which `map_convolution` holds kernel and
-    bias of its convolution; without a condition it is None.
+    `shift` is FC(z), `[batch, hidden]`; or a condition that is a map, for which `map_convolution` holds kernel and bias
+    of the map's convolution; or None without a condition.
     """
     h = channel_product(tf.nn.elu(convolve(x, first)), second)
     if map_convolution:
@@ -202,7 +200,7 @@ class MLP(CouplingNet):
     """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the weights for inputs `[batch, channels]`."""
+        """Returns {name: `Weight`} for inputs `[batch, channels]`."""
         return {
             "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -212,7 +210,7 @@ class MLP(CouplingNet):
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the net's output, `[batch, outputs]`."""
+        """Returns the output of the net, `[batch, outputs]`."""
         last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(full_product(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(full_product(h, weights["second"]) + weights["second_bias"])

@@ -1,4 +1,4 @@
-"""The coupling layer: some channels, and z, determine how the other channels are transformed (paper equation 6)."""
+"""The coupling layer, which transforms some channels as the other channels and z determine (paper equation 6)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PARTS = ("last", "first")
 class ChannelSplit:
     """A split of C channels into x_a (unchanged) and x_b (transformed), one of the four in the paper's Figure 3b.
 
-    The number of transformed channels, n_t, is floor(C/2) unless `transformed` sets it, for the continuous pattern:
+    The number of transformed channels, n_t, is floor(C/2), or `transformed` if given (for the continuous pattern only):
 
     | pattern    | part  | transformed (x_b)      | unchanged (x_a)        |
     | continuous | last  | the last n_t channels  | the first C - n_t      |
@@ -66,11 +66,7 @@ class ChannelSplit:
             raise ConfigError(f"transformed is {self.transformed}; only the continuous pattern takes it")
 
     def counts(self, channels: int) -> tuple[int, int]:
-        """Returns the numbers of channels of x_a and of x_b.
-
-        Raises:
-            UserError: if x_a or x_b would have no channel.
-        """
+        """Returns the numbers of channels of x_a and of x_b; raises UserError if one of them is 0."""
         transformed = halve_channels(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
             raise UserError(
@@ -90,7 +86,7 @@ class ChannelSplit:
         return tuple(tf.split(x, [transformed, unchanged], -1)[::-1])
 
     def merge(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Returns one array with the channels of x_a and x_b, in their order before the split."""
+        """Returns one array with the channels of x_a and x_b, in the order before the split."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
             return _interleave(*pair)
@@ -100,7 +96,7 @@ class ChannelSplit:
         return self.pattern == "alternate" and channels % 2 == 0
 
 
-# The next two functions transpose a matrix with two rows: that takes half the time of `tf.stack` on the last axis.
+# The next two functions transpose a matrix with two rows, which takes half the time of `tf.stack` on the last axis.
 
 
 def _interleave(even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
@@ -120,23 +116,18 @@ def _split_even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 class Coupling(Nested, InvertibleLayer):
     """A coupling layer: y_a = x_a and y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b given x_a and z.
 
-    A split of the channels gives x_a and x_b. A conditioner, which is a net of x_a and z, gives the parameters of the
-    transform, a bijector of x_b. The condition may be a map of the size of x instead of the vector z; the net of a
-    coupling that is built for a map is a `LocalConvNet`.
+    A split of the channels gives x_a and x_b. A conditioner, which is a net, computes the parameters of the transform,
+    a bijector of x_b, from x_a and z. A map of the size of x may replace the vector z as the condition; a coupling that
+    is built for a map has a `LocalConvNet`.
 
     Args:
         hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
         condition_size: size of z, or channels of the map, or 0 without a condition; couplings of vectors have none.
-        pattern: pattern of the `ChannelSplit`, "continuous" or "alternate".
-        part: which channels are transformed, "last" or "first".
-        transformed: how many channels are transformed; None for half of the channels.
+        pattern, part, transformed: the fields of `ChannelSplit`.
         transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
         alpha: bound of the transform; an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
-        conditioner: name of a `CouplingNet` in `config.CONDITIONERS`, which replaces the usual net.
+        conditioner: name of a `CouplingNet` in `config.CONDITIONERS`; None for the net of the paper.
         **kwargs: arguments of `InvertibleLayer`.
-
-    Raises:
-        ConfigError: if pattern, part, transform or conditioner is unknown, or alpha lies outside (0, 1].
 
     >>> layer = Coupling(hidden=8, condition_size=4, pattern="alternate")
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 6]), tf.zeros([2, 4]))
@@ -176,11 +167,7 @@ class Coupling(Nested, InvertibleLayer):
         self.net: Any = None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns the conditioner with the shapes of its inputs, x_a and the condition.
-
-        Raises:
-            UserError: if a coupling of vectors has a condition.
-        """
+        """Returns the conditioner with the shapes of x_a and the condition."""
         unchanged, transformed = self.split.counts(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -198,7 +185,7 @@ class Coupling(Nested, InvertibleLayer):
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the coupling for one image: that of its net and of its transform."""
+        """Returns multiply-adds and counts of stored numbers of net and transform, for one image."""
         _, transformed = self.split.counts(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).plus(Cost(activations=activations))
@@ -233,7 +220,7 @@ class Coupling(Nested, InvertibleLayer):
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        # The coupling leaves x_a unchanged, so one run of the net serves both the inverse and the gradients.
+        # The coupling leaves x_a unchanged, so one run of the net on x_a serves the inverse and the gradients.
         (x_a, y_b), (x_a_gradient, y_b_gradient) = self.split(y), self.split(y_gradient)
         inputs = [x_a, *([] if condition is None else [condition])]
         weights = trainable_tensors(self)
@@ -244,7 +231,7 @@ class Coupling(Nested, InvertibleLayer):
             tape.watch(raw)
             bijector = self._make_bijector(raw)
             with tape.stop_recording():
-                # TFP caches the inverse and would not compute the forward direction of x_b; a copy is not in the cache.
+                # TFP would return y_b from its cache instead of computing it from x_b; a copy of x_b is not cached.
                 x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
             tape.watch(x_b)
             outputs = forward_and_log_det(bijector, x_b)
@@ -261,10 +248,10 @@ class Coupling(Nested, InvertibleLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
-        """Returns the bijector that maps x_b to y_b, given the unconstrained parameters, which the net computes."""
+        """Returns the bijector that maps x_b to y_b, given `raw`, the output of the net."""
         transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
-        # A split is cheaper than slices: the gradient of slices sums up full-size arrays that are mostly zero.
+        # The gradient of `tf.split` is one concatenation; that of slices would add up arrays with many zeros.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
         return transform.bijector(parameters, self.alpha)

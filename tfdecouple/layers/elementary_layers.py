@@ -36,12 +36,12 @@ class ActNorm(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the layer's two weights, the logarithm of the scale and the bias, each `[channels]`."""
+        """Returns {name: `Weight`} of the logarithm of the scale and of the bias, each `[channels]`."""
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets scale and bias from a batch x `[batch, ..., channels]`, and returns the layer's output for x."""
+        """Sets scale and bias from a batch x `[batch, ..., channels]`, and returns the output for x."""
         x, _ = self._prepare(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
@@ -59,9 +59,9 @@ class ActNorm(InvertibleLayer):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class InvertibleLinear(InvertibleLayer):
-    """A layer that multiplies the last axis by a learned square matrix: y = W x; W is orthogonal at the start.
+    """A layer y = W x that multiplies the channels by a learned square matrix W, which is orthogonal at the start.
 
-    Each call computes the log-determinant by an LU factorisation, as the paper's code.
+    Each call computes the log-determinant by an LU factorisation, as in the paper's code.
 
     >>> layer = InvertibleLinear()
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 8]))
@@ -70,16 +70,16 @@ class InvertibleLinear(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared matrix W, `[channels, channels]`."""
+        """Returns {name: `Weight`} of the matrix W, `[channels, channels]`."""
         return {"kernel": Weight((x_shape[-1], x_shape[-1]), keras.initializers.Orthogonal)}
 
     def condition_number(self) -> tf.Tensor:
-        """Returns the condition number of W, a float64 scalar: its largest singular value divided by its smallest."""
+        """Returns the condition number of W, a float64 scalar: the largest singular value divided by the smallest."""
         values = tf.linalg.svd(tf.cast(self.kernel, tf.float64), compute_uv=False)
         return values[0] / values[-1]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the layer for one image."""
+        """Returns multiply-adds and counts of stored numbers of the matrix product, for one image."""
         return super().cost(x_shape, condition_shape).plus(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
@@ -105,14 +105,10 @@ class Squeeze(InvertibleLayer):
     """
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Marks the layer, which has no weights, as built.
-
-        Raises:
-            UserError: if the input is not `[batch, height, width, channels]`.
-        """
+        """Marks the layer, which has no weights, as built; raises UserError for an input other than images."""
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
-        # One squeeze serves all levels of a flow, so the number of channels is not stored.
+        # One squeeze layer serves all levels of a flow, so `InvertibleLayer.build` must not store a number of channels.
         BaseLayer.build(self, x_shape)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
@@ -125,7 +121,7 @@ class Squeeze(InvertibleLayer):
         return bijectors.Squeeze()
 
     def as_bijector(self, condition: Condition = None) -> ClosedForm:
-        """Returns the same as `bijector`, which takes any leading dimensions and no condition."""
+        """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`, which needs no condition."""
         return bijectors.Squeeze()
 
 
@@ -138,7 +134,7 @@ class Sigmoid(InvertibleLayer):
     (0.5, [2])
     """
 
-    # Where the sigmoid saturates, its inverse loses digits, so the input is stored.
+    # The inverse of a saturated sigmoid is inexact, so the backward pass stores the input instead of recovering it.
     recovers_input = False
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
@@ -160,12 +156,12 @@ class SinhArcsinh(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared weights per channel: the unbounded skewness and the unbounded logarithm of `tails`."""
+        """Returns {name: `Weight`} of skewness and logarithm of the tails, unbounded numbers per channel."""
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
         """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails)."""
-        # Tails between exp(-1/4) and exp(1/4) keep the output of many such layers in a row finite.
+        # Tails between exp(-1/4) and exp(1/4) keep the output finite when many of these layers follow each other.
         skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
         return tfb.SinhArcsinh(skewness, tf.exp(log_tails))
 
@@ -175,13 +171,8 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
     """A layer v = (h - mu(z)) / sigma(z): if v is N(0, I), then h given z is Gaussian with mean mu and scale sigma.
 
     In the baseline of the paper's Table 3 no other layer uses z. The paper does not describe the net that computes mean
-    and scale from z; here it is FC - ELU - FC with one mean and one log-scale for each entry of h. Its last layer is
-    weight-normalised and 0 at the start, as in couplings.
-
-    Args:
-        hidden: width of the net.
-        condition_size: size of z.
-        **kwargs: arguments of `InvertibleLayer`.
+    and scale from z. Here the net is FC - ELU - FC of width `hidden`, with a mean and a log-scale for each entry of h;
+    the last FC is weight-normalised and 0 at the start, as in couplings. `condition_size` is the size of z.
     """
 
     saved_arguments = ("hidden", "condition_size")
@@ -195,7 +186,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared weights of the net, for h of shape `[batch, ...]`."""
+        """Returns {name: `Weight`} of the net, for h of shape `[batch, ...]`."""
         return {
             "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),

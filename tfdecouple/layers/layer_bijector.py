@@ -10,16 +10,14 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
-# Each bijector takes the next number as its key in TFP's caches.
+# Each bijector takes the next number as the key of its entries in TFP's caches.
 _numbers = itertools.count()
 
 
 class LayerBijector(tfb.Bijector):
-    """A TFP bijector that runs an `InvertibleLayer`, with any leading dimensions and the condition as a keyword.
+    """A TFP bijector that runs a built `InvertibleLayer`, with any leading axes and the condition as a keyword.
 
-    Args:
-        layer: the built layer.
-        condition: condition for calls without the keyword.
+    The argument `condition` is used in calls without the keyword.
     """
 
     def __init__(self, layer: Any, condition: Any):
@@ -64,7 +62,7 @@ class LayerBijector(tfb.Bijector):
         return self._apply(self._layer.inverse_and_log_det, y, condition)[1]
 
     def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns what a method of the layer, which takes one batch axis, returns for any number of leading axes."""
+        """Returns output and log-determinants of a method of the layer, for any number of leading axes of x."""
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]

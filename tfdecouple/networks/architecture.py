@@ -68,7 +68,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 @functools.lru_cache(maxsize=8)
 def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the same as `make_networks`, but with one step a stage: all steps of a stage have the same shapes."""
+    """Returns the networks of `make_networks` with one step a stage, because all steps of a stage have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
@@ -109,7 +109,7 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
     counts = {"flow": 0, "encoder": 0, "prior": 0}
     for name, shape in weights.items():
         network, _, rest = name.partition("/")
-        # The flag `initialized` belongs to no network, and moving statistics are not trained by gradients.
+        # The flag `initialized` belongs to no network, and gradients do not train moving statistics.
         if rest and not rest.endswith(("moving_mean", "moving_variance")):
             network = "prior" if network in ("prior_flow", "prior_affine") else network
             counts[network] = counts.get(network, 0) + math.prod(shape)
@@ -122,7 +122,7 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def _widest_map(config: ModelConfig) -> int:
-    """Returns how many numbers the largest map of a model holds for a single image."""
+    """Returns the number of values in the largest map of a model, for a single image."""
     sizes = [math.prod(config.image_shape)]
     sizes += [stage.positions * stage.hidden for stage in _list_stages(config)]
     for encoder, shape in _list_encoders(config):
@@ -158,7 +158,7 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def count_multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds of the forward pass through flows and encoders, per image."""
+    """Returns the multiply-adds of the forward pass through all flows over images and all encoders, per image."""
     in_flows = sum(cost.multiply_adds for cost in _flow_costs(config))
     return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in _list_encoders(config))
 
@@ -166,10 +166,10 @@ def count_multiply_adds(config: ModelConfig) -> int:
 def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> int:
     """Returns the bytes of activations in a training step, per image of a micro-batch.
 
-    The backward pass needs the inputs of layers, for the gradients of kernels (the gradient of an ELU needs its output,
-    which the next convolution stores anyway), and the activations of the transforms. With "recompute" the hidden maps
-    of one coupling net at a time are held, the largest in the worst case. With "invert" the input and the output of
-    each stage are stored, and each layer in turn holds values and gradients while its backward pass runs.
+    The backward pass needs the inputs of layers, for the gradients of kernels, and the activations of the transforms.
+    (The gradient of an ELU needs the ELU's output, which the next convolution stores anyway.) With "recompute" the
+    hidden maps of one coupling net at a time are in memory, in the worst case those of the largest net. With "invert"
+    the input and the output of each stage are stored, and one layer at a time holds values and gradients.
 
     Args:
         config: the architecture.
@@ -183,7 +183,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
     else:
         stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in _flow_costs(config))
     stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in _list_encoders(config))
-    # Bytes of hidden maps held at once, per number of a map: three gradients around an ELU, two maps unless stored.
+    # The backward pass of a net holds three gradients of the size of a hidden map, and the two maps unless stored.
     hidden = net_bytes * (3 if memory == "keep" else 5)
     inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
     working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
@@ -193,7 +193,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
     """Returns the bytes, without weights, that encoding, decoding or a bound takes at most for one image of a size."""
     own_height, own_width, channels = config.image_shape
-    # The numbers are counted for an image of the model's size; all maps grow in proportion to the pixels.
+    # The maps are counted for an image of the model's size; their sizes are proportional to the number of pixels.
     stages = _list_stages(config)
     widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
     if config.has_dequantizer:
@@ -211,7 +211,7 @@ def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
 
 
 def _flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the cost of each step of the flows of decoder and dequantizer, and of each `FactorOut` layer."""
+    """Yields the `Cost` of each step of the flows of decoder and dequantizer, and of each `FactorOut` layer."""
     networks = _smallest_networks(config)
     flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
     stages = ((flow, stage) for flow in flows for stage in flow.stages)

@@ -1,7 +1,7 @@
 """Variational dequantisation q(u|x): a flow from noise to u, the positions of x inside the bins of the pixels.
 
-The method is from Ho et al., "Flow++", 2019; the paper's code has it, though the paper does not mention it. The flow
-has the same stages, layers and bijectors as the decoder; its couplings are conditioned on a map of the image, not z.
+The method is from Ho et al., "Flow++", 2019. The paper does not mention the method, but its code has it. The flow has
+the stages, layers and bijectors of the decoder; its couplings are conditioned on a map of the image instead of z.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, RunLaye
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
-# Standard deviation of the normal noise whose sigmoid is nearest to uniform: the relative entropy is 0.0095 nats a
-# number; with standard deviation 1 it is 0.193.
+# Standard deviation of the normal noise whose sigmoid is nearest to uniform. The relative entropy to uniform noise is
+# 0.0095 nats a number; it is 0.193 for the standard deviation 1.
 _NEAR_UNIFORM = 1.75
-# Number of positions of the last level from whose noise an actnorm starts; its scale is then off by about 0.5 %.
+# Number of noise values per channel at the last level from which an actnorm is initialised; so many values determine
+# its scale to about 0.5 %.
 _POSITIONS = 2**14
 
 
@@ -38,7 +39,7 @@ class DequantizingFlow(Flow):
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns every layer with its input shapes, for noise of the shape of the config's images."""
+        """Returns (layer, input shape, condition shape) of every layer, for noise of the shape of the images."""
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -49,10 +50,10 @@ class DequantizingFlow(Flow):
         return self._make_stages(config.dequantization_levels, transform, transform, (), couplings)
 
     def start(self, seed: Any) -> None:
-        """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms start from noise.
+        """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms are set from noise.
 
-        The output of every actnorm gets mean 0 and the standard deviation whose sigmoid is nearest to uniform. (In the
-        paper's code the standard deviation is 1, which costs 0.28 bits per dimension.)
+        The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid is nearest to uniform.
+        The standard deviation 1 of the paper's code would cost 0.28 bits per dimension.
         """
         positions = self.levels[-1][0].plan.positions
         noise = randomness.draw_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
@@ -82,7 +83,7 @@ class DequantizingFlow(Flow):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Dequantizer(Nested, BaseLayer):
-    """The network of q(u|x): an encoder computes a map of the image, and a flow, conditioned on it, u from noise."""
+    """The network of q(u|x): an encoder computes a map of the image, and a flow given the map turns noise into u."""
 
     saved_arguments = ("config",)
 
@@ -95,7 +96,7 @@ class Dequantizer(Nested, BaseLayer):
         self.flow = DequantizingFlow(self.config, name="flow")
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns encoder and flow with their input shapes, for images of the config's size."""
+        """Returns (layer, input shape, condition shape) of encoder and flow, for images of the config's size."""
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 
@@ -110,7 +111,7 @@ class Dequantizer(Nested, BaseLayer):
     def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
         """Returns u in (0, 1) for standard normal noise and images x in [-1, 1), and log |det du/dnoise|, `[batch]`.
 
-        In training the encoder normalises by the batch's statistics and updates its moving statistics.
+        In training the encoder normalises by the statistics of the batch and updates its moving statistics.
         """
         local = self.encoder(x, training=True) if training else self.encoder.infer(x)
         return self.flow.forward_and_log_det(noise, local)

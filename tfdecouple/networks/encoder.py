@@ -21,16 +21,16 @@ _MOMENTUM = 0.9
 
 
 class Convolution(BaseLayer):
-    """A convolution, or transposed convolution, with the same number of zeros as padding on both sides.
+    """A convolution, or transposed convolution, that pads maps with equally many zeros on all sides.
 
     TensorFlow's padding "SAME" would pad an even image on one side only at stride 2.
 
     Args:
         planes: number of output channels.
         size: side of the kernel, 1 or 3.
-        strides: factor by which height and width shrink, or grow if transposed.
+        strides: factor by which height and width shrink; a transposed convolution enlarges them by this factor.
         transposed: whether the convolution is transposed.
-        bias_fan_in: fan-in from which the bias is initialised; 0 for a convolution without bias.
+        bias_fan_in: fan-in for the initializer of the bias; 0 for a convolution without bias.
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
@@ -42,11 +42,12 @@ class Convolution(BaseLayer):
         self.size = size
         self.strides = strides
         self.transposed = transposed
-        # Keras draws the seed of an initializer when it is created, so all are created here, in a fixed order.
+        # An initializer draws its seed when it is created, so the order of creation decides the initial weights. In the
+        # constructor this order does not depend on the order of building.
         self._initializers = [fan_in_uniform(), *([bound_uniform(bias_fan_in)] if bias_fan_in else [])]
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared kernel, `[size, size, inputs, outputs]` (outputs first if transposed), and the bias."""
+        """Returns {name: `Weight`} of kernel `[size, size, inputs, outputs]` (outputs first if transposed) and bias."""
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
         kernel, *bias = self._initializers
         weights = {"kernel": Weight((self.size, self.size, *channels), lambda: kernel)}
@@ -60,14 +61,14 @@ class Convolution(BaseLayer):
 
     @image_by_image
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the convolution of `[batch, height, width, channels]`."""
+        """Returns the output maps for maps `[batch, height, width, channels]`."""
         kernel, step, border = tf.convert_to_tensor(self.kernel), self.strides, self.size // 2
         if self.transposed:
             y = self._transpose(x, kernel)
         elif self.size == 1:
-            # Pixels are left out before the convolution, because for the gradient of a strided 1x1 kernel oneDNN 3.7.3
-            # writes beyond its memory for an odd number of images, and with AVX-512 for maps of fewer than 16 channels
-            # and more than 40 rows.
+            # Pixels are left out before the convolution, so that the 1x1 kernel has no stride. For the gradient of a
+            # strided 1x1 kernel oneDNN 3.7.3 writes beyond its memory for an odd number of images, and with AVX-512
+            # for maps of fewer than 16 channels and more than 40 rows.
             y = tf.nn.conv2d(x[:, ::step, ::step] if step > 1 else x, kernel, 1, "VALID")
         elif step == 1:
             y = tf.nn.conv2d(x, kernel, 1, "SAME")
@@ -79,7 +80,7 @@ class Convolution(BaseLayer):
         images, rows, columns, _ = sizes(x)
         size, step, border, planes = self.size, self.strides, self.size // 2, self.planes
         if size == 1 and step > 1:
-            # Zeros are inserted after the convolution, because oneDNN is faulty for a strided 1x1 kernel (see `call`).
+            # Zeros are inserted after the convolution, so that the 1x1 kernel has no stride (see `call`).
             y = tf.nn.conv2d_transpose(x, kernel, [images, rows, columns, planes], 1, "VALID")
             gaps = [[0, 0], [0, 0], [0, step - 1], [0, 0], [0, step - 1], [0, 0]]
             return tf.reshape(tf.pad(y[:, :, None, :, None], gaps), [images, rows * step, columns * step, planes])
@@ -89,16 +90,12 @@ class Convolution(BaseLayer):
 
 
 class BatchNorm(BaseLayer):
-    """Batch normalisation with the statistics of the images on all devices.
-
-    Attributes:
-        epsilon: number that is added to the variance.
-    """
+    """Batch normalisation with the statistics of the images on all devices; `epsilon` is added to the variance."""
 
     epsilon = 1e-5
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared weights: scale, shift and moving statistics, each `[channels]`."""
+        """Returns {name: `Weight`} of scale, shift, moving mean and moving variance, each `[channels]`."""
         shape = x_shape[-1:]
         return {
             "gamma": Weight(shape, "ones"),
@@ -108,11 +105,14 @@ class BatchNorm(BaseLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the output's shape, which a Keras model's `summary` shows."""
+        """Returns the shape of the output, which a Keras model's `summary` shows."""
         return tuple(x_shape)
 
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns the normalised images; in training by the batch's statistics, if the layer is trainable."""
+        """Returns normalised maps: by the statistics of the batch in training, otherwise by the moving statistics.
+
+        A layer that is not trainable always uses the moving statistics.
+        """
         if training and self.trainable:
             mean, variance = _batch_statistics(x)
             for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -124,7 +124,7 @@ class BatchNorm(BaseLayer):
 
 
 def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and (biased) variance of each channel over all devices, which have equally many images."""
+    """Returns mean and biased variance of each channel over all devices, which have equally many images."""
     shards = x if isinstance(x, list) else [x]
     images = sum(sizes(shard)[0] for shard in shards)
     count = product([images, *sizes(shards[0])[1:-1]], shards[0].dtype)
@@ -156,11 +156,8 @@ class ResNetBlock(Nested, BaseLayer):
 
     The shortcut is the identity if neither size nor planes change, otherwise conv1x1 - BatchNorm.
 
-    Args:
-        planes: number of output channels.
-        strides: 1, or 2 to halve height and width (to double them if transposed).
-        transposed: whether all convolutions are transposed.
-        **kwargs: arguments of `keras.layers.Layer`.
+    The number of output channels is `planes`. With `strides` 2 height and width are halved, or doubled if all
+    convolutions are `transposed`.
     """
 
     saved_arguments = ("planes", "strides", "transposed")
@@ -187,15 +184,15 @@ class ResNetBlock(Nested, BaseLayer):
         return [(*each, None) for each in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the cost of the block for one image."""
+        """Returns multiply-adds and counts of stored numbers of the block, for one image."""
         self.children(x_shape)
         *sides, channels = x_shape[1:]
         *out_sides, planes = self.compute_output_shape(x_shape)[1:]
         shortcut, out, border = bool(self.shortcut), math.prod(out_sides), 0 if self.transposed else 2
         # A transposed convolution applies its kernel at each position of its input.
         first = channels * planes * (9 + shortcut) * min(math.prod(sides), out)
-        # The backward pass needs the (padded) inputs of both convolutions, the inputs of batch normalisations, and the
-        # outputs of both ELUs.
+        # The backward pass needs the padded inputs of the two convolutions, the inputs of batch normalisations, and the
+        # outputs of the two ELUs.
         inner = planes * math.prod(side + border for side in out_sides)
         before = channels * math.prod(side + border for side in sides)
         activations = before + inner + (2 + shortcut + 2) * planes * out
@@ -208,7 +205,7 @@ class ResNetBlock(Nested, BaseLayer):
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
         """Returns maps `[batch, height/strides, width/strides, planes]`; if transposed, the sides grow instead."""
-        # Keras' `__call__` would take the shards of a batch for several inputs, so `call` is called directly.
+        # Keras' `__call__` would treat the list of a batch's shards as several inputs, so `call` is called directly.
         h = self.norm_1.call(self.convolution_1.call(x), training)
         h = self.norm_2.call(self.convolution_2.call(_elu(h)), training)
         if self.shortcut:
@@ -237,10 +234,10 @@ class _BlockNetwork(Nested, BaseLayer):
 
     @full_float32()
     def infer(self, x: tf.Tensor) -> Any:
-        """Returns the same as `call` with `training=False`, but faster in eager mode."""
+        """Returns the outputs of `call` with `training=False`, faster in eager mode."""
 
         def run(x: tf.Tensor, condition: None) -> tuple[tf.Tensor, ...]:
-            # The whole method has one trace, which XLA, if it compiles, turns into one program.
+            # The network runs in one trace, so that XLA, where it is used, compiles one program.
             return self.execution.run_layer(self._infer, x)
 
         outputs = self.execution.trace_network(self, "_infer", run, x)()
@@ -251,7 +248,8 @@ class _BlockNetwork(Nested, BaseLayer):
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     def _run_blocks(self, x: tf.Tensor, training: bool) -> Batch:
-        # In training each batch normalisation joins the shards' statistics; otherwise the caller has sharded the batch.
+        # In training each batch normalisation joins the statistics of all shards. Otherwise no image depends on another
+        # image, and the caller has divided the batch into shards already.
         batch: Batch = split_into_shards(x) if training else x
         for block in self.blocks:
             batch = block(batch, training=training)
@@ -267,8 +265,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
     Args:
         latent_dim: size of z.
-        channels: planes of each level; a level halves height and width.
-        out_channels: planes before flattening (the paper's c').
+        channels: number of output channels of each level, which halves height and width.
+        out_channels: number of channels before flattening (the paper's c').
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
@@ -282,7 +280,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared weights of the last, dense layer, for images `[batch, height, width, channels]`."""
+        """Returns {name: `Weight`} of the dense layer at the end, for images `[batch, height, width, channels]`."""
         return weight_norm((math.prod(self.map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
@@ -316,9 +314,9 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class LocalResNet(_BlockNetwork):
-    """A network that computes a map of each image's size, by the encoder's blocks and then as many transposed blocks.
+    """A network from an image to a map of the image's size: the encoder's blocks, then as many transposed blocks.
 
-    `channels` are the planes of each level, which halves height and width.
+    `channels` are the numbers of output channels of the encoder's levels, each of which halves height and width.
     """
 
     saved_arguments = ("channels", "map_channels")
@@ -333,5 +331,5 @@ class LocalResNet(_BlockNetwork):
         return (*x_shape[:-1], self.map_channels)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns the maps, `[batch, height, width, map_channels]`; arguments as for `Encoder`."""
+        """Returns maps `[batch, height, width, map_channels]` for images in [-1, 1); `training` is as for `Encoder`."""
         return join_shards(self._run_blocks(x, training))

@@ -1,4 +1,4 @@
-"""The invertible decoder: the flow that maps x to v, conditioned on z (paper section 2.2, Figure 3)."""
+"""The flow, which is the invertible decoder: it maps x to v, conditioned on z (paper section 2.2, Figure 3)."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class FlowStep(InvertibleSequence):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class FactorOut(InvertibleComposite):
-    """The layer before some channels leave the flow: 1x1 convolution, a coupling that transforms them, actnorm.
+    """The layer that transforms the channels that leave the flow next: 1x1 convolution, coupling, actnorm.
 
     The last `dropped` channels of the output leave (paper Figure 3c; the paper's code calls this layer the multi-scale
-    prior). Glow instead learns a conditional Gaussian of the leaving channels. The argument `couplings` is as for
-    `FlowStep`.
+    prior). Coupling and actnorm change these channels only. Glow instead learns a conditional Gaussian of the channels
+    that leave. The argument `couplings` is as for `FlowStep`.
     """
 
     saved_arguments = ("dropped", "couplings")
@@ -81,7 +81,7 @@ class FactorOut(InvertibleComposite):
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns 1x1 convolution, coupling and actnorm, with their input shapes."""
+        """Returns (layer, input shape, condition shape) of 1x1 convolution, coupling and actnorm."""
         self._remaining = x_shape[-1] - self.dropped
         return [
             (self.mixing, x_shape, condition_shape),
@@ -90,7 +90,7 @@ class FactorOut(InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns y and the log-determinant."""
+        """Returns the output for x, and the log-determinant."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
@@ -106,7 +106,7 @@ class FactorOut(InvertibleComposite):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The layers of a stage: steps of flow with one number of channels, and the layer before some channels leave."""
+    """The layers of a stage: flow steps with one number of channels, and perhaps a `FactorOut` layer after them."""
 
     plan: StagePlan
     steps: tuple[FlowStep, ...]
@@ -122,21 +122,19 @@ class Stage:
 class Flow(InvertibleComposite):
     """The whole flow v = f(x; z), with the fine-grained multi-scale structure of the paper's Figure 3c.
 
-    The first level works on the colour channels at full resolution. Every further level begins with a squeeze, and so
-    does the first level if an image has one or two channels, too few to split. An inner level consists of stages; after
-    the steps of a stage a quarter of the level's channels leave the flow as finished entries of v. To give v the shape
-    of the image, the channels that left are joined with the remaining channels and unsqueezed, level by level.
+    The first level works on the colour channels at full resolution. Every further level begins with a squeeze. The
+    first level does so, too, if an image has one or two channels, too few to split. An inner level consists of stages;
+    after the steps of a stage a quarter of the level's channels leave the flow as finished entries of v. To give v the
+    shape of the image, the channels that left are joined with the remaining channels and unsqueezed, level by level.
 
-    Args:
-        config: the model's config, or the config as a plain dict.
-        **kwargs: arguments of `InvertibleLayer`.
+    The argument `config` is the model's config, or its options as a dict.
 
     Attributes:
         levels: the stages of each level, the highest resolution first.
         condition_size: size of the vector, or channels of the full-resolution map, that conditions the flow; 0 for no
             condition.
         local: whether the condition is a map, which is squeezed like the image, level by level.
-        squeezes_first: whether the first level begins with a squeeze, as all further levels do.
+        squeezes_first: whether the first level begins with a squeeze.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
@@ -155,8 +153,8 @@ class Flow(InvertibleComposite):
         self.squeezes_first = squeezes_first(self.config.image_shape[-1])
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
         self.levels = self._make_levels()
-        # Keras finds the layers in this list, whose name is part of .keras files.
-        self.parts_layers = [layer for stage in self.stages for layer in stage.layers]
+        # Keras finds layers in lists, but not in the dataclass `Stage`.
+        self.stage_layers = [layer for stage in self.stages for layer in stage.layers]
         self.whitening = None
         if self.config.conditioning == "base" and not self.local:
             self.whitening = ConditionalWhitening(
@@ -175,7 +173,7 @@ class Flow(InvertibleComposite):
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns every layer with its input shapes, for images of the config's shape."""
+        """Returns (layer, input shape, condition shape) of every layer, for images of the config's shape."""
         image = (None, *self.config.image_shape)
         children: list[tuple[BaseLayer, Any, Any]] = []
         for stage in self.stages:
@@ -218,7 +216,7 @@ class Flow(InvertibleComposite):
         return tuple(tuple(map(make_stage, level)) for level in levels)
 
     def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the parts of v, each at the resolution of its level: first the channels that left first."""
+        """Returns the parts of v in the order in which they left the flow, each at the resolution of its level."""
         parts = []
         for depth in range(len(self.levels)):
             v, dropped = self._split_level(depth, self._enter_level(depth, v, None)[0])
@@ -239,7 +237,7 @@ class Flow(InvertibleComposite):
         return super()._prepare(x, condition)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the layer's output for x, and the log-determinant."""
+        """Returns the output for x, and the log-determinant."""
         h, level_condition = x, condition
         left: list[list[tf.Tensor]] = []
         log_dets = []
@@ -255,7 +253,7 @@ class Flow(InvertibleComposite):
                     left[-1].append(dropped)
         log_det = zero_per_image(x)
         for depth in reversed(range(len(self.levels))):
-            # In v the remaining channels come first, then the channels that left, with the last to leave first.
+            # In v the remaining channels come first, then the channels that left, from the last stage to the first.
             h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
             h = self._leave_level(depth, h)
             log_det = log_dets[depth] + log_det

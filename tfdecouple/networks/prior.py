@@ -1,6 +1,6 @@
-"""The prior over z: a flow from z to a standard normal (paper B.3), and what it learns of each label.
+"""The prior over z: a flow from z to a standard normal (paper B.3), and layers with separate weights for each label.
 
-With labels the prior has a shift and scale of z for each label, or z itself is a function of the label.
+These layers shift and scale z by the label, or compute z from the label.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _EMBEDDING, _WIDENING = 0.1, 4
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class PriorStep(FlowStep):
-    """A step of flow on vectors, with a linear layer instead of the 1x1 convolution, and MLPs as coupling nets."""
+    """A flow step on vectors, with a linear layer instead of the 1x1 convolution; its coupling nets are MLPs."""
 
     _linear = InvertibleLinear
 
@@ -55,13 +55,7 @@ class PriorFlow(InvertibleSequence):
 
 
 class _ClassLayer(BaseLayer):
-    """The base class of layers with separate weights for each label.
-
-    Args:
-        classes: how many labels there are.
-        latent_dim: size of z.
-        **kwargs: arguments of `keras.layers.Layer`.
-    """
+    """The base class of layers with separate weights for each of `classes` labels; `latent_dim` is the size of z."""
 
     saved_arguments = ("classes", "latent_dim")
 
@@ -71,8 +65,8 @@ class _ClassLayer(BaseLayer):
         self.latent_dim = latent_dim
 
     def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the row, of `[classes, d_z]`, for each label of `[batch]`; zeros for a number that is no label."""
-        # On a GPU the gradient of `tf.gather` adds rows in a varying order; a product gives the same result each time.
+        """Returns the row of `rows` `[classes, d_z]` for each label `[batch]`; zeros for a number that is no label."""
+        # On a GPU the gradient of `tf.gather` adds rows in a varying order; a matrix product is repeatable.
         return full_product(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
 
 
@@ -81,7 +75,7 @@ class ClassCodes(_ClassLayer):
     """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical")."""
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared weights, initialised as in the paper's code."""
+        """Returns {name: `Weight`} of the embedding and the three dense layers, initialised as in the paper's code."""
         size, hidden = self.latent_dim, _WIDENING * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
         after_size, after_hidden = (functools.partial(bound_uniform, fan_in) for fan_in in (size, hidden))
@@ -96,7 +90,7 @@ class ClassCodes(_ClassLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of z for labels of a shape."""
+        """Returns the shape of z for labels of shape `x_shape`."""
         return (*x_shape, self.latent_dim)
 
     @full_float32()
@@ -121,7 +115,7 @@ class ClassAffine(_ClassLayer):
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns the declared weights: log-scale and shift, each `[classes, d_z]`."""
+        """Returns {name: `Weight`} of log-scale and shift, each `[classes, d_z]`."""
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
@@ -141,7 +135,7 @@ class ClassAffine(_ClassLayer):
 
     @full_float32()
     def inverse(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Returns the z `[batch, d_z]` that the scale and shift of each label `[batch]` map to y `[batch, d_z]`."""
+        """Returns z `[batch, d_z]`, given y `[batch, d_z]`, by the scale and shift of each label `[batch]`."""
         log_scale, shift = (
             self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)
         )
