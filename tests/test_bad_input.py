@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfdecouple.cli import main, train_main
-from tfdecouple.config import Config, option_names
+from tfdecouple.config import Config, list_option_names, parse_config
 from tfdecouple.errors import ConfigError, DataError
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import parse_json
@@ -103,7 +103,7 @@ class TestConfig:
 
     @settings(max_examples=300, deadline=None)
     @given(
-        st.sampled_from(option_names()),
+        st.sampled_from(list_option_names()),
         st.recursive(
             st.none()
             | st.booleans()
@@ -121,11 +121,11 @@ class TestConfig:
         for part in path:
             values = {part: values}
         try:
-            config = Config.from_dict(values)
+            config = parse_config(Config, values)
         except ConfigError as error:
             assert len(str(error)) < 1000
         else:
-            assert Config.from_dict(parse_json(config.to_json())) == config
+            assert parse_config(Config, parse_json(config.to_json())) == config
 
 
 COMMANDS = ["sample", "reconstruct", "switch", "interpolate", "neighbours", "project"]

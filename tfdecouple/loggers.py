@@ -82,7 +82,7 @@ class TensorBoard(Logger):
         with _os_errors():
             self._writer = tf.summary.create_file_writer(str(self.folder))
             with self._writer.as_default(step=step):
-                options = self.config.options().items()
+                options = self.config.flatten_options().items()
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:

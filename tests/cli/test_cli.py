@@ -12,7 +12,7 @@ from helpers.runs import run_config
 
 import tfdecouple
 from tfdecouple.cli import COMMANDS, main, train_main
-from tfdecouple.config import Config, load_preset, option_names, preset_names
+from tfdecouple.config import Config, list_option_names, load_preset, parse_config, preset_names
 from tfdecouple.runtime.process import run_program
 from tfdecouple.storage.files import write_json
 
@@ -142,7 +142,7 @@ class TestPresets:
         preset = load_preset("cifar10")
         assert out.count(preset.notes) == out.count(preset.description) == 1
         values = json.loads(out[out.index("\n{\n") :])
-        assert Config.from_dict({**values, "notes": preset.notes, "description": preset.description}) == preset
+        assert parse_config(Config, {**values, "notes": preset.notes, "description": preset.description}) == preset
         assert "did you mean quickstart" in refused(capsys, lambda: main(["presets", "quickstar"]))
 
 
@@ -150,10 +150,10 @@ class TestExplain:
     def test_each_option_is_explained_with_its_default(self, capsys):
         assert main(["explain"]) == 0
         texts = capsys.readouterr().out.split("\n\n")
-        assert [text.split()[0] for text in texts] == list(option_names())
+        assert [text.split()[0] for text in texts] == list(list_option_names())
         for text in texts:
             name, _, default = text.partition("\n")[0].partition(" = ")
-            assert len(text.splitlines()) > 1 and default == json.dumps(Config().options()[name])
+            assert len(text.splitlines()) > 1 and default == json.dumps(Config().flatten_options()[name])
 
     def test_some_are_found_by_a_part_of_their_names(self, capsys):
         assert main(["explain", "kl_w", "model.alpha"]) == 0

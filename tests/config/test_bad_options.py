@@ -5,7 +5,7 @@ import math
 import pytest
 from helpers.refusals import refusal
 
-from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
+from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig, parse_config
 
 
 class TestUnknownNames:
@@ -22,14 +22,14 @@ class TestUnknownNames:
         ],
     )
     def test_unknown_name_is_refused_with_the_nearest_one(self, values, nearest):
-        message = refusal(lambda: Config.from_dict(values))
+        message = refusal(lambda: parse_config(Config, values))
         wrong = next(iter(values))
         inner = values[wrong]
         name = f"{wrong}.{next(iter(inner))}" if isinstance(inner, dict) and inner else wrong
         assert f"'{name}'" in message and f"{nearest}" in message
 
     def test_a_name_near_to_none_is_refused_with_the_way_to_find_it(self):
-        assert "tfdecouple explain" in refusal(lambda: Config.from_dict({"zzzzzz": 1}))
+        assert "tfdecouple explain" in refusal(lambda: parse_config(Config, {"zzzzzz": 1}))
 
 
 class TestWrongTypes:
@@ -54,14 +54,14 @@ class TestWrongTypes:
     )
     def test_wrong_type_is_refused_with_name_value_and_what_it_must_be(self, name, value, expected):
         section, _, option = name.partition(".")
-        message = refusal(lambda: Config.from_dict({section: {option: value} if option else value}))
+        message = refusal(lambda: parse_config(Config, {section: {option: value} if option else value}))
         assert message.startswith(name) and expected in message
         if not isinstance(value, list):
             assert repr(value) in message
 
     @pytest.mark.parametrize("values", [[], "text", 3, None])
     def test_config_must_be_an_object(self, values):
-        assert "JSON object" in refusal(lambda: Config.from_dict(values))
+        assert "JSON object" in refusal(lambda: parse_config(Config, values))
 
 
 LEARNED = {"dequantization": "flow"}
@@ -75,7 +75,7 @@ IMPOSSIBLE = [
     ("model.transform", "cubic", "'affine', 'additive'", {}),
     ("model.step_layers", ("cubic",), "'sinh_arcsinh'", {}),
     ("model.conditioner", "recurrent", "'convolutional'", {}),
-    ("model.step_layers", ("sinh_arcsinh",) * 2, "sinh_arcsinh more than once", {}),
+    ("model.step_layers", ("sinh_arcsinh",) * 2, "each only once", {}),
     ("model.prior", "classes", "model.classes is 0", {}),
     ("model.classes", 2, "labels enter by z", {"conditioning": "none"}),
     ("model.class_probabilities", (0.5,), "1 entries and model.classes is 2", {"classes": 2}),

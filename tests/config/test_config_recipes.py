@@ -17,12 +17,12 @@ def test_a_preset_is_a_file(tmp_path):
 
 USE = """
 import sys
-from tfdecouple.config import Config, TrainingConfig, option_names, override
+from tfdecouple.config import Config, TrainingConfig, list_option_names, override, parse_config
 from tfdecouple.errors import ConfigError
 config = override(Config(), ["training.patience=3"])
 assert config.training.patience == 3 and Config().training.patience == 0
-assert Config.from_dict(config.to_dict()) == config and '"patience": 3' in config.to_json()
-assert "training.patience" in option_names() and "patience: evaluations" in TrainingConfig.__doc__
+assert parse_config(Config, config.to_dict()) == config and '"patience": 3' in config.to_json()
+assert "training.patience" in list_option_names() and "patience: evaluations" in TrainingConfig.__doc__
 for assignment in ("training.patience=-1", "training.patience=many", "training.patienc=1"):
     try:
         override(Config(), [assignment])

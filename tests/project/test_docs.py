@@ -27,7 +27,7 @@ from helpers.places import ROOT
 import tfdecouple
 from tfdecouple import cli
 from tfdecouple.cli.evaluate import METRICS
-from tfdecouple.config import Config, load_preset, option_names, override, preset_names
+from tfdecouple.config import Config, list_option_names, load_preset, override, preset_names
 
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 # Options of programs that are not the project's, where the text speaks of them.
@@ -130,7 +130,7 @@ def test_names_of_the_config_and_of_python_exist(path, text, tiny_model):
         option = re.match(r"(training|data|model)\.([a-z_]+)\b(?!\.py)", code)
         if option and "/" not in code:
             of_model = option[1] == "model" and option[2] in dir(tiny_model)
-            assert option[0] in option_names() or of_model or code.endswith(".json"), f"`{code}`"
+            assert option[0] in list_option_names() or of_model or code.endswith(".json"), f"`{code}`"
             setting = re.fullmatch(r"\w+\.\w+=\w+", code)
             if setting:
                 override(Config(), [re.sub(r"=[A-Z]$", "=1", code)])

@@ -6,8 +6,8 @@ import textwrap
 from typing import Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.config import Config, describe_options, option_names
-from tfdecouple.config.run import unknown_option
+from tfdecouple.config import Config, describe_options, list_option_names
+from tfdecouple.config.run import make_unknown_option_error
 
 
 def add_parser(commands: Any) -> None:
@@ -24,9 +24,9 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Prints the options of a run with their defaults and meanings, and returns 0."""
     for name in options.names:
-        if not any(name in option for option in option_names()):
-            raise unknown_option(name)
-    defaults = Config().options()
+        if not any(name in option for option in list_option_names()):
+            raise make_unknown_option_error(name)
+    defaults = Config().flatten_options()
     texts = [
         f"{name} = {json.dumps(defaults[name])}\n{textwrap.indent(textwrap.fill(meaning, 96), '    ')}"
         for name, meaning in describe_options().items()

@@ -9,13 +9,13 @@ from tfdecouple.config.data import PHOTOGRAPHS, DataConfig
 from tfdecouple.config.model import CONDITIONERS, STEP_LAYERS, ModelConfig
 from tfdecouple.config.run import (
     Config,
+    compare_configs,
     describe_config,
     describe_options,
-    difference,
-    from_plain,
+    list_option_names,
     load_preset,
-    option_names,
     override,
+    parse_config,
     preset_names,
 )
 from tfdecouple.config.training import MEMORY, PRECISIONS, TrainingConfig
@@ -30,11 +30,11 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "TrainingConfig",
-    "difference",
-    "from_plain",
+    "compare_configs",
+    "parse_config",
     "load_preset",
     "describe_options",
-    "option_names",
+    "list_option_names",
     "override",
     "preset_names",
     "describe_config",

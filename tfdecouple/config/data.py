@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from tfdecouple.config.values import Count, NonNegative, Positive, check_fields, format_value, require
+from tfdecouple.config.values import Count, NonNegative, Positive, require, validate_options
 
 # Names of the sample photographs whose licences let anybody use them; `data/sample_images.py` lists their files.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
@@ -46,10 +46,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError if an option has an impossible value; the message names the option."""
-        check_fields(self, "data.")
+        validate_options(self, "data.")
         require(bool(self.source), "data.source is empty; give photographs, a TFDS name or folder:PATH")
         require(bool(self.photographs), "data.photographs is empty; leave it out for all whose licence is known")
-        require(
-            len(set(self.photographs)) == len(self.photographs),
-            f"data.photographs is {format_value(list(self.photographs))}; name each once",
-        )

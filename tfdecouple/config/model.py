@@ -8,10 +8,18 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from tfdecouple.config.shapes import Shape, StagePlan, flow_levels, squeezes_first
-from tfdecouple.config.values import Count, Fraction, Positive, check_fields, require, require_choice, to_plain
+from tfdecouple.config.values import (
+    Count,
+    Fraction,
+    Positive,
+    require,
+    require_choice,
+    to_json_values,
+    validate_options,
+)
 from tfdecouple.transforms import TRANSFORMS
 
-# Module and class of each layer by name, in the order of help texts. The module is imported, with TensorFlow, at need.
+# Module and class of each layer by name. Nothing is imported here, because these modules would import TensorFlow.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.elementary_layers:SinhArcsinh",
 }
@@ -19,9 +27,9 @@ CONDITIONERS = {
     "convolutional": "tfdecouple.layers.conditioners:ConvNet",
 }
 
-# One over the fraction of channels that leave the flow at the end of a stage.
+# Type of a factor: one over the fraction of channels that leave the flow at the end of a stage.
 Factor = Annotated[int, pydantic.Field(ge=2)]
-# Largest number of levels of a flow; no image can be halved more often.
+# Largest number of levels of a flow or an encoder: with more, a side of the images would have over 16 million pixels.
 MOST_LEVELS = 24
 # Largest number of flow steps, which TensorFlow needs minutes to build; the deepest preset has 92.
 MOST_STEPS = 1000
@@ -114,19 +122,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError if options have impossible values or combinations; the message names the option."""
-        check_fields(self, "model.")
+        validate_options(self, "model.")
         require(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,
-            f"model.image_shape is {to_plain(self.image_shape)}; it must be [height, width, channels], each at least 1",
+            f"model.image_shape is {list(self.image_shape)}; it must be [height, width, channels], each at least 1",
         )
         require_choice("model.conditioner", self.conditioner, CONDITIONERS)
         for name in ("transform", "multiscale_transform", "prior_transform", "dequantization_transform"):
             require_choice(f"model.{name}", getattr(self, name), TRANSFORMS)
         for name in self.step_layers:
             require_choice("an entry of model.step_layers", name, STEP_LAYERS)
-        twice = sorted({name for name in self.step_layers if self.step_layers.count(name) > 1})
-        require(not twice, f"model.step_layers has {', '.join(twice)} more than once; a step can have each layer once")
-        self._check_classes()
+        self._check_labels()
         self._check_flow()
         if self.has_encoder:
             self._check_encoder("encoder_channels", "the encoder")
@@ -138,7 +144,8 @@ class ModelConfig:
             self._check_flow("dequantization_")
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
 
-    def _check_classes(self) -> None:
+    def _check_labels(self) -> None:
+        """Raises ConfigError where options of labels contradict each other."""
         if self.prior == "classes":
             require(
                 self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there"
@@ -157,6 +164,7 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
+        """Raises ConfigError where no flow can be built from the options whose names begin with `prefix`."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -169,23 +177,23 @@ class ModelConfig:
         )
         require(
             isinstance(steps[0], int) and isinstance(steps[-1], int),
-            f"{option}steps is {to_plain(steps)}; its first and last entries must be numbers",
+            f"{option}steps is {to_json_values(steps)}; its first and last entries must be numbers",
         )
         require(
             len(factors) in (1, levels - 2),
             f"{option}factors has {len(factors)} entries; give one, or one for each of the {levels - 2} inner levels",
         )
-        inner_factors = _repeat(factors, levels)
+        inner_factors = factors * (levels - 2) if len(factors) == 1 else factors
         for level, (counts, factor) in enumerate(zip(steps[1:-1], inner_factors, strict=True), start=1):
             require(
                 isinstance(counts, tuple) and 1 <= len(counts) < factor,
-                f"{option}steps[{level}] is {to_plain(counts)}; an inner level needs a list of 1 to {factor - 1} "
+                f"{option}steps[{level}] is {to_json_values(counts)}; an inner level needs a list of 1 to {factor - 1} "
                 f"numbers (its factor is {factor})",
             )
         flat = [count for entry in steps for count in (entry if isinstance(entry, tuple) else (entry,))]
         require(min(flat) >= 1, f"an entry of {option}steps is {min(flat)}; it must be at least 1")
         require(sum(flat) <= MOST_STEPS, f"{option}steps adds up to {sum(flat)} steps; at most {MOST_STEPS} are built")
-        planned = flow_levels(self.image_shape, steps, widths, inner_factors)
+        planned = flow_levels(self.image_shape, steps, widths, factors)
         first = ", with a squeeze before the first" if squeezes_first(self.image_shape[-1]) else ""
         self._check_halving(planned[-1][0].reduction, f"{levels} levels halve", f"{option}steps{first}")
         for level, factor in enumerate(inner_factors, start=1):
@@ -196,23 +204,25 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
+        """Raises ConfigError where no encoder can have the levels that the option `name` gives it."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         self._check_halving(2**levels, f"{network} halves", f"model.{name}")
 
     def _check_halving(self, scale: int, halve: str, option: str) -> None:
+        """Raises ConfigError unless height and width of the images are multiples of `scale`."""
         *sides, channels = self.image_shape
         nearest = [*(-(-side // scale) * scale for side in sides), channels]
         require(
             all(side % scale == 0 for side in sides),
-            f"model.image_shape is {to_plain(self.image_shape)}; {halve} height and width {scale.bit_length() - 1} "
+            f"model.image_shape is {list(self.image_shape)}; {halve} height and width {scale.bit_length() - 1} "
             f"times ({option}), so both must be multiples of {scale}, such as {nearest}, to which images are resized",
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options of the model by name, as plain JSON values."""
-        return to_plain(dataclasses.asdict(self))
+        return to_json_values(dataclasses.asdict(self))
 
     @property
     def has_latent(self) -> bool:
@@ -257,22 +267,12 @@ class ModelConfig:
     @property
     def levels(self) -> tuple[tuple[StagePlan, ...], ...]:
         """The stages of each level of the flow."""
-        return flow_levels(self.image_shape, self.steps, self.hidden_channels, self.inner_factors)
+        return flow_levels(self.image_shape, self.steps, self.hidden_channels, self.factors)
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
         """The stages of each level of the dequantisation flow; () where u is uniform."""
         if not self.has_dequantizer:
             return ()
-        steps, factors = self.dequantization_steps, self.dequantization_factors
-        inner_factors = _repeat(factors, len(steps))
-        return flow_levels(self.image_shape, steps, self.dequantization_hidden_channels, inner_factors)
-
-    @property
-    def inner_factors(self) -> tuple[int, ...]:
-        """The factor of each inner level of the flow: one over the fraction of channels that leave."""
-        return _repeat(self.factors, len(self.steps))
-
-
-def _repeat(factors: tuple[int, ...], levels: int) -> tuple[int, ...]:
-    return factors * max(levels - 2, 0) if len(factors) == 1 else factors
+        widths, factors = self.dequantization_hidden_channels, self.dequantization_factors
+        return flow_levels(self.image_shape, self.dequantization_steps, widths, factors)

@@ -1,4 +1,4 @@
-"""The config of a run: reading and writing as JSON, changes of single options, and the meanings of all options.
+"""The config of a run: reading and writing as JSON, changes of single options, help texts of options, and presets.
 
 A preset is a named config of this package, a JSON file in `tfdecouple/presets/`.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from tfdecouple.config.data import DataConfig
 from tfdecouple.config.model import ModelConfig
 from tfdecouple.config.training import TrainingConfig
-from tfdecouple.config.values import check_fields, format_value, require, to_plain
+from tfdecouple.config.values import format_value, require, to_json_values, validate_options
 from tfdecouple.errors import ConfigError, nearest
 from tfdecouple.storage.files import parse_json, read_json
 
@@ -27,11 +27,11 @@ T = typing.TypeVar("T")
 
 _PRESETS = pathlib.Path(__file__).parents[1] / "presets"
 
-# Largest number of bytes of a name, which becomes the name of a folder; file systems take 255 bytes with endings.
+# Largest number of bytes of a config's name, after which a folder is named; file systems accept 255 bytes.
 _NAME_BYTES = 200
-# Largest number of bytes of a config's file; a real config has some kilobytes.
+# Largest number of bytes of the file of a config; ordinary files of configs have some kilobytes.
 _MOST_BYTES = 2**18
-# Pattern of "name: meaning" or "name, name: meaning", in several lines, in the Attributes of a docstring.
+# Pattern of an entry "name: meaning" or "name, name: meaning", of several lines, in the Attributes of a docstring.
 _ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -60,7 +60,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ConfigError if no folder can have the config's name, because runs/NAME is the default run folder."""
-        check_fields(self)
+        validate_options(self)
         name = self.name
         is_plain = name.isprintable() and name.strip(" .") == name and not set(name) & set('/\\:*?"<>|')
         require(
@@ -70,42 +70,37 @@ class Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the config as a dict of plain JSON values."""
-        return to_plain(dataclasses.asdict(self))
+        """Returns the config as a dict of JSON values."""
+        return to_json_values(dataclasses.asdict(self))
 
     def to_json(self) -> str:
         """Returns the config as indented JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
-    def options(self) -> dict[str, Any]:
-        """Returns the value of every option by its dotted name, as plain JSON values."""
+    def flatten_options(self) -> dict[str, Any]:
+        """Returns the value of every option by its dotted name, such as "model.latent_dim", as JSON values."""
         values = self.to_dict()
-        return {name: functools.reduce(operator.getitem, name.split("."), values) for name in option_names()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Returns the config with the options in a dict of plain JSON values; see `from_plain`."""
-        return from_plain(cls, values)
+        return {name: functools.reduce(operator.getitem, name.split("."), values) for name in list_option_names()}
 
     @classmethod
     def from_json(cls, path: str | pathlib.Path) -> Config:
-        """Returns the config in a JSON file; raises ConfigError also where the file is missing or no JSON."""
+        """Returns the config in a JSON file; raises ConfigError where the file is missing or holds no valid config."""
         try:
             values = read_json(path, _MOST_BYTES)
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}") from error
         except ValueError as error:
             raise ConfigError(f"the config {path} cannot be read: {error}") from error
-        return cls.from_dict(values)
+        return parse_config(cls, values)
 
 
-def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Returns an instance of the config class `cls` from plain JSON values; absent options take their defaults.
+def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Returns a config of the class `cls` with the options in a dict of JSON values; other options have their defaults.
 
-    The names of its options begin with `prefix`.
+    Error messages name an option by `prefix`, such as "model.", and the option's key in the dict.
 
     Raises:
-        ConfigError: where a name is unknown (the message has the nearest name), a type wrong or a value impossible.
+        ConfigError: where a name is unknown (the message has the nearest name), a type is wrong or a value impossible.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{prefix.rstrip('.') or 'the config'} is {format_value(values)}; it must be a JSON object")
@@ -113,24 +108,26 @@ def from_plain(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     options = {}
     for key, value in values.items():
         if key not in hints:
-            raise unknown_option(f"{prefix}{key}")
+            raise make_unknown_option_error(f"{prefix}{key}")
         is_section = dataclasses.is_dataclass(hints[key])
-        options[key] = from_plain(hints[key], value, f"{prefix}{key}.") if is_section else value
+        options[key] = parse_config(hints[key], value, f"{prefix}{key}.") if is_section else value
     return cls(**options)
 
 
-def unknown_option(name: str) -> ConfigError:
-    """Returns the ConfigError for an unknown option; its message has the nearest name."""
-    # Equal last parts go first, because the user may have left out the section.
-    same = [full for full in option_names() if full.rpartition(".")[2] == name.rpartition(".")[2]]
-    hint = f"; did you mean {same[0]}?" if same else nearest(name, (*typing.get_type_hints(Config), *option_names()))
+def make_unknown_option_error(name: str) -> ConfigError:
+    """Returns the ConfigError for an unknown option; its message has the most similar name of an option."""
+    # An option of the same name in any section is suggested first, because the user may have left out the section.
+    same = [full for full in list_option_names() if full.rpartition(".")[2] == name.rpartition(".")[2]]
+    hint = (
+        f"; did you mean {same[0]}?" if same else nearest(name, (*typing.get_type_hints(Config), *list_option_names()))
+    )
     return ConfigError(
         f"there is no option {format_value(name)}{hint or '; python -m tfdecouple explain explains all'}"
     )
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Returns a config with single options changed, by assignments of JSON values; anything else is taken as a text.
+    """Returns a config with some options changed by assignments "NAME=VALUE"; a VALUE that is no JSON becomes a text.
 
     >>> changed = override(Config(), ["model.latent_dim=32", "training.precision=tf32"])
     >>> changed.model.latent_dim, changed.training.precision
@@ -147,8 +144,8 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
                 f"--set {format_value(assignment)}: write it as NAME=VALUE, for example model.latent_dim=32"
             )
         name = name.strip()
-        if name not in option_names():
-            raise unknown_option(name)
+        if name not in list_option_names():
+            raise make_unknown_option_error(name)
         try:
             value = parse_json(text)
         except ValueError:
@@ -159,10 +156,10 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         for key in path:
             section = section[key]
         section[last] = value
-    return Config.from_dict(values)
+    return parse_config(Config, values)
 
 
-def option_names() -> tuple[str, ...]:
+def list_option_names() -> tuple[str, ...]:
     """Returns the dotted names of all options, such as "model.latent_dim"."""
     names = []
     for name, section in typing.get_type_hints(Config).items():
@@ -172,7 +169,7 @@ def option_names() -> tuple[str, ...]:
 
 
 def describe_options() -> dict[str, str]:
-    """Returns the meaning of each option by its dotted name, as one line of plain text from the docstrings.
+    """Returns the help text of each option by its dotted name: one line, taken from the docstring of the config class.
 
     >>> describe_options()["model.steps"][:30]
     'steps of flow per level. The f'
@@ -181,13 +178,13 @@ def describe_options() -> dict[str, str]:
     for prefix, cls in (("", Config), ("model.", ModelConfig), ("data.", DataConfig), ("training.", TrainingConfig)):
         for names, text in _ENTRY.findall(inspect.getdoc(cls) or ""):
             meanings |= {prefix + name: " ".join(text.split()) for name in names.split(", ")}
-    return {name: meanings[name] for name in option_names()}
+    return {name: meanings[name] for name in list_option_names()}
 
 
-def difference(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns the values `(ours, theirs)` of the options in which two configs differ, by dotted name."""
-    mine, other = ours.options(), theirs.options()
-    return {name: (mine[name], other[name]) for name in mine if mine[name] != other[name]}
+def compare_configs(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
+    """Returns the options in which two configs differ: by dotted name, the value in `ours` and that in `theirs`."""
+    others = theirs.flatten_options()
+    return {name: (value, others[name]) for name, value in ours.flatten_options().items() if value != others[name]}
 
 
 def preset_names() -> tuple[str, ...]:
@@ -201,7 +198,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> Config:
-    """Returns the config of the preset with this name; for an unknown name ConfigError has the nearest name.
+    """Returns the config of a preset; raises ConfigError for an unknown name, with the most similar name of a preset.
 
     >>> load_preset("cifar10").model.latent_dim
     64
@@ -210,17 +207,17 @@ def load_preset(name: str) -> Config:
         hint = nearest(name, preset_names()) or f"; there are {', '.join(preset_names())}"
         raise ConfigError(f"there is no preset {name!r}{hint}")
     values = json.loads((_PRESETS / f"{name}.json").read_text(encoding="utf-8"))
-    return Config.from_dict({"name": name, **values})
+    return parse_config(Config, {"name": name, **values})
 
 
 def describe_config(config: Config) -> str:
-    """Returns a text with the name of a run's preset and the model's options that differ from the preset.
+    """Returns a text that names the preset of a config and the options of the model that differ from the preset.
 
     >>> describe_config(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
     'quickstart with model.latent_dim=64'
     """
     if config.name not in preset_names():
         return config.name
-    changes = difference(load_preset(config.name), config)
-    texts = [f"{name}={json.dumps(to_plain(ours))}" for name, (_, ours) in changes.items() if name.startswith("model.")]
+    changes = compare_configs(load_preset(config.name), config)
+    texts = [f"{name}={json.dumps(ours)}" for name, (_, ours) in changes.items() if name.startswith("model.")]
     return f"{config.name} with {', '.join(texts)}" if texts else config.name

@@ -110,7 +110,7 @@ def flow_levels(
     image_shape: Shape,
     steps: Sequence[int | Sequence[int]],
     hidden_channels: Sequence[int],
-    inner_factors: Sequence[int],
+    factors: Sequence[int],
 ) -> tuple[tuple[StagePlan, ...], ...]:
     """Returns the stages of each level of the flow, the highest resolution first (paper Figure 3c).
 
@@ -122,8 +122,8 @@ def flow_levels(
         image_shape: height, width and channels of the images.
         steps: number of steps of each level; for an inner level, a list with the number of steps of each stage.
         hidden_channels: width of the coupling nets of each level.
-        inner_factors: for each level between the first and the last, one over the fraction of its channels that leave
-            after each stage (4: a quarter).
+        factors: for each level between the first and the last, one over the fraction of its channels that leave after
+            each stage (4: a quarter); a single entry holds for all of these levels.
 
     >>> for level in flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
     ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])
@@ -139,7 +139,7 @@ def flow_levels(
         channels *= 4 if level else 1
         reduction = 2 ** (level + first)
         step_counts = (counts,) if isinstance(counts, int) else counts
-        dropped = 0 if isinstance(counts, int) else channels // inner_factors[level - 1]
+        dropped = 0 if isinstance(counts, int) else channels // factors[min(level, len(factors)) - 1]
         stages = []
         for number, count in enumerate(step_counts):
             stages.append(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, check_fields, format_value, require
+from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, require, validate_options
 from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
@@ -114,7 +114,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError if an option has an impossible value; the message names the option."""
-        check_fields(self, "training.")
+        validate_options(self, "training.")
         require(
             self.learning_rate <= 1,
             f"training.learning_rate is {self.learning_rate:g}; it must be at most 1: Adam moves each weight by about "
@@ -132,10 +132,6 @@ class TrainingConfig:
         require(
             self.patterns < 1,
             f"training.patterns is {self.patterns:g}; it must be below 1: it is the share of the images that give way",
-        )
-        require(
-            len(set(self.loggers)) == len(self.loggers),
-            f"training.loggers is {format_value(list(self.loggers))}; it must name each only once",
         )
         require(
             self.batch_size % self.micro_batches == 0,

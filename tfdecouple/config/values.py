@@ -1,4 +1,4 @@
-"""Functions that turn JSON values into the dataclasses of a config; pydantic checks type and range of each field."""
+"""Checks and conversions of the values of options; pydantic checks the type and the range of each value."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import pydantic
 
 from tfdecouple.errors import ConfigError
 
-# Types of fields with a range: whole numbers from 0 or 1 on, and numbers from 0 on.
+# Types of options with a range.
 Count = Annotated[int, pydantic.Field(ge=0)]
 Positive = Annotated[int, pydantic.Field(ge=1)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
-# Types of fields with numbers in (0, 1] and in [0, 1).
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
-# Largest values by type, because TensorFlow's whole numbers have 64 bits and its floats mostly 32.
+# Largest value of an option by type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# Descriptions of the accepted values, by the types of pydantic's errors.
+# Description of the accepted values for each type of pydantic's errors; the names in braces are those of the error.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -42,13 +41,13 @@ _EXPECTED = {
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ConfigError with this message if the condition is False."""
+    """Raises ConfigError with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
 
 def format_value(value: Any) -> str:
-    """Returns a value as a text of one line for a message; a long text is cut short."""
+    """Returns the value of an option as one line for an error message; long lines are cut short."""
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
 
@@ -59,54 +58,64 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     require(value in choices, f"{name} is {format_value(value)}; it must be one of {', '.join(map(repr, choices))}")
 
 
-def check_fields(config: Any, prefix: str = "") -> None:
-    """Converts the fields of a config to their types, in place; fields that are sections stay unchanged.
+def validate_options(config: Any, prefix: str = "") -> None:
+    """Replaces the options of a config by values of their types; sections of the config stay unchanged.
 
     Raises:
-        ConfigError: where a value has a wrong type or is out of its range.
+        ConfigError: where a value has a wrong type or is out of its range, or a list has a name twice.
     """
-    for name, (hint, adapter) in _adapters(typing.cast(typing.Hashable, type(config))).items():
+    for name, (hint, adapter) in _make_type_adapters(typing.cast(typing.Hashable, type(config))).items():
         value = getattr(config, name)
         try:
-            object.__setattr__(config, name, adapter.validate_python(_to_python(value, prefix + name)))
+            value = adapter.validate_python(_convert_numbers(value, prefix + name))
         except pydantic.ValidationError as error:
             errors = error.errors(include_url=False)
             first = errors[0]
             place = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
             given = first["input"] if len(errors) == 1 else value
-            expected = " or ".join(dict.fromkeys(map(_describe_right_values, errors)))
+            expected = " or ".join(dict.fromkeys(map(_describe_accepted_values, errors)))
             if type(None) in typing.get_args(hint):
                 expected += " or null"
             raise ConfigError(f"{prefix}{name}{place} is {format_value(given)}; it must be {expected}") from None
+        has_names = isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
+        require(
+            not has_names or len(set(value)) == len(value),
+            f"{prefix}{name} is {format_value(to_json_values(value))}; it must name each only once",
+        )
+        object.__setattr__(config, name, value)
 
 
 @functools.cache
-def _adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
+def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
+    """Returns the type of each option of a config class, and pydantic's validator of the type, by the option's name."""
     adapters = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if typing.get_origin(hint) is tuple:
-            # Any number of entries is accepted here, because a config checks it with a better message.
+            # A tuple of any length is accepted here, because the config checks the length with a better message.
             hint = tuple[typing.get_args(hint)[0], ...]  # type: ignore[misc]
         if not dataclasses.is_dataclass(hint):
             adapters[name] = hint, pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True))
     return adapters
 
 
-def _describe_right_values(error: Mapping[str, Any]) -> str:
-    """Returns a description of the accepted values, for an error of pydantic's."""
+def _describe_accepted_values(error: Mapping[str, Any]) -> str:
+    """Returns a text that describes the accepted values, for one of pydantic's errors."""
     if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
         return f"at most {_LARGEST[int]:.2g}"
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
     return _EXPECTED.get(error["type"], error["msg"]).format(**bounds)
 
 
-def _to_python(value: Any, name: str) -> Any:
-    """Returns a value with tuples instead of lists and Python's numbers instead of NumPy's, whole numbers as int."""
+def _convert_numbers(value: Any, name: str) -> Any:
+    """Returns the value of an option with Python's numbers instead of NumPy's, and tuples instead of lists.
+
+    Numbers without a fraction become int. ConfigError is raised for a number that is too large for TensorFlow.
+    """
     if isinstance(value, list | tuple):
-        return tuple(_to_python(inner, f"{name}[{index}]") for index, inner in enumerate(value))
+        return tuple(_convert_numbers(inner, f"{name}[{index}]") for index, inner in enumerate(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         largest = _LARGEST[int if isinstance(value, numbers.Integral) else float]
-        # The comparison lets NaN pass, which the later check of the range refuses.
+        # NaN passes this comparison; pydantic refuses NaN when it checks the range.
         number: Any = value
         require(not abs(number) > largest, f"{name} is {format_value(value)}; it must be at most {largest:.2g}")
         is_whole = isinstance(value, numbers.Integral) or (abs(number) <= _LARGEST[int] and number == int(number))
@@ -116,10 +125,10 @@ def _to_python(value: Any, name: str) -> Any:
     return value
 
 
-def to_plain(value: Any) -> Any:
-    """Returns a value with lists instead of tuples at any depth, as in JSON."""
+def to_json_values(value: Any) -> Any:
+    """Returns a copy of nested dicts, lists and tuples in which all tuples are lists, as in JSON."""
     if isinstance(value, Mapping):
-        return {key: to_plain(inner) for key, inner in value.items()}
+        return {key: to_json_values(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(inner) for inner in value]
+        return [to_json_values(inner) for inner in value]
     return value

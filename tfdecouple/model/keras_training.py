@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.arguments import as_labels, as_tensor, require_images
-from tfdecouple.config import ModelConfig, TrainingConfig, from_plain
+from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.gradient import differentiate, judge_step
 from tfdecouple.model.networks import Networks
@@ -52,7 +52,7 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
         values["precision"] = _POLICIES.get(policy, "float32")
     # The default of Keras' `compile`, "auto", does not mean that the user wants XLA.
     values["jit_compile"] = values.get("jit_compile") is True
-    return from_plain(TrainingConfig, values, "training.")
+    return parse_config(TrainingConfig, values, "training.")
 
 
 # --- metrics ---

@@ -15,7 +15,7 @@ from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
 from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z, require_images
-from tfdecouple.config import ModelConfig, from_plain
+from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
@@ -84,7 +84,7 @@ class Networks(keras.Model):
         require_backend()
         # The model computes in float32 under every global Keras policy.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
-        self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
+        self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         # Configs may be untrusted, and a few characters can ask for a model of any size.
         require_memory(self.config)
         made = {name: network for name, (network, _) in make_networks(self.config).items()}

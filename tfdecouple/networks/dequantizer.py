@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple import randomness
-from tfdecouple.config import ModelConfig, from_plain
+from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.layers import ActNorm, Sigmoid
 from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, RunLayers
 from tfdecouple.networks.encoder import LocalResNet
@@ -89,7 +89,7 @@ class Dequantizer(Nested, BaseLayer):
 
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
-        self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
+        self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         self.encoder = LocalResNet(
             self.config.dequantization_encoder_channels, self.config.dequantization_map_channels, name="encoder"
         )

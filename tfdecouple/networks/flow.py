@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple.config import STEP_LAYERS, ModelConfig, from_plain
+from tfdecouple.config import STEP_LAYERS, ModelConfig, parse_config
 from tfdecouple.config.shapes import StagePlan, squeezes_first
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
@@ -148,7 +148,7 @@ class Flow(InvertibleComposite):
 
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
         super().__init__(**kwargs)
-        self.config = config if isinstance(config, ModelConfig) else from_plain(ModelConfig, config, "model.")
+        self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         self.execution = Execution()
         self.squeezes_first = squeezes_first(self.config.image_shape[-1])
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)

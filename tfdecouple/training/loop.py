@@ -96,7 +96,7 @@ def train(
             count = len(group.workers)
             workers = Workers(count, group.rank, make_collective_sum(strategy, count))
         stack.enter_context(_one_line_errors(path))
-        workers.require_equal("the options", config.options())
+        workers.require_equal("the options", config.flatten_options())
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
         directory = RunDirectory(path, config, progress.print_line)
         stack.callback(directory.close)

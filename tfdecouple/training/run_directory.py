@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tfdecouple.config import Config, difference
+from tfdecouple.config import Config, compare_configs
 from tfdecouple.data.sources import find_kind, locate_images, resolve_paths
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
@@ -93,7 +93,7 @@ class RunDirectory:
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         before = make_paths_absolute(load_config(path))
-        changed = difference(before, self._config)
+        changed = compare_configs(before, self._config)
         # Texts for people may change; so may the set of photographs, which has no effect on a run of other images.
         free = [*_FREE, "description", "notes"]
         if before.data.source != "photographs":
@@ -193,7 +193,7 @@ class RunDirectory:
         holds no weights.
         """
         other, model = load_config(run), self._config.model
-        changed = {k: v for k, v in difference(other, self._config).items() if k.startswith("model.")}
+        changed = {k: v for k, v in compare_configs(other, self._config).items() if k.startswith("model.")}
         names = set(state.model.named_variables())
         if model.has_classes and not other.model.has_classes:
             names = {name for name in names if not name.startswith(("prior_affine/", "class_codes/"))}
