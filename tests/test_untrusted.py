@@ -85,7 +85,7 @@ def test_file_of_torch_that_would_run_code_is_refused_and_runs_nothing(tmp_path,
     path, folder = tmp_path / "model.pt", tmp_path / "made"
     torch.save({"a": torch.zeros(2), "b": Runs(folder)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"model\.pt: it is damaged, or holds more than tensors") as caught:
-        wolf.read_state(path)
+        wolf.read_state_dict(path)
     assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     assert not folder.exists()
     torch.load(path, weights_only=False)
@@ -97,9 +97,9 @@ def test_torch_with_which_a_file_can_run_code_is_not_used(tmp_path, monkeypatch,
     torch = pytest.importorskip("torch")
     path = tmp_path / "model.pt"
     torch.save({"a": torch.zeros(2)}, path)
-    assert list(wolf.read_state(path)) == ["a"]
+    assert list(wolf.read_state_dict(path)) == ["a"]
     monkeypatch.setattr(torch, "__version__", version)
     with pytest.raises(UserError, match="needs torch 2.6 or later") as caught:
-        wolf.read_state(path)
+        wolf.read_state_dict(path)
     assert f"and {version} is installed" in str(caught.value) and "pip install -U" in str(caught.value)
     assert "\n" not in str(caught.value)

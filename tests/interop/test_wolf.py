@@ -16,12 +16,12 @@ from helpers.wolf import Reference, assert_refused
 
 import tfdecouple
 from tfdecouple.errors import WolfError
-from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state, translate_config
+from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict, translate_config
 from tfdecouple.runtime.requirements import MissingPackageError
 
 REFERENCE = Reference("wolf_small")
 DATA, CONFIG, IMAGES, edited = REFERENCE.folder, REFERENCE.config, REFERENCE.images, REFERENCE.edited
-STATE = read_state(DATA / "model.npz")
+STATE = read_state_dict(DATA / "model.npz")
 
 
 @pytest.fixture(scope="module")
@@ -345,16 +345,16 @@ class TestFiles:
     def test_file_of_another_kind_or_a_damaged_one_is_named(self, tmp_path, name, content, word):
         path = tmp_path / name
         path.write_bytes(content)
-        message = refusal(lambda: read_state(path))
+        message = refusal(lambda: read_state_dict(path))
         assert name in message and word in message
 
     def test_pickled_objects_and_single_arrays_are_not_loaded(self, tmp_path):
         path = tmp_path / "weights.npz"
         np.savez(path, evil=np.array([{"a": 1}], dtype=object))
-        assert "no readable .npz" in refusal(lambda: read_state(path))
+        assert "no readable .npz" in refusal(lambda: read_state_dict(path))
         with path.open("wb") as file:
             np.save(file, np.zeros(3))
-        assert "save it with np.savez" in refusal(lambda: read_state(path))
+        assert "save it with np.savez" in refusal(lambda: read_state_dict(path))
 
 
 class TestTorch:
@@ -362,7 +362,7 @@ class TestTorch:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         path = tmp_path / "model.pt"
         path.write_bytes(b"x")
-        message = message_of(MissingPackageError, lambda: read_state(path))
+        message = message_of(MissingPackageError, lambda: read_state_dict(path))
         assert message == "reading model.pt needs torch, which is missing: pip install 'tfdecouple[wolf]'"
 
     @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ class TestTorch:
         torch = pytest.importorskip("torch")
         path = tmp_path / "model.pt"
         torch.save(wrap({name: torch.from_numpy(array) for name, array in STATE.items()}), path)
-        state = read_state(path)
+        state = read_state_dict(path)
         assert set(state) == set(STATE)
         for name, array in state.items():
             np.testing.assert_array_equal(array, STATE[name])
@@ -394,11 +394,11 @@ class TestTorch:
         torch = pytest.importorskip("torch")
         path = tmp_path / "model.pt"
         torch.save(wrap({"a": torch.zeros(2)}), path)
-        message = refusal(lambda: read_state(path))
+        message = refusal(lambda: read_state_dict(path))
         assert [word for word in ["model.pt", "state dict", *words] if word not in message] == []
 
     def test_bfloat16_of_a_pt_becomes_float32(self, tmp_path):
         torch = pytest.importorskip("torch")
         torch.save({"a": torch.tensor([0.5, -3.0], dtype=torch.bfloat16)}, tmp_path / "model.pt")
-        (array,) = read_state(tmp_path / "model.pt").values()
+        (array,) = read_state_dict(tmp_path / "model.pt").values()
         assert array.dtype == np.float32 and array.tolist() == [0.5, -3.0]

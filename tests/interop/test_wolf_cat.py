@@ -9,7 +9,7 @@ from helpers.traces import run_eagerly
 from helpers.wolf import Reference, assert_refused
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.interop.wolf import assign_weights, read_state, translate_config
+from tfdecouple.interop.wolf import assign_weights, read_state_dict, translate_config
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 
@@ -79,7 +79,7 @@ def test_other_classes_with_unequal_probabilities(given):
     shares = rng.uniform(0.2, 3, 7)
     numbers = shares if given == "probs" else np.log(shares) + 5
     model = DecoupledModel(translate_config(edited(num_events=7, **{given: numbers.tolist()}), image_shape=(32, 32, 3)))
-    state = read_state(REFERENCE.folder / "model.npz")
+    state = read_state_dict(REFERENCE.folder / "model.npz")
     state["discriminator.embed.weight"] = rng.standard_normal((7, 8)).astype("f4")
     assign_weights(model, state)
     expected = np.log(shares / shares.sum())

@@ -1,1 +1,1 @@
-"""Functions that import weights from other programs: from wolf, the code of the paper's authors."""
+"""Import of weights from wolf, the PyTorch code of the paper's authors."""

@@ -1,7 +1,8 @@
-"""Import of checkpoints of wolf, the PyTorch code of the paper's authors, which is called the reference here."""
+"""Import of checkpoints of wolf, the PyTorch code of the paper's authors; messages call wolf "the reference"."""
 
 from __future__ import annotations
 
+import math
 import pathlib
 import pickle
 import re
@@ -10,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tfdecouple.config import Config, DataConfig, TrainingConfig
-from tfdecouple.config.shapes import Shape
-from tfdecouple.errors import WolfError, one_line
-from tfdecouple.interop.wolf_config import translate_config
+from tfdecouple.config import Config, DataConfig, ModelConfig, TrainingConfig
+from tfdecouple.config.shapes import RGB_CHANNELS, Shape
+from tfdecouple.errors import ConfigError, WolfError, one_line
 from tfdecouple.interop.wolf_names import match_weights
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import write_run
@@ -23,9 +23,12 @@ from tfdecouple.storage.files import read_json, write_json
 
 Arrays = Mapping[str, np.ndarray]
 
+# Advice for files that hold more than the weights.
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
-# Endings of the names of the reference's caches and counters, which are not imported.
+# Endings of the names of wolf's caches and counters, which no weight of this project corresponds to.
 _DERIVED = ("weight_inv", "num_batches_tracked")
+# Transforms of couplings that wolf and this project share.
+_TRANSFORMS = ("affine", "additive")
 
 
 def import_wolf(
@@ -36,19 +39,19 @@ def import_wolf(
     n_bits: int = 8,
     workdir: str | pathlib.Path,
 ) -> DecoupledModel:
-    """Returns the model of a checkpoint of the reference, after writing it as a run folder.
+    """Writes a wolf checkpoint as a new run folder, and returns the model.
 
     Args:
-        config_path: path of the reference's JSON config.
-        weights_path: path of the reference's state dict, `.npz` (one array per name) or `.pt` (needs torch).
-        image_shape: height, width and channels of the images; the reference's config has no height and width.
-        n_bits: bits per colour channel, which the reference's config lacks, too.
-        workdir: the run folder to make.
+        config_path: path of wolf's JSON config.
+        weights_path: path of wolf's state dict, `.npz` (one array per name) or `.pt` (needs torch).
+        image_shape: height, width and channels of the images; wolf's config has no height and width.
+        n_bits: bits per colour channel, which wolf's config does not name.
+        workdir: path of the new run folder.
 
     Raises:
-        WolfError: where the config has parts that this project lacks, such as MaCow flows, the weights do not fit the
-            config, or the folder is not empty.
-        ConfigError: where the folder has a name that no run can have.
+        WolfError: if the config has parts that this project does not have, such as MaCow flows, the weights do not fit
+            the config, or the run folder is not empty.
+        ConfigError: if no run can have the name of the folder.
     """
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -59,7 +62,7 @@ def import_wolf(
         reason = error.strerror if isinstance(error, OSError) else error
         raise WolfError(f"{config_path} cannot be read: {reason}") from error
     model_config = translate_config(values, image_shape=image_shape, n_bits=n_bits)
-    # The config is made before the weights are read, so that an impossible name raises its error at once.
+    # The config is made before the weights are read, so that a name that no run can have is refused at once.
     config = Config(
         name=folder.absolute().name,
         description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
@@ -68,7 +71,7 @@ def import_wolf(
         training=TrainingConfig(init_images=1),
     )
     model = DecoupledModel(model_config)
-    assign_weights(model, read_state(weights_path))
+    assign_weights(model, read_state_dict(weights_path))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / SUMMARY, {"imported_from": pathlib.Path(weights_path).name, "parameters": model.parameter_count()}
@@ -77,13 +80,13 @@ def import_wolf(
     return model
 
 
-def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the arrays in a state dict of the reference, by name.
+def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns the weights in a file of wolf, `.npz` or `.pt`, as arrays by wolf's names.
 
     Raises:
-        WolfError: where the file is missing, damaged or of another kind, torch is too old, or the file holds an object
-            that is no tensor or runs code when it is loaded.
-        MissingPackageError: where the file needs torch, which is not installed.
+        WolfError: if the file is missing, damaged or in another format, torch is too old, or the file holds an object
+            that is no tensor or would run code.
+        MissingPackageError: if the file needs torch, which is not installed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -94,7 +97,7 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
             if not isinstance(loaded, np.ndarray):
                 with loaded:
                     return {name: loaded[name] for name in loaded.files}
-        # Every exception is caught, because NumPy raises many kinds for damaged archives: zlib.error, BadZipFile ...
+        # Every exception is caught, because damaged archives raise many classes: zlib.error, BadZipFile and more.
         except Exception as error:
             raise WolfError(f"{path} is no readable .npz file: {one_line(error)}") from error
         raise WolfError(f"{path} is a single array without a name, as .npy files are; save it with np.savez")
@@ -111,18 +114,18 @@ def read_state(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
-        # bfloat16 is converted to float32, because NumPy has no bfloat16.
+        # NumPy has no bfloat16, so these tensors become float32.
         tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         arrays[name.removeprefix("module.")] = tensor.detach().numpy()
     return arrays
 
 
 def _load_torch_file(path: pathlib.Path) -> Any:
-    """Returns the tensors and plain Python values in a file of `torch.save`; no code in the file is run."""
+    """Returns the tensors and plain Python values in a file of `torch.save`, without running code in the file."""
     require("torch", what=f"reading {path.name}")
     import torch
 
-    # Earlier versions are refused because they can run code of a file in spite of weights_only=True: CVE-2025-32434.
+    # Earlier versions can run code in the file despite weights_only=True (CVE-2025-32434).
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
         raise WolfError(
             f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
@@ -131,7 +134,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The message of torch is replaced because it advises to run the code.
+        # The message of torch is replaced, because it advises to load the file with weights_only=False.
         raise WolfError(
             f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
         ) from error
@@ -140,10 +143,10 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
-    """Copies the weights of the reference into a model and marks the model as initialised.
+    """Copies arrays by wolf's names into the weights of a model, and marks the model as initialised.
 
     Raises:
-        WolfError: where a weight is missing, superfluous or of another shape; the message names the weight.
+        WolfError: if an array is missing, superfluous or of the wrong shape; the message names the array.
     """
     variables = model.named_variables()
     left = {name for name in state if not name.endswith(_DERIVED)}
@@ -154,7 +157,8 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         try:
             value = convert(np.asarray(state[theirs]))
         except ValueError:
-            value = None  # The conversion fails for a weight of another rank or size, which is reported below.
+            # The conversion fails for an array of the wrong rank or size, which is reported below.
+            value = None
         if value is None or value.shape != tuple(variable.shape):
             raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
         variable.assign(value)
@@ -163,3 +167,191 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         raise WolfError(f"the weights hold {sorted(left)[0]}, which has no place in this model ({len(left)} in all)")
     variables.pop("initialized").assign(True)
     assert not variables, f"weights without a source: {sorted(variables)}"
+
+
+# --- the config ---
+
+
+def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
+    """Returns the model config that corresponds to wolf's JSON config.
+
+    Raises:
+        WolfError: if this project does not have a part, or a value is missing; the message names the part or value.
+    """
+    if image_shape[-1] != RGB_CHANNELS:
+        raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
+    kind = _get_choice(values, "discriminator.type", ("gaussian", "base", "categorical"))
+    # A flow of wolf computes one direction without iteration, which its entry `inverse` names: x to v in the decoder,
+    # noise to u in the dequantisation.
+    options: dict[str, Any] = {
+        "image_shape": image_shape,
+        "n_bits": n_bits,
+        **_translate_flow(values, "generator.flow", inverse=True),
+        **_translate_dequantizer(values),
+    }
+    if kind == "base":
+        options["conditioning"] = "none"
+        if channels := _get_value(values, "generator.flow.h_channels", default=0):
+            raise WolfError(f"generator.flow.h_channels is {channels} without a latent model; it must be 0")
+    elif kind == "categorical":
+        options |= _translate_class_codes(values)
+    else:
+        options |= _translate_encoder_and_prior(values, image_shape)
+    try:
+        return ModelConfig(**options)
+    except ConfigError as error:
+        raise WolfError(f"the reference's config asks for something impossible: {error}") from error
+
+
+def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
+    """Returns the options of the flow in section `name` of wolf's config, whose entry `inverse` must be `inverse`."""
+    _get_choice(values, f"{name}.type", ("glow",))
+    _require_values(values, name, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
+    _get_choice(values, f"{name}.inverse", (inverse,), True)
+    steps = _get_whole_numbers(values, f"{name}.num_steps")
+    if not steps:
+        raise WolfError(f"the reference's config has {name}.num_steps []; it must have an entry for each level")
+    hidden = _get_value(values, f"{name}.hidden_channels")
+    is_same = isinstance(hidden, int)
+    if (levels := _get_value(values, f"{name}.levels", default=len(steps))) != len(steps):
+        raise WolfError(f"{name}.levels is {levels}, but num_steps has {len(steps)} entries")
+    return {
+        "steps": steps,
+        "hidden_channels": (hidden,) * len(steps) if is_same else _get_whole_numbers(values, f"{name}.hidden_channels"),
+        "factors": _get_whole_numbers(values, f"{name}.factors", [4] * (len(steps) - 2)) or (4,),
+        "transform": _get_choice(values, f"{name}.transform", _TRANSFORMS, "affine"),
+        "multiscale_transform": _get_choice(values, f"{name}.prior_transform", _TRANSFORMS, "affine"),
+        "alpha": _get_value(values, f"{name}.alpha", float, 1.0),
+    }
+
+
+def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of the dequantisation in wolf's config; none for uniform noise."""
+    if _get_choice(values, "dequantizer.type", ("uniform", "flow")) == "uniform":
+        return {}
+    _get_choice(values, "dequantizer.encoder.type", ("local_resnet_bn",))
+    _require_values(values, "dequantizer.encoder", activation="elu", in_planes=3)
+    map_channels = _get_value(values, "dequantizer.encoder.out_planes", int)
+    _get_choice(values, "dequantizer.flow.h_type", ("local_linear",))
+    _get_choice(values, "dequantizer.flow.h_channels", (map_channels,))
+    options = _translate_flow(values, "dequantizer.flow", inverse=False)
+    del options["multiscale_transform"]
+    if any(isinstance(entry, tuple) for entry in options["steps"]):
+        _get_choice(values, "dequantizer.flow.prior_transform", (options["transform"],), "affine")
+    return {
+        "dequantization": "flow",
+        "dequantization_encoder_channels": _get_whole_numbers(values, "dequantizer.encoder.hidden_planes"),
+        "dequantization_map_channels": map_channels,
+        **{f"dequantization_{name}": value for name, value in options.items()},
+    }
+
+
+def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a model whose z is a function of the label, from wolf's config."""
+    _require_values(values, "discriminator", activation="elu")
+    return {
+        "conditioning": "coupling",
+        "latent_dim": _get_latent_dim(values),
+        "prior": "classes",
+        "classes": _get_value(values, "discriminator.num_events", int),
+        "class_probabilities": _get_class_probabilities(values),
+    }
+
+
+def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
+    """Returns p(y), up to a factor, from the entry `probs` or `logits`; () for equal probabilities without either."""
+    names = ("discriminator.probs", "discriminator.logits")
+    given = {name: numbers for name in names if (numbers := _get_value(values, name, default=None)) is not None}
+    if len(given) > 1:
+        raise WolfError(f"the reference's config has both {' and '.join(names)}; leave out one")
+    for name, numbers in given.items():
+        if not isinstance(numbers, list) or not all(isinstance(each, int | float) for each in numbers):
+            raise WolfError(f"the reference's config has {name} {numbers!r}, which is no list of numbers")
+        highest = max(numbers, default=0)
+        return tuple(map(float, numbers if name == names[0] else (math.exp(each - highest) for each in numbers)))
+    return ()
+
+
+def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
+    """Returns the options of the encoder and of the prior over z, from wolf's config."""
+    dim = _get_latent_dim(values)
+    _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
+    _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
+    prior = _get_choice(values, "discriminator.prior.type", ("flow", "normal"))
+    planes = _get_whole_numbers(values, "discriminator.encoder.hidden_planes")
+    out_planes = _get_value(values, "discriminator.encoder.out_planes", int)
+    in_dim = _get_value(values, "discriminator.in_dim", int)
+    height, width = (side // 2 ** len(planes) for side in image_shape[:2])
+    if out_planes * height * width != in_dim:
+        raise WolfError(
+            f"--image-shape {' '.join(map(str, image_shape))} does not fit discriminator.in_dim {in_dim}: "
+            f"{len(planes)} encoder levels leave {height} x {width} x {out_planes} values"
+        )
+    options = {
+        "conditioning": "coupling",
+        "latent_dim": dim,
+        "encoder_channels": planes,
+        "encoder_out_channels": out_planes,
+        "prior": prior,
+    }
+    if prior == "flow":
+        _require_values(values, "discriminator.prior", coupling_type="mlp", activation="elu", heads=1)
+        options |= {
+            "prior_steps": _get_value(values, "discriminator.prior.num_steps", int),
+            "prior_hidden": _get_value(values, "discriminator.prior.hidden_features", int),
+            "prior_transform": _get_choice(values, "discriminator.prior.transform", _TRANSFORMS, "affine"),
+            "prior_alpha": _get_value(values, "discriminator.prior.alpha", float, 1.0),
+        }
+    return options
+
+
+def _get_latent_dim(values: Mapping[str, Any]) -> int:
+    """Returns the number of values of z in wolf's config; WolfError unless the flow takes a z of this size."""
+    dim = _get_value(values, "discriminator.dim", int)
+    _get_choice(values, "generator.flow.h_type", ("global_linear",))
+    return _get_choice(values, "generator.flow.h_channels", (dim,))
+
+
+def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) -> Any:
+    """Returns the value with a dotted name in wolf's config, or the default if the config has no such value.
+
+    WolfError is raised for an absent value without a default, and for a value of another type than `kind`.
+    """
+    for key in name.split("."):
+        if not isinstance(values, Mapping) or key not in values:
+            if default is not ...:
+                return default
+            raise WolfError(f"the reference's config lacks {name}")
+        values = values[key]
+    if kind is float and isinstance(values, int):
+        values = float(values)
+    if not isinstance(values, kind):
+        raise WolfError(f"the reference's config has {name} {values!r}, which is no {kind.__name__}")
+    return values
+
+
+def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
+    """Returns a list of whole numbers in wolf's config, or of lists of whole numbers, as a tuple."""
+
+    def make_tuple(value: Any, may_nest: bool) -> Any:
+        if isinstance(value, list) and may_nest:
+            return tuple(make_tuple(inner, False) for inner in value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise WolfError(f"the reference's config has {name} with {value!r} in it, which is no whole number")
+
+    return tuple(make_tuple(value, True) for value in _get_value(values, name, list, default))
+
+
+def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any = ...) -> Any:
+    """Returns a value of wolf's config by its dotted name; WolfError unless the value is one of `choices`."""
+    value = _get_value(values, name, default=default)
+    if value not in choices:
+        raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")
+    return value
+
+
+def _require_values(values: Any, section: str, **required: Any) -> None:
+    """Raises WolfError if options in a section of wolf's config have other values than the required ones."""
+    for option, value in required.items():
+        _get_choice(values, f"{section}.{option}", (value,), value)

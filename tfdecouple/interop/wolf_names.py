@@ -1,4 +1,4 @@
-"""The names of the weights in wolf, the reference, and conversions of its arrays to the layout of this project."""
+"""The names of wolf's weights, and conversions of wolf's arrays to the layout of this project."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from tfdecouple.networks.encoder import ResNetBlock
 from tfdecouple.networks.flow import Flow
 
 Convert = Callable[[np.ndarray], np.ndarray]
-Row = tuple[str, str, Convert]
+# The name of a weight in wolf, the name of the weight in this project, and the conversion of wolf's array.
+WeightMatch = tuple[str, str, Convert]
 
 
 def _convert_kernel(array: np.ndarray) -> np.ndarray:
-    """Returns Torch's kernel [out, in, height, width] as TensorFlow's [height, width, in, out].
+    """Returns Torch's kernel `[out, in, height, width]` as TensorFlow's kernel `[height, width, in, out]`.
 
-    For transposed convolutions, both Torch and TensorFlow exchange in and out, so the same function serves.
+    Transposed convolutions need no other function, because in and out are exchanged there in both libraries.
     """
     return array.transpose(2, 3, 1, 0)
 
 
-# Names of the reference's layers in a step, a factor-out and an encoder block, by this project's names.
+# Names of wolf's layers in a flow step, a factor-out layer and an encoder block, by this project's names.
 _STEP = {
     "actnorm_1": "actnorm",
     "linear": "conv1x1",
@@ -44,7 +45,7 @@ _BLOCK = {
 }
 _TRANSPOSED_BLOCK = {**_BLOCK, "convolution_1": "deconv1", "convolution_2": "deconv2"}
 
-# Names of the reference's weights in a layer and the conversions of their arrays, by this project's names.
+# Names of wolf's weights in a layer, and the conversions of the arrays, by this project's names.
 _IMAGE_WEIGHTS: dict[str, tuple[str, Convert]] = {
     "log_scale": ("log_scale", np.ravel),
     "bias": ("bias", np.ravel),
@@ -86,8 +87,8 @@ _CLASS_WEIGHTS: dict[str, tuple[str, Convert]] = {
 }
 
 
-def match_weights(model: DecoupledModel) -> Iterator[Row]:
-    """Yields the name in the reference, the name in this project and the conversion of every weight of a model."""
+def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
+    """Yields for each weight of a model its name in wolf, its name here, and the conversion of wolf's array."""
     weights = list(model.named_variables())
     yield from _match_flow("generator.flow", "flow", model.flow, weights)
     if model.dequantizer is not None:
@@ -106,7 +107,8 @@ def match_weights(model: DecoupledModel) -> Iterator[Row]:
             yield from _match_layer(theirs, f"prior_flow/{step.name}", weights, _PRIOR_STEP, _VECTOR_WEIGHTS)
 
 
-def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[Row]:
+def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
+    """Yields the matches of the weights of a flow, whose names begin with `root` in wolf and `ours` in this project."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"
@@ -121,8 +123,11 @@ def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterato
 
 def _match_layer(
     theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
-) -> Iterator[Row]:
-    """Yields the rows of `match_weights` for the weights whose names in this project begin with `ours`."""
+) -> Iterator[WeightMatch]:
+    """Yields the matches of the weights of a layer, whose names begin with `theirs` in wolf and `ours` in this project.
+
+    `layers` and `names` translate this project's names of layers and of weights.
+    """
     for path in weights:
         if path.startswith(f"{ours}/"):
             layer, _, weight = path.removeprefix(f"{ours}/").partition("/")
@@ -130,8 +135,8 @@ def _match_layer(
             yield f"{theirs}.{layers[layer]}.{their_weight}", path, convert
 
 
-def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[Row]:
-    """Yields the rows of `match_weights` for ResNet blocks: two per level, downwards and, transposed, upwards."""
+def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
+    """Yields the matches of the weights of ResNet blocks: two blocks a level, downwards, then transposed upwards."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
@@ -141,19 +146,20 @@ def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list
         yield from _match_layer(theirs, f"{ours}/{block.name}", weights, layers, _ENCODER_WEIGHTS)
 
 
-def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Row]:
+def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[WeightMatch]:
+    """Yields the matches of the weights of a model's encoder."""
     root, encoder = "discriminator.encoder.net", model.encoder
     assert encoder is not None
     yield from _match_blocks(root, "encoder", encoder.blocks, weights)
     *sides, planes = encoder.map_shape(model.input_shape)[1:]
 
-    def dense(array: np.ndarray) -> np.ndarray:
-        """Returns a dense kernel for maps with channels last, from the reference's kernel for channels first."""
+    def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
+        """Returns a dense kernel for flattened maps with channels last, from wolf's kernel for channels first."""
         maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
         return maps.reshape(-1, len(array))
 
     yield f"{root}.top.weight", "encoder/top/kernel", _convert_kernel
     yield f"{root}.top.bias", "encoder/top/bias", np.asarray
-    yield "discriminator.fc.linear.weight_v", "encoder/last_direction", dense
+    yield "discriminator.fc.linear.weight_v", "encoder/last_direction", convert_dense_kernel
     yield "discriminator.fc.linear.weight_g", "encoder/last_gain", np.ravel
     yield "discriminator.fc.linear.bias", "encoder/last_bias", np.asarray
