@@ -16,7 +16,7 @@ import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig
-from tfdecouple.corpus.codes_manifest import Manifest
+from tfdecouple.corpus.codes_manifest import CodesManifest
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.training.workers import find_cluster
 
@@ -128,7 +128,7 @@ def sparse(path: pathlib.Path) -> pathlib.Path:
 
 READERS = {
     "config.json": Config.from_json,
-    "_manifest.json": lambda path: Manifest.read(path.parent),
+    "_manifest.json": lambda path: CodesManifest.read_manifest(path.parent),
     "manifest.json": lambda path: load_export_manifest(path.parent),
 }
 

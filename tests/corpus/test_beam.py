@@ -20,7 +20,7 @@ pytest.importorskip("apache_beam")
 
 from tfdecouple.cli import main
 from tfdecouple.corpus import read_codes
-from tfdecouple.corpus.beam import make_reader
+from tfdecouple.corpus.beam import make_folder_reader
 from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import DataError
 
@@ -165,14 +165,14 @@ class TestRefusals:
 def test_keys_and_labels_are_those_of_the_data_code():
     paths = ["/data/cats/1.PNG", "/data/cats/old/2.png", "/data/3.png", f"/data/{ODD}/4.png"]
     others = ["/data/dogs/1.txt", "/data/.dogs/1.png", "/data/dogs/.1.png", "/data/png"]
-    reader = make_reader("/data/", [*paths, *others], (8, 8, 3), 0)
+    reader = make_folder_reader("/data/", [*paths, *others], (8, 8, 3), 0)
     assert reader.labels == ("cats", ODD)
-    assert [reader.is_image(path) for path in paths + others] == [True] * 4 + [False] * 4
+    assert [reader.is_image_path(path) for path in paths + others] == [True] * 4 + [False] * 4
     assert [reader.find_label_name(path) for path in paths] == ["cats", "cats", "", ODD]
-    assert reader.find_key("/data/cats/1.PNG") == "cats/1.PNG"
+    assert reader.find_image_key("/data/cats/1.PNG") == "cats/1.PNG"
     paths = ["/data/train/cats/1.png", "/data/val/1.png", "/data/other/1.png", "/data/1.png"]
-    reader = make_reader("/data/", paths, (8, 8, 3), 0)
-    assert reader.labels == ("cats",) and [reader.is_image(path) for path in paths] == [True, True, False, False]
+    reader = make_folder_reader("/data/", paths, (8, 8, 3), 0)
+    assert reader.labels == ("cats",) and [reader.is_image_path(path) for path in paths] == [True, True, False, False]
 
 
 def test_error_of_a_step_is_one_line(encode, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from export.verification.vectors import choose_batch_sizes as batch_sizes
 from export.verification.vectors import make_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.corpus.codes_manifest import Field
-from tfdecouple.corpus.encoding import make_encoder
+from tfdecouple.corpus.encoding import make_image_encoder
 from tfdecouple.data import load_images, open_source
 from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
@@ -237,7 +237,7 @@ class TestPrograms:
     PROGRAMS = {
         "bounds": lambda m: list(BoundEvaluator(m)(batches(), k=2).to_log_row().values()),
         "latent use": lambda m: list(dataclasses.asdict(compute_latent_use(m, batches())).values()),
-        "corpus": lambda m: make_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32)),
+        "corpus": lambda m: make_image_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32)),
         "test vectors": lambda m: make_vectors(m, random_images(sum(batch_sizes(8)), seed=2)),
     }
 

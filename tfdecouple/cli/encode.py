@@ -12,7 +12,7 @@ from tfdecouple.runtime.process import start_tensorflow
 from tfdecouple.runtime.requirements import require
 
 if TYPE_CHECKING:
-    from tfdecouple.corpus.codes_manifest import Manifest
+    from tfdecouple.corpus.codes_manifest import CodesManifest
     from tfdecouple.data import Source
     from tfdecouple.runs.opened_run import Run
 
@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
         require("pyarrow", what="--format parquet")
     start_tensorflow()
     from tfdecouple.corpus.codes_folder import CodesFolder
-    from tfdecouple.corpus.codes_manifest import Manifest
-    from tfdecouple.corpus.encoding import encode_shards, make_encoder
+    from tfdecouple.corpus.codes_manifest import CodesManifest
+    from tfdecouple.corpus.encoding import encode_shards, make_image_encoder
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
 
@@ -74,14 +74,14 @@ def run(options: argparse.Namespace) -> int:
     job = _make_manifest(opened, source, options)
     batch_size = options.batch_size or opened.config.training.evaluation_batch_size
     with CodesFolder(options.out) as folder:
-        manifest = Manifest.read(folder.path)
+        manifest = CodesManifest.read_manifest(folder.path)
         if manifest is None:
-            folder.begin(manifest := job, opened.model, opened.config, opened.step)
+            folder.begin_codes(manifest := job, opened.model, opened.config, opened.step)
         else:
-            manifest.require_same(job, folder.path)
-        shards = manifest.ranges()
+            manifest.require_same_job(job, folder.path)
+        shards = manifest.list_shard_ranges()
         with Counter("checking what is there", len(shards), unit="files") as counter:
-            missing = folder.find_missing(manifest, print, counter)
+            missing = folder.find_missing_shards(manifest, print, counter)
         if len(missing) < len(shards):
             print(f"{options.out}: {len(shards) - len(missing)} of {len(shards)} files are there already")
         if missing:
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
                     manifest,
                     missing,
                     source,
-                    make_encoder(opened.model, manifest.fields, batch_size),
+                    make_image_encoder(opened.model, manifest.fields, batch_size),
                     batch_size=batch_size,
                     counter=lambda done: counter(before + done),
                 )
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
                 text = "far from what the model was trained on and may not decode to the very same pixels"
                 print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
         if missing or not manifest.complete:
-            manifest = folder.finish(manifest)
+            manifest = folder.finish_codes(manifest)
     skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
     fields = ", ".join(f"{field.name} {list(field.shape)}" for field in manifest.fields)
     print(
@@ -115,13 +115,13 @@ def _verify(out: pathlib.Path) -> int:
     """Returns the exit status of --verify, after printing a line for each file that differs from its record."""
     start_tensorflow()
     from tfdecouple.corpus.codes_folder import verify_codes
-    from tfdecouple.corpus.codes_manifest import Manifest
+    from tfdecouple.corpus.codes_manifest import CodesManifest
     from tfdecouple.runtime.progress import Counter
 
-    manifest = Manifest.read(out)
+    manifest = CodesManifest.read_manifest(out)
     if manifest is None:
         raise UserError(f"{out} holds no codes to verify; name with --out a folder that encode wrote")
-    total = len(manifest.names())
+    total = len(manifest.list_shard_names())
     with Counter("verifying", total, unit="files") as counter:
         problems = verify_codes(out, manifest, counter)
     if not problems:
@@ -144,17 +144,17 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
         raise UserError(f"the model of {options.run} has no z (model.conditioning is 'none'); {wanted}")
 
 
-def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> Manifest:
+def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
     """Returns the manifest of the job, which lists no files yet."""
-    from tfdecouple.corpus.codes_manifest import DataFacts, Manifest, ModelFacts, choose_fields
-    from tfdecouple.corpus.encoding import hash_keys
+    from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
+    from tfdecouple.corpus.encoding import hash_image_keys
     from tfdecouple.runs.opened_run import hash_weights
 
-    fields = choose_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
+    fields = choose_code_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
     splits = _SPLITS if options.split == "all" else (options.split,)
     image_bytes = 64 + sum(4 * field.size for field in fields)
     most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes))
-    return Manifest(
+    return CodesManifest(
         format=options.format,
         fields=fields,
         model=ModelFacts(
@@ -165,7 +165,7 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
             image_shape=source.image_shape,
             centre_crop=opened.data_config(options.data).centre_crop,
             descriptions={split: source.descriptions[split] for split in splits},
-            keys_sha256=hash_keys(source, splits),
+            keys_sha256=hash_image_keys(source, splits),
         ),
         label_names=source.label_names,
         splits={split: min(source.sizes[split], options.limit or source.sizes[split]) for split in splits},

@@ -1,4 +1,4 @@
-"""Files with the codes of many images, which `tfdecouple encode` and `encode-beam` write and `read_codes` reads."""
+"""Files with the codes z and v of many images: `tfdecouple encode` and `encode-beam` write, `read_codes` reads them."""
 
 from tfdecouple.corpus.code_files import read_codes
 

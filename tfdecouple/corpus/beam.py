@@ -25,63 +25,63 @@ from tfdecouple.corpus.code_files import make_schema, make_table, serialize_exam
 from tfdecouple.corpus.codes_manifest import (
     MANIFEST,
     NO_LABEL,
+    CodesManifest,
     DataFacts,
     Field,
-    Manifest,
     ModelFacts,
     Shard,
-    key_bytes,
+    encode_image_key,
 )
 from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line
 
-# Name of the only split, because codes do not depend on the split.
+# Name of the only split: the pipeline encodes all images alike and ignores splits.
 SPLIT = "all"
 UNREADABLE = "unreadable"
 _DIGESTS = "_digests.jsonl"
 
 
-def encode_with_beam(options: argparse.Namespace) -> Manifest:
-    """Returns the manifest of the codes of a folder of images, after encoding them with the options of `encode-beam`.
+def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
+    """Encodes a folder of images as the options of `encode-beam` say, and returns the manifest of the codes.
 
     Raises:
         UserError: where the model or the images are missing, the output folder is not empty, or the pipeline fails.
     """
-    model = _find_encoder(options.model)
-    session = open_session(model, options.threads)
-    fields, image_shape = _choose_fields(session, options)
+    model = _find_encoder_file(options.model)
+    session = open_encoder_session(model, options.threads)
+    fields, image_shape = _choose_output_fields(session, options)
     facts = session.get_modelmeta().custom_metadata_map
     crop = options.centre_crop
     if crop is None:
-        # The crop is taken from the metadata, whose text has no number but the side of the centre crop.
+        # The only number in this text (`describe_cropping`) is the side of the centre crop.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _absolute_path(options.out), _absolute_path(options.images) + "/"
     if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
         raise UserError(f"{options.out} is not empty; name a new folder with --out")
     paths = [file.path for file in FileSystems.match([f"{root}**"])[0].metadata_list]
-    reader = make_reader(root, paths, image_shape, crop)
-    # The folder is made here, because workers that make it at the same time would disturb each other.
+    reader = make_folder_reader(root, paths, image_shape, crop)
+    # The folder is made before the workers start, because workers that make it at the same time would fail.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
     try:
         # The user's options come last, because the last value of an option counts.
         quiet = ["--default_sdk_harness_log_level=ERROR"]
         pipeline = beam.Pipeline(options=PipelineOptions([*quiet, *options.beam]))
-        _add_steps(pipeline, options, reader, Encoder(model, fields, options.threads), out)
+        _add_pipeline_steps(pipeline, options, reader, BatchEncoder(model, fields, options.threads), out)
         result = pipeline.run()
         result.wait_until_finish()
-    # Every exception is caught, because each runner raises its own kinds, with long traces and the cause at the end.
+    # Every exception is caught, because each runner has its own classes. The last line of their message has the cause.
     except Exception as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the pipeline failed: {text[-1][:400]}; remove {options.out} before the next run") from error
     counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
     counted = {counter.key.metric.name: counter.result for counter in counters}
     images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
-    # The lines are texts of JSON that begin with the names of the files.
-    shards = tuple(map(Shard.model_validate_json, sorted(_read_bytes(f"{out}/{_DIGESTS}").splitlines())))
-    digest = hashlib.sha256(_read_bytes(model)).hexdigest()
-    manifest = Manifest(
+    # Each line is JSON that begins with the name of a file, so that sorting the lines sorts the files.
+    shards = tuple(map(Shard.model_validate_json, sorted(_read_file_bytes(f"{out}/{_DIGESTS}").splitlines())))
+    digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()
+    manifest = CodesManifest(
         format=options.format,
         fields=fields,
         model=ModelFacts(run=facts.get("run"), step=int(facts.get("step", 0)), onnx_sha256=digest),
@@ -98,21 +98,23 @@ def encode_with_beam(options: argparse.Namespace) -> Manifest:
     return manifest
 
 
-def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encoder: Encoder, out: str) -> None:
+def _add_pipeline_steps(
+    pipeline: Any, options: argparse.Namespace, reader: FolderReader, encoder: BatchEncoder, out: str
+) -> None:
     text = functools.partial(beam.io.WriteToText, shard_name_template="", num_shards=1)
     read = (
         pipeline
         | "List files" >> fileio.MatchFiles(f"{reader.root}**")
-        | "Keep images" >> beam.Filter(lambda metadata: reader.is_image(metadata.path))
+        | "Keep images" >> beam.Filter(lambda metadata: reader.is_image_path(metadata.path))
         # Paths are passed on as bytes, because Beam's texts are UTF-8 and file names may be any bytes.
         | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
-        # Without this step the worker that lists the images would also read all of them.
+        # Without this step, the worker that lists the images would also read all of them.
         | "Spread" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(reader.read).with_outputs(UNREADABLE, main="images")
+        | "Read" >> beam.FlatMap(reader.read_image_file).with_outputs(UNREADABLE, main="images")
     )
     _ = read[UNREADABLE] | "Write unreadable" >> text(f"{out}/_{UNREADABLE}", file_name_suffix=".txt")
     batches = beam.BatchElements(min_batch_size=options.batch_size, max_batch_size=options.batch_size)
-    codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encoder.encode)
+    codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encoder.encode_batch)
     if options.format == "parquet":
         fields = encoder.fields
         codes = codes | "To tables" >> beam.Map(lambda batch: make_table(*batch, fields))
@@ -125,7 +127,7 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
     _ = (
         codes
         | "Write codes" >> write
-        # Without this step the worker that lists the written files would also read all of them.
+        # Without this step, the worker that lists the written files would also read all of them.
         | "Spread files" >> beam.Reshuffle()
         | "Read back" >> beam.Map(make_digest_line)
         | "Write digests" >> text(f"{out}/{_DIGESTS}")
@@ -133,14 +135,14 @@ def _add_steps(pipeline: Any, options: argparse.Namespace, reader: Reader, encod
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
-    """A reader of the image files below a folder, used on workers; keys and labels are those of `folder:PATH`.
+class FolderReader:
+    """A reader of the image files below a folder, which runs on workers; keys and labels are those of `folder:PATH`.
 
     Attributes:
         root: path of the folder, with a "/" at its end.
         image_shape: height, width and channels of the model's images.
         centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
-        has_splits: whether the sub-folders are splits, "train" among them.
+        has_splits: whether the sub-folders are splits, because one of them is named "train".
         labels: names of the labels, in their order.
     """
 
@@ -150,30 +152,30 @@ class Reader:
     has_splits: bool
     labels: tuple[str, ...] = ()
 
-    def find_key(self, path: str) -> str:
-        """Returns the path of a file below the folder."""
+    def find_image_key(self, path: str) -> str:
+        """Returns the key of an image: the path of its file, relative to the folder."""
         return path.removeprefix(self.root)
 
-    def is_image(self, path: str) -> bool:
-        """Returns whether a file is an image of the data set, judged by its path."""
-        names = self.find_key(path).split("/")
+    def is_image_path(self, path: str) -> bool:
+        """Returns whether the path of a file says that it is an image of the data set."""
+        names = self.find_image_key(path).split("/")
         is_image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
         return is_image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
     def find_label_name(self, path: str) -> str:
-        """Returns the name of the sub-folder that labels a file; "" for a file without a label."""
-        folders = self.find_key(path).split("/")[:-1]
+        """Returns the label of a file: the name of its first sub-folder below the split, or "" for no label."""
+        folders = self.find_image_key(path).split("/")[:-1]
         return next(iter(folders[self.has_splits :]), "")
 
-    def read(self, name: bytes) -> Iterator[Any]:
-        """Yields key, label and pixels, uint8 [height, width, channels], of a file; or a text with its read error."""
+    def read_image_file(self, name: bytes) -> Iterator[Any]:
+        """Yields key, label and pixels, uint8 [height, width, channels], of an image file, or its error as a text."""
         path = os.fsdecode(name)
-        key = key_bytes(self.find_key(path))
+        key = encode_image_key(self.find_image_key(path))
         try:
             if "://" not in path and not os.path.isfile(path):
-                # A pipe is refused, because reading it could wait without end.
+                # A pipe is refused, because reading from it could block for ever.
                 raise DataError("it is no regular file")
-            pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_read_bytes(path)))
+            pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_read_file_bytes(path)))
         except DataError as error:
             Metrics.counter("tfdecouple", UNREADABLE).inc()
             yield beam.pvalue.TaggedOutput(UNREADABLE, f"{key.decode()}: {one_line(error.__cause__ or error)}")
@@ -182,39 +184,39 @@ class Reader:
             yield key, self.labels.index(label) if label in self.labels else NO_LABEL, pixels
 
 
-def make_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> Reader:
-    """Returns the reader of the image files with these paths below a folder; raises DataError if there are none."""
+def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> FolderReader:
+    """Returns a reader of the folder `root` that holds files with these paths; raises DataError if none is an image."""
     has_splits = any(path.startswith(f"{root}train/") for path in paths)
-    reader = Reader(root, image_shape, centre_crop, has_splits)
-    names = {reader.find_label_name(path) for path in paths if reader.is_image(path)}
+    reader = FolderReader(root, image_shape, centre_crop, has_splits)
+    names = {reader.find_label_name(path) for path in paths if reader.is_image_path(path)}
     if not names:
         raise DataError(f"there are no images in {root}; --images takes a folder of image files")
     return dataclasses.replace(reader, labels=tuple(sorted(names - {""})))
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
-    """An encoder of batches of images, used on workers, with the ONNX file `model`."""
+class BatchEncoder:
+    """An encoder of batches of images by the ONNX file `model`, which runs on workers."""
 
     model: str
     fields: tuple[Field, ...]
     threads: int
 
-    def encode(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
-        """Returns keys, labels and codes (arrays by field) of a batch of the reader's results."""
+    def encode_batch(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
+        """Returns keys, labels and codes (an array for each field) of a batch of (key, label, pixels)."""
         keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
         names = tuple(field.name for field in self.fields)
-        arrays = open_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
+        arrays = open_encoder_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
         Metrics.counter("tfdecouple", "images").inc(len(keys))
         return keys, labels, dict(zip(names, arrays, strict=True))
 
 
 @functools.lru_cache(maxsize=1)
-def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
-    """Returns the ONNX Runtime session of a model file, the same for all threads of a process.
+def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
+    """Returns the ONNX Runtime session of a model file, which all threads of a process share.
 
-    It computes the outputs with these names; () for all. Without v the flow is cut off from the graph, because ONNX
-    Runtime would run it although its output is not requested.
+    The session computes the outputs with these names; () for all. Without v the flow is removed from the graph, because
+    ONNX Runtime would run the flow although its output is not requested.
     """
     import onnx.utils
     import onnxruntime
@@ -222,8 +224,8 @@ def open_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
-        # A model that is not on a disk is read as bytes, so that weights must be in the same file.
-        content: str | bytes = _read_bytes(model) if "://" in model else model
+        # A model on remote storage is read as bytes; its weights must be in the same file.
+        content: str | bytes = _read_file_bytes(model) if "://" in model else model
         if names and "v" not in names:
             whole = onnx.load(model) if isinstance(content, str) else onnx.load_model_from_string(content)
             content = onnx.utils.Extractor(whole).extract_model(["images"], list(names)).SerializeToString()
@@ -240,7 +242,7 @@ def make_digest_line(path: str) -> str:
         return json.dumps({"name": path.rpartition("/")[2], "bytes": file.tell(), "sha256": digest})
 
 
-def _find_encoder(model: str) -> str:
+def _find_encoder_file(model: str) -> str:
     base = _absolute_path(model)
     candidates = [base] if base.endswith(".onnx") else [f"{base}/onnx/encoder.onnx", f"{base}/encoder.onnx"]
     for path in candidates:
@@ -249,8 +251,8 @@ def _find_encoder(model: str) -> str:
     raise UserError(f"there is no encoder.onnx in {model}; python -m export --run RUN --to {model} makes one")
 
 
-def _choose_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
-    """Returns the requested fields of the model's output, and the shape of the model's images."""
+def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
+    """Returns the arrays to store for each image, by the options and the model, and the shape of the model's images."""
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:
@@ -266,7 +268,7 @@ def _choose_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Fie
     return tuple(Field(name=name, shape=outputs[name]) for name in wanted), inputs["images"]
 
 
-def _read_bytes(path: str) -> bytes:
+def _read_file_bytes(path: str) -> bytes:
     with FileSystems.open(path) as file:
         return file.read()
 

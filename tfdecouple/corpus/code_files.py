@@ -1,4 +1,4 @@
-"""Files of codes in the formats TFRecord and Parquet, and the function `read_codes`."""
+"""Files with the codes of images, in the formats TFRecord and Parquet: writing them, and reading them as a dataset."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tensorflow as tf
 
-from tfdecouple.corpus.codes_manifest import Field, Manifest
+from tfdecouple.corpus.codes_manifest import CodesManifest, Field
 from tfdecouple.errors import DataError
 from tfdecouple.runtime.requirements import require
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Largest number of rows in a row group of Parquet, which a reader loads at once: large enough to read fast.
+# Largest number of images in a row group of Parquet, which a reader loads at once. Small groups are slow to read.
 _GROUP_ROWS = 1024
 
 
 def write_codes(
     name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes a file of codes in the format with this name, "tfrecord" or "parquet".
+    """Writes a file with the codes of n images in the format `name`, "tfrecord" or "parquet".
 
-    The rows are the "label" of each image, int `[n]`, and its fields, float32 `[n, ...]`; the keys are UTF-8.
+    `keys` are the names of the images in UTF-8. `rows` has the "label" of each image, int `[n]`, and an array for each
+    field, float32 `[n, ...]`.
     """
     labels, arrays = rows["label"].tolist(), {field.name: rows[field.name] for field in fields}
     if name == "tfrecord":
@@ -41,7 +42,7 @@ def write_codes(
 def serialize_examples(
     keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]
 ) -> Iterator[bytes]:
-    """Yields the serialised `tf.train.Example` of each image.
+    """Yields a serialised `tf.train.Example` with key, label and codes of each image.
 
     Args:
         keys: names of the images, `[n]`, UTF-8.
@@ -54,7 +55,7 @@ def serialize_examples(
             "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
         }
         for name, values in arrays.items():
-            # Protobuf takes five times as long to copy an array as a list.
+            # Protobuf copies a list five times as fast as an array.
             floats = tf.train.FloatList(value=np.ravel(values[row]).tolist())
             features[name] = tf.train.Feature(float_list=floats)
         yield tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
@@ -139,12 +140,12 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
         DataError: where the folder holds no codes, lacks the split, or is incomplete and `partial` is False.
     """
     folder = pathlib.Path(folder)
-    manifest = Manifest.read(folder)
+    manifest = CodesManifest.read_manifest(folder)
     if manifest is None:
         raise DataError(f"{folder} holds no codes; python -m tfdecouple encode --run RUN --out {folder} writes them")
     if split is not None and split not in manifest.splits:
         raise DataError(f"{folder} has no codes of a split {split!r}; it has {', '.join(manifest.splits)}")
-    names = manifest.names(split)
+    names = manifest.list_shard_names(split)
     paths = [str(folder / name) for name in names if (folder / name).is_file()]
     if not paths or (len(paths) < len(names) and not partial):
         raise DataError(

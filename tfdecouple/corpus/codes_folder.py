@@ -1,4 +1,4 @@
-"""The folder of codes: complete files with digests, and the weights that decode the codes."""
+"""The folder that `tfdecouple encode` writes: code files with digests, and the weights that decode the codes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config
 from tfdecouple.corpus.code_files import write_codes
-from tfdecouple.corpus.codes_manifest import Manifest, Shard, ShardRange
+from tfdecouple.corpus.codes_manifest import CodesManifest, Shard, ShardRange
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
 from tfdecouple.storage.files import TEMPORARY, FileDigest, move_into_place, temporary_file
 
-# Name of the run folder with the weights that encoded the images; only these weights decode the codes.
+# Name of the run folder with the encoding weights, which alone can decode the codes.
 RUN = "_run"
-# Name of the journal, which has a line for each complete file until the last manifest lists all files. Writing a
-# manifest after each file would take longer and longer.
+# Name of the journal, which gets a line for each complete file. A manifest that is written again after each file would
+# take longer and longer; it lists the files when all are complete, and the journal is removed.
 JOURNAL = "_shards.jsonl"
 _LOCK = ".lock"
 
@@ -33,10 +33,10 @@ Report = Callable[[str], Any]
 
 
 class CodesFolder:
-    """A folder of codes at `path`, made if absent, as a context that locks the folder.
+    """A folder of codes at `path`, which need not exist, as a context that locks the folder.
 
-    A file is written under a temporary name and renamed when it is complete. The next program removes the temporary
-    files of a killed program.
+    A file has a temporary name until it is complete. The temporary files of a killed program are removed when the
+    context begins.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -45,15 +45,16 @@ class CodesFolder:
         self._shards: dict[str, Shard] = {}
 
     def __enter__(self) -> CodesFolder:
-        """Returns the folder itself, after locking it and removing temporary files.
+        """Makes and locks the folder, removes temporary files from it, and returns it.
 
         Raises:
-            UserError: where another program writes to the folder, or it cannot be written, or holds anything else.
+            UserError: where another program writes to the folder, or the folder cannot be written, or holds other
+                files.
         """
-        with self.writing():
+        with self.convert_write_errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            # These files are accepted without a manifest, because a program killed at its start leaves them.
-            for entry in self.path.iterdir() if Manifest.read(self.path) is None else ():
+            # A folder without a manifest may have these files, because a program that was killed early leaves them.
+            for entry in self.path.iterdir() if CodesManifest.read_manifest(self.path) is None else ():
                 if entry.name not in (_LOCK, RUN) and not entry.match(TEMPORARY):
                     raise UserError(
                         f"{self.path} holds other files, such as {entry.name}; name a new folder or an empty one with "
@@ -74,7 +75,7 @@ class CodesFolder:
         self._lock.release()
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def convert_write_errors(self) -> Iterator[None]:
         """Returns a context in which an error of the file system, TensorFlow's included, becomes a UserError."""
         try:
             yield
@@ -86,29 +87,31 @@ class CodesFolder:
                 f"cannot write to {self.path}: {reason}; what is whole there is kept, the same command goes on from it"
             ) from error
 
-    def begin(self, manifest: Manifest, model: DecoupledModel, config: Config, step: int) -> None:
-        """Writes the run folder with the weights, and the first manifest, which describes the job of the folder."""
+    def begin_codes(self, manifest: CodesManifest, model: DecoupledModel, config: Config, step: int) -> None:
+        """Writes the run folder with the encoding weights, and the first manifest, which lists no files yet."""
         run = self.path / RUN
-        with self.writing():
+        with self.convert_write_errors():
             if run.exists():
                 shutil.rmtree(run)
             run.mkdir()
             write_run(run, model, config, step)
-            manifest.write(self.path)
+            manifest.write_manifest(self.path)
 
-    def find_missing(self, manifest: Manifest, report: Report, counter: Callable[[int], None]) -> list[ShardRange]:
-        """Returns the files that are still to be written, including damaged files, which it removes.
+    def find_missing_shards(
+        self, manifest: CodesManifest, report: Report, counter: Callable[[int], None]
+    ) -> list[ShardRange]:
+        """Removes damaged code files, and returns the files that are still to be written.
 
-        A line for each removed file, and for a damaged journal, goes to `report`; the number of checked files goes to
-        `counter`.
+        `report` receives a line about each removed file and each damaged line of the journal; `counter` receives the
+        number of checked files.
         """
         missing = []
         self._shards = read_shard_records(self.path, manifest, report)
-        for done, shard in enumerate(manifest.ranges(), 1):
+        for done, shard in enumerate(manifest.list_shard_ranges(), 1):
             path = self.path / shard.name
-            if path.exists() and (problem := find_problem(path, self._shards.get(shard.name))):
+            if path.exists() and (problem := find_shard_problem(path, self._shards.get(shard.name))):
                 report(f"{path} {problem}: it is made anew")
-                with self.writing():
+                with self.convert_write_errors():
                     path.unlink()
             if not path.exists():
                 missing.append(shard)
@@ -116,34 +119,34 @@ class CodesFolder:
         return missing
 
     def write_shard(
-        self, manifest: Manifest, shard: ShardRange, keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
+        self, manifest: CodesManifest, shard: ShardRange, keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
     ) -> None:
-        """Writes a file of codes under a temporary name, notes its digest in the journal, and renames the file."""
-        with self.writing(), temporary_file(self.path / shard.name) as temporary:
+        """Writes a code file under a temporary name, adds its digest to the journal, and renames the file."""
+        with self.convert_write_errors(), temporary_file(self.path / shard.name) as temporary:
             write_codes(manifest.format, temporary, manifest.fields, keys, rows)
             digest = FileDigest.from_file(temporary).model_dump()
             entry = Shard(name=shard.name, images=len(keys), **digest)
             with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
-                # The line begins with a line break, because a killed program may have left half a line before it.
+                # The entry begins with a line break, because a killed program may have left an incomplete line.
                 journal.write(f"\n{entry.model_dump_json()}\n")
             move_into_place(temporary, self.path / shard.name)
             self._shards[shard.name] = entry
 
-    def finish(self, manifest: Manifest) -> Manifest:
-        """Returns the last manifest, with all files and totals, after writing it."""
-        shards = tuple(self._shards[shard.name] for shard in manifest.ranges())
+    def finish_codes(self, manifest: CodesManifest) -> CodesManifest:
+        """Writes the manifest of the complete folder, with all files and totals, and returns it."""
+        shards = tuple(self._shards[shard.name] for shard in manifest.list_shard_ranges())
         images = sum(shard.images or 0 for shard in shards)
         skipped = sum(manifest.splits.values()) - images
         totals = {"images": images, "skipped": skipped, "bytes": sum(shard.bytes for shard in shards)}
         done = manifest.model_copy(update={"complete": True, "totals": totals, "shards": shards})
-        with self.writing():
-            done.write(self.path)
+        with self.convert_write_errors():
+            done.write_manifest(self.path)
             (self.path / JOURNAL).unlink(missing_ok=True)
         return done
 
 
-def read_shard_records(folder: pathlib.Path, manifest: Manifest, report: Report) -> dict[str, Shard]:
-    """Returns the records of the written files by name; a report names the journal for each damaged line."""
+def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Report) -> dict[str, Shard]:
+    """Returns the entries of the manifest and the journal by file name; `report` receives a line about damaged ones."""
     try:
         lines = (folder / JOURNAL).read_bytes().splitlines()
     except FileNotFoundError:
@@ -154,12 +157,12 @@ def read_shard_records(folder: pathlib.Path, manifest: Manifest, report: Report)
             shards.append(Shard.model_validate_json(line, strict=True))
         except ValueError:
             report(f"{folder / JOURNAL} has a damaged line")
-    # The last record of a file counts, because a damaged file is written again.
+    # The last entry of a file counts, because a damaged file is written again.
     return {shard.name: shard for shard in shards}
 
 
-def find_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns a text on how a file differs from its record; None where it does not differ."""
+def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
+    """Returns a text on how a file differs from its size and SHA-256 on record; None if it does not differ."""
     if shard is None:
         return "has no SHA-256 on record"
     try:
@@ -171,23 +174,23 @@ def find_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
     return None if digest.sha256 == shard.sha256 else "has another content than was written (its SHA-256 differs)"
 
 
-def verify_codes(folder: pathlib.Path, manifest: Manifest, counter: Callable[[int], None]) -> list[str]:
-    """Returns a message for each file that differs from its record, is missing, or does not belong to the codes.
+def verify_codes(folder: pathlib.Path, manifest: CodesManifest, counter: Callable[[int], None]) -> list[str]:
+    """Returns a message about each code file that was changed, is missing, or is not in the manifest.
 
-    The number of checked files goes to `counter`.
+    `counter` receives the number of checked files.
     """
     lines: list[str] = []
-    shards, names = read_shard_records(folder, manifest, lines.append), manifest.names()
+    shards, names = read_shard_records(folder, manifest, lines.append), manifest.list_shard_names()
     there = [name for name in names if manifest.complete or (folder / name).exists()]
     for done, name in enumerate(there, 1):
-        if problem := find_problem(folder / name, shards.get(name)):
+        if problem := find_shard_problem(folder / name, shards.get(name)):
             lines.append(f"{folder / name} {problem}")
         counter(done)
     others = {path.name for path in folder.glob(f"*.{manifest.format}")} - set(names)
     lines += [f"{folder / name} does not belong to these codes" for name in sorted(others)]
     if len(there) < len(names):
         lines.append(f"{folder} has {len(there)} of {len(names)} files: it is not complete")
-    # Weights are checked only for codes of `encode`, because encode-beam stores no weights.
+    # `encode-beam` stores no weights that could be checked.
     if manifest.model.weights_sha256 is not None:
         try:
             if hash_weights(load_model(folder / RUN)) != manifest.model.weights_sha256:

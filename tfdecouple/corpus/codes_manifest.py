@@ -1,4 +1,4 @@
-"""The manifest of a folder of codes: the model, the images, the fields of the codes, and the digests of the files."""
+"""The manifest of a folder of codes: the model, the images, the arrays of each image, and the digests of the files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ MANIFEST = "_manifest.json"
 NO_LABEL = -1
 # Names of the outlier scores of an image, one number each; `tfdecouple.metrics.outliers` computes the scores.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
-# Largest bytes of a manifest, number of files, and number of values of a field; larger numbers are damage.
+# Limits for untrusted manifests: bytes of a manifest, number of code files, and numbers in the array of one image.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**28, 10**7, 2**31
 
 
-def _file_name(name: str) -> str:
+def _check_file_name(name: str) -> str:
     """Returns `name` if it is the plain name of a visible file; raises ValueError if not."""
     if not name or name.startswith(".") or "\0" in name or pathlib.PurePath(name).name != name:
         raise ValueError("it is no name of a file in this folder")
     return name
 
 
-_Name = Annotated[str, pydantic.AfterValidator(_file_name)]
+_Name = Annotated[str, pydantic.AfterValidator(_check_file_name)]
 _Count = Annotated[int, pydantic.Field(strict=True, ge=0, lt=2**53)]
 
 
@@ -39,9 +39,10 @@ class _Model(pydantic.BaseModel):
 
 
 class Field(_Model):
-    """A field of the codes: the array of each image, of shape () for a single number.
+    """The name and shape of an array that is stored for each image; the shape () stands for a single number.
 
-    The name is "z" (posterior mean), "z_std" (its standard deviation), "v" (local code) or the name of a score.
+    The name is "z" (posterior mean), "z_std" (standard deviation of the posterior), "v" (local code) or the name of an
+    outlier score.
     """
 
     name: Literal["z", "z_std", "v", *SCORES]  # type: ignore[valid-type]
@@ -55,14 +56,14 @@ class Field(_Model):
 
 
 class Shard(FileDigest):
-    """The record of a complete file of codes; `images` is None for encode-beam, which does not count them per file."""
+    """Name, size, SHA-256 and number of images of a complete code file; `encode-beam` does not count the images."""
 
     name: _Name
     images: _Count | None = None
 
 
 class ShardRange(NamedTuple):
-    """A file of codes and its range of images, the indices from `start` up to `stop` in the split."""
+    """The name of a code file, and the images in it: those with indices from `start` up to `stop` of a split."""
 
     name: str
     split: str
@@ -71,7 +72,7 @@ class ShardRange(NamedTuple):
 
 
 class ModelFacts(_Model):
-    """The facts about the encoding model: `encode` writes `weights_sha256`, `encode-beam` writes `onnx_sha256`."""
+    """Run and step of the encoding model, and the SHA-256 of its weights (`encode`) or ONNX file (`encode-beam`)."""
 
     run: str | None
     step: _Count
@@ -81,7 +82,7 @@ class ModelFacts(_Model):
 
 
 class DataFacts(_Model):
-    """The facts about the images; `encode-beam` writes no descriptions by split and no hash of all names."""
+    """The encoded data set; `encode-beam` writes neither descriptions of the splits nor the hash of all image keys."""
 
     title: str
     image_shape: tuple[_Count, _Count, _Count]
@@ -90,21 +91,21 @@ class DataFacts(_Model):
     keys_sha256: str | None = None
 
 
-class Manifest(_Model):
-    """The manifest of a folder of codes. All but the last three attributes describe the job and never change.
+class CodesManifest(_Model):
+    """The manifest of a folder of codes. Its last three attributes change when the folder is complete.
 
     Attributes:
         version: version of the manifest's format.
         format: format of the files of codes.
-        fields: fields of the codes of each image, beside key and label.
-        model: facts about the encoding model.
-        data: facts about the images.
+        fields: arrays that are stored for each image, beside key and label.
+        model: the encoding model.
+        data: the encoded data set.
         label_names: names of the labels; empty for images without labels.
-        splits: number of images by split, in the order of encoding.
-        images_per_shard: number of images in a file; 0 for encode-beam, whose files differ in their numbers.
+        splits: number of images in each split, by name, in the order of encoding.
+        images_per_shard: largest number of images in a code file; 0 for encode-beam, which has no such limit.
         complete: whether all files are written.
-        totals: total numbers of a complete folder, by the names "images", "skipped" and "bytes".
-        shards: records of the files of a complete folder.
+        totals: numbers of "images", "skipped" images and "bytes" in a complete folder.
+        shards: the code files of a complete folder.
     """
 
     version: Literal[1] = 1
@@ -132,12 +133,14 @@ class Manifest(_Model):
             raise ValueError("images_per_shard is 0, or data.descriptions, data.keys_sha256 or model.run is missing")
         elif sum(-(-size // self.images_per_shard) for size in self.splits.values()) > _MOST_FILES:
             raise ValueError(f"images_per_shard and splits make more than {_MOST_FILES:,} files")
-        elif self.complete and [shard.name for shard in self.shards] != [shard.name for shard in self.ranges()]:
+        elif self.complete and [shard.name for shard in self.shards] != [
+            shard.name for shard in self.list_shard_ranges()
+        ]:
             raise ValueError("shards lists other files than splits and images_per_shard make")
         return self
 
-    def ranges(self) -> list[ShardRange]:
-        """Returns the files of a complete folder with their ranges of images, in order."""
+    def list_shard_ranges(self) -> list[ShardRange]:
+        """Returns the code files that the complete folder has or will have, with their ranges of images, in order."""
         ranges = []
         for split, size in self.splits.items():
             starts = range(0, size, self.images_per_shard)
@@ -146,13 +149,13 @@ class Manifest(_Model):
                 ranges.append(ShardRange(name, split, start, min(start + self.images_per_shard, size)))
         return ranges
 
-    def names(self, split: str | None = None) -> list[str]:
-        """Returns the names of the files of a complete folder, of one split or of all splits, in order."""
-        names = [shard.name for shard in (self.shards if self.complete else self.ranges())]
+    def list_shard_names(self, split: str | None = None) -> list[str]:
+        """Returns the names of the code files of the complete folder, of one split or of all splits, in order."""
+        names = [shard.name for shard in (self.shards if self.complete else self.list_shard_ranges())]
         return [name for name in names if split is None or name.startswith(f"{split}-")]
 
-    def require_same(self, job: Manifest, folder: pathlib.Path) -> None:
-        """Raises DataError if `job` differs from this manifest of the folder; the message has the first difference."""
+    def require_same_job(self, job: CodesManifest, folder: pathlib.Path) -> None:
+        """Raises DataError, with the first difference, if this manifest of `folder` is of another job than `job`."""
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:
@@ -161,11 +164,11 @@ class Manifest(_Model):
                 f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
                 "the former, or another folder with --out"
             )
-        # The titles need not agree if the images have names, because names identify images in any folder.
+        # The title has the path of the images. It may change if the images have keys, which identify them anywhere.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions")
         for name in ("format", "fields", "images_per_shard", *title, "splits", *data):
-            begun, now = (_describe(operator.attrgetter(name)(manifest)) for manifest in (self, job))
+            begun, now = (_describe_manifest_value(operator.attrgetter(name)(manifest)) for manifest in (self, job))
             if begun != now:
                 raise DataError(
                     f"{folder} was begun with other arguments: {name} was {begun} and is now {now}; give the old ones, "
@@ -177,12 +180,12 @@ class Manifest(_Model):
                 "name another folder with --out"
             )
 
-    def write(self, folder: pathlib.Path) -> None:
-        """Writes the manifest into a folder."""
+    def write_manifest(self, folder: pathlib.Path) -> None:
+        """Writes the manifest into a folder as JSON."""
         write_json(folder / MANIFEST, self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
-    def read(cls, folder: pathlib.Path) -> Manifest | None:
+    def read_manifest(cls, folder: pathlib.Path) -> CodesManifest | None:
         """Returns the manifest in a folder, or None where it has none; raises DataError for a malformed manifest."""
         path = folder / MANIFEST
         try:
@@ -193,7 +196,7 @@ class Manifest(_Model):
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
 
 
-def _describe(value: Any) -> str:
+def _describe_manifest_value(value: Any) -> str:
     if isinstance(value, tuple) and value and isinstance(value[0], Field):
         return ", ".join(f"{field.name} {list(field.shape)}" for field in value)
     if isinstance(value, dict):
@@ -201,10 +204,10 @@ def _describe(value: Any) -> str:
     return str(value)
 
 
-def key_bytes(key: str) -> bytes:
-    r"""Returns the name of an image as UTF-8, which Parquet needs; other bytes are escaped.
+def encode_image_key(key: str) -> bytes:
+    r"""Returns the key of an image as UTF-8, which Parquet needs; bytes of a file name that are no UTF-8 are escaped.
 
-    >>> key_bytes("cats/7.png"), key_bytes("caf\udce9.png")
+    >>> encode_image_key("cats/7.png"), encode_image_key("caf\udce9.png")
     (b'cats/7.png', b'caf\\xe9.png')
     """
     try:
@@ -213,8 +216,8 @@ def key_bytes(key: str) -> bytes:
         return os.fsencode(key).decode("utf-8", "backslashreplace").encode()
 
 
-def choose_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
-    """Returns the fields of a model's codes: z if the model has one, and v, z_std and scores if requested."""
+def choose_code_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
+    """Returns the arrays to store for each image: z if the model has one, and v, z_std and scores if requested."""
     latent = (config.latent_dim,)
     shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
     if z_std:

@@ -1,4 +1,4 @@
-"""Functions that encode the images of a data set, batch by batch, into files of codes."""
+"""Functions that encode the images of a data set, batch by batch, and write their codes into files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.arguments import as_labels
 from tfdecouple.corpus.codes_folder import CodesFolder
-from tfdecouple.corpus.codes_manifest import SCORES, Field, Manifest, ShardRange, key_bytes
+from tfdecouple.corpus.codes_manifest import SCORES, CodesManifest, Field, ShardRange, encode_image_key
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, UserError, one_line
@@ -21,17 +21,17 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
 from tfdecouple.runtime.precision import full_float32
 
-# A function from images, their indices in the split and their labels to the codes, arrays by field.
-Encoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+# A function of images, their indices in the split and their labels; it returns the codes, an array for each field.
+ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 
 
-def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> Encoder:
-    """Returns a function from at most `batch_size` images, uint8 `[n, height, width, channels]`, to their codes.
+def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> ImageEncoder:
+    """Returns a function that computes the codes of at most `batch_size` images, uint8 `[n, height, width, channels]`.
 
-    The function is traced for one batch size, to which smaller batches are padded. Without v or scores the flow does
-    not run. Scores are computed with one draw of the noise, which depends on the index of each image in its split.
-    Labels matter only where z is a function of the label.
+    Smaller batches are padded, so that TensorFlow traces the function once. The flow runs only for v and for scores.
+    Scores use one draw of noise, which depends on the index of the image. Labels are used only by models whose z is a
+    function of the label.
     """
     all_names = {field.name for field in fields}
     names = all_names.difference(SCORES)
@@ -75,24 +75,24 @@ def make_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int
 
 def encode_shards(
     folder: CodesFolder,
-    manifest: Manifest,
+    manifest: CodesManifest,
     shards: Sequence[ShardRange],
     source: Source,
-    encoder: Encoder,
+    encoder: ImageEncoder,
     *,
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Writes files of codes, and returns the keys of images whose v is written and `far_from_training`.
+    """Writes code files, and returns the keys of the images whose v is `far_from_training`, if v is written.
 
     Args:
         folder: the folder to write to.
         manifest: the manifest of the folder.
-        shards: the files to write, in the order of the manifest.
+        shards: the code files to write, in the order of the manifest.
         source: the data set.
-        encoder: the function that `make_encoder` returns.
+        encoder: the function that `make_image_encoder` returns.
         batch_size: number of images in a batch.
-        counter: function that is called with the number of encoded images.
+        counter: a callback that receives the number of encoded images.
 
     Raises:
         DataError: where an image cannot be read.
@@ -107,7 +107,7 @@ def encode_shards(
         batches = _encode_batches(source, split, indices, encoder, batch_size)
         rows: Rows = {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int32), **empty}
         for shard in files:
-            # A batch may belong to several files, so that `rows` begins with the rest of the last batch.
+            # A batch may span several files: `rows` holds the images of the last batch that are beyond the last file.
             parts = [rows]
             while np.max(parts[-1]["index"], initial=-1) < shard.stop - 1 and (batch := next(batches, None)):
                 parts.append(batch)
@@ -117,25 +117,25 @@ def encode_shards(
             codes, rows = ({name: each[part] for name, each in rows.items()} for part in (slice(end), slice(end, None)))
             for field in manifest.fields:
                 require_finite(f"{field.name} of {split}", codes[field.name], codes["index"])
-            keys = [key_bytes(source.find_image_key(split, int(index))) for index in codes["index"]]
+            keys = [encode_image_key(source.find_image_key(split, int(index))) for index in codes["index"]]
             if "v" in codes:
                 far += itertools.compress(keys, far_from_training(codes["v"]))
             folder.write_shard(manifest, shard, keys, codes)
     return far
 
 
-def hash_keys(source: Source, splits: Sequence[str]) -> str:
-    """Returns the SHA-256 of the names of all images in some splits, hexadecimal; "" for images without names."""
+def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
+    """Returns the SHA-256, hexadecimal, of the keys of all images in some splits; "" for images without keys."""
     digest = hashlib.sha256()
     named = [split for split in splits if source.splits[split].keys is not None]
     for split in named:
         for index in range(source.splits[split].size):
-            digest.update(key_bytes(source.find_image_key(split, index)) + b"\n")
+            digest.update(encode_image_key(source.find_image_key(split, index)) + b"\n")
     return digest.hexdigest() if named else ""
 
 
 def _encode_batches(
-    source: Source, split: str, indices: np.ndarray, encoder: Encoder, batch_size: int
+    source: Source, split: str, indices: np.ndarray, encoder: ImageEncoder, batch_size: int
 ) -> Iterator[Rows]:
     """Yields the codes of the images with ascending indices, with "index" and "label", batch by batch in order."""
     batches = source.open_split(split).decode_examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
