@@ -12,10 +12,10 @@ import { writeFile } from "node:fs/promises";
 import { delimiter, join } from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
-import { checkBadFiles, checkDropAndPaste, checkExactFile, checkOwnSize, checkSave, readFiles, switchPairs } from "./files.mjs";
-import { DEVICES, checkAccessibility, checkLayout, takeScreenshot } from "./looks.mjs";
-import { PATHS, serve } from "./server.mjs";
-import { CELLS, PATIENT, addTools, expect, waitForPixels, waitForSwap } from "./tools.mjs";
+import { checkBadFiles, checkDropAndPaste, checkExactFile, checkOwnSize, checkSave, readFiles, switchPairs } from "./picture_file_checks.mjs";
+import { DEVICES, checkAccessibility, checkLayout, takeScreenshot } from "./layout_checks.mjs";
+import { PATHS, serve } from "./static_server.mjs";
+import { CELLS, PATIENT, addTools, expect, waitForPixels, waitForSwap } from "./browser_helpers.mjs";
 
 const BROWSERS = ["chromium", "chromium-browser", "google-chrome"];
 const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader", "--disable-background-networking"];

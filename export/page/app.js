@@ -3,17 +3,17 @@
  * @module
  */
 
-import { Chooser, fetchBlob } from "./chooser.js";
-import { Codes } from "./codes.js";
-import { LoadBar, byId, megabytes } from "./elements.js";
-import { readImage, toLevels } from "./images.js";
-import { OwnSize } from "./own_size.js";
-import { Samples } from "./samples.js";
-import { Steering } from "./steer.js";
-import { Swap } from "./swap.js";
-import { Walk } from "./walk.js";
+import { Chooser, fetchBlob } from "./picture_chooser.js";
+import { Codes } from "./model.js";
+import { LoadBar, byId, megabytes } from "./page_elements.js";
+import { readImage, toLevels } from "./image_files.js";
+import { OwnSize } from "./full_size_pictures.js";
+import { Samples } from "./sampling_section.js";
+import { Steering } from "./directions_section.js";
+import { Swap } from "./swap_grid.js";
+import { Walk } from "./interpolation_section.js";
 
-/** @typedef {import("./codes.js").Config} Config */
+/** @typedef {import("./model.js").Config} Config */
 
 const SAMPLER = "model/sampler.onnx";
 const LETTERS = /** @type {const} */ (["A", "B"]);

@@ -50,18 +50,18 @@ def test_the_example_and_the_exporter_name_the_same_runtime():
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
     folder = shutil.copytree(ROOT / "export" / "page", tmp_path / "page")
     (folder / "package.json").write_text('{"type": "module"}')
-    command = ["node", TESTS / "helpers" / "page.mjs", folder, check]
+    command = ["node", TESTS / "helpers" / "page_checks.mjs", folder, check]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 def test_the_page_changes_photographs_as_python_does(tmp_path):
-    shutil.copyfile(ROOT / "export" / "page" / "full_size.js", tmp_path / "full_size.js")
+    shutil.copyfile(ROOT / "export" / "page" / "guided_filter.js", tmp_path / "guided_filter.js")
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "run.js").write_text(
         'import { readFileSync, writeFileSync } from "node:fs";\n'
-        'import { applyColourMaps, fitColourMaps, shrink } from "./full_size.js";\n'
+        'import { applyColourMaps, fitColourMaps, shrink } from "./guided_filter.js";\n'
         "const [width, height, size] = process.argv.slice(2).map(Number);\n"
         'const rgba = new Uint8ClampedArray(readFileSync("photograph"));\n'
         "const before = shrink(rgba, width, height, size);\n"

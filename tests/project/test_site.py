@@ -18,7 +18,7 @@ import tfdecouple
 def hook():
     """The module that makes the pages."""
     pytest.importorskip("mkdocs")
-    spec = importlib.util.spec_from_file_location("site_hook", ROOT / ".ci" / "site.py")
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / ".ci" / "site_pages.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -3,10 +3,10 @@
  * @module
  */
 
-import { interpolateLinearly, joinBatch, splitBatch } from "./arithmetic.js";
-import { byId, latestOnly } from "./elements.js";
-import { applyColourMaps, fitColourMaps, shrink } from "./full_size.js";
-import { readPhotograph, toLevels } from "./images.js";
+import { interpolateLinearly, joinBatch, splitBatch } from "./code_arithmetic.js";
+import { byId, latestOnly } from "./page_elements.js";
+import { applyColourMaps, fitColourMaps, shrink } from "./guided_filter.js";
+import { readPhotograph, toLevels } from "./image_files.js";
 
 /** Longer sides are shrunk to so many pixels. */
 const LONGEST_SIDE = 2048;
@@ -29,7 +29,7 @@ export class OwnSize {
   #files = [null, null];
   #request = latestOnly((files) => this.#compute(files));
 
-  /** @param {import("./codes.js").Codes} codes @param {import("./swap.js").Swap} swap @param {Promise<any>} config */
+  /** @param {import("./model.js").Codes} codes @param {import("./swap_grid.js").Swap} swap @param {Promise<any>} config */
   constructor(codes, swap, config) {
     [this.#codes, this.#swap, this.#config] = [codes, swap, config];
     byId("view-model").addEventListener("change", () => this.#choose());

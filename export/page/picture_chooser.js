@@ -3,9 +3,9 @@
  * @module
  */
 
-import { element } from "./elements.js";
+import { element } from "./page_elements.js";
 
-/** @typedef {import("./codes.js").Config["examples"][number]} Example */
+/** @typedef {import("./model.js").Config["examples"][number]} Example */
 
 /** The examples and a button for one's own file. */
 export class Chooser {

@@ -40,7 +40,7 @@ export async function serve(folder, isolated) {
       const start = Object.values(PATHS).find((prefix) => pathname.startsWith(prefix));
       const path = normalize(pathname.slice(start.length) || "index.html");
       if (path.startsWith("..") || (start === PATHS.noDecoder && path.endsWith("decoder.onnx"))) throw new Error(path);
-      const prelude = path === "worker.js" ? (PRELUDES[start] ?? "") : "";
+      const prelude = path === "model_worker.js" ? (PRELUDES[start] ?? "") : "";
       const bytes = Buffer.concat([Buffer.from(prelude), await readFile(join(folder, path))]);
       const type = TYPES[extname(path)] ?? "application/octet-stream";
       response.writeHead(200, { "Content-Type": type, ...(isolated ? ISOLATION : {}) }).end(bytes);

@@ -6,14 +6,14 @@
  * @module
  */
 
-import { toLevels } from "./images.js";
-import { Runner } from "./runner.js";
+import { toLevels } from "./image_files.js";
+import { Runner } from "./worker_client.js";
 
 const KNOWN_IMAGES = 16;
 
 /**
  * @param {Runner} processor
- * @param {import("./codes.js").Config} config
+ * @param {import("./model.js").Config} config
  * @returns {Promise<{runner: Runner | null, note: string}>} The card's runner where it takes over; what the trial gave,
  *   empty where there was none.
  */
@@ -39,7 +39,7 @@ export async function tryCard(processor, config) {
 /**
  * @param {Runner} runner
  * @param {Uint8Array[]} images
- * @param {import("./codes.js").Config} config
+ * @param {import("./model.js").Config} config
  * @returns {Promise<{exact: number, milliseconds: number}>} How many come back, and the time of the last decoding.
  */
 async function roundTrip(runner, images, { image_shape: [imageSize], latent_dim: latentDim }) {

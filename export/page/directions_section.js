@@ -3,10 +3,10 @@
  * @module
  */
 
-import { moveAlong } from "./arithmetic.js";
-import { Picture, byId, element, latestOnly } from "./elements.js";
+import { moveAlong } from "./code_arithmetic.js";
+import { Picture, byId, element, latestOnly } from "./page_elements.js";
 
-/** @typedef {import("./arithmetic.js").Code} Code */
+/** @typedef {import("./code_arithmetic.js").Code} Code */
 
 /** How many times a direction a slider reaches to both sides. */
 const REACH = 2;
@@ -21,7 +21,7 @@ export class Steering {
   #picture = new Picture("The changed picture", "changed");
   #request = latestOnly(() => this.#decode());
 
-  /** @param {import("./codes.js").Codes} codes */
+  /** @param {import("./model.js").Codes} codes */
   constructor(codes) {
     this.#codes = codes;
     byId("steer-picture").append(this.#picture.element);
@@ -34,7 +34,7 @@ export class Steering {
 
   /**
    * Offers the directions of a model; without any the section stays hidden.
-   * @param {NonNullable<import("./codes.js").Config["directions"]>} directions
+   * @param {NonNullable<import("./model.js").Config["directions"]>} directions
    */
   offer(directions) {
     byId("steer").hidden = directions.length === 0;

@@ -3,11 +3,11 @@
  * @module
  */
 
-import { interpolateLinearly, interpolateOnArc } from "./arithmetic.js";
-import { Picture, byId, element, latestOnly } from "./elements.js";
-import { draw } from "./images.js";
+import { interpolateLinearly, interpolateOnArc } from "./code_arithmetic.js";
+import { Picture, byId, element, latestOnly } from "./page_elements.js";
+import { draw } from "./image_files.js";
 
-/** @typedef {import("./arithmetic.js").Code} Code */
+/** @typedef {import("./code_arithmetic.js").Code} Code */
 
 /** Cells along a side of the map; the middles of the outer ones lie at 0 and 1, as in the style sheet. */
 const SIDE = 5;
@@ -26,7 +26,7 @@ export class Walk {
   #request = latestOnly(() => this.#decode());
   #fill = latestOnly((pair) => this.#fillMap(pair));
 
-  /** @param {import("./codes.js").Codes} codes */
+  /** @param {import("./model.js").Codes} codes */
   constructor(codes) {
     this.#codes = codes;
     byId("walk-picture").append(this.#picture.element);

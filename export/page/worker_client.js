@@ -6,7 +6,7 @@
 /** @typedef {{file: string, loaded: number}} Progress Bytes of a file that have arrived. */
 
 export class Runner {
-  #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  #worker = new Worker(new URL("model_worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
   #lastId = 0;
   #stopping = false;

@@ -2,7 +2,7 @@
  * The modules of the web page in Node, without a browser: a document that shows nothing, workers in this thread, and a
  * runtime that gives back what it is given.
  *
- *     node page.mjs FOLDER CHECK
+ *     node page_checks.mjs FOLDER CHECK
  *
  * FOLDER is a copy of export/page/, which is written to. CHECK is one of `checks`, which throws where the page is wrong.
  * @module
@@ -114,7 +114,7 @@ for (const file of RUNTIME_FILES) writeFileSync(new URL(`runtime/${file}`, page)
 for (const part of ["encoder", "decoder", "sampler"]) writeFileSync(new URL(`model/${part}.onnx`, page), part);
 
 async function startCodes(changes = {}) {
-  const { Codes } = await import(new URL("codes.js", page));
+  const { Codes } = await import(new URL("model.js", page));
   const codes = new Codes(() => {});
   await codes.load(Promise.resolve({ ...config, ...changes }));
   return codes;
@@ -156,7 +156,7 @@ const checks = {
   },
 
   async new_pictures_take_verdict_and_pictures_away() {
-    const { Swap } = await import(new URL("swap.js", page));
+    const { Swap } = await import(new URL("swap_grid.js", page));
     const waiting = [];
     const codes = {
       encode: () => new Promise((resolve) => waiting.push((v) => resolve({ z: new Float32Array(4), v }))),
@@ -197,7 +197,7 @@ const checks = {
     const [text, progress] = [new Element(), new Element()];
     byId("sample-load").children = [text, progress];
     byId("sample-load").hidden = true;
-    const { Samples } = await import(new URL("samples.js", page));
+    const { Samples } = await import(new URL("sampling_section.js", page));
     let answer;
     const samples = new Samples({ sample: () => new Promise((resolve) => (answer = resolve)) });
     samples.enable(config);

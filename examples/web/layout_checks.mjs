@@ -6,7 +6,7 @@
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
-import { expect } from "./tools.mjs";
+import { expect } from "./browser_helpers.mjs";
 
 /** @typedef {import("playwright-core").Page} Page */
 

@@ -3,11 +3,11 @@
  * @module
  */
 
-import { tryCard } from "./graphics.js";
-import { Runner } from "./runner.js";
+import { tryCard } from "./webgpu_trial.js";
+import { Runner } from "./worker_client.js";
 
-/** @typedef {import("./arithmetic.js").Code} Code */
-/** @typedef {import("./runner.js").Progress} Progress */
+/** @typedef {import("./code_arithmetic.js").Code} Code */
+/** @typedef {import("./worker_client.js").Progress} Progress */
 
 /**
  * @typedef {object} Config model/config.json; examples/web/README.md describes it.

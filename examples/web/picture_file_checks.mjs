@@ -5,7 +5,7 @@
 
 import { readFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { CELLS, PATIENT, expect, waitForPixels } from "./tools.mjs";
+import { CELLS, PATIENT, expect, waitForPixels } from "./browser_helpers.mjs";
 
 /** @typedef {import("playwright-core").Page} Page */
 
@@ -159,7 +159,7 @@ export async function readFiles(page, folder) {
     const content = (await readFile(join(folder, name))).toString("base64");
     found[name] = await page.evaluate(
       async ([name, content]) => {
-        const { readImage } = await import(new URL("images.js", location.href));
+        const { readImage } = await import(new URL("image_files.js", location.href));
         const { image_shape: [size], centre_crop: crop } = await window.check.config();
         const blob = new Blob([window.check.bytes(content)]);
         return readImage(blob, name, size, crop).then(window.check.base64, (error) => `refused: ${error.message}`);

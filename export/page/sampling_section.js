@@ -3,22 +3,22 @@
  * @module
  */
 
-import { LoadBar, Picture, byId, latestOnly } from "./elements.js";
-import { drawInteger, drawNormals } from "./random.js";
+import { LoadBar, Picture, byId, latestOnly } from "./page_elements.js";
+import { drawInteger, drawNormals } from "./seeded_random.js";
 
 const COUNT = 8;
 
 /** Temperature, seed, button and pictures. */
 export class Samples {
   #codes;
-  /** @type {import("./codes.js").Config} */
+  /** @type {import("./model.js").Config} */
   #config;
   #pictures = Array.from({ length: COUNT }, (_, index) => new Picture(`Sample ${index + 1}`, `sample-${index + 1}`));
   #started = false;
   #turn = 0;
   #request = latestOnly((turn) => this.#sample(turn));
 
-  /** @param {import("./codes.js").Codes} codes */
+  /** @param {import("./model.js").Codes} codes */
   constructor(codes) {
     this.#codes = codes;
     /** Of the sampler's download. */
@@ -33,7 +33,7 @@ export class Samples {
     for (const id of ["seed", "temperature"]) byId(id).addEventListener("input", () => this.#started && this.#show());
   }
 
-  /** Lets the reader sample. @param {import("./codes.js").Config} config */
+  /** Lets the reader sample. @param {import("./model.js").Config} config */
   enable(config) {
     this.#config = config;
     byId("sample").disabled = false;

@@ -3,7 +3,7 @@
  * @module
  */
 
-import { draw, saveCanvas, savePng } from "./images.js";
+import { draw, saveCanvas, savePng } from "./image_files.js";
 
 /** @param {string} id @returns {any} The element of the page; any, so that callers need no casts. */
 export function byId(id) {
@@ -101,7 +101,7 @@ export class LoadBar {
     this.#sizes = sizes;
   }
 
-  /** @param {import("./runner.js").Progress} progress Of a file; those that are not expected do not count. */
+  /** @param {import("./worker_client.js").Progress} progress Of a file; those that are not expected do not count. */
   note({ file, loaded }) {
     this.#loaded[file] = loaded;
     const sum = (/** @type {Record<string, number>} */ bytes) =>

@@ -3,10 +3,10 @@
  * @module
  */
 
-import { countDifferences, hasColoursOf, joinBatch, splitBatch } from "./arithmetic.js";
-import { Picture, byId, element, latestOnly, showVerdict } from "./elements.js";
+import { countDifferences, hasColoursOf, joinBatch, splitBatch } from "./code_arithmetic.js";
+import { Picture, byId, element, latestOnly, showVerdict } from "./page_elements.js";
 
-/** @typedef {import("./arithmetic.js").Code} Code */
+/** @typedef {import("./code_arithmetic.js").Code} Code */
 /** @typedef {[Uint8Array, Uint8Array]} Images A and B. */
 
 const LETTERS = ["A", "B"];
@@ -31,7 +31,7 @@ export class Swap {
   #request = latestOnly((images) => this.#swap(images));
 
   /**
-   * @param {import("./codes.js").Codes} codes
+   * @param {import("./model.js").Codes} codes
    * @param {(pair: [Code, Code] | null, decoded: Uint8Array[], milliseconds: number) => void} onCodes Is given the codes
    *   of A and B, the four pictures, and how long they took; null as soon as there are none.
    */
