@@ -8,15 +8,14 @@ with weights perturbed from their start, and runs forward and backward on random
 XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset has a process of its own, because
 XLA runs out of room after some two hundred programs. Columns:
 
-  kinds     number of kinds of layer
-  compiled  CPU seconds of the first call less those of a later one, forward and backward, summed over the kinds;
-            beside it the slowest kind
-  step      CPU seconds of a later call (best of three), summed over the kinds: XLA's over TensorFlow's
-  off       largest difference between XLA and TensorFlow in the loss or a gradient, over its largest number
-  rounding  the same difference between TensorFlow's float32 and float64, for the tensors that are off by over 1e-5
+  compiled    CPU seconds of the first call less those of a later one, forward and backward, summed over the kinds;
+              the next column has the slowest kind alone
+  step        CPU seconds of a later call (best of three), summed over the kinds: XLA's divided by TensorFlow's
+  difference  largest difference between XLA and TensorFlow in the loss or a gradient, over its largest number
+  rounding    the same difference between TensorFlow's float32 and float64, for tensors whose difference is over 1e-5
 
 The loss is the mean over the batch of half the sum of squares less the log-determinant.
---docs puts the table between the lines `<!-- compiling -->` and `<!-- end of compiling -->` of a file.
+--docs puts the table between the lines `<!-- compiling -->` and `<!-- end compiling -->` of a file.
 """
 
 from __future__ import annotations
@@ -110,7 +109,7 @@ def render(presets: dict[str, dict[str, Any]]) -> str:
         [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"], f"{row['off']:.1e}", _rounding(row)]
         for name, row in presets.items()
     ]
-    return table(["preset", "kinds", "compiled, s", "the slowest, s", "step", "off", "rounding"], rows)
+    return table(["preset", "kinds of layer", "compiled, s", "slowest kind, s", "step", "difference", "rounding"], rows)
 
 
 def _rounding(row: dict[str, Any]) -> str:

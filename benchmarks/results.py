@@ -9,7 +9,7 @@ Every number on the page is in a file in docs/results. Training wrote metrics.js
 --list shows wrote the other files from the committed weights, with two exceptions: trials.json has its own commands,
 and by_length.json has metrics of earlier weights, with the commits that hold the weights. The weights of the quickstart
 are not committed: the commands under "quickstart" train them first. `make results` runs the third command above. Each
-table is between its lines `<!-- NAME -->` and `<!-- end of NAME -->`.
+table is between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
-# The page's name of each compared model by the folder of its run, and the place where z enters the model.
-RUNS = {"conditional": "ours", "base": "baseline of Table 3", "glow": "refined Glow"}
-ENTERS = {
+# The page's name of each compared model by the folder of its run, and the part of the model that z conditions.
+RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
+CONDITIONED = {
     "conditional": "every coupling",
-    "base": "mean and scale of the Gaussian of v",
-    "glow": "there is no z",
+    "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
+    "glow": "no z",
 }
 # The run with 256 numbers in z, which is only in the tables "models" and "probe"; commit 0e3fdba has its weights.
 LATENT_256 = "latent256"
-TITLES = RUNS | {LATENT_256: "ours, z of 256 numbers"}
+TITLES = RUNS | {LATENT_256: "ours, larger z"}
 # Results in Tables 1, 3 and 4 of the paper, for its own images and model size.
 PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
@@ -186,14 +186,13 @@ def load(name: str) -> Any:
 
 
 def _models() -> str:
-    rows = [
-        [name, f"`{load(f'{run}/config.json')['name']}`", parameters(run), ENTERS[run]] for run, name in RUNS.items()
-    ]
+    presets = {run: f"`{load(f'{run}/config.json')['name']}`" for run in RUNS}
+    rows = [[name, presets[run], parameters(run), CONDITIONED[run]] for run, name in RUNS.items()]
     more = load(f"{LATENT_256}/config.json")["model"]
     options = [f"{name}={more[name]}" for name in ("latent_dim", "encoder_out_channels")]
     preset = f"`cifar10_small` with `{' '.join(options)}`"
-    rows.append([TITLES[LATENT_256], preset, parameters(LATENT_256), ENTERS["conditional"]])
-    return table(["", "preset", "parameters", "z enters"], rows)
+    rows.append([TITLES[LATENT_256], preset, parameters(LATENT_256), CONDITIONED["conditional"]])
+    return table(["", "preset", "parameters", "z conditions"], rows)
 
 
 def parameters(run: str) -> int:
@@ -220,11 +219,12 @@ def _bits() -> str:
         )
     codecs = load("conditional/summary.json")
     images, found = codecs["lossless_codecs_images"], codecs["lossless_codecs_bits_per_dim"]
-    rows.append([f"lossless WebP, a file an image ({images:,} test images)", "", f"{found['webp']:.3f}", "", "", ""])
-    rows.append(["PNG, a file an image (the same)", "", f"{found['png']:.3f}", "", "", ""])
+    rows.append([f"lossless WebP files, {images:,} test images", "", f"{found['webp']:.3f}", "", "", ""])
+    rows.append([f"PNG files, {images:,} test images", "", f"{found['png']:.3f}", "", "", ""])
     some, draws = weighted["images"], weighted["k"]
-    header = ["", "validation, ELBO", "test, ELBO", f"{some:,} test images: ELBO"]
-    return table([*header, f"importance-weighted, {draws} draws", "the paper's, its own images and size"], rows)
+    header = ["", "ELBO, validation images", "ELBO, test images", f"ELBO, {some:,} test images"]
+    weighted_title = f"importance-weighted bound, {draws} draws, {some:,} test images"
+    return table([*header, weighted_title, "the paper's, other images and model size"], rows)
 
 
 def _with_error(found: dict[str, Any], digits: int) -> str:
@@ -273,7 +273,7 @@ def _seeds() -> str:
         each = ", ".join(f"{value:.4f}" for value in values)
         worse = f"{difference:.4f} +- {its_error:.4f}" if run != "conditional" else ""
         rows.append([RUNS[run], each, f"{mean:.4f} +- {error:.4f}", worse])
-    return table(["", f"validation at update {step:,}, seed 0, 1, ...", "mean", "behind ours"], rows)
+    return table(["", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "minus ours"], rows)
 
 
 def accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
@@ -304,7 +304,7 @@ def _probe() -> str:
             of = "" if features in names else TITLES[run]
             rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, paper])
     rows.append(["Deep InfoMax, as the paper quotes it", "", "", "", "", PAPER_INFOMAX])
-    return table(["", "of", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
+    return table(["features", "model", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
 
 
 def _statistics() -> str:
@@ -317,7 +317,7 @@ def _statistics() -> str:
         ]
         nearer = f"{100 * each['switch']['nearer_to_z']['mean']:.0f}"
         rows.append([name, *explained, *followed, nearer])
-    header = ["statistic", "R2 from z", "from v, PCA", "from pixels, PCA"]
+    header = ["statistic", "R2 from z", "R2 from v, PCA", "R2 from pixels, PCA"]
     return table([*header, "follows z", "follows v", "nearer to the image of z, %"], rows)
 
 
@@ -326,7 +326,8 @@ def _frechet() -> str:
         [name, f"{load(f'{run}/evaluation/frechet.json')['distance']:.1f}", PAPER_FID[run]]
         for run, name in RUNS.items()
     ]
-    rows.append(["training images (floor)", f"{load('conditional/evaluation/frechet.json')['floor']:.1f}", ""])
+    floor = load("conditional/evaluation/frechet.json")["floor"]
+    rows.append(["training images instead of samples", f"{floor:.1f}", ""])
     return table(["", "distance", "the paper's FID"], rows)
 
 
@@ -340,7 +341,7 @@ def _exactness() -> str:
     for kind, by_run in found.items():
         lengths = [f"{by_run[run]['least_rms']:.2f} to {by_run[run]['most_rms']:.2f}" for run in titles]
         rows.append([kind, by_run["quickstart"]["of"], sum(row["lost"] for row in by_run.values()), *lengths])
-    return table(["images", "of", "lost", *(f"RMS of v, {title}" for title in titles.values())], rows)
+    return table(["images", "number", "inexact", *(f"RMS of v, {title}" for title in titles.values())], rows)
 
 
 NOISE = "noise of 0 and 255"
@@ -362,8 +363,8 @@ def by_length(run: str) -> dict[int, dict[str, Any]]:
 def _by_length() -> str:
     measures: dict[str, tuple[str, Callable[[float], str]]] = {
         "bits_per_dim": ("test bits/dim", "{:.4f}".format),
-        "accuracy": ("classes told by z, logistic regression, %", lambda value: f"{100 * value:.1f}"),
-        "noise_lost": ("noise of 0 and 255, lost of 256 images", "{:.0f}".format),
+        "accuracy": ("accuracy of logistic regression on z, %", lambda value: f"{100 * value:.1f}"),
+        "noise_lost": ("inexact of 256 noise images", "{:.0f}".format),
     }
     rows = []
     for measure, (title, shown) in measures.items():
@@ -401,7 +402,7 @@ def _areas() -> str:
     for score, name in SCORES.items():
         each = [found[kind]["detection"][score] for kind in KINDS]
         ends = [[f"{end:.3f}" for end in area["auroc_interval"]] for area in each]
-        rows.append([name, *(f"{area['auroc']:.3f} [{', '.join(e)}]" for area, e in zip(each, ends, strict=True))])
+        rows.append([name, *(f"{area['auroc']:.3f} ({'-'.join(e)})" for area, e in zip(each, ends, strict=True))])
     return table(["score", *KINDS.values()], rows)
 
 

@@ -20,7 +20,7 @@ twice as large as the other, divided by their difference in images. It counts on
 allocator (`throughput.py --live`), with the batch in one piece, as on a GPU. "calculated" is the prediction of
 `tfdecouple/networks/architecture.py` for the same memory.
 
---docs puts each table between the lines `<!-- NAME -->` and `<!-- end of NAME -->` of a file. --json is written after
+--docs puts each table between the lines `<!-- NAME -->` and `<!-- end NAME -->` of a file. --json is written after
 each table, so that an interrupted run keeps the finished tables.
 """
 
@@ -280,7 +280,7 @@ def render_batches(rows: list[dict[str, Any]]) -> str:
     lines: list[list[object]] = [[batch, *(found[kind, batch]["images_per_s"] for kind in kinds)] for batch in batches]
     times = [[found[kind, batch]["ms_per_call"] for batch in batches] for kind in kinds]
     lines.append(["exponent of the time", *(f"{exponent(batches, each):.2f}" for each in times)])
-    return table(["images", *(f"{kind}, images/s" for kind in kinds)], lines)
+    return table(["batch size", *kinds], lines)
 
 
 def render_trained(rows: list[dict[str, Any]], names: list[str]) -> str:
@@ -315,8 +315,8 @@ def traced(row: dict[str, Any]) -> float:
 
 def render_memory(rows: list[dict[str, Any]]) -> str:
     """Returns the table of memory for the presets at their own depth."""
-    header = ["preset", "parameters", "state, GiB", *(f"GiB an image, {memory}" for memory in MEMORY)]
-    header += [f"on {gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
+    header = ["preset", "parameters", "state, GiB", *(f"GiB/image, {memory}" for memory in MEMORY)]
+    header += [f"{gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
         [
             row["preset"],
@@ -332,12 +332,12 @@ def render_memory(rows: list[dict[str, Any]]) -> str:
 
 
 def put(document: str, name: str, text: str) -> str:
-    """Returns the document with a table put between its lines `<!-- NAME -->` and `<!-- end of NAME -->`.
+    """Returns the document with a table put between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 
     Raises:
         UserError: if one of the two lines is missing.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     before, found, rest = document.partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):

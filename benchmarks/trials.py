@@ -1,4 +1,4 @@
-"""Runs trials of training options: short runs that are measured on validation images, each a row of a table.
+"""Runs trials of training options: short runs that are measured on validation images, all in one table.
 
     python benchmarks/trials.py --data-dir DIR                 # runs all trials without a row; SIGTERM interrupts
     python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # runs one trial with all its seeds
@@ -213,15 +213,18 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """Returns the table of the trials whose options still exist, in the order of the plan."""
+    """Returns the table of the trials whose options still exist, in the order of the plan, each with all its seeds."""
     by_key = {(row["name"], row["seed"], row["command"]): row for row in rows}
-    header = ["trial", "seed", "options", "bits/dim", "KL, nats", "accuracy of z, %"]
-    lines = []
+    found: dict[str, tuple[Trial, list[list[str]]]] = {}
     for trial in planned():
         row = by_key.get((trial.name, trial.seed, f"python {shlex.join(trial.command())}"))
         if row and not trial.commit:
-            own = " ".join(trial.own)
-            lines.append([trial.name, trial.seed, f"`{own}`" if own else "", *_figures(row)])
+            found.setdefault(trial.name, (trial, []))[1].append(_figures(row))
+    lines = []
+    for name, (trial, figures) in found.items():
+        cells = [", ".join(seeds).strip(", ") for seeds in zip(*figures, strict=True)]
+        lines.append([name, f"`{' '.join(trial.own)}`" if trial.own else "", *cells])
+    header = ["trial", "options", "bits/dim, seeds 0, 1, 2", "KL, nats", "accuracy of z, %"]
     return table(header, lines) if lines else "No trial has been run yet."
 
 

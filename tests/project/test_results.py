@@ -86,7 +86,7 @@ class TestSeeds:
         assert results.seeds() == (2000, {"conditional": [3.1, 3.0], "base": [3.2, 3.2], "glow": [3.4, 3.5]})
         table = results.TABLES["seeds"]()
         assert "| ours | 3.1000, 3.0000 | 3.0500 +- 0.0500 |  |" in table
-        assert "| baseline of Table 3 | 3.2000, 3.2000 | 3.2000 +- 0.0000 | 0.1500 +- 0.0500 |" in table
+        assert "| baseline | 3.2000, 3.2000 | 3.2000 +- 0.0000 | 0.1500 +- 0.0500 |" in table
         # The difference is that of pairs of one seed.
         assert results.behind("glow") == (pytest.approx(0.4), pytest.approx(0.1))
 
@@ -123,13 +123,14 @@ class TestTrials:
             trials.planned(["glove"])
 
     def test_are_rows_of_the_table_in_the_order_of_the_plan(self):
-        first, second = trials.planned(["plain"])[0], trials.planned(["glow"])[0]
+        first, second = trials.planned(["plain"])[:2]
+        third = trials.planned(["glow"])[0]
         probed = {"probe_accuracy": 0.312, "probe_standard_error": 0.0147}
         stale = row_of(trials.planned(["kl-1"])[0]) | {"command": "python train.py"}
-        rows = [row_of(second), stale, row_of(first, **probed)]
+        rows = [row_of(third), stale, row_of(second, **probed), row_of(first, **probed, validation_kl=5.0)]
         assert trials.render(rows).splitlines()[2:] == [
-            "| plain | 0 |  | 3.5000 | 4.0 | 31.2 |",
-            "| glow | 0 | `--preset cifar10_small_glow` | 3.5000 |  |  |",
+            "| plain |  | 3.5000, 3.5000 | 5.0, 4.0 | 31.2, 31.2 |",
+            "| glow | `--preset cifar10_small_glow` | 3.5000 |  |  |",
         ]
         assert trials.is_done(first, rows) and not trials.is_done(trials.planned(["kl-1"])[0], rows)
         diverged = trials.render([row_of(trials.planned(["faster"])[0], diverged_after=2)])
