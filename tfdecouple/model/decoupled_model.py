@@ -30,7 +30,7 @@ from tfdecouple.model.networks import Codes, Networks
 from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.architecture import weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
-from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting
+from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting_weights
 from tfdecouple.runs.run_folder import load_weights as read_weights
 from tfdecouple.runtime.devices import free_memory
 from tfdecouple.runtime.execution import without_autograph
@@ -90,7 +90,7 @@ class DecoupledModel(Networks):
                 )
             return cls(load_preset(preset).model, **kwargs)
         config = load_config(preset)
-        require_fitting(preset, weight_shapes(config.model))
+        require_fitting_weights(preset, weight_shapes(config.model))
         model = cls(config.model, **kwargs)
         if load_weights:
             read_weights(preset, model, averaged=config.training.ema_decay > 0)

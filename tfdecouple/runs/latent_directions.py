@@ -22,15 +22,15 @@ METHODS = (MEANS, CLASSIFIER)
 class Direction:
     """A direction in z that changes one property of an image.
 
-    Its length is one unit of change: along the direction, the distance between the means of the images with the label
-    and without it, or, for a property that is a number, the change of z in one standard deviation of the number.
+    Adding the vector to z is one unit of change. For a label it is the distance, along the direction, from the mean of
+    the images without the label to that of the images with it; for a number, one standard deviation of the number.
 
     Attributes:
         name: the name of the label, of the two labels ("coffee to rocket"), or of the column.
         method: how the direction was found: "means", the difference of means (for numbers the slope of z), or
             "classifier", the normal of a regularised linear classifier (for numbers of a ridge regression).
         vector: the direction as a vector in z, float32 `[d_z]`.
-        figures: metrics on held-out images, and the number of images.
+        figures: metrics on held-out images by name, and numbers of images.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Direction:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def describe_accuracy(self) -> str:
-        """Returns a text on how well the direction separates held-out images; "" where this was not measured."""
+        """Returns a text on how well the direction predicts the property of held-out images; "" if not measured."""
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
         if isinstance(accuracy, float):
             return f"tells {accuracy:.1%} of held-out images right (50 % is chance)"
@@ -65,16 +65,16 @@ class Directions:
         return iter(self.directions)
 
     def __len__(self) -> int:
-        """Returns the number of directions; a name found by two methods counts twice."""
+        """Returns the number of directions; two methods give two directions of one name."""
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
-        """Returns the direction with this name by the difference of means; raises the errors of `find`."""
+        """Returns the direction with this name and the method "means"; raises the errors of `find`."""
         return self.find(name)
 
     @property
     def names(self) -> list[str]:
-        """The names of the directions, each once."""
+        """The names of the directions, without repetitions."""
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
     def find(self, name: str, method: str = MEANS) -> Direction:
@@ -86,9 +86,9 @@ class Directions:
         return matches[0]
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """Returns the path of the directions' file, which it writes into a run folder; RunError where it cannot."""
+        """Writes directions.json into a run folder and returns its path; raises RunError if that fails."""
         path = folder / FILE
-        # Python's JSON writes a number so that a vector is the same to the last bit when it is read.
+        # Python writes floats to JSON without loss, so a vector that is read again has the same bits.
         directions = [
             {"name": one.name, "method": one.method, **one.figures, "vector": one.vector.tolist()}
             for one in self.directions
@@ -102,7 +102,7 @@ class Directions:
 
     @classmethod
     def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
-        """Returns the directions in a run folder, which may be untrusted; None where none were found yet.
+        """Returns the directions in a run folder, which may be untrusted; None if there is no directions.json.
 
         Raises:
             RunError: where the file is damaged, or its vectors have not the size `latent_dim` of the model's z.
@@ -129,7 +129,7 @@ class _Entry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
     name: Annotated[str, pydantic.Field(min_length=1)]
     method: Literal["means", "classifier"]
-    # The bound is below the largest float32.
+    # Numbers beyond the bounds would become infinite in float32.
     vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]
 
 

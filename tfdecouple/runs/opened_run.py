@@ -1,4 +1,4 @@
-"""Opened runs: the model with the best weights, the images and the directions; and models saved as run folders."""
+"""Opened runs, with their model, images and directions in z; and the writing of models as run folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tfdecouple.runs.run_folder import (
     load_config,
     load_weights,
     read_label_names,
-    require_fitting,
+    require_fitting_weights,
     run_name,
 )
 from tfdecouple.runtime.progress import Counter
@@ -37,13 +37,11 @@ from tfdecouple.storage.files import write_json, write_text
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An opened run: its config, and its model with the best weights so far (averaged, where the run averages).
+    """An opened run: its config, and its model with the best weights so far (averaged, if the run averages weights).
 
     Attributes:
         path: the path of the run folder, or the name or address of pretrained weights, as the user wrote it.
-        config: the config of the run.
-        model: the model with the weights.
-        step: the step, in updates, of the weights.
+        step: number of training steps after which the weights were saved.
     """
 
     path: str
@@ -53,9 +51,12 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Returns an opened run, which may be untrusted (docs/security.md) and is named as for `run_folder.find_run`.
+        """Returns an opened run. The run may be untrusted (docs/security.md).
 
-        A command that needs z gives its name as `z_for`, such as "switch"; `jit_compile` is that of `DecoupledModel`.
+        Args:
+            run: a run folder, the name of bundled weights, or an address on the Hub (see `find_run`).
+            z_for: name of the command that needs a model with z, for the error message; "" if z is not needed.
+            jit_compile: whether XLA compiles the model's functions.
 
         Raises:
             RunError: where the folder is no run folder, or holds no complete checkpoint that fits its config.
@@ -65,7 +66,7 @@ class Run:
         config = load_config(run)
         if z_for and not config.model.has_latent:
             raise UserError(f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one")
-        require_fitting(run, weight_shapes(config.model))
+        require_fitting_weights(run, weight_shapes(config.model))
         model = DecoupledModel(config.model, jit_compile=jit_compile)
         step = load_weights(run, model, averaged=config.training.ema_decay > 0)
         return cls(str(run), config, model, step)
@@ -86,7 +87,7 @@ class Run:
         return self.config.training.ema_decay > 0
 
     def facts(self) -> dict[str, Any]:
-        """Returns the values that identify the run in a JSON file: path, step, and whether weights are averaged."""
+        """Returns a dict that identifies the run in a JSON file: path, step, and whether weights are averaged."""
         return {"run": self.path, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
@@ -94,15 +95,15 @@ class Run:
         return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
 
     def encode_z(self, images: np.ndarray) -> np.ndarray:
-        """Returns the posterior means of images, float32 `[n, d_z]`; v is not computed."""
+        """Returns the means of q(z|x) of images, float32 `[n, d_z]`, without computing v."""
         return np.asarray(self.model.posterior(images).mean())
 
     def encode_split(
         self, source: Source, split: str, indices: np.ndarray, title: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the posterior means of images of a split, float32 `[n, d_z]`, and their labels, int32 `[n]`.
+        """Returns the means of q(z|x) of some images of a split, float32 `[n, d_z]`, and their labels, int32 `[n]`.
 
-        The indices are in ascending order; `title` is the text beside the progress.
+        The indices of the images must be in ascending order; `title` is the text beside the progress bar.
         """
         codes, labels, done = [], [], 0
         with Counter(title, len(indices)) as counter:
@@ -113,7 +114,10 @@ class Run:
         return np.concatenate(codes), np.concatenate(labels)
 
     def directions(self) -> Directions | None:
-        """Returns the directions in z of the run's weights; None where there are none, RunError for other weights."""
+        """Returns the directions in z of the run; None if none were found yet.
+
+        RunError is raised for directions that were found with other weights.
+        """
         directions = Directions.read(self.folder, self.config.model.latent_dim)
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
             raise RunError(
@@ -125,11 +129,10 @@ class Run:
     @property
     def label_names(self) -> tuple[str, ...]:
         """The names of the model's labels; () for a model without labels."""
-        classes = self.config.model.classes
-        return read_label_names(self.path, classes) if classes else ()
+        return read_label_names(self.path, self.config.model.classes) if self.config.model.has_classes else ()
 
     def require_labels(self, source: Source) -> None:
-        """Raises DataError if a data set has other labels than the model; the message has the first such label."""
+        """Raises DataError if a data set has other labels than the model; the message names the first one."""
         if not self.config.model.has_classes:
             return
         require_classes(source, self.config.model)
@@ -145,14 +148,14 @@ class Run:
     ) -> Source:
         """Returns the opened data set of the run, or of another `data.source`.
 
-        Other options of `data` may be given by their names; an option that is None is the run's. With `download` TFDS
-        may download and prepare missing data.
+        Keywords set other options of `data`; where the value is None, the run's own value stays. With `download` TFDS
+        downloads and prepares missing data.
         """
         data = self.data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
     def data_config(self, source: str | None, **others: Any) -> DataConfig:
-        """Returns the data config of the run or of another source, with the arguments of `open_source`."""
+        """Returns the data config that `open_source` opens, for the same arguments."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=replace_source(config.data, source))
@@ -166,8 +169,8 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
     >>> load_model("docs/results/conditional").config.latent_dim
     64
 
-    The run is the folder of a training, running or ended, or of an import. With `jit_compile` XLA compiles the model's
-    functions, at their first use for each batch size.
+    The run is the folder of a training, which may still be running, or of an imported checkpoint. With `jit_compile`
+    XLA compiles the model's functions when they are first used with a batch size.
 
     Raises:
         RunError: where the folder is no run folder, or holds no complete checkpoint yet.
@@ -182,12 +185,11 @@ def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)
 
-    The name is that of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub, from which
-    config and weights are downloaded and compared with their digests; no code is run. `jit_compile` is that of
-    `load_model`.
+    The name is that of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub. Config and
+    weights are downloaded from there and compared with their digests; no code is run.
 
     Raises:
-        UserError: where no weights have this name, they differ from their manifest, or the extra `hub` is missing.
+        UserError: where no weights have this name, files differ from their manifest, or the extra `hub` is missing.
     """
     return load_model(name, jit_compile=jit_compile)
 
@@ -205,8 +207,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     ...     load_model(f"{folder}/mine").config == model.config
     True
 
-    Without a config with the options of the training images, the images count as unknown, and no licence is claimed for
-    them.
+    `config` names the images on which the model was trained. Without it the images count as unknown.
 
     Raises:
         RunError: where the folder is not empty or cannot be written.
@@ -242,7 +243,7 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the directions in z that `python -m tfdecouple directions` found for a run, by name.
 
-    The run may have other weights by now; `Run.directions` raises an error for directions of other weights.
+    The weights of the run are not compared with those of the directions; `Run.directions` does that.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['astronaut', 'chelsea']

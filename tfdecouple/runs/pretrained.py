@@ -1,9 +1,9 @@
 """Published weights: bundled with the installation, or on the Hugging Face Hub, which is used through its own client.
 
-`python -m tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a card,
-README.md, and manifest.json, which has the size and SHA-256 of every other file. From the Hub only the files that a
-model needs are downloaded, by the names in the manifest: JSON and numbers. No code of a repository is run. The client
-chooses the address of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account.
+`python -m tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card,
+README.md, and with manifest.json, which has the size and SHA-256 of every other file. Only the files that a model needs
+are downloaded from the Hub: JSON and checkpoints. No code of a repository is run. The client chooses the address of the
+Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ DEFAULT = "photographs"
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
 MANIFEST_BYTES = 2**20
-# Names of the files that a model needs, the only files that are read from an untrusted folder.
+# Pattern of the names of the files that a model needs; only these files are downloaded.
 NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
     re.ASCII,
 )
-# Names of the files that are published for people and never downloaded.
+# Names of the published files that only people read, so that they are never downloaded.
 FOR_PEOPLE = (CARD, "metrics.jsonl")
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
@@ -49,10 +49,10 @@ def list_pretrained() -> tuple[str, ...]:
 
 
 def find_pretrained(name: str) -> pathlib.Path | None:
-    """Returns the folder of bundled weights, or of weights that it downloads from the Hub; None for any other name.
+    """Returns the folder of bundled weights, or of weights downloaded from the Hub; None for any other name.
 
     Raises:
-        UserError: where the Hub lacks the weights, or has other files than the manifest says, or its client is missing.
+        UserError: where the Hub lacks the weights, files differ from the manifest, or the Hub's client is missing.
     """
     if name.startswith(HUB):
         return download_weights(name)
@@ -78,11 +78,11 @@ class Manifest(pydantic.BaseModel):
 
     @classmethod
     def read(cls, path: pathlib.Path, where: str) -> Self:
-        """Returns the manifest in an untrusted manifest.json; `where` is the name of its folder in messages.
+        """Returns the manifest in an untrusted manifest.json; error messages call the folder of the file `where`.
 
         Raises:
             RunError: where the manifest is damaged, or lacks files that a model needs.
-            UntrustedError: where the manifest names files that are not part of a run's weights.
+            UntrustedError: where the manifest names files that no model needs.
         """
         try:
             manifest = read_model(path, cls, MANIFEST_BYTES)
@@ -97,7 +97,7 @@ class Manifest(pydantic.BaseModel):
 
     @property
     def needed(self) -> dict[str, FileDigest]:
-        """The facts of the files that a model needs, by name."""
+        """The sizes and digests of the files that a model needs, by name."""
         return {name: facts for name, facts in self.files.items() if name not in FOR_PEOPLE}
 
     def require_match(self, folder: pathlib.Path, where: str) -> None:
@@ -113,7 +113,7 @@ class Manifest(pydantic.BaseModel):
 
 
 def parse_address(address: str) -> tuple[str, str | None]:
-    """Returns repository and revision of an address on the Hub; the revision is None for the newest commit.
+    """Splits an address on the Hub into repository and revision; the revision is None for the newest commit.
 
     >>> parse_address("hf://ada/faces@v1")
     ('ada/faces', 'v1')
@@ -126,9 +126,9 @@ def parse_address(address: str) -> tuple[str, str | None]:
 
 @functools.lru_cache(maxsize=32)
 def download_weights(address: str) -> pathlib.Path:
-    """Returns the folder of downloaded weights in the cache of the Hub's client, after comparing sizes and digests.
+    """Downloads weights from the Hub and returns their folder, after comparing sizes and digests with the manifest.
 
-    Only an address with a commit always names the same weights. The errors are those of `find_pretrained`.
+    The errors are those of `find_pretrained`.
     """
     repository, revision = parse_address(address)
     hub = _open_hub(address)
@@ -160,9 +160,9 @@ def _open_hub(address: str) -> Any:
 
 
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
-    """Returns the address of the commit by which it uploads a folder of published weights.
+    """Uploads a folder of published weights in one commit, and returns the address of the commit.
 
-    The address is `hf://OWNER/NAME[@BRANCH]`; a repository that does not exist yet is made, and `private` hides it.
+    The target is `hf://OWNER/NAME[@BRANCH]`. A missing repository is made, and hidden if `private` is true.
     """
     repository, branch = parse_address(address)
     hub = _open_hub(address)

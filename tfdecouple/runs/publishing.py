@@ -34,9 +34,9 @@ _TASK = "unconditional-image-generation"
 
 
 def publish(run: str, to: str, *, licence: str | None = None, name: str | None = None, private: bool = False) -> str:
-    """Returns the folder of the published best weights of a run, or the address of their commit on the Hub.
+    """Publishes the best weights of a run and returns their folder, or the address of their commit on the Hub.
 
-    Paths of this machine and the state of the training are left out.
+    Paths of this machine and the state of the training are not published.
 
     Args:
         run: a run folder, or the name or address of pretrained weights.
@@ -74,7 +74,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
 
 
 def _read_licence(run: str) -> str:
-    """Returns the licence from the card of published weights; raises UserError where it is missing."""
+    """Returns the licence in the model card of published weights; raises UserError if there is none."""
     card = find_run(run) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
@@ -84,10 +84,10 @@ def _read_licence(run: str) -> str:
 
 
 def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
-    """Writes all files of a folder of published weights."""
+    """Writes the files of published weights: a run folder with a model card and a manifest."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
-    # Paths of this machine are left out.
+    # The published config must not show the paths of this machine.
     data = dataclasses.replace(config.data, source=hide_path(config.data.source, config), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
     write_run(folder, opened.model, dataclasses.replace(config, data=data, training=training), opened.step)
@@ -106,7 +106,7 @@ def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, ad
         write_json(folder / LABELS, opened.label_names)
     if directions is not None:
         for one in directions:
-            # The data set of a direction is left out, because it may be any folder of this machine.
+            # The data set of a direction is not published, because it may be a folder of this machine.
             one.figures.pop("data", None)
             one.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
@@ -117,15 +117,16 @@ def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, ad
 
 
 def hide_path(text: str, config: Config) -> str:
-    """Returns a text about a run's images in which the path of their folder, which is private, is only its name."""
+    """Returns a text with the path of the folder of a run's images, which is private, replaced by the folder's name."""
     option, folder = locate_images(config.data) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
-    """Returns the card of a model: the Hub's header in YAML, then Markdown.
+    """Returns the text of a model card: a header in YAML for the Hub, then Markdown.
 
-    The summary of a run without one is {}; the address is that on the Hub, or the name of bundled weights, or None.
+    `summary` is the content of summary.json, or {}. `address` is an address on the Hub, the name of bundled weights, or
+    None for a folder.
     """
     config, model = opened.config, opened.config.model
     known = are_images_known(summary, opened.step)
@@ -187,9 +188,9 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
 
 
 def make_card_head(name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]) -> list[str]:
-    """Returns the first lines of a model card, of published weights or of an export: a description and a table.
+    """Returns the first lines of a model card, for published weights or an export: a description and a table.
 
-    A model without z has the `latent_dim` None; `facts` are the rows of the table, a value by name.
+    `latent_dim` is None for a model without z. `facts` has the name and the value of each row of the table.
     """
     images = describe_images(shape) + (f" in {2**n_bits} levels of each channel" if n_bits < 8 else "")
     return [

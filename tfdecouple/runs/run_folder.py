@@ -1,4 +1,4 @@
-"""The files of a run folder, and functions that find a run and read its files.
+"""The files of a run folder, and functions that find a run folder and read its files.
 
     config.json      the config of the run
     checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
@@ -9,7 +9,7 @@
     directions.json  directions in z, where some were found
     .lock            held by the program that trains
 
-Loggers add further files, such as tensorboard/. Published weights are a run folder, too (see `pretrained`).
+Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOCK = ".lock"
 
 
 def is_run_folder(run: str | pathlib.Path) -> bool:
-    """Returns whether `run` is the path of a run folder, instead of the name or address of pretrained weights."""
+    """Returns whether `run` is the path of a run folder, and not the name or address of pretrained weights."""
     text = str(run)
     return not text.startswith(HUB) and ((pathlib.Path(run) / CONFIG).is_file() or text not in list_pretrained())
 
@@ -78,50 +78,46 @@ def load_config(run: str | pathlib.Path) -> Config:
     if not (folder / CONFIG).is_file():
         raise RunError(f"{run} is no run folder: it has no {CONFIG}")
     if is_run_folder(run):
-        # Weights from the Hub are left out of this check, because the cache of the Hub's client is made of links.
+        # Weights from the Hub are not checked for links, because the cache of the Hub's client consists of links.
         require_own_files(folder)
     return Config.from_json(folder / CONFIG)
 
 
-def _checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
-    """Yields folder, kind and step of each checkpoint of a run, in the order in which to try them."""
+def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
+    """Yields folder, kind and step of each checkpoint of a run: the best weights first, then the newest states."""
     folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
     for kind in ("best", "step"):
         for step in folder.checkpoint_steps(kind):
             yield folder, kind, step
 
 
-def _stored_shapes(run: str | pathlib.Path) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Returns the shapes of the weights in the first readable checkpoint, and its path; ({}, "") where none is."""
-    for folder, kind, step in _checkpoints(run):
+def require_fitting_weights(run: str | pathlib.Path, planned: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises RunError if the checkpoint that would be loaded has weights of other names or shapes than planned."""
+    for folder, kind, step in _list_checkpoints(run):
         try:
-            return folder.read_weight_shapes(kind, step), folder.checkpoint_path(kind, step)
+            stored = folder.read_weight_shapes(kind, step)
         except DamagedCheckpointError:
             continue
-    return {}, ""
-
-
-def require_fitting(run: str | pathlib.Path, planned: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RunError if the checkpoint of a run that would be loaded has other weights than planned, by shape."""
-    stored, path = _stored_shapes(run)
-    for name in {**planned, **stored} if path else ():
-        shapes = planned.get(name), stored.get(name)
-        if shapes[0] != shapes[1]:
-            expected, held = ("missing" if shape is None else f"of shape {shape}" for shape in shapes)
-            raise RunError(
-                f"the checkpoint {path} does not fit the config beside it: the weight {name} is {expected} by the "
-                f"config, and {held} in the checkpoint"
-            )
+        for name in {**planned, **stored}:
+            shapes = planned.get(name), stored.get(name)
+            if shapes[0] != shapes[1]:
+                expected, held = ("missing" if shape is None else f"of shape {shape}" for shape in shapes)
+                raise RunError(
+                    f"the checkpoint {folder.checkpoint_path(kind, step)} does not fit the config beside it: the "
+                    f"weight {name} is {expected} by the config, and {held} in the checkpoint"
+                )
+        return
 
 
 def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
-    """Returns the step of the best weights of a run, after loading them into a model of the run's config.
+    """Loads the best weights of a run into a model of the run's config, and returns the step of these weights.
 
-    With `averaged` the checkpoints of the run hold averaged weights. Weights without a name in `names` stay unchanged.
+    If the best weights are damaged, the weights of the newest readable state are loaded: its averaged weights if the
+    run averages weights (`averaged`). With `names` only the weights with one of these names are loaded.
     """
     variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
     problem = None
-    for folder, kind, step in _checkpoints(run):
+    for folder, kind, step in _list_checkpoints(run):
         try:
             folder.read_checkpoint(kind, step, {"model": variables})
             if kind == "step" and averaged:
@@ -134,15 +130,12 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
 
 
 def list_averaged_weights(model: Any) -> set[str]:
-    """Returns the names of the averaged weights of a model.
-
-    Training changes and averages the trainable weights and the moving statistics of batch normalisation.
-    """
+    """Returns the names of the weights that a training averages: all trainable weights and moving statistics."""
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of a run's labels, `classes` in number; for an import, their numbers as texts."""
+    """Returns the names of the `classes` labels of a run; "0", "1", ... where an imported run has no names."""
     path = find_run(run) / LABELS
     if not path.is_file():
         return tuple(map(str, range(classes)))
@@ -156,9 +149,9 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 
 
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns the run's name and the new name of the first label whose name differs in `names`; None if all agree.
+    """Returns the old and the new name of the first label that `names` calls otherwise; None if all names agree.
 
-    The labels of an import have no names, so that None is returned.
+    None is also returned for an imported run, because its labels have no names.
     """
     if not (find_run(run) / LABELS).is_file():
         return None
@@ -168,7 +161,7 @@ def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[st
 
 class _TestMetrics(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="allow")
-    # None stands for a number that is not finite.
+    # The file has null instead of a number that is not finite.
     bits_per_dim: float | None
     images: int
 
@@ -182,7 +175,7 @@ class _Summary(pydantic.BaseModel):
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
-    """Returns the summary of a training or an import; None where there is none yet; ValueError where it is damaged."""
+    """Returns the content of summary.json; None while the file is missing. ValueError is raised for a damaged file."""
     path = find_run(run) / SUMMARY
     if not path.is_file():
         return None
@@ -193,21 +186,21 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
-    """Returns the test metrics in a summary if they are finite and belong to the weights of `step`; else None."""
+    """Returns the test metrics in a summary; None if they are not finite or belong to weights of another step."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
 
 
 def describe_unknown_data(config: Config) -> str:
-    """Returns a text that describes the unknown images of a run, with the description of its config."""
+    """Returns the text "data unknown", with the description in the config if there is one."""
     return f"data unknown ({config.description})" if config.description else "data unknown"
 
 
 def are_images_known(summary: Mapping[str, Any] | None, step: int) -> bool:
-    """Returns whether it is known on which images weights were trained.
+    """Returns whether the config of a run names the images on which its weights of a step were trained.
 
-    The images of an import, and of a model that `save_run` got without a config, are unknown: the config beside these
-    weights has the default data source. `step` is the step of the weights, in updates.
+    For an imported checkpoint, and for a model that `save_run` got without a config, the images are unknown: the config
+    beside these weights has the default data source.
     """
     summary = summary or {}
     return "imported_from" not in summary and (step > 0 or summary.get("data") is not None)
