@@ -1,8 +1,9 @@
 """The endpoints of an export: their class, and the registry of all endpoints.
 
 A new endpoint needs changes in this file alone: a function that builds its graph, a function that computes the right
-answer with the Keras model, and an `Endpoint` in `endpoints`. Signature, warm-up request, ONNX file, verification and
-card follow from it. TensorFlow is imported only when a graph is built, so that the registry can be read without it.
+answer with the Keras model, and an `Endpoint` in `list_endpoints`. Signature, warm-up request, ONNX file, verification
+and model card follow from the `Endpoint`. TensorFlow is imported only when a graph is built, because the import takes
+seconds.
 """
 
 from __future__ import annotations
@@ -25,32 +26,31 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]
-# The type is `export.verification.vectors.KerasAnswers`; this module imports nothing from the verification.
+# This is the class `export.verification.vectors.KerasAnswers`, which is not imported, because it imports this module.
 KerasAnswers = Any
 
-# Kinds of inputs, by their content; the other inputs are scalars from a range.
+# The possible contents of an input that is no scalar (`Array.holds`).
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
-# Lowest and highest temperature at which samples are compared.
+# The lowest and the highest temperature of the samples that the verification compares.
 TEMPERATURES = (0.1, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One input or output of an endpoint.
+    """The specification of one input or output of an endpoint.
 
     Attributes:
         name: the name in the signature.
-        dtype: the type of the elements, "uint8", "float32" or "int32".
+        dtype: "uint8", "float32" or "int32".
         shape: the shape without the batch axis, which always comes first.
-        meaning: a description in a few words for the card.
+        meaning: a description in a few words for the model card.
         holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or the two
             ends of a range for a scalar.
-        example: a usual value of a scalar.
-        labels: the first label and the last label plus one.
-        scale: the magnitude of the numbers that an output of floats is summed from; rounding errors are relative to
-            it.
-        free: the names of height and width if they are free; `shape` then has the model's height and width.
+        labels: the smallest label, and the largest label plus one.
+        scale: the magnitude of the numbers that an output of floats is summed from, for the verification: the rounding
+            error of the output is relative to this magnitude.
+        free: the names of height and width, for files that take images of any size; `shape` then has the model's sizes.
     """
 
     name: str
@@ -58,7 +58,6 @@ class Array:
     shape: tuple[int, ...]
     meaning: str
     holds: str | tuple[float, ...] = NORMAL
-    example: float = 0.0
     labels: tuple[int, int] = (0, 0)
     scale: float = 1.0
     free: tuple[str, ...] = ()
@@ -68,26 +67,18 @@ class Array:
         """The sizes of all axes, with the batch first; free axes have names."""
         return ("batch", *self.free, *self.shape[len(self.free) :])
 
-    def spec(self) -> tf.TensorSpec:
-        """Returns the array's TensorFlow specification, in which free axes have any size."""
+    def make_tensor_spec(self) -> tf.TensorSpec:
+        """Returns the TensorSpec of the array, in which the batch and free axes have any size."""
         import tensorflow as tf
 
         return tf.TensorSpec([None if isinstance(size, str) else size for size in self.axes], self.dtype, self.name)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the description of the array as plain values for JSON; free axes are their names."""
+        """Returns name, dtype, shape and meaning for JSON; in the shape the batch and free axes are names."""
         return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
 
-    def make_example(self, rng: np.random.Generator) -> np.ndarray:
-        """Returns a usual value of this input, of batch size 1, for warm-up requests."""
-        if not isinstance(self.holds, str):
-            return np.full((1, *self.shape), self.example, self.dtype)
-        if self.holds == IMAGE:
-            return rng.integers(96, 160, (1, *self.shape), dtype=np.uint8)
-        return self.draw(rng, 1)
-
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns values of this input for `count` images: noise, labels in turn, or scalars across their range."""
+    def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Returns `count` values of this input: noise, every label in turn, or scalars evenly spaced in their range."""
         if not isinstance(self.holds, str):
             first, last = self.holds
             return np.linspace(first, last, count, dtype=np.float32)
@@ -104,13 +95,13 @@ class Endpoint:
     """A function of an exported model that users can call by name, such as "encode".
 
     Attributes:
-        name: the name of the endpoint, which is also the name of its signature.
+        name: the name of the endpoint and of its signature in a SavedModel.
         summary: a sentence that describes the endpoint.
-        inputs: the inputs in order; each has the batch as its first axis.
-        outputs: the outputs in order.
-        build: a function of the deployed model and the inputs by name that builds the outputs by name, as a graph.
-        answer: a function of the Keras model (`KerasAnswers`) and the inputs by name that returns the right outputs by
-            name. Pixels are values before rounding, as `KerasAnswers.decode` returns them.
+        inputs: the inputs in the order of the signature.
+        outputs: the outputs in the order of the signature.
+        build: `build(deployed model, {input name: tensor})` builds the graph and returns `{output name: tensor}`.
+        answer: `answer(KerasAnswers, {input name: array})` returns the Keras model's `{output name: array}`, in which
+            images are values before they are rounded to pixels, as `KerasAnswers.decode` returns them.
         onnx: the name of the endpoint's ONNX file, without suffix; None for an endpoint without a file.
         needs_z: whether only models with z have the endpoint.
     """
@@ -125,7 +116,7 @@ class Endpoint:
     needs_z: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError if two arrays have the same name, which ONNX does not allow."""
+        """Raises ValueError if two inputs or outputs have the same name, which ONNX does not allow."""
         names = [array.name for array in (*self.inputs, *self.outputs)]
         if len({*names}) < len(names):
             raise ValueError(
@@ -133,13 +124,14 @@ class Endpoint:
             )
 
 
-def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ...]:
-    """Returns the endpoints of a model with this config; the first is the default endpoint.
+def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ...]:
+    """Returns the endpoints of a model with this config; the first is also the signature `serving_default`.
 
-    With `any_size` they are `encode` and `decode` of images of any height and width (`tfdecouple.model.any_size`): v
-    and decoded images have the height and width of the padded image, and the caller crops decoded images.
+    With `any_size` there are only `encode` and `decode`, for images of any height and width
+    (`tfdecouple.model.any_size`). Then v and decoded images have the height and width of the padded image, and the
+    caller crops decoded images.
 
-    >>> [one.name for one in endpoints(ModelConfig(conditioning="none"))][:4]
+    >>> [one.name for one in list_endpoints(ModelConfig(conditioning="none"))][:4]
     ['encode', 'decode', 'sample', 'score']
     """
     image, with_z = config.image_shape, config.has_latent
@@ -151,8 +143,8 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
     def vector(name: str, meaning: str, holds: str = NORMAL) -> Array:
         return Array(name, "float32", (config.latent_dim,), meaning, holds)
 
-    def scalar(name: str, meaning: str, *ends: float, example: float = 0.0, scale: float = 1.0) -> Array:
-        return Array(name, "float32", (), meaning, ends, example, scale=scale)
+    def scalar(name: str, meaning: str, *ends: float, scale: float = 1.0) -> Array:
+        return Array(name, "float32", (), meaning, ends, scale=scale)
 
     def label(name: str, needed: bool = True) -> Array:
         last = config.classes - 1
@@ -160,12 +152,11 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
         return Array(name, "int32", (), meaning, LABEL, labels=(0 if needed else -1, config.classes))
 
     v = Array("v", "float32", image, "local code", LOCAL_CODE)
-    # `coded` means that z is a function of the label, `known` that the model has labels at all.
-    coded, known = config.has_class_codes, config.has_classes
-    labels = (label("labels"),) if coded else ()
+    has_labels, z_is_of_label = config.has_classes, config.has_class_codes
+    labels = (label("labels"),) if z_is_of_label else ()
     values = f"{describe_channels(image[-1])}, 0..255"
     images = picture("images", values)
-    labels_a, labels_b = ((label(f"labels_{one}"),) if coded else () for one in "ab")
+    labels_a, labels_b = ((label(f"labels_{one}"),) if z_is_of_label else () for one in "ab")
     images_a, images_b = picture("images_a", values), picture("images_b", values)
     v_noise = Array("v_noise", "float32", image, "standard normal noise", NORMAL)
     u_noise = Array("u_noise", "float32", image, "uniform noise in [0, 1)", UNIFORM)
@@ -174,7 +165,7 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
     z = (vector("z", "global code", GLOBAL_CODE),) if with_z else ()
     z_noise = (vector("z_noise", "standard normal noise"),) if config.has_encoder else ()
     temperature = scalar(
-        "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", *TEMPERATURES, example=0.7
+        "temperature", "acts on v; 1 is the model's own distribution, lower is smoother", *TEMPERATURES
     )
     encode = Endpoint(
         name="encode",
@@ -206,7 +197,7 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
     sample = Endpoint(
         name="sample",
         summary="Turns noise into new images.",
-        inputs=(*([label("labels")] if known else []), *z_noise, v_noise, temperature),
+        inputs=(*([label("labels")] if has_labels else []), *z_noise, v_noise, temperature),
         outputs=(images,),
         build=_sample,
         answer=_answer_sample,
@@ -229,8 +220,8 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
             *labels_a,
             images_b,
             *labels_b,
-            scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0, example=0.5),
-            scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0, example=0.5),
+            scalar("alpha", "place of z between a (0) and b (1)", 0.0, 1.0),
+            scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0),
         ),
         outputs=(images,),
         build=_interpolate,
@@ -244,7 +235,7 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
             images,
             *labels,
             vector("direction", "of directions.json, or any"),
-            scalar("amount", "multiples of the direction", 0.0, 2.0, example=1.0),
+            scalar("amount", "multiples of the direction", 0.0, 2.0),
         ),
         outputs=(picture("edited", "the image with the other z, its v as it was"),),
         build=_edit,
@@ -253,15 +244,15 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
     )
     prior_nats: tuple[Array, ...] = ()
     if config.has_encoder:
-        prior_nats = (scalar("prior_nats", "-log p(z, y) in nats, y the label" if known else "-log p(z) in nats"),)
+        prior_nats = (scalar("prior_nats", "-log p(z, y) in nats, y the label" if has_labels else "-log p(z) in nats"),)
     score = Endpoint(
         name="score",
         summary="Bits per dimension of images, an upper bound at one draw of the noise; and how usual its latents are.",
-        inputs=(images, *([label("labels", needed=coded)] if known else []), *z_noise, u_noise),
+        inputs=(images, *([label("labels", needed=z_is_of_label)] if has_labels else []), *z_noise, u_noise),
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
-            # The scale is large, because rounding one weight can scale all of v, of mean length dimensions**0.5.
+            # The scale is large, because rounding one weight can scale all of v, whose mean length is dimensions**0.5.
             scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
             scalar(
                 "typicality",
@@ -269,7 +260,7 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
                 scale=4 * dimensions**0.5,
             ),
         ),
-        build=_score,
+        build=lambda deployed, inputs: deployed.compute_scores(inputs),
         answer=lambda model, inputs: model.score(
             inputs["images"], inputs.get("z_noise"), inputs["u_noise"], inputs.get("labels")
         ),
@@ -279,20 +270,20 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
         summary="How probable each label is of images, by Bayes' rule.",
         inputs=(images,),
         outputs=(
-            # The scale is large, because these are differences of log densities of some nats per dimension.
+            # The scale is large, because the outputs are differences of log densities of some nats per dimension.
             Array(
                 "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
             ),
         ),
-        build=_classify,
+        build=lambda deployed, inputs: {"log_probabilities": deployed.compute_label_probabilities(inputs["images"])},
         answer=lambda model, inputs: {"log_probabilities": model.classify(inputs["images"])},
     )
     if any_size:
         return _free_sides(encode, image, "height", "width"), _free_sides(
             decode, image, "padded_height", "padded_width"
         )
-    lacking = {"encode_global"} if coded else set()
-    lacking |= set() if known else {"classify"}
+    lacking = {"encode_global"} if z_is_of_label else set()
+    lacking |= set() if has_labels else {"classify"}
     every = (
         encode,
         encode_global,
@@ -308,7 +299,7 @@ def endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoint, ..
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
-    """Returns an endpoint in which height and width of pictures are free; `sides` are their names, unless padded."""
+    """Returns an endpoint for images of any height and width; `sides` are the names of these axes in the inputs."""
 
     def free(arrays: tuple[Array, ...], names: tuple[str, ...]) -> tuple[Array, ...]:
         return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
@@ -318,13 +309,13 @@ def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endp
 
 
 def list_onnx_names(config: ModelConfig, any_size: bool = False) -> dict[str, str]:
-    """Returns the name of the ONNX file, without suffix, for each endpoint that has one."""
-    return {one.name: one.onnx for one in endpoints(config, any_size) if one.onnx}
+    """Returns the names of the ONNX files, without suffix, by the names of their endpoints."""
+    return {one.name: one.onnx for one in list_endpoints(config, any_size) if one.onnx}
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     """Returns the endpoint named `name` of a model with this config."""
-    return next(one for one in endpoints(config) if one.name == name)
+    return next(one for one in list_endpoints(config) if one.name == name)
 
 
 # --- functions that build the graphs of endpoints ---
@@ -332,16 +323,16 @@ def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
 
 def _encode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     z, v = deployed.encode(inputs["images"], inputs.get("labels"))
-    return {**({} if z is None else {"z": z}), "v": deployed.layout.leave(v)}
+    return {**({} if z is None else {"z": z}), "v": deployed.layout.to_nhwc(v)}
 
 
 def _encode_global(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    mean, log_variance = deployed.posterior(deployed.to_bins(inputs["images"]))
+    mean, log_variance = deployed.infer_posterior(deployed.to_bins(inputs["images"]))
     return {"z_mean": mean, "z_log_variance": log_variance}
 
 
 def _decode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    return {"images": deployed.decode(inputs.get("z"), deployed.layout.enter(inputs["v"]))}
+    return {"images": deployed.decode(inputs.get("z"), deployed.layout.from_nhwc(inputs["v"]))}
 
 
 def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
@@ -349,14 +340,14 @@ def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 
     z = deployed.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
     v = tf.reshape(inputs["temperature"], [-1, 1, 1, 1]) * inputs["v_noise"]
-    return {"images": deployed.decode(z, deployed.layout.enter(v))}
+    return {"images": deployed.decode(z, deployed.layout.from_nhwc(v))}
 
 
 def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Returns the z of images_a and of images_b, and the v of both, all encoded as one batch."""
+    """Encodes images_a and images_b as one batch; returns [z of a, z of b] and [v of a, v of b]."""
     import tensorflow as tf
 
-    # The batches are stacked, because concatenated batches of different sizes would be split wrongly, without an error.
+    # `tf.stack` raises an error for batches of different sizes; concatenated, they would be split in the wrong place.
     pairs, labels = tf.stack([inputs["images_a"], inputs["images_b"]]), None
     if "labels_a" in inputs:
         labels = tf.reshape(tf.stack([inputs["labels_a"], inputs["labels_b"]]), [-1])
@@ -377,7 +368,7 @@ def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tenso
 
     z, v = _encode_both(deployed, inputs)
     alpha, beta = tf.reshape(inputs["alpha"], [-1, 1]), tf.reshape(inputs["beta"], [-1, 1, 1, 1])
-    # This form is exact at both ends: 1 * a + 0 * b is a, to the last bit.
+    # This formula is exact at both ends: 1 * a + 0 * b is a, to the last bit.
     return {"images": deployed.decode((1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1])}
 
 
@@ -386,18 +377,6 @@ def _edit(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
 
     z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {"edited": deployed.decode(z + tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"], v)}
-
-
-def _score(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    from export.deployed.deployed_model import compute_scores
-
-    return compute_scores(deployed, inputs)
-
-
-def _classify(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
-    from export.deployed.deployed_model import compute_label_probabilities
-
-    return {"log_probabilities": compute_label_probabilities(deployed, inputs["images"])}
 
 
 # --- functions that compute the right answers of endpoints with the Keras model ---

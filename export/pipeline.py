@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from export.card import JSON_NAME, TEXT_NAME, make_card, merge_earlier_formats, render_card, require_same_model
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import endpoints, list_onnx_names
+from export.endpoints import list_endpoints, list_onnx_names
 from export.export_folder import (
     EDITABLE,
     MANIFEST,
@@ -34,11 +34,12 @@ from export.export_folder import (
 from export.formats import FILE_FORMATS, FORMATS
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
-from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup
+from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup_requests
 from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, require_page
 from export.provenance import open_run
 from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
+from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_sizes, load_real_images, make_vectors
 from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
@@ -51,9 +52,6 @@ from tfdecouple.storage.files import FileDigest, write_json, write_text
 CLIENT = pathlib.Path(__file__).with_name("client.py")
 # Name of the file of test vectors in the staging area.
 _VECTORS = "vectors.npz"
-# For each format of `FILE_FORMATS`, the order of axes in its files and the function that writes them.
-_WRITERS = {"onnx": ("NCHW", write_onnx_files), "litert": ("NHWC", write_litert_files)}
-
 # Error numbers of a full disk, and of an exhausted disk quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # TensorFlow raises the same error for a full disk and for exhausted memory, so the message must tell them apart.
@@ -158,7 +156,7 @@ class _Exporter:
             raise UserError(
                 f"--any-size: weight {weight} of this model has the size of its images; leave --any-size out"
             )
-        self._endpoints = endpoints(self._model.config, config.any_size)
+        self._endpoints = list_endpoints(self._model.config, config.any_size)
         self._names = list_onnx_names(self._model.config, config.any_size)
         offered = {endpoint.name: endpoint for endpoint in self._endpoints}
         for name in config.endpoints:
@@ -190,7 +188,7 @@ class _Exporter:
                 self._report("looking for onnxruntime-web")
                 runtime = find_runtime(config.web_runtime, _make_folder(staging.area / "npm"), config.web_gpu)
             self._report("folding the weights")
-            layouts = {_WRITERS[name][0] for name in written} | ({"NHWC"} if "savedmodel" in needed else set())
+            layouts = {RUNTIMES[name].layout for name in needed - {"web"}}
             deployed = {layout: DeployedModel(self._model, layout) for layout in sorted(layouts)}
             self._report("asking the Keras model for the right answers")
             digests = digest_weights(self._model, deployed)
@@ -202,7 +200,7 @@ class _Exporter:
                 version = config.version or max(staging.versions(), default=0) + 1
                 self._make_saved_model(staging.area, deployed["NHWC"], f"savedmodel/{version}")
             for name in written:
-                self._make_files(staging.area, name, deployed[_WRITERS[name][0]])
+                self._make_files(staging.area, name, deployed[RUNTIMES[name].layout])
             if runtime is not None:
                 self._make_page(staging.area, runtime)
             formats = {name: self._formats[name] for name in config.formats}
@@ -227,15 +225,18 @@ class _Exporter:
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
         folder = area / "savedmodel"
         save_saved_model(deployed, self._signatures, folder, lambda name: self._report(f"SavedModel: {name}"))
-        write_warmup(folder, self._provenance.name, self._signatures)
+        write_warmup_requests(folder, self._provenance.name, self._signatures)
         self._verify("savedmodel", "SavedModel", folder, part, names, [part])
         self._formats["savedmodel"]["signatures"] = [*names]
 
     def _make_files(self, area: pathlib.Path, name: str, deployed: DeployedModel) -> None:
         chosen = [endpoint for endpoint in self._endpoints if endpoint.onnx]
         folder = _make_folder(area / name)
-        metadata = {**self._provenance.metadata(), "name": self._provenance.name}
-        _WRITERS[name][1](deployed, chosen, metadata, folder, self._report)
+        if name == "onnx":
+            metadata = {**self._provenance.metadata(), "name": self._provenance.name}
+            write_onnx_files(deployed, chosen, metadata, folder, self._report)
+        else:
+            write_litert_files(deployed, chosen, folder, self._report)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         paths = [f"{name}/{file}" for file in sizes]
         self._verify(name, f"{name} files", folder, name, self._names, paths)

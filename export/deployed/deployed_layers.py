@@ -1,4 +1,11 @@
-"""The deployed layers: linear maps, the 1x1 convolution with its inverse, actnorm, couplings, registered layers."""
+"""The deployed layers: linear maps, the 1x1 convolution with its inverse, actnorm, couplings, registered layers.
+
+Every invertible layer has two methods, in which `conditions` are the terms that z adds to the hidden layer of each
+coupling net, and z last:
+
+    forward_and_log_det(x, conditions) -> (y, log_det)     x -> v
+    inverse(y, conditions) -> x                            v -> x
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from export.deployed.graph import Deployed, Layout, LogDets, round_array, to_float64
+from export.deployed.graph import Deployed, Layout, LogDet, round_to_float32, to_float64
 from tfdecouple.bijectors import forward_and_log_det
 from tfdecouple.errors import InversionError
 from tfdecouple.layers import MLP, ActNorm, ConvNet, Coupling, LocalConvNet
@@ -17,12 +24,15 @@ from tfdecouple.layers.base import BaseLayer
 from tfdecouple.layers.conditioners import WeightNorm
 from tfdecouple.transforms import TRANSFORMS
 
+Conditions = Sequence[tf.Tensor]
+Output = tuple[tf.Tensor, LogDet]
+
 
 class DeployedLinear(Deployed):
-    """A deployed zero-padded convolution, or a product of vectors with a matrix, and a bias.
+    """A deployed zero-padded convolution of images, or a product of vectors with a matrix, and a bias.
 
-    The kernel is float64 `[height, width, inputs, outputs]`, or a matrix `[inputs, outputs]`. `unsqueezes` says whether
-    groups of four output channels become squares of four pixels.
+    The kernel is float64 `[height, width, inputs, outputs]`, or a matrix `[inputs, outputs]`. With `unsqueezes` each
+    group of four output channels becomes a block of 2 x 2 pixels.
     """
 
     def __init__(
@@ -35,12 +45,12 @@ class DeployedLinear(Deployed):
         unsqueezes: bool = False,
     ):
         super().__init__(name, layout)
-        self.kernel = round_array(f"{name}/kernel", kernel)
-        self.bias = None if bias is None else round_array(f"{name}/bias", bias)
+        self.kernel = round_to_float32(f"{name}/kernel", kernel)
+        self.bias = None if bias is None else round_to_float32(f"{name}/bias", bias)
         self._strides, self._unsqueezes = strides, unsqueezes
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the output of the layer for images, or for vectors `[batch, inputs]`."""
+        """Returns the linear map of images, or of vectors `[batch, inputs]`."""
         if len(self.kernel.shape) == 2:
             y = tf.matmul(x, self.kernel)
             return y if self.bias is None else y + self.bias
@@ -61,22 +71,20 @@ class DeployedMix(Deployed):
         except np.linalg.LinAlgError as error:
             raise InversionError(f"the matrix of {name} cannot be inverted; the run cannot be exported") from error
 
-        def linear(direction: str, matrix: np.ndarray, bias: np.ndarray) -> DeployedLinear:
+        def make_linear(direction: str, matrix: np.ndarray, bias: np.ndarray) -> DeployedLinear:
             kernel = matrix.T[None, None] if images else matrix.T
             return DeployedLinear(f"{name}/{direction}", kernel, bias, layout)
 
-        self.mix = linear("mix", matrix, bias)
-        self.unmix = linear("unmix", inverse, -inverse @ bias)
+        self.mix = make_linear("mix", matrix, bias)
+        self.unmix = make_linear("unmix", inverse, -inverse @ bias)
         self.log_det = float(np.linalg.slogdet(matrix)[1])
 
-    def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output in the direction from x to v."""
-        if log_dets is not None:
-            log_dets.append(self.layout.count_positions(x) * self.log_det)
-        return self.mix(x)
+    def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
+        """Returns W x + b, and the log-determinant."""
+        return self.mix(x), self.layout.count_pixels(x) * self.log_det
 
-    def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Returns the output in the direction from v to x."""
+    def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
+        """Returns the x of which W x + b is y."""
         return self.unmix(y)
 
 
@@ -87,18 +95,16 @@ class DeployedActNorm(Deployed):
         super().__init__(name, layout)
         log_scale, bias = (np.pad(to_float64(one), (before, 0)) for one in (layer.log_scale, layer.bias))
         shape = (-1, 1, 1) if images and layout.order == "NCHW" else (-1,)
-        self.scale = round_array(f"{name}/scale", np.exp(log_scale).reshape(shape))
-        self.bias = round_array(f"{name}/bias", bias.reshape(shape))
+        self.scale = round_to_float32(f"{name}/scale", np.exp(log_scale).reshape(shape))
+        self.bias = round_to_float32(f"{name}/bias", bias.reshape(shape))
         self.log_det = float(log_scale.sum())
 
-    def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output in the direction from x to v."""
-        if log_dets is not None:
-            log_dets.append(self.layout.count_positions(x) * self.log_det)
-        return x * self.scale + self.bias
+    def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
+        """Returns scale * x + bias, and the log-determinant."""
+        return x * self.scale + self.bias, self.layout.count_pixels(x) * self.log_det
 
-    def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Returns the output in the direction from v to x."""
+    def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
+        """Returns (y - bias) / scale."""
         return (y - self.bias) / self.scale
 
 
@@ -109,71 +115,59 @@ def fold_weight_norm(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
     return direction * (to_float64(weights.gain) / norm), to_float64(weights.bias)
 
 
-class _DeployedWeight(Deployed):
-    """A single weight of a layer that is deployed without folding."""
-
-    def __init__(self, name: str, layout: Layout, value: np.ndarray):
-        super().__init__(name, layout)
-        self.value = round_array(name, value)
-
-
-class _DeployedUnfolded(Deployed):
-    """The base class of deployed layers whose weights are not folded; the layer needs images with channels last."""
+class DeployedUnfolded(Deployed):
+    """The base class of deployed layers that keep the weights of the model's layer, which takes NHWC images."""
 
     def __init__(self, layer: BaseLayer, name: str, layout: Layout):
         super().__init__(name, layout)
-        self._layer = layer
-        self.weights = tuple(
-            _DeployedWeight(f"{name}/{key}", layout, to_float64(weight)) for key, weight in layer.tensors().items()
-        )
+        self._layer, self._keys = layer, tuple(layer.tensors())
+        for key, weight in layer.tensors().items():
+            setattr(self, f"weight_{key}", round_to_float32(f"{name}/{key}", to_float64(weight)))
 
-    def _tensors(self) -> dict[str, tf.Tensor]:
-        return {weight.name.rpartition("/")[2]: tf.convert_to_tensor(weight.value) for weight in self.weights}
-
-
-class DeployedRegistered(_DeployedUnfolded):
-    """A deployed registered layer at the end of a flow step, which applies the bijector of the model's layer."""
-
-    def forward(self, x: tf.Tensor, conditions: Any = None, log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output in the direction from x to v."""
-        x, bijector = self.layout.leave(x), self._layer.bijector(self._tensors())
-        if log_dets is None:
-            return self.layout.enter(bijector.forward(x))
-        y, log_det = forward_and_log_det(bijector, x)
-        log_dets.append(log_det)
-        return self.layout.enter(y)
-
-    def inverse(self, y: tf.Tensor, conditions: Any = None) -> tf.Tensor:
-        """Returns the output in the direction from v to x."""
-        return self.layout.enter(self._layer.bijector(self._tensors()).inverse(self.layout.leave(y)))
+    def read_weights(self) -> dict[str, tf.Tensor]:
+        """Returns the weights as tensors, by their names in the model's layer."""
+        return {key: tf.convert_to_tensor(getattr(self, f"weight_{key}")) for key in self._keys}
 
 
-class DeployedConditioner(_DeployedUnfolded):
-    """A deployed registered net of a coupling, which applies the function of the model's net."""
+class DeployedRegistered(DeployedUnfolded):
+    """A deployed layer of a registered type at the end of a flow step; it applies the bijector of the model's layer."""
 
-    def __call__(self, x: tf.Tensor, conditions: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns the raw parameters of the transform, concatenated as channels; z is the last of the conditions."""
+    def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
+        """Returns the value of the bijector, and the log-determinant."""
+        y, log_det = forward_and_log_det(self._layer.bijector(self.read_weights()), self.layout.to_nhwc(x))
+        return self.layout.from_nhwc(y), log_det
+
+    def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
+        """Returns the inverse of the bijector."""
+        return self.layout.from_nhwc(self._layer.bijector(self.read_weights()).inverse(self.layout.to_nhwc(y)))
+
+
+class DeployedConditioner(DeployedUnfolded):
+    """A deployed net of a coupling of a registered type, which applies the function of the model's net."""
+
+    def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
+        """Returns the parameters of the transform before they are bounded, concatenated along the channels."""
         z = conditions[-1] if self._layer.condition_size else None
-        return self.layout.enter(self._layer.output(self._tensors(), self.layout.leave(x), z))
+        return self.layout.from_nhwc(self._layer.output(self.read_weights(), self.layout.to_nhwc(x), z))
 
 
 class Conditioning:
-    """A collector of the matrices that the nets multiply z with, so that one product serves all nets."""
+    """A collector of the matrices that the coupling nets multiply z with, so that one product serves all nets."""
 
     def __init__(self) -> None:
         self.kernels: list[np.ndarray] = []
         self.biases: list[np.ndarray] = []
 
-    def add(self, net: Any) -> int | None:
-        """Returns the number of a net whose weights for z are added, or None for a net without z."""
+    def add_net(self, net: Any) -> int | None:
+        """Adds the weights for z of a net and returns the index of the net; None for a net without a vector z."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(to_float64(net.condition_kernel))
         self.biases.append(to_float64(net.condition_bias))
         return len(self.kernels) - 1
 
-    def linear(self, name: str, layout: Layout) -> DeployedLinear | None:
-        """Returns one linear layer for all nets, their outputs concatenated; None if no net is conditioned on z."""
+    def make_linear(self, name: str, layout: Layout) -> DeployedLinear | None:
+        """Returns one linear map of z with the outputs of all nets concatenated; None if no net takes a vector z."""
         if not self.kernels:
             return None
         return DeployedLinear(name, np.concatenate(self.kernels, 1), np.concatenate(self.biases), layout)
@@ -188,62 +182,62 @@ class DeployedNet(Deployed):
     def __init__(self, net: Any, name: str, layout: Layout, conditioning: Conditioning):
         super().__init__(name, layout)
 
-        def linear(layer: str, kernel: str, bias: str) -> DeployedLinear:
-            own_bias = getattr(net, bias, None)
-            own_bias = None if own_bias is None else to_float64(own_bias)
-            return DeployedLinear(f"{name}/{layer}", to_float64(getattr(net, kernel)), own_bias, layout)
+        def make_linear(layer: str, kernel: str, bias_name: str) -> DeployedLinear:
+            bias = getattr(net, bias_name, None)
+            bias = None if bias is None else to_float64(bias)
+            return DeployedLinear(f"{name}/{layer}", to_float64(getattr(net, kernel)), bias, layout)
 
-        self.first, self.second = (linear(layer, layer, f"{layer}_bias") for layer in ("first", "second"))
+        self.first, self.second = (make_linear(layer, layer, f"{layer}_bias") for layer in ("first", "second"))
         self.last = DeployedLinear(f"{name}/last", *fold_weight_norm(net.last), layout)
-        # A net is conditioned on the vector z, by its number in the product, or on a feature map, by a convolution.
-        self._number = conditioning.add(net)
+        # A vector z enters the net by the product that all nets share, and a feature map by a convolution of the net.
+        self._index = conditioning.add_net(net)
         self.local = None
         if isinstance(net, LocalConvNet):
-            self.local = linear("condition", "condition_kernel", "condition_bias")
+            self.local = make_linear("condition", "condition_kernel", "condition_bias")
 
-    def __call__(self, x: tf.Tensor, conditions: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns the raw parameters of the transform, concatenated as channels."""
+    def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
+        """Returns the parameters of the transform before they are bounded, concatenated along the channels."""
         h = self.second(self.layout.elu(self.first(x)))
-        if self._number is not None:
-            h += conditions[self._number]
+        if self._index is not None:
+            h += conditions[self._index]
         if self.local is not None:
             h += self.local(conditions[0])
         return self.last(self.layout.elu(h))
 
 
 class DeployedSplit:
-    """A deployed split of channels into x_a and x_b."""
+    """A deployed split of channels into x_a, which the coupling leaves unchanged, and x_b, which it transforms."""
 
     def __init__(self, split: Any, channels: int, layout: Layout):
-        # The model's split of the channels' numbers shows where each channel goes.
-        self.kept, self.transformed = (
-            tuple(np.asarray(numbers)[0].tolist()) for numbers in split(tf.range(channels)[None])
+        # The model's split is applied to the indices of the channels, which shows where each channel goes.
+        self.unchanged, self.transformed = (
+            tuple(np.asarray(indices)[0].tolist()) for indices in split(tf.range(channels)[None])
         )
         self._layout = layout
-        order = [number for side in sorted((self.kept, self.transformed)) for number in side]
+        order = [index for side in sorted((self.unchanged, self.transformed)) for index in side]
         self._consecutive = order == list(range(channels))
         self._alternating = order == [*range(0, channels, 2), *range(1, channels, 2)] and channels % 2 == 0
-        self._places = np.argsort(order).tolist()
+        self._inverse_order = np.argsort(order).tolist()
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the channels x_a and x_b of x."""
-        first, second = sorted((self.kept, self.transformed))
+        first, second = sorted((self.unchanged, self.transformed))
         if self._consecutive:
-            low, high = self._layout.split(x, [len(first), len(second)])
+            low, high = self._layout.split_channels(x, [len(first), len(second)])
         elif self._alternating:
             low, high = self._layout.split_even_and_odd(x)
         else:
-            low, high = self._layout.take(x, first), self._layout.take(x, second)
-        return (low, high) if first is self.kept else (high, low)
+            low, high = self._layout.gather_channels(x, first), self._layout.gather_channels(x, second)
+        return (low, high) if first is self.unchanged else (high, low)
 
-    def merge(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Returns x with its channels from x_a and x_b in their original order."""
-        maps = (x_a, x_b) if self.kept < self.transformed else (x_b, x_a)
+    def merge_channels(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
+        """Returns the x that is split into x_a and x_b."""
+        sides = (x_a, x_b) if self.unchanged < self.transformed else (x_b, x_a)
         if self._consecutive:
-            return self._layout.join(maps)
+            return self._layout.concat_channels(sides)
         if self._alternating:
-            return self._layout.interleave(*maps)
-        return self._layout.take(self._layout.join(maps), self._places)
+            return self._layout.interleave_channels(*sides)
+        return self._layout.gather_channels(self._layout.concat_channels(sides), self._inverse_order)
 
 
 class DeployedCoupling(Deployed):
@@ -259,21 +253,18 @@ class DeployedCoupling(Deployed):
         else:
             self.net = DeployedConditioner(layer.net, f"{name}/net", layout)
 
-    def forward(self, x: tf.Tensor, conditions: Sequence[tf.Tensor] = (), log_dets: LogDets | None = None) -> tf.Tensor:
-        """Returns the output in the direction from x to v."""
+    def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
+        """Returns x with x_b transformed, and the log-determinant."""
         x_a, x_b = self._split(x)
-        bijector = self._bijector(x_a, conditions)
-        if log_dets is None:
-            return self._split.merge(x_a, bijector.forward(x_b))
-        y_b, log_det = forward_and_log_det(bijector, x_b)
-        log_dets.append(log_det)
-        return self._split.merge(x_a, y_b)
+        y_b, log_det = forward_and_log_det(self._make_bijector(x_a, conditions), x_b)
+        return self._split.merge_channels(x_a, y_b), log_det
 
-    def inverse(self, y: tf.Tensor, conditions: Sequence[tf.Tensor] = ()) -> tf.Tensor:
-        """Returns the output in the direction from v to x."""
+    def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
+        """Returns y with x_b instead of the transformed x_b."""
         y_a, y_b = self._split(y)
-        return self._split.merge(y_a, self._bijector(y_a, conditions).inverse(y_b))
+        return self._split.merge_channels(y_a, self._make_bijector(y_a, conditions).inverse(y_b))
 
-    def _bijector(self, x_a: tf.Tensor, conditions: Sequence[tf.Tensor]) -> tfb.Bijector:
-        sizes = [len(self._split.transformed)] * self._transform.parameters
-        return self._transform.bijector(self.layout.split(self.net(x_a, conditions), sizes), self._alpha)
+    def _make_bijector(self, x_a: tf.Tensor, conditions: Conditions) -> tfb.Bijector:
+        widths = [len(self._split.transformed)] * self._transform.parameters
+        parameters = self.layout.split_channels(self.net(x_a, conditions), widths)
+        return self._transform.bijector(parameters, self._alpha)

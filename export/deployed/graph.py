@@ -17,8 +17,8 @@ from tfdecouple.runtime.numerics import sizes
 
 # A weight: a NumPy array, or the tensor, placeholder or variable that a graph reads instead.
 Array = Any
-# A list of the log-determinants of layers, each `[batch]` or one number for all images.
-LogDets = list[Any]
+# A log-determinant: a tensor `[batch]`, or a scalar or a Python number that is equal for all images.
+LogDet = Any
 
 
 class Deployed:
@@ -32,52 +32,54 @@ class Deployed:
     def __init__(self, name: str, layout: Layout):
         self.name, self.layout = name, layout
 
-    def arrays(self) -> dict[str, Array]:
-        """Returns all arrays of the layer and of its inner layers, by their names."""
-        return {f"{layer.name}/{key}": array for layer in self.layers() for key, array in layer._own_arrays().items()}
+    def collect_arrays(self) -> dict[str, Array]:
+        """Returns the weight arrays of the layer and of its inner layers, by name."""
+        layers = self.iterate_layers()
+        return {f"{layer.name}/{key}": array for layer in layers for key, array in layer._list_own_arrays().items()}
 
-    def with_arrays(self, function: Callable[[str, Array], Array]) -> Self:
-        """Returns a copy of the layer in which `function(name, array)` replaces each array."""
+    def replace_arrays(self, function: Callable[[str, Array], Array]) -> Self:
+        """Returns a copy of the layer in which `function(name, array)` replaces each weight array."""
 
-        def copied(value: Any) -> Any:
+        def copy_value(value: Any) -> Any:
             if isinstance(value, Deployed):
-                return value.with_arrays(function)
-            return tuple(map(copied, value)) if isinstance(value, tuple) else value
+                return value.replace_arrays(function)
+            return tuple(map(copy_value, value)) if isinstance(value, tuple) else value
 
         new = copy.copy(self)
-        vars(new).update({key: copied(value) for key, value in vars(self).items()})
-        vars(new).update({key: function(f"{self.name}/{key}", array) for key, array in self._own_arrays().items()})
+        vars(new).update({key: copy_value(value) for key, value in vars(self).items()})
+        own_arrays = self._list_own_arrays().items()
+        vars(new).update({key: function(f"{self.name}/{key}", array) for key, array in own_arrays})
         return new
 
-    def layers(self) -> Iterator[Deployed]:
-        """Yields the layer itself and all its inner layers."""
+    def iterate_layers(self) -> Iterator[Deployed]:
+        """Yields the layer itself and all its inner layers, at any depth."""
 
-        def inner(value: Any) -> Iterator[Deployed]:
+        def iterate_inside(value: Any) -> Iterator[Deployed]:
             if isinstance(value, Deployed):
-                yield from value.layers()
+                yield from value.iterate_layers()
             elif isinstance(value, tuple):
                 for one in value:
-                    yield from inner(one)
+                    yield from iterate_inside(one)
 
         yield self
         for value in vars(self).values():
-            yield from inner(value)
+            yield from iterate_inside(value)
 
-    def _own_arrays(self) -> dict[str, Array]:
+    def _list_own_arrays(self) -> dict[str, Array]:
         kinds = np.ndarray | tf.Tensor | tf.Variable
         return {key: value for key, value in vars(self).items() if isinstance(value, kinds)}
 
 
 def to_float64(variable: Any) -> np.ndarray:
-    """Returns a weight of the model in float64, the precision in which weights are folded."""
+    """Converts a weight of the model to a float64 array; weights are folded in this precision."""
     return np.asarray(variable, np.float64)
 
 
-def round_array(name: str, value: np.ndarray) -> np.ndarray:
-    """Returns an array rounded to float32, as it is deployed.
+def round_to_float32(name: str, value: np.ndarray) -> np.ndarray:
+    """Rounds a folded weight to a float32 array; `name` is the name of the weight in error messages.
 
     Raises:
-        InversionError: if a number is not finite; the message has the name.
+        InversionError: if a number of the weight is not finite.
     """
     if not np.all(np.isfinite(value)):
         raise InversionError(f"weight {name} is not finite; the run has diverged and cannot be exported")
@@ -89,11 +91,11 @@ class Layout:
     """The layout of images within a graph: the order of axes, and operations on channels in this order.
 
     Attributes:
-        order: the order of axes, "NHWC", or "NCHW" for ONNX. Vectors are `[batch, channels]` in both.
+        order: the order of axes, "NHWC", or "NCHW" for ONNX. Vectors are `[batch, channels]` in both layouts.
 
     >>> x = tf.reshape(tf.range(8), [1, 4, 1, 2])
     >>> even, odd = Layout("NCHW").split_even_and_odd(x)
-    >>> even[0, :, 0].numpy().tolist(), bool(tf.reduce_all(Layout("NCHW").interleave(even, odd) == x))
+    >>> even[0, :, 0].numpy().tolist(), bool(tf.reduce_all(Layout("NCHW").interleave_channels(even, odd) == x))
     ([[0, 1], [4, 5]], True)
     """
 
@@ -104,48 +106,49 @@ class Layout:
         """The index of the channel axis, for images and for vectors."""
         return 1 if self.order == "NCHW" else -1
 
-    def enter(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns images `[batch, height, width, channels]` in this layout."""
+    def from_nhwc(self, images: tf.Tensor) -> tf.Tensor:
+        """Converts images `[batch, height, width, channels]` to this layout."""
         return tf.transpose(images, [0, 3, 1, 2]) if self.order == "NCHW" else images
 
-    def leave(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns images of this layout as `[batch, height, width, channels]`."""
+    def to_nhwc(self, images: tf.Tensor) -> tf.Tensor:
+        """Converts images of this layout to `[batch, height, width, channels]`."""
         return tf.transpose(images, [0, 2, 3, 1]) if self.order == "NCHW" else images
 
-    def shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Returns the shape of an image in this layout."""
+    def order_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
+        """Returns the shape of an image in this layout, without the batch axis."""
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
     def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns the position in a flattened `[height, width, channels]` of each entry of an image in this layout."""
-        every = np.arange(height * width * channels).reshape(height, width, channels)
-        return (every.transpose(2, 0, 1) if self.order == "NCHW" else every).ravel()
+        """Returns for each entry of a flattened image in this layout its index in the flattened NHWC image."""
+        indices = np.arange(height * width * channels).reshape(height, width, channels)
+        return (indices.transpose(2, 0, 1) if self.order == "NCHW" else indices).ravel()
 
-    def count_positions(self, x: tf.Tensor) -> int:
-        """Returns the number of positions that have channels: the pixels of an image, 1 for a vector."""
-        return math.prod(x.shape[1:]) // x.shape[self.axis]
+    def count_pixels(self, x: tf.Tensor) -> int | tf.Tensor:
+        """Returns height * width of images x, or 1 for vectors: a number, or a float32 scalar if a size is unknown."""
+        count = math.prod(sizes(x)[2:] if self.order == "NCHW" else sizes(x)[1:-1])
+        return count if isinstance(count, int) else tf.cast(count, tf.float32)
 
-    def split(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
-        """Returns the channels of x, split into groups of these widths."""
+    def split_channels(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
+        """Splits the channels of x into groups; `widths` has the number of channels of each group."""
         return tf.split(x, widths, self.axis) if len(widths) > 1 else [x]
 
-    def slice(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
-        """Returns the channels of x, split into any number of groups.
+    def slice_channels(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
+        """Splits the channels of x into any number of groups, in ONNX without the operator Split.
 
-        In ONNX each group is a slice, because WebGPU computes a Split with one shader, with a buffer for each output,
-        and a shader can have only 8 to 10 buffers.
+        WebGPU computes a Split with one shader, with a buffer for each output, and a shader can have only 8 to 10
+        buffers.
         """
         if self.order != "NCHW":
-            return self.split(x, widths)
+            return self.split_channels(x, widths)
         ends = itertools.accumulate(widths)
         return [x[:, end - width : end] for width, end in zip(widths, ends, strict=True)]
 
-    def join(self, maps: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns arrays concatenated along the channels."""
-        return tf.concat(maps, self.axis) if len(maps) > 1 else maps[0]
+    def concat_channels(self, arrays: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Concatenates arrays along their channels."""
+        return tf.concat(arrays, self.axis) if len(arrays) > 1 else arrays[0]
 
-    def take(self, x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
-        """Returns the channels of x with these numbers, in their order."""
+    def gather_channels(self, x: tf.Tensor, channels: Sequence[int]) -> tf.Tensor:
+        """Returns the channels of x with the indices `channels`, in this order."""
         return tf.gather(x, tf.constant(channels, tf.int32), axis=self.axis)
 
     def split_even_and_odd(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -156,8 +159,8 @@ class Layout:
         even, odd = tf.unstack(tf.reshape(x, [-1, *sizes(x)[1:-1], x.shape[-1] // 2, 2]), axis=-1)
         return even, odd
 
-    def interleave(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-        """Returns the channels of both arrays in turn, as the inverse of `split_even_and_odd`."""
+    def interleave_channels(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
+        """Returns an array whose even and odd channels are the two arrays, as the inverse of `split_even_and_odd`."""
         if self.order == "NCHW":
             channels, *others = sizes(even)[1:]
             return tf.reshape(tf.stack([even, odd], 2), [-1, 2 * channels, *others])
@@ -166,16 +169,16 @@ class Layout:
         return tf.reshape(pairs, [-1, *sizes(even)[1:-1], 2 * even.shape[-1]])
 
     def squeeze(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns x with each square of four pixels stacked as channels; the pixel is the slow channel index."""
+        """Turns each block of 2 x 2 pixels into channels; channels of one pixel stay together."""
         return tf.nn.space_to_depth(x, 2, self.order)
 
     def unsqueeze(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns x with channels spread over squares of four pixels, as the inverse of `squeeze`."""
+        """Turns channels into blocks of 2 x 2 pixels, as the inverse of `squeeze`."""
         return tf.nn.depth_to_space(x, 2, self.order)
 
-    def as_pixel(self, vectors: tf.Tensor) -> tf.Tensor:
+    def as_one_pixel(self, vectors: tf.Tensor) -> tf.Tensor:
         """Returns vectors `[batch, channels]` as images of one pixel."""
-        return tf.reshape(vectors, [-1, *self.shape(1, 1, vectors.shape[-1])])
+        return tf.reshape(vectors, [-1, *self.order_shape(1, 1, vectors.shape[-1])])
 
     def elu(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the ELU of x: x if x is above 0, else exp(x) - 1."""

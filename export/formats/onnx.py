@@ -1,4 +1,4 @@
-"""The writer of ONNX files: tf2onnx converts the graphs of endpoints, and the weights are inserted afterwards."""
+"""The writer of ONNX files: tf2onnx converts the graph of an endpoint, and then the weights are inserted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from export.deployed.deployed_model import DeployedModel
 from export.endpoints import Endpoint
 from export.provenance import read_version
 
-# Highest opset (version of the ONNX operators) that tf2onnx writes; ONNX Runtime reads it on all platforms.
+# The version of the ONNX operators: the highest that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18
-# The optimiser passes of tf2onnx that change these graphs, in their usual order. With all passes a conversion would
-# take more than twice as long.
+# The optimiser passes of tf2onnx that change the graphs of endpoints, in tf2onnx's order. With all of its passes a
+# conversion would take more than twice as long.
 _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",
     "BackToBackOptimizer",
@@ -35,17 +35,17 @@ def write_onnx_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes an ONNX file for each endpoint into a folder, as `NAME.onnx`; `deployed` has the order NCHW."""
+    """Writes an ONNX file for each endpoint into a folder, as `NAME.onnx`; `deployed` has the layout NCHW."""
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
-        whole = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
-        onnx.save(whole, folder / f"{endpoint.onnx}.onnx")
+        model = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
+        onnx.save(model, folder / f"{endpoint.onnx}.onnx")
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """Returns an ONNX model of an endpoint, with all weights inline.
 
-    In the conversion the weights are inputs; afterwards they become initializers of the file. So tf2onnx does not spend
+    In the conversion the weights are inputs, and then they become initializers of the model. So tf2onnx does not spend
     most of its time on copying and folding weights, and the size limit of a TensorFlow graph does not apply.
     """
     with _silence_tf2onnx():
@@ -54,13 +54,13 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
 
         with tf.Graph().as_default() as graph:
             placeholders: dict[str, tf.Tensor] = {}
-            symbolic = deployed.with_arrays(lambda name, array: _make_placeholder(placeholders, name, array))
+            symbolic = deployed.replace_arrays(lambda name, array: _make_placeholder(placeholders, name, array))
             inputs = {
-                array.name: tf.compat.v1.placeholder(array.dtype, array.spec().shape, array.name)
+                array.name: tf.compat.v1.placeholder(array.dtype, array.make_tensor_spec().shape, array.name)
                 for array in endpoint.inputs
             }
-            made = endpoint.build(symbolic, inputs)
-            outputs = [tf.identity(made[array.name], f"output/{array.name}") for array in endpoint.outputs]
+            tensors = endpoint.build(symbolic, inputs)
+            outputs = [tf.identity(tensors[array.name], f"output/{array.name}") for array in endpoint.outputs]
             weights = {name: tensor for name, tensor in placeholders.items() if tensor.consumers()}
         converted = tf2onnx.tfonnx.process_tf_graph(
             graph,
@@ -68,7 +68,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
             input_names=[tensor.name for tensor in [*inputs.values(), *weights.values()]],
             output_names=[tensor.name for tensor in outputs],
         )
-        # Each pass runs once; tf2onnx itself would run a second round, which changes nothing here.
+        # Each pass runs once; `tf2onnx.optimizer.optimize_graph` would run a second round, which changes nothing.
         for name in _PASSES:
             converted = getattr(optimizer, name)().optimize(converted, 0)
         converted.topological_sort(converted.get_nodes())
@@ -77,8 +77,7 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     renamed |= {f"{array.name}:0": array.name for array in endpoint.inputs}
     renamed |= {tensor.name: name for name, tensor in weights.items()}
     _rename_values(model.graph, renamed)
-    _name_constants(model.graph)
-    arrays = deployed.arrays()
+    arrays = deployed.collect_arrays()
     _insert_weights(model.graph, {name: arrays[name] for name in weights})
     _replace_min_by_clip(model.graph)
     _name_free_axes(model.graph, endpoint)
@@ -93,12 +92,13 @@ def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[st
     return model
 
 
-def _make_placeholder(made: dict[str, tf.Tensor], name: str, array: np.ndarray) -> tf.Tensor:
-    made[name] = tf.compat.v1.placeholder(tf.float32, array.shape, "weight/" + name.replace("/", "."))
-    return made[name]
+def _make_placeholder(placeholders: dict[str, tf.Tensor], name: str, array: np.ndarray) -> tf.Tensor:
+    placeholders[name] = tf.compat.v1.placeholder(tf.float32, array.shape, "weight/" + name.replace("/", "."))
+    return placeholders[name]
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Renames inputs, outputs and results of nodes, by {old name: new name}."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -107,24 +107,24 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Replaces inputs of a graph that are weights by initializers, and transposed inputs by transposed weights."""
+    """Replaces the inputs of a graph that are weights by initializers, and Transpose nodes of weights by weights."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
-    turned: dict[str, tuple[str, list[int]]] = {}
+    transposed: dict[str, tuple[str, list[int]]] = {}
     nodes, used = [], set()
     for node in graph.node:
         if node.op_type == "Transpose" and node.input[0] in arrays:
             order = next(list(attribute.ints) for attribute in node.attribute if attribute.name == "perm")
-            turned[node.output[0]] = (node.input[0], order)
+            transposed[node.output[0]] = (node.input[0], order)
         else:
             nodes.append(node)
             used.update(node.input)
     del graph.node[:]
     graph.node.extend(nodes)
     names = {}
-    for output, (name, order) in turned.items():
-        # A weight that is read both ways becomes two initializers, so the transposed one gets a name of its own.
+    for output, (name, order) in transposed.items():
+        # A weight that is read as it is and transposed becomes two initializers, which need two names.
         names[output] = f"{name}/{''.join(map(str, order))}" if name in used else name
         array = np.ascontiguousarray(np.transpose(arrays[name], order))
         graph.initializer.append(onnx.numpy_helper.from_array(array, names[output]))
@@ -135,7 +135,7 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
 
 
 def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
-    """Replaces Min(x, 0) in every ELU by Clip, which ONNX Runtime computes faster than a minimum of two tensors."""
+    """Replaces Min(x, 0) in each ELU by Clip, which ONNX Runtime computes faster than the minimum of two tensors."""
     zeros = {
         tensor.name for tensor in graph.initializer if not tensor.dims and onnx.numpy_helper.to_array(tensor) == 0.0
     }
@@ -145,28 +145,21 @@ def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
             node.input[:] = [node.input[0], "", node.input[1]]
 
 
-def _name_constants(graph: onnx.GraphProto) -> None:
-    """Renames constants by number, because tf2onnx names each one after one of the many nodes that use it."""
-    names = {tensor.name: f"constant/{number}" for number, tensor in enumerate(graph.initializer)}
-    for tensor in graph.initializer:
-        tensor.name = names[tensor.name]
-    _rename_values(graph, names)
-
-
 def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
+    """Gives inputs and outputs of a graph the shapes of the endpoint, in which the batch and free axes have names."""
     arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
     for value in [*graph.input, *graph.output]:
         element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))
         axes: list[str | int | None] = [*arrays[value.name].axes]
         meaning = arrays[value.name].meaning
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, axes, meaning))
-    # Shapes of inner tensors are removed: they are not needed, and their free axes have other names.
+    # The shapes of inner tensors are removed: no runtime needs them, and tf2onnx names their free axes differently.
     del graph.value_info[:]
 
 
 @contextlib.contextmanager
 def _silence_tf2onnx() -> Iterator[None]:
-    """Silences warnings and logs of tf2onnx within the context, because the verification finds any error."""
+    """Silences warnings and logs of tf2onnx within the context; the verification finds faults in converted files."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -38,15 +38,15 @@ def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel])
     if problems := [problem for one in deployed.values() for problem in compare_weights(model, one)]:
         raise RefusedError(f"not published: {join_problems(problems)}")
     return {
-        f"weights/{layout}": np.array(sorted(map(digest_array, one.arrays().values())))
+        f"weights/{layout}": np.array(sorted(map(digest_array, one.collect_arrays().values())))
         for layout, one in deployed.items()
     }
 
 
 def compare_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[str]:
     """Yields a line for each deployed weight that differs from the weights of the model."""
-    numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.layers()}
-    found = deployed.arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
+    numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.iterate_layers()}
+    found = deployed.collect_arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
     expected = _Fold(model, deployed.layout.order == "NCHW").weights
     for name in sorted({*found} ^ {*expected}):
         yield f"weight {name} is deployed and not the model's" if name in found else f"weight {name} is not deployed"
@@ -123,7 +123,7 @@ class _Fold:
             self._add_classes(own)
         elif "norm" not in kind:
             for name, array in own.items():
-                self._add(f"{layer}/{name}/value", array)
+                self._add(f"{layer}/weight_{name}", array)
 
     def _is_unfolded(self, net: str) -> bool:
         """Returns whether a coupling net is of another kind than the paper's, so that its weights are not folded."""

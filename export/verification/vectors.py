@@ -11,7 +11,17 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from export.endpoints import GLOBAL_CODE, IMAGE, LABEL, LOCAL_CODE, Array, Arrays, Endpoint, endpoints, find_endpoint
+from export.endpoints import (
+    GLOBAL_CODE,
+    IMAGE,
+    LABEL,
+    LOCAL_CODE,
+    Array,
+    Arrays,
+    Endpoint,
+    find_endpoint,
+    list_endpoints,
+)
 from export.verification.comparison import RefusedError
 from export.verification.tolerance import PERTURBATION, Answer
 from tfdecouple.config import DataConfig
@@ -96,7 +106,7 @@ def make_vectors(
         if labels is not None:
             vectors[f"labels/{kind}"] = labels[rows]
     inputs = _Inputs(plain, images[: sum(sizes)], rng)
-    for endpoint in endpoints(config, any_size):
+    for endpoint in list_endpoints(config, any_size):
         report(f"  {endpoint.name}")
         given = {array.name: inputs.make(array, endpoint) for array in endpoint.inputs}
         vectors |= {f"in/{endpoint.name}/{name}": array for name, array in given.items()}
@@ -127,11 +137,11 @@ class _Inputs:
             # The second images are the first images shifted by half their number. If the number is even, each pair
             # occurs in both orders, so that the Keras model computes its answers only once.
             alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
-            whole = self._images if array.holds == IMAGE else array.draw(self._rng, len(self._images))
+            whole = self._images if array.holds == IMAGE else array.draw_values(self._rng, len(self._images))
             return np.roll(whole, len(whole) // 2 * alike.index(array.name), 0)
         if array.name not in self._made:
             codes = array.holds in (GLOBAL_CODE, LOCAL_CODE)
-            self._made |= self._codes() if codes else {array.name: array.draw(self._rng, len(self._images))}
+            self._made |= self._codes() if codes else {array.name: array.draw_values(self._rng, len(self._images))}
         return self._made[array.name]
 
     def _codes(self) -> Arrays:

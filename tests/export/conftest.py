@@ -9,7 +9,7 @@ from helpers.serving_server import read_models
 
 from export.cli import main
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import endpoints
+from export.endpoints import list_endpoints
 from export.formats.saved_model import save_saved_model
 from export.formats.web import RUNTIME_FILES
 from export.provenance import open_run
@@ -80,7 +80,7 @@ def small_saved_model(model, tmp_path_factory):
     """The path of a correct SavedModel with only two signatures, which loads faster than a full one."""
 
     def make(folder):
-        chosen = [endpoint for endpoint in endpoints(model.config) if endpoint.name in SIGNATURES]
+        chosen = [endpoint for endpoint in list_endpoints(model.config) if endpoint.name in SIGNATURES]
         save_saved_model(DeployedModel(model), chosen, folder / "savedmodel")
 
     return make_once(tmp_path_factory, "small", make) / "savedmodel"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from export import client
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import endpoints
+from export.endpoints import list_endpoints
 from export.formats.onnx import build_onnx
 from export.pipeline import ExportConfig, export
 from export.verification.verify import verify_folder
@@ -25,7 +25,7 @@ def files(model, tmp_path_factory):
     """A folder with an encoder and a decoder whose height and width are free."""
     folder, deployed = tmp_path_factory.mktemp("any_size"), DeployedModel(model, "NCHW")
     metadata = {"image_shape": json.dumps(model.config.image_shape), "crop": "largest centre square"}
-    for endpoint in endpoints(model.config, any_size=True):
+    for endpoint in list_endpoints(model.config, any_size=True):
         onnx.save(build_onnx(deployed, endpoint, metadata), folder / f"{endpoint.onnx}.onnx")
     return folder
 

@@ -11,7 +11,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from export.deployed.deployed_layers import DeployedSplit
 from export.deployed.deployed_model import DeployedModel
 from export.deployed.graph import Layout
-from export.endpoints import endpoints, find_endpoint
+from export.endpoints import find_endpoint, list_endpoints
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import RefusedError
 from export.verification.folded_weights import compare_weights
@@ -37,7 +37,7 @@ EVERY_ENDPOINT = ("alpha-0.8", "base", "classes", "prior of classes")
 FURTHER_ENDPOINTS = [
     (name, one.name)
     for name in EVERY_ENDPOINT
-    for one in endpoints(VARIANTS[name])
+    for one in list_endpoints(VARIANTS[name])
     if one.name not in ("encode", "score")
 ]
 PRIORS = ("alpha-0.8", "alpha-1", "additive", "normal prior", "d_z 2", "d_z 5")
@@ -108,7 +108,7 @@ class OffByAThousandth(DeployedModel):
     def __init__(self, model, order="NHWC"):
         super().__init__(model, order)
         name = "flow/level_1_part_0_step_0/coupling_continuous_first/first"
-        (layer,) = (one for one in self.layers() if one.name == name)
+        (layer,) = (one for one in self.iterate_layers() if one.name == name)
         layer.kernel[1, 1, 0, 0] += np.float32(1e-3)
 
 
@@ -128,9 +128,9 @@ class TestDeployedWeights:
             array.flat[number] = array.flat[number] * np.float32(1.001) or 1e-3
             return array
 
-        problems = list(compare_weights(model, deployed.with_arrays(spoil)))
+        problems = list(compare_weights(model, deployed.replace_arrays(spoil)))
         named = [one.partition("deployed weight ")[2].split()[0] for one in problems]
-        assert named == sorted(deployed.arrays())
+        assert named == sorted(deployed.collect_arrays())
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ class TestDeployedWeights:
     def test_each_is_read_by_an_endpoint(self, name):
         given, deployed, made = inputs_of(VARIANTS[name], 1), deployed_of(name), {}
         with tf.Graph().as_default():
-            placed = deployed.with_arrays(
+            placed = deployed.replace_arrays(
                 lambda key, array: made.setdefault(key, tf.compat.v1.placeholder("float32", array.shape))
             )
             # Of these three all others are made.
@@ -177,18 +177,17 @@ class TestDeployedWeights:
         layout = Layout(order)
         split = DeployedSplit(lambda x: (tf.gather(x, kept, axis=-1), tf.gather(x, others, axis=-1)), channels, layout)
         images = tf.constant(np.random.default_rng(0).standard_normal((2, 2, 3, channels)))
-        x_a, x_b = split(layout.enter(images))
-        np.testing.assert_array_equal(layout.leave(x_a), images.numpy()[..., kept])
-        np.testing.assert_array_equal(layout.leave(x_b), images.numpy()[..., others])
-        np.testing.assert_array_equal(layout.leave(split.merge(x_a, x_b)), images)
+        x_a, x_b = split(layout.from_nhwc(images))
+        np.testing.assert_array_equal(layout.to_nhwc(x_a), images.numpy()[..., kept])
+        np.testing.assert_array_equal(layout.to_nhwc(x_b), images.numpy()[..., others])
+        np.testing.assert_array_equal(layout.to_nhwc(split.merge_channels(x_a, x_b)), images)
 
 
 def test_a_saved_model_has_each_direction_of_the_flow_once(exported, model):
     message = saved_model_pb2.SavedModel.FromString((exported / "savedmodel" / "1" / "saved_model.pb").read_bytes())
     functions = message.meta_graphs[0].graph_def.library.function
     count = sum(node.op == "Conv2D" for function in functions for node in function.node_def)
-    kernels = [name for name, array in DeployedModel(model).arrays().items() if array.ndim == 4]
-    # The flow runs forward, forward with log-determinants, and backward; a linear map has a kernel for each direction.
-    times = {"mix": 2, "unmix": 1}
-    of_flow = [times.get(name.split("/")[-2], 3) for name in kernels if name.startswith("flow/")]
+    kernels = [name for name, array in DeployedModel(model).collect_arrays().items() if array.ndim == 4]
+    # The flow runs forward and backward; a linear map has a kernel for each direction.
+    of_flow = [1 if "mix" in name.split("/")[-2] else 2 for name in kernels if name.startswith("flow/")]
     assert count == sum(of_flow) + len(kernels) - len(of_flow)

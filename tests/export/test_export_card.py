@@ -24,7 +24,7 @@ from export.card import (
     render_card,
     require_same_model,
 )
-from export.endpoints import endpoints
+from export.endpoints import list_endpoints
 from export.provenance import Provenance, open_run
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import UserError
@@ -55,7 +55,7 @@ def entry(lost: int = 0, **more: object) -> dict:
 
 def card_of(formats: dict, **options: object) -> dict:
     provenance = provenance_of(**options)  # type: ignore[arg-type]
-    return make_card(provenance, endpoints(provenance.config.model), "4 test images", formats)
+    return make_card(provenance, list_endpoints(provenance.config.model), "4 test images", formats)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class TestRights:
         # As `import_wolf` leaves it.
         (run / "summary.json").write_text(json.dumps({"imported_from": "some/model.npz", "parameters": {}}))
         _, origin = open_run(run)
-        text = render_card(make_card(origin, endpoints(SMALL), "4 test images", {"onnx": entry()}))
+        text = render_card(make_card(origin, list_endpoints(SMALL), "4 test images", {"onnx": entry()}))
         line = "".join(re.findall(r"\| (?:trained on|rights in the images) \|.*", text))
         assert "data unknown (imported from a checkpoint of the reference, model.npz)" in line
         assert "No licence is claimed" in line
@@ -208,7 +208,7 @@ class TestRights:
         save_run(model, tmp_path / "mine")
         save_run(model, tmp_path / "told", Config(model=SMALL, data=DataConfig(source="folder:/home/ada/faces")))
         _, origin = open_run(tmp_path / "mine")
-        card = make_card(origin, endpoints(SMALL), "any", {"onnx": entry()})
+        card = make_card(origin, list_endpoints(SMALL), "any", {"onnx": entry()})
         assert card["data"]["source"] == "data unknown" and "No licence is claimed" in card["data"]["licence"]
         _, origin = open_run(tmp_path / "told")
         assert origin.images_known and origin.data == "folder:faces" and "No licence" not in describe_rights(origin)

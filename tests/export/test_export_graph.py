@@ -19,7 +19,7 @@ from helpers.graphs import (
 )
 from helpers.models import TINY
 
-from export.endpoints import endpoints, find_endpoint
+from export.endpoints import find_endpoint, list_endpoints
 from export.formats.onnx import OPSET
 from export.verification.comparison import digest_array, reorder_axes
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 def arrays_of(name):
     """Returns the weights in a variant's ONNX files, by name."""
-    return deployed_of(name, "NCHW").arrays()
+    return deployed_of(name, "NCHW").collect_arrays()
 
 
 def weights_in(model):
@@ -126,4 +126,4 @@ class TestOnnxGraph:
 
 def test_names_of_files_are_those_by_which_clients_find_them():
     known = {"encode": "encoder", "decode": "decoder", "sample": "sampler"}
-    assert known.items() <= {one.name: one.onnx for one in endpoints(TINY) if one.onnx}.items()
+    assert known.items() <= {one.name: one.onnx for one in list_endpoints(TINY) if one.onnx}.items()

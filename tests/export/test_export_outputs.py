@@ -12,7 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME, render_card
-from export.endpoints import endpoints
+from export.endpoints import list_endpoints
 from export.formats import web
 from export.provenance import open_run
 
@@ -37,8 +37,8 @@ class TestCard:
 
     def test_states_parity_and_round_trip_of_every_endpoint(self, exported, opened):
         card = read_card(exported)
-        every = {one.name: {output.name for output in one.outputs} for one in endpoints(opened[0].config)}
-        with_onnx = {one.name for one in endpoints(opened[0].config) if one.onnx}
+        every = {one.name: {output.name for output in one.outputs} for one in list_endpoints(opened[0].config)}
+        with_onnx = {one.name for one in list_endpoints(opened[0].config) if one.onnx}
         for name, expected in {"savedmodel": set(every), "onnx": with_onnx}.items():
             entry = card["formats"][name]
             parity = {key: set(outputs) for key, outputs in entry["parity"].items()}

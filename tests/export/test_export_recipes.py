@@ -14,7 +14,7 @@ from helpers.variants import OF_CLASSES, fresh
 from tensorflow_serving.apis import prediction_log_pb2
 
 from export.cli import EXIT_REFUSED
-from export.endpoints import endpoints
+from export.endpoints import list_endpoints
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def copy(tmp_path):
     """A copy of the packages in which the recipes have been followed, in their one file."""
     file = copy_of_packages(tmp_path / "copy") / "export" / "endpoints.py"
     for name in ("endpoint", "endpoint that returns numbers"):
-        functions, _, rest = recipe(name).partition("\n# in `endpoints`\n")
+        functions, _, rest = recipe(name).partition("\n# in `list_endpoints`\n")
         endpoint, _, line = rest.partition("\n# in `every`\n")
         insert(file, "def list_onnx_names", functions + "\n\n\n")
         insert(file, "    every = (", endpoint + "\n")
@@ -44,7 +44,7 @@ from export import endpoints as signatures
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import IMAGE
 from export.provenance import open_run
-from export.endpoints import find_endpoint, endpoints
+from export.endpoints import find_endpoint, list_endpoints
 from export.verification.vectors import KerasAnswers
 
 model, _ = open_run(sys.argv[1])
@@ -52,14 +52,14 @@ rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (3, *model.config.image_shape), dtype=np.uint8)
 for name, output in {"reconstruct": "decoded", "length": "length"}.items():
     one = find_endpoint(model.config, name)
-    given = {array.name: images if array.holds == IMAGE else array.draw(rng, 3) for array in one.inputs}
+    given = {array.name: images if array.holds == IMAGE else array.draw_values(rng, 3) for array in one.inputs}
     made = one.build(DeployedModel(model), {name: tf.constant(value) for name, value in given.items()})
     answers = KerasAnswers(model)
     (right,) = one.answer(answers, given).values()
     right = answers.to_pixels(right) if output == "decoded" else right
     np.testing.assert_allclose(made[output].numpy(), right, rtol=1e-5)
 assert doctest.testmod(signatures).failed == 0
-print(*given, "of", *(one.name for one in endpoints(model.config)))
+print(*given, "of", *(one.name for one in list_endpoints(model.config)))
 """
 
 
@@ -87,7 +87,7 @@ class TestEndpoint:
         assert used.returncode == 0, used.stderr
         inputs, _, names = used.stdout.rstrip("\n").partition(" of ")
         assert inputs == "images labels"
-        assert names.split() == [*(one.name for one in endpoints(config)), "reconstruct", "length"]
+        assert names.split() == [*(one.name for one in list_endpoints(config)), "reconstruct", "length"]
 
     def test_with_another_graph_than_the_model_is_refused(self, copy, tiny_run, tmp_path):
         file = copy / "export" / "endpoints.py"
@@ -114,6 +114,6 @@ def test_documentation_tells_endpoints_as_they_are_registered():
             [array.name for array in one.outputs],
             f"{one.onnx}.onnx" if one.onnx else "",
         )
-        for one in endpoints(TINY)
+        for one in list_endpoints(TINY)
     }
     assert len(told) >= 8 and told.items() <= registered.items()

@@ -15,7 +15,7 @@ from helpers.runs import run_config, write_run
 from PIL import Image
 
 from export.card import JSON_NAME, TEXT_NAME, judge_exactness, render_card
-from export.endpoints import endpoints, find_endpoint
+from export.endpoints import find_endpoint, list_endpoints
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification.vectors import KerasAnswers, load_real_images, make_vectors
@@ -64,7 +64,7 @@ def test_committed_card_is_made_of_its_figures_and_these_are_of_its_run():
     assert {entry["config_sha256"] for entry in (card, *card["formats"].values())} == {digest}
     assert card["run"] == run.name and int(card["step"]) == summary["best_step"]
     assert card["bits_per_dim"]["test"] == summary["test"]["bits_per_dim"]
-    offered = [one.name for one in endpoints(config.model)]
+    offered = [one.name for one in list_endpoints(config.model)]
     assert offered == list(card["endpoints"]) == card["formats"]["savedmodel"]["signatures"]
     passed(card)
     # No path of the machine that made it.
@@ -80,7 +80,7 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     card = exported_card(run, tmp_path / "to")
     passed(card)
-    assert card["formats"]["savedmodel"]["signatures"] == [one.name for one in endpoints(load_config(run).model)]
+    assert card["formats"]["savedmodel"]["signatures"] == [one.name for one in list_endpoints(load_config(run).model)]
     assert "photographs" in card["checked"]["real_images"]
     assert all(entry["round_trip"]["real"]["identical"] >= 30 for entry in card["formats"].values())
 
@@ -137,7 +137,7 @@ def test_vectors_have_every_endpoint_of_every_kind_of_model(conditioning, n_bits
     model = DecoupledModel(dataclasses.replace(SMALL, conditioning=conditioning, n_bits=n_bits))
     model.initialize(random_images(16))
     vectors = make_vectors(model, random_images(21))
-    for one in endpoints(model.config):
+    for one in list_endpoints(model.config):
         for array in one.inputs:
             assert vectors[f"in/{one.name}/{array.name}"].shape == (21, *array.shape)
         for array in one.outputs:

@@ -7,7 +7,7 @@ import pytest
 from helpers.models import SMALL, random_images
 from helpers.variants import fresh
 
-from export.endpoints import endpoints, find_endpoint
+from export.endpoints import find_endpoint, list_endpoints
 from export.verification import vectors
 from export.verification.tolerance import FACTOR, PERTURBATION, Answer
 from export.verification.vectors import KerasAnswers, make_vectors
@@ -27,10 +27,10 @@ def model():
 
 
 def test_vectors_of_a_large_model_are_computed_once_and_pair_images_of_no_batch(model, monkeypatch):
-    known = tuple(one for one in endpoints(model.config) if one.name in KNOWN)
+    known = tuple(one for one in list_endpoints(model.config) if one.name in KNOWN)
     assert len(known) == len(KNOWN)
     monkeypatch.setattr(vectors, "choose_batch_sizes", lambda side: (1, 2, 1))
-    monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: known)
+    monkeypatch.setattr(vectors, "list_endpoints", lambda config, any_size: known)
     monkeypatch.setattr(vectors, "_LARGE", 4)
     rows = []
 
@@ -59,7 +59,7 @@ def test_kept_images_come_back_also_from_perturbed_codes(model, monkeypatch):
         bins[1 if self._unperturbed else 0] += 1
         return bins
 
-    monkeypatch.setattr(vectors, "endpoints", lambda config, any_size: ())
+    monkeypatch.setattr(vectors, "list_endpoints", lambda config, any_size: ())
     monkeypatch.setattr(KerasAnswers, "decode", shifted)
     assert make_vectors(model, IMAGES)["kept/real"].tolist() == [False, False, True, True]
 
@@ -67,7 +67,7 @@ def test_kept_images_come_back_also_from_perturbed_codes(model, monkeypatch):
 def answers_of(model, name, images):
     """Returns the model's answers of an endpoint to inputs and to perturbed inputs."""
     rng, offered = np.random.default_rng(0), find_endpoint(model.config, name)
-    given = {one.name: images if one.dtype == "uint8" else one.draw(rng, len(images)) for one in offered.inputs}
+    given = {one.name: images if one.dtype == "uint8" else one.draw_values(rng, len(images)) for one in offered.inputs}
     plain = KerasAnswers(model)
     return offered, *(offered.answer(each, given) for each in (plain, KerasAnswers(model, plain)))
 

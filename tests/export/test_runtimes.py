@@ -11,7 +11,7 @@ from helpers.models import SMALL, random_images
 from tensorflow.python.client import pywrap_tf_session
 
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import endpoints, find_endpoint, list_onnx_names
+from export.endpoints import find_endpoint, list_endpoints, list_onnx_names
 from export.formats.litert import write_litert_files
 from export.verification.runtimes import LiteRTFiles, OnnxFiles
 
@@ -19,7 +19,7 @@ COUNT, BAD = 4, 2
 OTHERS = [row for row in range(COUNT) if row != BAD]
 NOT_FINITE = [np.nan, np.inf, -np.inf]
 FILES = list_onnx_names(SMALL)
-EVERY_ENDPOINT = [one.name for one in endpoints(SMALL)]
+EVERY_ENDPOINT = [one.name for one in list_endpoints(SMALL)]
 
 
 class OnnxRuntime(OnnxFiles):
@@ -83,8 +83,8 @@ def runtimes(exported, opened, tmp_path_factory):
             return OnnxRuntime(exported / "onnx", FILES)
         pytest.importorskip("ai_edge_litert")
         folder = tmp_path_factory.mktemp("litert")
-        offered = [one for one in endpoints(opened[0].config) if one.onnx]
-        write_litert_files(DeployedModel(opened[0]), offered, {}, folder, str)
+        offered = [one for one in list_endpoints(opened[0].config) if one.onnx]
+        write_litert_files(DeployedModel(opened[0]), offered, folder, str)
         return LiteRT(folder, FILES)
 
     return runtime
@@ -170,7 +170,7 @@ def wrong_shapes(right):
 
 
 UNEQUAL = [
-    *((one.name, array.name, 2) for one in endpoints(SMALL) if len(one.inputs) > 1 for array in one.inputs),
+    *((one.name, array.name, 2) for one in list_endpoints(SMALL) if len(one.inputs) > 1 for array in one.inputs),
     *(("decode", "z", 0), ("decode", "v", 0), ("switch", "images_a", 1), ("interpolate", "images_b", 1)),
 ]
 

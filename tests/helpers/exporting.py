@@ -75,7 +75,7 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
         "pipeline.make_vectors": lambda model, images, report: vectors,
         "formats.onnx.build_onnx": lambda deployed, one, metadata: onnx.load(onnx_files / f"{one.onnx}.onnx"),
         "pipeline.save_saved_model": lambda deployed, chosen, folder, report: shutil.copytree(saved_model, folder),
-        "pipeline.write_warmup": lambda folder, name, chosen: None,
+        "pipeline.write_warmup_requests": lambda folder, name, chosen: None,
     }
     _replace_slow_parts(patch, opened, **parts)
 

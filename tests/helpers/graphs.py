@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from export.deployed.deployed_model import DeployedModel
-from export.endpoints import IMAGE, endpoints, find_endpoint
+from export.endpoints import IMAGE, find_endpoint, list_endpoints
 from export.formats.onnx import build_onnx
 from export.verification.vectors import KerasAnswers
 from helpers import variants
@@ -98,8 +98,8 @@ def inputs_of(config, count=5, seed=1):
     labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
     # An endpoint that is new may have further inputs.
-    for array in (array for one in endpoints(config) for array in one.inputs if array.name not in given):
-        given[array.name] = images if array.holds == IMAGE else array.draw(rng, count)
+    for array in (array for one in list_endpoints(config) for array in one.inputs if array.name not in given):
+        given[array.name] = images if array.holds == IMAGE else array.draw_values(rng, count)
     return given
 
 

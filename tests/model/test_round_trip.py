@@ -113,7 +113,7 @@ VERBS = {
     "step": lambda m: m.flow.levels[1][0].layers[0].forward_and_log_det(PART, z_of(m)),
     "1x1 convolution": lambda m: m.flow.levels[1][0].layers[0].sequence[1].inverse_and_log_det(PART),
     "coupling's scale": lambda m: scales(m),
-    "folding": lambda m: list(DeployedModel(m).arrays().values()),
+    "folding": lambda m: list(DeployedModel(m).collect_arrays().values()),
 }
 VERBS_OF_Z = {
     "encode's z": lambda m: m.encode(IMAGES).z,
