@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from export.formats import FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
-from tfdecouple.runtime.process import given_arguments, run_program, start_tensorflow
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.process import get_arguments, run_program, start_tensorflow
+from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import file_sha256
 
 EXIT_REFUSED = 4
@@ -105,8 +105,8 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
 
 def _export(arguments: Sequence[str] | None, prog: str) -> int:
     parser = export_parser(prog)
-    options = parser.parse_args(given_arguments(arguments))
-    require("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
+    options = parser.parse_args(get_arguments(arguments))
+    require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
     if options.verify is not None:
         if options.run or options.to:
             parser.error("--verify takes an export folder and neither --run nor --to")

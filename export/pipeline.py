@@ -45,7 +45,7 @@ from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import name_fixed_weight
 from tfdecouple.runs.publishing import hide_path
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, write_json, write_text
 
 # The client program, published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
@@ -103,7 +103,7 @@ class ExportConfig:
         if self.any_size and "web" in self.formats:
             raise UserError("--any-size is not for the format web, whose page has pictures at their own size anyway")
         if "litert" in self.formats:
-            require("ai_edge_litert", what="the format litert")
+            require_packages("ai_edge_litert", what="the format litert")
         if self.version is not None:
             if not 1 <= self.version < 2**63:
                 raise UserError(f"the version is {self.version}; it must be at least 1 and below 2**63")

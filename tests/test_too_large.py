@@ -140,15 +140,15 @@ def test_weights_that_are_more_than_their_file_are_damaged(tiny_run, tmp_path):
 
 class TestMemory:
     def test_no_preset_is_too_large_to_be_used(self, monkeypatch):
-        monkeypatch.setattr(architecture, "machine_memory", lambda: 2**30)
+        monkeypatch.setattr(architecture, "read_total_memory", lambda: 2**30)
         for name in preset_names():
             require_memory(load_preset(name).model)
-        monkeypatch.setattr(architecture, "machine_memory", lambda: 4 * count_parameters(TINY)["total"] - 1)
+        monkeypatch.setattr(architecture, "read_total_memory", lambda: 4 * count_parameters(TINY)["total"] - 1)
         with pytest.raises(ConfigError, match="the model is too large: it needs"):
             require_memory(TINY)
 
     def test_of_a_container_counts(self, monkeypatch, tmp_path):
-        whole = devices.machine_memory()
+        whole = devices.read_total_memory()
         assert 2**28 < whole < 2**50
         (tmp_path / "max").write_text("max\n")
         (tmp_path / "limit").write_text("12345\n")
@@ -156,25 +156,25 @@ class TestMemory:
         monkeypatch.setattr(
             devices, "_GROUP_FILES", [("used", "max", "parts", "cache"), ("used", "none", "parts", "cache")]
         )
-        physical = devices.machine_memory()
+        physical = devices.read_total_memory()
         assert physical >= whole
         monkeypatch.setattr(devices, "_GROUP_FILES", [("used", "limit", "parts", "cache")])
-        assert devices.machine_memory() == 12345
+        assert devices.read_total_memory() == 12345
 
     def test_what_is_free_is_what_is_not_used_but_for_files(self, monkeypatch, tmp_path):
         monkeypatch.setattr(devices, "_GROUP_FILES", [])
-        available = devices.free_memory()
-        assert 2**26 < available < devices.machine_memory()
+        available = devices.read_free_memory()
+        assert 2**26 < available < devices.read_total_memory()
         monkeypatch.setattr(devices, "_GROUP", str(tmp_path))
         monkeypatch.setattr(devices, "_GROUP_FILES", [("used", "limit", "parts", "inactive_file")])
         for name, text in (("used", "1000\n"), ("limit", "3000\n"), ("parts", "anon 600\ninactive_file 400\n")):
             (tmp_path / name).write_text(text)
-        assert devices.free_memory() == 3000 - (1000 - 400)
+        assert devices.read_free_memory() == 3000 - (1000 - 400)
         (tmp_path / "limit").write_text("max\n")
-        assert devices.free_memory() > 2**26
+        assert devices.read_free_memory() > 2**26
         used = devices._read_fields("/proc/self/status")["VmSize"] * 1024
-        monkeypatch.setattr(devices, "address_space", lambda: used + 2**20)
-        assert devices.free_memory() <= 2**22
+        monkeypatch.setattr(devices, "read_address_space_limit", lambda: used + 2**20)
+        assert devices.read_free_memory() <= 2**22
 
 
 @pytest.mark.parametrize("count", [10**9, 2**62])

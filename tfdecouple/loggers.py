@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.errors import one_line
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.requirements import require_packages
 
 
 class Logger:
@@ -187,4 +187,4 @@ def require_loggers(names: Sequence[str]) -> None:
     """Raises MissingPackageError if a logger needs a package that is not installed; the message names the extra."""
     for name in names:
         if LOGGERS[name].package:
-            require(LOGGERS[name].package, what=f"training.loggers={name}")
+            require_packages(LOGGERS[name].package, what=f"training.loggers={name}")

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from tfdecouple.runtime.devices import cores
+from tfdecouple.runtime.devices import count_cores
 
 # Name of a provider that sends calls to a service elsewhere and computes nothing on this machine.
 REMOTE = "AzureExecutionProvider"
@@ -157,7 +157,8 @@ class LiteRTFiles(Runtime):
         from ai_edge_litert.interpreter import Interpreter
 
         paths = {endpoint: str(folder / f"{name}.tflite") for endpoint, name in names.items()}
-        interpreters = {endpoint: Interpreter(model_path=path, num_threads=cores()) for endpoint, path in paths.items()}
+        threads = count_cores()
+        interpreters = {endpoint: Interpreter(model_path=path, num_threads=threads) for endpoint, path in paths.items()}
         self._runners = {endpoint: one.get_signature_runner(endpoint) for endpoint, one in interpreters.items()}
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:

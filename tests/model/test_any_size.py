@@ -200,7 +200,7 @@ class TestRefusals:
 
     def test_too_large_for_memory_is_said_before_anything_is_computed(self, small_model, monkeypatch):
         needed = count_inference_bytes(small_model.config, 120, 90)
-        monkeypatch.setattr(any_size, "free_memory", lambda: needed // 4)
+        monkeypatch.setattr(any_size, "read_free_memory", lambda: needed // 4)
         message = message_of(UserError, lambda: small_model.encode(pictures(small_model, 120, 90)))
         assert "90 x 120" in message and "45 x 60" in message
         # The memory of the model's own size is not limited by it.

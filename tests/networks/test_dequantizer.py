@@ -109,7 +109,7 @@ class TestDequantizer:
         rng = np.random.default_rng(0)
         x, noise = (rng.standard_normal((3, 4, 4, 3)).astype("float32") for _ in range(2))
         whole = layer(x, noise, training=training)
-        monkeypatch.setattr(execution, "shard_count", lambda: 2)
+        monkeypatch.setattr(execution, "count_shards", lambda: 2)
         for ours, theirs in zip(layer(x, noise, training=training), whole, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 

@@ -120,9 +120,11 @@ def test_probe_tells_what_did_not_come_back(eager):
 
 
 def test_probe_tells_the_worst_image_of_all_shards(monkeypatch, eager):
-    monkeypatch.setattr(execution, "shard_count", lambda: 2)
+    monkeypatch.setattr(execution, "count_shards", lambda: 2)
     # Something of each image and stage that does not depend on rounding.
-    monkeypatch.setattr(execution, "inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32))
+    monkeypatch.setattr(
+        execution, "measure_inversion_error", lambda _, stored: tf.cast(stored[:, 0, 0, 0] ** 2, tf.float32)
+    )
     flow, x, z = built(conditioning="none", **TWO_LEVELS)
     gradients = function_of(flow)
     of_each = [float(gradients("invert", x[n : n + 1], z[n : n + 1])[1][2]) for n in range(len(x))]

@@ -13,7 +13,7 @@ from helpers.refusals import message_of
 
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process
-from tfdecouple.runtime.execution import shard_count
+from tfdecouple.runtime.execution import count_shards
 from tfdecouple.training.workers import device_input_options
 
 
@@ -77,7 +77,7 @@ def test_two_threads_take_a_shard_each_and_more_share_one_unless_the_variable_as
 ):
     monkeypatch.setenv(process.SHARDS, variable)
     process.divide_cores(threads)
-    assert [set_to["intra"], set_to["inter"], shard_count()] == expected
+    assert [set_to["intra"], set_to["inter"], count_shards()] == expected
 
 
 def test_the_users_own_number_of_threads_stays(set_to, monkeypatch):

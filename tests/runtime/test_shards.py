@@ -18,7 +18,7 @@ def in_shards(monkeypatch):
     """Sets the number of shards, as `tf.config.threading` sets it in a program."""
 
     def set_shards(count):
-        monkeypatch.setattr(execution, "shard_count", lambda: count)
+        monkeypatch.setattr(execution, "count_shards", lambda: count)
 
     return set_shards
 

@@ -355,7 +355,9 @@ class TestDivision:
     )
     def test_changes_nothing(self, clipped, devices, micro_batches, memory, monkeypatch):
         # Of each of the two stages.
-        monkeypatch.setattr(execution, "inversion_error", lambda recovered, stored: tf.fill(stored.shape[:1], 1e-6))
+        monkeypatch.setattr(
+            execution, "measure_inversion_error", lambda recovered, stored: tf.fill(stored.shape[:1], 1e-6)
+        )
         trainer = Trainer(devices=devices, model=GLOW, clip_norm=0.25, micro_batches=micro_batches, memory=memory)
         for result in clipped[0]:
             assert result.gradient_norm > 1

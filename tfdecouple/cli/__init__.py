@@ -16,7 +16,7 @@ from typing import Any
 from tfdecouple import __version__
 from tfdecouple.cli.options import Parser, program_name
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.runtime.process import given_arguments, run_program
+from tfdecouple.runtime.process import get_arguments, run_program
 
 # Names of the commands in the order of the help; each command is the module with the same name in this folder.
 COMMANDS = [
@@ -43,7 +43,7 @@ COMMANDS = [
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status of `python train.py`, run with these arguments or those of the command line."""
-    return run_program(lambda: run_command(["train", *given_arguments(arguments)]))
+    return run_program(lambda: run_command(["train", *get_arguments(arguments)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed[:1] == ["export"]:
         return int(import_export().main(typed[1:], f"{program_name()} export"))
-    return run_program(lambda: run_command(given_arguments(typed)))
+    return run_program(lambda: run_command(get_arguments(typed)))
 
 
 def run_command(arguments: Sequence[str]) -> int:

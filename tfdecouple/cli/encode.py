@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.process import start_tensorflow
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     from tfdecouple.corpus.codes_manifest import CodesManifest
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if options.split not in (*_SPLITS, "all"):
         raise UserError(f"--split is {options.split!r}; it must be {', '.join(_SPLITS)} or all")
     if options.format == "parquet":
-        require("pyarrow", what="--format parquet")
+        require_packages("pyarrow", what="--format parquet")
     start_tensorflow()
     from tfdecouple.corpus.codes_folder import CodesFolder
     from tfdecouple.corpus.codes_manifest import CodesManifest

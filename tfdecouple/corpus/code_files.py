@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.corpus.codes_manifest import CodesManifest, Field
 from tfdecouple.errors import DataError
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,5 +154,5 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
         )
     if manifest.format == "tfrecord":
         return _read_tfrecords(paths, manifest.fields)
-    require("pyarrow", what="the format parquet")
+    require_packages("pyarrow", what="the format parquet")
     return _read_parquet(paths, manifest.fields)

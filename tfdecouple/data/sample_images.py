@@ -15,7 +15,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.data.splits import Arrays, MemorySplit, Source
 from tfdecouple.errors import DataError, nearest
-from tfdecouple.runtime.devices import machine_memory
+from tfdecouple.runtime.devices import read_total_memory
 
 
 class Photograph(NamedTuple):
@@ -86,7 +86,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
                 f"of {largest}; use at most that, or another data.source"
             )
     # The config of an untrusted run folder may ask for any number of crops.
-    if config.photograph_crops * math.prod(image_shape) > machine_memory():
+    if config.photograph_crops * math.prod(image_shape) > read_total_memory():
         raise DataError(
             f"data.photograph_crops is {config.photograph_crops}, which takes more memory than this machine has; use "
             "fewer"

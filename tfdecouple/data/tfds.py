@@ -17,7 +17,7 @@ from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape
 from tfdecouple.data.image_file import crop_and_resize_tensor
 from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Split, Tensors
 from tfdecouple.errors import DataError, nearest, one_line
-from tfdecouple.runtime.requirements import missing
+from tfdecouple.runtime.requirements import describe_missing_package
 
 # Number of encoded bytes in a window of records, which is shuffled in memory, and smallest number of records in a
 # window. Windows of some thousand images suffice, because TFDS stores records in random order.
@@ -95,7 +95,7 @@ def _find_builder(config: DataConfig) -> Any:
     `tfds.builder` is not used, because it imports classes that the metadata in a folder name, and these are untrusted.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
-        raise DataError(missing("tensorflow_datasets", f"data.source={config.source}"))
+        raise DataError(describe_missing_package("tensorflow_datasets", f"data.source={config.source}"))
     import tensorflow_datasets as tfds
 
     name = config.source.removeprefix("tfds:")

@@ -15,7 +15,7 @@ from tfdecouple.doctor.device_checks import load_small_config
 from tfdecouple.doctor.report import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.errors import UserError
 from tfdecouple.networks.architecture import count_activation_bytes
-from tfdecouple.runtime.devices import shown_bytes
+from tfdecouple.runtime.devices import format_bytes
 
 # Decay of averaged weights if a preset has none, so that every benchmark includes the work of averaging.
 EMA_DECAY = 0.999
@@ -212,7 +212,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
 
 def measure_memory(task: Task) -> Iterator[Result]:
     """Yields the peak memory of training at two batch sizes, and whether their difference is as calculated."""
-    from tfdecouple.runtime.execution import shard_count
+    from tfdecouple.runtime.execution import count_shards
 
     request, variant, device = task.request, task.variant, task.devices[0]
     config = make_doctor_config(request, 2, variant)
@@ -220,7 +220,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
     per_image = count_activation_bytes(config.model, memory=training.memory, precision=training.precision)
     # Shards of equal size leave free blocks that fit the next request; TensorFlow's allocator hands out any other block
     # whole, unless it is twice as large as the request, and counts all of it.
-    shards = shard_count()
+    shards = count_shards()
     small = shards * max(2, round(_DIFFERENCE[device[:3]] / per_image / shards))
     peaks = []
     for batch in (small, 2 * small):
@@ -232,7 +232,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
         peaks.append(int(statistics.median(_measure_peak(device, work) for _ in range(_REPETITIONS))) - before)
         del work
         figures = {"batch": batch, "peak_bytes": peaks[-1]}
-        yield Result(f"{variant.name}, {batch} images", None, f"{shown_bytes(peaks[-1])} at most", "", figures)
+        yield Result(f"{variant.name}, {batch} images", None, f"{format_bytes(peaks[-1])} at most", "", figures)
     yield compare_memory(variant, (peaks[1] - peaks[0]) / small, per_image)
 
 

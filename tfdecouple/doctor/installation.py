@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tfdecouple.doctor.report import Request, Result, Task
-from tfdecouple.runtime.devices import cores, machine_memory, read_cpuinfo, shown_bytes
+from tfdecouple.runtime.devices import count_cores, format_bytes, read_cpuinfo, read_total_memory
 
 _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
@@ -32,7 +32,7 @@ def describe_machine() -> dict[str, Any]:
     """Returns the facts that measured times depend on: processor, cores, versions and the load of the machine."""
     return {
         "processor": read_cpuinfo("model name") or platform.processor(),
-        "cores": cores(),
+        "cores": count_cores(),
         "load_average_at_start": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -59,7 +59,7 @@ def inspect_machine(task: Task) -> Iterator[Result]:
         "cudnn": built.get("cudnn_version"),
         "instructions": list_instruction_sets(),
         "tf32_by_default": tf.config.experimental.tensor_float_32_execution_enabled(),
-        "memory_bytes": machine_memory(),
+        "memory_bytes": read_total_memory(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if _COMPUTING.fullmatch(name)},
         "gpus": [tf.config.experimental.get_device_details(gpu) for gpu in gpus],
         "devices": [d.name.partition("device:")[2] for d in tf.config.list_logical_devices("GPU" if gpus else "CPU")],
@@ -80,7 +80,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     """Yields results from facts: whether TensorFlow sees the GPUs, and whether the CPU computes full float32."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield Result("versions", None, versions, figures=facts)
-    sets, memory = ", ".join(facts["instructions"]), shown_bytes(facts["memory_bytes"])
+    sets, memory = ", ".join(facts["instructions"]), format_bytes(facts["memory_bytes"])
     yield Result("machine", None, f"{facts['processor']}, {facts['cores']} cores ({sets}), {memory} of memory")
     present, seen, environment = facts["nvidia_smi"], len(facts["gpus"]), facts["environment"]
     for line in present:

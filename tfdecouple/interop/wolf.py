@@ -18,7 +18,7 @@ from tfdecouple.interop.wolf_names import match_weights
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import write_run
 from tfdecouple.runs.run_folder import SUMMARY
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import read_json, write_json
 
 Arrays = Mapping[str, np.ndarray]
@@ -122,7 +122,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 def _load_torch_file(path: pathlib.Path) -> Any:
     """Returns the tensors and plain Python values in a file of `torch.save`, without running code in the file."""
-    require("torch", what=f"reading {path.name}")
+    require_packages("torch", what=f"reading {path.name}")
     import torch
 
     # Earlier versions can run code in the file despite weights_only=True (CVE-2025-32434).

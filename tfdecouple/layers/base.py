@@ -16,10 +16,10 @@ from tfdecouple.errors import UserError
 from tfdecouple.layers.layer_bijector import LayerBijector, as_tensor
 from tfdecouple.runtime.execution import (
     Execution,
-    probe_per_image,
+    disable_autograph,
+    make_image_probes,
     read_weights,
     substitute_weights,
-    without_autograph,
 )
 from tfdecouple.runtime.numerics import zero_per_image
 from tfdecouple.runtime.precision import full_float32
@@ -158,7 +158,7 @@ class BaseLayer(keras.layers.Layer):
         return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
 
-@without_autograph
+@disable_autograph
 class InvertibleLayer(BaseLayer):
     """An invertible Keras layer with a method for each direction, which returns output and log-determinant together.
 
@@ -358,7 +358,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
         if self.execution is None:
             return functools.partial(run, x, condition, functools.partial(_run_layers, method))
         run = functools.partial(run, run_layers=functools.partial(self.execution.run_chain, method))
-        return self.execution.trace_network(self, method, run, x, condition, probe_per_image(x))
+        return self.execution.trace_network(self, method, run, x, condition, make_image_probes(x))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Returns the output for x, and the log-determinant; `run_layers` runs the layers inside."""

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight, require_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
-from tfdecouple.runtime.execution import with_memory_mode
+from tfdecouple.runtime.execution import apply_memory_mode
 from tfdecouple.runtime.numerics import channel_product, full_product
 from tfdecouple.runtime.precision import current_net_precision, full_float32
 
@@ -161,7 +161,7 @@ class ConvNet(CouplingNet):
             else:
                 # FC(z) is small compared with the maps, so full precision costs little here.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
-        y = with_memory_mode(_run_hidden_maps)(tf.cast(x, dtype), shift, *kernels)
+        y = apply_memory_mode(_run_hidden_maps)(tf.cast(x, dtype), shift, *kernels)
         return tf.cast(y, self.compute_dtype) + last.bias
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfdecouple.errors import RunError
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,7 +101,7 @@ class Metric:
             UserError: if an option is wrong, or a file, a data set or a package that the metric needs is missing.
         """
         if self.needs_plots:
-            require("matplotlib", what=self.option)
+            require_packages("matplotlib", what=self.option)
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the result of the metric for the run, the images and the devices of a `cli.evaluate.Evaluation`.

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.networks.architecture import count_inference_bytes, weight_shapes
-from tfdecouple.runtime.devices import free_memory, shown_bytes
+from tfdecouple.runtime.devices import format_bytes, read_free_memory
 from tfdecouple.runtime.numerics import sizes
 from tfdecouple.runtime.precision import full_float32
 
@@ -135,11 +135,11 @@ def count_images_at_once(config: ModelConfig, height: int, width: int) -> int:
     Raises:
         UserError: if a single image takes more memory than is free.
     """
-    needed, free = count_inference_bytes(config, height, width), free_memory()
+    needed, free = count_inference_bytes(config, height, width), read_free_memory()
     if needed > free:
         scale = (free / needed) ** 0.5
         raise UserError(
-            f"an image of {width} x {height} pixels takes {shown_bytes(needed)} of memory with this model, and "
-            f"{shown_bytes(free)} are free; shrink it to {int(scale * width)} x {int(scale * height)} pixels or less"
+            f"an image of {width} x {height} pixels takes {format_bytes(needed)} of memory with this model; "
+            f"{format_bytes(free)} are free: shrink it to {int(scale * width)} x {int(scale * height)} pixels or less"
         )
     return max(1, min(_PIXELS_AT_ONCE // (height * width), free // needed))

@@ -32,8 +32,8 @@ from tfdecouple.networks.architecture import weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting_weights
 from tfdecouple.runs.run_folder import load_weights as read_weights
-from tfdecouple.runtime.devices import free_memory
-from tfdecouple.runtime.execution import without_autograph
+from tfdecouple.runtime.devices import read_free_memory
+from tfdecouple.runtime.execution import disable_autograph
 from tfdecouple.runtime.numerics import sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
@@ -42,7 +42,7 @@ CHUNK = 64
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
-@without_autograph
+@disable_autograph
 class DecoupledModel(Networks):
     """The paper's model (encoder, prior and flow), built and ready for weights.
 
@@ -217,7 +217,7 @@ class DecoupledModel(Networks):
         d_z, values = self.config.latent_dim, math.prod(self.config.image_shape)
         images = []
         try:
-            if 2 * n * values > free_memory():
+            if 2 * n * values > read_free_memory():
                 raise MemoryError
             for first in range(0, n, CHUNK):
                 last, z = min(first + CHUNK, n), None

@@ -34,7 +34,7 @@ from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
-from tfdecouple.runtime.execution import backward_memory, backward_mode, without_autograph
+from tfdecouple.runtime.execution import backward_memory, backward_mode, disable_autograph
 from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.requirements import require_backend
 
@@ -55,7 +55,7 @@ class Codes(NamedTuple):
     v: tf.Tensor
 
 
-@without_autograph
+@disable_autograph
 class Networks(keras.Model):
     """A Keras model with all networks and their weights, the distributions that they parametrise, and the bound.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tfdecouple.config import ModelConfig
 from tfdecouple.config.shapes import StagePlan, step_names
 from tfdecouple.errors import ConfigError
-from tfdecouple.runtime.devices import machine_memory, shown_bytes
+from tfdecouple.runtime.devices import format_bytes, read_total_memory
 
 if TYPE_CHECKING:
     from tfdecouple.layers.base import Cost
@@ -137,22 +137,22 @@ def require_memory(config: ModelConfig) -> None:
 
     No weight is created. The message names the option of the config with the largest value.
     """
-    memory = machine_memory()
+    memory = read_total_memory()
     counts = count_parameters(config)
     weights, image = counts["total"] * FLOAT32, _widest_map(config) * FLOAT32
     if max(weights, image) <= memory:
         return
     largest = max((name for name in counts if name != "total"), key=counts.__getitem__)
     what = (
-        f"{shown_bytes(weights)} for {counts['total']:,} parameters, most of them of the {largest}"
+        f"{format_bytes(weights)} for {counts['total']:,} parameters, most of them of the {largest}"
         if weights >= image
-        else f"{shown_bytes(image)} for a single image"
+        else f"{format_bytes(image)} for a single image"
     )
     values = {name: getattr(config, name) for name in _SIZES}
     sizes = {name: max(value) if isinstance(value, tuple) else value for name, value in values.items()}
     name = max(sizes, key=sizes.__getitem__)
     raise ConfigError(
-        f"the model is too large: it needs {what}, and this machine has {shown_bytes(memory)} of memory; "
+        f"the model is too large: it needs {what}, and this machine has {format_bytes(memory)} of memory; "
         f"the largest of its sizes is in model.{name}, {sizes[name]}"
     )
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdecouple.config.shapes import Block, encoder_blocks, local_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
 from tfdecouple.layers.conditioners import StartsAtZero, bound_uniform, fan_in_uniform, weight_norm
-from tfdecouple.runtime.execution import Batch, Execution, image_by_image, join_shards, split_into_shards
+from tfdecouple.runtime.execution import Batch, Execution, accept_shards, join_shards, split_into_shards
 from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.precision import full_float32
 
@@ -59,7 +59,7 @@ class Convolution(BaseLayer):
         sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
         return (batch, *sides, self.planes)
 
-    @image_by_image
+    @accept_shards
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the output maps for maps `[batch, height, width, channels]`."""
         kernel, step, border = tf.convert_to_tensor(self.kernel), self.strides, self.size // 2
@@ -141,13 +141,13 @@ def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
     return mean, mean_over_devices(squares)
 
 
-@image_by_image
+@accept_shards
 def _scale(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return x * scale + shift
 
 
-_elu = image_by_image(tf.nn.elu)
-_elu_of_sum = image_by_image(lambda x, y: tf.nn.elu(x + y))
+_elu = accept_shards(tf.nn.elu)
+_elu_of_sum = accept_shards(lambda x, y: tf.nn.elu(x + y))
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
-from tfdecouple.runtime.requirements import require
+from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, read_model, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
@@ -153,7 +153,7 @@ def download_weights(address: str) -> pathlib.Path:
 
 
 def _open_hub(address: str) -> Any:
-    require("huggingface_hub", what=address)
+    require_packages("huggingface_hub", what=address)
     import huggingface_hub
 
     return huggingface_hub.HfApi(library_name="tfdecouple")

@@ -1,17 +1,17 @@
 """The execution of networks: shared traces of layers, shards of a batch, and the memory mode of the backward pass.
 
-**Traces.** A deep flow repeats a few kinds of step. Each kind is traced once, and all layers of the kind share the
-trace.
+**Traces.** The layers of a deep flow have few different shapes and options. Layers with equal shapes and options share
+one trace (a `tf.function`), so that the time for tracing does not grow with the depth.
 
-**Shards.** A batch is computed in shards side by side, so that every core has its own work. Without a backward pass a
-core runs coupling nets on a few images at a time.
+**Shards.** On CPUs the parts of a batch, called shards, are computed at the same time, so that every core has work.
+Without a backward pass a core runs coupling nets on a few images at a time.
 
 **Memory.** `backward_memory` selects how activations reach the backward pass: stored, recomputed, or recovered by
 inverting the layers. With "invert" only the input and the output of a chain of layers are stored, however many layers
 there are: the backward pass starts from the stored output, and each layer returns its input and its gradients together.
-Rounding errors add up along a chain, and a layer that divides by small scales multiplies them. So the recovered input
-of the chain is compared with the stored input; their difference is the gradient of the error probe that
-`backward_memory` takes.
+Rounding errors add up along a chain, and a layer that divides by small scales multiplies the errors. So the recovered
+input of the chain is compared with the stored input. The difference is reported as the gradient of the error probe, a
+dummy scalar input that `backward_memory` takes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tfdecouple.runtime.numerics import in_xla, sizes
 from tfdecouple.runtime.precision import current_net_precision, net_precision
 
 BACKWARD_MODES = ("keep", "recompute", "invert")
-# Bytes that a hidden map may take, so that it stays in a core's own cache; measured with caches of 1 MiB.
+# Largest size of a hidden map, in bytes, that stays in the cache of one core; measured with caches of 1 MiB.
 _CACHE_BYTES = 2**20
 
 # A batch is one tensor, or the list of its shards' tensors.
@@ -46,10 +46,10 @@ _state = threading.local()
 
 
 class Execution:
-    """The execution of one network through traced functions, which the layers of one kind share.
+    """The traced functions of one network, which layers with equal shapes and options share.
 
-    The traced functions are called and not copied into the caller's graph, because the time in which TensorFlow
-    prepares a graph for its first run grows with the number of operations.
+    The caller's graph calls these functions instead of containing their operations, because the time in which
+    TensorFlow prepares a graph for its first run grows with the number of operations.
 
     Attributes:
         jit_compile: whether XLA compiles the layers outside of any `jit_compiled` context.
@@ -68,66 +68,65 @@ class Execution:
         x: tf.Tensor,
         *others: tf.Tensor | None,
     ) -> Callable[[], tuple[tf.Tensor, ...]]:
-        """Returns the call of a function on a batch, without arguments: in shards, and through a trace if eager.
+        """Returns a function without arguments that runs `function` on a batch, in shards, and eagerly through a trace.
 
         The trace reads all weights itself, because passing a thousand weights to a function took 45 ms a call.
 
         Args:
             network: the network whose weights the function reads.
-            name: name of the function; equal names, equal functions.
+            name: name of the function in the network, by which its trace is found again.
             function: function of x and a condition that maps each image separately and returns a tuple of tensors.
             x: the batch, `[batch, ...]`.
-            *others: perhaps a condition and `probe_per_image(x)`, or None for them.
+            *others: the condition and the error probes of the images (`make_image_probes`), each a tensor or None.
         """
-        compiled = self.jit_compile if jit_compile() is None else bool(jit_compile())
-        shards = shard_count() if is_sharded(x) else 1
+        compiled = self.jit_compile if get_jit_compile() is None else bool(get_jit_compile())
+        shards = count_shards() if is_sharded(x) else 1
         run = functools.partial(run_in_shards, function, shards, compiled)
         if not tf.executing_eagerly() or x.shape[0] == 0:
             return functools.partial(run, x, *others)
-        # Images of another size than the network's share one trace, which leaves height and width open.
+        # All images of other sizes than the network's share one trace, whose height and width are unknown.
         is_open = len(x.shape) == 4 and x.shape[1:-1] != network._sides
-        key = (name, shards, compiled, x.shape[-1:] if is_open else x.shape[1:], *_trace_settings())
+        key = (name, shards, compiled, x.shape[-1:] if is_open else x.shape[1:], *_get_trace_settings())
         if key not in self._network_functions:
-            self._network_functions[key] = network.variables, (traced := _as_function(run))
+            self._network_functions[key] = network.variables, (traced := _make_traced_function(run))
             if is_open and not tf.config.functions_run_eagerly():
-                traced.get_concrete_function(*map(_open_shape, (x, *others)))
+                traced.get_concrete_function(*map(_make_open_spec, (x, *others)))
         variables, traced = self._network_functions[key]
-        # Inside a `keras.StatelessScope` other values replace the weights, which an existing trace would ignore.
+        # Inside a `keras.StatelessScope` other values replace the weights. A trace made earlier would ignore them.
         are_replaced = any(not isinstance(variable.value, tf.Variable) for variable in variables)
         return functools.partial(run if are_replaced else traced, x, *others)
 
     def trace_layer(self, method: Callable[..., Any], x: tf.Tensor) -> Callable[..., Any]:
-        """Returns a layer's method as a trace that all layers of the same kind share.
+        """Returns a layer's method as a traced function that all layers with equal shapes and options share.
 
-        The trace takes the values of the layer's variables (`read_weights`) and the arguments of the method, so that
-        tracing takes no longer for a deeper flow. While a kind is traced, the first layer of the kind reads these
-        values instead of its own weights.
+        The traced function takes the values of the layer's variables (`read_weights`) before the arguments of the
+        method. While it is traced, these values replace the weights of the layer.
 
         Args:
-            method: method of the layer, bound to it; its first argument is x, the next is the condition.
-            x: the input.
+            method: bound method of the layer; its first argument is x, the next is the condition.
+            x: the input, whose shape and dtype select the trace.
         """
         layer = method.__self__  # type: ignore[attr-defined]
         # The key names the trainable weights, because a trace of a backward pass computes gradients for them only.
-        trainable, compiled = tuple(variable.trainable for variable in layer.variables), bool(jit_compile())
-        key = (method.__name__, _kind(layer), trainable, compiled, x.shape[1:], *_trace_settings())
+        trainable, compiled = tuple(variable.trainable for variable in layer.variables), bool(get_jit_compile())
+        key = (method.__name__, _describe_layer(layer), trainable, compiled, x.shape[1:], *_get_trace_settings())
         if key not in self._layer_functions:
             run = functools.partial(_run_with_weights, method, layer.variables)
-            self._layer_functions[key] = _as_function(run, compiled)
+            self._layer_functions[key] = _make_traced_function(run, compiled)
         return self._layer_functions[key]
 
     def run_layer(self, method: Callable[..., Any], x: tf.Tensor, condition: tf.Tensor | None = None) -> Any:
-        """Returns the outputs of a layer's method, run through its trace (`trace_layer`)."""
+        """Runs a layer's method through the traced function of `trace_layer`, and returns the outputs."""
         return self.trace_layer(method, x)(read_weights(method.__self__), x, condition)  # type: ignore[attr-defined]
 
     def run_chain(
         self, method: str, layers: Sequence[Any], h: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the output and the log-determinant of layers that run one after the other and keep the shape.
+        """Runs layers one after the other, and returns the output and the total log-determinant, `[batch]`.
 
-        `method` is the layers' method for the direction, "_forward" or "_inverse".
+        `method` names the layers' method for the direction, "_forward" or "_inverse"; no layer changes the shape.
         """
-        # Chains of layers on vectors store little, so the backward pass does not invert them.
+        # Only layers on images are inverted, because the activations of layers on vectors take little memory.
         inverts = backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
         if inverts and all(layer.recovers_input for layer in layers):
             return self._run_for_inversion(layers, h, condition)
@@ -140,16 +139,16 @@ class Execution:
     def _run_for_inversion(
         self, layers: Sequence[Any], x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the same as `run_chain`; the backward pass recovers the maps between the layers by inversion."""
+        """Runs layers as `run_chain` does; the backward pass recovers the maps between layers by inverting layers."""
         weights = [read_weights(layer) for layer in layers]
-        probe, precision, compiled = _backward_probe(), current_net_precision() or "float32", bool(jit_compile())
+        probe, precision, compiled = _get_error_probe(), current_net_precision() or "float32", bool(get_jit_compile())
 
         @tf.custom_gradient
         def run(x: tf.Tensor, condition: tf.Tensor, probe_: tf.Tensor, *flat: tf.Tensor) -> tuple[Any, Callable]:
             values = tf.nest.pack_sequence_as(weights, flat)
             z = condition if has_condition else None
             y, log_dets = x, []
-            # If the tape recorded these layers, it would store the activations of each.
+            # The gradient tape does not record the layers, because it would store the activations of each layer.
             with record.stop_recording():
                 for layer, own in zip(layers, values, strict=True):
                     y, log_det = self.trace_layer(layer._forward, y)(own, y, z)
@@ -160,7 +159,7 @@ class Execution:
                 with net_precision(precision), jit_compiled(compiled):
                     recovered, *gradients = self._invert_chain(layers, values, y, z, y_gradient, log_det_gradient)
                 x_gradient, z_gradient, weight_gradients = gradients
-                error = None if probe is None else inversion_error(recovered, x)
+                error = None if probe is None else measure_inversion_error(recovered, x)
                 return [x_gradient, z_gradient, error, *tf.nest.flatten(weight_gradients)]
 
             return (y, total), gradient
@@ -179,11 +178,11 @@ class Execution:
         y_gradient: tf.Tensor,
         log_det_gradient: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, list[list[tf.Tensor | None]]]:
-        """Returns the input of a chain of layers, and the gradients for the input, z and the weights of each layer."""
+        """Returns the recovered input of a chain of layers, and gradients for the input, z and the layers' weights."""
         z_gradient = None if z is None else tf.zeros_like(z)
         weight_gradients: list[list[tf.Tensor | None]] = []
         for layer, own in zip(reversed(layers), reversed(weights), strict=True):
-            # One layer at a time runs its backward pass, so there is memory to store the hidden maps of its nets.
+            # The hidden maps are stored, because only one layer at a time runs its backward pass.
             with backward_memory("keep"):
                 invert = self.trace_layer(layer.inverse_and_gradients, y)
                 y, y_gradient, change, found = invert(own, y, z, y_gradient, log_det_gradient)
@@ -195,7 +194,7 @@ class Execution:
 
 
 def read_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """Returns the values of a layer's variables; a `tf.function` would be traced anew for each variable it is given."""
+    """Returns the values of a layer's variables as tensors, since each variable would need a trace of its own."""
     return [tf.convert_to_tensor(variable) for variable in layer.variables]
 
 
@@ -203,11 +202,11 @@ def read_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
 def jit_compiled(on: bool) -> Iterator[None]:
     """Sets whether XLA compiles the layers that `Execution` calls or traces inside the context.
 
-    Each kind of layer becomes one program for the forward direction and one for the gradient, so that compiling takes
-    seconds per kind, however many layers there are; a single program of a whole step would contain every layer. XLA
-    compiles for known shapes, and compiles again for another batch size.
+    Layers with equal shapes and options share one program for the forward direction and one for the gradient, so that
+    the time for compiling does not grow with the depth, as it would for one program with all layers. XLA compiles for
+    known shapes, and compiles again for another batch size.
     """
-    before = jit_compile()
+    before = get_jit_compile()
     _state.jit_compile = on
     try:
         yield
@@ -215,7 +214,7 @@ def jit_compiled(on: bool) -> Iterator[None]:
         _state.jit_compile = before
 
 
-def jit_compile() -> bool | None:
+def get_jit_compile() -> bool | None:
     """Returns the argument of the innermost `jit_compiled` context; None outside of any."""
     return getattr(_state, "jit_compile", None)
 
@@ -228,11 +227,11 @@ def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> ke
     return scope
 
 
-def without_autograph(owner: _Class) -> _Class:
-    """Keeps AutoGraph from rewriting the public methods of the decorated class, and all functions that they call.
+def disable_autograph(owner: _Class) -> _Class:
+    """Decorates a class so that AutoGraph rewrites neither its public methods nor the functions that these call.
 
-    The methods contain no Python control flow on tensors, and AutoGraph took a large part of the time of a user's first
-    step to rewrite them.
+    The methods contain no Python control flow on tensors, and AutoGraph's rewriting took a large part of the time of a
+    user's first training step.
     """
     for name, member in list(vars(owner).items()):
         if inspect.isfunction(member) and not name.startswith("_"):
@@ -240,20 +239,21 @@ def without_autograph(owner: _Class) -> _Class:
     return owner
 
 
-def _as_function(run: Callable[..., Any], compiled: bool = False) -> Any:
+def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> Any:
+    """Returns a `tf.function` that callers call as a function of its own, instead of copying its operations."""
     return tf.function(
-        # TensorFlow warns of many traces of functions with the same code; for partials it counts them separately.
+        # TensorFlow warns of functions with equal code that are traced often; it counts each partial separately.
         functools.partial(run),
         autograph=False,
         reduce_retracing=True,
-        # False would keep XLA from compiling the function inside a user's compiled function, so None replaces it.
+        # None instead of False lets XLA compile the function as part of a user's compiled function.
         jit_compile=compiled or None,
         experimental_attributes={"_noinline": True},
     )
 
 
-def _open_shape(x: tf.Tensor | None) -> tf.TensorSpec | None:
-    """Returns the signature of a tensor `[batch, ..., channels]`, which fixes the number of channels only."""
+def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
+    """Returns the signature of a tensor `[batch, ..., channels]` with unknown sizes but for the channels; or None."""
     if x is None:
         return None
     return tf.TensorSpec([None] * (len(x.shape) - 1) + [x.shape[-1] if len(x.shape) > 1 else None], x.dtype)
@@ -262,30 +262,31 @@ def _open_shape(x: tf.Tensor | None) -> tf.TensorSpec | None:
 def _run_with_weights(
     method: Callable[..., Any], variables: list[keras.Variable], weights: list[tf.Tensor], *inputs: tf.Tensor | None
 ) -> Any:
+    """Runs a layer's method with other values of the layer's variables, and returns the outputs."""
     with substitute_weights(zip(variables, weights, strict=True)):
         return method(*inputs)
 
 
-def _kind(layer: keras.layers.Layer) -> str:
-    """Returns class and options of a layer as text: layers with equal texts share a trace."""
+def _describe_layer(layer: keras.layers.Layer) -> str:
+    """Returns the class and the options of a layer as text; layers with equal texts and shapes share a trace."""
     config = layer.get_config()
     config.pop("name")
     return f"{type(layer).__name__} {json.dumps(config, sort_keys=True)}"
 
 
-def _trace_settings() -> tuple[Any, ...]:
-    """Returns the current settings on which a trace depends, as part of a key."""
+def _get_trace_settings() -> tuple[Any, ...]:
+    """Returns the settings of the current thread on which a trace depends: precision, memory mode, whether for XLA."""
     return current_net_precision(), backward_mode(), in_xla()
 
 
 # --- shards ---
 
 
-def shard_count() -> int:
-    """Returns the number of shards in which a batch of images is computed.
+def count_shards() -> int:
+    """Returns the number of shards (parts) in which a batch of images is computed; 1 with a GPU.
 
     On CPUs the number is TensorFlow's inter-op threads divided by its intra-op threads (`tf.config.threading`), or 1 if
-    they are not set. On a GPU it is 1.
+    the user or `divide_cores` has not set these.
     """
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     if not threads or tf.config.get_visible_devices("GPU"):
@@ -294,8 +295,8 @@ def shard_count() -> int:
 
 
 def is_sharded(x: tf.Tensor) -> bool:
-    """Returns whether a batch is computed in shards: true for images, if there is at least one for each shard."""
-    return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= shard_count() > 1
+    """Returns whether a batch is computed in several shards: true for images, if each shard gets an image."""
+    return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= count_shards() > 1
 
 
 def run_in_shards(
@@ -306,21 +307,21 @@ def run_in_shards(
     condition: tf.Tensor | None = None,
     probe: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, ...]:
-    """Returns the outputs of a function for a batch, computed on each shard separately.
+    """Runs a function on each shard of a batch separately, and returns the outputs for the batch.
 
-    A deep chain of small operations, each divided among all threads, leaves threads idle, because each operation waits
-    for the operation before. Two chains, each on its own thread, need not wait for each other.
+    In a deep flow each small operation waits for the one before. Threads that share one operation are often idle; two
+    shards, each computed by one thread, do not wait for each other.
 
     Args:
         function: function of x and a condition that maps each image separately and returns a tuple of tensors.
         shards: number of shards, at most one for each image.
         compiled: whether XLA compiles the layers.
-        x: the batch; condition and probes (`probe_per_image`) have an entry for each of its images, or are None.
-        condition: z or a map.
-        probe: error probes.
+        x: the batch, `[batch, ...]`.
+        condition: z or a map for each image, `[batch, ...]`, or None.
+        probe: error probes of the images (`make_image_probes`), `[batch]`, or None.
     """
     if x.shape[0] == 0:
-        # Convolutions refuse an empty batch, so one image of zeros shows the shapes of the outputs.
+        # Convolutions refuse an empty batch, so the outputs for an image of zeros give the shapes.
         image = (None if each is None else tf.zeros([1, *each.shape[1:]], each.dtype) for each in (x, condition))
         return tuple(output[:0] for output in run_in_shards(function, 1, compiled, *image))
     outputs = []
@@ -331,19 +332,19 @@ def run_in_shards(
 
 
 def split_into_shards(x: tf.Tensor) -> Batch:
-    """Returns the shards of a batch that is computed in shards, or any other batch unchanged."""
-    return _split_batch(x, shard_count()) if is_sharded(x) else x
+    """Splits a batch into the list of its shards; a batch that `is_sharded` excludes is returned unchanged."""
+    return _split_batch(x, count_shards()) if is_sharded(x) else x
 
 
 def join_shards(batch: Batch | tuple[tf.Tensor, ...]) -> tf.Tensor:
-    """Returns a batch, one tensor or a list of shards, as one tensor."""
+    """Concatenates the shards of a batch to one tensor; a batch that is one tensor is returned unchanged."""
     return tf.concat(batch, 0) if isinstance(batch, list | tuple) else batch
 
 
-def image_by_image(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
-    """Decorates a function that maps each image separately, so that it accepts a batch in shards, too.
+def accept_shards(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
+    """Decorates a function that maps each image separately, so that it also maps a list of shards to such a list.
 
-    >>> @image_by_image
+    >>> @accept_shards
     ... def scaled(x, factor):
     ...     return factor * x
     >>> [shard.numpy().tolist() for shard in scaled([tf.ones([1]), tf.ones([2])], 3.0)]
@@ -362,7 +363,7 @@ def image_by_image(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
 
 
 def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
-    """Returns the shards of a batch, in the order of the images."""
+    """Returns a list of `shards` parts of a batch, in the order of the images; of None for no tensor."""
     if x is None or shards == 1:
         return [x] * shards
     count = sizes(x)[0]
@@ -375,20 +376,20 @@ def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
 
 @contextlib.contextmanager
 def backward_memory(mode: str | None, probe: tf.Tensor | None = None) -> Iterator[None]:
-    """Selects the activation-memory mode of the backward pass for code called or traced inside.
+    """Selects the activation-memory mode of the backward pass for code called or traced inside this context.
 
-    "keep" stores all activations. "recompute" computes the hidden maps of coupling nets, many times as wide as the maps
-    between layers, a second time, at the cost of most of a forward pass; values and gradients are the same to the bit.
-    "invert" stores the input and the output of each chain of flow layers and recovers the maps between them by
-    inversion; gradients differ only by rounding.
+    "keep" stores all activations. "recompute" computes the hidden maps of coupling nets a second time, which takes most
+    of the time of a forward pass. The hidden maps have many times as many channels as the maps between layers. Values
+    and gradients are equal to the bit with "keep" and "recompute". "invert" stores the input and the output of each
+    chain of flow layers and recovers the maps between the layers by inversion; gradients differ only by rounding.
 
-    Outside of this context gradients are correct, too, but the nets run in the way that is best without gradients.
+    Outside of this context gradients are correct, too, but the nets run in the way that is fastest without gradients.
 
     Args:
         mode: "keep", "recompute" or "invert"; None for the behaviour outside of the context.
-        probe: float32 scalar for "invert", which a tape must watch. Its gradient is the largest inversion error of any
-            image, whatever is differentiated. The inversion error of an image is the largest difference at the input of
-            a chain relative to the largest number there, summed over the chains of a flow.
+        probe: the error probe of "invert", a float32 scalar that a gradient tape watches. The gradient of the probe is
+            the largest inversion error of any image. The inversion error of an image is the largest difference between
+            recovered and stored input of a chain, relative to the input's largest number, summed over the chains.
 
     Raises:
         UserError: if the mode is unknown.
@@ -408,16 +409,17 @@ def backward_mode() -> str | None:
     return getattr(_state, "backward", (None, None))[0]
 
 
-def _backward_probe() -> tf.Tensor | None:
+def _get_error_probe() -> tf.Tensor | None:
+    """Returns the error probe of the innermost `backward_memory` context; None if there is none."""
     return getattr(_state, "backward", (None, None))[1]
 
 
-def probe_per_image(x: tf.Tensor) -> tf.Tensor | None:
-    """Returns an error probe for each image, `[batch]`; the largest of their gradients is that of the context's probe.
+def make_image_probes(x: tf.Tensor) -> tf.Tensor | None:
+    """Returns an error probe (see `backward_memory`) for each image of x, `[batch]`; None unless layers are inverted.
 
-    Without a probe, or if no layer is inverted, it is None.
+    The gradient of the context's probe is the largest gradient of these probes.
     """
-    probe = _backward_probe() if backward_mode() == "invert" else None
+    probe = _get_error_probe() if backward_mode() == "invert" else None
     if probe is None:
         return None
 
@@ -428,23 +430,24 @@ def probe_per_image(x: tf.Tensor) -> tf.Tensor | None:
     return spread(probe)
 
 
-def inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:
-    """Returns the largest error of each recovered image relative to its largest number, float32 `[batch]`."""
+def measure_inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:
+    """Returns the largest error of each recovered image relative to the stored image's largest number, `[batch]`."""
     axes = list(range(1, len(stored.shape)))
     largest = tf.reduce_max(tf.abs(stored), axes)
     difference = tf.reduce_max(tf.abs(recovered - stored), axes)
     return tf.cast(tf.math.divide_no_nan(difference, largest), tf.float32)
 
 
-def with_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Returns a net with large hidden maps in the form that `backward_memory` selects: the maps are stored or not.
+def apply_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Wraps a coupling net so that its hidden maps are stored or recomputed, as `backward_memory` selects.
 
     Outside of `backward_memory`, and in the forward pass of "invert", the net runs on a few images at a time, so that
-    their hidden maps stay in a core's cache.
+    their hidden maps stay in the cache of a core.
 
     Args:
         net: function of maps `[batch, height, width, channels]`, a condition of each image (a vector, a map or None)
-            and weights that maps each image separately; the hidden maps are as wide as the first weight's last axis.
+            and weights that maps each image separately; hidden maps have as many channels as the first weight's last
+            axis.
     """
     if backward_mode() == "keep":
         return net
@@ -454,20 +457,24 @@ def with_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
 def _run_recomputing(
     net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
 ) -> tf.Tensor:
-    # `tf.recompute_grad` and `keras.remat` look for variables, but inside a StatelessScope the weights are tensors.
+    """Runs a coupling net whose hidden maps the backward pass computes a second time, and returns the output.
+
+    `tf.recompute_grad` and `keras.remat` need variables, but inside a `keras.StatelessScope` the weights are tensors.
+    """
+
     def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
         return net(x, None, *rest) if condition is None else net(x, *rest)
 
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
-            # The maps are computed only when the backward pass arrives here, so that they are not held in memory.
+            # The control dependency delays the second computation until its gradient is needed.
             with tf.control_dependencies([upstream]):
                 again = [tf.identity(value) for value in inputs]
             with tf.GradientTape() as tape:
                 tape.watch(again)
                 y = apply(*again)
-            # Since y is not used, a graph skips the net's last convolution in this second computation.
+            # A graph leaves out the last convolution of the second computation, because nothing uses y.
             return tape.gradient(y, again, output_gradients=upstream)
 
         return apply(*inputs), gradient
@@ -478,9 +485,10 @@ def _run_recomputing(
 def run_in_slices(
     net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
 ) -> tf.Tensor:
-    """Returns the output of a net that runs on a few images at a time, so that their maps stay in a core's cache.
+    """Runs a coupling net on a few images at a time, so that hidden maps stay in a core's cache; returns the output.
 
-    If an operation takes several cores, or a GPU, the net runs on the whole batch. Arguments as for `with_memory_mode`.
+    If an operation uses several cores, or a GPU, the net runs on all images at once. `apply_memory_mode` describes the
+    arguments.
     """
     has_own_core = tf.config.threading.get_intra_op_parallelism_threads() == 1
     if not has_own_core or tf.config.get_visible_devices("GPU") or not x.shape.is_fully_defined():

@@ -1,4 +1,4 @@
-"""Checks of what the models need: Keras with TensorFlow, and the optional packages of extras."""
+"""Checks that Keras uses TensorFlow, and that optional packages are installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 
 from tfdecouple.errors import ConfigError, UserError
 
-# The extra that installs each package, by import name. The extra `all` leaves out `litert`, `loggers` and `wolf`.
+# Extras of `pip install 'tfdecouple[EXTRA]'` by the import name of an optional package that they install.
 EXTRAS = {
     "ai_edge_litert": "litert",
     "onnx": "export",
@@ -31,40 +31,34 @@ class MissingPackageError(UserError, ImportError):
     """The error for an optional package that is not installed."""
 
 
-def require(*modules: str, what: str = "this") -> None:
+def require_packages(*modules: str, what: str) -> None:
     """Raises MissingPackageError if an optional package is not installed; imports none of the packages.
 
-    Args:
-        *modules: import names of packages in `EXTRAS`.
-        what: the subject of the message, for example "the export".
-
-    Raises:
-        MissingPackageError: with the name of the first missing package, and the extra that installs it.
+    `modules` are import names, and `what` is the subject of the message, such as "the export".
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise MissingPackageError(missing(module, what))
+            raise MissingPackageError(describe_missing_package(module, what))
 
 
-def missing(module: str, what: str = "this") -> str:
-    """Returns the message that a package is missing, with the command that installs it.
+def describe_missing_package(module: str, what: str) -> str:
+    """Returns the message that `what` needs a missing package, with the command that installs the package.
 
-    >>> missing("matplotlib", "the command curves")
+    >>> describe_missing_package("matplotlib", "the command curves")
     "the command curves needs matplotlib, which is missing: pip install 'tfdecouple[plots]'"
     """
     return f"{what} needs {module}, which is missing: pip install 'tfdecouple[{EXTRAS[module]}]'"
 
 
 def require_backend() -> None:
-    """Raises ConfigError unless Keras is set to the backend TensorFlow.
+    """Raises ConfigError unless the backend of Keras is TensorFlow.
 
-    The check runs before Keras is imported, because that import fails with a traceback if the package of the configured
-    backend is missing.
+    The check does not import Keras, because that import raises ImportError if the package of the backend is missing.
     """
     home = os.environ.get("KERAS_HOME")
     file = (pathlib.Path(home) if home else pathlib.Path("~", ".keras").expanduser()) / "keras.json"
     values = None
-    # Keras ignores a settings file that it cannot read, so this function ignores it, too.
+    # Keras ignores a settings file that it cannot read, so the check ignores the file, too.
     with contextlib.suppress(OSError, ValueError, RecursionError):
         values = json.loads(file.read_text(encoding="utf-8"))
     backend = os.environ.get("KERAS_BACKEND") or (values if isinstance(values, dict) else {}).get("backend")
