@@ -185,7 +185,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.metrics.linear_classifier import fit_classifier, read_labelled, standardize_features
+    from tfdecouple.metrics.linear_classifier import fit_classifier, read_labelled_images, standardize_features
     from tfdecouple.runs.opened_run import Run
 
     opened = Run.open(run)
@@ -193,7 +193,7 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
         return {}
     source, model, size = opened.open_source(data_dir=data_dir), opened.model, 250
     half = min(PROBED, source.sizes["train"] // 2)
-    images, labels = read_labelled(model, source, "train", 2 * half, seed=0, batch_size=size)
+    images, labels = read_labelled_images(model, source, "train", 2 * half, seed=0, batch_size=size)
     means = [model.posterior(images[start : start + size]).mean() for start in range(0, 2 * half, size)]
     z = np.concatenate([each.numpy() for each in means])
     known, held_out = standardize_features(z[:half], z[half:])

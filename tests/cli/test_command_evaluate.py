@@ -18,7 +18,7 @@ from tfdecouple.cli import main
 from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import open_source
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.metrics.drawn_images import draw_indices
+from tfdecouple.metrics.drawn_images import draw_image_indices
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runtime import progress
@@ -88,7 +88,7 @@ class TestBitsPerDim:
     def test_drawn_images_get_the_figures_that_they_have_among_all(self, made_run, image_folder, tmp_path, known):
         assert command("--run", made_run, "--images", 3, "--batch-size", 2, "--seed", 4, "--out", tmp_path) == 0
         source = open_source(DataConfig(source=f"folder:{image_folder}"), (8, 8, 3))
-        drawn = np.sort(draw_indices(source, "test", 3, 4))
+        drawn = np.sort(draw_image_indices(source, "test", 3, 4))
         assert drawn.tolist() != [0, 1, 2]
         every = next(source.open_split("test").decode_examples().batch(5).as_numpy_iterator())
         batch = {name: every[name][drawn] for name in ("image", "index")} | {"weight": np.ones(3, np.float32)}

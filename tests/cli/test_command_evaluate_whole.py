@@ -21,8 +21,8 @@ from tfdecouple.config import DataConfig, TrainingConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.metrics import classification, linear_classifier
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.metrics.frechet import draw_samples
-from tfdecouple.metrics.outliers import MADE, SCORES, Scorer, compare_scores, make_images
+from tfdecouple.metrics.frechet import draw_model_samples
+from tfdecouple.metrics.outliers import MADE, SCORES, OutlierScorer, compare_outlier_scores, make_outlier_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import load_model
 
@@ -122,7 +122,7 @@ class TestAllMetrics:
         assert values["features"] == 3 and values["extractor"]["file"] == "colours.onnx"
         source = open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3))
         real = {split: load_images(source, split, count)[0] for split, count in COUNTS.items()}
-        samples = np.concatenate(list(draw_samples(load_model(run), 40, 1.0, 3, 8)))
+        samples = np.concatenate(list(draw_model_samples(load_model(run), 40, 1.0, 3, 8)))
         assert values["distance"] == pytest.approx(distance(samples, real["test"]), rel=1e-4)
         drawn = np.random.default_rng(3).permutation(60)[:40]
         assert values["floor"] == pytest.approx(distance(real["train"][drawn], real["test"]), rel=1e-4)
@@ -141,7 +141,7 @@ class TestAllMetrics:
             assert found["images"] == len(scores[kind]["index"]) == found["known_images"] == 6
             for name, detection in found["detection"].items():
                 both = (np.abs(each[name]) if name == "shell" else each[name] for each in (known, scores[kind]))
-                assert detection == json.loads(json.dumps(compare_scores(*both, seed=3))), (kind, name)
+                assert detection == json.loads(json.dumps(compare_outlier_scores(*both, seed=3))), (kind, name)
         bits = read(out, "bits_per_dim-validation")["bits_per_dim"]
         assert known["bits_per_dim"].mean() == pytest.approx(bits, rel=1e-5)
         assert (out / "outliers-validation.png").is_file()
@@ -149,7 +149,10 @@ class TestAllMetrics:
     def test_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
         scores = read(out, "outliers-validation")["per_image"]["validation"]
         images, _ = load_images(open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3)), "validation", 6)
-        right, order = Scorer(load_model(run), 1, seed=3)(images[:4], np.arange(4)), np.argsort(scores["index"])[:4]
+        right, order = (
+            OutlierScorer(load_model(run), 1, seed=3)(images[:4], np.arange(4)),
+            np.argsort(scores["index"])[:4],
+        )
         for name in SCORES:
             np.testing.assert_allclose(np.array(scores[name])[order], right[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
@@ -158,14 +161,14 @@ class TestMadeImages:
     @pytest.mark.parametrize("kind", MADE)
     def test_depend_on_their_numbers_and_not_on_their_batch(self, kind):
         images = random_images(50)
-        made = make_images(kind, images, np.arange(50), 1)
+        made = make_outlier_images(kind, images, np.arange(50), 1)
         assert made.shape == images.shape and made.dtype == np.uint8 and len(np.unique(made, axis=0)) == 50
-        np.testing.assert_array_equal(make_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
-        assert not np.array_equal(make_images(kind, images, np.arange(50), 2), made)
+        np.testing.assert_array_equal(make_outlier_images(kind, images[2:], np.arange(2, 50), 1), made[2:])
+        assert not np.array_equal(make_outlier_images(kind, images, np.arange(50), 2), made)
 
     def test_are_noise_one_colour_and_pixels_in_another_order(self):
         images = random_images(50)
-        noise, flat, permuted = (make_images(kind, images, np.arange(50), 1) for kind in MADE)
+        noise, flat, permuted = (make_outlier_images(kind, images, np.arange(50), 1) for kind in MADE)
         assert noise.mean() == pytest.approx(127.5, abs=3) and np.ptp(flat, (1, 2)).max() == 0
         for before, after in zip(images, permuted, strict=True):
             assert not np.array_equal(before, after)

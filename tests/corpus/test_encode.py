@@ -23,7 +23,7 @@ from tfdecouple.corpus import code_files, read_codes
 from tfdecouple.corpus.codes_manifest import SCORES
 from tfdecouple.errors import DataError
 from tfdecouple.metrics import outliers
-from tfdecouple.metrics.outliers import Scorer
+from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import Run
 
@@ -93,7 +93,7 @@ class TestCodes:
         codes = read_codes_by_key(tmp_path / "codes")
         keys = sorted(codes)
         images = read_pixels(pictures, keys)
-        right = Scorer(model)(images, np.arange(len(keys)))
+        right = OutlierScorer(model)(images, np.arange(len(keys)))
         assert tuple(outliers.SCORES) == SCORES and set(right) == set(SCORES)
         for name in SCORES:
             found = np.array([codes[key][name] for key in keys])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfdecouple.metrics.outliers import compare_scores, compute_auroc
+from tfdecouple.metrics.outliers import compare_outlier_scores, compute_auroc
 
 
 def normals(shift, count, seed=0):
@@ -14,7 +14,7 @@ def normals(shift, count, seed=0):
 
 @pytest.mark.parametrize("shift", [0.0, 2.0])
 def test_two_normal_distributions_have_their_closed_forms(shift):
-    found = compare_scores(*normals(shift, 20_000), resamples=2)
+    found = compare_outlier_scores(*normals(shift, 20_000), resamples=2)
     assert found["auroc"] == pytest.approx(stats.norm.cdf(shift / np.sqrt(2)), abs=0.01)
     passing = stats.norm.cdf(stats.norm.ppf(0.95) - shift)
     assert found["false_positives"] == pytest.approx(passing, abs=0.01)
@@ -29,22 +29,22 @@ def test_auroc_is_the_share_of_pairs_with_ties_by_half():
 
 def test_separate_and_equal_scores():
     inliers, outliers = np.arange(100.0), np.arange(100.0) + 200
-    found = compare_scores(inliers, outliers, resamples=20)
+    found = compare_outlier_scores(inliers, outliers, resamples=20)
     assert (found["auroc"], found["false_positives"]) == (1.0, 0.0) and found["auroc_interval"] == (1.0, 1.0)
-    assert compare_scores(outliers, inliers, resamples=20)["auroc"] == 0.0
-    assert compare_scores(np.zeros(30), np.zeros(40), resamples=20) == {
+    assert compare_outlier_scores(outliers, inliers, resamples=20)["auroc"] == 0.0
+    assert compare_outlier_scores(np.zeros(30), np.zeros(40), resamples=20) == {
         "auroc": 0.5,
         "auroc_interval": (0.5, 0.5),
         "false_positives": 1.0,
         "false_positives_interval": (1.0, 1.0),
     }
     # 95 of the inliers score at most 94: a score of 94 passes, and higher ones do not.
-    assert compare_scores(inliers, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
+    assert compare_outlier_scores(inliers, np.array([94.0, 94.5, 90.0, 200.0]), resamples=2)["false_positives"] == 0.5
 
 
 def test_intervals_are_around_the_value_and_depend_on_the_seed():
     scores = normals(1.0, 50)
-    found, again, other = (compare_scores(*scores, seed=seed) for seed in (3, 3, 4))
+    found, again, other = (compare_outlier_scores(*scores, seed=seed) for seed in (3, 3, 4))
     assert found == again != other
     low, high = found["auroc_interval"]
     assert low < found["auroc"] < high and 0.05 < high - low < 0.3

@@ -14,10 +14,10 @@ from tfdecouple.errors import DataError, ExtractorError, InversionError, NotInit
 from tfdecouple.metrics.frechet import (
     FrechetDistance,
     Moments,
+    compute_feature_moments,
     compute_frechet_distance,
-    compute_moments,
-    draw_samples,
-    open_extractor,
+    draw_model_samples,
+    open_feature_extractor,
 )
 from tfdecouple.model import DecoupledModel
 
@@ -58,7 +58,7 @@ class TestDistance:
     def test_moments_are_in_double_precision(self):
         # Far from 0, as features can be: differences of large sums would lose all digits.
         vectors = (1e8 + np.random.default_rng(0).standard_normal((101, 6)) * [1, 2, 3, 4, 5, 60]).astype(np.float32)
-        moments = compute_moments(lambda images: images, np.split(vectors, [1, 50]))
+        moments = compute_feature_moments(lambda images: images, np.split(vectors, [1, 50]))
         exact = vectors.astype(np.float64)
         assert moments.images == 101
         np.testing.assert_allclose(moments.mean, exact.mean(0), rtol=1e-15)
@@ -81,7 +81,7 @@ class TestExtractor:
     @pytest.mark.parametrize(("write", "name"), [(write_onnx, "a.onnx"), (write_keras, "a.keras")])
     def test_gives_features_of_uint8_images(self, write, name, tmp_path):
         path = write(tmp_path / name)
-        opened = open_extractor(path, (8, 8, 3), trust=name.endswith(".keras"))
+        opened = open_feature_extractor(path, (8, 8, 3), trust=name.endswith(".keras"))
         for images in (random_images(5), random_images(3, seed=1)):
             np.testing.assert_allclose(opened(images), compute_mean_colours(images), rtol=1e-6)
 
@@ -104,13 +104,13 @@ class TestExtractor:
     def test_refuses_in_one_line(self, write, parts, tmp_path):
         path = write(tmp_path)
         with pytest.raises(ExtractorError) as caught:
-            open_extractor(path, (8, 8, 3), trust=True)
+            open_feature_extractor(path, (8, 8, 3), trust=True)
         message = str(caught.value)
         assert "\n" not in message and all(part in message for part in parts), message
 
     def test_refuses_images_that_are_neither_grey_nor_rgb(self, extractor):
         with pytest.raises(ExtractorError, match="the images have 2 channels, .* takes 3; only grey"):
-            open_extractor(extractor, (8, 12, 2))
+            open_feature_extractor(extractor, (8, 12, 2))
 
     def test_refuses_other_files_and_keras_files_with_code_in_one_line(self, tmp_path):
         images = keras.Input((None, None, 3), dtype="uint8")
@@ -119,20 +119,20 @@ class TestExtractor:
             if name.startswith("text"):
                 (tmp_path / name).write_text("no network\n")
             with pytest.raises(ExtractorError, match=part) as caught:
-                open_extractor(tmp_path / name, (8, 8, 3), trust=True)
+                open_feature_extractor(tmp_path / name, (8, 8, 3), trust=True)
             assert "\n" not in str(caught.value)
 
     def test_opens_a_keras_file_only_where_it_is_trusted(self, tiny_run, tmp_path, monkeypatch, capsys):
         path = write_keras(tmp_path / "a.keras")
         monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: pytest.fail("it was opened"))
         with pytest.raises(UntrustedError, match="--trust"):
-            open_extractor(path, (8, 8, 3))
+            open_feature_extractor(path, (8, 8, 3))
         assert main(["evaluate", "--run", str(tiny_run), "--frechet", str(path)]) == 2
         assert "give --trust" in capsys.readouterr().err
 
 
 def samples(model, count, temperature=0.7, seed=0, batch_size=16):
-    return np.concatenate(list(draw_samples(model, count, temperature, seed, batch_size)))
+    return np.concatenate(list(draw_model_samples(model, count, temperature, seed, batch_size)))
 
 
 def compute_frechet(model, source, extractor, frechet_images=40):

@@ -13,7 +13,7 @@ from helpers.variants import variant
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.metrics import latent_use
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
-from tfdecouple.metrics.latent_use import compute_information, compute_latent_use, draw_derangement
+from tfdecouple.metrics.latent_use import compute_latent_use, compute_mutual_information, draw_derangement
 
 # The posterior mean of z_0 is the first pixel over its standard deviation: N(0, 1) over images.
 SCALE = 38.0
@@ -124,9 +124,9 @@ class TestDraws:
         rng = np.random.default_rng(0)
         mean, stddev = rng.normal(size=(20, 3)), rng.uniform(0.1, 1, (20, 3))
         z = mean + stddev * rng.normal(size=(20, 3))
-        whole = compute_information(z, mean, stddev)
+        whole = compute_mutual_information(z, mean, stddev)
         monkeypatch.setattr(latent_use, "_CHUNK_NUMBERS", 7 * 60)
-        for one, other in zip(compute_information(z, mean, stddev), whole, strict=True):
+        for one, other in zip(compute_mutual_information(z, mean, stddev), whole, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12)
 
     @pytest.mark.parametrize("count", [2, 3, 50])

@@ -12,11 +12,11 @@ from helpers.models import SMALL, random_images
 from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification, linear_classifier
 from tfdecouple.metrics.classification import LinearProbe
-from tfdecouple.metrics.drawn_images import draw_indices, read_batches
+from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
 from tfdecouple.metrics.linear_classifier import (
-    KINDS,
+    CLASSIFIERS,
     STRENGTHS,
-    Fitted,
+    FittedClassifier,
     fit_classifier,
     fit_pca,
 )
@@ -78,13 +78,13 @@ def fitted(monkeypatch):
 
     def fit(kind, features, *_):
         seen.append(features.copy())
-        return Fitted(FirstClass(), 1.0, 0.5, [[1.0, 0.5]], True)
+        return FittedClassifier(FirstClass(), 1.0, 0.5, [[1.0, 0.5]], True)
 
     monkeypatch.setattr(classification, "fit_classifier", fit)
     return seen
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_c_is_the_best_on_the_last_fifth_and_the_last_fit_is_on_all_images(kind, monkeypatch):
     # Many noisy features: a weak classifier is best, and C matters.
     monkeypatch.setattr(linear_classifier, "STRENGTHS", STRENGTHS[:5])
@@ -94,12 +94,12 @@ def test_c_is_the_best_on_the_last_fifth_and_the_last_fit_is_on_all_images(kind,
     features[:, :10] += 0.6 * (2 * labels[:, None] - 1)
     fitted = fit_classifier(kind, features, labels)
     for strength, accuracy in fitted.tried:
-        expected = KINDS[kind]().set_params(C=strength).fit(features[:160], labels[:160])
+        expected = CLASSIFIERS[kind]().set_params(C=strength).fit(features[:160], labels[:160])
         assert accuracy == pytest.approx(expected.score(features[160:], labels[160:]), abs=0.026)
     shares = [accuracy for _, accuracy in fitted.tried]
     assert fitted.held_out_accuracy == max(shares) > min(shares)
     assert fitted.strength == fitted.tried[shares.index(max(shares))][0]
-    expected = KINDS[kind]().set_params(C=fitted.strength).fit(features, labels)
+    expected = CLASSIFIERS[kind]().set_params(C=fitted.strength).fit(features, labels)
     np.testing.assert_array_equal(fitted.classifier.coef_, expected.coef_)
     monkeypatch.setattr(linear_classifier, "MAX_ITERATIONS", 1)
     assert not fit_classifier(kind, features, labels).converged
@@ -115,10 +115,10 @@ def test_components_of_few_images_hold_more_than_rounding():
 
 def test_images_are_drawn_from_the_whole_split_and_read_once(source):
     images, labels = coloured_images(120)
-    indices = draw_indices(source, "train", 30, seed=0)
+    indices = draw_image_indices(source, "train", 30, seed=0)
     assert len(set(indices.tolist())) == 30 and indices.min() < 40 and indices.max() >= 80
-    assert set(indices) != set(draw_indices(source, "train", 30, seed=1))
-    batches = list(read_batches(source, "train", indices, batch_size=7))
+    assert set(indices) != set(draw_image_indices(source, "train", 30, seed=1))
+    batches = list(read_drawn_batches(source, "train", indices, batch_size=7))
     np.testing.assert_array_equal(np.concatenate([b["image"] for b in batches]), images[np.sort(indices)])
     np.testing.assert_array_equal(np.concatenate([b["label"] for b in batches]), labels[np.sort(indices)])
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from helpers.models import LEAST, TINY, random_images
 from scipy import stats
 
-from tfdecouple.metrics.outliers import Scorer
+from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import chi_moments, outlier_scores, shell, typicality
 
@@ -109,6 +109,6 @@ def test_batches_may_be_of_several_sizes():
     images = random_images(4, LEAST.image_shape)
     model = DecoupledModel(LEAST)
     model.initialize(images)
-    scorer, index = Scorer(model), np.arange(4)
+    scorer, index = OutlierScorer(model), np.arange(4)
     whole, few = scorer(images, index), scorer(images[:3], index[:3])
     np.testing.assert_allclose(few["bits_per_dim"], whole["bits_per_dim"][:3], rtol=1e-5)

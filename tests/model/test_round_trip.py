@@ -29,7 +29,7 @@ from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.metrics.classification import classify_images
 from tfdecouple.metrics.latent_use import compute_latent_use
-from tfdecouple.metrics.outliers import Scorer
+from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import FAR
 from tfdecouple.runtime import precision as tf32
@@ -248,7 +248,7 @@ class TestPrograms:
     # Of models that know labels or learn u, and what each enters by itself: by name, the model and what is run.
     OTHERS = {
         "classification": ("classes", lambda m: classify_images(m, labelled(m))["log_probability"]),
-        "outliers": ("none", lambda m: list(Scorer(m)(images_of(m), np.arange(3)).values())),
+        "outliers": ("none", lambda m: list(OutlierScorer(m)(images_of(m), np.arange(3)).values())),
         "code of each label": ("classes", lambda m: m.code_net.codes()),
         "codes of labels": ("classes", lambda m: m.code_net(LABELS)),
         "z by its label": ("prior-classes", lambda m: m.prior_affine.inverse(NOISE, LABELS)),

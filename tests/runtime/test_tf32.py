@@ -121,7 +121,7 @@ def test_onnx_extractors_on_gpus_are_told_to_leave_tf32_alone(monkeypatch, tmp_p
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     (tmp_path / "x.onnx").write_bytes(b"x")
     with pytest.raises(ExtractorError, match="seen"):
-        frechet.open_extractor(tmp_path / "x.onnx", (8, 8, 3))
+        frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
     assert opened == [(both[0], {"use_tf32": "0"}), (both[1], {})]
 
 
@@ -129,7 +129,7 @@ def test_extractors_run_in_full_float32(tmp_path, monkeypatch):
     def run(images):
         return np.full([len(images), 1], float(enabled()))
 
-    monkeypatch.setattr(frechet, "_open_onnx", lambda path: (run, ["uint8"], 1))
+    monkeypatch.setattr(frechet, "_open_onnx_extractor", lambda path: (run, ["uint8"], 1))
     (tmp_path / "x.onnx").touch()
-    extractor = frechet.open_extractor(tmp_path / "x.onnx", (8, 8, 3))
+    extractor = frechet.open_feature_extractor(tmp_path / "x.onnx", (8, 8, 3))
     assert np.array_equal(extractor(random_images(2)), [[0.0], [0.0]])

@@ -125,9 +125,9 @@ def read_split(
     import numpy as np
 
     from tfdecouple.data.labels import check_labels
-    from tfdecouple.metrics.drawn_images import draw_indices
+    from tfdecouple.metrics.drawn_images import draw_image_indices
 
-    indices = np.sort(draw_indices(source, split, options.images or _IMAGES, options.seed))
+    indices = np.sort(draw_image_indices(source, split, options.images or _IMAGES, options.seed))
     z, label = opened.encode_split(source, split, indices, f"encoding images of {split}")
     label = check_labels(source, label)
     if attributes is None:

@@ -144,13 +144,13 @@ class Evaluation:
         from tfdecouple.data import make_evaluation_batches
         from tfdecouple.data.batches import round_batch_size
         from tfdecouple.data.labels import check_batch_labels
-        from tfdecouple.metrics.drawn_images import draw_indices
+        from tfdecouple.metrics.drawn_images import draw_image_indices
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
         # Images are drawn, because the first images of a folder, which is sorted by class, would be of one class.
         drawn = self.count < self.size
-        indices = draw_indices(self.source, options.split, self.count, options.seed) if drawn else None
+        indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 

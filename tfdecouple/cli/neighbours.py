@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.data import read_chosen_batches
-    from tfdecouple.metrics.drawn_images import draw_indices, read_images
+    from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_neighbour_grid
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     source, split = open_data(opened, options), options.split
     model, has_z = opened.model, opened.config.model.has_encoder
     samples = np.asarray(model.sample(options.count, options.temperature, seed=options.seed))
-    drawn = draw_indices(source, split, options.search or source.sizes[split], options.seed)
+    drawn = draw_image_indices(source, split, options.search or source.sizes[split], options.seed)
     queries = {"pixels": samples} | ({"z": opened.encode_z(samples)} if has_z else {})
     columns: dict[str, list[np.ndarray]] = {name: [] for name in queries}
     searched = []
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
         # An image may be near to several samples.
         different, rows = np.unique(indices, return_inverse=True)
-        nearest[name] = read_images(model, source, split, different)[0][rows.reshape(indices.shape)]
+        nearest[name] = read_drawn_images(model, source, split, different)[0][rows.reshape(indices.shape)]
         results[name] = {"indices": indices.tolist(), "distances": distances.tolist()}
     copies = sum(row[0] == 0 for row in results["pixels"]["distances"])
     caption = (

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from tfdecouple.cli.run_images import name_labels, open_data, save_picture
-    from tfdecouple.metrics.drawn_images import draw_indices
+    from tfdecouple.metrics.drawn_images import draw_image_indices
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.visualization.plots import (
         plot_projection,
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
 
     opened = Run.open(options.run, z_for="project")
     source = open_data(opened, options)
-    indices = np.sort(draw_indices(source, options.split, options.count, options.seed))
+    indices = np.sort(draw_image_indices(source, options.split, options.count, options.seed))
     count = len(indices)
     if count < 4:
         raise DataError(f"project got {count} images; it needs at least 4")

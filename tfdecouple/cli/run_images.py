@@ -15,7 +15,7 @@ from PIL import Image
 from tfdecouple.data import Source, choose_user_crop
 from tfdecouple.data.image_file import read_image
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.metrics.drawn_images import draw_indices, read_images
+from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import is_run_folder
@@ -51,8 +51,10 @@ def open_data(run: Run, options: argparse.Namespace) -> Source:
 def draw_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
     """Returns `--count` images of `--split`, or all, drawn with `--seed` from `source` or what `open_data` returns."""
     source = source or open_data(run, options)
-    indices = draw_indices(source, options.split, options.count, options.seed)
-    return describe_images(run, source, options.split, indices, *read_images(run.model, source, options.split, indices))
+    indices = draw_image_indices(source, options.split, options.count, options.seed)
+    return describe_images(
+        run, source, options.split, indices, *read_drawn_images(run.model, source, options.split, indices)
+    )
 
 
 def describe_images(
@@ -103,8 +105,8 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
     by_label = options.pairing != "any" and len(source.label_names) > 1
     # The pool is large, so that it has enough images of each label for pairs within the label.
     size = max(500, 8 * options.count) if by_label else 2 * options.count
-    pool = draw_indices(source, split, size, options.seed)
-    images, labels = read_images(run.model, source, split, pool)
+    pool = draw_image_indices(source, split, size, options.seed)
+    images, labels = read_drawn_images(run.model, source, split, pool)
     has_labels = len(set(labels[labels >= 0].tolist())) > 1
     how = "any" if options.pairing == "auto" else options.pairing
     if how != "any" and not has_labels:

@@ -15,8 +15,8 @@ from tfdecouple.corpus.codes_manifest import SCORES, CodesManifest, Field, Shard
 from tfdecouple.data import Source
 from tfdecouple.data.labels import check_labels
 from tfdecouple.errors import DataError, UserError, one_line
-from tfdecouple.metrics.base import require_finite
-from tfdecouple.metrics.outliers import Scorer
+from tfdecouple.metrics.base import require_finite_values
+from tfdecouple.metrics.outliers import OutlierScorer
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
 from tfdecouple.runtime.precision import full_float32
@@ -35,7 +35,7 @@ def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_siz
     """
     all_names = {field.name for field in fields}
     names = all_names.difference(SCORES)
-    scorer = Scorer(model) if all_names - names else None
+    scorer = OutlierScorer(model) if all_names - names else None
     specs = [tf.TensorSpec([batch_size, *model.config.image_shape], tf.uint8), tf.TensorSpec([batch_size], tf.int32)]
     by_label = model.config.has_class_codes
 
@@ -116,7 +116,7 @@ def encode_shards(
             end = int(np.searchsorted(rows["index"], shard.stop))
             codes, rows = ({name: each[part] for name, each in rows.items()} for part in (slice(end), slice(end, None)))
             for field in manifest.fields:
-                require_finite(f"{field.name} of {split}", codes[field.name], codes["index"])
+                require_finite_values(f"{field.name} of {split}", codes[field.name], codes["index"])
             keys = [encode_image_key(source.find_image_key(split, int(index))) for index in codes["index"]]
             if "v" in codes:
                 far += itertools.compress(keys, far_from_training(codes["v"]))

@@ -26,13 +26,13 @@ class Estimate:
 
     @classmethod
     def from_values(cls, values: Any) -> Estimate:
-        """Returns the mean of `values`, one value per image, `[images]`, with its standard error, summed in float64."""
+        """Returns the mean and standard error, computed in float64, of values `[images]`, one value per image."""
         values = np.asarray(values, np.float64)
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return cls(float(values.mean()), float(error))
 
     def to_text(self, digits: int) -> str:
-        """Returns the mean with `digits` decimals as a text, followed by the standard error where it is finite.
+        """Returns a text of the mean, with `digits` decimals, and of the standard error if that is finite.
 
         >>> Estimate(3.14159, 0.0123).to_text(3), Estimate(3.0, math.nan).to_text(1)
         ('3.142 ± 0.012', '3.0')
@@ -42,9 +42,9 @@ class Estimate:
 
 
 class Result(NamedTuple):
-    """The result of a metric: values for its JSON file, lines that `evaluate` prints, and perhaps a picture.
+    """The result of a metric: values for its JSON file, lines that `evaluate` prints, and a picture or None.
 
-    The values are plain; NaN and infinities become null in the file.
+    The values are plain Python objects; NaN and infinities become null in the file.
     """
 
     values: dict[str, Any]
@@ -53,18 +53,18 @@ class Result(NamedTuple):
 
 
 class Metric:
-    """The base class of a metric that `evaluate` computes; `cli/evaluate.py` lists all metrics in their order.
+    """The base class of the metrics of the command `evaluate`; `cli/evaluate.py` lists all metrics in their order.
 
     The module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
 
     Attributes:
-        name: the name of the metric, after which its file is named and, unless `is_requested` is overridden, the
-            option that requests it.
-        help: what `--help` says of this option.
-        on_split: True if the metric is computed on the images of --split, which its file then names; False if it is
-            computed on test images, and perhaps on training images, whatever the value of --split.
+        name: the name of the metric, of its JSON file, and of the option that requests the metric.
+        help: the help text of this option.
+        on_split: True if the metric is computed on the images of --split; the name of its file then contains the split.
+            False if the metric uses test images, whatever --split is.
         needs_z: whether the metric needs a model with z.
-        needs_posterior: whether the metric fails for a model whose z is a function of the label.
+        needs_posterior: whether the metric needs z of an image, so that a model whose z is a function of the label
+            does not suit.
         needs_classes: whether the metric needs a model with labels.
         needs_plots: whether the metric draws a plot, which needs matplotlib.
     """
@@ -82,20 +82,20 @@ class Metric:
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the metric's options to `group`, a group of the parser of `evaluate`: by default one without a value."""
+        """Adds the options of the metric to a group of the parser of `evaluate`; by default a flag with its name."""
         group.add_argument(f"--{cls.name.replace('_', '-')}", action="store_true", help=cls.help)
 
     @property
     def option(self) -> str:
-        """The command-line option that requests the metric, such as "--latent-use"."""
+        """The name of the command-line option that requests the metric, such as "--latent-use"."""
         return f"--{self.name.replace('_', '-')}"
 
     def is_requested(self) -> bool:
-        """Returns whether the options of the command request this metric."""
+        """Returns whether the command-line options request this metric."""
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Checks the metric's options and opens its own inputs, before any metric is computed.
+        """Checks the options of the metric and opens the inputs that it alone needs, before any metric is computed.
 
         Raises:
             UserError: if an option is wrong, or a file, a data set or a package that the metric needs is missing.
@@ -107,23 +107,23 @@ class Metric:
         """Returns the result of the metric for the run, the images and the devices of a `cli.evaluate.Evaluation`.
 
         Raises:
-            UserError: if the metric cannot be computed and the user can mend the cause; the message is one line.
+            UserError: if the metric cannot be computed for a reason that the user can change.
         """
         raise NotImplementedError
 
 
-def describe_draws(k: int) -> str:
+def describe_draw_count(k: int) -> str:
     """Returns the number of draws `k` as a text, such as "1 draw" or "3 draws"."""
     return f"{k} draw{'s' if k > 1 else ''}"
 
 
-def require_finite(what: str, values: np.ndarray, index: np.ndarray) -> None:
-    """Raises RunError, which names the images, if values of images, float `[images, ...]`, are not all finite.
+def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> None:
+    """Raises RunError, with the numbers of the images, if a value of an image is not finite.
 
     Args:
         what: the name of the values in the message, such as "the bound".
-        values: the values of each image.
-        index: the numbers of the images in their split, `[images]`.
+        values: the values, float `[images, ...]`.
+        index: the indices of the images in their split, `[images]`.
     """
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):

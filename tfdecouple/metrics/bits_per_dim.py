@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.config.shapes import RGB_CHANNELS
-from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, require_finite
+from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, require_finite_values
 from tfdecouple.runtime.option_types import add_number
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _TERMS = ("reconstruction", "kl", "dequantization")
 
 
 class BitsPerDim(Metric):
-    """The metric that `evaluate` always computes: bits per dimension by the ELBO, and its terms in nats per image."""
+    """The metric that `evaluate` always computes: bits per dimension by the ELBO, and the terms of the ELBO in nats."""
 
     name = "bits_per_dim"
 
@@ -70,10 +70,13 @@ class ImportanceWeighted(Metric):
 
 
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
-    """Returns a bound on the images of --split, and the line that `evaluate` prints of it."""
+    """Returns a bound on the bits per dimension of the images of --split, and a line of its value for `evaluate`."""
     from tfdecouple.runtime.progress import Counter
 
-    evaluator, draws = BoundEvaluator(evaluation.opened.model, evaluation.strategy), f"{describe_draws(k)} an image"
+    evaluator, draws = (
+        BoundEvaluator(evaluation.opened.model, evaluation.strategy),
+        f"{describe_draw_count(k)} an image",
+    )
     options: dict[str, Any] = {"k": k, "seed": evaluation.options.seed, "refuse_non_finite": True}
     with Counter(f"{bound}, {draws}", evaluation.count) as counter:
         result = evaluator(evaluation.batches(), bound=bound, on_batch=counter, **options)
@@ -104,8 +107,8 @@ class OwnSize(Metric):
                 rows.append({"image": name, "height": image.shape[0], "width": image.shape[1], "bits_per_dim": bits})
                 counter(index + 1)
         bits_per_dim = np.array([row["bits_per_dim"] for row in rows])
-        require_finite("the bound", bits_per_dim, np.arange(len(rows)))
-        mean, draws = Estimate.from_values(bits_per_dim), describe_draws(options.samples)
+        require_finite_values("the bound", bits_per_dim, np.arange(len(rows)))
+        mean, draws = Estimate.from_values(bits_per_dim), describe_draw_count(options.samples)
         lines = [f"{mean.to_text(4)} bits/dim: ELBO at own size, {draws} an image, {len(rows):,} images"]
         for name, height, width, bits in map(dict.values, rows[:20]):
             lines.append(f"    {bits:.4f}  {width} x {height}  {name}")
@@ -115,19 +118,20 @@ class OwnSize(Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """A bound on the bits per dimension, averaged over images.
+    """A bound on the bits per dimension, averaged over images, with its terms.
 
     Attributes:
         bound: the kind of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
-        k: the number of draws of (z, u) per image, averaged outside the logarithm by the ELBO, inside by the other.
+        k: the number of draws of (z, u) per image. The ELBO averages their logarithms; the importance-weighted bound
+            takes the logarithm of their average.
         images: the number of images.
         bits_per_dim: the bound in bits per colour value.
         standard_error: the standard error of `bits_per_dim`, from the spread over images.
-        reconstruction, kl, dequantization: the terms of the ELBO over the same draws, in nats per image: -log p(x|z),
+        reconstruction, kl, dequantization: the terms of the ELBO over these draws, in nats per image: -log p(x|z),
             log q(z|x) - log p(z), log q(u|x).
-        gain: the distance of the bound below the ELBO over the same draws, in bits/dim; 0 for the ELBO.
-        effective_draws: the mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. If it is
-            near 1, few draws dominate the bound, and more draws would lower it.
+        gain: how far the bound is below the ELBO over these draws, in bits/dim; 0 for the ELBO.
+        effective_draws: the mean over images of (sum of weights)**2 / sum of squared weights, from 1 to k. Near 1, few
+            draws dominate the bound, and more draws would lower it.
     """
 
     bound: str
@@ -142,18 +146,18 @@ class Bound:
     effective_draws: float
 
     def to_log_row(self) -> dict[str, float]:
-        """Returns the numbers for a row of the training log: the bound, the means of its terms, and the counts."""
+        """Returns the values for a row of the training log, by name: the bound, the means of its terms, the counts."""
         terms = {name: getattr(self, name).mean for name in _TERMS}
         bits = {"bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
         return {**bits, **terms, "images": self.images, "samples": self.k}
 
 
 class BoundEvaluator:
-    """A function that computes a bound on the bits per dimension of images, on one or more devices.
+    """A callable that computes a bound on the bits per dimension of images, on one or more devices.
 
-    Draw number n of an image depends only on the seed, on n and on the image's index, and sums are taken in float64.
-    So the batch size and the number of devices change a result by rounding alone. For a model without z only u is
-    drawn.
+    Draw number n of an image depends only on the seed, on n and on the index of the image, and sums are taken in
+    float64. So the batch size and the number of devices change a result by rounding alone. A model without z needs
+    draws of u alone.
 
     Args:
         model: a `DecoupledModel` with weights, or a density with its `config`, `require_initialized`,
@@ -167,9 +171,11 @@ class BoundEvaluator:
         self._model = model
         self._has_classes = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
-        # The seed and the number of the draw are tensors, so that TensorFlow traces each batch shape only once.
+        # TensorFlow traces the function once for each batch shape, because the seed and the draw number are tensors.
         self._compute_on_devices = tf.function(
-            lambda *inputs: self._strategy.run(self._compute_draw, args=inputs), autograph=False, reduce_retracing=True
+            lambda *inputs: self._strategy.run(self._compute_elbo_terms, args=inputs),
+            autograph=False,
+            reduce_retracing=True,
         )
 
     def __call__(
@@ -185,14 +191,14 @@ class BoundEvaluator:
         """Returns a bound on the bits per dimension, averaged over the images of all batches.
 
         Args:
-            batches: dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`, 0 for
-                padding), all of one batch size that the number of devices divides; and `label` (`[batch]`) for a model
-                with labels, which is required only where z is a function of the label.
+            batches: a dataset of dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
+                0 for padding), with one batch size that the number of devices divides. For a model with labels also
+                `label` (`[batch]`), which may be -1 unless z is a function of the label.
             bound: the kind of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
             k: the number of draws per image, at least 1.
             seed: the seed of the draws.
-            on_batch: a callback that receives the progress after each draw, as a number of images.
-            refuse_non_finite: whether a bound of an image that is not finite raises RunError, which names the images.
+            on_batch: a callback that receives the number of evaluated images after each draw.
+            refuse_non_finite: whether a bound that is not finite raises RunError, with the numbers of the images.
 
         Raises:
             DataError: if a label that the model needs is missing.
@@ -205,21 +211,23 @@ class BoundEvaluator:
 
         self._model.require_initialized()
         if self._strategy.num_replicas_in_sync > 1:
-            # On one device a strategy would add an input pipeline, and closing it can take as long as it has run.
-            whole = batches
-            batches = self._strategy.distribute_datasets_from_function(lambda each: slice_for_replicas(whole, each))
-        # Lists with the terms of each image, its log sums of weights and of squared weights, and its index.
+            # One device needs no distributed dataset, whose input pipeline can take as long to close as it has run.
+            undistributed = batches
+            batches = self._strategy.distribute_datasets_from_function(
+                lambda context: slice_for_replicas(undistributed, context)
+            )
+        # For each image: the ELBO's terms, the log of the sum of weights, and of the squared weights, and the index.
         terms, log_sums, log_squares, index = [], [], [], []
         done = 0
         for batch in batches:
-            counted = self._gather(batch["weight"]) > 0
+            counted = self._gather_from_devices(batch["weight"]) > 0
             images, rows = int(counted.sum()), []
             labels = batch.get("label") if self._has_classes else None
             for number in range(k):
                 with full_float32():
                     draw = tf.constant(seed), tf.constant(number)
                     values = self._compute_on_devices(batch["image"], labels, batch["index"], *draw)
-                rows.append(self._gather(values)[counted].astype(np.float64))
+                rows.append(self._gather_from_devices(values)[counted].astype(np.float64))
                 on_batch(done + images * (number + 1) // k)
             draws = np.stack(rows)
             log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
@@ -228,14 +236,14 @@ class BoundEvaluator:
             with np.errstate(invalid="ignore"):
                 log_sums.append(np.logaddexp.reduce(log_weights))
                 log_squares.append(np.logaddexp.reduce(2 * log_weights))
-            index.append(self._gather(batch["index"])[counted])
+            index.append(self._gather_from_devices(batch["index"])[counted])
             done += images
         nats, log_sum, log_square = np.concatenate(terms), np.concatenate(log_sums), np.concatenate(log_squares)
-        # The terms are added in the order of the log weights, so that at k = 1 both bounds are equal to the last bit.
+        # The terms are added in the order in which the log weights add them: both bounds are then identical for k = 1.
         negative_elbo = nats[:, 0] + nats[:, 1] + nats[:, 2]
         bound_nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
         if refuse_non_finite:
-            require_finite("the bound", np.column_stack([bound_nats, nats]), np.concatenate(index))
+            require_finite_values("the bound", np.column_stack([bound_nats, nats]), np.concatenate(index))
         bits, elbo_bits = (self._model.nats_to_bits_per_dim(values) for values in (bound_nats, negative_elbo))
         with np.errstate(invalid="ignore", over="ignore"):
             mean, error = dataclasses.astuple(Estimate.from_values(bits))
@@ -244,14 +252,14 @@ class BoundEvaluator:
             effective_draws = float(np.exp(2 * log_sum - log_square).mean())
         return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 
-    def _gather(self, values: Any) -> np.ndarray:
-        """Returns an array of the values from all devices, in the order of the batch, on every worker."""
+    def _gather_from_devices(self, values: Any) -> np.ndarray:
+        """Returns the values of all devices as one array in the order of the batch, on every worker."""
         return self._strategy.gather(values, axis=0).numpy()
 
-    def _compute_draw(
+    def _compute_elbo_terms(
         self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
     ) -> tf.Tensor:
-        """Returns the three terms of each image's ELBO for one draw of the noise, `[batch, 3]`, in nats."""
+        """Returns the three terms of the ELBO of each image for one draw of noise, `[batch, 3]`, in nats."""
         import tensorflow as tf
 
         from tfdecouple import randomness

@@ -1,4 +1,4 @@
-"""Two metrics of classification: by linear classifiers of z, v and pixels, and by a model with labels itself."""
+"""Two metrics of classification: by linear classifiers of z, v and pixels, and by Bayes' rule with a model's labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from tfdecouple.errors import DataError
 from tfdecouple.metrics.base import Estimate, Metric, Result
-from tfdecouple.metrics.drawn_images import encode_images
+from tfdecouple.metrics.drawn_images import encode_drawn_images
 from tfdecouple.metrics.linear_classifier import (
+    CLASSIFIERS,
     HELD_OUT,
-    KINDS,
     STRENGTHS,
     fit_classifier,
     fit_pca,
     flatten_images,
-    read_labelled,
+    read_labelled_images,
     standardize_features,
 )
 from tfdecouple.runtime.option_types import add_number
@@ -28,24 +28,24 @@ from tfdecouple.runtime.progress import Counter
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
 
-# Default limits of the images of the probe and of their colour values; the time of a fit grows with both.
+# Default largest numbers of images, and of colour values in all images, of a probe; the time of a fit grows with both.
 IMAGES, VALUES = 10_000, 2**26
-# Smallest number of training images: with fewer, hardly any would be held out to choose C.
+# Smallest number of training images, of which a fifth is held out to choose C.
 LEAST = 10
 
 
 class LinearProbe(Metric):
     """The metric of the test accuracy of linear classifiers on pixels, z (the posterior mean) and v (paper Table 4).
 
-    For a fair comparison with z, pixels and v are also reduced to d_z dimensions by PCA. All features are standardised.
-    All that is fitted depends on the training images alone, which are not augmented. A model without z is tested on
-    pixels and v only, without PCA.
+    For a fair comparison with z, pixels and v are also reduced to d_z dimensions by PCA. A model without z is tested on
+    pixels and v only, without PCA. All features are standardised. Scalers, PCA and classifiers are fitted to training
+    images alone, without augmentation.
 
-    The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss); the paper's code uses
+    The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss). The paper's code uses
     `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
 
-    Memory: besides the images, features take 4 * (training images + test images) * height * width * channels bytes,
-    0.7 GB for 60,000 images of 32 x 32 RGB, and `LinearSVC` copies the training features to 24 bytes a value.
+    The features of 60,000 images of 32 x 32 RGB take 0.7 GB (4 bytes a value), and `LinearSVC` copies those of the
+    training images to 24 bytes a value.
     """
 
     name = "probe"
@@ -73,8 +73,8 @@ class LinearProbe(Metric):
         if train_images < LEAST:
             raise DataError(f"the number of training images is {train_images}; a probe needs at least {LEAST}")
         reading = {"seed": options.seed, "batch_size": evaluation.batch_size}
-        train, labels = read_labelled(model, source, "train", train_images, **reading)
-        test, test_labels = read_labelled(model, source, "test", test_images, **reading)
+        train, labels = read_labelled_images(model, source, "train", train_images, **reading)
+        test, test_labels = read_labelled_images(model, source, "test", test_images, **reading)
         fitted_labels = labels[: -(len(labels) // HELD_OUT)]
         if len(np.unique(fitted_labels)) < 2:
             raise DataError(
@@ -86,7 +86,7 @@ class LinearProbe(Metric):
 
         def classify(name: str, features: np.ndarray, test_features: np.ndarray) -> None:
             classifiers = {}
-            for kind in KINDS:
+            for kind in CLASSIFIERS:
                 with Counter(f"{name}, {kind}", len(STRENGTHS) + 1, unit="fits") as counter:
                     fitted = fit_classifier(kind, features, labels, counter)
                 predictions[name, kind] = predicted = fitted.classifier.predict(test_features)
@@ -99,8 +99,8 @@ class LinearProbe(Metric):
                     "tried": fitted.tried,
                     "converged": fitted.converged,
                 }
-                line = f"{name} ({features.shape[1]:,}), {kind}: {_percent(classifiers[kind])}"
-                # Standard output holds results alone.
+                line = f"{name} ({features.shape[1]:,}), {kind}: {_format_accuracy(classifiers[kind])}"
+                # Progress goes to standard error, so that standard output has the results alone.
                 print(line, file=sys.stderr, flush=True)
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
 
@@ -113,14 +113,16 @@ class LinearProbe(Metric):
                 classify(f"{name}, PCA", *standardize_features(*reduced))
 
         classify_with_pca("pixels", train, test)
-        (z, v), (test_z, test_v) = (encode_images(model, images, evaluation.batch_size) for images in (train, test))
+        (z, v), (test_z, test_v) = (
+            encode_drawn_images(model, images, evaluation.batch_size) for images in (train, test)
+        )
         if z is not None and test_z is not None:
             classify("z", *standardize_features(z, test_z))
         classify_with_pca("v", v, test_v)
 
         name = "z" if z is not None else "v"
         classifiers = rows[name]["classifiers"]
-        # The picture shows the classifier that is best on held-out images, because test images must not choose it.
+        # Held-out images choose the classifier of the picture, because test images must not influence the choice.
         kind = max(classifiers, key=lambda kind: classifiers[kind]["held_out_accuracy"])
         report = {
             "results": list(rows.values()),
@@ -133,24 +135,24 @@ class LinearProbe(Metric):
             "seed": options.seed,
         }
         picture = render_figure(plot_confusion(report["confusion"], source.label_names))
-        return Result(report, _lines(report), picture)
+        return Result(report, _format_linear_classifiers(report), picture)
 
 
-def _percent(result: dict[str, Any]) -> str:
+def _format_accuracy(result: dict[str, Any]) -> str:
     return f"{100 * result['accuracy']:.2f} % +- {100 * result['standard_error']:.2f}"
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of the test accuracies."""
+def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
+    """Returns the lines of a table of the test accuracies of linear classifiers."""
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images.",
-        f"{'features':14}{'dimensions':>10}" + "".join(f"{kind:>24}" for kind in KINDS),
+        f"{'features':14}{'dimensions':>10}" + "".join(f"{kind:>24}" for kind in CLASSIFIERS),
     ]
     for row in report["results"]:
-        cells = "".join(f"{_percent(row['classifiers'][kind]):>24}" for kind in KINDS)
+        cells = "".join(f"{_format_accuracy(row['classifiers'][kind]):>24}" for kind in CLASSIFIERS)
         lines.append(f"{row['features']:14}{row['dimensions']:>10,}{cells}")
-    lines.append(f"{'largest class':24}{100 * report['chance']:>{24 * len(KINDS)}.2f} %")
+    lines.append(f"{'largest class':24}{100 * report['chance']:>{24 * len(CLASSIFIERS)}.2f} %")
     lines.append(
         f"+-: standard error. C was chosen on {report['held_out_images']:,} of the training images; z is the posterior "
         "mean."
@@ -161,7 +163,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 
 class Classification(Metric):
-    """The metric of how often the model itself classifies an image right, by Bayes' rule."""
+    """The metric of the accuracy of a model with labels as a classifier, by Bayes' rule."""
 
     name = "classify"
     help = "also how often the model classifies an image right, by Bayes' rule; the model must have labels"
@@ -189,11 +191,12 @@ def classify_images(
     batches: Iterable[Mapping[str, Any]],
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Returns how often the label y of highest probability p(y|x) is the right label of the image x.
+    """Returns the accuracy of classifying each image x as the label y with the highest p(y|x), and further metrics.
 
-    The values are plain: `images`; `accuracy` with its `standard_error`; `chance`, the share of the most frequent
-    label; `log_probability`, the mean of log p(y|x) of the right label y in nats; and `confusion`, the confusion
-    matrix. `batches` are those of `make_evaluation_batches`; `on_batch` receives the number of finished images.
+    The result is a dict of plain values: `images`; `accuracy` with its `standard_error`; `chance`, the share of the
+    most frequent label; `log_probability`, the mean of log p(y|x) of the true label y in nats; and `confusion`, the
+    result of `count_confusion`. `batches` are those of `make_evaluation_batches`; `on_batch` is a callback that
+    receives the number of classified images.
 
     Raises:
         DataError: if no image has a label.
@@ -228,10 +231,10 @@ def classify_images(
 
 
 def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Returns the confusion matrix of a classifier as plain values, with the names of its features and its kind.
+    """Returns a dict of plain values with the confusion matrix of a classifier.
 
-    The keys are `features`, `classifier`, `accuracy`, `labels` (the labels that occur), and `counts`, with a row for
-    each true class and a column for each predicted class.
+    Its keys are `features` and `classifier` (the names that were passed), `accuracy`, `labels` (the true and predicted
+    labels that occur), and `counts`, with a row for each true label and a column for each predicted label.
     """
     from sklearn.metrics import confusion_matrix
 

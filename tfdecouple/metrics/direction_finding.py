@@ -1,11 +1,11 @@
-"""Functions that find directions in z along which one property of an image changes, and evaluate them.
+"""Functions that find directions in z along which one property of an image changes, and evaluate the directions.
 
-Directions are found on training images and evaluated on held-out images, by two methods: the difference of means, as in
-Glow (Kingma and Dhariwal, 2018, section 6), and the normal of a regularised linear classifier, which ignores properties
-that are only correlated with the label. z is not standardised for the classifier, so that its regularisation avoids
-dimensions that the encoder does not use: they hardly vary between images and change nothing in an image.
+Directions are found on training images and evaluated on held-out images, by two methods. The first is the difference of
+means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of a regularised linear classifier,
+which ignores properties that are only correlated with the label. z is not standardised for the classifier: dimensions
+that the encoder does not use hardly vary and change nothing in an image, and the regularisation then avoids them.
 
-In all functions `z` are codes of the training images, float32 `[n, d_z]`, and `held_z` codes of the held-out images.
+In all functions `z` are the codes of the training images, float32 `[n, d_z]`, and `held_z` those of held-out images.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from threadpoolctl import threadpool_limits
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
 
-# Smallest number of images with a label, and without it; the classifier holds a fifth of them out to choose C.
+# Smallest number of training images with a label, and without it. A fifth of them is held out to choose C.
 LEAST = 5
 
 
 def find_label_directions(
     name: str, z: np.ndarray, has: np.ndarray, held_z: np.ndarray, held_has: np.ndarray, seed: int
 ) -> list[Direction]:
-    """Returns two directions from images without a label to images with it, one by each method.
+    """Returns two directions, one by each method, from images without a label to images with the label.
 
-    The classifier is fitted to as many images with the label as without it, drawn at random from the more frequent
-    kind, so that neither kind dominates its threshold and the choice of C. `has` and `held_has` say whether each image
-    has the label; at least `LEAST` training images do and `LEAST` do not.
+    `has` and `held_has`, bool `[n]`, say which images have the label; at least `LEAST` training images have it, and
+    `LEAST` have it not. The classifier is fitted to equally many images of both classes, drawn from the more frequent
+    class, so that neither class dominates the threshold and the choice of C.
 
-    The figures of a direction are `accuracy`, the mean of the accuracies on held-out images with the label and without
-    it (0.5 is chance); its binomial `standard_error`; `auroc`; numbers of images; and C. The first three are None if
-    all held-out images are of one kind.
+    The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
+    and without the label (0.5 is chance); its binomial `standard_error`; `auroc`; numbers of images; and C. The first
+    three are None if the held-out images all have the label, or all lack it.
     """
     means = z[has].mean(0, dtype=np.float64), z[~has].mean(0, dtype=np.float64)
     difference = means[0] - means[1]
@@ -50,12 +50,12 @@ def find_label_directions(
     by_means = _evaluate_scores(held_z @ difference - difference @ (means[0] + means[1]) / 2, held_has)
     rng = np.random.default_rng(seed)
     kinds = [rng.permutation(np.flatnonzero(kind)) for kind in (has, ~has)]
-    # Images with and without the label alternate, so that the held-out fifth has both.
+    # Images with and without the label alternate, because the last fifth, which is held out, must have both.
     chosen = np.stack([kind[: min(map(len, kinds))] for kind in kinds], 1).ravel()
     centre = z[chosen].mean(0, dtype=np.float64)
-    fitted = fit_classifier("logistic regression", _centre(z[chosen], centre), has[chosen])
+    fitted = fit_classifier("logistic regression", _subtract_centre(z[chosen], centre), has[chosen])
     weights = fitted.classifier.coef_[0].astype(np.float64)
-    scores = _centre(held_z, centre) @ weights + fitted.classifier.intercept_[0]
+    scores = _subtract_centre(held_z, centre) @ weights + fitted.classifier.intercept_[0]
     by_classifier = _evaluate_scores(scores, held_has) | {"C": fitted.strength, "converged": fitted.converged}
     return [
         Direction(name, MEANS, difference.astype(np.float32), counts | by_means),
@@ -66,12 +66,13 @@ def find_label_directions(
 def find_number_directions(
     name: str, z: np.ndarray, values: np.ndarray, held_z: np.ndarray, held_values: np.ndarray
 ) -> list[Direction]:
-    """Returns two directions along which a number that belongs to each image grows, one by each method.
+    """Returns two directions, one by each method, along which an attribute of images, such as an age, grows.
 
-    They are the slope of the mean of z per standard deviation of the number, and the normal of a ridge regression,
-    whose penalty is chosen by leaving out one image at a time. `values` are the numbers of the training images, not all
-    the same. The figures of a direction are the `r2` of a linear prediction along it on the held-out images (None if
-    these all have the same number), numbers of images, and the penalty.
+    The first is the slope of the mean of z per standard deviation of the attribute. The second is the normal of a ridge
+    regression, whose penalty is chosen by leaving out one image at a time. `values` are the attributes of the training
+    images, which must differ. The metrics of a direction (`Direction.figures`) are the `r2` of a linear prediction
+    along the direction on the held-out images (None if these have equal attributes), numbers of images, and the
+    penalty.
     """
     mean, deviation = values.mean(), values.std()
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
@@ -81,11 +82,11 @@ def find_number_directions(
     along = z @ slope
     factor = float(np.mean((along - along.mean()) * standard) / along.var()) if along.var() > 0 else 0.0
     with threadpool_limits(1):
-        ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(_centre(z, centre), standard)
+        ridge = RidgeCV(alphas=[1 / strength for strength in STRENGTHS]).fit(_subtract_centre(z, centre), standard)
     r2 = dict.fromkeys((MEANS, CLASSIFIER))
     if len(held_values) > 1 and np.ptp(held_values) > 0:
         r2[MEANS] = float(r2_score(held_standard, factor * (held_z @ slope - along.mean())))
-        r2[CLASSIFIER] = float(r2_score(held_standard, ridge.predict(_centre(held_z, centre))))
+        r2[CLASSIFIER] = float(r2_score(held_standard, ridge.predict(_subtract_centre(held_z, centre))))
     normal = _scale_normal(np.asarray(ridge.coef_, np.float64), slope)
     return [
         Direction(name, MEANS, slope.astype(np.float32), counts | {"r2": r2[MEANS]}),
@@ -93,18 +94,18 @@ def find_number_directions(
     ]
 
 
-def _centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def _subtract_centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return (z - centre).astype(np.float32)
 
 
 def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Returns `normal` scaled to the length of the projection of `difference`, the difference of means, onto it."""
+    """Returns `normal`, scaled to the length of the projection of the difference of means onto `normal`, as float32."""
     square = normal @ normal
     return ((abs(normal @ difference) / square if square > 0 else 0.0) * normal).astype(np.float32)
 
 
 def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> dict[str, Any]:
-    """Returns the accuracy and AUROC of scores of held-out images; a score above 0 predicts the label."""
+    """Returns accuracy, standard error and AUROC of scores of held-out images; a score above 0 predicts the label."""
     if has.all() or not has.any():
         return {"accuracy": None, "standard_error": None, "auroc": None}
     shares, sizes = (np.mean(scores[has] > 0), np.mean(scores[~has] <= 0)), (has.sum(), (~has).sum())

@@ -1,4 +1,4 @@
-"""Functions that draw images from a split at random, read them in batches, and encode them."""
+"""Functions that draw images of a split at random, read them in batches or at their original size, and encode them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
 
 
-def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
-    """Returns indices of `count` images drawn at random from a split, int64 `[count]`; of all images if it has fewer.
+def draw_image_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
+    """Returns indices of at most `count` images of a split in random order, without repetition, int64 `[n]`.
 
-    The first images of a split are no fair sample, because folders are sorted by class.
+    The first images of a split would not be a fair sample, because folders are sorted by class.
 
     Raises:
         DataError: if the split is unknown.
@@ -29,7 +29,9 @@ def draw_indices(source: Source, split: str, count: int, seed: int) -> np.ndarra
     return np.random.default_rng(seed).permutation(source.open_split(split).size)[:count]
 
 
-def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def read_drawn_batches(
+    source: Source, split: str, indices: np.ndarray, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
     """Yields the batches of `read_chosen_batches` with a progress bar."""
     from tfdecouple.data import read_chosen_batches
 
@@ -40,28 +42,31 @@ def read_batches(source: Source, split: str, indices: np.ndarray, batch_size: in
             counter(done := done + len(batch["label"]))
 
 
-def read_images(
+def read_drawn_images(
     model: DecoupledModel, source: Source, split: str, indices: np.ndarray, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images of a split, quantised to the model's number of bits, and their labels, in the order of `indices`.
+    """Returns the images of a split with some indices, quantised to the model's number of bits, and their labels.
 
-    The images are uint8 `[n, height, width, channels]`; the labels are int32 `[n]`, -1 for an image without one.
+    The images are uint8 `[n, height, width, channels]`, in the order of `indices`. The labels are int32 `[n]`, -1 for
+    an image without a label.
     """
     images, labels = np.empty((len(indices), *model.config.image_shape), np.uint8), np.empty(len(indices), np.int32)
     order, done = np.argsort(indices), 0
-    for batch in read_batches(source, split, indices, batch_size):
+    for batch in read_drawn_batches(source, split, indices, batch_size):
         rows = order[done : done + len(batch["label"])]
         images[rows], labels[rows] = model.quantize_images(batch["image"]), batch["label"]
         done += len(rows)
     return images, labels
 
 
-def encode_images(model: DecoupledModel, images: np.ndarray, batch_size: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns the codes of images: z, float32 `[n, d_z]` (None for a model without z), and v, float32."""
+def encode_drawn_images(
+    model: DecoupledModel, images: np.ndarray, batch_size: int
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Returns the codes of images: z, float32 `[n, d_z]` (None for a model without z), and v, float32 `[n, ...]`."""
     z: list[np.ndarray] = []
     v, done = np.empty(images.shape, np.float32), 0
     with Counter("encoding", len(images)) as counter:
-        for batch, count in pad_batches(images, batch_size):
+        for batch, count in make_padded_batches(images, batch_size):
             codes = model.encode(batch)
             if codes.z is not None:
                 z.append(np.asarray(codes.z)[:count])
@@ -70,8 +75,8 @@ def encode_images(model: DecoupledModel, images: np.ndarray, batch_size: int) ->
     return np.concatenate(z) if z else None, v
 
 
-def pad_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields batches of rows of `values`, padded to one size, each with its number of rows without padding."""
+def make_padded_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields batches of the rows of `values`, padded to one size, each with its number of rows before the padding."""
     size = min(batch_size, len(values))
     for start in range(0, len(values), size):
         batch = values[start : start + size]
@@ -79,10 +84,10 @@ def pad_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarra
 
 
 def draw_uncropped_images(source: Source, split: str, count: int, seed: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Returns functions that read images of a split at their own size, uint8 `[H, W, channels]`, by name.
+    """Returns functions by image name, each of which reads an image at its original size, uint8 `[H, W, channels]`.
 
-    They read `count` files of a folder, drawn with the seed, or 0 for all; or the band of each sample photograph that
-    belongs to the split. DataError is raised for other data sets.
+    The images are `count` images of a split, drawn with the seed; 0 for all. The images of `folder:PATH` are its files.
+    Those of `photographs` are the bands of the photographs that belong to the split. Other data sets raise DataError.
     """
     from tfdecouple.data.image_file import read_image
     from tfdecouple.data.sample_images import PHOTOGRAPHS, find_split_band, open_photograph

@@ -1,8 +1,9 @@
 """The metric of the Frechet distance between samples and test images, in the features of a network.
 
 The paper reports FID (section 3.1, Tables 2 and 3), which is this distance for the Inception network of 2015-12-05.
-Distances by other networks, and by conversions of Inception that resize differently, are not comparable with FID, so
-the name of a distance contains the file name of its network. docs/understanding.md says how to make that file.
+Other networks, and conversions of Inception that resize images differently, give distances that are not comparable with
+FID. The name of a distance therefore contains the file name of its network. docs/understanding.md says how to make an
+ONNX file of the network of FID.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
 from tfdecouple.metrics.base import Metric, Result
-from tfdecouple.metrics.drawn_images import draw_indices, read_batches
+from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import file_sha256
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 
 _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
 
-# A function that computes features, float `[n, features]`, of uint8 images `[n, height, width, channels]`.
+# A function of uint8 images `[n, height, width, channels]` that returns their features, float `[n, features]`.
 Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 class FrechetDistance(Metric):
     """The metric of the Frechet distance between samples of a model and test images, with its floor.
 
-    The floor is the distance between training images and the same test images, which a perfect model would reach. It is
-    above 0, because two finite sets of images differ even if their distribution is the same, and more so if the sets
-    are small. All images are quantised to the model's number of bits.
+    The floor is the distance between training images and these test images, which a perfect model would reach. It is
+    above 0, because two finite sets of images differ even if both come from one distribution; small sets differ more.
+    All images are quantised to the model's number of bits.
     """
 
     name = "frechet"
@@ -55,31 +56,33 @@ class FrechetDistance(Metric):
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
-        """Tries the extractor, so that a wrong one shows at once: the distance is computed last."""
+        """Opens and tries the extractor, so that a wrong file fails at once and not after all other metrics."""
         from tfdecouple.runs.run_folder import load_config
 
-        open_extractor(self.options.frechet, load_config(self.options.run).model.image_shape, self.options.trust)
+        open_feature_extractor(
+            self.options.frechet, load_config(self.options.run).model.image_shape, self.options.trust
+        )
 
     def compute(self, evaluation: Any) -> Result:
         """Returns the distance and its floor, in squared units of the features, with warnings of too few images."""
         options, model, source = self.options, evaluation.opened.model, evaluation.source
-        extractor = open_extractor(options.frechet, model.config.image_shape, options.trust)
+        extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
         samples = options.frechet_images
         test_images, floor_images = (min(samples, source.sizes[split]) for split in ("test", "train"))
         if test_images < 2:
             raise DataError(f"the number of test images is {test_images}; a covariance needs at least 2")
 
         def draw_images(split: str, count: int) -> Iterator[np.ndarray]:
-            indices = draw_indices(source, split, count, options.seed)
-            for batch in read_batches(source, split, indices, evaluation.batch_size):
+            indices = draw_image_indices(source, split, count, options.seed)
+            for batch in read_drawn_batches(source, split, indices, evaluation.batch_size):
                 yield model.quantize_images(batch["image"]).numpy()
 
         compared = {
-            "samples": draw_samples(model, samples, options.temperature, options.seed, evaluation.batch_size),
+            "samples": draw_model_samples(model, samples, options.temperature, options.seed, evaluation.batch_size),
             "test images": draw_images("test", test_images),
             "training images": draw_images("train", floor_images),
         }
-        moments = {name: compute_moments(extractor, batches) for name, batches in compared.items()}
+        moments = {name: compute_feature_moments(extractor, batches) for name, batches in compared.items()}
         of_samples, of_test, of_train = moments.values()
         features = len(of_test.mean)
         warnings = [
@@ -102,7 +105,7 @@ class FrechetDistance(Metric):
             "test_images": test_images,
             "floor_images": floor_images,
             "features": features,
-            # The digest does not cover weights that an ONNX file keeps in a second file.
+            # An ONNX file may keep its weights in a second file, which this digest does not cover.
             "extractor": {"file": path.name, "sha256": file_sha256(path)},
             "temperature": options.temperature,
             "seed": options.seed,
@@ -118,15 +121,15 @@ class FrechetDistance(Metric):
 
 
 class Moments(NamedTuple):
-    """The number of images, and the mean `[features]` and covariance `[features, features]` of their features."""
+    """The number of images, and the mean, `[features]`, and covariance, `[features, features]`, of their features."""
 
     images: int
     mean: np.ndarray
     covariance: np.ndarray
 
 
-def compute_moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:
-    """Returns the moments, in float64, of the features that `extractor` gives for the images of all batches."""
+def compute_feature_moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:
+    """Returns the moments, in float64, of the features that `extractor` computes for the images of all batches."""
     features = np.concatenate([extractor(images) for images in batches]).astype(np.float64)
     return Moments(len(features), features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
@@ -134,15 +137,15 @@ def compute_moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Mome
 def compute_frechet_distance(a: Moments, b: Moments) -> float:
     """Returns the squared 2-Wasserstein distance between the Gaussians with the moments `a` and `b`, at least 0.
 
-    It is |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A^(1/2) B A^(1/2))^(1/2)) for means m and covariances A and B. The last
-    trace is the sum of the singular values of A^(1/2) B^(1/2). Eigenvalues of A^(1/2) B A^(1/2) would be their squares
-    and would lose half the digits of the small ones. The distance is also right for singular covariances.
+    It is |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A^(1/2) B A^(1/2))^(1/2)) for means m and covariances A and B, which may
+    be singular. The last trace is the sum of the singular values of A^(1/2) B^(1/2). They are more precise than the
+    roots of the eigenvalues of A^(1/2) B A^(1/2), which lose half the digits of small values.
     """
     import scipy.linalg
 
     def square_root(matrix: np.ndarray) -> np.ndarray:
         values, vectors = scipy.linalg.eigh(matrix)
-        # Rounding turns eigenvalues of 0 into small numbers, whose square roots are far larger, so these count as 0.
+        # Eigenvalues at the level of rounding errors count as 0, because their square roots would be far larger.
         noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
         return (vectors * np.sqrt(np.where(values > noise, values, 0))) @ vectors.T
 
@@ -151,10 +154,10 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
     return max(float(np.square(a.mean - b.mean).sum() + traces - 2 * overlap), 0.0)
 
 
-def draw_samples(
+def draw_model_samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields batches of `count` samples of a model at a temperature of v; sample k depends on the seed and k alone."""
+    """Yields batches of `count` samples, uint8, at a temperature of v; sample k depends on the seed and k alone."""
     import tensorflow as tf
 
     from tfdecouple import randomness
@@ -175,7 +178,7 @@ def draw_samples(
 
     with Counter("sampling", count, unit="samples") as counter:
         for start in range(0, count, batch_size):
-            # The last batch has the full size, because TensorFlow would trace the model again for another size.
+            # The last batch also has the full size, because another size would make TensorFlow trace the model again.
             z_noise, v_noise = draw_batch(tf.range(start, start + batch_size))
             labels = None
             if config.has_classes:
@@ -186,18 +189,18 @@ def draw_samples(
             counter(done)
 
 
-def open_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = False) -> Extractor:
+def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = False) -> Extractor:
     """Returns a feature extractor from a file: a Keras model if the name ends in `.keras`, else an ONNX model.
 
-    The network has one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`. The images have
-    the model's size; a network for another size must resize them itself. The network is first tried on two images.
-
-    The only channel of grey images is repeated. A Keras file can run code, because Keras refuses Lambda layers alone.
+    The network must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`. Its images
+    have the height and width of `image_shape`; a network for another size must resize them. Grey images are repeated to
+    three channels. The network is tried on two images. A Keras file can run code, of which Keras refuses only Lambda
+    layers.
 
     Raises:
         UntrustedError: if the file is a Keras file and `trust` is False.
-        ExtractorError: if the file is missing or unreadable, or its network does not fit the images, whose height,
-            width and channels are `image_shape`; the extractor raises it for features that are not finite.
+        ExtractorError: if the file is missing or unreadable, or its network does not accept images of `image_shape`.
+            The extractor raises ExtractorError for features that are not finite.
     """
     from tfdecouple.runtime.precision import full_float32
 
@@ -216,8 +219,8 @@ def open_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = F
             "those of three channels can be compared by it"
         )
     try:
-        run, dtypes, outputs = (_open_keras if is_keras else _open_onnx)(path)
-    # ONNX Runtime and Keras raise exceptions of many classes, for example for broken archives and for unsafe code.
+        run, dtypes, outputs = (_open_keras_extractor if is_keras else _open_onnx_extractor)(path)
+    # Every exception is caught, because ONNX Runtime and Keras raise many classes for broken and unsafe files.
     except Exception as error:
         raise ExtractorError(
             f"{path} cannot be opened as {'a Keras model' if is_keras else 'ONNX'}: {one_line(error)}; name an ONNX "
@@ -233,7 +236,7 @@ def open_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = F
         try:
             with full_float32():
                 features = np.asarray(run(images))
-        # Each runtime raises exceptions of its own, usually for an image size that the network does not take.
+        # Every exception is caught, because each runtime has its own class for images of the wrong size.
         except Exception as error:
             raise ExtractorError(
                 f"the extractor {path.name} fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}, "
@@ -252,12 +255,12 @@ def open_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = F
     return extract
 
 
-def _open_onnx(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Returns a function that runs an ONNX file, the dtypes of its inputs and the number of its outputs."""
+def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
+    """Returns a function that runs an ONNX file on images, the dtypes of its inputs, and its number of outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Level 4 logs fatal errors alone, because ONNX Runtime raises each error as an exception as well.
+    # Level 4 logs fatal errors only. ONNX Runtime also raises every error as an exception.
     options.log_severity_level = 4
     # By default ONNX Runtime would compute products in TF32, which is less precise than float32.
     providers = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
@@ -268,8 +271,8 @@ def _open_onnx(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[st
     return lambda images: session.run(None, {inputs[0].name: images})[0], dtypes, len(session.get_outputs())
 
 
-def _open_keras(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Returns a function that runs a Keras model, the dtypes of its inputs and the number of its outputs."""
+def _open_keras_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
+    """Returns a function that runs a Keras file on images, the dtypes of its inputs, and its number of outputs."""
     import keras
 
     model = keras.saving.load_model(path, compile=False)

@@ -1,6 +1,6 @@
-"""A metric of which statistics of images, such as colour and contrast, are encoded in z and which in v.
+"""A metric that tells which statistics of images, such as colour and contrast, are encoded in z and which in v.
 
-The paper says that z is global and v local (section 3.2, Figure 1). This metric tests the claim without labels.
+The paper claims that z is global and v local (section 3.2, Figure 1). This metric tests the claim without labels.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ import numpy as np
 from tfdecouple.config.shapes import describe_images, is_square_of_rgb
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.metrics.base import Estimate, Metric, Result
-from tfdecouple.metrics.drawn_images import draw_indices, encode_images, pad_batches, read_images
+from tfdecouple.metrics.drawn_images import (
+    draw_image_indices,
+    encode_drawn_images,
+    make_padded_batches,
+    read_drawn_images,
+)
 from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.linear_classifier import fit_pca, flatten_images, standardize_features
 from tfdecouple.runtime.progress import Counter
 
-# Smallest number of images for the regressions.
+# Smallest number of images of each split.
 LEAST = 4
-# Candidate penalties of the ridge regression; the best is chosen by leaving out each training image in turn.
+# Candidate penalties of the ridge regressions; leaving out each training image in turn chooses the best one.
 _PENALTIES = np.logspace(-1, 5, 13)
+# Number of bootstrap samples.
 _RESAMPLES = 200
-# Largest number of training images for the regressions, and largest number of colour values in all images of a split.
+# Largest number of training images, and largest number of colour values in all images of a split.
 _FITTED, _VALUES = 2_000, 2**25
 
 
 class ImageStatistics(Metric):
-    """The metric of how well z and v predict statistics of images, and which code a statistic follows in a switch."""
+    """The metric of how well z and v predict statistics of images, and of the code a statistic follows in a switch."""
 
     name = "image_statistics"
     help = (
@@ -40,7 +46,7 @@ class ImageStatistics(Metric):
     needs_z = needs_posterior = True
 
     def prepare_inputs(self) -> None:
-        """Raises UserError if --split is train, to which the regressions are fitted, or images are no RGB squares."""
+        """Raises UserError if --split is train, which the regressions are fitted to, or images are no RGB squares."""
         from tfdecouple.runs.run_folder import load_config
 
         if self.options.split == "train":
@@ -58,15 +64,15 @@ class ImageStatistics(Metric):
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []
         for split, count in (("train", _FITTED), (options.split, evaluation.count)):
-            indices = np.sort(draw_indices(source, split, min(count, most), options.seed))
-            images.append(read_images(opened.model, source, split, indices, evaluation.batch_size)[0])
+            indices = np.sort(draw_image_indices(source, split, min(count, most), options.seed))
+            images.append(read_drawn_images(opened.model, source, split, indices, evaluation.batch_size)[0])
         report = compute_image_statistics(opened.model, *images, batch_size=evaluation.batch_size, seed=options.seed)
-        return Result(report, _lines(report))
+        return Result(report, _format_image_statistics(report))
 
 
 def compute_brightness(images: np.ndarray) -> np.ndarray:
     """Returns the mean luminance, `[n, 1]`, of images of colour values in [0, 1], float64 `[n, S, S, 3]`."""
-    return _luminance(images).mean((1, 2))[:, None]
+    return _compute_luminance(images).mean((1, 2))[:, None]
 
 
 def compute_colour(images: np.ndarray) -> np.ndarray:
@@ -77,26 +83,27 @@ def compute_colour(images: np.ndarray) -> np.ndarray:
 
 def compute_contrast(images: np.ndarray) -> np.ndarray:
     """Returns the standard deviation of the luminance of each image, float64 `[n, S, S, 3]`, as `[n, 1]`."""
-    return _luminance(images).std((1, 2))[:, None]
+    return _compute_luminance(images).std((1, 2))[:, None]
 
 
 def compute_orientation(images: np.ndarray) -> np.ndarray:
     """Returns each image's dominant orientation: cosine and sine of twice the angle of its gradients, `[n, 2]`.
 
-    It comes from the structure tensor. The length is 1 if all edges run the same way, 0 if no direction prevails.
+    It comes from the structure tensor. Its length is 1 if all edges are parallel, and 0 if no orientation prevails.
     """
-    down, right = np.gradient(_luminance(images), axis=(1, 2))
+    down, right = np.gradient(_compute_luminance(images), axis=(1, 2))
     energy = (right**2 + down**2).sum((1, 2))
     along, across = (right**2 - down**2).sum((1, 2)), 2 * (right * down).sum((1, 2))
     return np.stack([along, across], 1) / np.maximum(energy, 1e-12)[:, None]
 
 
 def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
-    """Returns the slope of log power of each image's luminance over log frequency, `[n, 1]`; about -2 in photographs.
+    """Returns the slope of the log power of each image's luminance over the log frequency, `[n, 1]`.
 
-    The lower the slope, the smoother the image. The power at 1, 2, ... cycles per image is averaged over directions.
+    It is about -2 in photographs; smoother images have lower slopes. The power at 1, 2, ... cycles per image is the
+    mean over all directions.
     """
-    luminance = _luminance(images)
+    luminance = _compute_luminance(images)
     side = luminance.shape[1]
     window = np.hanning(side + 2)[1:-1]
     windowed = (luminance - luminance.mean((1, 2), keepdims=True)) * window[:, None] * window
@@ -111,7 +118,7 @@ def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
 
 def find_brightest_quadrant(images: np.ndarray) -> np.ndarray:
     """Returns the position of each image's brightest quadrant, `[n, 2]`: left or right, top or bottom as -1 or 1."""
-    luminance = _luminance(images)
+    luminance = _compute_luminance(images)
     half = luminance.shape[1] // 2
     halves = slice(0, half), slice(-half, None)
     best = np.stack([luminance[:, row, column].mean((1, 2)) for row in halves for column in halves], 1).argmax(1)
@@ -134,18 +141,18 @@ def compute_image_statistics(
 ) -> dict[str, Any]:
     """Returns how well z and v predict statistics of images, and which code a statistic follows in a switch.
 
-    Prediction: a ridge regression predicts the statistic from z (the posterior mean), from v, or from the pixels. It is
-    fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed on `images`,
-    over all numbers of a statistic, and is 0 if the prediction is the mean over the training images.
+    Prediction: a ridge regression predicts the statistic from z (the posterior mean), from v, or from the pixels. The
+    regression is fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed
+    on `images`, over all numbers of a statistic. It is 0 if the prediction is the mean over the training images.
 
-    Switch: image n gets the z of another image p, which gives decode(z of p, v of n). The statistic of the result is
-    regressed by least squares on the statistic of p and on the statistic of n, in units of standard deviations. The two
-    coefficients say how far the statistic follows z and v. `nearer_to_z` is the share of results, without ties, whose
-    statistic is nearer to the statistic of p than to the statistic of n: 0.5 is chance.
+    Switch: image n gets the z of another image p; the result is decode(z of p, v of n). The statistic of the result is
+    regressed by least squares on the statistics of p and of n, in units of standard deviations. The two coefficients
+    say how far the statistic follows z and v. `nearer_to_z` is the share of results, without ties, whose statistic is
+    nearer to that of p than to that of n; 0.5 is chance.
 
-    The images are uint8 `[n, S, S, 3]`, at least `LEAST`. The values are plain: `train_images`, `images`, `dimensions`
-    (d_z), and `statistics`, which has for each statistic `r2` by kind of features, and `switch` with `z`, `v` and
-    `nearer_to_z`. Their standard errors are those of a bootstrap.
+    The images are uint8 `[n, S, S, 3]`, at least `LEAST`. The result is a dict of plain values: `train_images`,
+    `images`, `dimensions` (d_z), and `statistics`. The latter has for each statistic `r2`, by the features that predict
+    it, and `switch` with `z`, `v` and `nearer_to_z`, all with bootstrap standard errors.
 
     Raises:
         DataError: if there are fewer than `LEAST` images.
@@ -155,10 +162,10 @@ def compute_image_statistics(
     for what, count in (("training images", len(train)), ("images", len(images))):
         if count < LEAST:
             raise DataError(f"{count} {what} are too few for a regression of their statistics; at least {LEAST}")
-    (train_z, train_v), (z, v) = (encode_images(model, each, batch_size) for each in (train, images))
+    (train_z, train_v), (z, v) = (encode_drawn_images(model, each, batch_size) for each in (train, images))
     assert train_z is not None and z is not None, "the model has no z"
     partner = draw_derangement(len(images), randomness.derive_seed(seed, "switch"))
-    switched = _decode(model, z[partner], v, batch_size)
+    switched = _decode_switched_images(model, z[partner], v, batch_size)
     of_train, of_images, of_switched = (
         {name: function(each / 255.0) for name, function in STATISTICS.items()} for each in (train, images, switched)
     )
@@ -182,8 +189,8 @@ def compute_image_statistics(
     }
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of the result of `compute_image_statistics`."""
+def _format_image_statistics(report: dict[str, Any]) -> list[str]:
+    """Returns the lines of a table of what `compute_image_statistics` returns."""
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
@@ -199,22 +206,24 @@ def _lines(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _luminance(images: np.ndarray) -> np.ndarray:
+def _compute_luminance(images: np.ndarray) -> np.ndarray:
     return images @ np.array([0.299, 0.587, 0.114])
 
 
-def _decode(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns the images that the model decodes from the codes z and v, uint8 `[n, S, S, 3]`."""
+def _decode_switched_images(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the images that the model decodes from z of one image and v of another, uint8 `[n, S, S, 3]`."""
     images, done = [], 0
     with Counter("switching", len(z)) as counter:
-        for (some_z, count), (some_v, _) in zip(pad_batches(z, batch_size), pad_batches(v, batch_size), strict=True):
+        for (some_z, count), (some_v, _) in zip(
+            make_padded_batches(z, batch_size), make_padded_batches(v, batch_size), strict=True
+        ):
             images.append(np.asarray(model.decode(some_z, some_v))[:count])
             counter(done := done + count)
     return np.concatenate(images)
 
 
-def _bootstrap(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
-    """Returns the results of `statistic`, a function of arrays `[n]` with a value per image, with standard errors."""
+def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
+    """Returns each number that the function `statistic` gives for arrays `[n]`, with its bootstrap standard error."""
     import scipy.stats
 
     errors = scipy.stats.bootstrap(
@@ -225,7 +234,11 @@ def _bootstrap(statistic: Callable[..., Any], *values: np.ndarray, seed: int) ->
 
 
 def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
-    """Returns R2 of a regression of the statistic `y` of images, fitted to training images; `features` are of both."""
+    """Returns R2 of a ridge regression of a statistic on features, with its standard error.
+
+    `features` and the statistics `train_y` and `y` are those of training images, to which the regression is fitted, and
+    of the images that R2 is computed on.
+    """
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
 
@@ -239,11 +252,11 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
     def r2(residuals: np.ndarray, totals: np.ndarray, axis: int = -1) -> Any:
         return 1 - residuals.sum(axis) / np.maximum(totals.sum(axis), 1e-12)
 
-    return _bootstrap(r2, np.square(target - predicted).sum(1), np.square(target).sum(1), seed=seed)[0]
+    return _bootstrap_errors(r2, np.square(target - predicted).sum(1), np.square(target).sum(1), seed=seed)[0]
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Returns how far a statistic of switched images follows the image of z, and the image of v; all are `[n, k]`."""
+    """Returns how far a statistic `[n, k]` of switched images follows that of the image of z, and of the image of v."""
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
@@ -254,9 +267,9 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
 
     products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
-    follows_z, follows_v = _bootstrap(coefficients, *products, seed=seed)
+    follows_z, follows_v = _bootstrap_errors(coefficients, *products, seed=seed)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
-    # Images whose statistic is as near to one image as to the other are ties, which count for neither.
+    # A statistic with equal distances to both images is a tie and does not count.
     nearer = (to_z < to_v)[to_z != to_v]
     share = Estimate.from_values(nearer if len(nearer) else [0.5])
     return {"z": follows_z, "v": follows_v, "nearer_to_z": dataclasses.asdict(share)}

@@ -1,6 +1,6 @@
-"""A metric of how much a model uses z: KL of z, information about the image, and bits/dim with another image's z.
+"""A metric of how much a model uses z: KL of z, information about the image, and bits/dim with z of another image.
 
-A strong flow can ignore z, which bits/dim alone do not show.
+A strong flow can ignore z without any effect on bits/dim.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfdecouple.errors import DataError
-from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draws, require_finite
+from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_count, require_finite_values
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# Least variance over images of the posterior mean of an active dimension of z (Burda et al., 2016, section 5.2).
+# A dimension of z is active if the variance of its posterior mean over images is above this (Burda et al., 2016, 5.2).
 ACTIVE_VARIANCE = 0.01
-# Largest number of images for the mutual information, which compares every image with every image.
+# Largest number of images for the mutual information, whose cost grows with the square of the number.
 INFORMATION_IMAGES = 4096
-# Largest number of array elements in one step of this comparison: it limits the memory and changes no result.
+# Largest number of array elements in one step of the mutual information; it limits the memory and changes no result.
 _CHUNK_NUMBERS = 2**21
-# Number of dimensions of z in the printed table; the JSON file has all of them.
+# Number of dimensions of z in the printed table; the JSON file has all dimensions.
 _LISTED = 12
 
 
@@ -42,12 +42,12 @@ class UseOfZ(Metric):
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
         with Counter("use of z", evaluation.count * (1 + draws)) as counter:
             use = compute_latent_use(model, evaluation.batches(), samples=draws, seed=seed, on_batch=counter)
-        return Result(dataclasses.asdict(use), _lines(use))
+        return Result(dataclasses.asdict(use), _format_latent_use(use))
 
 
-def _lines(use: LatentUse) -> list[str]:
+def _format_latent_use(use: LatentUse) -> list[str]:
     dimensions = len(use.mean_variance)
-    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {describe_draws(use.samples)} an image"
+    method = "exact" if use.kl_method == "exact" else f"Monte Carlo, {describe_draw_count(use.samples)} an image"
     lines = [
         f"use of z: {dimensions} numbers, {use.prior} prior, {use.images:,} images",
         f"    KL(q(z|x) || p(z))   {use.kl.to_text(3)} nats an image ({method})",
@@ -68,27 +68,27 @@ def _lines(use: LatentUse) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class LatentUse:
-    """The measures of how much a model uses z, over a set of images; nats are per image.
+    """Metrics of how much a model uses z, over a set of images; all nats are per image.
 
     Attributes:
         prior: the kind of the prior, "normal" or "flow".
         images, samples: the number of images, and of draws of (z, u) per image.
-        kl: KL(q(z|x) || p(z)), the cost of z. It is exact for the normal prior of a model without labels, otherwise it
-            is estimated from the draws.
+        kl: KL(q(z|x) || p(z)). It is exact for the normal prior of a model without labels, and otherwise estimated from
+            the draws.
         kl_method: "exact" or "Monte Carlo".
-        kl_to_normal: for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact. Their sum is `kl` if
-            `kl` is exact; under other priors they only say how far z_i is from N(0, 1).
+        kl_to_normal: for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact. The dimensions add up
+            to `kl` if `kl` is exact.
         information: for each dimension, KL(q(z_i|x) || q(z_i)) to the aggregated posterior q(z_i), the mean of
             q(z_i|x') over images: an estimate of I(x; z_i) under any prior.
         mean_variance: for each dimension, the variance over images of the posterior mean.
         active_units: the number of dimensions with a `mean_variance` above 0.01.
-        mutual_information: I(x; z) under q: the mean of log q(z|x) - log mean over images q(z|x'), with the image
-            itself among them. The estimate is biased low, and at most `information_limit`.
+        mutual_information: I(x; z) under q: the mean of log q(z|x) - log of the mean of q(z|x') over all images x', x
+            among them. The estimate is biased low, and at most `information_limit`.
         information_limit: the log of `information_images`.
-        information_images: the number of images for the information, drawn at random if there are more.
-        bits_per_dim: the negative ELBO with the image's own z, in bits per colour value.
-        shuffled_bits_per_dim: the negative ELBO with another image's z in the reconstruction term.
-        shuffling_costs: the mean of `shuffled_bits_per_dim` minus `bits_per_dim`; 0 if the flow ignores z.
+        information_images: the number of images for the information, drawn at random from a larger set.
+        bits_per_dim: the negative ELBO, in bits per colour value.
+        shuffled_bits_per_dim: the negative ELBO with z of another image in the reconstruction term.
+        shuffling_costs: `shuffled_bits_per_dim` minus `bits_per_dim`; 0 if the flow ignores z.
     """
 
     prior: str
@@ -118,7 +118,7 @@ def compute_latent_use(
 ) -> LatentUse:
     """Returns how much a model uses z on a set of images, computed on one device.
 
-    Draws depend on the seed and on the image's index, so that the batch size changes a result by rounding alone.
+    Draws depend on the seed and on the index of the image, so that the batch size changes a result by rounding alone.
 
     Args:
         model: a `DecoupledModel` with weights, or a density with its `config`, `prior`, `posterior`, `likelihood`,
@@ -147,7 +147,10 @@ def compute_latent_use(
 
     @tf.function(autograph=False, reduce_retracing=True)
     def compute_terms(batch: dict[str, tf.Tensor], codes: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
-        """Returns -log p(x|z) + log q(u|x) for both codes, `[2, batch, d_z]`, and log p(z) of the first."""
+        """Returns `[batch, 3]`: -log p(x|z) + log q(u|x) for each of two codes z, and log p(z) of the first code.
+
+        The codes are `[2, batch, d_z]`.
+        """
         images, index, log_q = batch["image"], batch["index"], 0.0
         u = randomness.draw_u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, has_normal_noise)
         if has_normal_noise:
@@ -158,8 +161,8 @@ def compute_latent_use(
 
     done = 0
 
-    def read_batches() -> Iterator[tuple[dict[str, tf.Tensor], np.ndarray]]:
-        """Yields each batch with a mask of its images, without padding, and reports the progress."""
+    def iterate_batches() -> Iterator[tuple[dict[str, tf.Tensor], np.ndarray]]:
+        """Yields each batch with a mask that is False for padding, and reports the progress."""
         nonlocal done
         for batch in batches:
             counted = batch["weight"].numpy() > 0
@@ -168,43 +171,43 @@ def compute_latent_use(
 
     with full_float32():
         rows, indices = [], []
-        for batch, counted in read_batches():
+        for batch, counted in iterate_batches():
             rows.append(encode(batch).numpy()[counted])
             indices.append(batch["index"].numpy()[counted].astype(np.int64))
         index = np.concatenate(indices)
         mean, stddev = np.concatenate(rows).astype(np.float64).transpose(1, 0, 2)
         count, dimensions = mean.shape
-        # A standard deviation of 0 counts as not finite, because the distribution has no density.
-        require_finite("q(z|x)", np.stack([mean, np.where(stddev > 0, stddev, math.nan)], 1), index)
+        # A standard deviation of 0 counts as not finite, because such a distribution has no density.
+        require_finite_values("q(z|x)", np.stack([mean, np.where(stddev > 0, stddev, math.nan)], 1), index)
         if count < 2:
             raise DataError(f"{count} image is too few to see the use of z; at least 2 are needed")
-        # The images are drawn at random, because the first ones can be of one class: folders are sorted by class.
-        informed = np.sort(_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
+        # The images are drawn, because the first images of a folder, which is sorted by class, would be of one class.
+        informed = np.sort(_draw_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
         kl, own, shuffled = np.zeros((3, count))
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
-            # These are the z that the ELBO draws with this seed.
+            # The ELBO draws these z with this seed.
             noise = randomness.draw_z_noise(config.latent_dim, seed, tf.fill([count], number), index)
             z = mean + stddev * noise.numpy()
             other = z[draw_derangement(count, randomness.derive_seed(seed, "shuffle", number))]
             rows, start = [], 0
-            for batch, counted in read_batches():
+            for batch, counted in iterate_batches():
                 stop = start + int(counted.sum())
-                # Padding gets a z of zeros, so that the batch keeps its shape; its results are dropped.
+                # Padding gets a z of zeros, so that the batch keeps its shape. The results of padding are dropped.
                 codes = np.zeros([2, len(counted), dimensions], np.float32)
                 codes[:, counted] = z[start:stop], other[start:stop]
                 start = stop
                 rows.append(compute_terms(batch, tf.constant(codes), tf.constant(number)).numpy()[counted])
             nats = np.concatenate(rows).astype(np.float64).T
-            kl += _log_density(z, mean, stddev).sum(1) - nats[2]
+            kl += _compute_log_density(z, mean, stddev).sum(1) - nats[2]
             own, shuffled = own + nats[0], shuffled + nats[1]
-            of_image, of_dimension = compute_information(z[informed], mean[informed], stddev[informed])
+            of_image, of_dimension = compute_mutual_information(z[informed], mean[informed], stddev[informed])
             total, per_dimension = total + of_image, per_dimension + of_dimension
     kl_to_normal = (np.square(mean) + np.square(stddev) - 1) / 2 - np.log(stddev)
     is_exact = config.prior == "normal" and not getattr(config, "has_classes", False)
     kl = kl_to_normal.sum(1) if is_exact else kl / samples
     bits, shuffled_bits = (model.nats_to_bits_per_dim(nats / samples + kl) for nats in (own, shuffled))
-    require_finite("the ELBO with its own z or another image's", bits + shuffled_bits, index)
+    require_finite_values("the ELBO with its own z or another image's", bits + shuffled_bits, index)
     variance = mean.var(0, ddof=1)
     return LatentUse(
         prior=config.prior,
@@ -225,12 +228,12 @@ def compute_latent_use(
     )
 
 
-def compute_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the information that z has about the image, for each image and for each dimension of z, in nats.
 
-    It is log q(z|x) - log mean over x' of q(z|x') of each image, float64 `[N]`, at most log N; and for each dimension
-    of z by itself the mean of this difference over images, float64 `[d_z]`. `z` is one draw of each q(z|x), which has
-    the means `mean` and the standard deviations `stddev`; all are float64 `[N, d_z]`.
+    For an image it is log q(z|x) - log of the mean of q(z|x') over all images x', float64 `[N]`, at most log N. For a
+    dimension it is the mean over images of this difference for the dimension alone, float64 `[d_z]`. `z` is one draw
+    from each q(z|x), which has the mean `mean` and the standard deviation `stddev`; all are float64 `[N, d_z]`.
     """
     import tensorflow as tf
 
@@ -240,32 +243,32 @@ def compute_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> 
     joint, marginal = [], np.zeros(dimensions)
     for start in range(0, count, rows):
         chunk = tf.constant(z[start : start + rows])[:, None]
-        # The array `[rows, N, d_z]` is float64, because the log densities of one z differ by hundreds of nats.
+        # The array `[rows, N, d_z]` is float64, because log densities of one z differ by hundreds of nats.
         densities = -tf.square((chunk - mean) * inverse) / 2 - log_stddev - math.log(2 * math.pi) / 2
         joint.append(tf.reduce_logsumexp(tf.reduce_sum(densities, 2), 1).numpy())
         marginal += tf.reduce_sum(tf.reduce_logsumexp(densities, 1), 0).numpy()
-    own = _log_density(z, mean, stddev)
+    own = _compute_log_density(z, mean, stddev)
     total = own.sum(1) - (np.concatenate(joint) - math.log(count))
     return total, own.mean(0) - (marginal / count - math.log(count))
 
 
-def _log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
+def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
     """Returns log N(z; mean, stddev) of each entry."""
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 
 def draw_derangement(count: int, seed: Any) -> np.ndarray:
-    """Returns a random permutation of `count` numbers, int64 `[count]`, that leaves no number in its place.
+    """Returns a random permutation of `count` numbers, int64 `[count]`, that leaves no number at its position.
 
-    The numbers lie on a circle in random order, and each is replaced by its neighbour; 2 or more are needed.
+    The numbers lie on a circle in random order, and each is replaced by its neighbour. `count` is at least 2.
     """
-    order = _random_order(count, seed)
+    order = _draw_random_order(count, seed)
     partner = np.empty(count, np.int64)
     partner[order] = np.roll(order, 1)
     return partner
 
 
-def _random_order(count: int, seed: Any) -> np.ndarray:
+def _draw_random_order(count: int, seed: Any) -> np.ndarray:
     import tensorflow as tf
 
     from tfdecouple import randomness

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tfdecouple.metrics.drawn_images import draw_indices, read_images
+from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
@@ -17,35 +17,38 @@ if TYPE_CHECKING:
     from tfdecouple.data import Source
     from tfdecouple.model import DecoupledModel
 
-# Candidate values of C, the inverse strength of the regularisation; values outside only cost time.
+# Candidate values of C, the inverse strength of the regularisation.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# The fraction of training images that is held out to choose C is 1 / HELD_OUT.
+# One of so many training images is held out to choose C.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
 # Largest number of features for an exact PCA; with more, their covariance matrix costs more than a randomised PCA.
 _EXACT_PCA = 4096
 
 
-def _linear_svm() -> Any:
-    """Returns an unfitted linear SVM: one classifier for each class against the rest, with squared hinge loss."""
+def _make_linear_svm() -> Any:
+    """Returns an unfitted linear SVM with squared hinge loss, one classifier for each class against the rest."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)
 
 
-def _logistic_regression() -> Any:
+def _make_logistic_regression() -> Any:
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
 
 
-KINDS: dict[str, Callable[[], Any]] = {"linear SVM": _linear_svm, "logistic regression": _logistic_regression}
+CLASSIFIERS: dict[str, Callable[[], Any]] = {
+    "linear SVM": _make_linear_svm,
+    "logistic regression": _make_logistic_regression,
+}
 
 
 def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns all arrays of features, scaled to mean 0 and standard deviation 1 over the training images `train`.
+    """Scales all arrays of features so that `train` has mean 0 and standard deviation 1, and returns the arrays.
 
-    All arrays are float32 `[n, features]` and changed in place. A feature that is constant over `train` becomes 0.
+    The arrays are float32 `[n, features]` and changed in place. A feature that is constant over `train` becomes 0.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -54,31 +57,36 @@ def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.nda
 
 
 def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns arrays `[n, ...]` as float32 `[n, features]`."""
+    """Returns arrays of images `[n, ...]` as arrays of features, float32 `[n, features]`."""
     return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
 
 
 def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
     """Returns a PCA of standardised training features, float32 `[n, features]`, with at most `count` components.
 
-    It has at most n - 1 components, because n images around their mean span n - 1 dimensions: one more would be
-    rounding error, which standardisation would make large. For more than 4,096 features it is randomised with `seed`.
+    The PCA has at most n - 1 components, because n images around their mean span n - 1 dimensions. A further component
+    would be rounding error, which standardisation would enlarge. For more than 4,096 features the PCA is randomised
+    with `seed`.
     """
     from sklearn.decomposition import PCA
     from threadpoolctl import threadpool_limits
 
     solver = "covariance_eigh" if features.shape[1] <= _EXACT_PCA else "randomized"
     pca = PCA(min(count, len(features) - 1, features.shape[1]), svd_solver=solver, random_state=seed)
-    # One thread is enough for the reason given in `fit_classifier`.
+    # `fit_classifier` says why one thread is used.
     with threadpool_limits(1):
         return pca.fit(features)
 
 
-class Fitted(NamedTuple):
-    """A classifier of scikit-learn that is fitted to all training images, with the best C, `strength`.
+class FittedClassifier(NamedTuple):
+    """A classifier of scikit-learn, fitted to all training images with the best value of C.
 
-    `held_out_accuracy` is the accuracy on the held-out images of a classifier with this C that was fitted without them,
-    `tried` has each C that was tried with this accuracy, and `converged` says whether the final fit converged.
+    Attributes:
+        classifier: the fitted classifier.
+        strength: the best value of C.
+        held_out_accuracy: the accuracy, on held-out images, of a classifier with this C that was fitted without them.
+        tried: pairs of a value of C and its held-out accuracy.
+        converged: whether the final fit converged.
     """
 
     classifier: Any
@@ -90,14 +98,14 @@ class Fitted(NamedTuple):
 
 def fit_classifier(
     kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
-) -> Fitted:
+) -> FittedClassifier:
     """Returns a classifier whose C is chosen on the last fifth of the training images, fitted to all of them.
 
-    C rises by factors of ten. The search stops once the held-out accuracy is more than its standard error below the
-    best one, because fits with larger C take longest.
+    The values of C rise by factors of ten. The search stops when the held-out accuracy is more than its standard error
+    below the best one, because fits with a larger C take longer.
 
     Args:
-        kind: a key of `KINDS`.
+        kind: a key of `CLASSIFIERS`.
         features: standardised features of five or more training images, float32 `[n, features]`, in random order.
         labels: the labels of the images, int `[n]`; the first four fifths must have two different labels.
         on_fit: a callback that receives the number of fits so far.
@@ -106,11 +114,11 @@ def fit_classifier(
     from threadpoolctl import threadpool_limits
 
     held_out = len(labels) // HELD_OUT
-    classifier, tried, best = KINDS[kind](), [], -1.0
-    # One thread makes the results independent of the number of cores. More threads are at most twice as fast here, and
-    # were 15 times as slow on cores with other work, because threads wait for each other.
+    classifier, tried, best = CLASSIFIERS[kind](), [], -1.0
+    # With one thread, results do not depend on the number of cores. More threads are at most twice as fast here, and 15
+    # times as slow on cores with other work, because threads wait for each other.
     with threadpool_limits(1), warnings.catch_warnings():
-        # The attribute `converged` of the result replaces the warning.
+        # The attribute `converged` of the result says the same as this warning.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for strength in STRENGTHS:
             classifier.set_params(C=strength).fit(features[:-held_out], labels[:-held_out])
@@ -121,20 +129,20 @@ def fit_classifier(
             if accuracy < best - math.sqrt(best * (1 - best) / held_out):
                 break
         strength = next(strength for strength, accuracy in tried if accuracy == best)
-        # The classifier is a new one, because a warm start from the last C tried would be far from the solution.
-        classifier = KINDS[kind]().set_params(C=strength).fit(features, labels)
-    return Fitted(classifier, strength, best, tried, bool(np.max(classifier.n_iter_) < MAX_ITERATIONS))
+        # A new classifier is fitted, because a warm start from the last value of C would be far from the solution.
+        classifier = CLASSIFIERS[kind]().set_params(C=strength).fit(features, labels)
+    return FittedClassifier(classifier, strength, best, tried, bool(np.max(classifier.n_iter_) < MAX_ITERATIONS))
 
 
-def read_labelled(
+def read_labelled_images(
     model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images drawn at random from a split, in random order, as `read_images` does, and their labels.
+    """Returns at most `count` images drawn from a split, in random order, and their labels; see `read_drawn_images`.
 
     Raises:
-        DataError: if the images have no labels.
+        DataError: if an image has no label.
     """
     from tfdecouple.data.labels import require_labels
 
-    images, labels = read_images(model, source, split, draw_indices(source, split, count, seed), batch_size)
+    images, labels = read_drawn_images(model, source, split, draw_image_indices(source, split, count, seed), batch_size)
     return images, require_labels(source, split, labels, "a linear classifier")

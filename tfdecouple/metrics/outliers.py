@@ -1,4 +1,4 @@
-"""A metric of how well a model's scores separate outliers from the images of a run, by AUROC and false positives."""
+"""A metric of how well scores of a model separate outliers from the images of its run: AUROC and false positives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from tfdecouple.data.sources import find_kind, list_source_kinds
 from tfdecouple.errors import UserError, nearest
-from tfdecouple.metrics.base import Metric, Result, describe_draws, require_finite
-from tfdecouple.metrics.drawn_images import draw_indices
+from tfdecouple.metrics.base import Metric, Result, describe_draw_count, require_finite_values
+from tfdecouple.metrics.drawn_images import draw_image_indices
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"
-# The names of the scores and their descriptions. Outliers should have higher scores, or a `shell` farther from 0.
+# The scores and their descriptions. Outliers should have higher scores, or a `shell` farther from 0.
 SCORES = {
     "bits_per_dim": "bits/dim",
     MINUS_CODEC: f"bits/dim less lossless {CODEC}'s",
@@ -28,9 +28,9 @@ SCORES = {
     "shell": "|v| off its shell, sd",
     "typicality": "latents off their typical set, sd",
 }
-# The kinds of outliers that `make_images` makes.
+# The synthetic outliers that `make_outlier_images` makes.
 MADE = ("noise", "constant", "permuted")
-# Share of the run's images that must pass the threshold, and number of bootstrap samples.
+# Share of the run's images that pass the threshold of a score, and number of bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
 Scores = dict[str, np.ndarray]
@@ -52,7 +52,7 @@ class Outliers(Metric):
         group.add_argument("--outliers", nargs="+", default=[], metavar="SOURCE", help=text)
 
     def prepare_inputs(self) -> None:
-        """Opens the data sets of outliers that --outliers names."""
+        """Opens the data sets that --outliers names."""
         super().prepare_inputs()
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
@@ -73,21 +73,21 @@ class Outliers(Metric):
             source.open_split(options.split)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns how well each score separates each kind of outliers, and the scores of each image."""
+        """Returns how well each score separates each data set of outliers, and the scores of each image."""
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
 
         options, source, count = self.options, evaluation.source, evaluation.count
-        scorer = Scorer(evaluation.opened.model, options.samples, options.seed)
+        scorer = OutlierScorer(evaluation.opened.model, options.samples, options.seed)
         inliers = _score_images(scorer, evaluation.batches().as_numpy_iterator(), options.split, count)
         meanings = {name: meaning for name, meaning in SCORES.items() if name in inliers}
         every, reports = {options.split: inliers}, {}
         for name in dict.fromkeys(options.outliers):
-            outliers = _score_images(scorer, self._read_outliers(evaluation, name), name, count)
+            outliers = _score_images(scorer, self._read_outlier_batches(evaluation, name), name, count)
             detection = {}
             for key in meanings:
                 # A `shell` far below 0 is as unusual as one far above, so only its distance from 0 counts.
                 ours, others = (np.abs(each[key]) if key == "shell" else each[key] for each in (inliers, outliers))
-                detection[key] = compare_scores(ours, others, options.seed)
+                detection[key] = compare_outlier_scores(ours, others, options.seed)
             reports[name] = {"images": len(outliers["index"]), "known_images": count, "detection": detection}
             every[name] = outliers
         values = {
@@ -96,7 +96,7 @@ class Outliers(Metric):
             "codec": CODEC,
             "scores": meanings,
             "outliers": reports,
-            # Seven digits are the precision of float32.
+            # Scores are float32, which has seven digits.
             "per_image": {
                 name: {
                     key: [one if isinstance(one, int) else float(f"{one:.7g}") for one in values.tolist()]
@@ -109,31 +109,31 @@ class Outliers(Metric):
         panels = {meaning: {name: each[key] for name, each in shown} for key, meaning in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
-        return Result(values, _lines(reports, options), render_figure(figure))
+        return Result(values, _format_separation(reports, options), render_figure(figure))
 
-    def _read_outliers(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
+    def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
         """Yields batches, as `make_evaluation_batches` does, of at most as many outliers as evaluated images."""
         from tfdecouple.data import make_evaluation_batches
 
         options, start = self.options, 0
         if name in MADE:
             for batch in evaluation.batches().as_numpy_iterator():
-                # Images that are drawn alone are numbered from 0, so that they are the same for any data.
+                # Noise and constant images are numbered from 0, so that they do not depend on the run's data set.
                 index = batch["index"] if name == "permuted" else start + np.arange(len(batch["index"]))
                 start += len(index)
-                images = make_images(name, batch["image"], index, options.seed)
+                images = make_outlier_images(name, batch["image"], index, options.seed)
                 yield {"image": images, "index": index, "weight": batch["weight"]}
             return
         source = self._sources[name]
         size, count = (min(each, evaluation.count) for each in (evaluation.batch_size, source.sizes[options.split]))
-        indices = draw_indices(source, options.split, count, options.seed)
+        indices = draw_image_indices(source, options.split, count, options.seed)
         with source.guard():
             batches = make_evaluation_batches(source, options.split, batch_size=size, indices=indices)
             yield from batches.as_numpy_iterator()
 
 
-def _lines(reports: dict[str, Any], options: Any) -> list[str]:
-    draws = describe_draws(options.samples)
+def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
+    draws = describe_draw_count(options.samples)
     lines = [f"outliers: how well each score separates them, {draws} an image, intervals of 95 %"]
     for name, report in reports.items():
         lines += [
@@ -151,13 +151,13 @@ def _lines(reports: dict[str, Any], options: Any) -> list[str]:
     return lines
 
 
-class Scorer:
-    """A function that computes scores of images on one device; a score does not depend on the image's batch.
+class OutlierScorer:
+    """A callable that computes outlier scores of images on one device; scores do not depend on the batch of an image.
 
     Args:
         model: a model with weights.
         samples: the number of draws of (z, u) per image, over which the scores are averaged.
-        seed: the seed of the draws, which depend on it and the image's index alone.
+        seed: the seed of the draws, which depend on the seed and the index of the image alone.
     """
 
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
@@ -181,7 +181,7 @@ class Scorer:
         self._score_draw = score_draw
 
     def __call__(self, images: np.ndarray, index: np.ndarray, count: int | None = None) -> Scores:
-        """Returns the scores of the first `count` images by name, float64 `[count]`: all `SCORES` that the model has.
+        """Returns the scores of the first `count` images, float64 `[count]`, by name: all `SCORES` that the model has.
 
         Args:
             images: the images, uint8 `[n, height, width, channels]`; TensorFlow traces the model once for each n.
@@ -204,21 +204,21 @@ class Scorer:
         return {**scores, MINUS_CODEC: scores["bits_per_dim"] - coded}
 
 
-def _score_images(scorer: Scorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns the scores of the `total` images of batches by name, with "index" and "label" (-1 for none), `[n]`."""
+def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
+    """Returns the scores of the images of all batches, by name, with their "index" and "label" (-1 for none), `[n]`."""
     from tfdecouple.runtime.progress import Counter
 
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:
-            # The padding of the last batch is at its end.
+            # Padding is at the end of the last batch.
             index, count = batch["index"], int((batch["weight"] > 0).sum())
             label = batch.get("label", np.full(len(index), -1))
             rows.append({**scorer(batch["image"], index, count), "index": index[:count], "label": label[:count]})
             counter(sum(len(row["index"]) for row in rows))
     scores = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     for key in scores.keys() & SCORES.keys():
-        require_finite(f"{key} of {name}", scores[key], scores["index"])
+        require_finite_values(f"{key} of {name}", scores[key], scores["index"])
     return scores
 
 
@@ -238,37 +238,37 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
     return (ranks[..., n:].sum(axis) - m * (m + 1) / 2) / (n * m)
 
 
-def _measure_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Returns the AUROC, and the share of outliers below the threshold that 95 % of the inliers pass, `[2, ...]`."""
-    # The quantile is a little below `PASSING`, so that rounding of 0.95 * 100 never asks for 96 of 100 images.
+def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Returns `[2, ...]`: the AUROC, and the share of outliers below the threshold that 95 % of the inliers pass."""
+    # The quantile is a little below `PASSING`, because 0.95 * 100 could be rounded up to 96 of 100 images.
     threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return np.stack([compute_auroc(inliers, outliers, axis), (outliers <= threshold).mean(axis)])
 
 
-def compare_scores(
+def compare_outlier_scores(
     inliers: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Returns how well a score separates outliers from inliers, from its values `[m]` and `[n]`.
+    """Returns how well a score separates outliers from inliers, whose scores are `[n]` and `[m]`.
 
-    The figures are `auroc` of `compute_auroc`; `false_positives`, the share of outliers that pass as inliers at the
-    threshold that 95 % of the inliers pass; and bootstrap intervals of 95 %, `auroc_interval` and
+    The result is a dict of `auroc`, by `compute_auroc`; `false_positives`, the share of outliers that pass the
+    threshold which 95 % of the inliers pass; and bootstrap intervals of 95 %, `auroc_interval` and
     `false_positives_interval`.
     """
     import scipy.stats
 
     interval = scipy.stats.bootstrap(
-        (inliers, outliers), _measure_separation, n_resamples=resamples, batch=100, method="percentile", rng=seed
+        (inliers, outliers), _compute_separation, n_resamples=resamples, batch=100, method="percentile", rng=seed
     ).confidence_interval
-    values, ends = _measure_separation(inliers, outliers).tolist(), np.transpose(interval).tolist()
+    values, ends = _compute_separation(inliers, outliers).tolist(), np.transpose(interval).tolist()
     figures = dict(zip(("auroc", "false_positives"), values, strict=True))
     return figures | {f"{name}_interval": tuple(pair) for name, pair in zip(figures, ends, strict=True)}
 
 
-def make_images(kind: str, images: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
-    """Returns outliers of a kind of `MADE` instead of images, uint8 `[n, height, width, channels]`.
+def make_outlier_images(kind: str, images: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
+    """Returns synthetic outliers in the shape of `images`, uint8 `[n, height, width, channels]`.
 
-    "noise" is uniform noise, "constant" images have one colour each, and "permuted" images have the pixels of `images`
-    in another order. The random part of an image depends on the seed and on its number in `index` alone.
+    The kind is "noise" (uniform noise), "constant" (one colour each) or "permuted" (the pixels of `images` in another
+    order). The random part of an outlier depends on the seed and on its number in `index` alone.
     """
     made = np.empty_like(images)
     for row, number in enumerate(index):

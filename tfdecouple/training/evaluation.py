@@ -16,7 +16,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.training.run_directory import RunDirectory
 from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct_images
-from tfdecouple.visualization.pictures import PictureInputs, count_shown, save_pictures
+from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, save_pictures
 
 # Largest number of test images that are compared with lossless codecs.
 _CODED = 1000
@@ -120,7 +120,7 @@ class EvaluationReports:
     def _shown_images(self, step: int) -> int:
         """Returns the number of held-out images that are encoded, decoded and shown after a step."""
         seen = step * self._config.training.batch_size
-        most = min(self._config.training.pictures, count_shown(self._config.model.image_shape), seen)
+        most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)
 
     def _draw_pictures(

@@ -54,10 +54,10 @@ class PictureInputs:
         return self.images[first], self.images[second], labels
 
 
-def count_shown(image_shape: tuple[int, int, int]) -> int:
+def count_shown_images(image_shape: tuple[int, int, int]) -> int:
     """Returns the largest number of images in a picture: `USUAL` up to 64 x 64 pixels, fewer for larger images.
 
-    >>> [count_shown((size, size, 3)) for size in (32, 64, 128, 256, 1024)]
+    >>> [count_shown_images((size, size, 3)) for size in (32, 64, 128, 256, 1024)]
     [40, 40, 10, 4, 4]
     """
     return min(USUAL, max(4, USUAL * 64**2 // math.prod(image_shape[:2])))
