@@ -224,7 +224,7 @@ def _bits() -> str:
     some, draws = weighted["images"], weighted["k"]
     header = ["", "ELBO, validation images", "ELBO, test images", f"ELBO, {some:,} test images"]
     weighted_title = f"importance-weighted bound, {draws} draws, {some:,} test images"
-    return table([*header, weighted_title, "the paper's, other images and model size"], rows)
+    return table([*header, weighted_title, "the paper's"], rows)
 
 
 def _with_error(found: dict[str, Any], digits: int) -> str:
