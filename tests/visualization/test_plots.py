@@ -24,7 +24,7 @@ def test_legend_of_a_projection_names_frequent_labels_and_the_rest_together():
     labels = np.repeat(np.arange(20), np.arange(20) + 1)
     names = [f"label {number}" for number in range(20)]
     points = np.random.default_rng(0).standard_normal((len(labels), 2))
-    figure = plot_projection(points, labels, names, ("x", "y"), "z", coloured_labels=14)
+    figure = plot_projection(points, labels, names, ("x", "y"), "z")
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert texts == ["other", *names[6:]]
     seen = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in figure.axes[0].collections}

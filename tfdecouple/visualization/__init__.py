@@ -1,1 +1,1 @@
-"""Functions that draw pictures: grids of images, curves of training, codes in the plane, confusion matrices."""
+"""Pictures: grids of images, curves of training, codes in the plane, confusion matrices, and photographs."""

@@ -1,9 +1,9 @@
-"""Functions that apply a model's change of a small image to the photograph at its own size.
+"""Functions that apply a change, which a model made to a small image, to the photograph at its original size.
 
 A model of 64 x 64 pixels determines how colours change in each region, which is enough to change a photograph of any
-size in the same way. A guided filter (He, Sun and Tang, "Guided image filtering", 2013, applied at another size as in
-Chen et al., "Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each pixel of
-the small image, and applies these maps, interpolated, to the pixels of the photograph.
+size likewise. A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as in Chen et al.,
+"Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each pixel of the small
+image. The maps are interpolated and applied to the pixels of the photograph.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from tfdecouple.model.any_size import shrink_images
 
 # Side of the squares that the colour maps are fitted to, in pixels of the small image.
 _WINDOW = 9
-# Ridge strength: if a square's colours (in [0, 1]) vary this much, its map is half its own fit, half the image's.
+# Strength of the ridge term. In a square whose colours (from 0 to 1) have this variance, the map is the mean of the fit
+# in the square and the fit in the complete image.
 _EVENNESS = 0.01
-# Smallest contrast of a map, so that the photograph's detail stays even if the model lost it, as in a white sky.
+# Smallest contrast of a map. It preserves detail of the photograph that the model lost, for example in a white sky.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
 # Number of rows that are computed at once, so that the memory does not grow with the height.
@@ -36,11 +37,11 @@ _ROWS = 64
 
 
 def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns a photograph at its own size, uint8 `[H, W, channels]`, its colours changed as from `before` to `after`.
+    """Returns a photograph, uint8 `[H, W, channels]`, with colours changed as they change from `before` to `after`.
 
-    The result keeps the photograph's detail: only its colours and its light change, smoothly across the picture. It is
-    no output of the model, so encoding it does not give the codes of `after`. A photograph of the model's size becomes
-    `after` itself.
+    The detail of the photograph stays: only colours and light change, smoothly across the picture. The result is no
+    output of the model, so encoding it does not give the codes of `after`. If the photograph has the model's size, the
+    result is `after`.
 
     Args:
         photograph: the photograph, uint8 `[H, W, channels]`, with three channels or one.
@@ -69,7 +70,7 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns affine maps from the colours of `before` to those of `after`, by least squares in each square of pixels.
+    """Returns affine maps from colours of `before` to colours of `after`, by least squares in squares of pixels.
 
     The images are float32 `[h, w, channels]`, from 0 to 1. The maps, float64 `[h, w, channels, channels + 1]`, have the
     gains and the offset of each channel of the result.
@@ -89,7 +90,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         columns = before[..., None, :]
         covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
         joint = average(after[..., None] * columns) - mean_after[..., None] * mean_before[..., None, :]
-        # This solves gains @ covariance = joint, transposed; the ridge term draws the gains to their default.
+        # The solution of gains @ covariance = joint, transposed; the ridge term pulls the gains towards `default`.
         solved = np.linalg.solve(covariance + ridge * identity, np.swapaxes(joint + ridge * default, -1, -2))
         gains = np.swapaxes(solved, -1, -2)
         contrast = np.einsum("i,...ij->...", weights, gains)
@@ -101,7 +102,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return average_in_square(fit(average_in_square, _EVENNESS, whole))
 
 
-# Formats that results are written in, with file endings and options; other formats (GIF, PPM) become PNG files.
+# Formats of written files, with their endings and options. Photographs of other formats (GIF, PPM) become PNG files.
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": (".bmp", {}),
     "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
@@ -113,7 +114,7 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class UserPhotograph:
-    """A photograph at its own size.
+    """A photograph of the user at its original size.
 
     Attributes:
         path: the path of the photograph's file.
@@ -145,10 +146,10 @@ class UserPhotograph:
 
 
 def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
-    """Returns a photograph from a file, at its own size, or shrunk so that no side is longer than `max_side`.
+    """Returns a photograph from a file, shrunk if a side is longer than `max_side` pixels.
 
     The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. An animation gives its
-    first picture; pixels of 16 bits become 8. `channels` is 3 for a model of colours and 1 for a model of grey images.
+    first picture. 16 bits per value become 8. `channels` is 3 for a model of colour images, and 1 for grey images.
 
     Raises:
         DataError: if the file is missing, no image or too large, or `channels` is neither 3 nor 1.
@@ -160,7 +161,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     try:
         with open_image_file(path) as image:
             kind = image.format or "PNG"
-            # This decodes a large JPEG file at a fraction of its size, which saves most of the time.
+            # Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
             image.draft("RGB", (max_side, max_side))
             profile = image.info.get("icc_profile")
             image = scale_to_8_bits(image)

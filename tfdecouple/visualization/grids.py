@@ -1,9 +1,9 @@
-"""Functions that draw grids: of any images, and of a model's samples, reconstructions, switches and edits.
+"""Functions that draw images in a grid: any images, and samples, reconstructions, switches and edits of a model.
 
-Images are uint8 `[n, height, width, channels]`. These arguments have one meaning in all functions: `note` ends the
-caption; `side` is the largest side of an image in the grid, as for `draw_grid`; `labels` are the labels of the images,
-`[n]`, or a pair of label arrays for pairs of images, and None for a model without labels; `on_images` receives the
-number of finished images.
+Images are uint8 `[n, height, width, channels]`. The following arguments have one meaning in all functions. `note` ends
+the caption. `side` is the largest side of an image in the grid, in pixels; 0 for no limit. `labels` are the labels of
+the images, `[n]`, or two such arrays for pairs of images, or None for a model without labels. `on_images` is a callback
+that receives the number of finished images.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LINE = 18
 _GAP = 2
 _BACKGROUND = (255, 255, 255)
 _INK = (0, 0, 0)
-# Number of images that the model computes at once, which changes the use of memory but no picture.
+# Number of images that the model computes at once; it changes the use of memory and no picture.
 _CHUNK = 64
 
 OnImages = Callable[[int], None]
 PairLabels = tuple[np.ndarray, np.ndarray] | None
 
 
-def _chunks(count: int) -> list[slice]:
+def _split_into_chunks(count: int) -> list[slice]:
     return [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
@@ -45,13 +45,13 @@ def draw_grid(
     width: int = WIDTH,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture of images in rows and columns, uint8 `[rows, columns, height, width, channels]`.
+    """Returns a picture of images in rows and columns.
 
-    The first three channels are shown as RGB; with fewer, the first is shown as grey. An enlarged pixel becomes a
-    square; a shrunk square becomes one pixel, its mean.
+    The first three channels are shown as RGB. Of images with fewer channels, the first is shown as grey. An enlarged
+    pixel becomes a square, and a shrunk square becomes one pixel with its mean colour.
 
     Args:
-        images: the images.
+        images: the images, uint8 `[rows, columns, height, width, channels]`.
         caption: the text below the grid, wrapped to its width; line breaks in the text are kept.
         group: the numbers of rows and of columns after which there is a wider gap; 0 for no wider gap.
         row_labels: the texts to the left of the rows; empty for none.
@@ -72,14 +72,14 @@ def draw_grid(
     header = LINE if column_labels else 0
 
     def find_corner(row: int, column: int) -> tuple[int, int]:
-        """Returns the positions of the left and upper edges of the image in a row and column, in pixels."""
+        """Returns the left and upper edges, in pixels, of the image in a row and column."""
         wide = [place // every if every else 0 for place, every in zip((row, column), group, strict=True)]
         left = margin + _GAP + column * (tile_width + _GAP) + wide[1] * 3 * _GAP
         return left, header + _GAP + row * (tile_height + _GAP) + wide[0] * 3 * _GAP
 
     left, top = find_corner(rows - 1, columns - 1)
     right, bottom = left + tile_width + _GAP, top + tile_height + _GAP
-    lines = [line for text in caption.splitlines() for line in _wrap(text, font, right - 2 * _GAP)]
+    lines = [line for text in caption.splitlines() for line in _wrap_caption(text, font, right - 2 * _GAP)]
     picture = Image.new("RGB", (right, bottom + LINE * len(lines) + (6 if lines else 0)), _BACKGROUND)
     for row in range(rows):
         for column in range(columns):
@@ -98,8 +98,8 @@ def draw_grid(
     return picture
 
 
-def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Returns the lines of a text, wrapped to `width` pixels; only a single word can be wider."""
+def _wrap_caption(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Returns the lines of a text, wrapped to `width` pixels; a longer word gets a line of its own."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -110,7 +110,7 @@ def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: 
 
 
 def arrange_rows(images: np.ndarray, columns: int) -> np.ndarray:
-    """Returns images, uint8 `[n, ...]`, in rows, uint8 `[rows, columns, ...]`; white images fill the last row."""
+    """Returns images, uint8 `[n, ...]`, as `[rows, columns, ...]` for `draw_grid`; white images fill the last row."""
     white = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
     return np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
 
@@ -125,7 +125,7 @@ def draw_sample_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture of `count` samples at each temperature, in rows of ten, from the same draws of z and noise.
+    """Returns a picture of `count` samples at each temperature, in rows of ten; all temperatures share their draws.
 
     The temperatures are factors of v (paper section 3.1); z does not depend on them.
     """
@@ -151,7 +151,7 @@ def draw_class_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture with a row of samples for each label; a column shares v, to show the effect of the label.
+    """Returns a picture with a row of samples for each label; the images of a column share v and differ in the label.
 
     `labels` are the labels of the rows, and `names` are the names of all labels of the model.
     """
@@ -166,9 +166,9 @@ def draw_class_grid(
 def reconstruct_images(
     model: DecoupledModel, images: np.ndarray, on_images: OnImages = lambda done: None, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
-    """Returns decode(encode(images)), and the number of images that are reconstructed to the last pixel."""
+    """Returns decode(encode(images)), uint8, and the number of images that are reconstructed exactly."""
     decoded = np.empty_like(images)
-    for chunk in _chunks(len(images)):
+    for chunk in _split_into_chunks(len(images)):
         known = None if labels is None else labels[chunk]
         decoded[chunk] = model.decode(*model.encode(images[chunk], known))
         on_images(chunk.stop)
@@ -178,7 +178,7 @@ def reconstruct_images(
 def draw_reconstruction_grid(
     images: np.ndarray, decoded: np.ndarray, exact: int, note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns a picture of images above their reconstructions, `decoded`, of which `exact` are identical."""
+    """Returns a picture of images above their reconstructions, `decoded`; its caption says that `exact` are equal."""
     columns = min(len(images), 10)
     rows = [arrange_rows(each, columns) for each in (images, decoded)]
     tiles = np.stack(rows, 1).reshape(-1, columns, *images.shape[1:])
@@ -199,11 +199,11 @@ def draw_switch_grid(
 ) -> Image.Image:
     """Returns a picture of pairs of images and their switches, as in the paper's Figure 1.
 
-    A tile shows a and decode(z of b, v of a) above b and decode(z of a, v of b). A row has `columns` tiles, and `what`
-    begins the caption.
+    A tile has two rows: an image of `a` with decode(z of b, v of a), and an image of `b` with decode(z of a, v of b). A
+    row of the picture has `columns` tiles. `what` begins the caption.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
-    for chunk in _chunks(len(a)):
+    for chunk in _split_into_chunks(len(a)):
         known = None if labels is None else (labels[0][chunk], labels[1][chunk])
         ab[chunk], ba[chunk] = model.switch(a[chunk], b[chunk], known)
         on_images(2 * chunk.stop)
@@ -226,8 +226,8 @@ def interpolate_pairs(
 ) -> np.ndarray:
     """Returns interpolations between pairs of images, uint8 `[n, paths, rows, places, height, width, channels]`.
 
-    `places` are numbers from 0, the image of `a`, to 1, that of `b`; z changes from row to row and v from column to
-    column. A model without z has one row. `paths` are the paths of v in `DecoupledModel.interpolate`.
+    `places` are numbers from 0, the image of `a`, to 1, the image of `b`. z changes from row to row, and v from column
+    to column. A model without z has one row. `paths` are the paths of v in `DecoupledModel.interpolate`.
     """
     z_places = places if model.config.has_latent else places[:1]
     tiles: list[np.ndarray] = []
@@ -243,7 +243,7 @@ def interpolate_pairs(
 def draw_interpolation_grid(
     tiles: np.ndarray, places: Sequence[float], paths: Sequence[str] = ("lerp",), note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns a picture of the tiles of `interpolate_pairs`, with the paths of v side by side (paper Figure 5)."""
+    """Returns a picture of the result of `interpolate_pairs`, with the paths of v side by side (paper Figure 5)."""
     count, _, rows, columns = tiles.shape[:4]
     numbers = [f"{place:.2g}" for place in places]
     row_labels = [f"z {number}" for number in numbers] * count if rows > 1 else []
@@ -274,17 +274,17 @@ def draw_edit_grid(
 ) -> Image.Image:
     """Returns a picture of images edited along directions in z: a row for each image and each direction.
 
-    `directions` are vectors, float32 `[d_z]`, by the name of their method of finding, which labels the rows. A column
-    adds its amount times the direction to z. `name` is the name of the direction in the caption.
+    `directions` are vectors in z, float32 `[d_z]`, by the name of the method that found them, which labels the rows. A
+    column adds its amount times the direction to z. `name` is the name of the direction in the caption.
     """
     rows, done = [], 0
-    for chunk in _chunks(len(images)):
+    for chunk in _split_into_chunks(len(images)):
         z, v = model.encode(images[chunk])[:2]
         assert z is not None
         changed = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
         for row, vector in enumerate(directions.values()):
             for column, amount in enumerate(amounts):
-                # `model.edit` would give the same images, but encode them again for each amount.
+                # `model.edit` would encode the images again for each amount.
                 changed[:, row, column] = model.decode(z + np.float32(amount) * vector, v)
                 on_images(done := done + len(v))
         rows.append(changed)
@@ -298,7 +298,10 @@ def draw_edit_grid(
 
 
 def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray], caption: str = "") -> Image.Image:
-    """Returns a picture of samples, `queries`, beside the images nearest to them, uint8 `[n, k, ...]`, by distance."""
+    """Returns a picture of samples, `queries`, each beside its k nearest images.
+
+    `neighbours` are the nearest images, uint8 `[n, k, ...]`, by the name of the distance.
+    """
     k = next(iter(neighbours.values())).shape[1]
     blocks = [np.concatenate([queries[:, None], images], 1) for images in neighbours.values()]
     labels = [label for name in neighbours for label in ("sample", f"{name}: 1", *map(str, range(2, k + 1)))]

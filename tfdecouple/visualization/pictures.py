@@ -1,4 +1,4 @@
-"""The pictures that a training saves at each evaluation: grids of validation images and of samples."""
+"""The pictures that a training run saves at each evaluation: grids of validation images and of samples."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ from tfdecouple.visualization.grids import (
     reconstruct_images,
 )
 
-# Number of images of at most 64 x 64 pixels in a picture, and largest side of an image in a picture, in pixels.
+# Number of images in a picture if they have at most 64 x 64 pixels, and largest side of an image in it, in pixels.
 USUAL = 40
 _SIDE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureInputs:
-    """The model and the images, uint8 `[n, height, width, channels]`, n at least 1, that an evaluation's pictures show.
+    """The model and the images that the pictures of an evaluation show.
 
-    `labels` are the labels of the images, int32 `[n]`, or None for a model without labels; `seed` is the seed of the
-    samples, and `most` the approximate number of images in a picture.
+    Attributes:
+        model: the model.
+        images: the images, uint8 `[n, height, width, channels]`, at least one.
+        seed: the seed of the samples.
+        most: the approximate number of images in a picture.
+        labels: the labels of the images, int32 `[n]`; None for a model without labels.
+        label_names: the names of all labels.
     """
 
     model: DecoupledModel
@@ -44,18 +49,18 @@ class PictureInputs:
 
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
-        """The images decoded from their codes, and the number of images that are identical to the last pixel."""
+        """The images decoded from their codes, and the number of images that are reconstructed exactly."""
         return reconstruct_images(self.model, self.images, labels=self.labels)
 
-    def pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """Returns `count` first and second images of pairs, and their labels, or None for a model without labels."""
+    def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+        """Returns the first and the second images of `count` pairs, and the labels of both; None without labels."""
         first, second = slice(count), slice(len(self.images) // 2, len(self.images) // 2 + count)
         labels = None if self.labels is None else (self.labels[first], self.labels[second])
         return self.images[first], self.images[second], labels
 
 
 def count_shown_images(image_shape: tuple[int, int, int]) -> int:
-    """Returns the largest number of images in a picture: `USUAL` up to 64 x 64 pixels, fewer for larger images.
+    """Returns the largest number of images of a shape in a picture: `USUAL` up to 64 x 64 pixels, else fewer.
 
     >>> [count_shown_images((size, size, 3)) for size in (32, 64, 128, 256, 1024)]
     [40, 40, 10, 4, 4]
@@ -63,14 +68,14 @@ def count_shown_images(image_shape: tuple[int, int, int]) -> int:
     return min(USUAL, max(4, USUAL * 64**2 // math.prod(image_shape[:2])))
 
 
-# A function that draws a picture with its caption, or returns None if the picture does not suit the model.
+# A function that draws a picture with its caption, or returns None for a model that the picture does not suit.
 Draw = Callable[[PictureInputs], Image.Image | None]
-# The drawing functions by the name of the picture, which ends the name of its file and is its title in TensorBoard.
+# The drawing functions by the name of the picture, which is the end of its file name and its title in TensorBoard.
 PICTURES: dict[str, Draw] = {}
 
 
 def register_picture(name: str) -> Callable[[Draw], Draw]:
-    """Returns a decorator that adds a drawing function to `PICTURES` under the name `name`."""
+    """Returns a decorator that adds a drawing function to `PICTURES` under a name."""
 
     def register(draw: Draw) -> Draw:
         PICTURES[name] = draw
@@ -101,7 +106,7 @@ def _draw_classes(inputs: PictureInputs) -> Image.Image | None:
 @register_picture("interpolation")
 def _draw_interpolation(inputs: PictureInputs) -> Image.Image:
     places = (0, 0.2, 0.4, 0.6, 0.8, 1) if inputs.most >= 10 else (0, 0.5, 1)
-    a, b, labels = inputs.pairs(1)
+    a, b, labels = inputs.select_image_pairs(1)
     return draw_interpolation_grid(interpolate_pairs(inputs.model, a, b, places, labels=labels), places, side=_SIDE)
 
 
@@ -110,17 +115,17 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
     count = min(len(inputs.images) // 2, 20)
     if not (inputs.model.config.has_latent and count):
         return None
-    a, b, labels = inputs.pairs(count)
+    a, b, labels = inputs.select_image_pairs(count)
     return draw_switch_grid(inputs.model, a, b, side=_SIDE, labels=labels)
 
 
 def save_pictures(
     inputs: PictureInputs, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
 ) -> int:
-    """Writes every picture of `PICTURES` into a folder as PREFIXNAME.png, or no file if a picture cannot be drawn.
+    """Writes all pictures of `PICTURES` into a folder as PREFIXNAME.png, or no file if one of them fails.
 
-    It returns the number of images that are reconstructed to the last pixel. The folder is made if it does not exist;
-    `on_picture` is a callback that receives the name of each picture before it is drawn.
+    The folder need not exist. `on_picture` is a callback that receives the name of each picture before it is drawn. The
+    function returns the number of images that are reconstructed exactly.
 
     Raises:
         UserError: if the model yields pixels that are not finite.

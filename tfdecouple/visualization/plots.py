@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-# The colours of Okabe and Ito, distinct for people of any colour vision; the dark colours come first.
+# The colours of Okabe and Ito, which people with any colour vision can distinguish; the dark colours come first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 _GREY = "#999999"
@@ -25,20 +25,22 @@ _NAMES = {
 }
 # Largest number of classes for which the cells of a confusion matrix have room for numbers.
 _NUMBERED_CLASSES = 40
+# Number of labels with a colour and a shape in a plot of points.
+_COLOURED_LABELS = 14
 
-# A curve: the steps and the values, both `[n]`.
-Line = tuple[Sequence[float], Sequence[float]]
+# The steps and the values of a curve, both `[n]`.
+Curve = tuple[Sequence[float], Sequence[float]]
 
 
 class Curves(NamedTuple):
-    """The curves of one run by the name of the quantity in the log, on training and on validation images.
+    """The curves of a run on training and on validation images, by the name of the metric in the log.
 
     `name` is the name of the run in the legend.
     """
 
     name: str
-    train: Mapping[str, Line]
-    validation: Mapping[str, Line]
+    train: Mapping[str, Curve]
+    validation: Mapping[str, Curve]
 
 
 def render_figure(figure: Figure) -> Image.Image:
@@ -49,14 +51,14 @@ def render_figure(figure: Figure) -> Image.Image:
 
 
 def plot_curves(runs: Sequence[Curves]) -> Figure:
-    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over the updates of runs, which all have bits/dim.
+    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over the updates of runs, all of which log bits/dim.
 
-    Curves on training images are thin; curves on validation images are thick, with a point at each evaluation. A
-    quantity that no run has gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each
-    curve, which would flatten the rest.
+    Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. A metric
+    that no run logs gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each curve,
+    which would flatten the rest.
     """
     figure = _make_figure(9, 6.6)
-    lower = [name for name in _NAMES if name != "bits_per_dim" and any(_lines(run, name) for run in runs)]
+    lower = [name for name in _NAMES if name != "bits_per_dim" and any(_collect_curves(run, name) for run in runs)]
     grid = figure.add_gridspec(2 if lower else 1, max(len(lower), 1), height_ratios=(1.7, 1) if lower else None)
     panels = {"bits_per_dim": figure.add_subplot(grid[0, :])}
     panels |= {name: figure.add_subplot(grid[1, number]) for number, name in enumerate(lower)}
@@ -79,7 +81,7 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
     if "learning_rate" in panels:
         panels["learning_rate"].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     bits = panels["bits_per_dim"]
-    lines = [np.asarray(line) for run in runs for line in _lines(run, "bits_per_dim")]
+    lines = [np.asarray(line) for run in runs for line in _collect_curves(run, "bits_per_dim")]
     later = np.concatenate([values[steps >= steps[-1] / 10] for steps, values in lines])
     if room := np.ptp(later) / 20:
         bits.set_ylim(later.min() - room, later.max() + room)
@@ -88,15 +90,15 @@ def plot_curves(runs: Sequence[Curves]) -> Figure:
     return figure
 
 
-def _lines(run: Curves, name: str) -> list[Line]:
+def _collect_curves(run: Curves, name: str) -> list[Curve]:
     return [lines[name] for lines in (run.train, run.validation) if name in lines]
 
 
 def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns codes `[n, d]`, n at least 2, projected to two principal components, and their shares of the variance.
+    """Returns codes `[n, d]` projected to two principal components, and the shares of the variance of the components.
 
-    The points, `[n, 2]`, and the shares, `[2]`, are float64; the second component is 0 where d is 1. The largest weight
-    of a component is positive, so that its sign does not depend on chance.
+    The points, `[n, 2]`, and the shares, `[2]`, are float64. n is at least 2; for d = 1 the second component is 0. The
+    largest weight of a component is positive, so that its sign does not depend on chance.
 
     >>> points, shares = project_to_components(np.array([[0.0, 0.0, 5.0], [3.0, 0.0, 5.0], [0.0, 1.0, 5.0]]))
     >>> points.shape, bool(np.isclose(shares.sum(), 1))
@@ -111,16 +113,16 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Returns codes `[n, d]`, n at least 4, projected to the plane by t-SNE, `[n, 2]`.
+    """Returns codes `[n, d]`, n at least 4, projected to the plane by t-SNE with a seed, `[n, 2]`.
 
-    Neighbours stay together, and large distances are distorted. `seed` is the seed of the random part of t-SNE.
+    Neighbours stay together, and large distances are distorted.
     """
     import threadpoolctl
     from sklearn.manifold import TSNE
 
     # The usual perplexity of 30 (a number of neighbours) is too large for few points.
     t_sne = TSNE(2, perplexity=min(30.0, (len(codes) - 1) / 3), init="pca", random_state=seed)
-    # On cores with other work one thread is several times as fast, because several would wait in a busy loop.
+    # On cores with other work, one thread is several times as fast, because several threads wait in a busy loop.
     with threadpoolctl.threadpool_limits(1):
         return t_sne.fit_transform(np.asarray(codes, np.float32))
 
@@ -131,17 +133,16 @@ def plot_projection(
     names: Sequence[str],
     axis_names: Sequence[str],
     title: str,
-    coloured_labels: int = 14,
 ) -> Figure:
     """Returns a plot of points in the plane, `[n, 2]`, coloured by label.
 
     `labels` are the labels of the points, int `[n]`, -1 for no label, and `names` are the names of all labels, if they
-    have names. The `coloured_labels` most frequent labels get a colour and a shape; all other points are grey.
+    have names. The 14 most frequent labels get a colour and a shape; all other points are grey.
     """
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
     present, counts = np.unique(labels[labels >= 0], return_counts=True)
-    coloured = np.sort(present[np.argsort(-counts, kind="stable")][:coloured_labels])
+    coloured = np.sort(present[np.argsort(-counts, kind="stable")][:_COLOURED_LABELS])
     size = float(np.clip(24000 / max(len(points), 1), 9, 60))
     rest = ~np.isin(labels, coloured)
     if rest.any():
@@ -163,17 +164,17 @@ def plot_projection(
 
 
 def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
-    """Returns a plot of histograms of several kinds of images, with one panel per quantity; the first kind is filled.
+    """Returns a plot with a panel for each metric, which has a histogram for each set of images; the first is filled.
 
-    `panels` has the values, `[n]`, by the name of the quantity and then by the kind of images; all have the same kinds.
-    Values beyond the range of a panel count in its first or last bin.
+    `panels` has the values of images, `[n]`, by the name of the metric and then by the name of the set. All panels have
+    the same sets. Values beyond the range of a panel count in its first or last bin.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = _make_figure(4 * columns, 3 * rows + 0.8)
     for number, (name, kinds) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
-        # A panel shows nearly all values of each kind, but is at most nine times as wide as the first kind.
+        # A panel shows 99 % of the values of each set, unless that is more than nine times as wide as the first set.
         ends = np.array([np.quantile(values, (0.005, 0.995)) for values in kinds.values()])
         (first, last), (low, high) = ends[0], (ends[:, 0].min(), ends[:, 1].max())
         room = 4 * (last - first)
@@ -194,10 +195,10 @@ def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) 
 
 
 def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> Figure:
-    """Returns a plot of a confusion matrix: rows are the true classes, columns the predicted ones.
+    """Returns a plot of a confusion matrix: rows are the true classes, columns the predicted classes.
 
-    The darkness of a cell is its share of the images of its true class; the number in it is the number of images.
-    `confusion` is a result of `count_confusion`; a label without a name is shown as its number.
+    The darkness of a cell is its share of the images of the true class; the number in it is the number of images.
+    `confusion` is the result of `count_confusion`. A label without a name is shown as its number.
     """
     counts = np.asarray(confusion["counts"])
     names = [label_names[label] if label < len(label_names) else str(label) for label in confusion["labels"]]
@@ -220,9 +221,9 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
 
 
 def _make_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure of a size in inches, whose look does not depend on a user's matplotlibrc."""
+    """Returns an empty figure of a size in inches, whose style does not depend on the user's matplotlibrc."""
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    # The paddings are the distances between panels, and to the border, in inches.
+    # The paddings, in inches, lie between panels and at the border.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     return figure
 
