@@ -126,13 +126,15 @@ class Gradients:
     """The gradients of a model on one batch, for each value of `training.memory` and each precision."""
 
     def __init__(self, benchmark: Benchmark, batch: int):
+        import tensorflow as tf
+
         from tfdecouple import randomness
         from tfdecouple.data import load_images
 
         self.variables = benchmark.model.trainable_variables
         self._model = benchmark.model
         images = load_images(benchmark.source, "train", batch)[0]
-        noise = randomness.draw_normal([batch, self._model.config.latent_dim], randomness.derive_seed(0, "z"))
+        noise = tf.random.stateless_normal([batch, self._model.config.latent_dim], randomness.derive_seed(0, "z"))
         self._inputs = (
             images,
             noise,

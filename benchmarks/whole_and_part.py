@@ -67,11 +67,11 @@ def make_update(name: str, updates: int) -> tuple[Any, Callable]:
 
     @tf.function
     def update(whole: tf.Tensor, part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        whole, part = model.quantizer.levels(whole), model.quantizer.levels(part)
+        whole, part = model.quantizer.find_bins(whole), model.quantizer.find_bins(part)
         noise = tf.random.normal([BATCH, model.config.latent_dim]), tf.random.uniform(tf.shape(part))
         with tf.GradientTape() as tape, backward_memory("keep"):
             encoded = whole if name == "whole" else part
-            elbo, _ = negative_elbo(model, part, *noise, encoder_levels=encoded, training=True)
+            elbo, _ = negative_elbo(model, part, *noise, encoder_bins=encoded, training=True)
             loss = tf.reduce_mean(elbo.bits_per_dim)
         optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
         return loss, tf.reduce_mean(elbo.kl)

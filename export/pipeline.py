@@ -43,7 +43,7 @@ from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_sizes, load_real_images, make_vectors
 from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.model.any_size import name_fixed_weight
+from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_path
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, write_json, write_text
@@ -152,7 +152,7 @@ class _Exporter:
         self._model, self._provenance = open_run(config.run, config.name)
         for file, reason in self._provenance.omissions.items():
             self._report(f"{file} cannot be used and is left out: {reason}")
-        if config.any_size and (weight := name_fixed_weight(self._model.config)):
+        if config.any_size and (weight := find_weight_of_fixed_size(self._model.config)):
             raise UserError(
                 f"--any-size: weight {weight} of this model has the size of its images; leave --any-size out"
             )

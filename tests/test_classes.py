@@ -51,13 +51,13 @@ class TestCodes:
         elbo = model.elbo_from_noise(images, z_noise, u, labels=LABELS)
         np.testing.assert_allclose(model.class_log_probabilities, SHARES, rtol=1e-6)
         np.testing.assert_allclose(elbo.kl, -SHARES[LABELS], rtol=1e-6)
-        x = model.quantizer.within(model.quantizer.levels(images), u)
+        x = model.quantizer.place_in_bins(model.quantizer.find_bins(images), u)
         density = model.likelihood(model.class_codes.numpy()[LABELS]).log_prob(x)
         np.testing.assert_allclose(elbo.reconstruction, -density, rtol=1e-5)
 
     def test_classification_is_bayes_rule(self, traced):
         model, images = variant("classes"), images_of(variant("classes"))
-        x = model.quantizer.centres(model.quantizer.levels(images))
+        x = model.quantizer.place_at_centres(model.quantizer.find_bins(images))
         joint = np.stack([model.likelihood(np.tile(code, (3, 1))).log_prob(x) for code in model.class_codes.numpy()], 1)
         joint = joint.astype("f8") + SHARES
         expected = joint - scipy.special.logsumexp(joint, 1, keepdims=True)
@@ -75,9 +75,9 @@ class TestCodes:
 
     def test_labels_of_samples_are_drawn_from_their_probabilities(self):
         model = variant("classes")
-        drawn = model.drawn_labels(0, 4000, tf.constant([1, 2])).numpy()
+        drawn = model.draw_labels(0, 4000, tf.constant([1, 2])).numpy()
         np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4000, [1 / 8, 2 / 8, 5 / 8], atol=0.03)
-        equal(drawn[1000:1500], model.drawn_labels(1000, 1500, tf.constant([1, 2])))
+        equal(drawn[1000:1500], model.draw_labels(1000, 1500, tf.constant([1, 2])))
 
     def test_pairs_have_labels_of_both(self):
         model = variant("classes")
@@ -111,7 +111,11 @@ class TestCodes:
     def test_there_is_no_encoder_and_no_density_of_z(self):
         model = variant("classes")
         assert model.encoder is None and model.prior_flow is None
-        for call in (lambda: model.posterior(images_of(model)), lambda: model.prior, lambda: model.prior_of([0])):
+        for call in (
+            lambda: model.posterior(images_of(model)),
+            lambda: model.prior,
+            lambda: model.conditional_prior([0]),
+        ):
             assert "function of the label" in message_of(UserError, call)
 
     @pytest.mark.parametrize(
@@ -150,7 +154,7 @@ class TestPriorOfLabels:
         images, (z_noise, u) = images_of(model), noise(model)
         z = plain.posterior(images).mean()
         np.testing.assert_allclose(model.prior.log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
-        np.testing.assert_allclose(model.prior_of(LABELS).log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
+        np.testing.assert_allclose(model.conditional_prior(LABELS).log_prob(z), plain.prior.log_prob(z), rtol=1e-5)
         known, unknown, both = (
             model.elbo_from_noise(images, z_noise, u, labels=labels) for labels in (LABELS, None, [2, -1, 1])
         )
@@ -165,7 +169,10 @@ class TestPriorOfLabels:
     def test_the_prior_is_the_mixture_of_its_parts_and_classification_is_bayes_rule_for_z(self):
         model, images = variant("prior-classes"), images_of(variant("prior-classes"))
         z = model.posterior(images).mean()
-        parts = np.stack([model.prior_of(np.full(3, label)).log_prob(z) for label in range(3)], 1).astype("f8") + SHARES
+        parts = (
+            np.stack([model.conditional_prior(np.full(3, label)).log_prob(z) for label in range(3)], 1).astype("f8")
+            + SHARES
+        )
         mixture = scipy.special.logsumexp(parts, 1)
         np.testing.assert_allclose(model.prior.log_prob(z), mixture, rtol=1e-5)
         np.testing.assert_allclose(model.classify(images), parts - mixture[:, None], atol=1e-4)
@@ -177,7 +184,7 @@ class TestPriorOfLabels:
         posterior = model.posterior(images)
         z = posterior.mean() + posterior.stddev() * z_noise
         for labels, log_prior in (
-            (LABELS, model.prior_of(LABELS).log_prob(z) + SHARES[LABELS]),
+            (LABELS, model.conditional_prior(LABELS).log_prob(z) + SHARES[LABELS]),
             (None, model.prior.log_prob(z)),
             (NONE, model.prior.log_prob(z)),
         ):

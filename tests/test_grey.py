@@ -64,7 +64,7 @@ def test_every_image_comes_back_and_others_are_refused(run, eager):
     codes = model.encode(images)
     assert codes.v.shape == images.shape
     np.testing.assert_array_equal(model.decode(*codes), images)
-    assert [part.shape[1:] for part in model.flow.parts(codes.v)] == [(2, 3, 16)]
+    assert [part.shape[1:] for part in model.flow.split_v(codes.v)] == [(2, 3, 16)]
     assert model.sample(2, seed=1).shape == (2, *SHAPE)
     with pytest.raises(DataError, match=r"images are of shape \(1, 8, 12, 3\); this model needs \[batch, 8, 12, 1\]"):
         model.encode(np.zeros((1, 8, 12, 3), np.uint8))

@@ -197,10 +197,10 @@ class TestSample:
         monkeypatch.setattr(model_module, "CHUNK", at_once)
         for model in (small, without_z):
             seed = randomness.make_seed(5)
-            v = 0.7 * randomness.draw_normal([n, 8, 8, 3], randomness.derive_seed(seed, "v"))
+            v = 0.7 * tf.random.stateless_normal([n, 8, 8, 3], randomness.derive_seed(seed, "v"))
             z = None
             if model.encoder is not None:
-                z = model.z_from_noise(randomness.draw_normal([n, 4], randomness.derive_seed(seed, "z")))
+                z = model.z_from_noise(tf.random.stateless_normal([n, 4], randomness.derive_seed(seed, "z")))
             np.testing.assert_array_equal(model.sample(n, 0.7, seed=5), model.decode(z, v))
 
     def test_more_than_memory_holds_is_one_line(self, small, monkeypatch):
@@ -286,8 +286,8 @@ class TestOwnLoop:
         assert all(not np.array_equal(before[name], variable.numpy()) for name, variable in moving.items())
 
     def test_it_is_the_bound_by_the_statistics_of_the_batch(self, small):
-        z = randomness.draw_normal([3, SMALL.latent_dim], randomness.derive_seed(4, "z"))
-        u = randomness.draw_uniform([3, 8, 8, 3], randomness.derive_seed(4, "u"))
+        z = tf.random.stateless_normal([3, SMALL.latent_dim], randomness.derive_seed(4, "z"))
+        u = tf.random.stateless_uniform([3, 8, 8, 3], randomness.derive_seed(4, "u"))
         model = DecoupledModel(SMALL)
         for name, variable in model.named_variables().items():
             variable.assign(small.named_variables()[name])

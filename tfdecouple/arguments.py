@@ -1,7 +1,7 @@
-"""Conversion of callers' arguments (numbers, arrays, images, labels, codes).
+"""Conversion and checks of callers' arguments: numbers, arrays, images, labels, codes.
 
-All functions raise UserError, or DataError for images and labels, where a value has a wrong type or shape or is out of
-its range.
+All functions raise UserError, or DataError for images and labels, if a value has a wrong type or shape or is out of
+range.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
 
 
 def as_floats(value: Any, name: str) -> tf.Tensor:
-    """Returns a value as a float32 tensor; raises UserError if it does not consist of real numbers."""
+    """Returns a value that consists of real numbers as a float32 tensor."""
     tensor = as_tensor(value, name)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
         raise UserError(f"{name} is of type {tensor.dtype.name}; it must be float32")
@@ -74,7 +74,7 @@ def _show_batch(image_shape: tuple[int, int, int], any_size: bool = False) -> st
 
 
 def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns two batches of equally many images, of any size; `what` is the name of the operation in messages."""
+    """Returns two batches of equally many images of any size as tensors; `what` names the operation in messages."""
     a, b = as_images(a, image_shape, any_size=True), as_images(b, image_shape, any_size=True)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
         raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
@@ -82,11 +82,7 @@ def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int
 
 
 def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
-    """Returns a value as z, float32 `[..., d_z]`; None for a model without z, whose `latent_dim` is 0.
-
-    Raises:
-        UserError: if z is missing or superfluous, or has the wrong shape.
-    """
+    """Returns a value as z, float32 `[..., d_z]`; None for a model without z, whose `latent_dim` is 0."""
     if not latent_dim:
         if value is not None:
             raise UserError("this model has no z (model.conditioning is 'none'): pass None")
@@ -104,9 +100,7 @@ def as_codes(
 ) -> tuple[tf.Tensor | None, tf.Tensor]:
     """Returns two values as codes: z, float32 `[batch, d_z]` or None; v, float32 `[batch, height, width, channels]`.
 
-    Raises:
-        UserError: if a code has the wrong shape, z and v belong to different numbers of images, or height and width of
-            v are not multiples of `multiple`.
+    Height and width of v must be multiples of `multiple`.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
@@ -160,7 +154,7 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
     """Returns the change of z of each image, amount * direction, float32 `[batch or 1, d_z]`.
 
     Args:
-        direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
+        direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object with a vector or array as attribute `vector`.
         amount: one number, or a number for each image, `[batch]`.
         batch: the number of images; None if it is unknown while a graph is traced.
         latent_dim: d_z.
@@ -232,7 +226,7 @@ def _as_finite(value: Any) -> np.ndarray:
     """Returns a value as a float64 array, or NaN if any part of the value is not a finite real number."""
     try:
         array = np.asarray(value)
-        # The kinds that are refused are booleans, text, and whole numbers beyond 64 bits.
+        # NumPy gives booleans, text, and whole numbers beyond 64 bits other kinds than these.
         array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.asarray(math.nan)
     except (ValueError, TypeError, NotImplementedError, OverflowError):
         return np.asarray(math.nan)

@@ -1,4 +1,4 @@
-"""Stateless random numbers: every draw depends only on a seed, the name of its purpose and possibly an index."""
+"""Stateless random numbers: a draw depends only on a seed, the name of the draw's purpose, and possibly an index."""
 
 from __future__ import annotations
 
@@ -21,19 +21,17 @@ def make_seed(seed: Any) -> tf.Tensor:
 
     Args:
         seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a fresh seed. In a
-            `tf.function` each call, on each device, draws a fresh seed, and `tf.random.set_seed` makes it repeatable.
-
-    Raises:
-        UserError: if the seed is anything else.
+            `tf.function` each call, on each device, draws a fresh seed, which `tf.random.set_seed` makes repeatable.
+            Any other value raises UserError.
     """
     if seed is None:
         if not tf.executing_eagerly():
-            # A number that Python drew during tracing would be a constant, so TensorFlow draws in each call.
+            # A number that Python draws during tracing would be a constant, so TensorFlow draws in each call.
             return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
     if not tf.is_tensor(seed):
         values = np.asarray(seed)
-        # NumPy gives whole numbers beyond 64 bits the kind of objects, which this check refuses.
+        # For NumPy whole numbers beyond 64 bits are objects, not of the kinds "i" and "u".
         is_whole = values.dtype.kind in "iu" and values.shape in ((), (2,))
         if not is_whole or (values.ndim == 0 and not 0 <= values < 2**32):
             raise UserError(f"the seed is {repr(seed)[:60]}; it must be a whole number, at least 0 and below 2**32")
@@ -57,32 +55,18 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
     return result
 
 
-def draw_normal(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Returns standard normal random numbers of a shape."""
-    return tf.random.stateless_normal(shape, seed, dtype=dtype)
-
-
-def draw_uniform(shape: Any, seed: tf.Tensor, dtype: Any = tf.float32) -> tf.Tensor:
-    """Returns random numbers of a shape, uniform in [0, 1)."""
-    return tf.random.stateless_uniform(shape, seed, dtype=dtype)
-
-
 def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
-    """Returns the noise from which images of a shape are dequantised.
-
-    With `normal_noise` the noise is standard normal, for a learned q(u|x) that maps it to u; otherwise the noise is u
-    itself, uniform in [0, 1).
-    """
-    return (draw_normal if normal_noise else draw_uniform)(shape, seed)
+    """Returns dequantisation noise of a shape: standard normal for a learned q(u|x), otherwise u, uniform in [0, 1)."""
+    return (tf.random.stateless_normal if normal_noise else tf.random.stateless_uniform)(shape, seed)
 
 
 def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
     """Returns a part of a large normal draw, float32 `[count]`, without drawing the rest.
 
-    The result equals `reshape(draw_normal(shape, seed), [-1])[start : start + count]` to the bit.
+    The result equals `reshape(tf.random.stateless_normal(shape, seed), [-1])[start : start + count]` to the bit.
     """
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    # Philox makes four numbers from each value of its 128-bit counter, which is two integers, the lower bits first.
+    # Philox makes four numbers from each value of a 128-bit counter, which is given as two integers, lower bits first.
     low = counter[0] + tf.constant(start // 4, tf.uint64)
     advanced = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
     numbers = tf.raw_ops.StatelessRandomNormalV2(
@@ -97,7 +81,7 @@ def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor
     A draw depends only on the seed, on its number among the draws for its image, and on the index of the image in its
     split; number and index are integers `[n]`.
     """
-    return _draw_each(lambda own: draw_normal([latent_dim], derive_seed(own, "z")), seed, number, index)
+    return _draw_each(lambda own: tf.random.stateless_normal([latent_dim], derive_seed(own, "z")), seed, number, index)
 
 
 def draw_u_noise(

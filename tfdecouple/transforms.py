@@ -1,7 +1,7 @@
 """Coupling transforms: the functions that a coupling applies to the channels x_b, registered by name.
 
-To add a transform, write a subclass of `Transform` and add it to `TRANSFORMS`. The choices in the config, parameter
-counts, training, inversion, the tests of every transform and the exports then include it.
+To add a transform, write a subclass of `Transform` and add an instance to `TRANSFORMS`. The choices in the config,
+parameter counts, training, inversion, the tests of every transform and the exports then include the transform.
 """
 
 from __future__ import annotations
@@ -30,21 +30,20 @@ class Transform(abc.ABC):
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
         """Returns the bijector that maps x_b in the forward direction (towards v), for parameters from the network.
 
-        Raw parameters that are all 0 must give the identity: every coupling starts there. The bijector is elementwise
-        (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's. Forward
-        and inverse should use operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums,
-        quotients; not expm1 and log1p). They may use constant numbers, but no constant arrays, which the verification
-        of exports refuses.
+        The bijector is elementwise (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors/` or
+        one of TFP's. Every coupling starts with raw parameters of 0, for which the bijector must be the identity.
+        Forward and inverse should use operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products,
+        sums, quotients; not expm1 and log1p), and no arrays of constants, which the verification of exports refuses.
 
         Args:
             raw: tensors, one per parameter, with any values, of the shape of x_b, `[batch, ..., transformed channels]`.
-            alpha: how far a scale may be from 1, in (0, 1], from the config.
+            alpha: largest difference between a scale and 1, in (0, 1], from the config.
         """
 
     def count_activations(self, alpha: float) -> int:
-        """Returns how many numbers are stored for the backward pass per entry of x_b, for `networks/architecture.py`.
+        """Returns the number of values that the backward pass stores per entry of x_b.
 
-        The default is an estimate: x_b, and each parameter both raw and constrained.
+        The default is an estimate: x_b, and each parameter raw and constrained.
         """
         return 1 + 2 * self.parameters
 

@@ -120,8 +120,8 @@ class DeployedUnfolded(Deployed):
 
     def __init__(self, layer: BaseLayer, name: str, layout: Layout):
         super().__init__(name, layout)
-        self._layer, self._keys = layer, tuple(layer.tensors())
-        for key, weight in layer.tensors().items():
+        self._layer, self._keys = layer, tuple(layer.read_tensors())
+        for key, weight in layer.read_tensors().items():
             setattr(self, f"weight_{key}", round_to_float32(f"{name}/{key}", to_float64(weight)))
 
     def read_weights(self) -> dict[str, tf.Tensor]:

@@ -17,9 +17,9 @@ import tensorflow as tf
 from export.deployed.deployed_networks import DeployedDequantizer, DeployedEncoder, DeployedFlow, fold_prior
 from export.deployed.graph import Array, Deployed, Layout, round_to_float32, to_float64
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import fit_images
-from tfdecouple.model.objective import by_label
-from tfdecouple.model.outlier_scores import shell, typicality
+from tfdecouple.model.any_size import pad_and_shrink_images
+from tfdecouple.model.objective import select_prior_by_label
+from tfdecouple.model.outlier_scores import score_shell, score_typicality
 
 
 class DeployedClasses(Deployed):
@@ -80,7 +80,7 @@ class DeployedModel(Deployed):
         self.flow = DeployedFlow(model.flow, layout)
         self.prior = self.encoder = self.classes = self.dequantizer = None
         if model.encoder is not None:
-            sides = model.encoder.map_shape(model.input_shape)[1:3]
+            sides = model.encoder.compute_map_shape(model.input_shape)[1:3]
             self.encoder = DeployedEncoder(model.encoder, layout, sides)
             self.prior = fold_prior(model.prior_flow, layout)
         if model.config.has_classes:
@@ -90,16 +90,16 @@ class DeployedModel(Deployed):
 
     def to_bins(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the bins of uint8 images `[batch, height, width, channels]`, in the layout of the graph."""
-        return self.quantizer.levels(self.layout.from_nhwc(images))
+        return self.quantizer.find_bins(self.layout.from_nhwc(images))
 
     def to_pixels(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the uint8 images `[batch, height, width, channels]` of x in [-1, 1); values outside are clipped."""
-        return self.layout.to_nhwc(self.quantizer.pixels(x))
+        return self.layout.to_nhwc(self.quantizer.round_to_pixels(x))
 
     def infer_posterior(self, bins: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of q(z|x), each `[batch, d_z]`."""
         assert self.encoder is not None
-        return self.encoder.infer(self.quantizer.edges(bins))
+        return self.encoder.infer(self.quantizer.place_at_edges(bins))
 
     def infer_z(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
         """Returns the z of images, `[batch, d_z]`: the mean of q(z|x), or the z of the label; None without z."""
@@ -112,10 +112,10 @@ class DeployedModel(Deployed):
 
         Images whose height and width the graph does not know are shrunk for z, and padded for v.
         """
-        padded, shrunk = fit_images(self.config, images)
+        padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.to_bins(padded)
         z = self.infer_z(bins if shrunk is padded else self.to_bins(shrunk), labels)
-        return z, self.flow.forward_and_log_det(self.quantizer.centres(bins), z)[0]
+        return z, self.flow.forward_and_log_det(self.quantizer.place_at_centres(bins), z)[0]
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
         """Returns the uint8 images that are decoded from z and v; v is in the layout of the graph."""
@@ -165,25 +165,25 @@ class DeployedModel(Deployed):
                 kl = 0.5 * tf.reduce_sum(tf.square(prior_noise) - tf.square(noise) - log_variance, -1) - log_det
                 prior_nats["prior_nats"] = 0.5 * (tf.reduce_sum(tf.square(prior_noise), -1) + constant) - log_det
             else:
-                prior_noise, log_prior = by_label(*self.evaluate_class_priors(z), labels)
+                prior_noise, log_prior = select_prior_by_label(*self.evaluate_class_priors(z), labels)
                 kl = -0.5 * (tf.reduce_sum(tf.square(noise) + log_variance, -1) + constant) - log_prior
                 prior_nats["prior_nats"] = -log_prior
             latents.append(prior_noise)
         u = self.layout.from_nhwc(inputs["u_noise"])
         if self.dequantizer is not None:
             noise = u
-            u, log_det = self.dequantizer.forward_and_log_det(self.quantizer.edges(bins), noise)
+            u, log_det = self.dequantizer.forward_and_log_det(self.quantizer.place_at_edges(bins), noise)
             log_q = _normal_log_density(noise) - log_det
-        v, log_det = self.flow.forward_and_log_det(self.quantizer.within(bins, u), z)
+        v, log_det = self.flow.forward_and_log_det(self.quantizer.place_in_bins(bins, u), z)
         nats = -_normal_log_density(v) - log_det
         for term in (kl, log_q):
             if term is not None:
                 nats += term
         return {
-            "bits_per_dim": self.quantizer.bits_per_dim(nats, math.prod(config.image_shape)),
+            "bits_per_dim": self.quantizer.convert_to_bits_per_dim(nats, math.prod(config.image_shape)),
             **prior_nats,
-            "shell": shell(v),
-            "typicality": typicality([*latents, *self.flow.split_v(v)]),
+            "shell": score_shell(v),
+            "typicality": score_typicality([*latents, *self.flow.split_v(v)]),
         }
 
     def compute_label_probabilities(self, images: tf.Tensor) -> tf.Tensor:
@@ -194,7 +194,7 @@ class DeployedModel(Deployed):
             return tf.math.log_softmax(self.evaluate_class_priors(self.infer_z(bins, None))[1])
         # All labels go through the flow in one pass; with a pass for each, the graph would grow with their number.
         count, batch = self.config.classes, tf.shape(bins)[0]
-        x = tf.tile(self.quantizer.centres(bins), [count, 1, 1, 1])
+        x = tf.tile(self.quantizer.place_at_centres(bins), [count, 1, 1, 1])
         z = tf.repeat(tf.convert_to_tensor(classes.codes), tf.fill([count], batch), 0)
         v, log_det = self.flow.forward_and_log_det(x, tf.ensure_shape(z, [None, self.config.latent_dim]))
         log_density = _normal_log_density(v) + log_det

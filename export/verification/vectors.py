@@ -29,8 +29,8 @@ from tfdecouple.config.shapes import RGB_CHANNELS
 from tfdecouple.data import load_images, open_source
 from tfdecouple.errors import DataError
 from tfdecouple.model import DecoupledModel
-from tfdecouple.model.any_size import fit_images
-from tfdecouple.model.outlier_scores import OutlierScores, scores_of
+from tfdecouple.model.any_size import pad_and_shrink_images
+from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.runtime.precision import full_float32
 
 # Largest numbers of real images, and of their pixels, that are encoded and decoded.
@@ -91,7 +91,7 @@ def make_vectors(
     vectors: Arrays = {"batches": np.array(sizes)}
     report("  images to encode and decode")
     kinds = {"real": images, **make_extreme_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
-    every = np.asarray(model.quantizer.quantize(np.concatenate([*kinds.values()])))
+    every = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*kinds.values()])))
     labels = np.arange(len(every), dtype=np.int32) % config.classes if config.has_class_codes else None
     z, _, v = plain.encode(every, labels)
     height, width = every.shape[1:3]
@@ -248,7 +248,7 @@ class KerasAnswers:
         """Returns decoded images before rounding to pixels, float64, in units of bins: bin k is from k to k + 1."""
         (x,) = self._answer_rows("decode", self._decode, z, v)
         assert x is not None
-        return self._model.quantizer.places(x.astype(np.float64))
+        return self._model.quantizer.scale_to_bins(x.astype(np.float64))
 
     def z_from_noise(self, noise: Optional, labels: Optional = None) -> Optional:
         """Returns z from noise of the prior, and from labels if the model has labels; None for a model without z."""
@@ -272,7 +272,7 @@ class KerasAnswers:
 
         def compute(images: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
             elbo, latents = self._model.elbo_and_latents(images, z_noise, u_noise, labels=labels)
-            scores = scores_of(self._model, elbo, latents)
+            scores = score_latents(self._model, elbo, latents)
             return [score for score in scores if score is not None]
 
         names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]
@@ -280,24 +280,28 @@ class KerasAnswers:
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Returns log p(y|x) of each label y for uint8 images x, `[n, classes]`."""
-        return self._run(lambda bins: [tf.math.log_softmax(self._model.log_joint(bins))], self._to_bins(images))[0]
+        return self._run(
+            lambda bins: [tf.math.log_softmax(self._model.evaluate_log_joint(bins))], self._to_bins(images)
+        )[0]
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
         """Returns uint8 pixels of values in units of bins; values outside all bins get the nearest bin."""
         quantizer = self._model.quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
-        return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.step).astype(np.uint8)
+        return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
 
     def _encode(self, images: np.ndarray, labels: Optional) -> list[Optional]:
-        padded, shrunk = fit_images(self.config, tf.constant(images))
+        padded, shrunk = pad_and_shrink_images(self.config, tf.constant(images))
         bins, mean, log_variance = self._to_bins(padded), None, None
         if labels is not None:
             mean = self.z_from_noise(None, labels)
         flow, encoder, quantizer = self._model.flow, self._model.encoder, self._model.quantizer
         if encoder is not None:
             to_encode = bins if shrunk is padded else self._to_bins(shrunk)
-            mean, log_variance = self._run(lambda part: encoder.infer(quantizer.edges(part)), to_encode)
-        v = self._run(lambda part, z: flow.forward_and_log_det(quantizer.centres(part), z)[:1], bins, mean)[0]
+            mean, log_variance = self._run(
+                lambda part: encoder.run_inference(quantizer.place_at_edges(part)), to_encode
+            )
+        v = self._run(lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, mean)[0]
         return [mean, log_variance, v]
 
     def _decode(self, z: Optional, v: np.ndarray) -> list[np.ndarray]:
@@ -306,7 +310,7 @@ class KerasAnswers:
         return self._run(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)
 
     def _to_bins(self, images: Any) -> np.ndarray:
-        bins = np.asarray(self._model.quantizer.levels(images))
+        bins = np.asarray(self._model.quantizer.find_bins(images))
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:

@@ -69,7 +69,7 @@ def test_what_cannot_have_any_size_is_refused(quick, command, refused, opened, m
     assert "--any-size is not for the format web" in refused("--any-size", "--format", "web")
     assert command("--format", "onnx")[0] == 0
     assert "holds the format onnx of another model" in refused("--any-size", "--format", "savedmodel")
-    monkeypatch.setattr("export.pipeline.name_fixed_weight", lambda config: "flow/whitening/last")
+    monkeypatch.setattr("export.pipeline.find_weight_of_fixed_size", lambda config: "flow/whitening/last")
     assert "weight flow/whitening/last of this model has the size of its images" in refused("--any-size")
 
 

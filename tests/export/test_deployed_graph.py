@@ -78,7 +78,7 @@ class TestDeployedGraph:
     def test_images_without_a_label_are_scored_by_the_mixture(self):
         labels = np.array([-1, 1, -1, 2, 0], np.int32)
         model, given = model_of("prior of classes"), inputs_of(VARIANTS["prior of classes"])
-        right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).named()
+        right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).to_dict()
         assert_same(call("prior of classes", "score", labels=labels), right)
 
     def test_ends_of_an_interpolation_and_a_switch_of_an_image_with_itself_are_the_images(self):

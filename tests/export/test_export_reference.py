@@ -140,7 +140,7 @@ class TestPieces:
 
     def test_flow_is_the_references_in_both_directions(self, reference):
         bins, deployed, has_z = self.tensor(reference, "images"), reference.deployed, reference.config.has_latent
-        x = deployed.quantizer.within(bins, self.tensor(reference, "dequantization_noise"))
+        x = deployed.quantizer.place_in_bins(bins, self.tensor(reference, "dequantization_noise"))
         v, log_det = deployed.flow.forward_and_log_det(x, self.tensor(reference, "z") if has_z else None)
         reference.same(v, "v")
         reference.same(log_det, "log_det")
@@ -154,7 +154,10 @@ class TestPieces:
             reference.same(deployed.classes.log_probabilities, "class_log_probabilities")
         if not reference.config.has_dequantizer:
             return
-        x, noise = deployed.quantizer.edges(self.tensor(reference, "images")), arrays["dequantization_normal_noise"]
+        x, noise = (
+            deployed.quantizer.place_at_edges(self.tensor(reference, "images")),
+            arrays["dequantization_normal_noise"],
+        )
         u, log_det = deployed.dequantizer.forward_and_log_det(x, tf.constant(noise.astype("float32")))
         reference.same(u, "dequantization_noise")
         reference.same(-0.5 * (np.square(noise) + math.log(2 * math.pi)).sum((1, 2, 3)) - log_det, "log_q_u")

@@ -120,7 +120,7 @@ class TestJustBegun:
             if variable.path.endswith("encoder/last_gain"):
                 variable.assign(variable + 1e-5)
         images = random_images(21)
-        right = np.asarray(begun.encoder.infer(begun.quantizer.levels(images) * (2 / 256) - 1)[1])
+        right = np.asarray(begun.encoder.run_inference(begun.quantizer.find_bins(images) * (2 / 256) - 1)[1])
         assert 1e-9 < np.abs(right).max() < 1e-3
         answer = find_endpoint(begun.config, "encode_global").answer(KerasAnswers(begun), {"images": images})
         np.testing.assert_allclose(answer["z_log_variance"], right, rtol=1e-5, atol=1e-10)

@@ -11,7 +11,7 @@ from export.endpoints import find_endpoint, list_endpoints
 from export.verification import vectors
 from export.verification.tolerance import FACTOR, PERTURBATION, Answer
 from export.verification.vectors import KerasAnswers, make_vectors
-from tfdecouple.model.outlier_scores import chi_moments
+from tfdecouple.model.outlier_scores import compute_chi_moments
 
 # The counts below are of these endpoints; a new one may ask for more.
 KNOWN = {"encode", "encode_global", "decode", "sample", "switch", "interpolate", "edit", "score"}
@@ -93,7 +93,7 @@ def test_the_length_of_v_may_be_off_by_the_rounding_of_one_weight(tiny_model):
     images = random_images(3, tiny_model.config.image_shape)
     answers = scores_of(tiny_model, images)
     assert list(answers) == ["bits_per_dim", "prior_nats", "shell", "typicality"]
-    mean, deviation = chi_moments(images[0].size)
+    mean, deviation = compute_chi_moments(images[0].size)
     lengths = mean + deviation * answers["shell"].values
     # Every weight that v is multiplied by may be rounded up: then all of v is longer by about as much.
     off = 0.99 * FACTOR * PERTURBATION * lengths / deviation

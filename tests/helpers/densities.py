@@ -29,7 +29,7 @@ class Density:
         pass
 
     def nats_to_bits_per_dim(self, nats):
-        return self.quantizer.bits_per_dim(nats, 3)
+        return self.quantizer.convert_to_bits_per_dim(nats, 3)
 
 
 class Uniform(Density):

@@ -107,7 +107,7 @@ def expected(name, endpoint_name):
     """Returns the Keras model's outputs of an endpoint for `inputs_of`, by name."""
     model, given = model_of(name), inputs_of(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
-    labels = model.wanted_labels(given["labels"])
+    labels = model.drop_unused_labels(given["labels"])
     coded = labels if model.config.has_class_codes else None
     both = None if coded is None else (given["labels_a"], given["labels_b"])
     if endpoint_name == "classify":
@@ -124,7 +124,7 @@ def expected(name, endpoint_name):
         z = model.z_from_noise(given["z_noise"], labels) if model.config.has_latent else None
         return {"images": model.decode(z, given["temperature"][:, None, None, None] * given["v_noise"])}
     if endpoint_name == "score":
-        return outlier_scores(model, a, given["z_noise"], given["u_noise"], labels).named()
+        return outlier_scores(model, a, given["z_noise"], given["u_noise"], labels).to_dict()
     if endpoint_name == "edit":
         edited = model.edit(a, given["direction"], given["amount"], coded)
         np.testing.assert_array_equal(edited[0], model.quantize_images(a)[0])

@@ -47,7 +47,7 @@ def computed(model):
 def compute(model):
     given = REFERENCE.given
     u, z, noise = given["dequantization_noise"], given["z"], given["posterior_noise"]
-    x = 2 * (model.quantizer.levels(IMAGES) + u) / model.config.n_bins - 1
+    x = 2 * (model.quantizer.find_bins(IMAGES) + u) / model.config.n_bins - 1
     posterior, elbo = model.posterior(IMAGES), model.elbo_from_noise(IMAGES, noise, u)
     v, log_det = model.flow.forward_and_log_det(x, z)
     return {

@@ -36,7 +36,9 @@ def compute(model):
     noise = given["dequantization_noise"]
     codes = model.encode(IMAGES, LABELS)
     elbo = model.elbo_from_noise(IMAGES, tf.zeros([2, 0]), noise, labels=LABELS)
-    v, log_det = model.flow.forward_and_log_det(model.quantizer.within(model.quantizer.levels(IMAGES), noise), codes.z)
+    v, log_det = model.flow.forward_and_log_det(
+        model.quantizer.place_in_bins(model.quantizer.find_bins(IMAGES), noise), codes.z
+    )
     return {
         "class_codes": model.class_codes,
         "class_log_probabilities": model.class_log_probabilities,

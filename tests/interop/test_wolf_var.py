@@ -25,15 +25,15 @@ def computed(tmp_path_factory):
 def compute(model):
     given = REFERENCE.given
     noise, z = given["dequantization_normal_noise"], given["z"]
-    levels = model.quantizer.levels(IMAGES)
+    levels = model.quantizer.find_bins(IMAGES)
     u, log_q = model.dequantize(IMAGES, noise)
-    v, log_det = model.flow.forward_and_log_det(model.quantizer.within(levels, given["dequantization_noise"]), z)
+    v, log_det = model.flow.forward_and_log_det(model.quantizer.place_in_bins(levels, given["dequantization_noise"]), z)
     posterior, elbo = model.posterior(IMAGES), model.elbo_from_noise(IMAGES, given["posterior_noise"], noise)
     nats = elbo.reconstruction + elbo.kl + elbo.dequantization
     np.testing.assert_allclose(model.nats_to_bits_per_dim(nats), elbo.bits_per_dim, rtol=1e-6)
     np.testing.assert_allclose(elbo.dequantization, log_q, rtol=1e-6)
     return {
-        "dequantization_map": model.dequantizer.encoder.infer(model.quantizer.edges(levels)),
+        "dequantization_map": model.dequantizer.encoder.run_inference(model.quantizer.place_at_edges(levels)),
         "dequantization_noise": u,
         "log_q_u": log_q,
         "posterior_mean": posterior.mean(),

@@ -15,7 +15,7 @@ from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quanti
 import tfdecouple
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.model import DecoupledModel, any_size
-from tfdecouple.model.any_size import SizedCodes, count_images_at_once, pad_images, shrink_images, size_multiple
+from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, count_images_at_once, pad_images, shrink_images
 from tfdecouple.networks.architecture import count_inference_bytes
 
 SIZES = [(11, 9), (1, 1), (2, 40)]
@@ -67,7 +67,7 @@ class TestCodes:
         for size in SIZES:
             images = pictures(model, *size)
             codes = model.encode(images, verify=True)
-            multiple = size_multiple(model.config)
+            multiple = compute_size_multiple(model.config)
             assert isinstance(codes, SizedCodes) and codes.size == size
             assert codes.v.shape[1:3] == [-(-side // multiple) * multiple for side in size]
             equal(model.decode(*codes), images)
@@ -89,7 +89,7 @@ class TestCodes:
         for name, variable in larger.named_variables().items():
             if not name.startswith("encoder/"):
                 variable.assign(small_model.named_variables()[name])
-        x = larger.quantizer.centres(np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge").astype("f4"))
+        x = larger.quantizer.place_at_centres(np.pad(images, [(0, 0), (0, 1), (0, 1), (0, 0)], "edge").astype("f4"))
         np.testing.assert_allclose(v, larger.flow.forward_and_log_det(x, z)[0], rtol=1e-5, atol=1e-5)
 
     def test_pieces_of_a_batch_are_its_images(self, small_model, monkeypatch):

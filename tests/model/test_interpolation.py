@@ -45,12 +45,6 @@ def test_arc_turns_at_an_even_speed_and_stays_as_long_as_a_draw(codes):
     np.testing.assert_allclose(middle / lengths[:, 2, 0], np.sqrt(0.5), atol=0.08)
 
 
-def test_arc_between_perpendicular_codes_of_one_length_is_that_of_a_circle():
-    a, b = np.float32([[3, 0, 0]]), np.float32([[0, 3, 0]])
-    found = interpolate_codes(a, b, [1 / 3], "slerp").numpy()[0, 0]
-    np.testing.assert_allclose(found, [3 * np.cos(np.pi / 6), 3 * np.sin(np.pi / 6), 0], rtol=1e-6)
-
-
 @pytest.mark.parametrize(("a", "b"), [([1, 2], [2, 4]), ([1, 2], [-2, -4]), ([0, 0], [1, 2]), ([0, 0], [0, 0])])
 def test_where_there_is_no_one_arc_the_line_is_taken(a, b):
     a, b = np.float32([a]), np.float32([b])

@@ -96,7 +96,7 @@ def labelled(model):
 
 
 def centres(model):
-    return model.quantizer.centres(model.quantizer.levels(tf.constant(images_of(model))))
+    return model.quantizer.place_at_centres(model.quantizer.find_bins(tf.constant(images_of(model))))
 
 
 # What has an answer for every model, and what only where there is a z.
@@ -134,7 +134,7 @@ def scales(model):
     layer = next(layer for layer in all_layers(model.flow) if isinstance(layer, Coupling))
     x = tf.ones([3, 8, 8, layer._channels])
     return [
-        layer.scale(x, z_of(model) if layer.condition_size else None),
+        layer.compute_slopes(x, z_of(model) if layer.condition_size else None),
         layer.net(layer.split(x)[0], z_of(model)),
     ]
 
@@ -249,11 +249,11 @@ class TestPrograms:
     OTHERS = {
         "classification": ("classes", lambda m: classify_images(m, labelled(m))["log_probability"]),
         "outliers": ("none", lambda m: list(OutlierScorer(m)(images_of(m), np.arange(3)).values())),
-        "code of each label": ("classes", lambda m: m.code_net.codes()),
+        "code of each label": ("classes", lambda m: m.code_net.compute_codes()),
         "codes of labels": ("classes", lambda m: m.code_net(LABELS)),
-        "z by its label": ("prior-classes", lambda m: m.prior_affine.inverse(NOISE, LABELS)),
+        "z by its label": ("prior-classes", lambda m: m.prior_affine.invert(NOISE, LABELS)),
         "map of u": ("dequantization", lambda m: m.dequantizer.encoder(centres(m))),
-        "map of u, fast": ("dequantization", lambda m: m.dequantizer.encoder.infer(centres(m))),
+        "map of u, fast": ("dequantization", lambda m: m.dequantizer.encoder.run_inference(centres(m))),
     }
 
     @pytest.mark.parametrize("name", OTHERS)

@@ -50,7 +50,7 @@ class TestInitialize:
 
         z = None
         if config.has_latent:
-            z = randomness.draw_normal([32, 4], randomness.derive_seed(3, "initialize"))
+            z = tf.random.stateless_normal([32, 4], randomness.derive_seed(3, "initialize"))
             walk_with(model.prior_flow, z, None, look)
         walk_with(model.flow, 2 * images.astype("float32") / 256 - 1, z, look)
         assert len(norms) == sum(name.endswith("/log_scale") for name in model.named_variables())

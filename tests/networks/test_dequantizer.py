@@ -118,7 +118,7 @@ class TestDequantizer:
         layer.build()
         rng = np.random.default_rng(0)
         noise = rng.standard_normal((500, 4, 4, 3)).astype("float32")
-        layer.flow.start(randomness.make_seed(0))
+        layer.flow.initialize_from_noise(randomness.make_seed(0))
         u, log_det = layer(np.zeros((500, 4, 4, 3), "float32"), noise)
         log_q = -0.5 * (np.square(noise) + np.log(2 * np.pi)).sum((1, 2, 3)) - np.asarray(log_det)
         # By quadrature: 0.00951 nats a number; noise of standard deviation 1 would give 0.193.

@@ -52,7 +52,7 @@ def _reconstruct_at_own_size(opened: Any, options: argparse.Namespace) -> int:
     model = opened.model
     source = open_data(opened, options)
     for name, read in draw_uncropped_images(source, options.split, options.count, options.seed).items():
-        image = model.quantizer.quantize(read()[None]).numpy()
+        image = model.quantizer.quantize_pixels(read()[None]).numpy()
         back = model.decode(*model.encode(image)).numpy()
         lost, (height, width) = int((back != image).sum()), image.shape[1:3]
         says = f"{width} x {height} pixels, {lost} of {image.size:,} subpixels do not come back"

@@ -64,7 +64,7 @@ def describe_images(
     run.require_labels(source)
     names = name_labels(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
-    return Images(pixels, facts, f"Images: {source.title}, {split}.", run.model.wanted_labels(labels))
+    return Images(pixels, facts, f"Images: {source.title}, {split}.", run.model.drop_unused_labels(labels))
 
 
 def name_labels(source: Source, labels: np.ndarray) -> list[str | None]:

@@ -151,7 +151,7 @@ def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Weight
     root, encoder = "discriminator.encoder.net", model.encoder
     assert encoder is not None
     yield from _match_blocks(root, "encoder", encoder.blocks, weights)
-    *sides, planes = encoder.map_shape(model.input_shape)[1:]
+    *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
 
     def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
         """Returns a dense kernel for flattened maps with channels last, from wolf's kernel for channels first."""

@@ -13,7 +13,7 @@ from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
 from tfdecouple.errors import UserError
-from tfdecouple.layers.layer_bijector import LayerBijector, as_tensor
+from tfdecouple.layers.layer_bijector import LayerBijector, cast_to_tensor
 from tfdecouple.runtime.execution import (
     Execution,
     disable_autograph,
@@ -75,7 +75,7 @@ class Cost(NamedTuple):
     net_inputs: int = 0
     hidden_map: int = 0
 
-    def plus(self, other: Cost) -> Self:
+    def add_cost(self, other: Cost) -> Self:
         """Returns the sum of this cost and another."""
         return type(self)(*(one + two for one, two in zip(self, other, strict=True)))
 
@@ -129,7 +129,7 @@ class BaseLayer(keras.layers.Layer):
         """Returns multiply-adds and counts of stored numbers for one image, by default the sum over layers inside."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
-            cost = cost.plus(layer.cost(*inputs))
+            cost = cost.add_cost(layer.cost(*inputs))
         return cost
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
@@ -153,7 +153,7 @@ class BaseLayer(keras.layers.Layer):
         plain = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}
         return {**super().get_config(), **plain}
 
-    def tensors(self) -> dict[str, tf.Tensor]:
+    def read_tensors(self) -> dict[str, tf.Tensor]:
         """Returns the values of the layer's own weights by name."""
         return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
@@ -255,7 +255,7 @@ class InvertibleLayer(BaseLayer):
         """Returns multiply-adds and counts of stored numbers for one image."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
-        return own.plus(super().cost(x_shape, condition_shape))
+        return own.add_cost(super().cost(x_shape, condition_shape))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Sets the weights that depend on data, if the layer has any, from a batch of inputs; returns the outputs."""
@@ -270,17 +270,17 @@ class InvertibleLayer(BaseLayer):
         return visit(self, x, condition)
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
-        return forward_and_log_det(self.bijector(self.tensors(), condition), x)
+        return forward_and_log_det(self.bijector(self.read_tensors(), condition), x)
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
-        return inverse_and_log_det(self.bijector(self.tensors(), condition), y)
+        return inverse_and_log_det(self.bijector(self.read_tensors(), condition), y)
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
         x = self._inverse(y, condition)[0]
         inputs = [x, *([] if condition is None else [condition])]
-        weights = trainable_tensors(self)
+        weights = read_trainable_weights(self)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*inputs, *weights])
             outputs = self._forward(x, condition)
@@ -290,9 +290,9 @@ class InvertibleLayer(BaseLayer):
 
     def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
         """Returns input and condition as tensors of the layer's dtype; builds the layer if needed, checks shapes."""
-        x = as_tensor(x, self.compute_dtype)
+        x = cast_to_tensor(x, self.compute_dtype)
         if condition is not None:
-            condition = as_tensor(condition, self.compute_dtype)
+            condition = cast_to_tensor(condition, self.compute_dtype)
         if not self.built:
             self.build(x.shape, None if condition is None else condition.shape)
         if self._channels is not None and (len(x.shape) - 1, x.shape[-1]) != (self._event_ndims, self._channels):
@@ -425,7 +425,7 @@ class InvertibleSequence(InvertibleComposite):
         )
 
 
-def trainable_tensors(layer: keras.layers.Layer) -> list[tf.Tensor]:
+def read_trainable_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
     """Returns the values of a layer's trainable variables as tensors."""
     return [tf.convert_to_tensor(variable) for variable in _trainable(layer)]
 

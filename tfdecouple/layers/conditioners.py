@@ -22,7 +22,7 @@ def fan_in_uniform() -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
-def bound_uniform(fan_in: int) -> keras.initializers.Initializer:
+def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
     """Returns an initializer of biases, uniform in +-1/sqrt(fan_in), for the fan-in of the kernel beside the bias."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
@@ -67,7 +67,7 @@ class StartsAtZero:
         """The variables of the weight-normalised last layer."""
         return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
 
-    def reset(self) -> None:
+    def reset_to_zero(self) -> None:
         """Sets the last layer's gain and bias to 0, so that the output is 0 for every input."""
         for weight in (self.last.gain, self.last.bias):
             weight.assign(tf.zeros_like(weight))
@@ -77,7 +77,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
     """A neural net that computes the parameters of a coupling's transform from the unchanged channels x_a and from z.
 
     Subclasses implement `declare` and `output`. A net ends in a `weight_norm`, so that couplings start as the identity,
-    or overrides `reset`. The multiply-adds follow from the shapes of the weights: a kernel of four axes is a
+    or overrides `reset_to_zero`. The multiply-adds follow from the shapes of the weights: a kernel of four axes is a
     convolution, and a kernel of two axes is multiplied by one vector of each image.
 
     Args:
@@ -106,7 +106,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
     @full_float32()
     def call(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Returns the output of the net, `[batch, ..., outputs]`, with the current values of its weights."""
-        return self.output(self.tensors(), x, condition)
+        return self.output(self.read_tensors(), x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
         """Returns the shape of the output of `call`, which a Keras model's `summary` shows."""
@@ -142,7 +142,9 @@ class ConvNet(CouplingNet):
         if self.condition_size:
             kernel = (*((3, 3) if self._local else ()), self.condition_size, self.hidden)
             weights["condition_kernel"] = Weight(kernel, fan_in_uniform)
-            weights["condition_bias"] = Weight(kernel[-1:], functools.partial(bound_uniform, math.prod(kernel[:-1])))
+            weights["condition_bias"] = Weight(
+                kernel[-1:], functools.partial(make_bias_initializer, math.prod(kernel[:-1]))
+            )
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:

@@ -23,7 +23,7 @@ from tfdecouple.layers.base import (
     InvertibleLayer,
     Mapped,
     Nested,
-    trainable_tensors,
+    read_trainable_weights,
 )
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
 from tfdecouple.runtime.numerics import sizes
@@ -50,7 +50,7 @@ class ChannelSplit:
 
     >>> split = ChannelSplit("alternate", "first")
     >>> x_a, x_b = split(tf.constant([[0, 1, 2, 3]]))
-    >>> x_b.numpy().tolist(), split.merge(x_a, x_b).numpy().tolist()
+    >>> x_b.numpy().tolist(), split.merge_channels(x_a, x_b).numpy().tolist()
     ([[0, 2]], [[0, 1, 2, 3]])
     """
 
@@ -65,7 +65,7 @@ class ChannelSplit:
         if self.transformed is not None and self.pattern != "continuous":
             raise ConfigError(f"transformed is {self.transformed}; only the continuous pattern takes it")
 
-    def counts(self, channels: int) -> tuple[int, int]:
+    def count_channels(self, channels: int) -> tuple[int, int]:
         """Returns the numbers of channels of x_a and of x_b; raises UserError if one of them is 0."""
         transformed = halve_channels(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
@@ -77,7 +77,7 @@ class ChannelSplit:
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the channels x_a and the channels x_b of an array `[batch, ..., channels]`."""
         channels = x.shape[-1]
-        unchanged, transformed = self.counts(channels)
+        unchanged, transformed = self.count_channels(channels)
         if self._alternates(channels):
             even, odd = _split_even_and_odd(x)
             return (even, odd) if self.part == "last" else (odd, even)
@@ -85,7 +85,7 @@ class ChannelSplit:
             return tuple(tf.split(x, [unchanged, transformed], -1))
         return tuple(tf.split(x, [transformed, unchanged], -1)[::-1])
 
-    def merge(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
+    def merge_channels(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
         """Returns one array with the channels of x_a and x_b, in the order before the split."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
@@ -168,7 +168,7 @@ class Coupling(Nested, InvertibleLayer):
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns the conditioner with the shapes of x_a and the condition."""
-        unchanged, transformed = self.split.counts(x_shape[-1])
+        unchanged, transformed = self.split.count_channels(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
             if len(x_shape) != 4 and self.condition_size:
@@ -186,18 +186,18 @@ class Coupling(Nested, InvertibleLayer):
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         """Returns multiply-adds and counts of stored numbers of net and transform, for one image."""
-        _, transformed = self.split.counts(x_shape[-1])
+        _, transformed = self.split.count_channels(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
-        return super().cost(x_shape, condition_shape).plus(Cost(activations=activations))
+        return super().cost(x_shape, condition_shape).add_cost(Cost(activations=activations))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Resets the net, so that the coupling is the identity, and returns x."""
         x, _ = self._prepare(x, condition)
-        self.net.reset()
+        self.net.reset_to_zero()
         return x
 
     @full_float32()
-    def scale(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
+    def compute_slopes(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Returns the slope dy_b/dx_b for each entry of x_b: s for an affine transform, 1 for an additive one."""
         x, condition = self._prepare(x, condition)
         x_a, x_b = self.split(x)
@@ -210,12 +210,12 @@ class Coupling(Nested, InvertibleLayer):
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
         x_a, x_b = self.split(x)
         y_b, log_det = forward_and_log_det(self._make_bijector(self.net.call(x_a, condition)), x_b)
-        return self.split.merge(x_a, y_b), log_det
+        return self.split.merge_channels(x_a, y_b), log_det
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
         y_a, y_b = self.split(y)
         x_b, log_det = inverse_and_log_det(self._make_bijector(self.net.call(y_a, condition)), y_b)
-        return self.split.merge(y_a, x_b), log_det
+        return self.split.merge_channels(y_a, x_b), log_det
 
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
@@ -223,7 +223,7 @@ class Coupling(Nested, InvertibleLayer):
         # The coupling leaves x_a unchanged, so one run of the net on x_a serves the inverse and the gradients.
         (x_a, y_b), (x_a_gradient, y_b_gradient) = self.split(y), self.split(y_gradient)
         inputs = [x_a, *([] if condition is None else [condition])]
-        weights = trainable_tensors(self)
+        weights = read_trainable_weights(self)
         with tf.GradientTape(watch_accessed_variables=False) as net_tape:
             net_tape.watch([*inputs, *weights])
             raw = self.net.call(x_a, condition)
@@ -244,7 +244,7 @@ class Coupling(Nested, InvertibleLayer):
         )
         if net_gradient is not None:
             x_a_gradient += net_gradient
-        x, x_gradient = self.split.merge(x_a, x_b), self.split.merge(x_a_gradient, x_b_gradient)
+        x, x_gradient = self.split.merge_channels(x_a, x_b), self.split.merge_channels(x_a_gradient, x_b_gradient)
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:

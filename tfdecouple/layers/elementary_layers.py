@@ -73,14 +73,14 @@ class InvertibleLinear(InvertibleLayer):
         """Returns {name: `Weight`} of the matrix W, `[channels, channels]`."""
         return {"kernel": Weight((x_shape[-1], x_shape[-1]), keras.initializers.Orthogonal)}
 
-    def condition_number(self) -> tf.Tensor:
+    def compute_condition_number(self) -> tf.Tensor:
         """Returns the condition number of W, a float64 scalar: the largest singular value divided by the smallest."""
         values = tf.linalg.svd(tf.cast(self.kernel, tf.float64), compute_uv=False)
         return values[0] / values[-1]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
         """Returns multiply-adds and counts of stored numbers of the matrix product, for one image."""
-        return super().cost(x_shape, condition_shape).plus(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
+        return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
         """Returns the bijector y = W x."""
@@ -193,14 +193,10 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
             **weight_norm((self.hidden, 2 * math.prod(x_shape[1:]))),
         }
 
-    def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the net for h of shape `[batch, ...]`."""
-        super().build(x_shape)
-
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Resets the net, so that the layer is the identity, and returns x."""
         x, _ = self._prepare(x, condition)
-        self.reset()
+        self.reset_to_zero()
         return x
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:

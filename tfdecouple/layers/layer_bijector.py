@@ -43,7 +43,7 @@ class LayerBijector(tfb.Bijector):
     @property
     def condition(self) -> tf.Tensor | None:
         """The condition that is used in calls without the keyword `condition`."""
-        return None if self._condition is None else as_tensor(self._condition, self.dtype)
+        return None if self._condition is None else cast_to_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:
         # TFP caches by this key. It is unique per bijector, so that a cache never outlives a change of the weights.
@@ -67,7 +67,7 @@ class LayerBijector(tfb.Bijector):
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
         if condition is not None:
-            condition = as_tensor(condition, x.dtype)
+            condition = cast_to_tensor(condition, x.dtype)
             batch = tf.broadcast_dynamic_shape(batch, tf.shape(condition)[:-condition_ndims])
             x = tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-event_ndims:]], 0))
             condition = tf.broadcast_to(condition, tf.concat([batch, tf.shape(condition)[-condition_ndims:]], 0))
@@ -76,6 +76,6 @@ class LayerBijector(tfb.Bijector):
         return tf.reshape(y, tf.concat([batch, tf.shape(y)[1:]], 0)), tf.reshape(log_det, batch)
 
 
-def as_tensor(value: Any, dtype: Any) -> tf.Tensor:
+def cast_to_tensor(value: Any, dtype: Any) -> tf.Tensor:
     """Returns an array, number or tensor as a tensor of `dtype`."""
     return tf.cast(tf.convert_to_tensor(value), dtype)

@@ -127,9 +127,10 @@ def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> N
     """
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):
-        from tfdecouple.model.round_trip import listed
+        from tfdecouple.model.round_trip import format_image_numbers
 
         raise RunError(
-            f"{what} is not finite for {len(bad)} of {len(values)} images (number {listed(index[bad].tolist())}); "
+            f"{what} is not finite for {len(bad)} of {len(values)} images "
+            f"(number {format_image_numbers(index[bad].tolist())}); "
             "the weights are damaged or training diverged: see docs/divergence.md"
         )

@@ -168,8 +168,8 @@ def draw_model_samples(
     def draw_noise(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         own = randomness.derive_seed(frechet_seed, number)
         return (
-            randomness.draw_normal([config.latent_dim], randomness.derive_seed(own, "z")),
-            randomness.draw_normal(config.image_shape, randomness.derive_seed(own, "v")),
+            tf.random.stateless_normal([config.latent_dim], randomness.derive_seed(own, "z")),
+            tf.random.stateless_normal(config.image_shape, randomness.derive_seed(own, "v")),
         )
 
     @tf.function(autograph=False)
@@ -182,7 +182,7 @@ def draw_model_samples(
             z_noise, v_noise = draw_batch(tf.range(start, start + batch_size))
             labels = None
             if config.has_classes:
-                labels = model.drawn_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
+                labels = model.draw_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
             z = model.z_from_noise(z_noise, labels) if config.has_latent else None
             done = min(start + batch_size, count)
             yield model.decode(z, temperature * v_noise).numpy()[: done - start]

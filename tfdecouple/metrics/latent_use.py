@@ -155,7 +155,7 @@ def compute_latent_use(
         u = randomness.draw_u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, has_normal_noise)
         if has_normal_noise:
             u, log_q = model.dequantize(images, u)
-        x = model.quantizer.within(model.quantizer.levels(images), u)
+        x = model.quantizer.place_in_bins(model.quantizer.find_bins(images), u)
         terms = [log_q - model.likelihood(codes[i]).log_prob(x) for i in (0, 1)]
         return tf.stack([*terms, model.prior.log_prob(codes[0])], 1)
 
@@ -273,5 +273,5 @@ def _draw_random_order(count: int, seed: Any) -> np.ndarray:
 
     from tfdecouple import randomness
 
-    keys = randomness.draw_uniform([count], randomness.make_seed(seed), tf.float64)
+    keys = tf.random.stateless_uniform([count], randomness.make_seed(seed), dtype=tf.float64)
     return np.argsort(keys.numpy(), kind="stable")

@@ -176,7 +176,7 @@ class OutlierScorer:
             u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
             # TensorFlow does not infer the number of images from the loop that draws the noise.
             z, u = (tf.ensure_shape(each, [images.shape[0], *each.shape[1:]]) for each in (z, u))
-            return outlier_scores(model, images, z, u).named()
+            return outlier_scores(model, images, z, u).to_dict()
 
         self._score_draw = score_draw
 

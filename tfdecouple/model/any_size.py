@@ -1,8 +1,8 @@
 """Functions for images of another size than the model's: shrinking, padding, checks, and the memory that they take.
 
 The flow and the dequantizer consist of convolutions, which work at any size. The encoder of z ends in a dense layer,
-which works at one size only. So z is the code of the image shrunk to the model's size, and v is the output of the flow
-for the padded image, given this z.
+which works at one size only. So z is the code of the image shrunk to the size of the model's images, and v is the
+output of the flow for the padded image, given this z.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SizedCodes(NamedTuple):
 
 @full_float32()
 def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Returns images at another size: each new pixel is the average of the area that it covers.
+    """Returns images at another size, with each new pixel the average of the area that the new pixel covers.
 
     Columns of pixels are averaged first, then rows, and each average is rounded to a whole number, halves upwards. All
     sums are whole numbers that float32 holds exactly for sides up to `LONGEST_SIDE`, so every device and runtime
@@ -62,50 +62,50 @@ def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
 def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
     """Returns rounded averages `[n, count, k]` of `count` equal parts of the second axis of x `[n, length, k]`."""
     length = sizes(x)[1]
-    # In units in which an old pixel is `count` long and a new one `length`, all borders are whole numbers.
+    # In units where old pixels have length `count` and new pixels `length`, all borders are whole numbers.
     old, new = tf.range(length + 1) * count, tf.range(count + 1)[:, None] * length
     shared = tf.maximum(tf.minimum(old[1:], new[1:]) - tf.maximum(old[:-1], new[:-1]), 0)
     total, length = tf.matmul(tf.cast(shared, tf.float32), x), tf.cast(length, tf.float32)
     return tf.floor((2 * total + length) / (2 * length))
 
 
-def fit_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns images padded for the flow, and images shrunk for the encoder; both are `images` at the model's size."""
+def pad_and_shrink_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns `images` padded for the flow, and `images` shrunk for the encoder; neither changes the model's size."""
     if images.shape[1:3] == config.image_shape[:2]:
         return images, images
-    return pad_images(images, size_multiple(config)), shrink_images(images, *config.image_shape[:2])
+    return pad_images(images, compute_size_multiple(config)), shrink_images(images, *config.image_shape[:2])
 
 
 def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
     """Returns images padded to sides that are multiples of a number, by repeating the last row and column."""
     for axis, side in enumerate(sizes(images)[1:3], 1):
-        padded = pad_side(side, multiple)
+        padded = round_side_up(side, multiple)
         if not (isinstance(side, int) and side == padded):
             images = tf.gather(images, tf.minimum(tf.range(padded), side - 1), axis=axis)
     return images
 
 
-def pad_side(side: Any, multiple: int) -> Any:
+def round_side_up(side: Any, multiple: int) -> Any:
     """Returns the smallest multiple of a number that is at least `side`, a number or a tensor."""
-    # The dividend is positive, because ONNX rounds a quotient towards zero.
+    # ONNX rounds quotients towards zero, which is rounding down for this positive quotient.
     return (side + multiple - 1) // multiple * multiple
 
 
 @functools.lru_cache(maxsize=8)
-def size_multiple(config: ModelConfig) -> int:
-    """Returns the number of which an image's sides must be multiples, so that the networks can halve them.
+def compute_size_multiple(config: ModelConfig) -> int:
+    """Returns the number of which height and width must be multiples, so that the networks can halve them.
 
-    >>> size_multiple(ModelConfig(image_shape=(32, 32, 3), steps=(2, (6, 6), (6, 6), 4)))
+    >>> compute_size_multiple(ModelConfig(image_shape=(32, 32, 3), steps=(2, (6, 6), (6, 6), 4)))
     8
     """
     stages = itertools.chain(*config.levels, *config.dequantization_levels)
     halvings = len(config.dequantization_encoder_channels) if config.has_dequantizer else 0
-    # All these numbers are powers of 2, so the largest is a multiple of every other.
+    # All these numbers are powers of 2, so the largest number is a multiple of all.
     return max(2**halvings, *(stage.reduction for stage in stages))
 
 
 @functools.lru_cache(maxsize=8)
-def name_fixed_weight(config: ModelConfig) -> str:
+def find_weight_of_fixed_size(config: ModelConfig) -> str:
     """Returns the name of a weight outside the encoder whose shape depends on the image size; "" if there is none."""
     height, width, channels = config.image_shape
     larger = dataclasses.replace(config, image_shape=(2 * height, 2 * width, channels))
@@ -121,7 +121,7 @@ def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
     holds images or local codes, `[batch, height, width, channels]`; `name` is its name in the message.
     """
     shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
-    if weight := name_fixed_weight(config):
+    if weight := find_weight_of_fixed_size(config):
         raise DataError(
             f"{name} is of shape {shape}; this model needs {needed}, for its weight {weight} has the size of its images"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Self
@@ -24,10 +25,10 @@ from tfdecouple.arguments import (
 from tfdecouple.config import TrainingConfig, load_preset, preset_names
 from tfdecouple.errors import ConfigError, DataError, InversionError, UserError, nearest
 from tfdecouple.model import keras_training
-from tfdecouple.model.any_size import SizedCodes, pad_side, require_any_size, size_multiple
+from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, require_any_size, round_side_up
 from tfdecouple.model.interpolation import interpolate_codes
-from tfdecouple.model.networks import Codes, Networks
-from tfdecouple.model.round_trip import listed, require_finite, require_same, warn_of_far_images
+from tfdecouple.model.networks import Codes, Networks, run_in_parts
+from tfdecouple.model.round_trip import format_image_numbers, require_finite, require_same, warn_of_far_images
 from tfdecouple.networks.architecture import weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting_weights
@@ -112,9 +113,9 @@ class DecoupledModel(Networks):
             images: uint8 images, `[batch, height, width, channels]`.
             labels: labels of the images, whole numbers `[batch]`, for a model whose z is a function of the label.
             verify: whether to decode the codes and compare the images, which a `tf.function` cannot do. Images far from
-                the training data, for example a checkerboard of two saturated colours, may not be recovered exactly;
-                without `verify` an `ExactnessWarning` names these images (see `far_from_training`). A `tf.function`
-                neither warns nor refuses codes that are not finite.
+                the training data, for example a checkerboard of two saturated colours, are in rare cases not recovered
+                exactly; without `verify` an `ExactnessWarning` names images that are `far_from_training`. A
+                `tf.function` neither warns nor refuses codes that are not finite.
 
         Returns:
             `Codes(z, v)`; for images of another size than the model's `SizedCodes(z, v, size)`, whose v is padded.
@@ -131,24 +132,29 @@ class DecoupledModel(Networks):
         self.require_initialized()
         images = self._accept_images(images)
         labels = self._labels_of(labels, images)
-        z, v = self._run_in_pieces(self._encode_images, images, labels)
+        z, v = self._run_within_memory(self._encode_images, images, labels)
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
-                # `decode` would raise an error on NaN and name fewer images than `require_same`, so it is not called.
-                x = self._run_in_pieces(self._invert, v, z)[:, : images.shape[1], : images.shape[2]]
-                require_same(self.quantizer.pixels(x), x, self.quantizer.quantize(images), self.config.bound_of_scales)
+                # `decode` would raise an error that names images with NaN only; `require_same` names all lost images.
+                x = self._run_within_memory(self._invert, v, z)[:, : images.shape[1], : images.shape[2]]
+                require_same(
+                    self.quantizer.round_to_pixels(x),
+                    x,
+                    self.quantizer.quantize_pixels(images),
+                    self.config.bound_of_scales,
+                )
             else:
                 warn_of_far_images(v)
         size = self._own_size(images)
         return Codes(z, v) if size is None else SizedCodes(z, v, size)
 
     def _encode_images(self, images: tf.Tensor, labels: tf.Tensor | None) -> Codes:
-        levels, encoder_levels = self._levels_of_any_size(images)
+        bins, encoder_bins = self._find_bins_of_any_size(images)
         z = None if self.code_net is None else self.code_net(labels)
         if self.encoder is not None:
-            z = self.encoder.infer(self.quantizer.edges(encoder_levels))[0]
-        return Codes(z, self.flow.forward_and_log_det(self.quantizer.centres(levels), z)[0])
+            z = self.encoder.run_inference(self.quantizer.place_at_edges(encoder_bins))[0]
+        return Codes(z, self.flow.forward_and_log_det(self.quantizer.place_at_centres(bins), z)[0])
 
     def _invert(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
         return self.flow.inverse_and_log_det(v, z)[0]
@@ -167,28 +173,28 @@ class DecoupledModel(Networks):
             The images, uint8 `[batch, height, width, channels]`.
         """
         self.require_initialized()
-        multiple = size_multiple(self.config)
+        multiple = compute_size_multiple(self.config)
         z, v = as_codes(z, v, self._d_z, self.config.image_shape, multiple)
         if self._own_size(v) is not None:
             require_any_size(self.config, "v", v)
         if size is not None and not any(map(tf.is_tensor, size)):
-            padded = [pad_side(as_whole_number(side, "a side in size"), multiple) for side in size]
+            padded = [round_side_up(as_whole_number(side, "a side in size"), multiple) for side in size]
             if not v.shape[1:3].is_compatible_with(padded):
                 raise UserError(
                     f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; v is of shape {tuple(v.shape)}"
                 )
         try:
-            x = self._run_in_pieces(self._invert, v, z)
+            x = self._run_within_memory(self._invert, v, z)
         except tf.errors.InvalidArgumentError as error:
             if "not invertible" not in error.message:
                 raise
-            every = listed(range(v.shape[0]))
+            every = format_image_numbers(range(v.shape[0]))
             raise InversionError(
                 f"a 1x1 convolution is singular or not finite, for image {every} of the batch"
             ) from error
         if tf.executing_eagerly():
             require_finite("decode gave pixels that are not finite", x)
-        return self.quantizer.pixels(x if size is None else x[:, : size[0], : size[1]])
+        return self.quantizer.round_to_pixels(x if size is None else x[:, : size[0], : size[1]])
 
     def sample(self, n: int, temperature: float = 1.0, seed: Any = None, labels: Any = None) -> tf.Tensor:
         """Returns new images, decoded from z ~ p(z) and v ~ temperature * N(0, I).
@@ -225,7 +231,7 @@ class DecoupledModel(Networks):
                     noise = randomness.draw_normal_part((last - first) * d_z, first * d_z, z_seed)
                     own = None if labels is None else labels[first:last]
                     if own is None and self.config.has_classes:
-                        own = self.drawn_labels(first, last, randomness.derive_seed(seed, "labels"))
+                        own = self.draw_labels(first, last, randomness.derive_seed(seed, "labels"))
                     z = self.z_from_noise(tf.reshape(noise, [-1, d_z]), own)
                 v = randomness.draw_normal_part((last - first) * values, first * values, v_seed)
                 images.append(self.decode(z, temperature * tf.reshape(v, [-1, *self.config.image_shape])))
@@ -291,7 +297,10 @@ class DecoupledModel(Networks):
         if z_a is not None and z_b is not None:
             z = tf.repeat(interpolate_codes(z_a, z_b, of_z)[:, :, None], columns, 2)
             z = tf.reshape(z, [-1, self.config.latent_dim])
-        return tf.reshape(self._decode_in_chunks(z, v, *size), [-1, rows, columns, *sizes(a)[1:]])
+        # While a user's function is traced the batch size may be unknown, so the batch cannot be divided.
+        decode = functools.partial(self.decode, size=size[0] if size else None)
+        images = decode(z, v) if v.shape[0] is None else run_in_parts(decode, CHUNK, z, v)
+        return tf.reshape(images, [-1, rows, columns, *sizes(a)[1:]])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
         """Returns images whose z is shifted along a direction, with v unchanged.
@@ -326,22 +335,12 @@ class DecoupledModel(Networks):
         """
         self.require_initialized()
         self._require_classes()
-        levels = self._checked_levels(images)
-        return tf.math.log_softmax(self.log_joint(levels))
+        bins = self._find_bins(images)
+        return tf.math.log_softmax(self.evaluate_log_joint(bins))
 
     def quantize_images(self, images: Any) -> tf.Tensor:
         """Returns images as the model sees them: unchanged at 8 bits, otherwise pixels of bin k as k * 256 / n_bins."""
-        return self.quantizer.quantize(as_images(images, self.config.image_shape))
-
-    def _decode_in_chunks(self, z: tf.Tensor | None, v: tf.Tensor, *size: Any) -> tf.Tensor:
-        if v.shape[0] is None:
-            # While a user's function is traced the batch size may be unknown, so the batch cannot be divided.
-            return self.decode(z, v, *size)
-        images = [
-            self.decode(None if z is None else z[start : start + CHUNK], v[start : start + CHUNK], *size)
-            for start in range(0, v.shape[0], CHUNK)
-        ]
-        return tf.concat(images, 0)
+        return self.quantizer.quantize_pixels(as_images(images, self.config.image_shape))
 
     def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes | SizedCodes, Codes | SizedCodes]:
         try:
@@ -443,11 +442,12 @@ class DecoupledModel(Networks):
         validation = options.get("validation_data")
         if validation is not None:
             is_pair = isinstance(validation, tuple) and len(validation) == 2
-            keras_training.check_images(*(validation if is_pair else (validation, None)), self.config)
+            given = validation if is_pair else (validation, None)
+            keras_training.check_images(given[0], given[1], self.config)
             options["validation_data"] = keras_training.wrap_generator(validation)
         if not self.has_weights():
             split = 0.0 if validation is not None else options.get("validation_split", 0.0)
-            images = keras_training.first_images(x, split, training.init_images, training.seed)
+            images = keras_training.read_first_images(x, split, training.init_images, training.seed)
             require_images(images, self.config.image_shape)
             if options.get("verbose", True):
                 print(
@@ -501,7 +501,7 @@ class DecoupledModel(Networks):
         warn_of_far_images(codes.v)
         return codes
 
-    # The methods of Keras that `fit`, `evaluate` and `predict` call for each batch.
+    # Keras' `fit`, `evaluate` and `predict` call these methods for each batch.
     train_step = keras_training.train_step
     test_step = keras_training.test_step
     predict_step = keras_training.predict_step
@@ -513,11 +513,11 @@ class DecoupledModel(Networks):
         training, _ = self.require_compiled("fit")
         self.require_initialized()
         if not self.optimizer.built:
-            # A step applies its update inside `tf.cond`, which cannot create the optimizer's variables.
+            # A step applies the update inside `tf.cond`, where the optimizer's variables cannot be created.
             self.optimizer.build(self.trainable_variables)
         super().make_train_function(force)
         context = tensor_float_32 if training.precision == "tf32" else full_float32
-        # TensorFlow reads the switch for TF32 while a function runs, not while it is traced, so the context is here.
+        # TensorFlow reads the switch for TF32 while a function runs, so the context surrounds the call, not the trace.
         self.train_function = context()(self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:

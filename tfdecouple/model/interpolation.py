@@ -1,4 +1,4 @@
-"""Interpolation between two codes: along the line through both, or along the arc around the origin."""
+"""Interpolation between two codes: on the line between the codes, or on the arc around the origin."""
 
 from __future__ import annotations
 
@@ -20,22 +20,12 @@ def interpolate_codes(
 ) -> tf.Tensor:
     """Returns codes at given positions on the path from a to b; positions 0 and 1 give a and b to the last bit.
 
-    Standard normal codes in many dimensions lie near a sphere around the origin. The middle of the line between two of
-    them is shorter by a factor of the square root of 2, like a sample at a low temperature. On the path "slerp"
-    (spherical linear interpolation, Shoemake 1985) the direction turns at a constant speed from a to b, and the length
-    changes linearly.
+    Standard normal codes in many dimensions lie near a sphere around the origin. The middle of the line between two
+    codes is shorter than the codes by a factor of the square root of 2, like a sample at a low temperature. On the path
+    "slerp" (spherical linear interpolation, Shoemake 1985) the direction turns at a constant speed from a to b, and the
+    length changes linearly; the path "lerp" is the line.
 
-    Args:
-        a: codes, float32 `[n, ...]`.
-        b: codes of the same shape.
-        positions: k positions; 0 is a, 1 is b.
-        path: "lerp" for the line, "slerp" for the arc.
-
-    Returns:
-        The interpolated codes, float32 `[n, k, ...]`.
-
-    Raises:
-        UserError: if the path is neither "lerp" nor "slerp".
+    The codes a and b are float32 `[n, ...]`, and the result for k positions is float32 `[n, k, ...]`.
     """
     if path not in ("lerp", "slerp"):
         raise UserError(f"path is {path!r}; it must be lerp or slerp")

@@ -16,11 +16,11 @@ from tfdecouple import randomness
 from tfdecouple.arguments import as_labels, as_tensor, require_images
 from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
-from tfdecouple.model.gradient import differentiate, judge_step
+from tfdecouple.model.gradient import differentiate_bound, judge_step
 from tfdecouple.model.networks import Networks
 from tfdecouple.runtime.numerics import sizes
 
-# Names of the training options (`training.*`) that `compile` takes in addition to Keras' arguments.
+# Names of the options of `TrainingConfig` that `compile` accepts besides the arguments of Keras' `compile`.
 OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")
 # Names of arguments of Keras' `compile` that are refused, because the loss is the bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
@@ -67,7 +67,7 @@ class BoundMetrics:
 
     Attributes:
         metrics: Keras metrics: the loss in nats per image, bits per dimension, and the terms in nats per image.
-        skipped: number of steps in a row that were skipped.
+        skipped: number of consecutive skipped steps, up to now.
         not_applied: number of steps that were skipped in this epoch.
     """
 
@@ -83,15 +83,15 @@ class BoundMetrics:
 
     @property
     def converges(self) -> tf.Tensor:
-        """Whether fewer steps in a row were skipped than count as divergence, a boolean scalar."""
+        """Whether fewer than `max_skipped_steps` consecutive steps were skipped, a boolean scalar."""
         return self.skipped < self._training.max_skipped_steps
 
     def results(self) -> dict[str, tf.Tensor]:
-        """Returns the values of the metrics by name."""
+        """Returns {name: value} of all metrics."""
         return {metric.name: metric.result() for metric in self.metrics}
 
     def add(self, terms: tf.Tensor, count: tf.Tensor) -> None:
-        """Adds `count` images, whose three terms are on average `terms`, float64 `[3]`, in nats."""
+        """Adds `count` images to the means, given the mean of their three terms, float64 `[3]`, in nats."""
         reconstruction, kl, dequantization = each = tf.unstack(terms)
         loss = reconstruction + self._training.kl_weight * kl + dequantization
         for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):
@@ -100,7 +100,7 @@ class BoundMetrics:
     def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
         """Counts a step as applied or skipped, and adds its images if the step was applied."""
         self.add(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
-        # After divergence the count stays, so that the host still sees it if it reads the count some steps later.
+        # After divergence the count stays, because the host fetches the count only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
@@ -156,18 +156,13 @@ class SkippedSteps(keras.callbacks.Callback):
 def unpack_images(data: Any) -> tuple[Any, Any]:
     """Returns images and labels (or None) from the data that `fit` or a step receives.
 
-    Args:
-        data: images; a tuple of images and labels; or a dict with `image` and optionally `label`, as from TensorFlow
-            Datasets.
-
-    Raises:
-        UserError: if the data contain weights of images.
-        DataError: if a dict lacks `image`.
+    The data are images; a tuple of images and labels; or a dict with `image` and optionally `label`, as from TensorFlow
+    Datasets.
     """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if weights is not None:
         raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-    # Keras takes the pair in fit((images, labels)) for a single input; a list of plain numbers is one array.
+    # In fit((images, labels)) Keras treats the pair as a single input; a list of plain numbers is one array.
     is_pair = isinstance(images, tuple | list) and labels is None and 1 <= len(images) <= 2
     if is_pair and all(hasattr(part, "shape") or tf.is_tensor(part) for part in images):
         images, labels = [*images, None][:2]
@@ -178,7 +173,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
     return images, labels
 
 
-def is_lazy(x: Any) -> bool:
+def is_read_by_batches(x: Any) -> bool:
     """Returns whether data are read batch by batch, as from a data set, a `PyDataset` or a generator."""
     return not (isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__"))
 
@@ -191,7 +186,7 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
         require_images(images, config.image_shape)
-    elif is_lazy(x):
+    elif is_read_by_batches(x):
         labels = y
     else:
         images, labels = unpack_images(x if y is None else (x, y))
@@ -211,21 +206,15 @@ def require_one_device(model: keras.Model) -> None:
         raise UserError(f"Keras' methods run on one device, not on the {count} of a {name}: train by python train.py")
 
 
-def first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
-    """Returns up to `count` training images to initialise a model from: drawn from an array, or else the first ones.
+def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
+    """Returns up to `count` training images from which a model is initialised, for the x of `fit`.
 
-    Args:
-        x: images, in the forms that `fit` accepts.
-        split: the part of an array, at its end, that Keras takes for validation.
-        count: number of images.
-        seed: seed of the random choice.
-
-    Raises:
-        DataError: if there are no images, or x is an iterator, which cannot be read twice.
+    The images are drawn at random from an array without its end, the share `split` that Keras uses for validation. A
+    data set or another iterable gives its first images; an iterator raises DataError, because it cannot be read twice.
     """
     if isinstance(x, Iterator):
         raise DataError("fit would use up images of a generator: call model.initialize(images) before")
-    if is_lazy(x):
+    if is_read_by_batches(x):
         batches = iter(x)
         if isinstance(x, keras.utils.PyDataset):
             batches = map(x.__getitem__, itertools.count() if x.num_batches is None else range(x.num_batches))
@@ -253,15 +242,15 @@ def wrap_generator(x: Any) -> Any:
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Returns the metrics after a step on a batch; weights change only if the verdict on the step allows it."""
+    """Returns {name: metric} after a training step on a batch; a step that is not applied changes no weight."""
     training, metrics = model.require_compiled("fit")
     images, labels = _take_images(model, data)
     seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
     if model.optimizer.gradient_accumulation_steps:
-        # With gradient accumulation several steps share an iteration, so the number of images tells them apart.
+        # Steps whose gradients are accumulated share an iteration, so the number of images distinguishes their seeds.
         seed = randomness.derive_seed(seed, metrics.images)
     count = sizes(images)[0]
-    share = differentiate(
+    share = differentiate_bound(
         model,
         images,
         labels,
@@ -270,7 +259,7 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
         own=slice(0, count),
         batch_size=count,
         trainable=model.trainable_variables,
-        moving=moving_statistics(model),
+        moving=list_moving_statistics(model),
         kl_weight=training.kl_weight,
     )
     verdict = judge_step(share, training.precision)
@@ -278,18 +267,18 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
 
     def apply() -> tf.Tensor:
         model.optimizer.apply(share.gradients, model.trainable_variables)
-        for variable, value in zip(moving_statistics(model), share.moving, strict=True):
+        for variable, value in zip(list_moving_statistics(model), share.moving, strict=True):
             variable.assign(value)
         return tf.constant(True)
 
-    # Keras' optimizers cannot make an update that changes nothing, so a skipped step does not call them.
+    # An update by zero would still change the state of a Keras optimizer, so a skipped step does not call it.
     tf.cond(applied, apply, lambda: tf.constant(False))
     metrics.count_step(applied, tf.cast(tf.stack(share.terms), tf.float64), tf.cast(count, tf.float64))
     return {**metrics.results(), "skipped_steps": metrics.not_applied + 0}
 
 
 def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Returns the metrics after adding the bound of a batch."""
+    """Returns {name: metric} after the bound of a batch was added."""
     training, metrics = model.require_compiled("evaluate")
     images, labels = _take_images(model, data)
     index = metrics.images + tf.range(tf.shape(images, tf.int64)[0])
@@ -309,8 +298,8 @@ def predict_step(model: Networks, data: Any) -> Any:
     return codes.v if codes.z is None else tuple(codes)
 
 
-def moving_statistics(model: Networks) -> list[keras.Variable]:
-    """Returns the variables with the moving statistics of batch normalisation."""
+def list_moving_statistics(model: Networks) -> list[keras.Variable]:
+    """Returns the variables that hold the moving statistics of batch normalisation."""
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 
 
@@ -319,4 +308,4 @@ def _take_images(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)
-    return images, model.wanted_labels(labels)
+    return images, model.drop_unused_labels(labels)

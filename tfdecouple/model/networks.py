@@ -19,13 +19,19 @@ from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
-from tfdecouple.model.any_size import count_images_at_once, fit_images, pad_side, require_any_size, size_multiple
+from tfdecouple.model.any_size import (
+    compute_size_multiple,
+    count_images_at_once,
+    pad_and_shrink_images,
+    require_any_size,
+    round_side_up,
+)
 from tfdecouple.model.objective import (
     Elbo,
     Latents,
     dequantize,
+    evaluate_class_priors,
     negative_elbo,
-    prior_of_each_class,
     standard_normal_log_prob,
 )
 from tfdecouple.model.quantizer import Quantizer
@@ -57,7 +63,7 @@ class Codes(NamedTuple):
 
 @disable_autograph
 class Networks(keras.Model):
-    """A Keras model with all networks and their weights, the distributions that they parametrise, and the bound.
+    """A Keras model with all networks and their weights, the distributions of the networks, and the bound.
 
     Methods that take images raise DataError for images of the wrong type or shape; methods that use the weights raise
     NotInitializedError before the weights are initialised or loaded; methods that need z, a density of z or labels
@@ -65,9 +71,9 @@ class Networks(keras.Model):
 
     Args:
         config: the architecture, also as a plain dict.
-        jit_compile: whether XLA compiles the layers of flow and prior, kind by kind, and the encoder, at their first
-            use and again for each other batch size. The option is not saved with the model; for training there is
-            `training.jit_compile`.
+        jit_compile: whether XLA compiles the encoder, and each kind of layer in flow and prior, at the first use and
+            again for each other batch size. The option is not saved with the model and does not affect training, for
+            which there is `training.jit_compile`.
         **kwargs: arguments of `keras.Model`.
 
     Attributes:
@@ -117,17 +123,17 @@ class Networks(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain values, and the paths of layers that are not trainable."""
-        untrained = [path for path, layer in _with_paths(self) if not layer.trainable]
+        untrained = [path for path, layer in _walk_layers(self) if not layer.trainable]
         return {"name": self.name, "config": self.config.to_dict(), **({"untrained": untrained} if untrained else {})}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
         """Returns the model whose `get_config` returned this config."""
-        given = dict(config)
-        untrained = set(given.pop("untrained", ()))
-        model = cls(**given)
+        arguments = dict(config)
+        untrained = arguments.pop("untrained", ())
+        model = cls(**arguments)
         if untrained:
-            for path, layer in _with_paths(model):
+            for path, layer in _walk_layers(model):
                 layer.trainable = path not in untrained
         return model
 
@@ -167,15 +173,15 @@ class Networks(keras.Model):
 
     @property
     def quantizer(self) -> Quantizer:
-        """The quantizer, which turns pixels into levels, levels into x, and x into pixels."""
+        """The quantizer, which converts pixels to bins, bins to x, and x to pixels."""
         return Quantizer(self.config.n_bits)
 
     @property
     def class_log_probabilities(self) -> tf.Tensor:
         """The log-probability log p(y) of each label, float32 `[classes]`, fixed by `model.class_probabilities`."""
         self._require_classes()
-        given = np.asarray(self.config.label_shares, np.float64)
-        return tf.constant(np.log(given / given.sum()), tf.float32)
+        shares = np.asarray(self.config.label_shares, np.float64)
+        return tf.constant(np.log(shares / shares.sum()), tf.float32)
 
     @property
     def class_codes(self) -> tf.Tensor:
@@ -186,7 +192,7 @@ class Networks(keras.Model):
                 "codes of labels"
             )
         self.require_initialized()
-        return self.code_net.codes()
+        return self.code_net.compute_codes()
 
     def named_variables(self) -> dict[str, keras.Variable]:
         """Returns every weight by its path, for example `flow/level_0_part_0_step_0/actnorm_1/bias`.
@@ -201,7 +207,7 @@ class Networks(keras.Model):
         return count_by_network({name: variable.shape for name, variable in named.items()})
 
     def _by_name(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
-        # Paths begin with the names of the scopes in which the model was made.
+        # Keras puts the model's own path in front of the paths of variables.
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in variables}
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
@@ -216,8 +222,8 @@ class Networks(keras.Model):
             seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
             force: whether to overwrite the weights of an initialised or loaded model, which otherwise raises UserError.
         """
-        levels = self._checked_levels(images)
-        if levels.shape[0] == 0:
+        bins = self._find_bins(images)
+        if bins.shape[0] == 0:
             raise DataError("initialize got no images; it needs one at least, and some hundreds for a good start")
         if not tf.executing_eagerly():
             raise UserError("initialize was called within a tf.function; call it outside, once, before training")
@@ -231,54 +237,49 @@ class Networks(keras.Model):
             for name, variable in self.named_variables().items():
                 variable.assign(new[name])
 
-        z, labels = None, self._labels_in_turn(levels.shape[0])
+        z, labels = None, self._labels_in_turn(bins.shape[0])
         if self.prior_affine is not None:
-            self.prior_affine.reset()
+            self.prior_affine.reset_to_zero()
         if self.encoder is not None:
-            self.encoder.reset()
-            # The posterior now is N(0, I) for every image, so z is drawn without running the encoder.
-            shape = [levels.shape[0], self.config.latent_dim]
-            z = randomness.draw_normal(shape, randomness.derive_seed(seed, "initialize"))
+            self.encoder.reset_to_zero()
+            # The posterior is N(0, I) for every image now, so z is drawn without running the encoder.
+            shape = [bins.shape[0], self.config.latent_dim]
+            z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
         elif self.code_net is not None:
             # Couplings start as the identity for every z, so any labels serve for the initialisation.
             z = self.code_net(labels)
-        self._walk(self.quantizer.edges(levels), z, labels, lambda layer, x, condition: layer.initialize(x, condition))
+        x = self.quantizer.place_at_edges(bins)
+        self._visit_flows(x, z, labels, lambda layer, *inputs: layer.initialize(*inputs))
         if self.dequantizer is not None:
-            self.dequantizer.flow.start(randomness.derive_seed(seed, "dequantize"))
+            self.dequantizer.flow.initialize_from_noise(randomness.derive_seed(seed, "dequantize"))
         self.initialized.assign(True)
 
     def diagnose(self, images: Any) -> dict[str, float]:
-        """Returns diagnostics that show whether training is about to diverge.
+        """Returns two numbers that show whether training is about to diverge, as a dict.
 
-        Args:
-            images: uint8 `[batch, height, width, channels]`, at least one. If the model knows labels, the images get
-                its labels in turn.
-
-        Returns:
-            `smallest_scale`, the smallest coupling scale s anywhere in these images, by which the inverse divides, and
-            `worst_condition`, the largest condition number of an invertible linear map.
+        `smallest_scale` is the smallest scale s of a coupling for any number of these images; the inverse divides by s.
+        `worst_condition` is the largest condition number of an invertible matrix. The images are uint8
+        `[batch, height, width, channels]`; if the model knows labels, the images get all labels in turn.
         """
-        levels = self._checked_levels(images)
-        if levels.shape[0] == 0:
-            raise DataError("diagnose got no images; it measures on some")
+        bins = self._find_bins(images)
         scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
 
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
             if isinstance(layer, Coupling):
-                scales.append(tf.reduce_min(layer.scale(x, condition)))
+                scales.append(tf.reduce_min(layer.compute_slopes(x, condition)))
             elif isinstance(layer, InvertibleLinear):
-                conditions.append(layer.condition_number())
+                conditions.append(layer.compute_condition_number())
             return layer.forward_and_log_det(x, condition)[0]
 
-        inputs = self.quantizer.edges(levels)
-        z = None if self.encoder is None else self.encoder.infer(inputs)[0]
-        labels = self._labels_in_turn(levels.shape[0])
+        inputs = self.quantizer.place_at_edges(bins)
+        z = None if self.encoder is None else self.encoder.run_inference(inputs)[0]
+        labels = self._labels_in_turn(bins.shape[0])
         if self.code_net is not None:
             z = self.code_net(labels)
-        self._walk(self.quantizer.centres(levels), z, labels, visit)
+        self._visit_flows(self.quantizer.place_at_centres(bins), z, labels, visit)
         if self.dequantizer is not None:
-            noise = randomness.draw_normal(tf.shape(levels), randomness.derive_seed(0, "diagnose"))
-            self.dequantizer.flow.visit_layers(noise, self.dequantizer.encoder.infer(inputs), visit)
+            noise = tf.random.stateless_normal(tf.shape(bins), randomness.derive_seed(0, "diagnose"))
+            self.dequantizer.flow.visit_layers(noise, self.dequantizer.encoder.run_inference(inputs), visit)
         return {
             "smallest_scale": float(tf.reduce_min(tf.stack(scales))),
             "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
@@ -291,8 +292,8 @@ class Networks(keras.Model):
         if not self.config.has_classes:
             raise UserError("this model knows no labels (model.classes is 0)")
 
-    def _walk(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
-        """Runs the prior's flow and the flow, with `visit` instead of each layer (`InvertibleLayer.visit_layers`)."""
+    def _visit_flows(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
+        """Calls `visit` instead of each layer of prior flow and flow; see `InvertibleLayer.visit_layers`."""
         if z is not None and self.prior_flow is not None:
             shifted = z
             if self.prior_affine is not None:
@@ -309,13 +310,13 @@ class Networks(keras.Model):
 
     def has_weights(self) -> bool:
         """Returns whether the weights were initialised from data or loaded."""
-        # The flag is read outside of any trace, where it has a value, and as a tensor, because Python takes a variable
-        # on several devices for true whatever its value.
+        # A trace cannot read the flag's value, so `init_scope` leaves the trace. The flag becomes a tensor first,
+        # because `bool` of a variable on several devices is always true.
         with tf.init_scope():
             return bool(tf.convert_to_tensor(self.initialized.value))
 
     def compute_output_spec(self, images: Any, labels: Any = None, training: bool = False) -> Codes:
-        """Returns the symbolic codes for a Keras model that is being built around this one."""
+        """Returns the symbolic codes of symbolic images, for a Keras model that contains this model."""
         self._require_outputs()
         require_images(images, self.config.image_shape)
         z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
@@ -353,7 +354,7 @@ class Networks(keras.Model):
     def prior(self) -> tfd.Distribution:
         """The prior p(z), a distribution over z, float32 `[d_z]`.
 
-        If the model knows labels, the prior is the mixture of the distributions p(z|y) (`prior_of`) over all labels y.
+        With labels the prior is the mixture over all labels y of the distributions p(z|y) (`conditional_prior`).
         """
         self._require_latent("a prior over z", density=True)
         self.require_initialized()
@@ -363,7 +364,7 @@ class Networks(keras.Model):
         weights = tfd.Categorical(logits=self.class_log_probabilities)
         return tfd.MixtureSameFamily(weights, of_labels, name="prior")
 
-    def prior_of(self, labels: Any) -> tfd.Distribution:
+    def conditional_prior(self, labels: Any) -> tfd.Distribution:
         """Returns p(z|y) for labels y `[batch]`, a distribution of batch shape `[batch]` and event shape `[d_z]`."""
         self._require_latent("a prior over z", density=True)
         self._require_classes()
@@ -373,7 +374,7 @@ class Networks(keras.Model):
         return self._prior_behind([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
     def _prior_behind(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the distribution of the z that `first` and then the prior's flow map to N(0, I), of a batch shape."""
+        """Returns the distribution, of batch shape `batch`, of z that `first` and the prior flow map to N(0, I)."""
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
         # A chain applies its last bijector first.
@@ -388,8 +389,8 @@ class Networks(keras.Model):
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
         assert self.encoder is not None
-        levels = self._levels_of_any_size(self._accept_images(images))[1]
-        mean, log_variance = self.encoder.infer(self.quantizer.edges(levels))
+        bins = self._find_bins_of_any_size(self._accept_images(images))[1]
+        mean, log_variance = self.encoder.run_inference(self.quantizer.place_at_edges(bins))
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
     def likelihood(self, z: Any = None) -> tfd.Distribution:
@@ -414,9 +415,9 @@ class Networks(keras.Model):
         bound of -log p(x, y).
 
         Images may have another size than the model's, as for `encode`. The result is still a bound, because q(z|x) may
-        depend on x in any way, here through the image shrunk to the model's size. Padding counts in full: the terms are
-        those of the padded image, which is at most as probable as the image without padding, and `bits_per_dim`
-        divides all bits by the number of colour values without padding.
+        depend on x in any way, here through the image shrunk to the model's size. The terms include the padding: a
+        padded image is at most as probable as the image without padding. `bits_per_dim` divides the bits of the padded
+        image by the number of colour values without padding.
 
         Args:
             images: uint8 images, `[batch, height, width, channels]`.
@@ -429,8 +430,8 @@ class Networks(keras.Model):
         self.require_initialized()
         images = self._accept_images(images)
         batch, *sides, channels = sizes(images)
-        shape = [batch, *(pad_side(side, size_multiple(self.config)) for side in sides), channels]
-        z_noise = randomness.draw_normal([batch, self.config.latent_dim], randomness.derive_seed(seed, "z"))
+        shape = [batch, *(round_side_up(side, compute_size_multiple(self.config)) for side in sides), channels]
+        z_noise = tf.random.stateless_normal([batch, self.config.latent_dim], randomness.derive_seed(seed, "z"))
         u_noise = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), self.config.has_dequantizer)
         return self.elbo_from_noise(images, z_noise, u_noise, training, labels)
 
@@ -439,12 +440,8 @@ class Networks(keras.Model):
     ) -> Elbo:
         """Returns the terms of the bound as `elbo` does, for given noise, also if the model is not initialised.
 
-        Args:
-            images: uint8 images, `[batch, height, width, channels]`.
-            z_noise: standard normal, float32 `[batch, d_z]`; ignored without z, or if z is a function of the label.
-            u_noise: dequantization noise as for `dequantize`, float32 of the shape of the (padded) images.
-            training: whether the encoders normalise by the statistics of the batch.
-            labels: labels of the images, as for `elbo`.
+        `z_noise` is standard normal, float32 `[batch, d_z]`, ignored without z or if z is a function of the label;
+        `u_noise` is the noise of `dequantize`, float32 of the shape of the padded images. See `elbo` for the rest.
         """
         return self.elbo_and_latents(images, z_noise, u_noise, training, labels)[0]
 
@@ -454,88 +451,76 @@ class Networks(keras.Model):
         """Returns the terms of the bound, as `elbo_from_noise` does, and the latents at which it was evaluated."""
         images = self._accept_images(images)
         labels = self._labels_of(labels, images)
-        if images.shape[0] == 0:
-            noise = tf.zeros([0, self.config.latent_dim]) if self.config.has_encoder else None
-            levels = self._levels_of_any_size(images)[0]
-            return Elbo(*[tf.zeros([0])] * 4), Latents(noise, tf.zeros([0]), tf.zeros_like(levels))
         if self._own_size(images) is not None and not training:
-            return self._run_in_pieces(self._bound_other_sizes, images, z_noise, u_noise, labels)
-        # A user's own training loop need not enter `backward_memory`, so this method enters it.
+            return self._run_within_memory(self._bound_other_sizes, images, z_noise, u_noise, labels)
+        # The training loop of a user need not enter `backward_memory`, so this method does.
         with backward_memory("keep") if training and backward_mode() is None else contextlib.nullcontext():
             if self._own_size(images) is not None:
                 return self._bound_other_sizes(images, z_noise, u_noise, labels, training)
             return negative_elbo(
-                self, self.quantizer.levels(images), z_noise, u_noise, labels=labels, training=training
+                self, self.quantizer.find_bins(images), z_noise, u_noise, labels=labels, training=training
             )
 
     def _bound_other_sizes(
         self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any, training: bool = False
     ) -> tuple[Elbo, Latents]:
-        """Returns the bound and its latents as `elbo_and_latents` does, for images of another size than the model's."""
-        levels, encoder_levels = self._levels_of_any_size(images)
+        """Returns the result of `elbo_and_latents` for images of another size than the model's."""
+        bins, encoder_bins = self._find_bins_of_any_size(images)
         elbo, latents = negative_elbo(
-            self, levels, z_noise, u_noise, labels=labels, encoder_levels=encoder_levels, training=training
+            self, bins, z_noise, u_noise, labels=labels, encoder_bins=encoder_bins, training=training
         )
-        padding = product(sizes(levels)[1:3], tf.float32) / product(sizes(images)[1:3], tf.float32)
+        padding = product(sizes(bins)[1:3], tf.float32) / product(sizes(images)[1:3], tf.float32)
         return elbo._replace(bits_per_dim=elbo.bits_per_dim * padding), latents
 
     def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns u, positions within the pixels' bins drawn from q(u|x), and log q(u|x); x = 2*(k + u)/n_bins - 1.
+        """Returns u, positions within the bins of the pixels drawn from q(u|x), and log q(u|x), `[batch]`, in nats.
 
-        In this formula k is the level. If `model.dequantization` is "uniform", u is the noise itself. Both results are
-        differentiable with respect to the noise and the weights.
-
-        Args:
-            images: uint8 images, `[batch, height, width, channels]`.
-            noise: array of the images' shape: standard normal for a learned q(u|x), otherwise uniform in [0, 1).
-
-        Returns:
-            u, float32 of the images' shape, and log q(u|x), float32 `[batch]`, in nats. A learned q(u|x) draws u from
-            (0, 1), which float32 may round to 0 or 1.
+        So x = 2*(k + u)/n_bins - 1 for a pixel in bin k. Images, noise and u are `[batch, height, width, channels]`,
+        the images uint8. The noise is standard normal for a learned q(u|x), whose u in (0, 1) float32 may round to 0 or
+        1; otherwise the noise is uniform in [0, 1), and u is the noise. Noise and weights get gradients.
         """
         self.require_initialized()
-        levels = self._checked_levels(images)
-        return dequantize(self, levels, as_pixel_noise(noise, levels))
+        bins = self._find_bins(images)
+        return dequantize(self, bins, as_pixel_noise(noise, bins))
 
-    def log_joint(self, levels: tf.Tensor) -> tf.Tensor:
-        """Returns log p(x, y) of each label y, up to a constant for each image, `[batch, classes]`, for `classify`."""
+    def evaluate_log_joint(self, bins: tf.Tensor) -> tf.Tensor:
+        """Returns log p(x, y) of each label y, `[batch, classes]`, up to a constant for each image."""
         if self.code_net is None:
             assert self.encoder is not None
-            return prior_of_each_class(self, self.encoder.infer(self.quantizer.edges(levels))[0])[1]
-        x, found = self.quantizer.centres(levels), []
-        for code in tf.unstack(self.code_net.codes()):
+            z = self.encoder.run_inference(self.quantizer.place_at_edges(bins))[0]
+            return evaluate_class_priors(self, z)[1]
+        x, found = self.quantizer.place_at_centres(bins), []
+        for code in tf.unstack(self.code_net.compute_codes()):
             v, log_det = self.flow.forward_and_log_det(x, tf.repeat(code[None], tf.shape(x)[0], 0))
             found.append(standard_normal_log_prob(v) + log_det)
         return tf.stack(found, -1) + self.class_log_probabilities
 
     def z_from_noise(self, noise: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
-        """Returns draws of z from the prior, `[batch, d_z]`.
+        """Returns draws of z from the prior, `[batch, d_z]`, for standard normal noise `[batch, d_z]`.
 
-        Args:
-            noise: standard normal noise `[batch, d_z]`, ignored if z is a function of the label.
-            labels: labels, int32 `[batch]`, for a model that knows labels.
+        A model that knows labels needs labels, int32 `[batch]`; if z is a function of the label, the noise is ignored.
         """
         if self.code_net is not None:
             return self.code_net(labels)
         z = noise if self.prior_flow is None else self.prior_flow.inverse_and_log_det(noise)[0]
-        return z if self.prior_affine is None else self.prior_affine.inverse(z, labels)
+        return z if self.prior_affine is None else self.prior_affine.invert(z, labels)
 
-    def drawn_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
-        """Returns labels drawn from p(y) for the samples `first` to `last` (exclusive), int32."""
+    def draw_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
+        """Returns labels drawn from p(y) for the samples number `first` to `last` - 1 of a seed, int32."""
         normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
 
-    def wanted_labels(self, labels: Any) -> Any:
+    def drop_unused_labels(self, labels: Any) -> Any:
         """Returns the labels unchanged, or None if the model knows no labels."""
         return labels if self.config.has_classes else None
 
     def nats_to_bits_per_dim(self, nats: Any) -> Any:
         """Returns bits per colour value of the discrete image, given -log p(x) in nats per image with x in [-1, 1)."""
-        return self.quantizer.bits_per_dim(nats, math.prod(self.config.image_shape))
+        return self.quantizer.convert_to_bits_per_dim(nats, math.prod(self.config.image_shape))
 
-    def _checked_levels(self, images: Any) -> tf.Tensor:
-        return self.quantizer.levels(as_images(images, self.config.image_shape))
+    def _find_bins(self, images: Any) -> tf.Tensor:
+        return self.quantizer.find_bins(as_images(images, self.config.image_shape))
 
     # --- images of another size than the model's; the functions are in any_size.py ---
 
@@ -547,34 +532,31 @@ class Networks(keras.Model):
         return images
 
     def _own_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
-        """Returns height and width of images or local codes; None if they equal the model's."""
+        """Returns height and width of images or local codes; None if these are the model's height and width."""
         _, height, width, _ = sizes(images)
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
-    def _levels_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the levels of images padded for the flow, and of images shrunk to the encoder's size."""
-        padded, shrunk = fit_images(self.config, images)
-        levels = self.quantizer.levels(padded)
-        return levels, levels if shrunk is padded else self.quantizer.levels(shrunk)
+    def _find_bins_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the bins of the images padded for the flow, and those of the images shrunk for the encoder."""
+        padded, shrunk = pad_and_shrink_images(self.config, images)
+        bins = self.quantizer.find_bins(padded)
+        return bins, bins if shrunk is padded else self.quantizer.find_bins(shrunk)
 
-    def _run_in_pieces(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
-        """Returns a function's results for a batch and other tensors `[n, ...]` or None; each image counts by itself.
+    def _run_within_memory(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
+        """Returns the results of a function of a batch and other tensors `[n, ...]` or None.
 
-        Images of another size than the model's are taken a few at a time, to fit in memory, unless a graph is traced.
+        The function must treat each image separately. Images of another size than the model's are passed a few at a
+        time, so that they fit in memory, unless a graph is traced.
         """
         if not tf.executing_eagerly() or self._own_size(batch) is None:
             return function(batch, *others)
         count = count_images_at_once(self.config, *batch.shape[1:3])
         if batch.shape[0] <= count:
             return function(batch, *others)
-        pieces = [
-            function(*(None if each is None else each[start : start + count] for each in (batch, *others)))
-            for start in range(0, batch.shape[0], count)
-        ]
-        return tf.nest.map_structure(lambda *parts: None if parts[0] is None else tf.concat(parts, 0), *pieces)
+        return run_in_parts(function, count, batch, *others)
 
-    def _labels_of(self, labels: Any, levels: tf.Tensor) -> tf.Tensor | None:
-        return as_labels(labels, sizes(levels)[0], self.config.classes, self.config.has_class_codes)
+    def _labels_of(self, labels: Any, bins: tf.Tensor) -> tf.Tensor | None:
+        return as_labels(labels, sizes(bins)[0], self.config.classes, self.config.has_class_codes)
 
     def _require_latent(self, what: str, density: bool = False) -> None:
         if density and self.config.has_class_codes:
@@ -590,8 +572,17 @@ class Networks(keras.Model):
         return self.config.latent_dim if self.config.has_latent else 0
 
 
-def _with_paths(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
+    """Returns the joined results of a function for `count` entries of tensors `[n, ...]` (or None) at a time."""
+    starts = range(0, next(batch.shape[0] for batch in batches if batch is not None), count)
+    parts = [
+        function(*(None if batch is None else batch[start : start + count] for batch in batches)) for start in starts
+    ]
+    return tf.nest.map_structure(lambda *results: None if results[0] is None else tf.concat(results, 0), *parts)
+
+
+def _walk_layers(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """Yields a layer with the path "", and then every layer inside with its path, outer layers first."""
     yield path, layer
     for child in layer._flatten_layers(include_self=False, recursive=False):
-        yield from _with_paths(child, f"{path}/{child.name}".lstrip("/"))
+        yield from _walk_layers(child, f"{path}/{child.name}".lstrip("/"))

@@ -11,7 +11,7 @@ from tfdecouple.runtime.numerics import product, sizes, zero_per_image
 
 
 class Elbo(NamedTuple):
-    """The terms of the negative evidence lower bound, which is an upper bound of -log p(x); each is float32 `[batch]`.
+    """The terms of the negative evidence lower bound, an upper bound of -log p(x); each term is float32 `[batch]`.
 
     >>> elbo = Elbo(*tf.zeros([4, 2]))
     >>> elbo.bits_per_dim.shape.as_list()
@@ -22,7 +22,7 @@ class Elbo(NamedTuple):
         kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. With the label y of an image it
             is log q(z|x) - log p(z, y), or -log p(y) if z is a function of y, and the bound is one of -log p(x, y).
         dequantization: log q(u|x) in nats; 0 for uniform noise.
-        bits_per_dim: sum of the three terms in bits per colour value of the image, for pixels 0..2**n_bits - 1.
+        bits_per_dim: sum of the three terms in bits per colour value of the image, for pixels in 2**n_bits bins.
     """
 
     reconstruction: tf.Tensor
@@ -50,31 +50,31 @@ class Latents(NamedTuple):
 
 def negative_elbo(
     networks: Any,
-    levels: tf.Tensor,
+    bins: tf.Tensor,
     z_noise: tf.Tensor,
     u_noise: tf.Tensor,
     *,
     labels: tf.Tensor | None = None,
-    encoder_levels: tf.Tensor | None = None,
+    encoder_bins: tf.Tensor | None = None,
     training: bool = False,
 ) -> tuple[Elbo, Latents]:
-    """Returns the terms of the bound at one draw of z and of x within the pixels' bins, and the latents of this draw.
+    """Returns the terms of the bound for one draw of z and of x within the bins, and the latents of this draw.
 
     Args:
-        networks: a model (`Networks`), or an object with the same attributes.
-        levels: pixel levels, float32 `[batch, height, width, channels]`.
+        networks: a model (`Networks`), or an object with the attributes that are read here.
+        bins: bins of the pixels, float32 `[batch, height, width, channels]`.
         z_noise: standard normal noise, float32 `[batch, d_z]`; ignored by a model without an encoder.
         u_noise: dequantization noise, as for `dequantize`.
         labels: labels of the images, int32 `[batch]`; -1 or None for no label, unless z is a function of the label.
-        encoder_levels: pixel levels for the encoder, of the model's image size; None for `levels`.
+        encoder_bins: bins of the pixels that the encoder gets, at the model's image size; None for `bins`.
         training: whether the encoders normalise by the statistics of the batch.
     """
     quantizer, encoder = networks.quantizer, networks.encoder
-    z, prior_noise, log_prior = None, None, zero_per_image(levels)
+    z, prior_noise, log_prior = None, None, zero_per_image(bins)
     kl = log_prior
     if encoder is not None:
-        inputs = quantizer.edges(levels if encoder_levels is None else encoder_levels)
-        mean, log_variance = encoder(inputs, training=True) if training else encoder.infer(inputs)
+        inputs = quantizer.place_at_edges(bins if encoder_bins is None else encoder_bins)
+        mean, log_variance = encoder(inputs, training=True) if training else encoder.run_inference(inputs)
         z = mean + tf.exp(log_variance / 2) * z_noise
         log_posterior = -0.5 * tf.reduce_sum(log_variance + tf.square(z_noise) + math.log(2 * math.pi), -1)
         prior_noise, log_prior = _evaluate_prior(networks, z, labels)
@@ -82,40 +82,40 @@ def negative_elbo(
     elif networks.code_net is not None:
         z, log_prior = networks.code_net(labels), tf.gather(networks.class_log_probabilities, labels)
         kl = -log_prior
-    u, dequantization = dequantize(networks, levels, u_noise, training)
-    v, log_det = networks.flow.forward_and_log_det(quantizer.within(levels, u), z)
+    u, dequantization = dequantize(networks, bins, u_noise, training)
+    v, log_det = networks.flow.forward_and_log_det(quantizer.place_in_bins(bins, u), z)
     reconstruction = -standard_normal_log_prob(v) - log_det
     nats = reconstruction + kl + dequantization
-    bits = quantizer.bits_per_dim(nats, product(sizes(levels)[1:], levels.dtype))
+    bits = quantizer.convert_to_bits_per_dim(nats, product(sizes(bins)[1:], bins.dtype))
     return Elbo(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
 
 
 def dequantize(
-    networks: Any, levels: tf.Tensor, u_noise: tf.Tensor, training: bool = False
+    networks: Any, bins: tf.Tensor, u_noise: tf.Tensor, training: bool = False
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns u, the positions of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
-    The noise has the shape of `levels`: standard normal for a learned q(u|x), which maps it to u; otherwise it is u
-    itself, uniform in [0, 1), whose log density is 0. The other arguments are those of `negative_elbo`.
+    The noise has the shape of `bins`. A learned q(u|x) maps standard normal noise to u; otherwise the noise is uniform
+    in [0, 1) with log-density 0, and u is the noise. The other arguments are those of `negative_elbo`.
     """
     if networks.dequantizer is None:
-        return u_noise, zero_per_image(levels)
-    u_noise = tf.convert_to_tensor(u_noise, levels.dtype)
-    u, log_det = networks.dequantizer.call(networks.quantizer.edges(levels), u_noise, training)
+        return u_noise, zero_per_image(bins)
+    u_noise = tf.convert_to_tensor(u_noise, bins.dtype)
+    u, log_det = networks.dequantizer.call(networks.quantizer.place_at_edges(bins), u_noise, training)
     return u, standard_normal_log_prob(u_noise) - log_det
 
 
 def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the output of the prior's flow for z, `[batch, d_z]`, and log p(z), or log p(z, y) with a label."""
+    """Returns the output of the prior flow for z, `[batch, d_z]`, and log p(z), or log p(z, y) with a label."""
     if networks.prior_affine is not None:
-        return by_label(*prior_of_each_class(networks, z), labels)
+        return select_prior_by_label(*evaluate_class_priors(networks, z), labels)
     return _flow_prior(networks, z)
 
 
-def prior_of_each_class(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns, for each label y, the output of the prior's flow for z `[batch, d_z]`, and log p(z, y).
+def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns, for each label y, the output of the prior flow for z `[batch, d_z]`, and log p(z, y).
 
-    The outputs are standard normal under the model, `[batch, classes, d_z]`; log p(z, y) is `[batch, classes]`.
+    The output, standard normal under the model, is `[batch, classes, d_z]`, and log p(z, y) is `[batch, classes]`.
     """
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
@@ -131,13 +131,13 @@ def _flow_prior(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return noise, standard_normal_log_prob(noise) + log_det
 
 
-def by_label(noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the prior's noise for each image's label (or the most probable label), and log p(z, y) (or log p(z)).
+def select_prior_by_label(
+    noise: tf.Tensor, log_joint: tf.Tensor, labels: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the output of the prior flow for each image's label, `[batch, d_z]`, and log p(z, y), `[batch]`.
 
-    Args:
-        noise: the prior's noise for each label, `[batch, classes, d_z]`, from `prior_of_each_class`.
-        log_joint: log p(z, y), `[batch, classes]`, from `prior_of_each_class`.
-        labels: label of each image, int32 `[batch]`, -1 for an image without a label; None if no image has a label.
+    The first two arguments are results of `evaluate_class_priors`. An image without a label (-1, or None for all
+    images) gets the output for the most probable label, and log p(z).
     """
     chosen, log_prior = tf.argmax(log_joint, -1, tf.int32), tf.reduce_logsumexp(log_joint, -1)
     if labels is not None:

@@ -26,8 +26,8 @@ class OutlierScores(NamedTuple):
     Attributes:
         bits_per_dim: the negative evidence lower bound in bits per colour value.
         prior_nats: -log p(z) in nats; None for a model without z, or whose z is a function of the label.
-        shell: by how many standard deviations v is longer (or, below 0, shorter) than expected under the model.
-        typicality: result of the function `typicality` for the prior's noise and the parts of v.
+        shell: number of standard deviations by which v is longer (below 0: shorter) than expected under the model.
+        typicality: `score_typicality` of the output of the prior flow and of the parts of v.
     """
 
     bits_per_dim: tf.Tensor
@@ -35,8 +35,8 @@ class OutlierScores(NamedTuple):
     shell: tf.Tensor
     typicality: tf.Tensor
 
-    def named(self) -> dict[str, tf.Tensor]:
-        """Returns the scores that are not None, by name."""
+    def to_dict(self) -> dict[str, tf.Tensor]:
+        """Returns {name: scores} of all scores that are not None."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
@@ -58,53 +58,56 @@ def outlier_scores(
     """
     if labels is None and model.config.has_class_codes:
         labels = tf.argmax(model.classify(images), -1, tf.int32)
-    return scores_of(model, *model.elbo_and_latents(images, z_noise, u_noise, labels=labels))
+    return score_latents(model, *model.elbo_and_latents(images, z_noise, u_noise, labels=labels))
 
 
-def scores_of(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
-    """Returns the outlier scores, given the two results of `DecoupledModel.elbo_and_latents`."""
+def score_latents(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
+    """Returns the outlier scores for the results of `DecoupledModel.elbo_and_latents`."""
     return OutlierScores(
         elbo.bits_per_dim,
         None if latents.prior_noise is None else -latents.log_prior,
-        shell(latents.v),
-        typicality([*([] if latents.prior_noise is None else [latents.prior_noise]), *model.flow.parts(latents.v)]),
+        score_shell(latents.v),
+        score_typicality(
+            [*([] if latents.prior_noise is None else [latents.prior_noise]), *model.flow.split_v(latents.v)]
+        ),
     )
 
 
-def shell(v: tf.Tensor) -> tf.Tensor:
-    """Returns by how many standard deviations the length of v differs from that of standard normal vectors.
+def score_shell(v: tf.Tensor) -> tf.Tensor:
+    """Returns the number of standard deviations between the length of v and the length of standard normal vectors.
 
-    The result is (|v| - mean) / sd, float32 `[batch]`, for v `[batch, ...]`, with mean and sd of the chi distribution
-    with as many dimensions as v.
+    The result is (|v| - mean) / sd, float32 `[batch]`, for v `[batch, ...]`; mean and sd are those of the chi
+    distribution in the dimension of v.
     """
-    mean, deviation = chi_moments(math.prod(v.shape[1:]))
+    mean, deviation = compute_chi_moments(math.prod(v.shape[1:]))
     excess = _excess(v)
-    # |v| - mean would lose digits; since |v|^2 = n + excess and mean^2 + deviation^2 = n, this quotient is equal.
+    # The difference |v| - mean would be inexact. As |v|^2 = n + excess and mean^2 + deviation^2 = n, this quotient is
+    # equal to the difference divided by sd.
     length = tf.sqrt(tf.maximum(excess + (mean**2 + deviation**2), 0.0))
     return (excess + deviation**2) / ((length + mean) * deviation)
 
 
-def typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns how far the parts of latents are from the typical set of the standard normal, float32 `[batch]`.
+def score_typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Returns the distance of latents, given in parts, from the typical set of the standard normal, float32 `[batch]`.
 
     In a sum over all latents deviations of the flow's levels could cancel: for an image without noise, v is too short
     at fine levels and too long at coarse levels. So for each part, with n numbers, the squared length is compared with
-    its mean, n, in units of its standard deviation, sqrt(2 n). The result is the root mean square, over the parts, of
-    the deviations in these units; the mean square is 1 under the model.
+    the mean n, in units of the standard deviation sqrt(2 n). The result is the root mean square of these deviations
+    over the parts; the mean square is 1 under the model.
     """
     squares = [tf.square(_excess(part)) / (2 * math.prod(part.shape[1:])) for part in parts]
     return tf.sqrt(tf.add_n(squares) / len(squares))
 
 
-def chi_moments(dimensions: int) -> tuple[float, float]:
+def compute_chi_moments(dimensions: int) -> tuple[float, float]:
     """Returns mean and standard deviation of the length of a standard normal vector of 12 or more dimensions.
 
-    Stirling's series does not lose digits, as a difference of squared lengths would for many dimensions.
+    Stirling's series stays exact in many dimensions, where a difference of squared lengths would not.
     """
     variance = 0.5 - 1 / (8 * dimensions) - 1 / (16 * dimensions**2) + 5 / (128 * dimensions**3)
     return math.sqrt(dimensions - variance), math.sqrt(variance)
 
 
 def _excess(x: tf.Tensor) -> tf.Tensor:
-    """Returns |x|^2 - n, `[batch]`, for n entries of x; the sum over x^2 - 1 loses fewer digits."""
+    """Returns |x|^2 - n, `[batch]`, for n entries of x, as the sum over x^2 - 1, which is more exact."""
     return tf.reduce_sum(tf.square(x) - 1, list(range(1, len(x.shape))))

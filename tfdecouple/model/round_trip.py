@@ -1,4 +1,4 @@
-"""Errors and warnings about images that cannot, or may not, be recovered exactly from their codes."""
+"""Errors and warnings about images that are not, or possibly not, reconstructed exactly from their codes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import tensorflow as tf
 
 from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
-# Root mean square of v above which an image counts as far from the training data. Every image of the committed runs'
-# data sets lies below this value, and every image that one of these runs lost lies above it (docs/RESULTS.md).
+# Root mean square of v above which an image counts as far from the training data. All images of the data sets of
+# docs/RESULTS.md lie below this value, and all images that were not reconstructed exactly there lie above it.
 FAR = 3.0
 
 
 def far_from_training(v: Any) -> np.ndarray:
-    """Returns which images are so unlike the training data that they may not be recovered exactly, bool `[batch]`.
+    """Returns for each image whether it is so unlike the training data that decoding may be inexact, bool `[batch]`.
 
     Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above
-    `FAR` the flow stretches the image so much that float32 may not undo it. This function does not decode the images;
-    `encode(images, verify=True)` does.
+    `FAR` the flow stretches the image so much that float32 may be too inexact for the inverse. This function does not
+    decode the images; `encode(images, verify=True)` does.
 
     >>> far_from_training(np.stack([np.ones([4, 4, 3]), np.full([4, 4, 3], 5.0)])).tolist()
     [False, True]
@@ -33,12 +33,12 @@ def far_from_training(v: Any) -> np.ndarray:
 
 
 def warn_of_far_images(v: tf.Tensor) -> None:
-    """Warns of images whose local codes v are `far_from_training`."""
+    """Warns of images that are `far_from_training`, given the local codes v `[batch, height, width, channels]`."""
     far = np.flatnonzero(far_from_training(v))
     if len(far):
         warn_user(
-            f"image {listed(far)} of the batch is far from what this model was trained on and may not come back "
-            "exactly; encode(images, verify=True) decodes again and names what is lost",
+            f"image {format_image_numbers(far)} of the batch is far from what this model was trained on and may not "
+            "come back exactly; encode(images, verify=True) decodes again and names what is lost",
             ExactnessWarning,
         )
 
@@ -49,29 +49,28 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
     for array in arrays:
         finite &= np.isfinite(np.asarray(array)).all(tuple(range(1, len(array.shape))))
     if not finite.all():
-        raise InversionError(f"{what}, for image {listed(np.flatnonzero(~finite))} of the batch")
+        raise InversionError(f"{what}, for image {format_image_numbers(np.flatnonzero(~finite))} of the batch")
 
 
 def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
-    """Raises InversionError, with the images' numbers, if decoded images differ from the originals or are not finite.
+    """Raises InversionError, with the images' numbers, if decoded images differ from `images` or x is not finite.
 
-    Args:
-        decoded: the decoded images, uint8 `[batch, height, width, channels]`.
-        x: the decoded numbers before rounding to pixels, of the same shape.
-        images: the original images, of the same shape.
-        alpha: the model's alpha, for the message; None if its couplings do not scale.
+    All arrays are `[batch, height, width, channels]`; x is `decoded` before rounding to pixels. The message advises a
+    smaller alpha than `alpha`, unless this is None, because the couplings of the model do not scale.
     """
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
     if len(lost):
         advice = "" if alpha is None else f"; a model with a smaller alpha keeps more images (this one has {alpha})"
-        raise InversionError(f"image {listed(lost)} of the batch does not come back from its codes{advice}")
+        raise InversionError(
+            f"image {format_image_numbers(lost)} of the batch does not come back from its codes{advice}"
+        )
 
 
-def listed(indices: Any, most: int = 8) -> str:
-    """Returns indices of images as text for a message: the first few, and the number of the rest.
+def format_image_numbers(indices: Any, most: int = 8) -> str:
+    """Returns text with the first few of some numbers of images, and the count of the remaining numbers.
 
-    >>> listed([3, 5]), listed(range(10), 2)
+    >>> format_image_numbers([3, 5]), format_image_numbers(range(10), 2)
     ('3, 5', '0, 1 and 8 more')
     """
     text = ", ".join(str(i) for i in indices[:most])

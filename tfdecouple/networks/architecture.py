@@ -33,13 +33,6 @@ _IMAGE_MAPS = 8
 # Numbers of maps that a pass without gradients holds at once: hidden maps of coupling nets, and maps of a stage.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
-# Options on which the size of a model depends most.
-_SIZES = (
-    "image_shape", "hidden_channels", "latent_dim", "prior_hidden", "encoder_channels", "encoder_out_channels",
-    "classes", "base_hidden", "dequantization_hidden_channels", "dequantization_encoder_channels",
-    "dequantization_map_channels",
-)  # fmt: skip
-
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     """Returns the unbuilt networks of a model by name, each with the shape of its input, batch first."""
@@ -148,8 +141,8 @@ def require_memory(config: ModelConfig) -> None:
         if weights >= image
         else f"{format_bytes(image)} for a single image"
     )
-    values = {name: getattr(config, name) for name in _SIZES}
-    sizes = {name: max(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    options = {name: value if isinstance(value, list) else [value] for name, value in config.to_dict().items()}
+    sizes = {name: max((number for number in each if type(number) is int), default=0) for name, each in options.items()}
     name = max(sizes, key=sizes.__getitem__)
     raise ConfigError(
         f"the model is too large: it needs {what}, and this machine has {format_bytes(memory)} of memory; "

@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple import randomness
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.layers import ActNorm, Sigmoid
 from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, RunLayers
@@ -49,14 +48,14 @@ class DequantizingFlow(Flow):
         couplings = {"alpha": config.dequantization_alpha}
         return self._make_stages(config.dequantization_levels, transform, transform, (), couplings)
 
-    def start(self, seed: Any) -> None:
+    def initialize_from_noise(self, seed: Any) -> None:
         """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms are set from noise.
 
         The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid is nearest to uniform.
         The standard deviation 1 of the paper's code would cost 0.28 bits per dimension.
         """
         positions = self.levels[-1][0].plan.positions
-        noise = randomness.draw_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
+        noise = tf.random.stateless_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
 
         def visit(layer: Any, x: tf.Tensor, condition: Condition) -> tf.Tensor:
             y = layer.initialize(x, condition)
@@ -113,5 +112,5 @@ class Dequantizer(Nested, BaseLayer):
 
         In training the encoder normalises by the statistics of the batch and updates its moving statistics.
         """
-        local = self.encoder(x, training=True) if training else self.encoder.infer(x)
+        local = self.encoder(x, training=True) if training else self.encoder.run_inference(x)
         return self.flow.forward_and_log_det(noise, local)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.config.shapes import Block, encoder_blocks, local_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
-from tfdecouple.layers.conditioners import StartsAtZero, bound_uniform, fan_in_uniform, weight_norm
+from tfdecouple.layers.conditioners import StartsAtZero, fan_in_uniform, make_bias_initializer, weight_norm
 from tfdecouple.runtime.execution import Batch, Execution, accept_shards, join_shards, split_into_shards
 from tfdecouple.runtime.numerics import product, sizes
 from tfdecouple.runtime.precision import full_float32
@@ -44,7 +44,7 @@ class Convolution(BaseLayer):
         self.transposed = transposed
         # An initializer draws its seed when it is created, so the order of creation decides the initial weights. In the
         # constructor this order does not depend on the order of building.
-        self._initializers = [fan_in_uniform(), *([bound_uniform(bias_fan_in)] if bias_fan_in else [])]
+        self._initializers = [fan_in_uniform(), *([make_bias_initializer(bias_fan_in)] if bias_fan_in else [])]
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns {name: `Weight`} of kernel `[size, size, inputs, outputs]` (outputs first if transposed) and bias."""
@@ -233,7 +233,7 @@ class _BlockNetwork(Nested, BaseLayer):
         return children
 
     @full_float32()
-    def infer(self, x: tf.Tensor) -> Any:
+    def run_inference(self, x: tf.Tensor) -> Any:
         """Returns the outputs of `call` with `training=False`, faster in eager mode."""
 
         def run(x: tf.Tensor, condition: None) -> tuple[tf.Tensor, ...]:
@@ -244,8 +244,7 @@ class _BlockNetwork(Nested, BaseLayer):
         return outputs if len(outputs) > 1 else outputs[0]
 
     def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, ...]:
-        outputs = self(x, training=False)
-        return outputs if isinstance(outputs, tuple) else (outputs,)
+        return tuple(tf.nest.flatten(self(x, training=False)))
 
     def _run_blocks(self, x: tf.Tensor, training: bool) -> Batch:
         # In training each batch normalisation joins the statistics of all shards. Otherwise no image depends on another
@@ -281,7 +280,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns {name: `Weight`} of the dense layer at the end, for images `[batch, height, width, channels]`."""
-        return weight_norm((math.prod(self.map_shape(x_shape)[1:]), 2 * self.latent_dim))
+        return weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns the blocks and the 1x1 convolution after them, with their input shapes."""
@@ -289,7 +288,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]
 
-    def map_shape(self, x_shape: Any) -> tuple:
+    def compute_map_shape(self, x_shape: Any) -> tuple:
         """Returns the shape, batch first, of the map that is flattened before the dense layer, for images `x_shape`."""
         return (*self.children(x_shape)[-1][1][:-1], self.out_channels)
 

@@ -215,7 +215,7 @@ class Flow(InvertibleComposite):
 
         return tuple(tuple(map(make_stage, level)) for level in levels)
 
-    def parts(self, v: tf.Tensor) -> list[tf.Tensor]:
+    def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
         """Returns the parts of v in the order in which they left the flow, each at the resolution of its level."""
         parts = []
         for depth in range(len(self.levels)):

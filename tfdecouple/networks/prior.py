@@ -15,7 +15,7 @@ from tensorflow_probability import bijectors as tfb
 from tfdecouple.config.shapes import step_names
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
-from tfdecouple.layers.conditioners import bound_uniform, fan_in_uniform
+from tfdecouple.layers.conditioners import fan_in_uniform, make_bias_initializer
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.execution import Execution
 from tfdecouple.runtime.numerics import full_product
@@ -78,7 +78,7 @@ class ClassCodes(_ClassLayer):
         """Returns {name: `Weight`} of the embedding and the three dense layers, initialised as in the paper's code."""
         size, hidden = self.latent_dim, _WIDENING * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
-        after_size, after_hidden = (functools.partial(bound_uniform, fan_in) for fan_in in (size, hidden))
+        after_size, after_hidden = (functools.partial(make_bias_initializer, fan_in) for fan_in in (size, hidden))
         return {
             "embedding": Weight((self.classes, size), embedding),
             "first": Weight((size, hidden), fan_in_uniform),
@@ -94,7 +94,7 @@ class ClassCodes(_ClassLayer):
         return (*x_shape, self.latent_dim)
 
     @full_float32()
-    def codes(self) -> tf.Tensor:
+    def compute_codes(self) -> tf.Tensor:
         """Returns the code of each label, `[classes, d_z]`."""
         read = tf.convert_to_tensor
         h = tf.nn.elu(full_product(read(self.embedding), read(self.first)) + read(self.first_bias))
@@ -104,7 +104,7 @@ class ClassCodes(_ClassLayer):
     @full_float32()
     def call(self, labels: tf.Tensor) -> tf.Tensor:
         """Returns z, `[batch, d_z]`, for integer labels `[batch]`."""
-        return self._select_rows(labels, self.codes())
+        return self._select_rows(labels, self.compute_codes())
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -122,7 +122,7 @@ class ClassAffine(_ClassLayer):
         """Returns the shapes of the two outputs of `call`."""
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
-    def reset(self) -> None:
+    def reset_to_zero(self) -> None:
         """Sets log-scale and shift to 0, so that the layer is the identity."""
         for weight in (self.log_scale, self.shift):
             weight.assign(tf.zeros_like(weight))
@@ -134,7 +134,7 @@ class ClassAffine(_ClassLayer):
         return y, tf.reduce_sum(log_scale, -1)
 
     @full_float32()
-    def inverse(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def invert(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Returns z `[batch, d_z]`, given y `[batch, d_z]`, by the scale and shift of each label `[batch]`."""
         log_scale, shift = (
             self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)

@@ -59,7 +59,7 @@ class EvaluationReports:
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
         if is_best:
             self._directory.save_best_weights(self._state, step)
-        exactness, pictures = self._draw_pictures(step, images, model.wanted_labels(labels))
+        exactness, pictures = self._draw_pictures(step, images, model.drop_unused_labels(labels))
         self._directory.log.write("validation", step, {**measured.to_log_row(), **diagnostics}, pictures)
         return (
             f"step {step}: validation {measured.bits_per_dim:.4f} bits/dim on {measured.images} images"
@@ -145,7 +145,7 @@ class EvaluationReports:
         model = self._state.model
         try:
             quantized = np.asarray(model.quantize_images(images))
-            _, exact = reconstruct_images(model, quantized, labels=model.wanted_labels(labels))
+            _, exact = reconstruct_images(model, quantized, labels=model.drop_unused_labels(labels))
         except UserError as error:
             return f"not measured ({error})"
         return _count_exact(exact, images)

@@ -227,7 +227,7 @@ class Trainer:
             images = next(iter(first))["image"]
             if self.training.noise:
                 # The first update sees images with noise, and scales set from clean images would take long to adapt.
-                normal = randomness.draw_normal(
+                normal = tf.random.stateless_normal(
                     images.shape, randomness.derive_seed(self.training.seed, "start", "images")
                 )
                 images = add_image_noise(images, compute_noise_deviation(self.training, tf.constant(0)), normal)

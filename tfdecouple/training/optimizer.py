@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.python.trackable import base
 
 from tfdecouple.config import TrainingConfig
-from tfdecouple.model.gradient import flattened, is_small
+from tfdecouple.model.gradient import flatten_and_join, is_small_weight
 
 # Number of large weights that are updated at the same time. Without this bound TensorFlow updates all at once and holds
 # temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
@@ -64,7 +64,7 @@ class Optimizer:
         self._weights = weights
         self._statistics = statistics
         self._averaged = {**weights, **statistics} if config.ema_decay else {}
-        small = {name: weight.shape for name, weight in weights.items() if is_small(weight.shape)}
+        small = {name: weight.shape for name, weight in weights.items() if is_small_weight(weight.shape)}
         self._small = list(small)
         self._large = [name for name in weights if name not in small]
         self._means, self._variances = FlatBuffer(small), FlatBuffer(small)
@@ -131,7 +131,9 @@ class Optimizer:
         if self._statistics:
             variables = list(self._statistics.values())
             new = tf.where(
-                applied, flattened(statistics), flattened([_read(variable.handle) for variable in variables])
+                applied,
+                flatten_and_join(statistics),
+                flatten_and_join([_read(variable.handle) for variable in variables]),
             )
             for variable, value in zip(variables, _split_like(new, variables), strict=True):
                 tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
@@ -145,9 +147,9 @@ class Optimizer:
     def _update_small(self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
         """Returns a list with the new values of the small weights as one vector, after updating them together."""
         weights = [self._weights[name] for name in self._small]
-        before, change = flattened([_read(weight.handle) for weight in weights]), self._changes.handle
+        before, change = flatten_and_join([_read(weight.handle) for weight in weights]), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
-        gradient = _scale(flattened([gradients[name] for name in self._small]), scalars)
+        gradient = _scale(flatten_and_join([gradients[name] for name in self._small]), scalars)
         _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         difference = _read(change)
         for weight, value in zip(weights, _split_like(difference, weights), strict=True):

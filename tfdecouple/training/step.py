@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
-from tfdecouple.model.gradient import Share, differentiate, in_slot, judge_step
+from tfdecouple.model.gradient import Share, differentiate_bound, judge_step, put_in_slot
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 from tfdecouple.training.state import TrainingState
 
@@ -137,7 +137,7 @@ class TrainStep:
         if labels is not None:
             labels = tf.ensure_shape(labels, (count,))
         variables = state.model.named_variables()
-        share = differentiate(
+        share = differentiate_bound(
             state.model,
             images,
             labels,
@@ -151,7 +151,7 @@ class TrainStep:
             weights=[tf.convert_to_tensor(weight) for weight in state.trainable.values()],
         )
         slot = number * self._strategy.num_replicas_in_sync + replica
-        share = share._replace(inversion_error=in_slot(share.inversion_error, slot, self._slots))
+        share = share._replace(inversion_error=put_in_slot(share.inversion_error, slot, self._slots))
         if training.micro_batches > 1:
             share = share._replace(moving=[statistic / training.micro_batches for statistic in share.moving])
         return share
@@ -161,10 +161,10 @@ class TrainStep:
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
-            drawn = randomness.draw_normal(shape, randomness.derive_seed(seed, "images"))[own]
+            drawn = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "images"))[own]
             images = add_image_noise(images, compute_noise_deviation(training, updates), drawn)
         if training.patterns:
-            chances = randomness.draw_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
+            chances = tf.random.stateless_uniform(shape[:1], randomness.derive_seed(seed, "chances"))[own]
             drawn = draw_pattern_images(shape, randomness.derive_seed(seed, "patterns"))[own]
             is_replaced = (chances < training.patterns) & (updates >= training.patterns_after)
             images = tf.where(is_replaced[:, None, None, None], drawn, images)
@@ -275,10 +275,10 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     batch, height, width, channels = shape
 
     def chance(purpose: str) -> tf.Tensor:
-        return randomness.draw_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
+        return tf.random.stateless_uniform([batch, 1, 1], randomness.derive_seed(seed, purpose))
 
     values = tf.floor(
-        256 * randomness.draw_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
+        256 * tf.random.stateless_uniform([batch, height * width, channels], randomness.derive_seed(seed, "values"))
     )
     values = tf.where(chance("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
     values = tf.where(chance("grey") < 0.25, values[..., :1], values)

@@ -11,8 +11,8 @@ from helpers.models import random_images
 from helpers.variants import OF_CLASSES, SMALLEST
 
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.model.gradient import differentiate
-from tfdecouple.model.keras_training import first_images
+from tfdecouple.model.gradient import differentiate_bound
+from tfdecouple.model.keras_training import read_first_images
 
 NAMES = {"loss", "bits_per_dim", "reconstruction", "kl", "dequantization"}
 
@@ -158,9 +158,12 @@ class TestStart:
             def __getitem__(self, number):
                 return super().__getitem__(number % 2)
 
-        assert len(first_images(images, 0.5, 8, 0)) == 8
-        np.testing.assert_array_equal(first_images(Batches(images), 0, 15, 0), images[:15])
-        assert len(first_images(Batches(images), 0, 25, 0)) == 20 and len(first_images(Endless(images), 0, 25, 0)) == 25
+        assert len(read_first_images(images, 0.5, 8, 0)) == 8
+        np.testing.assert_array_equal(read_first_images(Batches(images), 0, 15, 0), images[:15])
+        assert (
+            len(read_first_images(Batches(images), 0, 25, 0)) == 20
+            and len(read_first_images(Endless(images), 0, 25, 0)) == 25
+        )
         with pytest.raises(DataError, match=r"generator: call model.initialize\(images\) before$"):
             make(start=False).fit((batch for batch in np.split(images, 4)), verbose=0)
 
@@ -187,9 +190,9 @@ class TestCompile:
         def note(model, images, labels, training, **rest):
             told.update({name: getattr(training, name) for name in ("precision", "memory", "jit_compile")})
             told["kl_weight"] = rest["kl_weight"]
-            return differentiate(model, images, labels, dataclasses.replace(training, jit_compile=False), **rest)
+            return differentiate_bound(model, images, labels, dataclasses.replace(training, jit_compile=False), **rest)
 
-        monkeypatch.setattr("tfdecouple.model.keras_training.differentiate", note)
+        monkeypatch.setattr("tfdecouple.model.keras_training.differentiate_bound", note)
         model.train_on_batch(images)
         assert {name: told[name] for name in options if name in told} == {
             name: options[name] for name in ("kl_weight", "precision", "memory", "jit_compile")

@@ -14,7 +14,7 @@ from tfdecouple.config import Config, TrainingConfig
 from tfdecouple.errors import DivergedError, ExactnessWarning, NotInitializedError, UserError
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
 from tfdecouple.model import Codes, DecoupledModel
-from tfdecouple.model.keras_training import moving_statistics
+from tfdecouple.model.keras_training import list_moving_statistics
 from tfdecouple.runtime import precision
 from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import TrainStep
@@ -49,7 +49,7 @@ class TestTraining:
             found = keras_model.train_on_batch(batch, return_dict=True)
             for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
                 assert found[name] == pytest.approx(getattr(right, name), rel=1e-5, abs=1e-5), name
-        assert moving_statistics(keras_model)
+        assert list_moving_statistics(keras_model)
         for name, variable in state.model.named_variables().items():
             value = keras_model.named_variables()[name]
             off = np.abs(np.array(value, "float32") - np.array(variable, "float32"))
