@@ -303,7 +303,7 @@ def _probe() -> str:
             paper = PAPER_PROBE.get(features, "") if run == "conditional" else ""
             of = "" if features in names else TITLES[run]
             rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, paper])
-    rows.append(["Deep InfoMax, as the paper quotes it", "", "", "", "", PAPER_INFOMAX])
+    rows.append(["Deep InfoMax, quoted by the paper", "", "", "", "", PAPER_INFOMAX])
     return table(["features", "model", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
 
 
