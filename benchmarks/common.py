@@ -1,4 +1,4 @@
-"""Functions that the benchmarks share: programs run in fresh processes, markdown tables, and JSON files."""
+"""Functions that the benchmarks share: measurements in fresh processes, Markdown tables, and JSON files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from tfdecouple.doctor.check_runner import PASSIVE
 from tfdecouple.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-THROUGHPUT = ROOT / "benchmarks" / "throughput.py"
 
 
 def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
-    """Returns the figures that `throughput.py` measures for a phase in a process of its own."""
-    return run_json([sys.executable, str(THROUGHPUT), "--phase", phase, *arguments])
+    """Runs `throughput.py` for a phase in a process of its own, and returns the measurements by name."""
+    return run_json([sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, *arguments])
 
 
 def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the JSON object in the last line that a program prints; the program's idle threads sleep.
+    """Runs a program, whose idle threads sleep, and returns the JSON object in the last line that it prints.
 
     Args:
         command: the program and its arguments.
@@ -37,42 +36,63 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     except OSError as error:
         raise UserError(f"cannot run {command[0]}: {error.strerror}") from error
-    said = f"it said: {(done.stderr.strip() or done.stdout.strip() or 'nothing').splitlines()[-1][:300]}"
+    last = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1][:300]
     if done.returncode:
-        raise UserError(f"{' '.join(map(str, command))} ended with status {done.returncode}; {said}")
+        raise UserError(f"{' '.join(command)} ended with status {done.returncode}; it said: {last}")
     try:
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
     except (ValueError, IndexError, TypeError) as error:
-        raise UserError(f"the last line of {' '.join(map(str, command))} is no JSON object; {said}") from error
+        raise UserError(f"the last line of {' '.join(command)} is no JSON object; it said: {last}") from error
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a markdown table with its numbers rounded by `cell`."""
+def make_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Returns a Markdown table whose cells are formatted by `format_cell`."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(format_cell(value) for value in line) + " |" for line in lines)
 
 
-def cell(value: Any) -> str:
-    """Returns the text of a table cell: floats have three decimals below 1 and fewer above, booleans are yes or no."""
+def format_cell(value: Any) -> str:
+    """Returns the text of a table cell: floats have three decimals below 1 and fewer above; None is empty."""
     if value is None:
         return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     if isinstance(value, float):
         digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
         return f"{value:,.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def relative_differences(found: Iterable[Any], expected: Iterable[Any]) -> list[float]:
+def replace_table(document: str, name: str, table: str) -> str:
+    """Returns a document with `table` between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+
+    Raises:
+        UserError: if one of the two lines is missing.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before, found, rest = document.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"the document has no lines {begin} and {end} to put the table {name} between")
+    return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
+    """Replaces tables in a Markdown file by tables of the same names; does nothing if `page` is None."""
+    if page:
+        document = page.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            document = replace_table(document, name, table)
+        page.write_text(document, encoding="utf-8")
+
+
+def measure_relative_errors(arrays: Iterable[Any], expected: Iterable[Any]) -> list[float]:
     """Returns for each pair of arrays the largest absolute difference over the largest absolute expected number."""
     import numpy as np
 
-    pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(found, expected, strict=True)]
+    pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(arrays, expected, strict=True)]
     return [float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)) for ours, theirs in pairs]
 
 
 def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:
-    """Writes `value` to a JSON file, or does nothing if `path` is None."""
+    """Writes `value` to a JSON file; does nothing if `path` is None."""
     if path:
         pathlib.Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

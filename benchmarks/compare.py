@@ -5,17 +5,17 @@
     python benchmarks/compare.py --phases train16:mixed_bfloat16,train16:invert/recompute
 
 The PyTorch program, called the yardstick, has phases trainN, evalN, decodeN and gemm and prints one JSON object in its
-last line, like `throughput.py`; --yardstick-python is an interpreter that has torch. A form is a set of flags of the
+last line, as `throughput.py` does. --yardstick-python is an interpreter that has torch. A form is a set of flags of the
 yardstick. In each round, for each phase, the program measures how fast the machine multiplies matrices, then runs the
 phase once with this project and once with each form of the yardstick. Each run is a process of its own, with the same
 number of threads, and idle threads sleep. The form with the best median is compared. On a shared machine ratios of
 neighbouring runs mean more than rates, so the table has the ratio of each round and the ratio of the medians.
 
-The yardstick has no encoder and no prior, averages no weights and draws no noise. Its eval is the forward direction:
-our eval and encode are compared with it, and our decode and sample with its decode.
-`PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` compare this project with itself: training with this
-precision or this `training.memory` against training in float32 with `keep`. `PHASE:invert/recompute` compares two
-values of `training.memory`.
+The yardstick has no encoder and no prior, averages no weights and draws no noise. Its eval phase is the forward
+direction of the flow, and this project's eval and encode are compared with it. This project's decode and sample are
+compared with the yardstick's decode. `PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` compare this project
+with itself: training with this precision or this `training.memory` against training in float32 with `keep`.
+`PHASE:invert/recompute` compares two values of `training.memory`.
 
 The limit is the rate of images that the speed of a float32 matrix product of 2048 by 2048 allows. It is the best of
 all measurements, because noise only makes them smaller.
@@ -34,25 +34,25 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import run_json, run_throughput, table, write_json  # noqa: E402
+from benchmarks.common import make_table, run_json, run_throughput, write_json  # noqa: E402
 from benchmarks.throughput import parse_phase  # noqa: E402
-from tfdecouple.config import PRECISIONS  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine, list_instruction_sets  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# The yardstick's kind of phase for each kind of ours.
+# The yardstick's kind of phase for each kind of this project.
 COUNTERPARTS = {"train": "train", "eval": "eval", "encode": "eval", "decode": "decode", "sample": "decode"}
-# Arguments of `throughput.py` for each variant of training; a comparison A/B runs variant A against variant B.
+# Arguments of `throughput.py` for each variant of training.
 VARIANTS = {
     "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
     "recompute": ("--memory", "recompute"),
     "invert": ("--memory", "invert"),
 }
-VARIANTS_AGAINST = (*VARIANTS, "invert/recompute")
+# Texts that may follow `PHASE:`; A/B compares variant A with variant B, and A alone compares it with the default.
+COMPARED_VARIANTS = (*VARIANTS, "invert/recompute")
 PHASES = "train16,eval16,encode16,decode16,sample16"
 
-# The figures of this project, and those of the yardstick by form.
+# The measurements of this project in one round, and the measurements of the yardstick by form.
 Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
@@ -63,8 +63,8 @@ class Comparison(NamedTuple):
         name: text of the comparison in --phases.
         phase: phase of `throughput.py`.
         arguments: further arguments of `throughput.py`.
-        counterpart: phase of the yardstick; None if the phase is compared with itself.
-        others: arguments of `throughput.py` for the second run if this project is compared with itself.
+        counterpart: phase of the yardstick; None if this project is compared with itself.
+        others: arguments of the second run of `throughput.py` where this project is compared with itself.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Comparison(NamedTuple):
 
 
 def main() -> int:
-    """Reads the command line and compares; returns the exit status."""
+    """Reads the command line and compares speeds; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yardstick", type=pathlib.Path, help="the PyTorch program")
     parser.add_argument("--yardstick-python", default=sys.executable, help="an interpreter that has torch")
@@ -83,14 +83,13 @@ def main() -> int:
     parser.add_argument("--phases", default=PHASES, help=f"default {PHASES}")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--reps", type=int, default=3, help="repetitions in each process (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="of both (default 2)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of our training (default float32)")
-    parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
+    parser.add_argument("--threads", type=int, default=2, help="of both programs (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all measurements there")
     options = parser.parse_args()
-    return run_program(lambda: compare(options))
+    return run_program(lambda: run_rounds(options))
 
 
-def parse_comparison(text: str, precision: str) -> Comparison:
+def parse_comparison(text: str) -> Comparison:
     """Returns the comparison that `PHASE` or `PHASE:VARIANT` stands for.
 
     Raises:
@@ -101,32 +100,26 @@ def parse_comparison(text: str, precision: str) -> Comparison:
     if kind not in COUNTERPARTS:
         raise UserError(f"the phase {phase!r} has no counterpart; there are {', '.join(COUNTERPARTS)}")
     if not variant:
-        return Comparison(
-            text, phase, ("--precision", precision) if kind == "train" else (), f"{COUNTERPARTS[kind]}{batch}"
-        )
-    if variant not in VARIANTS_AGAINST or kind != "train":
-        raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(VARIANTS_AGAINST)}")
+        arguments = ("--precision", "float32") if kind == "train" else ()
+        return Comparison(text, phase, arguments, f"{COUNTERPARTS[kind]}{batch}")
+    if variant not in COMPARED_VARIANTS or kind != "train":
+        raise UserError(f"{text!r} cannot be compared; there are trainN:{' and trainN:'.join(COMPARED_VARIANTS)}")
     ours, _, theirs = variant.partition("/")
     return Comparison(text, phase, VARIANTS[ours], None, VARIANTS.get(theirs, ()))
 
 
-def compare(options: argparse.Namespace) -> int:
-    """Runs the rounds and prints the table after each; returns the exit status."""
-    comparisons = [parse_comparison(text, options.precision) for text in options.phases.split(",") if text]
-    for name in ("rounds", "reps", "threads"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+def run_rounds(options: argparse.Namespace) -> int:
+    """Measures all phases in each round, and prints the results after each round; returns the exit status."""
+    comparisons = [parse_comparison(text) for text in options.phases.split(",") if text]
     if any(comparison.counterpart for comparison in comparisons) and not options.yardstick:
         raise UserError("--yardstick is missing: the path of the PyTorch program to compare with")
     if options.yardstick and not options.yardstick.is_file():
         raise UserError(f"--yardstick: there is no file {options.yardstick}")
     common = ("--threads", str(options.threads), "--reps", str(options.reps))
-    described = {**describe_machine(), "instructions": list_instruction_sets()}
-    print(json.dumps(described), flush=True)
+    machine = {**describe_machine(), "instructions": list_instruction_sets()}
+    print(json.dumps(machine), flush=True)
 
-    forms = options.form or [""]
-
-    def yardstick(phase: str, form: str = "") -> dict[str, Any]:
+    def run_yardstick(phase: str, form: str = "") -> dict[str, Any]:
         command = [options.yardstick_python, str(options.yardstick), "--phase", phase, *common, *shlex.split(form)]
         # PYTHONPATH may lead to packages that belong to another interpreter.
         return run_json(command, drop=("PYTHONPATH",))
@@ -136,10 +129,11 @@ def compare(options: argparse.Namespace) -> int:
     for number in range(1, options.rounds + 1):
         for each in comparisons:
             if options.yardstick:
-                gemm.append(yardstick("gemm"))
+                gemm.append(run_yardstick("gemm"))
             ours = run_throughput(each.phase, *common, *each.arguments)
             if each.counterpart:
-                theirs = {f"{each.counterpart} {form}".strip(): yardstick(each.counterpart, form) for form in forms}
+                forms = options.form or [""]
+                theirs = {f"{each.counterpart} {form}".strip(): run_yardstick(each.counterpart, form) for form in forms}
             else:
                 name = each.name.partition("/")[2] or "float32"
                 theirs = {name: run_throughput(each.phase, *common, *each.others)}
@@ -147,15 +141,15 @@ def compare(options: argparse.Namespace) -> int:
             rates = {name: round(run["images_per_s"], 2) for name, run in {"ours": ours, **theirs}.items()}
             print(f"round {number}, {each.name}, images/s: {rates}", file=sys.stderr)
         # Results are written after each round, so that an interrupted program keeps the finished rounds.
-        results = [summarize(each, runs[each.name], gemm) for each in comparisons]
-        figures = {"machine": described, "threads": options.threads, "gemm": gemm, "results": results, "runs": runs}
-        write_json(options.json, figures)
-        print(report(results), flush=True)
+        results = [summarize_rounds(each, runs[each.name], gemm) for each in comparisons]
+        measured = {"machine": machine, "threads": options.threads, "gemm": gemm, "results": results, "runs": runs}
+        write_json(options.json, measured)
+        print(render_results(results), flush=True)
     return 0
 
 
-def summarize(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the result of a comparison: medians over the rounds, and ratios."""
+def summarize_rounds(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the medians of both programs over the rounds of a comparison, and their ratios, by name."""
 
     def median(runs: list[dict[str, Any]], name: str) -> float:
         return statistics.median(run[name] for run in runs)
@@ -165,41 +159,32 @@ def summarize(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, 
     against = max(forms, key=lambda name: median(forms[name], "images_per_s"))
     theirs = forms[against]
     limit = f"limit_{'train' if comparison.phase.startswith('train') else 'eval'}_images_per_s"
-    figures = ("images_per_s", "cpu_s_per_image", "peak_rss_mib")
+    names = ("images_per_s", "cpu_s_per_image", "peak_rss_mib")
     rate = median(ours, "images_per_s")
     return {
         "phase": comparison.name,
         "against": against,
-        **{f"ours_{name}": median(ours, name) for name in figures},
-        **{f"theirs_{name}": median(theirs, name) for name in figures},
+        **{f"ours_{name}": median(ours, name) for name in names},
+        **{f"theirs_{name}": median(theirs, name) for name in names},
         "forms_images_per_s": {name: median(runs, "images_per_s") for name, runs in forms.items()},
         "ratio": rate / median(theirs, "images_per_s"),
         "ratios": [our["images_per_s"] / their["images_per_s"] for our, their in zip(ours, theirs, strict=True)],
-        "ratio_of_best": max(r["best_images_per_s"] for r in ours) / max(r["best_images_per_s"] for r in theirs),
         "cpu_ratio": median(theirs, "cpu_s_per_image") / median(ours, "cpu_s_per_image"),
         "part_of_limit": rate / max(float(each[limit]) for each in gemm) if gemm else None,
     }
 
 
-def report(results: list[dict[str, Any]]) -> str:
-    """Returns the results as a markdown table."""
-    header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio"]
+def render_results(results: list[dict[str, Any]]) -> str:
+    """Returns the results of `summarize_rounds` as a Markdown table."""
+    header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio", "MiB", "theirs"]
     rows = [
-        [
-            each["phase"],
-            each["against"],
-            float(each["ours_images_per_s"]),
-            float(each["theirs_images_per_s"]),
-            f"{each['ratio']:.2f}",
-            " ".join(f"{ratio:.2f}" for ratio in each["ratios"]),
-            f"{each['cpu_ratio']:.2f}",
-            round(each["ours_peak_rss_mib"]),
-            round(each["theirs_peak_rss_mib"]),
-            None if each["part_of_limit"] is None else f"{each['part_of_limit']:.0%}",
-        ]
+        [each["phase"], each["against"], float(each["ours_images_per_s"]), float(each["theirs_images_per_s"])]
+        + [f"{each['ratio']:.2f}", " ".join(f"{ratio:.2f}" for ratio in each["ratios"]), f"{each['cpu_ratio']:.2f}"]
+        + [round(each["ours_peak_rss_mib"]), round(each["theirs_peak_rss_mib"])]
+        + ["" if each["part_of_limit"] is None else f"{each['part_of_limit']:.0%}"]
         for each in results
     ]
-    return table([*header, "MiB", "theirs", "of the GEMM limit"], rows)
+    return make_table([*header, "of the GEMM limit"], rows)
 
 
 if __name__ == "__main__":

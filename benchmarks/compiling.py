@@ -3,10 +3,10 @@
     python benchmarks/compiling.py --docs docs/scaling.md --json compiling.json
     python benchmarks/compiling.py --presets quickstart cifar10 --images 16
 
-Layers of the same class, config and shape are one kind. Each kind of layer of flow, dequantizer and prior is made once,
-with weights perturbed from their start, and runs forward and backward on random inputs: by TensorFlow, and compiled by
-XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset has a process of its own, because
-XLA runs out of room after some two hundred programs. Columns:
+All layers of one class, config and shape are one kind of layer. For each kind in the flow, the dequantizer and the
+prior, the program makes one layer, perturbs its weights, and runs it forward and backward on random inputs: once by
+TensorFlow, and once compiled by XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset
+has a process of its own, because XLA runs out of room after some two hundred programs. Columns:
 
   compiled    CPU seconds of the first call less those of a later one, forward and backward, summed over the kinds;
               the next column has the slowest kind alone
@@ -34,95 +34,80 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import relative_differences, table, write_json  # noqa: E402
-from benchmarks.scaling import put  # noqa: E402
+from benchmarks.common import make_table, measure_relative_errors, write_json, write_tables  # noqa: E402
 from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Standard deviation of the noise added to the weights: couplings would be the identity without it.
-OFF_START = 0.02
-# Largest relative difference between XLA and TensorFlow at which no comparison with float64 is made.
-AGREES = 1e-5
+# Standard deviation of the noise that is added to the weights; without the noise, couplings would be the identity.
+NOISE = 0.02
+# Above this relative difference between XLA and TensorFlow, TensorFlow's float32 is compared with float64.
+EXPECTED_ROUNDING = 1e-5
+# Number of timed calls after the first.
 CALLS = 3
 
 
 def main() -> int:
-    """Reads the command line and measures; returns the exit status."""
-    return run_program(lambda: compiling(make_parser().parse_args()))
-
-
-def make_parser() -> argparse.ArgumentParser:
+    """Reads the command line and times the compilation of layers; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", metavar="PRESET", help="default all")
     parser.add_argument("--images", type=int, default=1, help="in a batch (default 1)")
     parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
-    parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
+    parser.add_argument("--json", type=pathlib.Path, help="write all measurements there")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file")
-    return parser
+    options = parser.parse_args()
+    return run_program(lambda: measure_presets(options))
 
 
-def compiling(options: argparse.Namespace) -> int:
+def measure_presets(options: argparse.Namespace) -> int:
     """Measures the requested presets one after the other and prints the table; returns the exit status."""
-    for name in ("images", "threads"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
-    if options.docs and not options.docs.is_file():
-        raise UserError(f"--docs: there is no file {options.docs}")
     presets = options.presets or preset_names()
     for preset in presets:
         load_preset(preset)  # An unknown name is an error before the first preset is measured.
-    measured: dict[str, dict[str, Any]] = {}
-    figures: dict[str, Any] = {
-        "machine": describe_machine(),
-        "images": options.images,
-        "kinds": measured,
-        "presets": {},
-    }
+    kinds: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
         for preset in presets:
-            keys, new = pool.submit(measure_preset, preset, options.images, options.threads, [*measured]).result()
-            measured |= new
-            rows = [measured[key] for key in keys]
-            figures["presets"][preset] = {
-                "kinds": len(rows),
-                "compiled_s": sum(row["compiled_s"] for row in rows),
-                "slowest_s": max(row["compiled_s"] for row in rows),
-                "step": sum(row["xla_s"] for row in rows) / sum(row["tensorflow_s"] for row in rows),
-                "off": max(row["off"] for row in rows),
-                "rounding": max((row["rounding"] for row in rows if "rounding" in row), default=None),
+            keys, new = pool.submit(measure_preset, preset, options.images, options.threads, [*kinds]).result()
+            kinds |= new
+            of_preset = [kinds[key] for key in keys]
+            rows[preset] = {
+                "kinds": len(keys),
+                "compiled_s": sum(kind["compiled_s"] for kind in of_preset),
+                "slowest_s": max(kind["compiled_s"] for kind in of_preset),
+                "step": sum(kind["xla_s"] for kind in of_preset) / sum(kind["tensorflow_s"] for kind in of_preset),
+                "off": max(kind["off"] for kind in of_preset),
+                "rounding": max((kind["rounding"] for kind in of_preset if "rounding" in kind), default=None),
             }
-            print(f"{preset}: {json.dumps(figures['presets'][preset])}", flush=True)
-            write_json(options.json, figures)
-    text = render(figures["presets"])
-    print(text)
-    if options.docs:
-        options.docs.write_text(put(options.docs.read_text(encoding="utf-8"), "compiling", text), encoding="utf-8")
+            print(f"{preset}: {json.dumps(rows[preset])}", flush=True)
+            measured = {"machine": describe_machine(), "images": options.images, "kinds": kinds, "presets": rows}
+            write_json(options.json, measured)
+    table = render_presets(rows)
+    print(table)
+    write_tables(options.docs, {"compiling": table})
     return 0
 
 
-def render(presets: dict[str, dict[str, Any]]) -> str:
-    """Returns the figures of the presets as a markdown table."""
+def render_presets(presets: dict[str, dict[str, Any]]) -> str:
+    """Returns the measurements of the presets as a Markdown table."""
     rows = [
-        [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"], f"{row['off']:.1e}", _rounding(row)]
+        [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"]]
+        + ["" if row[column] is None else f"{row[column]:.1e}" for column in ("off", "rounding")]
         for name, row in presets.items()
     ]
-    return table(["preset", "kinds of layer", "compiled, s", "slowest kind, s", "step", "difference", "rounding"], rows)
-
-
-def _rounding(row: dict[str, Any]) -> str:
-    return "" if row["rounding"] is None else f"{row['rounding']:.1e}"
+    return make_table(
+        ["preset", "kinds of layer", "compiled, s", "slowest kind, s", "step", "difference", "rounding"], rows
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of layer: all layers that have the same class, config and shapes.
+    """A layer that stands for all layers with the same class, config and shapes.
 
     Attributes:
-        layer: a layer of the kind, which is not built yet.
-        shape: shape of the input without the batch.
+        layer: the layer, which has no weights yet.
+        shape: shape of the layer's input without the batch.
         condition: shape of z or of the conditioning map without the batch, or None.
     """
 
@@ -132,13 +117,13 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """Text that all layers of the kind have in common: class, config and shapes."""
+        """A text with the class, config and shapes, which are the same for all layers of the kind."""
         config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
         return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)} {self.condition}"
 
 
-def kinds_of(config: ModelConfig) -> Iterator[Kind]:
-    """Yields each kind of layer of the model's flow, dequantizer and prior once."""
+def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
+    """Yields one layer for each kind of layer in the flow, the dequantizer and the prior of a model."""
     from tfdecouple.networks.architecture import make_networks
 
     networks = {name: network for name, (network, _) in make_networks(config).items()}
@@ -159,16 +144,16 @@ def kinds_of(config: ModelConfig) -> Iterator[Kind]:
 
 
 def measure_preset(
-    preset: str, images: int, threads: int, known: Collection[str]
+    preset: str, images: int, threads: int, measured: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the keys of a preset's kinds of layer, and the figures of the kinds whose key is not in `known`."""
+    """Returns the keys of a preset's kinds of layer, and measurements of the kinds whose key is not in `measured`."""
     start_tensorflow(threads)
-    kinds = {kind.key: kind for kind in kinds_of(load_preset(preset).model)}
-    return list(kinds), {key: measure(kind, images) for key, kind in kinds.items() if key not in known}
+    kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
+    return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}
 
 
-def measure(kind: Kind, images: int) -> dict[str, float]:
-    """Returns CPU seconds of a kind of layer with XLA and TensorFlow, and how far their results differ."""
+def measure_kind(kind: Kind, images: int) -> dict[str, float]:
+    """Returns the CPU seconds of a layer with XLA and with TensorFlow, and the relative difference of their results."""
     import numpy as np
     import tensorflow as tf
 
@@ -176,41 +161,36 @@ def measure(kind: Kind, images: int) -> dict[str, float]:
     layer.build((None, *kind.shape), None if kind.condition is None else (None, *kind.condition))
     generator = np.random.default_rng(0)
     for variable in layer.trainable_variables:
-        variable.assign_add((OFF_START * generator.standard_normal(tuple(variable.shape))).astype("float32"))
+        variable.assign_add((NOISE * generator.standard_normal(tuple(variable.shape))).astype("float32"))
 
     def draw(*shape: int) -> Any:
         return tf.constant(generator.standard_normal((images, *shape)), tf.float32)
 
-    given = draw(*kind.shape), None if kind.condition is None else draw(*kind.condition)
-    expected, _, tensorflow = timed_calls(layer, given, compiled=False)
-    found, first, xla = timed_calls(layer, given, compiled=True)
-    off = relative_differences(found, expected)
-    figures = {
-        "compiled_s": max(0.0, first - xla),
-        "xla_s": xla,
-        "tensorflow_s": tensorflow,
-        "off": max(off),
-    }
-    if max(off) > AGREES:
-        rounding = relative_differences(expected, _in_float64(layer, kind, given))
-        figures["rounding"] = max(own for own, apart in zip(rounding, off, strict=True) if apart > AGREES)
-    return figures
+    inputs = draw(*kind.shape), None if kind.condition is None else draw(*kind.condition)
+    expected, _, tensorflow_s = time_calls(layer, inputs, compiled=False)
+    results, first_s, xla_s = time_calls(layer, inputs, compiled=True)
+    off = measure_relative_errors(results, expected)
+    row = {"compiled_s": max(0.0, first_s - xla_s), "xla_s": xla_s, "tensorflow_s": tensorflow_s, "off": max(off)}
+    if max(off) > EXPECTED_ROUNDING:
+        rounding = measure_relative_errors(expected, _compute_in_float64(layer, kind, inputs))
+        row["rounding"] = max(own for own, by_xla in zip(rounding, off, strict=True) if by_xla > EXPECTED_ROUNDING)
+    return row
 
 
-def _in_float64(layer: Any, kind: Kind, given: tuple[Any, Any]) -> list[Any]:
-    """Returns the loss and the gradients of a layer that TensorFlow computes in float64."""
+def _compute_in_float64(layer: Any, kind: Kind, inputs: tuple[Any, Any]) -> list[Any]:
+    """Returns the loss and the gradients of a layer, computed by TensorFlow in float64."""
     import tensorflow as tf
 
     exact = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
     exact.build((None, *kind.shape), None if kind.condition is None else (None, *kind.condition))
     for ours, theirs in zip(exact.trainable_variables, layer.trainable_variables, strict=True):
         ours.assign(tf.cast(tf.convert_to_tensor(theirs), tf.float64))
-    x, z = (None if value is None else tf.cast(value, tf.float64) for value in given)
-    return timed_calls(exact, (x, z), compiled=False)[0]
+    x, z = (None if value is None else tf.cast(value, tf.float64) for value in inputs)
+    return time_calls(exact, (x, z), compiled=False)[0]
 
 
-def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float, float]:
-    """Returns loss and gradients of a layer, CPU seconds of the first call, and of the fastest later call."""
+def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float, float]:
+    """Returns the loss and the gradients of a layer, and the CPU seconds of the first and of the fastest later call."""
     import keras
     import tensorflow as tf
 
@@ -231,15 +211,15 @@ def timed_calls(layer: Any, given: tuple[Any, Any], compiled: bool) -> tuple[lis
 
     weights = [tf.convert_to_tensor(variable) for variable in layer.trainable_variables]
     function = tf.function(run, autograph=False)
-    function.get_concrete_function(*given, weights)
+    function.get_concrete_function(*inputs, weights)
     seconds = []
     for _ in range(1 + CALLS):
         begun = time.process_time()
-        found = function(*given, weights)
+        results = function(*inputs, weights)
         # Reading the loss waits until the call is done.
-        found[0].numpy()
+        results[0].numpy()
         seconds.append(time.process_time() - begun)
-    return found, seconds[0], min(seconds[1:])
+    return results, seconds[0], min(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Counts the operations that a training step dispatches, by kind.
+"""Counts the operations that a training step dispatches, by kind of operation.
 
     python benchmarks/dispatches.py --preset cifar10
     python benchmarks/dispatches.py --preset quickstart --batch 32 --json counts.json
 
-The counts are operations that TensorFlow's executors ran during the first step, also in functions that it calls. Each
-operation costs time of the host, and most launch a kernel on a GPU. The counts come from the trace of TensorFlow's
-profiler, which leaves out operations that cost nothing: constants, arguments, identities and reshapes. After some 90
-quick runs the profiler leaves out any operation, so the first step is counted; a function that one step calls more
-often than that is counted too low. There is no input pipeline.
+The counts are operations that TensorFlow's executors ran during the first step, also in functions that the step calls.
+Each operation costs time of the host, and most launch a kernel on a GPU. The counts come from the trace of TensorFlow's
+profiler, which leaves out operations that cost nothing: constants, arguments, identities and reshapes. The profiler
+also leaves out an operation that has run quickly some 90 times. The first step is therefore counted, and a function
+that one step calls more often than that is counted too low. There is no input pipeline.
 
 On a CPU a step computes shards of a batch in parallel, and packs convolutions of few channels (docs/design.md).
 --one-shard keeps the batch in one piece, as on a GPU.
@@ -24,79 +24,61 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# The program measures its own checkout, even if another version of the project is installed.
+# This checkout comes first on the path, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import table, write_json  # noqa: E402
+from benchmarks.common import make_table, write_json  # noqa: E402
 from benchmarks.throughput import make_config  # noqa: E402
-from tfdecouple.config import Config  # noqa: E402
 from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Kinds of operation by which TensorFlow fetches constants before the first step; they are not part of the step.
+# Kinds of operation with which TensorFlow fetches constants before the first step; they are not part of the step.
 _OF_FOLDING = {"_Send", "_Recv"}
-# Largest number of kinds with a row of their own; the rarer kinds share one row.
+# Number of kinds of operation that have a row in the table; the rarer kinds share one row.
 _KINDS = 24
 
 
 def main() -> int:
     """Reads the command line and counts the operations of a step; returns the exit status."""
-    options = make_parser().parse_args()
-    return run_program(lambda: count(options))
-
-
-def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10", help="default cifar10")
     parser.add_argument("--batch", type=int, default=16, help="images of a step (default 16)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
     parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
-    parser.add_argument("--one-shard", action="store_true", help="take a batch whole, as a GPU does")
+    parser.add_argument("--one-shard", action="store_true", help="do not divide the batch among threads, as on a GPU")
     parser.add_argument("--json", metavar="FILE", help="write the counts there, too")
-    return parser
+    options = parser.parse_args()
+    return run_program(lambda: count_step(options))
 
 
-def count(options: argparse.Namespace) -> int:
-    """Takes a training step and prints the operations it ran, by kind; returns the exit status."""
-    config = configured(options)
+def count_step(options: argparse.Namespace) -> int:
+    """Takes a training step and prints how many operations of each kind ran; returns the exit status."""
+    phase = {"phase": f"train{options.batch}", "precision": None, "memory": None}
+    config = make_config(argparse.Namespace(**vars(options), **phase), "train", options.batch)
     start_tensorflow(1 if options.one_shard else options.threads)
-    import tfdecouple.training  # noqa: F401 - all that train.py imports
+    import tfdecouple.training  # noqa: F401 - imports all that train.py imports
 
     benchmark = Benchmark(config)
     import numpy as np
     import tensorflow as tf
 
     # The images are a constant, because the operations of an input pipeline would be counted.
-    images = np.random.default_rng(0).integers(0, 256, (options.batch, *config.model.image_shape), np.uint8)
-    images = tf.constant(images)
-    counts = operations(lambda: benchmark.step([images], 0).read())
+    shape = options.batch, *config.model.image_shape
+    images = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
+    counts = count_operations(lambda: benchmark.step([images], 0).read())
     total = sum(counts.values())
     most = counts.most_common(_KINDS)
     rows: list[list[Any]] = [[kind, number] for kind, number in most]
     rows += [["others", total - sum(number for _, number in most)], ["all", total]]
-    print(table(["operation", f"{options.preset}, {options.batch} images"], rows))
-    write_json(
-        options.json,
-        {
-            "preset": options.preset,
-            "set": options.set,
-            "total": total,
-            "kinds": dict(counts),
-            "machine": describe_machine(),
-        },
-    )
+    print(make_table(["operation", f"{options.preset}, {options.batch} images"], rows))
+    counted = {"preset": options.preset, "set": options.set, "total": total, "kinds": dict(counts)}
+    write_json(options.json, {**counted, "machine": describe_machine()})
     return 0
 
 
-def configured(options: argparse.Namespace) -> Config:
-    """Returns the config of the training whose step is counted."""
-    given = {**vars(options), "phase": f"train{options.batch}", "precision": None, "memory": None}
-    return make_config(argparse.Namespace(**given), "train", options.batch)
-
-
-def operations(call: Callable[[], Any]) -> collections.Counter[str]:
-    """Returns how often a call runs each kind of operation, from the trace of TensorFlow's profiler."""
+def count_operations(call: Callable[[], Any]) -> collections.Counter[str]:
+    """Returns how many operations of each kind run in `call()`, from the trace of TensorFlow's profiler."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -114,15 +96,13 @@ def operations(call: Callable[[], Any]) -> collections.Counter[str]:
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
-                if name == "ExecutorState::ProcessAsync::Start":
-                    stats = {
-                        names[stat.metadata_id]: stat.str_value or names.get(stat.ref_value, "") for stat in event.stats
-                    }
-                    counts[stats["kernel_type"]] += 1
-                    continue
                 # An event "name:kind" is an operation; an event "class::method" is none.
                 node, _, kind = name.rpartition(":")
-                if node and not node.endswith(":") and kind.isidentifier() and kind not in _OF_FOLDING:
+                if name == "ExecutorState::ProcessAsync::Start":
+                    # Asynchronous operations have this event, and their kind is one of the event's statistics.
+                    stats = {names[one.metadata_id]: one.str_value or names.get(one.ref_value) for one in event.stats}
+                    counts[stats["kernel_type"]] += 1
+                elif node and not node.endswith(":") and kind.isidentifier() and kind not in _OF_FOLDING:
                     counts[kind] += 1
     return counts
 

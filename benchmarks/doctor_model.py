@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from tfdecouple.config import DataConfig  # noqa: E402
+from tfdecouple.config import Config, DataConfig  # noqa: E402
 from tfdecouple.doctor import device_checks  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
@@ -30,8 +30,8 @@ from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E4
 FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
-def make(folder: pathlib.Path) -> None:
-    """Trains the model and writes a small run folder, with the model's float32 results on this CPU in `numbers.npz`.
+def train_small_model(folder: pathlib.Path) -> None:
+    """Trains the small model; writes a folder with its config, best weights, and results that it computes on this CPU.
 
     Raises:
         UserError: if the folder exists.
@@ -39,36 +39,33 @@ def make(folder: pathlib.Path) -> None:
     from tfdecouple.storage.files import write_json, write_text
     from tfdecouple.training import train
 
+    config = device_checks.load_small_config()
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
-        unseen = _write_free_crops(scratch / "images")
-        config = dataclasses.replace(
-            device_checks.load_small_config(), data=DataConfig(source=f"folder:{scratch / 'images'}")
-        )
-        train(config, scratch / "run")
+        unseen = _write_free_crops(config, scratch / "images")
+        data = DataConfig(source=f"folder:{scratch / 'images'}")
+        train(dataclasses.replace(config, data=data), scratch / "run")
         (folder / "checkpoints").mkdir(parents=True)
         for path in (scratch / "run" / "checkpoints").glob("best*"):
             shutil.copy(path, folder / "checkpoints")
         summary = json.loads((scratch / "run" / "summary.json").read_text(encoding="utf-8"))
     write_json(folder / "summary.json", {**summary, "data": f"crops of {', '.join(FREE)}, of scikit-image"})
-    write_text(folder / "config.json", device_checks.load_small_config().to_json())
+    write_text(folder / "config.json", config.to_json())
     first = unseen[: device_checks.IMAGES]
     numbers: dict[str, Any] = device_checks.compute_numbers("CPU:0", first, folder)
     numbers["gradient"] = device_checks.compute_gradient("CPU:0", first, folder=folder)
     np.savez_compressed(folder / device_checks.NUMBERS, images=unseen, **numbers)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{folder}: {size / 1e6:.2f} MB")
 
 
-def _write_free_crops(folder: pathlib.Path) -> np.ndarray:
-    """Writes crops of the free photographs as PNG files, a folder per split; returns the first test images."""
+def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
+    """Writes crops of the photographs in FREE as PNG files, a folder for each split; returns the first test images."""
     from PIL import Image
 
     from tfdecouple.data import load_images, open_source
 
-    source = open_source(device_checks.load_small_config().data, device_checks.load_small_config().model.image_shape)
+    source = open_source(config.data, config.model.image_shape)
     for split in ("train", "validation", "test"):
         images, labels = map(np.asarray, load_images(source, split, source.sizes[split]))
         is_free = np.isin(labels, [source.label_names.index(name) for name in FREE])
@@ -84,7 +81,7 @@ def main() -> int:
     parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder")
     folder = parser.parse_args().folder
     start_tensorflow()
-    make(folder)
+    train_small_model(folder)
     return 0
 
 

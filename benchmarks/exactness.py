@@ -1,10 +1,11 @@
-"""Counts the images that decode(encode(image)) changes, for real images and for extreme ones, for each run.
+"""Counts the images that decode(encode(image)) changes, among real and extreme images, for each run.
 
     python benchmarks/exactness.py --run runs/quickstart --run docs/results/conditional --json exactness.json
 
-Prints a row for each kind of image and run: the number of changed images, the number of changed subpixels, and the root
-mean square of v. It is near 1 for images like the training images, and `DecoupledModel.encode` warns if it is large.
-With --every-image the images are all test images of each --data.
+Prints a row for each run and kind of image, such as noise or the test images of a data set: the number of changed
+images, the number of changed subpixels, and the root mean square (RMS) of v. The RMS is near 1 for images like the
+training images, and `DecoupledModel.encode` warns if it is large. With --every-image only the test images of each
+--data are counted, and all of them.
 """
 
 from __future__ import annotations
@@ -20,18 +21,17 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarks.common import table, write_json  # noqa: E402
+from benchmarks.common import make_table, write_json  # noqa: E402
 from tfdecouple.doctor.device_checks import count_changed_subpixels, make_extreme_images  # noqa: E402
-from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
-# Largest number of images that are encoded at once.
-_AT_ONCE = 256
+# Number of images that are encoded at once.
+BATCH = 256
 
 
 def main() -> int:
-    """Reads the command line and measures; returns the exit status."""
+    """Reads the command line and counts changed images; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
     parser.add_argument("--count", type=int, default=64, help="images of noise and of each data set (default 64)")
@@ -46,18 +46,16 @@ def main() -> int:
     parser.add_argument(
         "--left-alone",
         action="store_true",
-        help="leave TensorFlow's switch for TF32 alone: what --emulate would lose without this project",
+        help="leave TensorFlow's switch for TF32 alone, to show which images --emulate changes without this project",
     )
     parser.add_argument("--every-image", action="store_true", help="all test images of each --data alone")
-    parser.add_argument("--json", type=pathlib.Path, help="write the figures there")
+    parser.add_argument("--json", type=pathlib.Path, help="write the counts there")
     options = parser.parse_args()
-    return run_program(lambda: measure(options))
+    return run_program(lambda: measure_runs(options))
 
 
-def measure(options: argparse.Namespace) -> int:
-    """Prints a row for each kind of image and run; returns the exit status."""
-    if options.count < 1:
-        raise UserError(f"--count is {options.count}; it must be at least 1")
+def measure_runs(options: argparse.Namespace) -> int:
+    """Encodes and decodes images with each run, and prints a table of changed images; returns the exit status."""
     start_tensorflow()
     from helpers.emulation import emulated_accelerator, switch_left_alone
 
@@ -74,26 +72,22 @@ def measure(options: argparse.Namespace) -> int:
     with emulation:
         for run in options.run:
             opened = Run.open(run)
-            model = opened.model
-            shape = model.config.image_shape
+            model, shape = opened.model, opened.config.model.image_shape
             kinds = {} if options.every_image else make_extreme_images(shape, options.count)
             for name in options.data or ["photographs"]:
                 source = open_source(DataConfig(source=name, data_dir=options.data_dir), shape)
-                size = source.sizes["test"]
-                count = size if options.every_image else min(options.count, size)
+                count = min(options.count, source.sizes["test"]) if not options.every_image else source.sizes["test"]
                 kinds[source.title] = load_images(source, "test", count)[0]
-            of = {"run": run.name, "step": opened.step, "alpha": model.config.alpha}
-            rows += [{**of, "images": kind, **figures(model, images)} for kind, images in kinds.items()]
-    print(table(HEADER, [cells(row) for row in rows]))
+            weights = {"run": run.name, "step": opened.step, "alpha": model.config.alpha}
+            rows += [{**weights, "images": kind, **count_changes(model, images)} for kind, images in kinds.items()]
+    print(make_table(HEADER, [format_row(row) for row in rows]))
     write_json(options.json, {"rows": rows})
     return 0
 
 
-def figures(model: Any, images: np.ndarray) -> dict[str, Any]:
-    """Returns the number of images, the images and subpixels that a round trip changes, and the range of v's RMS."""
-    trips = [
-        count_changed_subpixels(model, images[start : start + _AT_ONCE]) for start in range(0, len(images), _AT_ONCE)
-    ]
+def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
+    """Returns the numbers of images and subpixels that a round trip changes, and the range of the RMS of v, by name."""
+    trips = [count_changed_subpixels(model, images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     differing, rms = map(np.concatenate, zip(*trips, strict=True))
     is_lost = differing > 0
     return {
@@ -106,12 +100,12 @@ def figures(model: Any, images: np.ndarray) -> dict[str, Any]:
     }
 
 
-def cells(row: dict[str, Any]) -> list[object]:
-    """Returns the cells of the table for a row of figures."""
+def format_row(row: dict[str, Any]) -> list[object]:
+    """Returns the cells of a table row for a run and a kind of image, from a dict with the counts."""
     least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
-    of = [row["run"], str(row["alpha"]), row["images"], row["of"]]
-    return [*of, row["lost"], row["subpixels"], spread, row["least_rms_of_the_lost"]]
+    counts = [row["of"], row["lost"], row["subpixels"]]
+    return [row["run"], str(row["alpha"]), row["images"], *counts, spread, row["least_rms_of_the_lost"]]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/export_worker.py RUNTIME RUN EXPORTED THREADS MOST
 
-For ONNX Runtime, OpenVINO and LiteRT it needs only numpy and the runtime, and imports nothing of the project.
+For ONNX Runtime, OpenVINO and LiteRT the program needs only numpy and the runtime, and imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 FILES = {"encode": "encoder", "decode": "decoder"}
 
 
-def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
+def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
     """Answers each input line "ENDPOINT BATCH" with the wall and CPU seconds of one call, on standard output.
 
     Args:
@@ -41,8 +41,8 @@ def work(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, 
         print(time.perf_counter() - begun, time.process_time() - before, flush=True)
 
 
-def tensorflow_with(threads: int):
-    """Returns the module tensorflow, set up with this number of threads."""
+def set_up_tensorflow(threads: int):
+    """Sets TensorFlow up with this number of threads, and returns the module `tensorflow`."""
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from tfdecouple.runtime.process import start_tensorflow
 
@@ -54,9 +54,9 @@ def tensorflow_with(threads: int):
     return tf
 
 
-def keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
+def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
     """Returns a function that calls an endpoint of the Keras model that `load_model` returns."""
-    tensorflow_with(threads)
+    set_up_tensorflow(threads)
     import tfdecouple
 
     model = tfdecouple.load_model(run)
@@ -67,9 +67,9 @@ def keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
     return call
 
 
-def saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
+def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
     """Returns a function that calls an endpoint of the SavedModel in a session with Grappler, as servers do."""
-    tf = tensorflow_with(threads)
+    tf = set_up_tensorflow(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
     graph = tf.Graph()
@@ -85,7 +85,7 @@ def saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
     return call
 
 
-def onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
+def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
     """Returns a function that calls an endpoint of the ONNX files in ONNX Runtime."""
     import onnxruntime
 
@@ -98,7 +98,7 @@ def onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
     return lambda endpoint, given: sessions[endpoint].run(None, given)
 
 
-def openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
+def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
     """Returns a function that calls an endpoint of the ONNX files in OpenVINO, in float32."""
     import openvino as ov
 
@@ -110,7 +110,7 @@ def openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
     return lambda endpoint, given: models[endpoint](given)
 
 
-def litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
+def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
     """Returns a function that calls an endpoint of the LiteRT files."""
     from ai_edge_litert.interpreter import Interpreter
 
@@ -121,9 +121,10 @@ def litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
     return lambda endpoint, given: runners[endpoint](**given)
 
 
-RUNTIMES = {"keras": keras, "savedmodel": saved_model, "onnx": onnx}
-OTHERS = {"openvino": openvino, "litert": litert}
+# Functions that open an exported model, by the name of the runtime. RUNTIMES are measured unless the user names others.
+RUNTIMES = {"keras": open_keras, "savedmodel": open_saved_model, "onnx": open_onnx}
+OTHERS = {"openvino": open_openvino, "litert": open_litert}
 
 if __name__ == "__main__":
     name, *folders, threads, most = sys.argv[1:]
-    work(name, *map(pathlib.Path, folders), threads=int(threads), most=int(most))
+    serve_calls(name, *map(pathlib.Path, folders), threads=int(threads), most=int(most))

@@ -4,12 +4,14 @@
     python benchmarks/inversion.py --alphas 1 --updates 500 --precisions float32 tf32 mixed_bfloat16 --break
     python benchmarks/inversion.py --run docs/results/glow --batch 64
 
-A model is trained with `keep`, and at each of --updates the gradient of a batch is computed both ways, in each
-precision. Columns:
+A model is trained with `keep`. After each number of --updates, the gradient of a batch is computed with `keep` and with
+`invert`, in each precision. Columns:
 
   error            inversion error of the worst image (`StepResult.inversion_error`)
-  largest          largest difference of a weight's gradient over that gradient's largest number; `of` names the weight
-  median           the median of this ratio over the weights
+  largest          for each weight, the largest difference of its gradient over the gradient's largest number; the
+                   column has the largest of these ratios
+  of               the name of the weight with this ratio
+  median           the median of the ratios over the weights
   whole            norm of the difference over the norm of the gradient, all weights together
   precision alone  the same ratio for the difference between the precision and float32, with `keep`
 
@@ -31,13 +33,14 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarks.common import relative_differences, table, write_json  # noqa: E402
+from benchmarks.common import make_table, measure_relative_errors, write_json  # noqa: E402
 from tfdecouple.config import PRECISIONS, Config, DataConfig, load_preset, override  # noqa: E402
 from tfdecouple.doctor.benchmark import Benchmark, make_timed_config  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]
+# Smallest singular values of the 1x1 convolution that --break spoils.
 SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -46,84 +49,82 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart", help="default quickstart")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
-    parser.add_argument("--alphas", type=float, nargs="+", default=[0.5, 0.8, 1.0])
-    parser.add_argument("--updates", type=int, nargs="+", default=[0, 500])
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.5, 0.8, 1.0], help="values of model.alpha")
+    parser.add_argument("--updates", type=int, nargs="+", default=[0, 500], help="numbers of training steps")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "mixed_bfloat16"])
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--break", dest="spoils", action="store_true", help="spoil the trained model, too")
-    parser.add_argument("--run", type=pathlib.Path, help="a trained run in the place of a model in training")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
+    parser.add_argument("--batch", type=int, default=32, help="images in a batch (default 32)")
+    parser.add_argument("--break", dest="spoils", action="store_true", help="spoil a weight of the trained model, too")
+    parser.add_argument("--run", type=pathlib.Path, help="a trained run instead of a model in training")
+    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write the table there, too")
     options = parser.parse_args()
-    return run_program(lambda: inversion(options))
+    return run_program(lambda: print_errors(options))
 
 
-def inversion(options: argparse.Namespace) -> int:
-    """Trains a model with each alpha, or loads a run, and compares gradients; returns the exit status."""
+def print_errors(options: argparse.Namespace) -> int:
+    """Trains a model with each alpha, or loads a run, and prints the table of errors; returns the exit status."""
     start_tensorflow(options.threads)
     rows: list[list[Any]] = []
-    models = [trained(options)] if options.run else [compared(options, alpha) for alpha in options.alphas]
+    models = [measure_run(options)] if options.run else [train_model(options, alpha) for alpha in options.alphas]
     for row in itertools.chain(*models):
         rows.append(row)
-        print(table(HEADER, [row]).splitlines()[-1], file=sys.stderr, flush=True)
-    print(table(HEADER, rows))
-    write_json(
-        options.json, {"machine": describe_machine(), "rows": [dict(zip(HEADER, row, strict=True)) for row in rows]}
-    )
+        print(make_table(HEADER, [row]).splitlines()[-1], file=sys.stderr, flush=True)
+    print(make_table(HEADER, rows))
+    named = [dict(zip(HEADER, row, strict=True)) for row in rows]
+    write_json(options.json, {"machine": describe_machine(), "rows": named})
     return 0
 
 
-def trained(options: argparse.Namespace) -> Iterator[list[Any]]:
-    """Yields a row of the table for each precision, for the weights of a trained run."""
+def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
+    """Yields a row of the table for each precision, with the weights of a trained run."""
     from tfdecouple import load_model
 
     model = load_model(options.run)
     config = make_timed_config(load_preset(options.preset), options.batch)
-    benchmark = photographed(dataclasses.replace(config, model=model.config))
+    benchmark = make_benchmark(dataclasses.replace(config, model=model.config))
     benchmark.model.set_weights(model.get_weights())
-    both = Gradients(benchmark, options.batch)
+    gradients = Gradients(benchmark, options.batch)
     for precision in options.precisions:
-        yield [model.config.alpha, "trained", precision, *both.compared(precision)]
+        yield [model.config.alpha, "trained", precision, *gradients.compare(precision)]
 
 
-def compared(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
-    """Yields rows of the table for a model with this alpha, while it is trained."""
+def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
+    """Trains a model with this alpha, and yields a row of the table for each precision after each of --updates."""
     preset = load_preset(options.preset)
     # `make_timed_config` sets a tiny learning rate, with which this model would not learn.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
-    benchmark = photographed(override(make_timed_config(preset, options.batch), [*own, *options.set]))
-    work, both, taken = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
+    benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*own, *options.set]))
+    work, gradients, done = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
     for updates in sorted(options.updates):
-        for _ in range(updates - taken):
+        for _ in range(updates - done):
             work.call()
-        taken = updates
+        done = updates
         for precision in options.precisions:
-            yield [alpha, updates, precision, *both.compared(precision)]
+            yield [alpha, updates, precision, *gradients.compare(precision)]
     if not options.spoils:
         return
     import numpy as np
 
-    kernel = next(v for v in both.variables if v.path.endswith("part_0_step_0/linear/kernel") and v.shape[0] > 3)
+    kernel = next(v for v in gradients.variables if v.path.endswith("part_0_step_0/linear/kernel") and v.shape[0] > 3)
     right = kernel.numpy()
     u, values, v = np.linalg.svd(right)
     for smallest in SPOILED:
         kernel.assign(u * [*values[:-1], smallest] @ v)
         for precision in options.precisions:
-            yield [alpha, taken, f"{precision}, singular value {smallest:.0e}", *both.compared(precision)]
+            yield [alpha, done, f"{precision}, singular value {smallest:.0e}", *gradients.compare(precision)]
     kernel.assign(right)
 
 
-def photographed(config: Config) -> Benchmark:
+def make_benchmark(config: Config) -> Benchmark:
     """Returns a benchmark whose images are crops of the bundled photographs."""
     from tfdecouple.data import open_source
 
-    return Benchmark(
-        config, open_source(DataConfig(source="photographs", photograph_crops=2048), config.model.image_shape)
-    )
+    data = DataConfig(source="photographs", photograph_crops=2048)
+    return Benchmark(config, open_source(data, config.model.image_shape))
 
 
 class Gradients:
-    """The gradients of a model on one batch, for each value of `training.memory` and each precision."""
+    """Gradients of a model on one batch, with each value of `training.memory` and in each precision."""
 
     def __init__(self, benchmark: Benchmark, batch: int):
         import tensorflow as tf
@@ -133,44 +134,39 @@ class Gradients:
 
         self.variables = benchmark.model.trainable_variables
         self._model = benchmark.model
+        config, (z_seed, u_seed) = self._model.config, (randomness.derive_seed(0, name) for name in "zu")
         images = load_images(benchmark.source, "train", batch)[0]
-        noise = tf.random.stateless_normal([batch, self._model.config.latent_dim], randomness.derive_seed(0, "z"))
-        self._inputs = (
-            images,
-            noise,
-            randomness.draw_pixel_noise(
-                images.shape, randomness.derive_seed(0, "u"), self._model.config.has_dequantizer
-            ),
-        )
+        z_noise = tf.random.stateless_normal([batch, config.latent_dim], z_seed)
+        self._inputs = images, z_noise, randomness.draw_pixel_noise(images.shape, u_seed, config.has_dequantizer)
         self._functions: dict[tuple[str, str], Any] = {}
 
-    def compared(self, precision: str) -> list[Any]:
-        """Returns the columns of a row from `error` to `precision alone`, for this precision."""
+    def compare(self, precision: str) -> list[Any]:
+        """Returns the cells of a row in the columns from `error` to `precision alone`, for one precision."""
         import numpy as np
 
-        full, *_ = self._of("keep", "float32")
-        kept, _ = self._of("keep", precision)
-        found, error = self._of("invert", precision)
-        off = relative_differences(found, kept)
+        full, *_ = self._compute("keep", "float32")
+        kept, _ = self._compute("keep", precision)
+        inverted, error = self._compute("invert", precision)
+        off = measure_relative_errors(inverted, kept)
         worst = int(np.argmax(off))
         return [
             f"{error:.1e}",
             f"{off[worst]:.1e}",
             self.variables[worst].path.partition("/")[2],
             f"{np.median(off):.1e}",
-            f"{_distance(kept, found):.1e}",
-            "" if precision == "float32" else f"{_distance(full, kept):.1e}",
+            f"{_measure_distance(kept, inverted):.1e}",
+            "" if precision == "float32" else f"{_measure_distance(full, kept):.1e}",
         ]
 
-    def _of(self, mode: str, precision: str) -> tuple[list[Any], float]:
-        """Returns the gradients of the weights, and the inversion error of the worst image."""
+    def _compute(self, mode: str, precision: str) -> tuple[list[Any], float]:
+        """Returns the gradients of all weights with a value of `training.memory`, and the largest inversion error."""
         if (mode, precision) not in self._functions:
-            self._functions[mode, precision] = self._traced(mode, precision)
-        with _rounding(precision):
+            self._functions[mode, precision] = self._trace(mode, precision)
+        with _round_products(precision):
             *gradients, error = self._functions[mode, precision]()
         return [gradient.numpy() for gradient in gradients], float(error)
 
-    def _traced(self, mode: str, precision: str) -> Any:
+    def _trace(self, mode: str, precision: str) -> Any:
         import keras
         import tensorflow as tf
 
@@ -179,21 +175,22 @@ class Gradients:
 
         @tf.function(autograph=False)
         def run() -> Any:
-            weights, meter = [tf.convert_to_tensor(variable) for variable in self.variables], tf.zeros([])
+            # With `invert`, the gradient of the error probe, a dummy scalar input, is the inversion error.
+            weights, probe = [tf.convert_to_tensor(variable) for variable in self.variables], tf.zeros([])
             scope = keras.StatelessScope(state_mapping=list(zip(self.variables, weights, strict=True)))
-            with scope, backward_memory(mode, meter), net_precision(NETS[precision]):
+            with scope, backward_memory(mode, probe), net_precision(NETS[precision]):
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    tape.watch([*weights, meter])
+                    tape.watch([*weights, probe])
                     elbo = self._model.elbo_from_noise(*self._inputs, training=True)
                     loss = tf.reduce_sum(elbo.reconstruction + elbo.kl + elbo.dequantization)
-                return tape.gradient(loss, [*weights, meter], unconnected_gradients="zero")
+                return tape.gradient(loss, [*weights, probe], unconnected_gradients="zero")
 
         return run
 
 
 @contextlib.contextmanager
-def _rounding(precision: str) -> Iterator[None]:
-    """Rounds products to TF32 inside the context if `precision` is "tf32", by emulation if there is no such GPU."""
+def _round_products(precision: str) -> Iterator[None]:
+    """Makes products round to TF32 inside the context if `precision` is "tf32"; emulates this without such a GPU."""
     from helpers.emulation import emulated_accelerator
 
     from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32
@@ -205,11 +202,11 @@ def _rounding(precision: str) -> Iterator[None]:
         yield
 
 
-def _distance(right: Sequence[Any], found: Sequence[Any]) -> float:
-    """Returns the norm of the difference of all gradients from `right`, over the norm of `right`."""
+def _measure_distance(right: Sequence[Any], other: Sequence[Any]) -> float:
+    """Returns the norm of the difference between two lists of gradients, over the norm of `right`."""
     import numpy as np
 
-    off = sum(float(np.sum(np.square(a - b, dtype=np.float64))) for a, b in zip(right, found, strict=True))
+    off = sum(float(np.sum(np.square(a - b, dtype=np.float64))) for a, b in zip(right, other, strict=True))
     return (off / sum(float(np.sum(np.square(a, dtype=np.float64))) for a in right)) ** 0.5
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import pathlib
 import shlex
@@ -28,29 +29,30 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import table  # noqa: E402
-from benchmarks.scaling import put  # noqa: E402
+from benchmarks.common import make_table, replace_table  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
-# The page's name of each compared model by the folder of its run, and the part of the model that z conditions.
+# The name of each compared model on the page, by the folder of its run.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
+# The part of each model that z conditions.
 CONDITIONED = {
     "conditional": "every coupling",
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
     "glow": "no z",
 }
-# The run with 256 numbers in z, which is only in the tables "models" and "probe"; commit 0e3fdba has its weights.
+# The run with 256 numbers in z, which is in the tables "models" and "probe" alone; commit 0e3fdba has its weights.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, larger z"}
-# Results in Tables 1, 3 and 4 of the paper, for its own images and model size.
+# Results in Tables 1, 3 and 4 of the paper, for the paper's own images and model size.
 PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
 PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
 PAPER_INFOMAX = "49.6"
+# The feature extractor of the Fréchet distance.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
-# Commands that read no images and so take no --data-dir.
+# Commands of `tfdecouple` that read no images and therefore take no --data-dir.
 WITHOUT_IMAGES = {"curves", "sample"}
 
 _PROGRAM = "python -m tfdecouple"
@@ -58,38 +60,33 @@ _RUN = "docs/results"
 _QUICKSTART = "runs/quickstart"
 
 
-def commands() -> dict[str, list[str]]:
-    """Returns the command lines that make the files in docs/results, by a name for --measure."""
+def list_commands() -> dict[str, list[str]]:
+    """Returns the command lines that make the files in docs/results, in lists by a name for --measure."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
-    ours, evaluation = runs[0], f"{_RUN}/quickstart/evaluation"
-    of_ours, exactness = f"{_PROGRAM} evaluate --run {ours}", "python benchmarks/exactness.py"
-    every_of_three = " ".join(f"--run {run}" for run in runs)
+    all_runs, ours = " ".join(f"--run {run}" for run in runs), runs[0]
+    exactness, evaluate = "python benchmarks/exactness.py", f"{_PROGRAM} evaluate --run"
+    evaluate_quickstart = f"{evaluate} {_QUICKSTART} --out {_RUN}/quickstart/evaluation"
     of_quickstart = f"--run {_QUICKSTART} --out {_RUN}/quickstart/pictures"
+    outliers = "--outliers photographs noise constant permuted"
     return {
         "quickstart": [
             f"python train.py --steps 3000 --workdir {_QUICKSTART}",
-            f"{_PROGRAM} evaluate --run {_QUICKSTART} --latent-use --out {evaluation}",
-            f"{_PROGRAM} evaluate --run {_QUICKSTART} --image-statistics --images 500 --out {evaluation}/statistics",
+            f"{evaluate_quickstart} --latent-use",
+            f"{evaluate_quickstart}/statistics --image-statistics --images 500",
             f"{_PROGRAM} switch {of_quickstart} --seed 1",
             f"{_PROGRAM} interpolate {of_quickstart} --seed 1",
             f"{_PROGRAM} directions {of_quickstart} --images 4000",
         ],
-        "curves": [
-            f"{_PROGRAM} curves {every_of_three} --out {_RUN}",
-            f"{_PROGRAM} curves --run {ours}",
-        ],
-        "bits": [f"{_PROGRAM} evaluate --run {run}" for run in runs],
+        "curves": [f"{_PROGRAM} curves {all_runs} --out {_RUN}", f"{_PROGRAM} curves --run {ours}"],
+        "bits": [f"{evaluate} {run}" for run in runs],
         "importance": [
-            f"{_PROGRAM} evaluate --run {run} --importance 16 --images 1000 --out {run}/evaluation/importance"
-            for run in runs
+            f"{evaluate} {run} --importance 16 --images 1000 --out {run}/evaluation/importance" for run in runs
         ],
-        "latent-use": [f"{_PROGRAM} evaluate --run {run} --latent-use" for run in runs[:2]],
-        "probe": [f"{of_ours} --probe --probe-images 10000 --out {ours}/evaluation/probe"],
-        "statistics": [f"{of_ours} --image-statistics --images 500 --out {ours}/evaluation/statistics"],
-        "frechet": [f"{_PROGRAM} evaluate --run {run} --frechet {EXTRACTOR}" for run in runs],
-        "outliers": [
-            f"{of_ours} --images 1000 --outliers photographs noise constant permuted --out {ours}/evaluation/outliers"
-        ],
+        "latent-use": [f"{evaluate} {run} --latent-use" for run in runs[:2]],
+        "probe": [f"{evaluate} {ours} --probe --probe-images 10000 --out {ours}/evaluation/probe"],
+        "statistics": [f"{evaluate} {ours} --image-statistics --images 500 --out {ours}/evaluation/statistics"],
+        "frechet": [f"{evaluate} {run} --frechet {EXTRACTOR}" for run in runs],
+        "outliers": [f"{evaluate} {ours} --images 1000 {outliers} --out {ours}/evaluation/outliers"],
         "pictures": [
             f"{_PROGRAM} sample --run {ours}",
             f"{_PROGRAM} neighbours --run {ours} --search 0",
@@ -99,9 +96,9 @@ def commands() -> dict[str, list[str]]:
             f"{_PROGRAM} interpolate --run {ours} --seed 4",
         ],
         "exactness": [
-            f"{exactness} --count 256 --data photographs --data cifar10 --run {_QUICKSTART} {every_of_three} "
+            f"{exactness} --count 256 --data photographs --data cifar10 --run {_QUICKSTART} {all_runs} "
             f"--json {_RUN}/exactness.json",
-            f"{exactness} --every-image --data cifar10 {every_of_three} --json {_RUN}/every_image.json",
+            f"{exactness} --every-image --data cifar10 {all_runs} --json {_RUN}/every_image.json",
         ],
     }
 
@@ -112,41 +109,43 @@ def main() -> int:
     parser.add_argument("--measure", nargs="*", metavar="NAME", help="run the commands first (default all of them)")
     parser.add_argument("--data-dir", help="folder of TFDS, for --measure")
     parser.add_argument("--extractor", help=f"{EXTRACTOR}, for --measure frechet")
-    parser.add_argument("--check", action="store_true", help="change nothing: say what the page has otherwise")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing: print the lines of the page that differ from the files"
+    )
     parser.add_argument("--list", action="store_true", help="print the commands, and end")
     options = parser.parse_args()
-    return run_program(lambda: act(options))
+    return run_program(lambda: run_action(options))
 
 
-def act(options: argparse.Namespace) -> int:
+def run_action(options: argparse.Namespace) -> int:
     """Carries out the parsed options and returns the exit status, which is 1 if a check finds a difference."""
-    known = commands()
+    commands = list_commands()
     if options.list:
-        for name, lines in known.items():
+        for name, lines in commands.items():
             print("\n".join([f"{name}:", *(f"    {line}" for line in lines)]))
         return 0
     if options.measure is not None:
         for name in options.measure:
-            if name not in known:
-                raise UserError(f"--measure: there is no {name!r}; there are {', '.join(known)}")
-        lines = [line for name in options.measure or known for line in known[name]]
+            if name not in commands:
+                raise UserError(f"--measure: there is no {name!r}; there are {', '.join(commands)}")
+        lines = [line for name in options.measure or commands for line in commands[name]]
         # A missing extractor is an error before the first command, because the commands take long.
         if not options.extractor and any(EXTRACTOR in shlex.split(line) for line in lines):
             raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
         for line in lines:
-            run(line, options)
-    document = PAGE.read_text(encoding="utf-8")
-    made = with_tables(document)
+            run_command(line, options)
+    page = PAGE.read_text(encoding="utf-8")
+    made = replace_tables(page)
     if options.check:
-        wrong = differences(document, made)
+        wrong = list_differences(page, made)
         print("\n".join(wrong) if wrong else "the tables of docs/RESULTS.md say what the files say")
         return 1 if wrong else 0
     PAGE.write_text(made, encoding="utf-8")
     return 0
 
 
-def run(line: str, options: argparse.Namespace) -> None:
-    """Runs a command line with the extractor and data folder of the options.
+def run_command(line: str, options: argparse.Namespace) -> None:
+    """Runs a command of `list_commands` with the extractor and the data folder that the user named.
 
     Raises:
         UserError: if the command fails.
@@ -160,223 +159,212 @@ def run(line: str, options: argparse.Namespace) -> None:
         raise UserError(f"{line} ended with status {done.returncode}")
 
 
-def with_tables(document: str) -> str:
+def replace_tables(page: str) -> str:
     """Returns the text of the page with all tables made from the files."""
     for name, make in TABLES.items():
-        document = put(document, name, make())
-    return document
+        page = replace_table(page, name, make())
+    return page
 
 
-def differences(document: str, made: str) -> list[str]:
+def list_differences(page: str, made: str) -> list[str]:
     """Returns a message for each line of the page that differs from the page `made` from the files."""
-    pairs = zip(document.splitlines(), made.splitlines(), strict=False)
-    wrong = [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
-    if len(document.splitlines()) != len(made.splitlines()):
-        wrong.append("the page has other numbers of rows than the files")
-    return wrong
+    pairs = itertools.zip_longest(page.splitlines(), made.splitlines(), fillvalue="")
+    return [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
 
 
 @functools.cache
-def load(name: str) -> Any:
-    """Returns the content of a JSON file in docs/results, which is read only once."""
+def load_result(name: str) -> Any:
+    """Returns the content of a JSON file in docs/results; each file is read only once."""
     return json.loads((FILES / name).read_text(encoding="utf-8"))
 
 
 # --- tables, in the order of the page ---
 
 
-def _models() -> str:
-    presets = {run: f"`{load(f'{run}/config.json')['name']}`" for run in RUNS}
-    rows = [[name, presets[run], parameters(run), CONDITIONED[run]] for run, name in RUNS.items()]
-    more = load(f"{LATENT_256}/config.json")["model"]
+def _render_models() -> str:
+    presets = {run: f"`{load_result(f'{run}/config.json')['name']}`" for run in RUNS}
+    rows = [[name, presets[run], count_run_parameters(run), CONDITIONED[run]] for run, name in RUNS.items()]
+    more = load_result(f"{LATENT_256}/config.json")["model"]
     options = [f"{name}={more[name]}" for name in ("latent_dim", "encoder_out_channels")]
     preset = f"`cifar10_small` with `{' '.join(options)}`"
-    rows.append([TITLES[LATENT_256], preset, parameters(LATENT_256), CONDITIONED["conditional"]])
-    return table(["", "preset", "parameters", "z conditions"], rows)
+    rows.append([TITLES[LATENT_256], preset, count_run_parameters(LATENT_256), CONDITIONED["conditional"]])
+    return make_table(["", "preset", "parameters", "z conditions"], rows)
 
 
-def parameters(run: str) -> int:
+def count_run_parameters(run: str) -> int:
     """Returns the number of trained parameters of a run."""
-    return int(load(f"{run}/summary.json")["parameters"]["total"])
+    return int(load_result(f"{run}/summary.json")["parameters"]["total"])
 
 
-def _bits() -> str:
+def _render_bits() -> str:
     rows = []
     for run, name in RUNS.items():
-        whole = load(f"{run}/evaluation/bits_per_dim-test.json")
-        some = load(f"{run}/evaluation/importance/bits_per_dim-test.json")
-        weighted = load(f"{run}/evaluation/importance/importance-test.json")
+        full = load_result(f"{run}/evaluation/bits_per_dim-test.json")
+        subset = load_result(f"{run}/evaluation/importance/bits_per_dim-test.json")
+        weighted = load_result(f"{run}/evaluation/importance/importance-test.json")
         strong = "**" if run == "conditional" else ""
         rows.append(
             [
                 name,
-                f"{load(f'{run}/summary.json')['validation_bits_per_dim']:.4f}",
-                f"{strong}{_with_error(whole, 4)}{strong}",
-                f"{some['bits_per_dim']:.4f}",
-                _with_error(weighted, 4),
+                f"{load_result(f'{run}/summary.json')['validation_bits_per_dim']:.4f}",
+                f"{strong}{_format_bits(full)}{strong}",
+                f"{subset['bits_per_dim']:.4f}",
+                _format_bits(weighted),
                 PAPER_BITS[run],
             ]
         )
-    codecs = load("conditional/summary.json")
-    images, found = codecs["lossless_codecs_images"], codecs["lossless_codecs_bits_per_dim"]
-    rows.append([f"lossless WebP files, {images:,} test images", "", f"{found['webp']:.3f}", "", "", ""])
-    rows.append([f"PNG files, {images:,} test images", "", f"{found['png']:.3f}", "", "", ""])
-    some, draws = weighted["images"], weighted["k"]
-    header = ["", "ELBO, validation images", "ELBO, test images", f"ELBO, {some:,} test images"]
-    weighted_title = f"importance-weighted bound, {draws} draws, {some:,} test images"
-    return table([*header, weighted_title, "the paper's"], rows)
+    codecs = load_result("conditional/summary.json")
+    images, bits = codecs["lossless_codecs_images"], codecs["lossless_codecs_bits_per_dim"]
+    rows.append([f"lossless WebP files, {images:,} test images", "", f"{bits['webp']:.3f}", "", "", ""])
+    rows.append([f"PNG files, {images:,} test images", "", f"{bits['png']:.3f}", "", "", ""])
+    count, draws = weighted["images"], weighted["k"]
+    header = ["", "ELBO, validation images", "ELBO, test images", f"ELBO, {count:,} test images"]
+    header.append(f"importance-weighted bound, {draws} draws, {count:,} test images")
+    return make_table([*header, "the paper's"], rows)
 
 
-def _with_error(found: dict[str, Any], digits: int) -> str:
-    return f"{found['bits_per_dim']:.{digits}f} +- {found['standard_error']:.{digits}f}"
+def _format_bits(evaluation: dict[str, Any]) -> str:
+    return f"{evaluation['bits_per_dim']:.4f} +- {evaluation['standard_error']:.4f}"
 
 
-def seeds() -> tuple[int, dict[str, list[float]]]:
+def compare_seeds() -> tuple[int, dict[str, list[float]]]:
     """Returns the last update at which all seeds were validated, and the bits/dim of each run's seeds at that update.
 
     Seed 0 of a run is the run itself. The config and log of another seed are in docs/results/seeds/RUN-SEED. A run with
     only one seed is left out.
     """
     others = {run: sorted((FILES / "seeds").glob(f"{run}-*")) for run in RUNS}
-    found = {run: [_validated(folder) for folder in (FILES / run, *more)] for run, more in others.items() if more}
-    step = max(set.intersection(*(set(each) for run in found.values() for each in run)))
-    return step, {run: [each[step] for each in of_run] for run, of_run in found.items()}
+    bits = {run: [_read_validation(folder) for folder in (FILES / run, *more)] for run, more in others.items() if more}
+    step = max(set.intersection(*(set(by_step) for run in bits.values() for by_step in run)))
+    return step, {run: [by_step[step] for by_step in of_seeds] for run, of_seeds in bits.items()}
 
 
-def _validated(run: pathlib.Path) -> dict[int, float]:
+def _read_validation(run: pathlib.Path) -> dict[int, float]:
     """Returns the bits/dim of a run on the validation images, by update."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Returns the mean of the values and its standard error."""
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
-def behind(run: str) -> tuple[float, float]:
+def compare_with_ours(run: str) -> tuple[float, float]:
     """Returns the bits/dim by which a run is worse than "conditional", and the standard error of this difference.
 
     The difference is paired by seed, because runs of one seed see the same images in the same order.
     """
-    _, found = seeds()
-    pairs = zip(found["conditional"], found[run], strict=False)
-    return mean_and_error([theirs - ours for ours, theirs in pairs])
+    _, bits = compare_seeds()
+    pairs = zip(bits["conditional"], bits[run], strict=False)
+    return compute_mean_and_error([theirs - ours for ours, theirs in pairs])
 
 
-def _seeds() -> str:
-    step, found = seeds()
+def _render_seeds() -> str:
+    step, bits = compare_seeds()
     rows = []
-    for run, values in found.items():
-        mean, error = mean_and_error(values)
-        difference, its_error = behind(run)
+    for run, values in bits.items():
+        (mean, error), (difference, its_error) = compute_mean_and_error(values), compare_with_ours(run)
         each = ", ".join(f"{value:.4f}" for value in values)
         worse = f"{difference:.4f} +- {its_error:.4f}" if run != "conditional" else ""
         rows.append([RUNS[run], each, f"{mean:.4f} +- {error:.4f}", worse])
-    return table(["", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "minus ours"], rows)
+    return make_table(["", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "minus ours"], rows)
 
 
-def accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
-    """Returns for each kind of features the number of dimensions and each classifier's test accuracy in per cent."""
+def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
+    """Returns the test accuracy of each classifier in per cent, and the number of features, by kind of features."""
     return {
         row["features"]: {
             "dimensions": row["dimensions"],
             **{name: 100 * each["accuracy"] for name, each in row["classifiers"].items()},
         }
-        for row in load(f"{run}/evaluation/probe/probe.json")["results"]
+        for row in load_result(f"{run}/evaluation/probe/probe.json")["results"]
     }
 
 
-def _probe() -> str:
+def _render_probe() -> str:
     rows: list[list[object]] = []
     names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
     # Raw pixels are in the table once, because their accuracy does not depend on the run.
-    shown_of = {
-        "conditional": ("z", "v", "v, PCA", "pixels", "pixels, PCA"),
-        LATENT_256: ("z", "v", "v, PCA", "pixels, PCA"),
-    }
-    for run, shown in shown_of.items():
-        found = accuracies(run)
-        for features in shown:
-            each, strong = found[features], "**" if features == "z" else ""
+    for run, pixels in (("conditional", ("pixels", "pixels, PCA")), (LATENT_256, ("pixels, PCA",))):
+        accuracies = load_accuracies(run)
+        for features in ("z", "v", "v, PCA", *pixels):
+            each, strong = accuracies[features], "**" if features == "z" else ""
             per_cent = [f"{strong}{each[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
             paper = PAPER_PROBE.get(features, "") if run == "conditional" else ""
             of = "" if features in names else TITLES[run]
             rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, paper])
     rows.append(["Deep InfoMax, quoted by the paper", "", "", "", "", PAPER_INFOMAX])
-    return table(["features", "model", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
+    return make_table(["features", "model", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
 
 
-def _statistics() -> str:
+def _render_statistics() -> str:
     """Returns the table of image statistics: R2 from z, v and pixels, and which code they follow in a switch."""
     rows = []
-    for name, each in load("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
+    for name, each in load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
         explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
-        followed = [
-            f"{each['switch'][code]['mean']:.2f} +- {each['switch'][code]['standard_error']:.2f}" for code in ("z", "v")
-        ]
-        nearer = f"{100 * each['switch']['nearer_to_z']['mean']:.0f}"
+        switch = each["switch"]
+        followed = [f"{switch[code]['mean']:.2f} +- {switch[code]['standard_error']:.2f}" for code in ("z", "v")]
+        nearer = f"{100 * switch['nearer_to_z']['mean']:.0f}"
         rows.append([name, *explained, *followed, nearer])
     header = ["statistic", "R2 from z", "R2 from v, PCA", "R2 from pixels, PCA"]
-    return table([*header, "follows z", "follows v", "nearer to the image of z, %"], rows)
+    return make_table([*header, "follows z", "follows v", "nearer to the image of z, %"], rows)
 
 
-def _frechet() -> str:
+def _render_frechet() -> str:
     rows = [
-        [name, f"{load(f'{run}/evaluation/frechet.json')['distance']:.1f}", PAPER_FID[run]]
+        [name, f"{load_result(f'{run}/evaluation/frechet.json')['distance']:.1f}", PAPER_FID[run]]
         for run, name in RUNS.items()
     ]
-    floor = load("conditional/evaluation/frechet.json")["floor"]
+    floor = load_result("conditional/evaluation/frechet.json")["floor"]
     rows.append(["training images instead of samples", f"{floor:.1f}", ""])
-    return table(["", "distance", "the paper's FID"], rows)
+    return make_table(["", "distance", "the paper's FID"], rows)
 
 
-def _exactness() -> str:
-    """Returns the table of kinds of image: images that any run's round trip changes, and the RMS of v in two runs."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in load("exactness.json")["rows"]:
-        found.setdefault(row["images"], {})[row["run"]] = row
+def _render_exactness() -> str:
+    """Returns the table of images that a round trip changes, and of the RMS of v in two runs, by kind of image."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for row in load_result("exactness.json")["rows"]:
+        kinds.setdefault(row["images"], {})[row["run"]] = row
     titles = {run: TITLES.get(run, run) for run in ("quickstart", "conditional")}
     rows = []
-    for kind, by_run in found.items():
+    for kind, by_run in kinds.items():
         lengths = [f"{by_run[run]['least_rms']:.2f} to {by_run[run]['most_rms']:.2f}" for run in titles]
         rows.append([kind, by_run["quickstart"]["of"], sum(row["lost"] for row in by_run.values()), *lengths])
-    return table(["images", "number", "inexact", *(f"RMS of v, {title}" for title in titles.values())], rows)
+    return make_table(["images", "number", "inexact", *(f"RMS of v, {title}" for title in titles.values())], rows)
 
 
-NOISE = "noise of 0 and 255"
-
-
-def by_length(run: str) -> dict[int, dict[str, Any]]:
-    """Returns the metrics of a run's weights by number of updates, for earlier weights and the committed ones."""
-    found = {row["updates"]: row for row in load("by_length.json")["rows"] if row["run"] == run}
-    now = {
-        "bits_per_dim": load(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"],
-    }
+def load_by_length(run: str) -> dict[int, dict[str, Any]]:
+    """Returns metrics of a run by the number of updates, for earlier weights and for the committed weights."""
+    earlier = {row["updates"]: row for row in load_result("by_length.json")["rows"] if row["run"] == run}
+    now = {"bits_per_dim": load_result(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]}
     if run == "conditional":
-        now["accuracy"] = accuracies()["z"]["logistic regression"] / 100
-    lost = {(row["run"], row["images"], row["of"]): row["lost"] for row in load("exactness.json")["rows"]}
-    now["noise_lost"] = lost[run, NOISE, 256]
-    return {**found, load(f"{run}/summary.json")["steps"]: now}
+        now["accuracy"] = load_accuracies()["z"]["logistic regression"] / 100
+    lost = {(row["run"], row["images"], row["of"]): row["lost"] for row in load_result("exactness.json")["rows"]}
+    now["noise_lost"] = lost[run, "noise of 0 and 255", 256]
+    return {**earlier, load_result(f"{run}/summary.json")["steps"]: now}
 
 
-def _by_length() -> str:
-    measures: dict[str, tuple[str, Callable[[float], str]]] = {
+def _render_by_length() -> str:
+    metrics: dict[str, tuple[str, Callable[[float], str]]] = {
         "bits_per_dim": ("test bits/dim", "{:.4f}".format),
         "accuracy": ("accuracy of logistic regression on z, %", lambda value: f"{100 * value:.1f}"),
         "noise_lost": ("inexact of 256 noise images", "{:.0f}".format),
     }
     rows = []
-    for measure, (title, shown) in measures.items():
+    for metric, (title, format_value) in metrics.items():
         for run, name in RUNS.items():
-            values = [found[measure] for found in by_length(run).values() if measure in found]
+            values = [row[metric] for row in load_by_length(run).values() if metric in row]
             if values:
-                rows.append([title, name, *map(shown, values)])
-    begun = load("conditional/config.json")["training"]["patterns_after"]
-    lengths = [f"{updates:,} updates" + ", with patterns" * (updates > begun) for updates in by_length("conditional")]
-    return table(["", "", *lengths], rows)
+                rows.append([title, name, *map(format_value, values)])
+    # Training uses synthetic training images (patterns) after this number of updates.
+    begin = load_result("conditional/config.json")["training"]["patterns_after"]
+    lengths = load_by_length("conditional")
+    header = [f"{updates:,} updates" + ", with patterns" * (updates > begin) for updates in lengths]
+    return make_table(["", "", *header], rows)
 
 
+# Titles of the scores and of the kinds of outliers in the table "outliers".
 SCORES = {
     "bits_per_dim": "bits/dim",
     "bits_per_dim_minus_codec": "bits/dim less WebP",
@@ -384,38 +372,33 @@ SCORES = {
     "shell": "shell of v",
     "typicality": "typicality",
 }
-KINDS = {
-    "photographs": "embedded photographs",
-    "noise": "noise",
-    "constant": "single colours",
-    "permuted": "permuted pixels",
-}
+OUTLIERS = {"photographs": "embedded photographs", "noise": "noise", "constant": "single colours"}
+OUTLIERS |= {"permuted": "permuted pixels"}
 
 
-def outliers() -> dict[str, Any]:
-    """Returns the results of outlier detection by kind of outlier, with an AUROC for each score."""
-    return dict(load("conditional/evaluation/outliers/outliers-test.json")["outliers"])
-
-
-def _areas() -> str:
-    found, rows = outliers(), []
+def _render_outliers() -> str:
+    """Returns the table of the AUROC of each score for each kind of outlier, with confidence intervals."""
+    outliers, rows = load_result("conditional/evaluation/outliers/outliers-test.json")["outliers"], []
     for score, name in SCORES.items():
-        each = [found[kind]["detection"][score] for kind in KINDS]
-        ends = [[f"{end:.3f}" for end in area["auroc_interval"]] for area in each]
-        rows.append([name, *(f"{area['auroc']:.3f} ({'-'.join(e)})" for area, e in zip(each, ends, strict=True))])
-    return table(["score", *KINDS.values()], rows)
+        row = [name]
+        for kind in OUTLIERS:
+            area = outliers[kind]["detection"][score]
+            interval = "-".join(f"{end:.3f}" for end in area["auroc_interval"])
+            row.append(f"{area['auroc']:.3f} ({interval})")
+        rows.append(row)
+    return make_table(["score", *OUTLIERS.values()], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "models": _models,
-    "bits": _bits,
-    "seeds": _seeds,
-    "probe": _probe,
-    "statistics": _statistics,
-    "frechet": _frechet,
-    "exactness": _exactness,
-    "by length": _by_length,
-    "outliers": _areas,
+    "models": _render_models,
+    "bits": _render_bits,
+    "seeds": _render_seeds,
+    "probe": _render_probe,
+    "statistics": _render_statistics,
+    "frechet": _render_frechet,
+    "exactness": _render_exactness,
+    "by length": _render_by_length,
+    "outliers": _render_outliers,
 }
 
 

@@ -6,14 +6,14 @@
 
 Each measurement runs in a process of its own (`throughput.py`). The tables are:
 
-  batch   images/s for each batch size and kind of phase; training with each training.memory
+  batch   images/s for each batch size, of training with each training.memory, of encoding and of decoding
   depth   seconds of a training step and of tracing, and memory, for each number of flow steps in a stage and each
           training.memory
   large   the same for presets of 64 and 256 pixels, with 2 images in a batch
   memory  calculated, for the presets for large images: memory of a training step, and largest micro-batch on a GPU
 
 An exponent is the slope of a straight line through the points of a column on logarithmic axes, by least squares; 1 is
-linear growth. Constant costs (reading the images, the encoder) make the exponent smaller than it is for larger work.
+linear growth. Constant costs (reading the images, the encoder) make an exponent smaller than it is for larger work.
 
 "MiB in all" is the largest resident memory of the process. "MiB an image" is the difference between two batches, one
 twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by its
@@ -32,14 +32,13 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import run_throughput, table, write_json  # noqa: E402
-from benchmarks.plots import plot  # noqa: E402
+from benchmarks.common import make_table, run_throughput, write_json, write_tables  # noqa: E402
 from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
@@ -47,8 +46,13 @@ from tfdecouple.networks.architecture import FLOAT32, count_activation_bytes, co
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory")
+# Kinds of phase and batch sizes of the table "batch".
+KINDS = ("train", "encode", "decode")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
+# Numbers of flow steps in a stage, and the batch size, of the table "depth".
 DEPTHS = (1, 2, 4, 8, 16)
+DEPTH_BATCH = 16
+# Presets of the table "memory".
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
 # Presets of the table "large", each with the depths that a machine of 24 GB can train, and their batch size.
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
@@ -61,116 +65,92 @@ GIB, MIB = 2**30, 2**20
 # must be large compared with workspaces and weights, and the batch small enough for a CPU.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
-# Images of the data-dependent initialisation in a memory measurement: so few that the training step needs more memory.
-START_IMAGES = 2
+# Number of images in the data-dependent initialisation during a memory measurement. With so few images the training
+# step needs more memory than the initialisation.
+INIT_IMAGES = 2
+
+Rows = list[dict[str, Any]]
 
 
-def with_depth(config: Config, steps: int) -> Config:
+def set_depth(config: Config, steps: int) -> Config:
     """Returns a copy of the config with `steps` steps in every stage of the flow."""
     every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
     return override(config, [f"model.steps={every}"])
 
 
-def state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
-    """Returns the bytes that training needs whatever the batch size, all numbers in float32.
+def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
+    """Returns the bytes that training needs whatever the batch size, with all numbers in float32.
 
-    Weights, gradients and Adam's two moments count, averaged weights if there are any, and with micro-batches the sum
-    of their gradients and the vector that is added to the sum.
+    The numbers are the weights, their gradients and Adam's two moments, averaged weights if there are any, and with
+    micro-batches the sum of their gradients and the vector that is added to the sum.
     """
     return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
 
 
-def step_bytes(config: Config, images: int, micro_batches: int = 1) -> int:
-    """Returns the bytes that a training step holds on a device: training state, and activations of `images` images."""
-    training = config.training
-    parameters = count_parameters(config.model)["total"]
-    state = state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=micro_batches)
-    return state + images * count_activation_bytes(config.model, memory=training.memory, precision=training.precision)
-
-
 def main() -> int:
-    """Reads the command line and makes the tables; returns the exit status."""
+    """Reads the command line and makes the requested tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES), help=f"default {','.join(TABLES)}")
     parser.add_argument("--preset", default="quickstart", help="whose model is measured (default quickstart)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
-    parser.add_argument("--kinds", default="train,encode,decode", help="of the batch table (default all but sample)")
-    parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
-    parser.add_argument("--memory", nargs="+", choices=MEMORY, default=list(MEMORY), help="default all of them")
-    parser.add_argument("--depth-batch", type=int, default=16, help="of the depth table's times (default 16)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--reps", type=int, default=3)
-    parser.add_argument("--json", type=pathlib.Path, help="write all figures there")
+    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all measurements there")
     parser.add_argument("--docs", type=pathlib.Path, help="put the tables into this file")
-    parser.add_argument("--plot", type=pathlib.Path, help="draw them")
+    parser.add_argument("--plot", type=pathlib.Path, help="draw the tables into this file")
     options = parser.parse_args()
-    return run_program(lambda: scaling(options))
+    return run_program(lambda: measure_tables(options))
 
 
-def scaling(options: argparse.Namespace) -> int:
+def measure_tables(options: argparse.Namespace) -> int:
     """Measures and prints the requested tables; returns the exit status."""
     names = [name for name in options.tables.split(",") if name]
     for name in names:
         if name not in TABLES:
             raise UserError(f"there is no table {name!r}; there are {', '.join(TABLES)}")
-    for name in ("batches", "depths"):
-        values = getattr(options, name)
-        if min(values) < 1 or len(set(values)) < 2:
-            raise UserError(f"--{name} is {values}; it needs two numbers or more, each at least 1")
-    if options.docs and not options.docs.is_file():
-        raise UserError(f"--docs: there is no file {options.docs}")
-    figures: dict[str, Any] = {"machine": describe_machine()}
+    measured: dict[str, Any] = {"machine": describe_machine()}
     for name, measure in {"batch": measure_batches, "depth": measure_depths, "large": measure_large}.items():
         if name in names:
-            figures[name] = measure(options)
-            write_json(options.json, figures)
-    figures["memory"] = calculate_memory()
-    write_json(options.json, figures)
-    texts = {name: render(name, figures) for name in names if name in figures}
-    print("\n\n".join(texts.values()))
-    if options.docs:
-        document = options.docs.read_text(encoding="utf-8")
-        for name, text in texts.items():
-            document = put(document, name, text)
-        options.docs.write_text(document, encoding="utf-8")
+            measured[name] = measure(options)
+            write_json(options.json, measured)
+    measured["memory"] = calculate_memory()
+    write_json(options.json, measured)
+    tables = {name: render_table(name, measured) for name in names}
+    print("\n\n".join(tables.values()))
+    write_tables(options.docs, tables)
     if options.plot:
-        plot(figures, options.plot, GPUS_GIB)
+        plot_scaling(measured, options.plot)
     return 0
 
 
 # --- measurements ---
 
 
-def measure_batches(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a row of figures for each kind of phase and batch size; training with each training.memory."""
-    ways = [
-        (kind, f"{kind}, {memory}" if memory else kind, ["--memory", memory] if memory else [])
-        for kind in options.kinds.split(",")
-        for memory in (options.memory if kind == "train" else [""])
-    ]
+def measure_batches(options: argparse.Namespace) -> Rows:
+    """Returns a row of measurements for each kind of phase (training with each training.memory) and each batch size."""
+    variants = [(kind, memory) for kind in KINDS for memory in (MEMORY if kind == "train" else ("",))]
     return [
-        run(options, f"{kind}{batch}", extra) | {"kind": name}
-        for kind, name, extra in ways
-        for batch in options.batches
+        run_phase(options, f"{kind}{batch}", ["--memory", memory] if memory else [])
+        | {"kind": f"{kind}, {memory}" if memory else kind}
+        for kind, memory in variants
+        for batch in BATCHES
     ]
 
 
-def measure_depths(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a row of figures of training for each depth and training.memory."""
+def measure_depths(options: argparse.Namespace) -> Rows:
+    """Returns a row of measurements of training for each depth and training.memory."""
     return [
-        measure_depth(options, options.preset, memory, depth, options.depth_batch, MEMORY_MIB, MEMORY_IMAGES)
-        for memory in options.memory
-        for depth in options.depths
+        measure_depth(options, options.preset, memory, depth, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES)
+        for memory in MEMORY
+        for depth in DEPTHS
     ]
 
 
-def measure_large(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a row of figures of training for each preset for large images, depth and training.memory."""
+def measure_large(options: argparse.Namespace) -> Rows:
+    """Returns a row of measurements of training for each preset for large images, depth and training.memory."""
     return [
         measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES)
         for preset, depths in MEASURED.items()
-        for memory in options.memory
+        for memory in MEMORY
         for depth in depths
     ]
 
@@ -178,27 +158,27 @@ def measure_large(options: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_depth(
     options: argparse.Namespace, preset: str, memory: str, depth: int, batch: int, mib: int, images: tuple[int, int]
 ) -> dict[str, Any]:
-    """Returns the figures of training at a depth: times with `batch` images, and memory per image.
+    """Returns the measurements of training at a depth: times with `batch` images, and memory per image.
 
-    Memory is measured with two batches. The smaller one has activations of about `mib` MiB, within the bounds `images`
-    of its number of images; the other is twice as large.
+    Memory is measured with two batches. The activations of the smaller batch take about `mib` MiB, but its number of
+    images stays within the bounds `images`. The other batch is twice as large.
     """
-    deep = with_depth(override(load_preset(preset), options.set), depth)
+    deep = set_depth(override(load_preset(preset), options.set), depth)
     training = override(deep, [f"training.memory={memory}"]).training
     expected = count_activation_bytes(deep.model, memory=memory, precision=training.precision) / MIB
-    small = memory_batch(expected, mib, images)
+    small = min(images[1], max(images[0], round(mib / expected)))
     if memory == "recompute":
         # The backward pass frees activations while it makes gradients, so the activations must outweigh the gradients.
         gradients = 4 * count_parameters(deep.model)["total"] / MIB
         small = max(small, math.ceil(3 * gradients / expected))
-    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={START_IMAGES}"]
+    extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={INIT_IMAGES}"]
     extra += ["--memory", memory]
-    row = run(options, f"train{batch}", extra, preset)
+    row = run_phase(options, f"train{batch}", extra, preset)
     # Both batches are measured at once, because memory does not depend on speed. One thread means one shard, as on a
-    # GPU: with two shards one might free its activations before the other has all of its own.
+    # GPU. With two shards the first could free activations before the second has computed all of its activations.
     extra += ["--live", "--threads", "1"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        steps = [pool.submit(run, options, f"first_step{b}", extra, preset) for b in (small, 2 * small)]
+        steps = [pool.submit(run_phase, options, f"first_step{b}", extra, preset) for b in (small, 2 * small)]
         live = [step.result()["peak_live_mib"] for step in steps]
     return row | {
         "depth": depth,
@@ -209,16 +189,10 @@ def measure_depth(
     }
 
 
-def memory_batch(mib_per_image: float, mib: int, images: tuple[int, int]) -> int:
-    """Returns the number of images whose activations take about `mib` MiB, within the bounds `images`."""
-    least, most = images
-    return min(most, max(least, round(mib / mib_per_image)))
-
-
-def run(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
-    """Returns the figures of a phase of `throughput.py`, and prints a line about them."""
+def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
+    """Returns the measurements of a phase of `throughput.py`, and prints a line about them."""
     preset = preset or options.preset
-    arguments = ["--preset", preset, "--threads", str(options.threads), "--reps", str(options.reps)]
+    arguments = ["--preset", preset, "--threads", str(options.threads)]
     for assignment in options.set:
         arguments += ["--set", assignment]
     # The depth in `extra` comes last, so that the user's --set cannot undo it.
@@ -231,34 +205,35 @@ def run(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: s
 # --- calculations ---
 
 
-def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
     """Returns the slope of log y over log x by least squares."""
     u, v = [math.log(value) for value in x], [math.log(value) for value in y]
     centre = sum(u) / len(u)
     return sum((a - centre) * b for a, b in zip(u, v, strict=True)) / sum((a - centre) ** 2 for a in u)
 
 
-def largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
+def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
     """Returns the largest micro-batch in training on a GPU with `gib` GiB of memory, or 0 if no image fits."""
-    config = override(config, [f"training.memory={memory}"])
-    room = USABLE * gib * GIB - step_bytes(config, images=0, micro_batches=2)
-    return max(0, int(room / (step_bytes(config, images=1) - step_bytes(config, images=0))))
+    training, parameters = config.training, count_parameters(config.model)["total"]
+    state = count_state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=2)
+    image = count_activation_bytes(config.model, memory=memory, precision=training.precision)
+    return max(0, int((USABLE * gib * GIB - state) / image))
 
 
-def calculate_memory() -> list[dict[str, Any]]:
-    """Returns rows of calculated memory for the presets for large images, at each of `DEPTHS` and their own depth."""
+def calculate_memory() -> Rows:
+    """Returns rows of calculated memory for the presets in LARGE, at each of `DEPTHS` and at the preset's depth."""
     rows = []
     for name in LARGE:
         own = load_preset(name)
         for depth in (*DEPTHS, None):
-            config = own if depth is None else with_depth(own, depth)
+            config = own if depth is None else set_depth(own, depth)
             parameters = count_parameters(config.model)["total"]
             row: dict[str, Any] = {"preset": name, "depth": depth, "params": parameters}
-            row["state_gib"] = state_bytes(parameters, averages=False, micro_batches=2) / GIB
+            row["state_gib"] = count_state_bytes(parameters, averages=False, micro_batches=2) / GIB
             for memory in MEMORY:
                 row[f"{memory}_gib_per_image"] = count_activation_bytes(config.model, memory=memory) / GIB
                 for gib in GPUS_GIB:
-                    row[f"{memory}_on_{gib}"] = largest_micro_batch(config, gib, memory)
+                    row[f"{memory}_on_{gib}"] = find_largest_micro_batch(config, gib, memory)
             rows.append(row)
     return rows
 
@@ -266,54 +241,48 @@ def calculate_memory() -> list[dict[str, Any]]:
 # --- tables ---
 
 
-def render(name: str, figures: dict[str, Any]) -> str:
-    """Returns the markdown table of this name for the docs."""
+def render_table(name: str, measured: dict[str, Any]) -> str:
+    """Returns the Markdown table of this name, made from rows of measurements by table."""
     if name in ("depth", "large"):
-        return render_trained(figures[name], ["preset", "memory"] if name == "large" else ["memory"])
-    return {"batch": render_batches, "memory": render_memory}[name](figures[name])
+        return render_depths(measured[name], ["preset", "memory"] if name == "large" else ["memory"])
+    return {"batch": render_batches, "memory": render_memory}[name](measured[name])
 
 
-def render_batches(rows: list[dict[str, Any]]) -> str:
+def render_batches(rows: Rows) -> str:
+    """Returns the table of images/s over the batch size, a column for each kind of phase."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
-    found = {(row["kind"], row["batch"]): row for row in rows}
-    lines: list[list[object]] = [[batch, *(found[kind, batch]["images_per_s"] for kind in kinds)] for batch in batches]
-    times = [[found[kind, batch]["ms_per_call"] for batch in batches] for kind in kinds]
-    lines.append(["exponent of the time", *(f"{exponent(batches, each):.2f}" for each in times)])
-    return table(["batch size", *kinds], lines)
+    by_key = {(row["kind"], row["batch"]): row for row in rows}
+    lines: list[list[object]] = [[batch, *(by_key[kind, batch]["images_per_s"] for kind in kinds)] for batch in batches]
+    times = [[by_key[kind, batch]["ms_per_call"] for batch in batches] for kind in kinds]
+    lines.append(["exponent of the time", *(f"{fit_exponent(batches, each):.2f}" for each in times)])
+    return make_table(["batch size", *kinds], lines)
 
 
-def render_trained(rows: list[dict[str, Any]], names: list[str]) -> str:
-    """Returns the table of training over the depths, with the exponents below the rows that agree in these columns."""
+def render_depths(rows: Rows, names: list[str]) -> str:
+    """Returns the table of training over the depth, with exponents below the rows that agree in the columns `names`."""
     header = [{"memory": "training.memory"}.get(name, name) for name in names]
     header += ["flow steps", "ms an update", "traced in s", "MiB in all", "MiB an image", "calculated"]
-
-    def key(row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(row[name] for name in names)
-
+    groups: dict[tuple[str, ...], Rows] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
     lines: list[list[object]] = []
-    for group in dict.fromkeys(key(row) for row in rows):
-        chosen = [row for row in rows if key(row) == group]
+    for group, chosen in groups.items():
         columns = [
             [float(row["ms_per_call"]) for row in chosen],
-            [traced(row) for row in chosen],
+            # The first call includes tracing. Logarithms need numbers above 0.
+            [float(max(row["first_call_s"] - row["second_step_s"], 0.01)) for row in chosen],
             [round(row["peak_rss_mib"]) for row in chosen],
             [float(max(row["mib_per_image"], 0.01)) for row in chosen],
         ]
         depths = [row["depth"] for row in chosen]
         calculated = [float(row["calculated_mib_per_image"]) for row in chosen]
         lines += [[*group, *line] for line in zip(depths, *columns, calculated, strict=True)]
-        if len(depths) > 1:
-            lines.append([*group, "exponent", *(f"{exponent(depths, column):.2f}" for column in columns), ""])
-    return table(header, lines)
+        lines.append([*group, "exponent", *(f"{fit_exponent(depths, column):.2f}" for column in columns), ""])
+    return make_table(header, lines)
 
 
-def traced(row: dict[str, Any]) -> float:
-    """Returns the seconds of tracing: the first call less the second, at least 0.01."""
-    return float(max(row["first_call_s"] - row["second_step_s"], 0.01))
-
-
-def render_memory(rows: list[dict[str, Any]]) -> str:
+def render_memory(rows: Rows) -> str:
     """Returns the table of memory for the presets at their own depth."""
     header = ["preset", "parameters", "state, GiB", *(f"GiB/image, {memory}" for memory in MEMORY)]
     header += [f"{gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
@@ -328,21 +297,83 @@ def render_memory(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["depth"] is None
     ]
-    return table(header, lines)
+    return make_table(header, lines)
 
 
-def put(document: str, name: str, text: str) -> str:
-    """Returns the document with a table put between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+# --- plot ---
 
-    Raises:
-        UserError: if one of the two lines is missing.
+
+def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes a plot of time, memory per image and largest micro-batch over the depth.
+
+    Args:
+        measured: rows of the tables by the table's name; "memory" must be there.
+        path: path of the image file.
     """
-    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    before, found, rest = document.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise UserError(f"the document has no lines {begin} and {end} to put the table {name} between")
-    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    # Each panel has a title, and a function that draws the panel on axes.
+    panels: list[tuple[str, Callable[[Any], None]]] = []
+    depth, large = measured.get("depth", []), measured.get("large", [])
+    if depth:
+        panels.append(("a training step, ms", lambda axis: _draw_lines(axis, depth, {"ms_per_call": ("o-", "")})))
+    styles = {"mib_per_image": ("o-", ", measured"), "calculated_mib_per_image": (":", ", calculated")}
+    presets = {name: [row for row in large if row["preset"] == name] for name in _list_presets(large)}
+    for name, rows in {"": depth, **presets}.items():
+        if rows:
+            title = f"{name}: memory an image, MiB" if name else "memory an image, MiB"
+            panels.append((title, lambda axis, rows=rows: _draw_lines(axis, rows, styles)))
+    for gib in GPUS_GIB:
+        title = f"largest micro-batch on {gib} GiB, calculated"
+        panels.append((title, lambda axis, gib=gib: _draw_micro_batches(axis, measured["memory"], gib)))
+    columns = min(len(panels), 2)
+    height = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(height, columns, figsize=(6.5 * columns, 4.5 * height), squeeze=False)
+    axes = list(grid.flat)
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    depths = sorted({row["depth"] for row in measured["memory"] if row["depth"]})
+    for axis, (title, draw) in zip(axes, panels, strict=False):
+        draw(axis)
+        axis.set_title(title)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(depths, [str(depth) for depth in depths])
+        axis.set_xlabel("steps in each stage of each level")
+        axis.yaxis.set_major_formatter(ticker.LogFormatter())
+        axis.yaxis.set_minor_formatter(ticker.LogFormatter())
+        # The legend stands below the axes, where it hides no line.
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> None:
+    """Draws columns of the rows over the depth, with a colour for each value of training.memory."""
+    for number, memory in enumerate(MEMORY):
+        chosen = [row for row in rows if row["memory"] == memory]
+        for name, (style, ending) in styles.items():
+            x, y = [row["depth"] for row in chosen], [row[name] for row in chosen]
+            axis.plot(x, y, style, color=f"C{number}", label=memory + ending)
+
+
+def _draw_micro_batches(axis: Any, rows: Rows, gib: int) -> None:
+    """Draws the largest micro-batch on a GPU over the depth, with a colour for each preset."""
+    for number, name in enumerate(_list_presets(rows)):
+        chosen = [row for row in rows if row["preset"] == name and row["depth"]]
+        for memory, style in zip(MEMORY, ("o-", "s--", "^:"), strict=True):
+            # A depth at which no image fits is left out, because 0 has no logarithm.
+            points = [(row["depth"], row[f"{memory}_on_{gib}"]) for row in chosen if row[f"{memory}_on_{gib}"]]
+            axis.plot(*zip(*points, strict=True), style, color=f"C{number}", label=f"{name}, {memory}")
+
+
+def _list_presets(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(row["preset"] for row in rows))
 
 
 if __name__ == "__main__":

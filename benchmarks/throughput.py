@@ -7,8 +7,8 @@
 A phase is a kind with a number of images. The kinds are:
 
   train       the training step of `train.py` with its data pipeline, a learning rate of 1e-6, and averaged weights
-              (decay 0.999 if the preset averages none); only the last result of a repetition is read, as between two
-              rows of a run's log
+              (decay 0.999 if the preset averages none); only the result of a repetition's last step is copied to the
+              host, as between two rows of a run's log
   eval        bits/dim with one draw of noise, as a run evaluates
   encode      `model.encode` as the commands call it; likewise decode and sample
   first_step  one training step, timed from the start of the program
@@ -36,7 +36,7 @@ import time
 _LOADED = time.monotonic()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# The program measures its own checkout, even if another version of the project is installed.
+# This checkout comes first on the path, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
@@ -52,11 +52,6 @@ FIRST_STEP_BATCH = 16
 
 def main() -> int:
     """Reads the command line and measures a phase; returns the exit status."""
-    options = make_parser().parse_args()
-    return run_program(lambda: measure(options))
-
-
-def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", required=True, help="a kind and a number of images, such as train16")
     parser.add_argument("--preset", default="cifar10", help="default cifar10")
@@ -67,28 +62,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=PRECISIONS, help="of training; default as the preset")
     parser.add_argument("--memory", choices=MEMORY, help="as training.memory; default as the preset")
     parser.add_argument("--live", action="store_true", help="count the bytes of live tensors (slower)")
-    return parser
+    options = parser.parse_args()
+    return run_program(lambda: measure_phase(options))
 
 
-def measure(options: argparse.Namespace) -> int:
-    """Runs the phase and prints its figures as JSON; returns the exit status."""
+def measure_phase(options: argparse.Namespace) -> int:
+    """Runs the phase and prints its measurements as JSON; returns the exit status."""
     kind, batch = parse_phase(options.phase)
-    for name in ("threads", "reps"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}; it must be at least 1")
+    trains = kind in ("train", "first_step")
     config = make_config(options, kind, batch)
-    program = time.monotonic() - process_start()
     if options.live:
         os.environ.update(COUNTING)
     start_tensorflow(options.threads)
-    import tfdecouple.training  # noqa: F401 - all that train.py imports
+    import tfdecouple.training  # noqa: F401 - imports all that train.py imports
 
-    imported = time.monotonic() - process_start()
     benchmark = Benchmark(config)
-    built = time.monotonic() - process_start()
+    built = time.monotonic() - find_process_start()
     work = benchmark.make_work("train" if kind == "first_step" else kind, batch)
     work.call()
-    first = time.monotonic() - process_start()
+    first = time.monotonic() - find_process_start()
     begun = time.perf_counter()
     work.call()
     second = time.perf_counter() - begun
@@ -100,16 +92,14 @@ def measure(options: argparse.Namespace) -> int:
         "set": options.set,
         "batch": batch,
         "threads": options.threads,
-        "precision": config.training.precision if kind in ("train", "first_step") else "float32",
-        "memory": config.training.memory if kind in ("train", "first_step") else None,
+        "precision": config.training.precision if trains else "float32",
+        "memory": config.training.memory if trains else None,
         "ema_decay": config.training.ema_decay,
         "params": benchmark.model.parameter_count()["total"],
         "first_step_s": round(first, 2),
-        "after_imports_s": round(first - imported, 2),
-        "import_s": round(imported - program, 2),
         "first_call_s": round(first - built, 2),
         "second_step_s": round(second, 4),
-        "peak_rss_mib": round(peak_rss_mib(), 1),
+        "peak_rss_mib": round(read_peak_rss_mib(), 1),
     }
     if options.live:
         row["peak_live_mib"] = round(read_live_bytes("CPU:0") / 2**20, 2)
@@ -143,7 +133,7 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
-    """Returns the config of the preset with the changes that the options ask for.
+    """Returns the config of the preset, changed by the options --precision, --memory and --set.
 
     Raises:
         UserError: if the options contradict the phase.
@@ -166,13 +156,13 @@ def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
     return config
 
 
-def peak_rss_mib() -> float:
-    """Returns the largest resident memory that this process ever had, in MiB."""
+def read_peak_rss_mib() -> float:
+    """Returns the largest resident memory of this process since its start, in MiB."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size / 2**20 if sys.platform == "darwin" else size / 2**10
 
 
-def process_start() -> float:
+def find_process_start() -> float:
     """Returns the time at which this process started (or, if unknown, loaded this file), by `time.monotonic`."""
     try:
         fields = pathlib.Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()

@@ -5,14 +5,16 @@
     python benchmarks/trials.py --list
     python benchmarks/trials.py --docs docs/trials.md              # makes the table from the rows
 
-`benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. `from`
-names a trial whose options come first. A trial with `commit`, the last commit that has its options, is not run again.
-Seed 0 of all trials comes first, then seed 1. Each trial is `python train.py` with a run folder in --workdir. The test
-images are not used (`training.evaluation_samples=0`). Then logistic regression predicts the class from z (the posterior
-mean). It is fitted on 10,000 training images, with C chosen on a fifth of them, and tested on 10,000 other training
-images, because 1,000 validation images are too few to distinguish trials; the model has seen these images without
-labels. The row with the command is written to --json at once. A trial that has a row is not run again, and an
-interrupted one resumes from its last checkpoint.
+`benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. A trial
+with `from` begins with the options of the trial of that name. A trial with `commit` is not run again: some of its
+options no longer exist, and the commit is the last one that has them. Seed 0 of all trials comes first, then seed 1.
+
+Each trial is `python train.py` with a run folder in --workdir. The test images are not used
+(`training.evaluation_samples=0`). Then logistic regression predicts the class from z (the posterior mean). It is fitted
+on 10,000 training images, with C chosen on a fifth of them, and tested on 10,000 other training images, because 1,000
+validation images are too few to distinguish trials; the model has seen these images without labels. The row with the
+command is written to --json at once. A trial that has a row is not run again, and an interrupted trial resumes from its
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,10 +31,8 @@ from typing import Any, NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import run_json, table  # noqa: E402
-from benchmarks.scaling import put  # noqa: E402
+from benchmarks.common import make_table, run_json, write_tables  # noqa: E402
 from tfdecouple.cli.train import EXIT_DIVERGED, EXIT_INTERRUPTED  # noqa: E402
-from tfdecouple.config import load_preset, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
@@ -49,64 +49,67 @@ class Trial(NamedTuple):
         name: name of the trial.
         seed: seed of the run.
         arguments: arguments of train.py, except for the run folder and the data folder.
-        own: arguments that this trial does not share with all others, for the table.
-        commit: last commit that has the trial's options, or "" if they still exist.
+        shown: the arguments in the table: those that not all trials share.
+        commit: last commit that has the trial's options, or "" if the options still exist.
     """
 
     name: str
     seed: int
     arguments: tuple[str, ...]
-    own: tuple[str, ...]
+    shown: tuple[str, ...]
     commit: str = ""
 
     @property
     def key(self) -> str:
-        """Name of the run folder."""
+        """The name of the run folder."""
         return f"{self.name}-{self.seed}"
 
-    def command(self, *more: str) -> list[str]:
-        """Returns the words of the command after `python`, with `more` arguments at the end."""
-        return ["train.py", *self.arguments, *more]
+    @property
+    def command(self) -> str:
+        """The command line, without the run folder and the data folder."""
+        return f"python train.py {shlex.join(self.arguments)}"
 
 
 def main() -> int:
     """Reads the command line and runs trials, lists them, or makes the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="these trials (default all)")
-    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/trials"), help="of the runs")
+    parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="names of trials (default all)")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/trials"), help="folder of the run folders"
+    )
     parser.add_argument("--data-dir", help="folder of TFDS")
     parser.add_argument("--json", type=pathlib.Path, default=ROWS, help=f"the rows (default {ROWS.relative_to(ROOT)})")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- trials -->, and end")
-    parser.add_argument("--list", action="store_true", help="say what is to be done, and end")
+    parser.add_argument("--list", action="store_true", help="print the commands of the trials without a row, and end")
     parser.add_argument("--measure", type=pathlib.Path, metavar="RUN", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    return run_program(lambda: act(options))
+    return run_program(lambda: run_action(options))
 
 
-def act(options: argparse.Namespace) -> int:
+def run_action(options: argparse.Namespace) -> int:
     """Carries out the parsed options and returns the exit status."""
     if options.measure:
-        print(json.dumps(measure(options.measure, options.data_dir)))
+        print(json.dumps(measure_probe(options.measure, options.data_dir)))
         return 0
     rows = read_rows(options.json)
     if options.docs:
-        document = put(options.docs.read_text(encoding="utf-8"), "trials", render(rows))
-        options.docs.write_text(document, encoding="utf-8")
+        write_tables(options.docs, {"trials": render_trials(rows)})
         return 0
-    waiting = [trial for trial in planned(options.only) if not trial.commit and not is_done(trial, rows)]
+    waiting = [trial for trial in list_trials(options.only) if not trial.commit and find_row(trial, rows) is None]
     if options.list:
         for trial in waiting:
-            print(f"{trial.key}: python {shlex.join(trial.command())}")
+            print(f"{trial.key}: {trial.command}")
         return 0
     signal.signal(signal.SIGTERM, stop_on_signal)
     for trial in waiting:
-        rows = [*(row for row in rows if (row["name"], row["seed"]) != (trial.name, trial.seed)), take(trial, options)]
+        others = [row for row in rows if (row["name"], row["seed"]) != (trial.name, trial.seed)]
+        rows = [*others, run_trial(trial, options)]
         write_json(options.json, {"rows": rows})
     return 0
 
 
-def planned(only: list[str] | None = None) -> list[Trial]:
-    """Returns the trials of the plan, or those named in `only`: seed 0 of each, then seed 1.
+def list_trials(only: list[str] | None = None) -> list[Trial]:
+    """Returns the trials of the plan, or the trials named in `only`: first all with seed 0, then all with seed 1.
 
     Raises:
         UserError: if no trial has one of the names.
@@ -122,25 +125,25 @@ def planned(only: list[str] | None = None) -> list[Trial]:
         for trial in trials:
             if seed in trial.get("seeds", [0]) and (not only or trial["name"] in only):
                 start = options[trial["from"]] if "from" in trial else []
-                found.append(_trial(plan, trial, [*start, *options[trial["name"]]], seed))
+                found.append(_make_trial(plan, trial, [*start, *options[trial["name"]]], seed))
     return found
 
 
-def _trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed: int) -> Trial:
-    own = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
+def _make_trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str], seed: int) -> Trial:
+    shown = [f"--{name} {trial[name]}" for name in ("preset", "steps") if name in trial]
     words = [word for name in ("preset", "steps") for word in (f"--{name}", str(trial.get(name, plan[name])))]
     words += [word for each in (*plan["set"], f"training.seed={seed}", *changes) for word in ("--set", each)]
-    return Trial(trial["name"], seed, tuple(words), (*own, *changes), trial.get("commit", ""))
+    return Trial(trial["name"], seed, tuple(words), (*shown, *changes), trial.get("commit", ""))
 
 
-def is_done(trial: Trial, rows: list[dict[str, Any]]) -> bool:
-    """Returns whether `rows` has a row that the trial's command made."""
-    command = f"python {shlex.join(trial.command())}"
-    return any((row["name"], row["seed"], row["command"]) == (trial.name, trial.seed, command) for row in rows)
+def find_row(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Returns the row that the trial's command made, or None if there is none."""
+    key = (trial.name, trial.seed, trial.command)
+    return next((row for row in rows if (row["name"], row["seed"], row["command"]) == key), None)
 
 
-def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains and measures a trial; returns its row, also if the training diverges.
+def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
+    """Trains and measures a trial; returns the trial's row, also if the training diverges.
 
     Raises:
         UserError: if the training fails in another way.
@@ -148,8 +151,8 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
     """
     run = options.workdir.resolve() / trial.key
     data = ["--data-dir", options.data_dir] if options.data_dir else []
-    command = [sys.executable, *trial.command("--workdir", str(run), *data)]
-    print(f"{trial.key}: python {shlex.join(trial.command())}", flush=True)
+    command = [sys.executable, "train.py", *trial.arguments, "--workdir", str(run), *data]
+    print(f"{trial.key}: {trial.command}", flush=True)
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
             status = process.wait()
@@ -162,7 +165,7 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(EXIT_INTERRUPTED)
     if status not in (0, EXIT_DIVERGED):
         raise UserError(f"{trial.key}: train.py ended with status {status}; the run is in {run}")
-    row = {"name": trial.name, "seed": trial.seed, "command": f"python {shlex.join(trial.command())}"}
+    row = {"name": trial.name, "seed": trial.seed, "command": trial.command}
     metrics = [parse_json(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     if status == EXIT_DIVERGED:
         row["diverged_after"] = metrics[-1]["step"]
@@ -180,8 +183,8 @@ def take(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-    """Returns the accuracy of logistic regression on z with its standard error; {} for a model without z."""
+def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
+    """Returns the accuracy of logistic regression on z and its standard error, by name; {} for a model without z."""
     start_tensorflow()
     import numpy as np
 
@@ -196,8 +199,8 @@ def measure(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
     images, labels = read_labelled_images(model, source, "train", 2 * half, seed=0, batch_size=size)
     means = [model.posterior(images[start : start + size]).mean() for start in range(0, 2 * half, size)]
     z = np.concatenate([each.numpy() for each in means])
-    known, held_out = standardize_features(z[:half], z[half:])
-    fitted = fit_classifier("logistic regression", known, labels[:half])
+    fitted_on, held_out = standardize_features(z[:half], z[half:])
+    fitted = fit_classifier("logistic regression", fitted_on, labels[:half])
     accuracy = float(np.mean(fitted.classifier.predict(held_out) == labels[half:]))
     return {
         "probe_images": half,
@@ -212,39 +215,27 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
     return list(parse_json(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 
 
-def render(rows: list[dict[str, Any]]) -> str:
+def render_trials(rows: list[dict[str, Any]]) -> str:
     """Returns the table of the trials whose options still exist, in the order of the plan, each with all its seeds."""
-    by_key = {(row["name"], row["seed"], row["command"]): row for row in rows}
-    found: dict[str, tuple[Trial, list[list[str]]]] = {}
-    for trial in planned():
-        row = by_key.get((trial.name, trial.seed, f"python {shlex.join(trial.command())}"))
-        if row and not trial.commit:
-            found.setdefault(trial.name, (trial, []))[1].append(_figures(row))
+    seeds: dict[str, tuple[Trial, list[list[str]]]] = {}
+    for trial in list_trials():
+        if not trial.commit and (row := find_row(trial, rows)):
+            seeds.setdefault(trial.name, (trial, []))[1].append(_format_metrics(row))
     lines = []
-    for name, (trial, figures) in found.items():
-        cells = [", ".join(seeds).strip(", ") for seeds in zip(*figures, strict=True)]
-        lines.append([name, f"`{' '.join(trial.own)}`" if trial.own else "", *cells])
+    for name, (trial, metrics) in seeds.items():
+        cells = [", ".join(values).strip(", ") for values in zip(*metrics, strict=True)]
+        lines.append([name, f"`{' '.join(trial.shown)}`" if trial.shown else "", *cells])
     header = ["trial", "options", "bits/dim, seeds 0, 1, 2", "KL, nats", "accuracy of z, %"]
-    return table(header, lines) if lines else "No trial has been run yet."
+    return make_table(header, lines) if lines else "No trial has been run yet."
 
 
-def _figures(row: dict[str, Any]) -> list[str]:
+def _format_metrics(row: dict[str, Any]) -> list[str]:
     if "diverged_after" in row:
         return [f"diverged after {row['diverged_after']} updates", "", ""]
     bits = f"{row['validation_bits_per_dim']:.4f}"
     if "probe_accuracy" not in row:
         return [bits, "", ""]
     return [bits, f"{row['validation_kl']:.1f}", f"{100 * row['probe_accuracy']:.1f}"]
-
-
-def check_plan() -> None:
-    """Raises UserError with the name of a trial whose options are invalid, if the plan has one."""
-    for trial in (trial for trial in planned() if not trial.commit):
-        preset, changes = trial.arguments[1], trial.arguments[5::2]
-        try:
-            override(load_preset(preset), changes)
-        except UserError as error:
-            raise UserError(f"trial {trial.key}: {error}") from error
 
 
 def stop_on_signal(number: int, frame: object) -> None:

@@ -1,10 +1,11 @@
 """The trial "z of the whole, v of a part": two trainings of the bundled 64-pixel model, and how well they switch.
 
-python benchmarks/whole_and_part.py train PHOTOGRAPHS OUT --updates 1200
-python benchmarks/whole_and_part.py measure OTHER_PHOTOGRAPHS OUT
+    python benchmarks/whole_and_part.py train PHOTOGRAPHS OUT --updates 1200
+    python benchmarks/whole_and_part.py measure OTHER_PHOTOGRAPHS OUT
 
-Both trainings start from the bundled weights and take the same parts of photographs, of random size, shrunk to 64 x 64.
-The flow always runs over the part. "part" encodes z from the part, too; "whole" from the whole photograph.
+Both trainings start from the bundled weights and see the same photographs. The flow always runs over a part of the
+photograph, of random size and shrunk to 64 x 64. The model "part" encodes z from the same part, and the model "whole"
+from the whole photograph.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import table, write_json
+from benchmarks.common import make_table, write_json
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
 NAMES = ("part", "whole")
+# Side of the model's images, images in a batch, and largest side to which photographs are shrunk at first, in pixels.
 SIDE, BATCH, LARGEST = 64, 32, 1280
+# Largest sides in pixels of the photographs that are switched.
 SIZES = (256, 512)
+# Weights of red, green and blue in the luminance.
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields a random photograph and a random part of it, both shrunk to uint8 `[64, 64, 3]`, without an end."""
+    """Yields pairs of a random photograph and a random part of it, each shrunk to uint8 `[64, 64, 3]`, without end."""
     from PIL import Image
 
     photographs = []
@@ -52,7 +56,7 @@ def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def make_update(name: str, updates: int) -> tuple[Any, Callable]:
-    """Returns the bundled model, and the function that updates its weights with a batch and returns bits/dim and KL."""
+    """Returns the bundled model, and a function that updates its weights with a batch and returns bits/dim and KL."""
     import keras
     import tensorflow as tf
 
@@ -79,8 +83,8 @@ def make_update(name: str, updates: int) -> tuple[Any, Callable]:
     return model, update
 
 
-def train(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
-    """Trains both models by turns and writes their weights to `out/NAME.npz` after every 100 updates."""
+def train_models(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
+    """Trains both models in turns and writes the weights of each to `out/NAME.npz` after every 100 updates."""
     pairs, models = draw_pairs(files), {name: make_update(name, updates) for name in NAMES}
     history: dict[str, list[list[float]]] = {name: [] for name in NAMES}
     for step in range(1, updates + 1):
@@ -91,28 +95,33 @@ def train(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
             print(step, {name: np.mean(rows[-20:], 0).round(3).tolist() for name, rows in history.items()}, flush=True)
         if step % 100 == 0 or step == updates:
             for name, (model, _) in models.items():
-                weights = {key.replace("/", "|"): value.numpy() for key, value in model.named_variables().items()}
-                np.savez(out / f"{name}.npz", step=step, **weights)
+                np.savez(out / f"{name}.npz", step=step, **read_weights(model))
 
 
-def measure(files: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Prints a table of switches at both sizes, and writes it as JSON and the pictures to `out`."""
+def read_weights(model: Any) -> dict[str, np.ndarray]:
+    """Returns the weights of a model by name, with "|" instead of "/", which names in .npz files may not contain."""
+    return {name.replace("/", "|"): variable.numpy() for name, variable in model.named_variables().items()}
+
+
+def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
+    """Prints a table of metrics of switches at both sizes; writes the table as JSON, and the pictures, to `out`."""
     import tensorflow as tf
 
     import tfdecouple
     from tfdecouple.visualization.full_size import change_at_full_size, read_photograph
 
     model = tfdecouple.load_pretrained("photographs")
-    weights = {"bundled": {key.replace("/", "|"): value.numpy() for key, value in model.named_variables().items()}}
-    weights |= {name: dict(np.load(out / f"{name}.npz")) for name in NAMES}
+    weights = {"bundled": read_weights(model), **{name: dict(np.load(out / f"{name}.npz")) for name in NAMES}}
     random.Random(7).shuffle(files)
-    figures: dict[str, list[float]] = {}
+    metrics: dict[str, list[float]] = {}
     for size in SIZES:
         photographs = [read_photograph(str(file), 3, size) for file in files]
         pairs = list(zip(photographs, photographs[7:] + photographs[:7], strict=True))
         others = {"unchanged": lambda a, b: a, "Reinhard": match_moments, "`match_histograms`": match_colours}
         for name, function in others.items():
-            figures[f"{name}, {size}"] = compare([(a.pixels, b.pixels, function(a.pixels, b.pixels)) for a, b in pairs])
+            metrics[f"{name}, {size}"] = measure_transfer(
+                [(a.pixels, b.pixels, function(a.pixels, b.pixels)) for a, b in pairs]
+            )
         columns = [[a.pixels for a, _ in pairs], [b.pixels for _, b in pairs]]
         for name, arrays in weights.items():
             for key, variable in model.named_variables().items():
@@ -127,20 +136,21 @@ def measure(files: list[pathlib.Path], out: pathlib.Path) -> None:
             for way, results in (("flow", by_flow), ("filter", by_filter)):
                 columns.append(results)
                 rows = [(a.pixels, b.pixels, result) for (a, b), result in zip(pairs, results, strict=True)]
-                figures[f"{name}, {way}, {size}"] = compare(rows)
+                metrics[f"{name}, {way}, {size}"] = measure_transfer(rows)
         write_pictures(out / f"switches-{size}.jpg", columns)
     header = ("switch", "colour", "brightness", "contrast", "gradients", "least", "distance")
-    print(table(header, [(name, *row) for name, row in figures.items()]))
-    named = {name: dict(zip(header[1:], row, strict=True)) for name, row in figures.items()}
+    print(make_table(header, [(name, *row) for name, row in metrics.items()]))
+    named = {name: dict(zip(header[1:], row, strict=True)) for name, row in metrics.items()}
     write_json(out / "whole_and_part.json", named)
 
 
-def compare(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
-    """Returns six figures of switches: (content, reference, result), each uint8 `[height, width, 3]`.
+def measure_transfer(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
+    """Returns six metrics of switches, for triples (content, reference, result) of uint8 `[height, width, 3]`.
 
-    They are the shares of the way from the content's to the reference's mean colour (less its lightness), luminance and
-    standard deviation of luminance; mean and least correlation of the gradients with the content's; and the mean
-    distance of the colours to the reference (2-Wasserstein of Gaussians, RGB from 0 to 1).
+    The first three say how much of the way from the content to the reference the result has gone, in the mean colour
+    (less its lightness), the mean luminance, and the standard deviation of the luminance. The next two are the mean and
+    the smallest correlation of the result's luminance gradients with the content's. The last is the mean distance of
+    the result's colours from the reference's (2-Wasserstein of Gaussians, RGB from 0 to 1).
     """
     from scipy.linalg import sqrtm
 
@@ -162,23 +172,23 @@ def compare(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float
 
 
 def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the content with the reference's mean and deviation in each channel of CIELAB (Reinhard et al. 2001)."""
+    """Returns the content with mean and deviation of the reference in each channel of CIELAB (Reinhard et al. 2001)."""
     from skimage.color import lab2rgb, rgb2lab
 
     a, b = rgb2lab(content), rgb2lab(reference)
-    moved = (a - a.mean((0, 1))) / a.std((0, 1)) * b.std((0, 1)) + b.mean((0, 1))
-    return (np.clip(lab2rgb(moved), 0, 1) * 255).astype(np.uint8)
+    matched = (a - a.mean((0, 1))) / a.std((0, 1)) * b.std((0, 1)) + b.mean((0, 1))
+    return (np.clip(lab2rgb(matched), 0, 1) * 255).astype(np.uint8)
 
 
 def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the content with the reference's histogram in each colour channel."""
+    """Returns the content with the histogram of the reference in each colour channel."""
     from skimage.exposure import match_histograms
 
     return match_histograms(content, reference, channel_axis=-1).astype(np.uint8)
 
 
 def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: int = 6, side: int = 200) -> None:
-    """Writes a picture of the first switches, a row each, with the images of `columns` in columns."""
+    """Writes a picture with a row for each of the first `most` switches, and a column for each list in `columns`."""
     from PIL import Image
 
     sheet = Image.new("RGB", (len(columns) * side, most * side), "white")
@@ -195,16 +205,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "measure"))
     parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
-    parser.add_argument("out", type=pathlib.Path, help="the folder of weights, figures and pictures")
+    parser.add_argument("out", type=pathlib.Path, help="the folder of weights, metrics and pictures")
     parser.add_argument("--updates", type=int, default=1200)
     options = parser.parse_args()
     start_tensorflow()
     options.out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in options.photographs.iterdir() if path.is_file())
     if options.action == "train":
-        train(files, options.out, options.updates)
+        train_models(files, options.out, options.updates)
     else:
-        measure(files, options.out)
+        measure_switches(files, options.out)
     return 0
 
 

@@ -24,6 +24,7 @@ from tfdecouple.networks.architecture import count_activation_bytes, count_param
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import compare, compiling, dispatches, scaling  # noqa: E402
+from benchmarks.common import write_tables  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -46,16 +47,16 @@ def written_by(name, folder, *arguments):
 
 class TestScaling:
     def test_exponents(self):
-        assert scaling.exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
-        assert scaling.exponent([1, 10], [1, 100]) == pytest.approx(2)
+        assert scaling.fit_exponent([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
+        assert scaling.fit_exponent([1, 10], [1, 100]) == pytest.approx(2)
 
     def test_the_largest_micro_batch_fills_the_memory(self):
         config = load_preset("lsun_bedroom_128")
-        state = scaling.state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
+        state = scaling.count_state_bytes(count_parameters(config.model)["total"], averages=False, micro_batches=2)
         one = count_activation_bytes(config.model)
-        count = scaling.largest_micro_batch(config, 24)
+        count = scaling.find_largest_micro_batch(config, 24)
         assert state + count * one <= 0.9 * 24 * 2**30 < state + (count + 1) * one
-        assert scaling.largest_micro_batch(config, 2) == 0
+        assert scaling.find_largest_micro_batch(config, 2) == 0
 
     def test_measured_memory_in_the_docs_is_near_the_calculation(self):
         table = SCALING.partition("<!-- depth -->")[2].partition("<!-- end depth -->")[0]
@@ -68,30 +69,24 @@ class TestScaling:
     def test_rows_become_the_tables_of_the_docs_and_a_plot(self, tmp_path, monkeypatch):
         monkeypatch.setattr(scaling, "DEPTHS", (1,))
         memory = scaling.calculate_memory()
-        assert scaling.put(SCALING, "memory", scaling.render("memory", {"memory": memory})) == SCALING
+        page = tmp_path / "scaling.md"
+        page.write_text(SCALING, encoding="utf-8")
+        write_tables(page, {"memory": scaling.render_table("memory", {"memory": memory})})
+        assert page.read_text(encoding="utf-8") == SCALING
         rows = [
             {"kind": "train", "batch": batch, "images_per_s": 10.0, "ms_per_call": 100.0 * batch} for batch in (1, 2, 4)
         ]
-        assert scaling.render("batch", {"batch": rows}).endswith("| exponent of the time | 1.00 |")
+        assert scaling.render_table("batch", {"batch": rows}).endswith("| exponent of the time | 1.00 |")
         depths = [
-            {
-                "depth": depth,
-                "preset": "imagenet64",
-                "memory": mode,
-                "params": 1000 * depth,
-                "ms_per_call": 10.0 * depth**2,
-                "first_call_s": 5.0 * depth,
-                "second_step_s": 0.1,
-                "peak_rss_mib": 900.0,
-                "mib_per_image": 3.0 * depth,
-                "calculated_mib_per_image": 3.1 * depth,
-            }
+            {"depth": depth, "preset": "imagenet64", "memory": mode, "ms_per_call": 10.0 * depth**2}
+            | {"first_call_s": 5.0 * depth, "second_step_s": 0.1, "peak_rss_mib": 900.0}
+            | {"mib_per_image": 3.0 * depth, "calculated_mib_per_image": 3.1 * depth}
             for mode in MEMORY
             for depth in (1, 2, 4)
         ]
-        assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render("depth", {"depth": depths})
-        assert "| imagenet64 | keep | 2 | 40.0 |" in scaling.render("large", {"large": depths})
-        scaling.plot({"depth": depths, "large": depths, "memory": memory}, tmp_path / "plot.png", scaling.GPUS_GIB)
+        assert "| invert | exponent | 2.00 | 1.01 | 0.00 | 1.00 |" in scaling.render_table("depth", {"depth": depths})
+        assert "| imagenet64 | keep | 2 | 40.0 |" in scaling.render_table("large", {"large": depths})
+        scaling.plot_scaling({"depth": depths, "large": depths, "memory": memory}, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 10000
 
 
@@ -105,7 +100,7 @@ class TestScaling:
         ("compare", ["--phases", "first_step"], "has no counterpart"),
         ("compare", ["--phases", "train16:keep/invert"], "trainN:invert/recompute"),
         ("scaling", ["--tables", "nothing"], "there is no table 'nothing'"),
-        ("export", ["--preset", "cifar10_classes"], "a function of the label"),
+        ("export", ["--run", "not there"], "not there"),
         ("export", ["--exported", "not there"], "there is no export folder not there"),
     ],
 )
@@ -121,11 +116,13 @@ def test_comparison_takes_medians_and_the_fastest_form():
         return {"images_per_s": rate, "best_images_per_s": 2 * rate, "cpu_s_per_image": 1 / rate, "peak_rss_mib": 9}
 
     rounds = [(run(ours), {"plain": run(4), "compiled": run(theirs)}) for ours, theirs in ((6, 5), (9, 6), (20, 8))]
-    comparison = compare.parse_comparison("train16", "float32")
+    comparison = compare.parse_comparison("train16")
     assert comparison.counterpart == "train16"
-    found = compare.summarize(comparison, rounds, [{"limit_train_images_per_s": limit} for limit in (12, 18)])
+    found = compare.summarize_rounds(comparison, rounds, [{"limit_train_images_per_s": limit} for limit in (12, 18)])
     assert (found["against"], found["ratio"], found["cpu_ratio"]) == ("compiled", 1.5, pytest.approx(1.5))
-    assert found["part_of_limit"] == 0.5 and "| train16 | compiled | 9.00 | 6.00 | 1.50 |" in compare.report([found])
+    assert found["part_of_limit"] == 0.5 and "| train16 | compiled | 9.00 | 6.00 | 1.50 |" in compare.render_results(
+        [found]
+    )
 
 
 @pytest.mark.slow
@@ -167,16 +164,14 @@ def test_operations_are_counted_in_functions_as_well():
         return tf.tanh(x) * x
 
     inner = tf.function(inner, autograph=False, experimental_attributes={"_noinline": True})
-    counts = dispatches.operations(lambda: tf.function(lambda x: inner(inner(x)), autograph=False)(tf.ones([2])))
+    counts = dispatches.count_operations(lambda: tf.function(lambda x: inner(inner(x)), autograph=False)(tf.ones([2])))
     assert counts["Tanh"] == counts["Mul"] == 2
-    config = dispatches.configured(dispatches.make_parser().parse_args(["--preset", "quickstart", "--batch", "8"]))
-    assert config.training.batch_size == 8 and config.training.ema_decay
 
 
 @pytest.mark.slow
 def test_a_kind_is_compiled_and_computes_the_same():
-    kind = list(compiling.kinds_of(SMALL))[0]
-    found = compiling.measure(kind, 2)
+    kind = list(compiling.list_layer_kinds(SMALL))[0]
+    found = compiling.measure_kind(kind, 2)
     assert found["off"] < 1e-5 and found["compiled_s"] > found["xla_s"] > 0 and found["tensorflow_s"] > 0
 
 

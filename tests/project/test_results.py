@@ -14,7 +14,8 @@ from helpers.places import ROOT
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import results, trials  # noqa: E402
-from tfdecouple.config import Config  # noqa: E402
+from benchmarks.common import replace_table  # noqa: E402
+from tfdecouple.config import Config, load_preset, override  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 
 PAGE = results.PAGE.read_text(encoding="utf-8")
@@ -22,12 +23,12 @@ PAGE = results.PAGE.read_text(encoding="utf-8")
 
 class TestPages:
     def test_tables_are_those_of_the_files(self):
-        assert not results.differences(PAGE, results.with_tables(PAGE))
+        assert not results.list_differences(PAGE, results.replace_tables(PAGE))
         page = (ROOT / "docs" / "trials.md").read_text(encoding="utf-8")
-        assert results.put(page, "trials", trials.render(trials.read_rows(trials.ROWS))) == page
+        assert replace_table(page, "trials", trials.render_trials(trials.read_rows(trials.ROWS))) == page
 
     def test_a_changed_digit_is_found_and_mended(self, monkeypatch, capsys, tmp_path):
-        bits = results.load("conditional/evaluation/bits_per_dim-test.json")["bits_per_dim"]
+        bits = results.load_result("conditional/evaluation/bits_per_dim-test.json")["bits_per_dim"]
         changed = f"**{bits + 0.001:.4f}"
         monkeypatch.setattr(results, "PAGE", tmp_path / "page.md")
         results.PAGE.write_text(PAGE.replace(f"**{bits:.4f}", changed))
@@ -39,7 +40,9 @@ class TestPages:
 
 class TestFiles:
     def test_are_of_the_committed_weights(self):
-        steps = {run: results.load(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")}
+        steps = {
+            run: results.load_result(f"{run}/summary.json")["best_step"] for run in (*results.TITLES, "quickstart")
+        }
         written = [
             (run, json.loads(path.read_text(encoding="utf-8")))
             for run in steps
@@ -47,14 +50,14 @@ class TestFiles:
             for path in (results.FILES / run / folder).rglob("*.json")
             if path.name != "curves.json"
         ]
-        rows = [row for name in ("exactness", "every_image") for row in results.load(f"{name}.json")["rows"]]
+        rows = [row for name in ("exactness", "every_image") for row in results.load_result(f"{name}.json")["rows"]]
         written += [(pathlib.PurePath(row["run"]).name, row) for row in rows]
         assert len(written) > 70
         for run, content in written:
             assert content["step"] == steps[run], (run, content)
 
     def test_that_the_commands_make_are_there(self):
-        for line in (line for lines in results.commands().values() for line in lines if "train.py" not in line):
+        for line in (line for lines in results.list_commands().values() for line in lines if "train.py" not in line):
             words = shlex.split(line)
             run = words[words.index("--run") + 1]
             out = words[words.index("--out") + 1] if "--out" in words else f"{run}/evaluation"
@@ -83,12 +86,12 @@ class TestSeeds:
             lines = map(json.dumps, [{"kind": "train", "step": 5000, "bits_per_dim": 9.0}, *rows])
             (tmp_path / run / "metrics.jsonl").write_text("\n".join(lines))
         monkeypatch.setattr(results, "FILES", tmp_path)
-        assert results.seeds() == (2000, {"conditional": [3.1, 3.0], "base": [3.2, 3.2], "glow": [3.4, 3.5]})
+        assert results.compare_seeds() == (2000, {"conditional": [3.1, 3.0], "base": [3.2, 3.2], "glow": [3.4, 3.5]})
         table = results.TABLES["seeds"]()
         assert "| ours | 3.1000, 3.0000 | 3.0500 +- 0.0500 |  |" in table
         assert "| baseline | 3.2000, 3.2000 | 3.2000 +- 0.0000 | 0.1500 +- 0.0500 |" in table
         # The difference is that of pairs of one seed.
-        assert results.behind("glow") == (pytest.approx(0.4), pytest.approx(0.1))
+        assert results.compare_with_ours("glow") == (pytest.approx(0.4), pytest.approx(0.1))
 
     def test_are_runs_of_the_same_config(self):
         for run in results.RUNS:
@@ -104,35 +107,35 @@ class TestSeeds:
 
 
 def row_of(trial, **others):
-    command = "python " + " ".join(trial.command())
     figures = {"validation_bits_per_dim": 3.5, "validation_standard_error": 0.01, "validation_kl": 4.0}
-    return {"name": trial.name, "seed": trial.seed, "command": command, **figures, **others}
+    return {"name": trial.name, "seed": trial.seed, "command": trial.command, **figures, **others}
 
 
 class TestTrials:
     def test_have_a_valid_plan_with_a_row_for_each(self):
-        trials.check_plan()
-        planned, rows = trials.planned(), trials.read_rows(trials.ROWS)
+        planned, rows = trials.list_trials(), trials.read_rows(trials.ROWS)
         assert len({trial.key for trial in planned}) == len(planned) == len(rows) >= 30
         for trial in planned:
+            if not trial.commit:
+                override(load_preset(trial.arguments[1]), trial.arguments[5::2])
             # No test image is evaluated.
             assert {"training.evaluation_samples=0", f"training.seed={trial.seed}"} <= {*trial.arguments}
-            assert trials.is_done(trial, rows)
-        assert [trial.seed for trial in trials.planned(["glow"])] == [0, 1, 2]
+            assert trials.find_row(trial, rows)
+        assert [trial.seed for trial in trials.list_trials(["glow"])] == [0, 1, 2]
         with pytest.raises(UserError, match="no trial 'glove'"):
-            trials.planned(["glove"])
+            trials.list_trials(["glove"])
 
     def test_are_rows_of_the_table_in_the_order_of_the_plan(self):
-        first, second = trials.planned(["plain"])[:2]
-        third = trials.planned(["glow"])[0]
+        first, second = trials.list_trials(["plain"])[:2]
+        (third, *_), (other, *_) = (trials.list_trials([name]) for name in ("glow", "kl-1"))
         probed = {"probe_accuracy": 0.312, "probe_standard_error": 0.0147}
-        stale = row_of(trials.planned(["kl-1"])[0]) | {"command": "python train.py"}
+        stale = row_of(other) | {"command": "python train.py"}
         rows = [row_of(third), stale, row_of(second, **probed), row_of(first, **probed, validation_kl=5.0)]
-        assert trials.render(rows).splitlines()[2:] == [
+        assert trials.render_trials(rows).splitlines()[2:] == [
             "| plain |  | 3.5000, 3.5000 | 5.0, 4.0 | 31.2, 31.2 |",
             "| glow | `--preset cifar10_small_glow` | 3.5000 |  |  |",
         ]
-        assert trials.is_done(first, rows) and not trials.is_done(trials.planned(["kl-1"])[0], rows)
-        diverged = trials.render([row_of(trials.planned(["faster"])[0], diverged_after=2)])
+        assert trials.find_row(first, rows) == rows[-1] and trials.find_row(other, rows) is None
+        diverged = trials.render_trials([row_of(trials.list_trials(["faster"])[0], diverged_after=2)])
         assert diverged.endswith("training.learning_rate=0.016` | diverged after 2 updates |  |  |")
-        assert trials.render([]) == "No trial has been run yet."
+        assert trials.render_trials([]) == "No trial has been run yet."
