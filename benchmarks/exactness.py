@@ -57,7 +57,7 @@ def main() -> int:
 def measure_runs(options: argparse.Namespace) -> int:
     """Encodes and decodes images with each run, and prints a table of changed images; returns the exit status."""
     start_tensorflow()
-    from helpers.emulation import emulated_accelerator, switch_left_alone
+    from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
     from tfdecouple.config import DataConfig
     from tfdecouple.data import load_images, open_source
@@ -67,7 +67,7 @@ def measure_runs(options: argparse.Namespace) -> int:
     if options.emulate is not None:
         emulation.enter_context(emulated_accelerator(noise=options.emulate))
     if options.left_alone:
-        emulation.enter_context(switch_left_alone())
+        emulation.enter_context(keep_tf32_switch())
     rows = []
     with emulation:
         for run in options.run:

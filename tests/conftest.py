@@ -48,7 +48,7 @@ def pytest_configure(config):
 def pytest_collection_finish():
     """Exempts all imported objects from garbage collection, and makes collections rare.
 
-    Graphs are made of many small objects, so that collections take long; the end of each test file forces one.
+    Graphs are made of many small objects, so that a collection takes long. One is forced after each test file.
     """
     gc.collect()
     gc.freeze()
@@ -74,8 +74,8 @@ def eager_file():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def let_go(request):
-    """Frees the traced functions and the caches of each test file, which would add up to gigabytes."""
+def release_memory(request):
+    """Frees traced functions and caches after each test file, because they would add up to gigabytes."""
     from helpers.traces import release_traces
 
     with release_traces():
@@ -92,7 +92,7 @@ def let_go(request):
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Gives each test the same random initial weights in every run: Keras draws their seeds from `random`."""
+    """Gives each test the same initial weights in every run: Keras draws the seeds of weights from `random`."""
     random.seed(0)
 
 
@@ -117,7 +117,7 @@ def tiny_model():
 
 @pytest.fixture
 def traced(eager):
-    """Turns tracing on again in a file of eager tests, for a test that calls a function often."""
+    """Turns tracing on again for a test that calls a function often, in a file of eager tests."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(False)
@@ -125,7 +125,7 @@ def traced(eager):
 
 @pytest.fixture
 def small_model(traced):
-    """A model of the smallest config with coupling layers, for tests of the model's methods. Do not change it."""
+    """The shared model of the smallest config, for tests of the methods of a model. Do not change the model."""
     from helpers.variants import variant
 
     return variant("coupling")
@@ -160,7 +160,7 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def watched_run(image_folder, tmp_path_factory):
-    """The run folder of a finished run of `run_config(image_folder)`, and its number of device reads by step."""
+    """The run folder of a finished `run_config(image_folder)`, and how many values each step copied to the host."""
 
     def make(folder):
         from helpers.runs import ReadCounter, run_config
@@ -201,7 +201,7 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """Turns progress messages off, which a slow machine would print."""
+    """Turns off the progress messages that programs print on a slow machine."""
     monkeypatch.setattr("tfdecouple.runtime.progress._FIRST", 1e6)
 
 
@@ -227,7 +227,7 @@ def exported(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def npm_example(tmp_path_factory):
-    """A function that returns a copy of a folder of examples/ with its npm packages, or installs these."""
+    """A function that copies a folder of examples/, links or installs its npm packages, and returns the copy."""
     copies = {}
 
     def copy(name):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import jacobian_log_det
 from helpers.places import ROOT
-from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
+from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.bijectors import closed_form
 from tfdecouple.transforms import TRANSFORMS
@@ -75,7 +75,9 @@ np.testing.assert_allclose(inverse, -log_det, rtol=1e-9)
 
 def test_a_bijector_that_tfp_lacks():
     written = {**vars(closed_form)}
-    exec(compile(recipe("bijector"), "recipe", "exec", dont_inherit=True, flags=annotations.compiler_flag), written)
+    exec(
+        compile(read_recipe("bijector"), "recipe", "exec", dont_inherit=True, flags=annotations.compiler_flag), written
+    )
     rng = np.random.default_rng(0)
     x = tf.constant(rng.standard_normal((2, 2, 2, 3)))
     bijector = written["SignedPower"](0.3 * rng.standard_normal(3))
@@ -94,22 +96,22 @@ def test_a_bijector_that_tfp_lacks():
 @pytest.fixture(scope="module")
 def with_transform(tmp_path_factory):
     """A copy of the packages with the transform of the recipe, and its name."""
-    folder = copy_of_packages(tmp_path_factory.mktemp("transform"))
+    folder = copy_packages(tmp_path_factory.mktemp("transform"))
     file = folder / "tfdecouple" / "transforms.py"
-    transform, _, line = recipe("coupling transform").partition("# in `TRANSFORMS`\n")
-    insert(file, "TRANSFORMS: dict", transform + "\n")
-    register(file, "TRANSFORMS", line)
+    transform, _, line = read_recipe("coupling transform").partition("# in `TRANSFORMS`\n")
+    insert_text(file, "TRANSFORMS: dict", transform + "\n")
+    append_rows(file, "TRANSFORMS", line)
     (name,) = (
-        line.split('"')[1] for line in recipe("coupling transform").splitlines() if line.startswith("    name =")
+        line.split('"')[1] for line in read_recipe("coupling transform").splitlines() if line.startswith("    name =")
     )
     return folder, name
 
 
 def test_a_transform_is_a_class_and_its_place_in_the_registry(with_transform):
     folder, name = with_transform
-    used = run_in(folder, "-c", f"NAME = {name!r}\n{USE}")
+    used = run_in_copy(folder, "-c", f"NAME = {name!r}\n{USE}")
     assert used.returncode == 0, used.stderr
-    shown = run_in(folder, "train.py", "--set", "model.transform=else", "--workdir", "run")
+    shown = run_in_copy(folder, "train.py", "--set", "model.transform=else", "--workdir", "run")
     assert shown.returncode == 2 and all(repr(one) in shown.stderr for one in (*TRANSFORMS, name))
 
 
@@ -118,7 +120,7 @@ def test_the_tests_of_layers_take_a_new_transform_in(with_transform):
     folder, name = with_transform
     shutil.copytree(ROOT / "tests", folder / "tests")
     shutil.copy(ROOT / "setup.cfg", folder)
-    tested = run_in(folder, "-m", "pytest", "-q", "-k", name, "tests/layers", "tests/test_bijectors.py")
+    tested = run_in_copy(folder, "-m", "pytest", "-q", "-k", name, "tests/layers", "tests/test_bijectors.py")
     assert tested.returncode == 0 and " passed" in tested.stdout, tested.stdout + tested.stderr
 
 
@@ -133,9 +135,11 @@ def test_a_run_with_it_is_trained_and_passes_the_gate(with_transform):
     training = ["batch_size=8", "init_images=16", "evaluation_images=8", "pictures=0", "learning_rate=0.01"]
     options = [f"--set=model.{value}" for value in model] + [f"--set=training.{value}" for value in training]
     options += ["--set=data.photograph_crops=32", "--steps", "3", "--workdir", "run"]
-    trained = run_in(folder, "train.py", "--preset", "quickstart", *options)
+    trained = run_in_copy(folder, "train.py", "--preset", "quickstart", *options)
     assert trained.returncode == 0, trained.stderr
     # Both ways through the flow, and the log-determinant; what the others add knows no transform.
-    exported = run_in(folder, "-m", "export", "--run", "run", "--to", "out", "--endpoints", "encode", "decode", "score")
+    exported = run_in_copy(
+        folder, "-m", "export", "--run", "run", "--to", "out", "--endpoints", "encode", "decode", "score"
+    )
     assert exported.returncode == 0, exported.stdout + exported.stderr
     assert {"encoder.onnx", "decoder.onnx"} <= {file.name for file in (folder / "out" / "onnx").iterdir()}

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
+from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 from PIL import Image
 
 # Uses all three in one process, and traces nothing, which takes its time.
@@ -29,30 +29,30 @@ print("exact", save_pictures(PictureInputs(load_model(run), images), pathlib.Pat
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     """A copy of the packages with what the three recipes add."""
-    folder = copy_of_packages(tmp_path_factory.mktemp("copy"))
+    folder = copy_packages(tmp_path_factory.mktemp("copy"))
     package = folder / "tfdecouple"
-    (package / "metrics" / "brightness.py").write_text(recipe("evaluation metric"), encoding="utf-8")
+    (package / "metrics" / "brightness.py").write_text(read_recipe("evaluation metric"), encoding="utf-8")
     evaluate = package / "cli" / "evaluate.py"
-    register(evaluate, "METRICS", "Brightness,")
-    insert(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")
-    (package / "cli" / "brightness.py").write_text(recipe("command"), encoding="utf-8")
-    insert(package / "cli" / "__init__.py", "]", '    "brightness",\n', after="COMMANDS = [")
+    append_rows(evaluate, "METRICS", "Brightness,")
+    insert_text(evaluate, "from tfdecouple.metrics.base", "from tfdecouple.metrics.brightness import Brightness\n")
+    (package / "cli" / "brightness.py").write_text(read_recipe("command"), encoding="utf-8")
+    insert_text(package / "cli" / "__init__.py", "]", '    "brightness",\n', after="COMMANDS = [")
     with (package / "visualization" / "pictures.py").open("a", encoding="utf-8") as file:
-        file.write("\n\n" + recipe("picture") + "\n")
+        file.write("\n\n" + read_recipe("picture") + "\n")
     return folder
 
 
 def test_help_shows_them_without_tensorflow(copy):
     code = "import sys; from tfdecouple.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('tensorflow', 'keras', 'sklearn') if name in sys.modules])"
-    shown = run_in(copy, "-c", code, "evaluate", "--help", anew=True)
+    shown = run_in_copy(copy, "-c", code, "evaluate", "--help", anew=True)
     assert "--brightness" in shown.stdout and "also how bright samples are" in shown.stdout
     assert shown.stdout.splitlines()[-1] == "[]"
-    assert "say how bright samples are" in run_in(copy, "-m", "tfdecouple", "--help").stdout
+    assert "say how bright samples are" in run_in_copy(copy, "-m", "tfdecouple", "--help").stdout
 
 
 def test_they_are_used(copy, tiny_run, tmp_path):
-    done = run_in(copy, "-c", USE, str(tiny_run), str(tmp_path))
+    done = run_in_copy(copy, "-c", USE, str(tiny_run), str(tmp_path))
     assert done.returncode == 0, done.stderr
     values = json.loads((tmp_path / "brightness-validation.json").read_text(encoding="utf-8"))
     assert 0 < values["brightness"] < 255

@@ -2,16 +2,16 @@
 
 import json
 
-from helpers.recipes import copy_of_packages, insert, recipe, run_in
+from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 
 def test_a_preset_is_a_file(tmp_path):
-    folder = copy_of_packages(tmp_path)
-    (folder / "tfdecouple" / "presets" / "mine.json").write_text(recipe("preset"), encoding="utf-8")
-    shown = run_in(folder, "-m", "tfdecouple", "presets", "mine")
+    folder = copy_packages(tmp_path)
+    (folder / "tfdecouple" / "presets" / "mine.json").write_text(read_recipe("preset"), encoding="utf-8")
+    shown = run_in_copy(folder, "-m", "tfdecouple", "presets", "mine")
     assert shown.returncode == 0, shown.stderr
     values = json.loads(shown.stdout[shown.stdout.index("{") :])
-    assert json.loads(recipe("preset"))["model"].items() <= values["model"].items()
+    assert json.loads(read_recipe("preset"))["model"].items() <= values["model"].items()
     assert "a preset of our own" in shown.stdout
 
 
@@ -32,13 +32,13 @@ for assignment in ("training.patience=-1", "training.patience=many", "training.p
 
 
 def test_an_option_is_two_lines(tmp_path):
-    folder = copy_of_packages(tmp_path)
-    where, line, field = recipe("option").splitlines()
+    folder = copy_packages(tmp_path)
+    where, line, field = read_recipe("option").splitlines()
     assert where.startswith("# config/training.py")
     file = folder / "tfdecouple" / "config" / "training.py"
-    insert(file, '    """\n', f"    {line}\n", after="class TrainingConfig")
-    insert(file, "\n    def __post_init__", f"    {field}\n", after="class TrainingConfig")
-    used = run_in(folder, "-c", USE)
+    insert_text(file, '    """\n', f"    {line}\n", after="class TrainingConfig")
+    insert_text(file, "\n    def __post_init__", f"    {field}\n", after="class TrainingConfig")
+    used = run_in_copy(folder, "-c", USE)
     assert used.returncode == 0, used.stderr
     assert used.stdout.splitlines() == [
         "training.patience is -1; it must be at least 0",

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from helpers.places import PATIENCE
-from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
+from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 
 TINY = """
 {"description": "tiny",
@@ -45,18 +45,18 @@ print(kept.source, *sources.locate_images(kept))
 @pytest.fixture(scope="module")
 def with_source(tmp_path_factory):
     """A copy of the packages with the data source of the recipe."""
-    folder = copy_of_packages(tmp_path_factory.mktemp("source"))
+    folder = copy_packages(tmp_path_factory.mktemp("source"))
     file = folder / "tfdecouple" / "data" / "sources.py"
     for name in ("data source", "data source with a path"):
-        kind, _, line = recipe(name).partition("# in `KINDS`\n")
-        insert(file, "KINDS: tuple", f"{kind}\n")
-        register(file, "KINDS", line)
+        kind, _, line = read_recipe(name).partition("# in `KINDS`\n")
+        insert_text(file, "KINDS: tuple", f"{kind}\n")
+        append_rows(file, "KINDS", line)
     (folder / "tfdecouple" / "presets" / "tiny.json").write_text(TINY, encoding="utf-8")
     return folder
 
 
 def test_they_are_opened_from_any_folder_and_named_by_messages(with_source):
-    used = run_in(with_source, "-c", USE)
+    used = run_in_copy(with_source, "-c", USE)
     assert used.returncode == 0, used.stderr
     listed, refused, found = used.stdout.splitlines()
     assert listed.endswith("or array:PATH") and "stripes" in listed
@@ -69,7 +69,7 @@ def test_they_are_opened_from_any_folder_and_named_by_messages(with_source):
 def test_a_run_is_resumed_from_another_folder_and_evaluated(with_source, tmp_path):
     np.save(with_source / "some.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8))
     run = ["train.py", "--preset", "tiny", "--workdir", str(tmp_path / "run"), "--data"]
-    first = run_in(with_source, *run, "array:some.npy", "--steps", "2")
+    first = run_in_copy(with_source, *run, "array:some.npy", "--steps", "2")
     assert first.returncode == 0, first.stderr
     run[0] = str(with_source / "train.py")
     elsewhere = {**os.environ, "PYTHONPATH": str(with_source)}
@@ -77,7 +77,7 @@ def test_a_run_is_resumed_from_another_folder_and_evaluated(with_source, tmp_pat
     again = subprocess.run(command, cwd=tmp_path, env=elsewhere, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0, again.stderr
     evaluate = ["evaluate", "--run", str(tmp_path / "run"), "--data", "stripes", "--split", "validation"]
-    measured = run_in(with_source, "-m", "tfdecouple", *evaluate)
+    measured = run_in_copy(with_source, "-m", "tfdecouple", *evaluate)
     assert measured.returncode == 0, measured.stderr
     (result,) = (tmp_path / "run").rglob("bits_per_dim-validation*.json")
     assert json.loads(result.read_text(encoding="utf-8"))["source"] == "stripes"

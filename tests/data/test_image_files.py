@@ -10,8 +10,8 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers.picture_files import claiming, load_program
 from helpers.places import PATIENCE, ROOT
+from helpers.program_inputs import load_program, make_png_header
 from PIL import Image
 
 from tfdecouple.config import DataConfig
@@ -76,7 +76,7 @@ class TestPixels:
     def test_more_than_the_budget_are_refused_in_one_line(self, tmp_path, width, height):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            message = refusal(written(tmp_path / "x.png", claiming(width, height)))
+            message = refusal(written(tmp_path / "x.png", make_png_header(width, height)))
         assert f"more than {MOST_PIXELS:,}" in message
 
 
@@ -149,7 +149,7 @@ class TestPythonClients:
 
     @pytest.mark.parametrize("side", [12_000, 20_000])
     def test_have_a_budget_of_pixels(self, tmp_path, refuses, side):
-        (tmp_path / "x.png").write_bytes(claiming(side, side))
+        (tmp_path / "x.png").write_bytes(make_png_header(side, side))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             assert "pixels" in refuses(tmp_path / "x.png")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import TINY, random_images
-from helpers.picture_files import SIZE, load_program, write_files
 from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.program_inputs import SIZE, load_program, write_picture_files
 from PIL import Image
 
 from tfdecouple.cli.run_images import read_image_files
@@ -23,7 +23,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp("files"))
+    return write_picture_files(tmp_path_factory.mktemp("files"))
 
 
 @pytest.fixture(scope="module")

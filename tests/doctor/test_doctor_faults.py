@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 import pytest
-from helpers.emulation import emulated_accelerator, switch_left_alone
+from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
 from tfdecouple.doctor import device_checks
 from tfdecouple.doctor.report import VARIANTS, Request, Task
@@ -16,7 +16,7 @@ from tfdecouple.runs.run_folder import load_weights
 @contextlib.contextmanager
 def faulty():
     """An accelerator with TF32 left on."""
-    with switch_left_alone(), emulated_accelerator():
+    with keep_tf32_switch(), emulated_accelerator():
         yield
 
 

@@ -9,8 +9,13 @@ import sys
 import numpy as np
 import pytest
 from helpers.models import SMALL
-from helpers.onnx_texts import WITHOUT_Z, in_5_bits, write_models
-from helpers.picture_files import claiming, write_files
+from helpers.program_inputs import (
+    WITHOUT_Z,
+    make_png_header,
+    quantize_to_5_bits,
+    write_onnx_models,
+    write_picture_files,
+)
 from PIL import Image
 
 from export import client as source
@@ -19,7 +24,7 @@ from tfdecouple.data.image_file import read_image
 
 ALL_COME_BACK = "16 of 16 known images come back exactly\n"
 # Models of 5 bits: without z, with a z that is v once more, and with labels as well.
-OF_5_BITS = {**WITHOUT_Z, "encoder": in_5_bits(WITHOUT_Z["encoder"])}
+OF_5_BITS = {**WITHOUT_Z, "encoder": quantize_to_5_bits(WITHOUT_Z["encoder"])}
 WITH_Z = {
     "encoder": OF_5_BITS["encoder"]
     .replace("3] v)", "3] v, float[batch, 8, 8, 3] z)")
@@ -82,7 +87,7 @@ def test_it_is_published_as_it_is_and_runs_where_nothing_else_can_be_imported(ex
 
 
 def test_known_images_come_back(run, exported, tmp_path):
-    write_models(tmp_path / "5", OF_5_BITS, **METADATA)
+    write_onnx_models(tmp_path / "5", OF_5_BITS, **METADATA)
     for folder in (exported, exported / "onnx", tmp_path / "5"):
         assert run("--check", folder) == (0, ALL_COME_BACK, "")
 
@@ -133,13 +138,13 @@ def test_pictures_are_cropped_and_resized_as_in_training(client, shape, crop, tm
 
 def test_pictures_are_read_as_in_training(client, tmp_path):
     served = client.Model()
-    for name, path in write_files(tmp_path).items():
+    for name, path in write_picture_files(tmp_path).items():
         found = served.fit(client.read_picture(path, 3))
         np.testing.assert_array_equal(found, read_image(str(path), (8, 8, 3), 0), name)
 
 
 def test_the_crop_of_the_card_is_taken(tmp_path):
-    write_models(tmp_path, OF_5_BITS, **{**METADATA, "crop": "centre square of 140 pixels, or the largest"})
+    write_onnx_models(tmp_path, OF_5_BITS, **{**METADATA, "crop": "centre square of 140 pixels, or the largest"})
     assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
 
 
@@ -172,7 +177,7 @@ class TestOneLine:
 
     def test_of_a_picture_that_cannot_be_read(self, refused, tmp_path):
         Image.fromarray(np.zeros((8, 8), np.int32)).save(tmp_path / "deep.tif")
-        (tmp_path / "claims.png").write_bytes(claiming(12_000, 12_000))
+        (tmp_path / "claims.png").write_bytes(make_png_header(12_000, 12_000))
         said = {"deep.tif": "the mode I", "claims.png": "more than 134,217,728", "absent.png": "no regular file"}
         for name, words in said.items():
             message = refused(name, name)
@@ -188,14 +193,14 @@ class TestOneLine:
         ids=["without z", "labels", "channels"],
     )
     def test_of_a_model_whose_pictures_are_not_switched(self, refused, tmp_path, texts, shape, said):
-        write_models(tmp_path / "onnx", texts, **{**METADATA, "image_shape": json.dumps(shape)})
+        write_onnx_models(tmp_path / "onnx", texts, **{**METADATA, "image_shape": json.dumps(shape)})
         assert refused("a.png", "b.png", folder=tmp_path) == f"{said}\n"
 
     @pytest.mark.parametrize("arguments", [("a.png", "b.png"), ("--check",)], ids=" ".join)
     def test_of_files_that_are_missing_damaged_or_of_different_exports(self, refused, tmp_path, arguments):
         cannot_open = f"cannot open encoder.onnx and decoder.onnx of an export in {tmp_path}: "
         assert refused(*arguments, folder=tmp_path).startswith(cannot_open)
-        write_models(tmp_path / "onnx", {**WITH_Z, "decoder": WITHOUT_Z["decoder"]}, **METADATA)
+        write_onnx_models(tmp_path / "onnx", {**WITH_Z, "decoder": WITHOUT_Z["decoder"]}, **METADATA)
         said = f"cannot encode and decode with the files in {tmp_path / 'onnx'}: "
         assert refused(*arguments, folder=tmp_path).startswith(said)
         (tmp_path / "onnx" / "decoder.onnx").write_bytes(b"no model")

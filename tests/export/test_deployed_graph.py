@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.graphs import IN_FILES, TOLERANCE, VARIANTS, assert_same, deployed_of, expected, inputs_of, model_of
+from helpers.graphs import (
+    IN_FILES,
+    TOLERANCE,
+    VARIANTS,
+    assert_same,
+    compute_expected,
+    get_deployed_model,
+    get_model,
+    make_inputs,
+)
 from helpers.models import TINY, random_images
 from helpers.places import ROOT
 from tensorflow.core.protobuf import saved_model_pb2
@@ -24,8 +33,10 @@ def call(name, endpoint_name, **given):
     """Runs an endpoint of the folded graph in the layout NHWC."""
     config = VARIANTS[name]
     one = find_endpoint(config, endpoint_name)
-    everything = {**inputs_of(config), **given}
-    made = one.build(deployed_of(name), {array.name: tf.constant(everything[array.name]) for array in one.inputs})
+    everything = {**make_inputs(config), **given}
+    made = one.build(
+        get_deployed_model(name), {array.name: tf.constant(everything[array.name]) for array in one.inputs}
+    )
     assert list(made) == [array.name for array in one.outputs]
     for array in one.outputs:
         assert made[array.name].dtype == array.dtype and made[array.name].shape[1:] == array.shape
@@ -47,12 +58,12 @@ PRIORS = ("alpha-0.8", "alpha-1", "additive", "normal prior", "d_z 2", "d_z 5")
 class TestDeployedGraph:
     @pytest.mark.parametrize("name", VARIANTS)
     def test_codes_and_scores_are_the_models_and_images_come_back(self, name):
-        given, model, flow = inputs_of(VARIANTS[name]), model_of(name), deployed_of(name).flow
+        given, model, flow = make_inputs(VARIANTS[name]), get_model(name), get_deployed_model(name).flow
         codes = call(name, "encode")
-        assert_same(codes, expected(name, "encode"))
+        assert_same(codes, compute_expected(name, "encode"))
         images = call(name, "decode", **codes)["images"]
         np.testing.assert_array_equal(images, model.quantize_images(given["images"]))
-        assert_same(call(name, "score"), expected(name, "score"))
+        assert_same(call(name, "score"), compute_expected(name, "score"))
         # Before it is rounded to pixels.
         z = tf.constant(given["z"]) if VARIANTS[name].has_latent else None
         x, (right, log_det) = flow.inverse(tf.constant(given["v"]), z), model.flow.inverse_and_log_det(given["v"], z)
@@ -62,11 +73,15 @@ class TestDeployedGraph:
 
     @pytest.mark.parametrize(("name", "of"), FURTHER_ENDPOINTS)
     def test_endpoint_is_the_model(self, name, of):
-        assert_same(call(name, of), expected(name, of), VARIANTS[name].n_bits)
+        assert_same(call(name, of), compute_expected(name, of), VARIANTS[name].n_bits)
 
     @pytest.mark.parametrize("name", PRIORS)
     def test_prior_is_the_models_in_both_directions(self, name):
-        deployed, model, noise = deployed_of(name), model_of(name), tf.constant(inputs_of(VARIANTS[name])["z_noise"])
+        deployed, model, noise = (
+            get_deployed_model(name),
+            get_model(name),
+            tf.constant(make_inputs(VARIANTS[name])["z_noise"]),
+        )
         z = deployed.prior.inverse(noise)
         assert_same({"z": z}, {"z": model.z_from_noise(noise)})
         back, log_det = deployed.prior.forward_and_log_det(z)
@@ -77,12 +92,12 @@ class TestDeployedGraph:
 
     def test_images_without_a_label_are_scored_by_the_mixture(self):
         labels = np.array([-1, 1, -1, 2, 0], np.int32)
-        model, given = model_of("prior of classes"), inputs_of(VARIANTS["prior of classes"])
+        model, given = get_model("prior of classes"), make_inputs(VARIANTS["prior of classes"])
         right = outlier_scores(model, given["images"], given["z_noise"], given["u_noise"], labels).to_dict()
         assert_same(call("prior of classes", "score", labels=labels), right)
 
     def test_ends_of_an_interpolation_and_a_switch_of_an_image_with_itself_are_the_images(self):
-        images = {key: inputs_of(TINY)[key] for key in ("images_a", "images_b")}
+        images = {key: make_inputs(TINY)[key] for key in ("images_a", "images_b")}
         for place, end in zip((0, 1), images.values(), strict=True):
             ends = np.full(5, place, "float32")
             np.testing.assert_array_equal(call("alpha-0.8", "interpolate", alpha=ends, beta=ends)["images"], end)
@@ -117,7 +132,7 @@ class TestDeployedWeights:
         ("name", "order"), [*((name, "NHWC") for name in VARIANTS), *((name, "NCHW") for name in IN_FILES)]
     )
     def test_each_is_compared_with_the_models(self, name, order):
-        model, deployed = model_of(name), deployed_of(name, order)
+        model, deployed = get_model(name), get_deployed_model(name, order)
         assert list(compare_weights(model, deployed)) == []
         # One number of each array, by so little that no pixel need move.
         rng = np.random.default_rng(0)
@@ -159,7 +174,7 @@ class TestDeployedWeights:
 
     @pytest.mark.parametrize("name", ["base", "classes", "prior of classes"])
     def test_each_is_read_by_an_endpoint(self, name):
-        given, deployed, made = inputs_of(VARIANTS[name], 1), deployed_of(name), {}
+        given, deployed, made = make_inputs(VARIANTS[name], 1), get_deployed_model(name), {}
         with tf.Graph().as_default():
             placed = deployed.replace_arrays(
                 lambda key, array: made.setdefault(key, tf.compat.v1.placeholder("float32", array.shape))

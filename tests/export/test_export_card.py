@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import cards
 from helpers.models import SMALL
-from helpers.onnx_texts import WITHOUT_Z, write_models
+from helpers.program_inputs import WITHOUT_Z, write_onnx_models
 from helpers.variants import OF_CLASSES
 
 from export.card import (
@@ -225,7 +225,7 @@ def without_z(tmp_path_factory):
     card = card_of({"onnx": entry()}, model=model_with(conditioning="none"))
     (folder / JSON_NAME).write_text(json.dumps(card))
     (folder / TEXT_NAME).write_text(render_card(card))
-    write_models(folder / "onnx", WITHOUT_Z)
+    write_onnx_models(folder / "onnx", WITHOUT_Z)
     return folder
 
 

@@ -10,11 +10,11 @@ from helpers.graphs import (
     IN_FILES,
     VARIANTS,
     assert_same,
-    deployed_of,
-    expected,
-    inputs_of,
-    model_of,
-    onnx_of,
+    compute_expected,
+    get_deployed_model,
+    get_model,
+    get_onnx_model,
+    make_inputs,
     run_onnx,
 )
 from helpers.models import TINY
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 def arrays_of(name):
     """Returns the weights in a variant's ONNX files, by name."""
-    return deployed_of(name, "NCHW").collect_arrays()
+    return get_deployed_model(name, "NCHW").collect_arrays()
 
 
 def weights_in(model):
@@ -40,18 +40,18 @@ def test_files_are_the_model_and_know_its_weights(name):
     # The other variants have weights of the same kinds.
     known = {*map(digest_array, arrays_of(name).values())}
     for of in ("encode", "decode"):
-        assert_same(run_onnx(name, of), expected(name, of), VARIANTS[name].n_bits)
-        for tensor in onnx_of(name, of).graph.initializer:
+        assert_same(run_onnx(name, of), compute_expected(name, of), VARIANTS[name].n_bits)
+        for tensor in get_onnx_model(name, of).graph.initializer:
             if tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT:
                 array = onnx.numpy_helper.to_array(tensor)
                 assert any(digest_array(form) in known for form in reorder_axes(array)), tensor.name
-    images = model_of(name).quantize_images(inputs_of(VARIANTS[name])["images"])
+    images = get_model(name).quantize_images(make_inputs(VARIANTS[name])["images"])
     np.testing.assert_array_equal(run_onnx(name, "decode", **run_onnx(name, "encode"))["images"], images)
 
 
 @pytest.mark.parametrize("name", ["alpha-0.8", "classes", "prior of classes"])
 def test_sampler_is_the_model(name):
-    assert_same(run_onnx(name, "sample"), expected(name, "sample"))
+    assert_same(run_onnx(name, "sample"), compute_expected(name, "sample"))
 
 
 FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample"), ("five channels", "encode")]
@@ -61,7 +61,7 @@ FILES = [("alpha-0.8", "encode"), ("alpha-0.8", "decode"), ("alpha-0.8", "sample
 def file(request):
     """(endpoint, ONNX model)."""
     name, of = request.param
-    return find_endpoint(VARIANTS[name], of), onnx_of(name, of)
+    return find_endpoint(VARIANTS[name], of), get_onnx_model(name, of)
 
 
 class TestOnnxGraph:
@@ -121,7 +121,9 @@ class TestOnnxGraph:
 
     @pytest.mark.parametrize(("of", "direction"), [("encode", "mix"), ("decode", "unmix")])
     def test_matrices_are_applied_in_one_direction_only(self, of, direction):
-        assert {name.split("/")[-2] for name in weights_in(onnx_of("alpha-0.8", of)) if "mix" in name} == {direction}
+        assert {name.split("/")[-2] for name in weights_in(get_onnx_model("alpha-0.8", of)) if "mix" in name} == {
+            direction
+        }
 
 
 def test_names_of_files_are_those_by_which_clients_find_them():

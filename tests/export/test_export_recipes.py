@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import TINY, random_images
 from helpers.places import ROOT
-from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
+from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 from tensorflow_serving.apis import prediction_log_pb2
@@ -20,19 +20,19 @@ from export.endpoints import list_endpoints
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the packages in which the recipes have been followed, in their one file."""
-    file = copy_of_packages(tmp_path / "copy") / "export" / "endpoints.py"
+    file = copy_packages(tmp_path / "copy") / "export" / "endpoints.py"
     for name in ("endpoint", "endpoint that returns numbers"):
-        functions, _, rest = recipe(name).partition("\n# in `list_endpoints`\n")
+        functions, _, rest = read_recipe(name).partition("\n# in `list_endpoints`\n")
         endpoint, _, line = rest.partition("\n# in `every`\n")
-        insert(file, "def list_onnx_names", functions + "\n\n\n")
-        insert(file, "    every = (", endpoint + "\n")
-        register(file, "every", line)
+        insert_text(file, "def list_onnx_names", functions + "\n\n\n")
+        insert_text(file, "    every = (", endpoint + "\n")
+        append_rows(file, "every", line)
     return file.parents[1]
 
 
 def run_export(copy, run, to):
     """Runs the command in the copy: one signature, all ONNX files."""
-    return run_in(copy, "-m", "export", "--run", str(run), "--to", str(to), "--endpoints", "reconstruct", "length")
+    return run_in_copy(copy, "-m", "export", "--run", str(run), "--to", str(to), "--endpoints", "reconstruct", "length")
 
 
 # Of a run whose z is a function of the label: the endpoints that it has, and whether the graph answers as the model.
@@ -83,7 +83,7 @@ class TestEndpoint:
 
     def test_joins_those_of_a_model_of_classes_and_takes_its_labels(self, copy, tmp_path):
         config = OF_CLASSES["classes"]
-        used = run_in(copy, "-c", USE, str(write_run(tmp_path / "run", fresh(config))))
+        used = run_in_copy(copy, "-c", USE, str(write_run(tmp_path / "run", fresh(config))))
         assert used.returncode == 0, used.stderr
         inputs, _, names = used.stdout.rstrip("\n").partition(" of ")
         assert inputs == "images labels"

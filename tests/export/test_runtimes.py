@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-from helpers.graphs import inputs_of
+from helpers.graphs import make_inputs
 from helpers.models import SMALL, random_images
 from tensorflow.python.client import pywrap_tf_session
 
@@ -112,7 +112,7 @@ def saved_model(runtimes):
 
 def draw(endpoint, count=COUNT):
     """Returns inputs of an endpoint."""
-    every = inputs_of(SMALL, count)
+    every = make_inputs(SMALL, count)
     return {array.name: every[array.name] for array in find_endpoint(SMALL, endpoint).inputs}
 
 

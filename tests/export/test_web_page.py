@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from helpers.models import let_z_show, random_images
-from helpers.picture_files import SIZE, claiming, write_files
 from helpers.places import PATIENCE, ROOT, TESTS
+from helpers.program_inputs import SIZE, make_png_header, write_picture_files
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
@@ -164,8 +164,8 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     (tmp_path / "inputs.json").write_text(json.dumps(encoded))
     report = tmp_path / "report.json"
     (tmp_path / "files").mkdir()
-    files = write_files(tmp_path / "files")
-    (tmp_path / "files" / "bomb.png").write_bytes(claiming(20_000, 20_000))
+    files = write_picture_files(tmp_path / "files")
+    (tmp_path / "files" / "bomb.png").write_bytes(make_png_header(20_000, 20_000))
     command = ["node", "check.mjs", str(page / "web"), "--json", str(report), "--pairs", str(tmp_path)]
     command += ["--read", str(tmp_path / "files"), "--browser", str(CHROMIUM)]
     result = subprocess.run(command, cwd=tools, capture_output=True, text=True, check=False)

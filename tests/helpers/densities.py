@@ -1,4 +1,4 @@
-"""Densities in closed form that replace a model in tests, so that metrics can be compared with exact values."""
+"""Densities in closed form that stand in for a model, so that tests can compare metrics with exact values."""
 
 import math
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ SHAPE = (1, 1, 3)
 
 
 class Density:
-    """The base class of densities that replace a model of images with three numbers; nats are float64."""
+    """The base class of densities of images with one pixel of three channels; log densities are float64, in nats."""
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
         self.config = SimpleNamespace(
@@ -33,7 +33,7 @@ class Density:
 
 
 class Uniform(Density):
-    """A uniform density whose ELBO is exact: noise in z adds to the reconstruction what it takes from the KL."""
+    """A uniform density with an exact ELBO: the noise of z adds to the reconstruction what it takes from the KL."""
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         spread = tf.reduce_sum(tf.cast(z_noise, tf.float64), 1)
@@ -44,7 +44,7 @@ class Uniform(Density):
 class LinearGaussian(Density):
     """A density with p(z) = N(0, I), p(x|z) = N(weights z_0, noise^2 I) and q(z_0|x) = N(slopes x, stddev^2).
 
-    Only the first entry of z is used. x is the centre of a pixel's bin, or has uniform noise if `centres` is false.
+    Only the first entry of z is used. x lies at the centre of its bin, or anywhere in the bin if `centres` is false.
     """
 
     weights = np.array([0.5, 0.3, -0.2])
@@ -72,12 +72,12 @@ class LinearGaussian(Density):
         return -(squares + np.linalg.slogdet(2 * math.pi * covariance)[1]) / 2
 
     def gap(self, images):
-        """Returns KL(q(z|x) || p(z|x)), float64 `[n]`: the expected ELBO is below log p(x) by this many nats."""
+        """Returns KL(q(z|x) || p(z|x)) in nats, float64 `[n]`: the difference of log p(x) and the expected ELBO."""
         difference = self.x(images) @ (self.slopes - self.exact_slopes)
         ratio = self.stddev**2 / self.exact_stddev**2
         return (ratio - 1 - math.log(ratio) + difference**2 / self.exact_stddev**2) / 2
 
-    # --- methods that metrics call ---
+    # --- methods of a model that metrics call ---
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         u = 0.5 if self.centres else tf.cast(tf.reshape(u_noise, [-1, 3]), tf.float64)
@@ -110,7 +110,7 @@ class LinearGaussian(Density):
 
 
 def counted_batches(images, size, fill=0):
-    """Returns a `tf.data` data set of all images in batches of one size; images of weight 0 fill the last one."""
+    """Returns all images in batches of one size, as a `tf.data` data set; images of weight 0 fill the last batch."""
     missing = -len(images) % size
     filled = np.concatenate([images, np.full((missing, *images.shape[1:]), fill, np.uint8)])
     index = np.concatenate([np.arange(len(images)), np.zeros(missing)]).astype(np.int64)
@@ -119,6 +119,6 @@ def counted_batches(images, size, fill=0):
 
 
 def gaussian_images(count, scale=38.0, seed=0):
-    """Returns random images of three roughly normal numbers around 127.5, uint8 `[count, 1, 1, 3]`."""
+    """Returns images whose values are normally distributed around 127.5 and rounded, uint8 `[count, 1, 1, 3]`."""
     values = 127.5 + scale * np.random.default_rng(seed).standard_normal((count, *SHAPE))
     return np.clip(np.round(values), 0, 255).astype(np.uint8)

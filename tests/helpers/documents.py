@@ -102,7 +102,7 @@ def list_anchors(text: str) -> set[str]:
 
 
 def list_commands(block: str) -> list[str]:
-    """Returns the commands in a code block, with continued lines joined and explanations after wide gaps removed."""
+    """Returns the commands in a code block, with continued lines joined, and without explanations beside commands."""
     commands: list[str] = []
     is_continued = False
     for line in block.splitlines():
@@ -121,7 +121,7 @@ class CommandError(AssertionError):
 
 
 class _Parsed(BaseException):
-    """The exception that ends a program as soon as its command line is parsed; its argument are the options."""
+    """The exception that ends a program as soon as the command line is parsed; its only argument is the options."""
 
 
 def _require(condition: object, message: str) -> None:
@@ -130,7 +130,7 @@ def _require(condition: object, message: str) -> None:
 
 
 def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
-    """Returns the options that a program's own parser reads; the program ends after parsing.
+    """Runs a program until its parser has read the command line, and returns the parsed options.
 
     Args:
         program: the function `main` of the program, which reads `sys.argv`.
@@ -278,14 +278,14 @@ def _check_sbatch(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_tfdecouple(arguments: list[str], folder: pathlib.Path) -> None:
-    """Checks a command `tfdecouple ...`; without arguments it is only the name of the project."""
+    """Checks the arguments of `tfdecouple`; without arguments the word is only the name of the project."""
     if arguments:
         check = {"train": _check_train, "export": _check_export}.get(arguments[0])
         check(arguments[1:], folder) if check else _check_commands(arguments, folder)
 
 
 def _check_docker(arguments: list[str], folder: pathlib.Path) -> None:
-    """Raises CommandError if a Dockerfile is missing or the command inside `docker run ... tfdecouple` is wrong."""
+    """Raises CommandError if a Dockerfile is missing, or if `docker run ... tfdecouple ...` has a wrong command."""
     _check_files(arguments, folder)
     if arguments[:1] == ["run"] and "tfdecouple" in arguments:
         _check_tfdecouple(arguments[arguments.index("tfdecouple") + 1 :], folder)
@@ -307,7 +307,7 @@ PROGRAMS = {
     "docker": _check_docker,
     **dict.fromkeys(("curl", "export", "sudo")),
 }
-# Programs that the text of the documentation calls by a short name, and their paths.
+# Short names by which the documentation calls programs of the project, and the paths of the programs.
 SHORT_NAMES = {
     "throughput.py": "benchmarks/throughput.py",
     "client.py": "client.py",
@@ -337,7 +337,7 @@ def check_command(line: str, folder: pathlib.Path = ROOT) -> None:
 
     Args:
         line: the command in the documentation, which may be a pipe or a chain of commands.
-        folder: folder of its relative paths, which may also be relative to the root of the repository.
+        folder: the folder to which paths in the command are relative, if they are not relative to the repository.
     """
     for is_separator, words in itertools.groupby(split_command(line), lambda word: word in ("|", "&&", ";")):
         if is_separator:

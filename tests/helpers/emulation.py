@@ -28,7 +28,7 @@ from tensorflow.python.framework import op_def_registry
 from tfdecouple.errors import UserError
 from tfdecouple.runtime import precision as tf32
 
-# For each operation that accelerators compute by products: the indices of the operands; None stands for all inputs.
+# The operations that accelerators compute by products, with the indices of their operands; None means all inputs.
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {
     "MatMul": (0, 1),
     "BatchMatMul": (0, 1),
@@ -51,7 +51,7 @@ _names = itertools.count(1)
 
 @contextlib.contextmanager
 def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
-    """Emulates an accelerator's arithmetic inside the context, in all threads of the process.
+    """Makes TensorFlow compute like an accelerator inside the context, in all threads of the process.
 
     With TensorFlow's switch for TF32 off and without noise, float32 results are unchanged to the bit. The emulation
     leaves `tf.data` pipelines alone, which always run on CPUs, and sessions of TensorFlow 1.
@@ -81,7 +81,7 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def switch_left_alone() -> Iterator[None]:
+def keep_tf32_switch() -> Iterator[None]:
     """Stops the project from turning TensorFlow's switch for TF32 off inside the context, in all threads."""
     with _replaced(tf32._switch, "turn", lambda turn: lambda **_: None):
         yield
@@ -98,7 +98,7 @@ def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callab
 
 
 class _Emulation:
-    """The emulated arithmetic of single operations, and the emulated copies of traced functions.
+    """Wrappers of TensorFlow's functions that emulate an accelerator, and the emulated copies of traced functions.
 
     Args:
         noise: largest relative change of a result.
@@ -125,7 +125,7 @@ class _Emulation:
     # --- single operations ---
 
     def wrap_execute(self, execute: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function that runs an operation with emulated arithmetic, by TensorFlow's function `execute`."""
+        """Returns a function that runs an operation as `execute` does, but with emulated arithmetic."""
 
         def run(ctx: Any, kind: str, name: Any, *arguments: Any) -> Any:
             if kind not in _PRODUCTS:
@@ -152,7 +152,7 @@ class _Emulation:
     # --- traced functions ---
 
     def wrap_call_function(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function that calls the emulated copy of a traced function, by TensorFlow's function `call`."""
+        """Returns a function that calls the emulated copy of a traced function instead, by means of `call`."""
 
         def run(ctx: Any, name: bytes, inputs: Any, outputs: int) -> Any:
             return call(ctx, self._copy_function(name, _switch_is_on()), inputs, outputs)
@@ -172,7 +172,7 @@ class _Emulation:
             return self._copies[name, rounds]
 
     def _replace_products(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Changes the products in a function and in the functions it calls; returns whether it has any."""
+        """Emulates the products in a traced function and in functions that it calls; returns whether there are any."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:
@@ -199,7 +199,7 @@ class _Emulation:
         return changed or bool(products)
 
     def _make_nodes_around(self, node: node_def_pb2.NodeDef, mark: str, rounds: bool) -> Iterator[node_def_pb2.NodeDef]:
-        """Yields new nodes that round the operands and perturb the result of a product, which is rewired to them."""
+        """Yields nodes that round the operands of a product and perturb its result, and connects them with it."""
 
         def make_node(suffix: str, operation: str, inputs: list[str], **types: Any) -> node_def_pb2.NodeDef:
             new = node_def_pb2.NodeDef(name=node.name + mark + suffix, op=operation, input=inputs, device=node.device)

@@ -1,4 +1,4 @@
-"""A metric of `evaluate` computed without the command, and feature extractors for the Fréchet distance."""
+"""Functions that compute a metric of `evaluate` without the command, and that write feature extractors."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ from types import SimpleNamespace
 import numpy as np
 import onnx.parser
 
-OPTIONS = {
-    "images": 0,
-    "samples": 1,
-    "seed": 0,
-    "temperature": 1.0,
-    "probe_images": 0,
-    "frechet_images": 10_000,
-    "trust": False,
-}
+# The options of `evaluate` that metrics read, with values for small data sets.
+OPTIONS = {"images": 0, "samples": 1, "seed": 0, "temperature": 1.0, "trust": False}
+OPTIONS |= {"probe_images": 0, "frechet_images": 10_000}
 
 
 def compute_metric(metric, model, source, *, batch_size=32, **options):
     """Returns the result of a metric class for a model and a source, with `OPTIONS` changed by `options`."""
-    taken = metric(SimpleNamespace(**{**OPTIONS, **options}))
-    config = SimpleNamespace(model=model.config)
-    opened = SimpleNamespace(model=model, config=config, label_names=source.label_names)
-    return taken.compute(SimpleNamespace(opened=opened, source=source, batch_size=batch_size, options=taken.options))
+    instance = metric(SimpleNamespace(**{**OPTIONS, **options}))
+    run = SimpleNamespace(model=model, config=SimpleNamespace(model=model.config), label_names=source.label_names)
+    context = SimpleNamespace(opened=run, source=source, batch_size=batch_size, options=instance.options)
+    return instance.compute(context)
 
 
 def write_onnx(path, *, dtype="uint8", shape="n, h, w, 3", keep_dims=0, outputs=("features",), divide_by=1.0):
-    """Writes an ONNX extractor whose features are the mean colour of an image; returns the path."""
+    """Writes an ONNX feature extractor whose three features are the mean colour of an image; returns the path."""
     features = f"float[{shape.partition(',')[0]}, {'1, 1, ' * keep_dims}3]"
     means = "\n".join(f"{name} = ReduceMean <keepdims = {keep_dims}> (scaled, axes)" for name in outputs)
     text = f"""<ir_version: 9, opset_import: ["": 18]>
@@ -43,5 +37,5 @@ def write_onnx(path, *, dtype="uint8", shape="n, h, w, 3", keep_dims=0, outputs=
 
 
 def compute_mean_colours(images):
-    """Returns the features that the extractors compute for images, float64 `[n, channels]`."""
+    """Returns the features that the extractors of the tests compute for images, float64 `[n, channels]`."""
     return images.mean((1, 2), dtype=np.float64)

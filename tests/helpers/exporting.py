@@ -1,4 +1,4 @@
-"""Stand-ins for the slow parts of an export, and functions that read export folders."""
+"""Stand-ins for the slow functions of an export, and functions that read export folders."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from helpers.models import TINY
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 # Names of the ONNX files that the web page of an export loads.
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
-# Names of the files and folders of an export that a later verification reads.
+# Names of the file and the folder of an export that `--verify` compares with the other files.
 RECORDS = ("manifest.json", "test_vectors")
 # Files beside an export that start a server of its SavedModel.
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
-# Signatures of the small SavedModel, which loads faster than a full one.
+# Signatures of a small SavedModel, which loads faster than a SavedModel with all signatures.
 SIGNATURES = ("encode", "decode")
 
 
@@ -92,7 +92,7 @@ def ignore_message(text):
 
 
 def read_tree(folder):
-    """Returns the bytes of all files in a folder by relative path, hidden ones included; None for subfolders."""
+    """Returns the bytes of all files in a folder by relative path, hidden files included; None for subfolders."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 

@@ -55,7 +55,7 @@ NUMBER = struct.Struct("!i")
 
 
 def _receive_bytes(connection: socket.socket, count: int) -> bytes:
-    """Returns `count` bytes from a connection; raises EOFError if it closes earlier."""
+    """Returns `count` bytes from a connection; raises EOFError if the connection closes earlier."""
     received = b""
     while len(received) < count:
         if not (more := connection.recv(count - len(received))):
@@ -69,7 +69,7 @@ def _receive_number(connection: socket.socket) -> int:
 
 
 def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment variables whose values must be the server's, because libraries read them at the start."""
+    """Returns the variables of an environment that must have the server's values, because libraries read them early."""
     return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
@@ -120,10 +120,10 @@ def _start_server_once() -> ServerConnection | None:
     return ServerConnection.start_server()
 
 
-# The original class, which starts the server itself, and the names of the arguments of the method replaced below.
+# The original class starts the server. `_execute_child` is replaced below, and its arguments have these names.
 _Popen = subprocess.Popen
 _ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
-# Arguments of `subprocess.Popen` that a forked program cannot have, with the values that stand for none.
+# Arguments of `subprocess.Popen` that prevent forking unless they have these values, which are the defaults.
 _NOT_FORKED = {"executable": None, "preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None}
 _NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True}
 
@@ -218,7 +218,7 @@ def forked_programs() -> Iterator[None]:
 
 
 class _Server:
-    """The server's open connections to clients, and its running programs with the connections that wait for them."""
+    """The state of the server: connections to clients, and running programs with connections for their exit status."""
 
     def __init__(self, control: socket.socket):
         self._first = control
@@ -228,7 +228,7 @@ class _Server:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> dict | None:
-        """Forks for each request; returns the request in the forked process, and None in the server at the end."""
+        """Forks a process for each request; returns the request in the forked process, and None at the server's end."""
         while True:
             for key, _ in self._selector.select():
                 if key.fd in self._running:
@@ -252,7 +252,7 @@ class _Server:
         self._selector.unregister(number)
         os.close(number)
         status = os.waitpid(process, 0)[1]
-        # The client that started the program may have ended before it.
+        # The client that started the program may have ended before the program.
         with contextlib.suppress(OSError):
             connection.sendall(NUMBER.pack(status))
         connection.close()
@@ -357,7 +357,7 @@ def main() -> None:
     control = socket.socket(fileno=int(number))
     for module in modules:
         importlib.import_module(module)
-    # The client needs the number of threads: a forked process has only one, but the locks of all others stay held.
+    # The client needs the number of threads: a forked process has only one, and locks of the other threads stay held.
     threads = len(os.listdir("/proc/self/task"))
     # Garbage collection does not write to frozen objects, so their memory stays shared with the programs.
     gc.collect()

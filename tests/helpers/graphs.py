@@ -1,4 +1,4 @@
-"""Small models of each kind by name, as Keras models, as deployed models, and as ONNX models."""
+"""Small models with each option that changes an export, by name: as Keras, deployed and ONNX models."""
 
 import dataclasses
 import functools
@@ -17,7 +17,8 @@ from helpers.variants import ODD, OF_CLASSES, SMALLEST, STAGES, fresh
 from tfdecouple.config import STEP_LAYERS
 from tfdecouple.model.outlier_scores import outlier_scores
 
-# Largest difference of an output, over the output's largest value; measured differences are about 5e-7.
+# Largest allowed difference of an output from the Keras model's, over the output's largest value. Differences of
+# about 5e-7 were measured.
 TOLERANCE = 1e-5
 
 
@@ -55,8 +56,8 @@ VARIANTS = {
 
 
 @functools.cache
-def model_of(name):
-    """Returns a variant's shared model; all its weights change the results, and z differs between images."""
+def get_model(name):
+    """Returns the shared model of a variant; all weights change the results, and z differs between images."""
     random.seed(0)
     model = fresh(VARIANTS[name])
     encoders = [] if model.encoder is None else [model.encoder]
@@ -72,13 +73,13 @@ def model_of(name):
 
 
 @functools.cache
-def deployed_of(name, order="NHWC"):
-    """Returns a variant's deployed model, which can run eagerly."""
-    return DeployedModel(model_of(name), order)
+def get_deployed_model(name, order="NHWC"):
+    """Returns the shared deployed model of a variant, which can run eagerly."""
+    return DeployedModel(get_model(name), order)
 
 
-def inputs_of(config, count=5, seed=1):
-    """Returns arrays for all inputs that an endpoint may take, by name."""
+def make_inputs(config, count=5, seed=1):
+    """Returns random arrays of `count` images, codes, labels and noise by the names of the inputs of all endpoints."""
     rng = np.random.default_rng(seed)
     images = random_images(count, config.image_shape, seed)
     draws = {
@@ -97,15 +98,15 @@ def inputs_of(config, count=5, seed=1):
     labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
     labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
-    # An endpoint that is new may have further inputs.
+    # A new endpoint may have further inputs.
     for array in (array for one in list_endpoints(config) for array in one.inputs if array.name not in given):
         given[array.name] = images if array.holds == IMAGE else array.draw_values(rng, count)
     return given
 
 
-def expected(name, endpoint_name):
-    """Returns the Keras model's outputs of an endpoint for `inputs_of`, by name."""
-    model, given = model_of(name), inputs_of(VARIANTS[name])
+def compute_expected(name, endpoint_name):
+    """Returns the outputs by name that an endpoint must have for `make_inputs`, computed by the Keras model."""
+    model, given = get_model(name), make_inputs(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
     labels = model.drop_unused_labels(given["labels"])
     coded = labels if model.config.has_class_codes else None
@@ -134,7 +135,7 @@ def expected(name, endpoint_name):
     if endpoint_name == "interpolate":
         every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
         return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
-    # An endpoint that is new is compared with the answers that the verification of exports uses.
+    # A new endpoint is compared with the answers that the verification of exports uses.
     one = find_endpoint(model.config, endpoint_name)
     answers = KerasAnswers(model)
     right = one.answer(answers, given)
@@ -145,7 +146,7 @@ def expected(name, endpoint_name):
 
 
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
-    """Asserts that floats agree within `tolerance`, and that under 1 % of the pixels differ, each by one bin."""
+    """Asserts that outputs agree: floats within `tolerance`; 99 % of the pixels exactly, the others by one bin."""
     assert set(found) == set(right)
     for output, values in right.items():
         ours, theirs = np.asarray(found[output], "float64"), np.asarray(values, "float64")
@@ -158,24 +159,26 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
             assert difference.max() < tolerance * np.abs(theirs).max(), output
 
 
-# Names of the variants whose ONNX files, in the layout NCHW, are tested: together they have each kind of part.
+# Names of the variants whose ONNX files are tested; together the variants have layers of each class.
 IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
 
 
 @functools.cache
-def onnx_of(name, endpoint):
+def get_onnx_model(name, endpoint):
     """Returns the shared ONNX model of an endpoint of a variant. Do not change the model."""
-    return build_onnx(deployed_of(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
+    return build_onnx(get_deployed_model(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
 
 
 @functools.cache
 def open_onnx(name, endpoint):
     """Returns the shared session of ONNX Runtime for an endpoint of a variant."""
-    return onnxruntime.InferenceSession(onnx_of(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        get_onnx_model(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
 
 
 def run_onnx(name, endpoint, **given):
-    """Returns the outputs by name of an endpoint's ONNX model for `inputs_of`, with inputs replaced by `given`."""
-    session, arrays = open_onnx(name, endpoint), {**inputs_of(VARIANTS[name]), **given}
+    """Returns the outputs by name of an endpoint's ONNX model for `make_inputs`, with inputs replaced by `given`."""
+    session, arrays = open_onnx(name, endpoint), {**make_inputs(VARIANTS[name]), **given}
     values = session.run(None, {array.name: arrays[array.name] for array in session.get_inputs()})
     return dict(zip((output.name for output in session.get_outputs()), values, strict=True))

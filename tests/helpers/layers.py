@@ -1,4 +1,4 @@
-"""Built layers by name, each with an input and a condition, and a check that all invertible layers must pass."""
+"""Invertible layers by name, each with inputs and conditions, and a check that any invertible layer must pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tfdecouple.transforms import TRANSFORMS
 BATCH = 2
 CONDITION = 3
 PATTERNS = list(itertools.product(("continuous", "alternate"), ("last", "first")))
-# Options of couplings by name: each registered transform, with two bounds `alpha` unless it is additive.
+# Options of couplings by name: each registered transform with two values of `alpha`, which additive couplings lack.
 SCALES = {
     f"{name}-{alpha}": {"transform": name, "alpha": alpha}
     for name in TRANSFORMS
@@ -33,7 +33,7 @@ SCALES = {
 
 
 def all_layers(layer):
-    """Returns a layer and all its sublayers; Keras has no public method for them."""
+    """Returns a layer and all layers inside the layer, as a list; Keras has no public method for this."""
     return layer._flatten_layers()
 
 
@@ -54,7 +54,7 @@ def coupling_cases():
 
 whitening = functools.partial(ConditionalWhitening, 5, CONDITION, dtype="float64")
 
-# Layers by name: the constructor, the shape of an input without the batch, and the size of the condition.
+# For each layer by name: the constructor, the shape of an input without the batch, and the size of the condition.
 CASES = {
     "actnorm-image": (functools.partial(ActNorm, dtype="float64"), (3, 2, 3), 0),
     "actnorm-vector": (functools.partial(ActNorm, dtype="float64"), (5,), 0),
@@ -69,24 +69,24 @@ CASES = {
     },
     **{name: (make, shape, condition) for name, make, shape, condition in coupling_cases()},
 }
-# Names of one case of each kind of layer, for tests that do not depend on the options.
+# Names of one case of each class of layer, for tests of methods that do not depend on the options.
 KINDS = [name for name in CASES if not name.startswith("coupling")] + [
     "coupling-alternate-first-affine-1.0-image-conditional",
     "coupling-continuous-first-additive-1.0-vector",
 ]
-# Names of one case for each split pattern of a coupling.
+# Names of one case for each pattern by which a coupling splits channels.
 SPLITS = [f"coupling-{pattern}-{part}-affine-0.6-image-conditional" for pattern, part in PATTERNS]
 CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 
 @functools.cache
 def case(name):
-    """Returns the layer, inputs and conditions that `build_case` makes of an entry of CASES."""
+    """Returns the layer of an entry of CASES with inputs and conditions, as `build_case` does; tests share them."""
     return build_case(name, *CASES[name])
 
 
 def build_case(name, make, shape, condition_size):
-    """Returns a built layer, inputs and conditions (or None); each weight of the layer changes its results."""
+    """Returns a layer whose weights all change its results, with inputs `[2, *shape]` and conditions, or None."""
     rng = np.random.default_rng(1)
     layer = make(name=name.replace(".", "_").replace("-", "_"))
     layer.build((None, *shape))
@@ -106,7 +106,7 @@ def built(layer, shape):
 
 
 def check(layer, shape):
-    """Asserts that a layer's inverse and log-determinant are right, on inputs of this shape; builds the layer first."""
+    """Builds a layer, and asserts that its inverse and log-determinant are right for inputs of this shape."""
     give_effect(built(layer, (None, *shape[1:])), scale=0.3)
     rng = np.random.default_rng(0)
     x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))

@@ -1,4 +1,4 @@
-"""Tiny configs, random images, perturbed weights, and functions that check gradients and Jacobians."""
+"""Tiny configs, random images, perturbation of weights, and functions that check gradients and Jacobians."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TINY = ModelConfig(
 )
 
 
-# A config with two levels for tests of whole runs, whose time is mostly tracing.
+# A config with only two levels, for tests of whole runs: most of their time is tracing.
 SMALL = ModelConfig(
     image_shape=(8, 8, 3),
     latent_dim=4,
@@ -38,7 +38,7 @@ SMALL = ModelConfig(
     prior_alpha=0.8,
 )
 
-# Assignments for --set that make the model of a preset small and its data few.
+# Assignments for --set that make the model of a preset small and its data set short.
 SMALL_SETTINGS = [
     "model.image_shape=[8,8,3]",
     "model.steps=[1,1]",
@@ -54,7 +54,7 @@ LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hi
 
 
 def give_effect(layer, seed=0, scale=0.1):
-    """Returns a layer or model after adding noise to its trainable weights, because couplings start as the identity."""
+    """Adds noise to the trainable weights of a layer or model, whose couplings start as the identity; returns it."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))
@@ -62,7 +62,7 @@ def give_effect(layer, seed=0, scale=0.1):
 
 
 def let_z_show(model):
-    """Returns a model after scaling weights so that z changes pixels, which it would not with random weights."""
+    """Scales weights of a model so that z changes the decoded pixels, and returns the model."""
     for variable in model.trainable_variables:
         if "condition_kernel" in variable.path or variable.path.endswith("encoder/last_gain"):
             variable.assign(8 * variable)
@@ -86,7 +86,7 @@ def every_weight_has_a_gradient(layer, loss):
 
 
 def negative_log_likelihood(layer, x, condition):
-    """Returns the negative log-likelihood of x if the layer is a whole flow to N(0, I), up to a constant."""
+    """Returns the summed negative log-likelihood of x under a layer that maps x to N(0, I), up to a constant."""
     y, log_det = layer.forward_and_log_det(x, condition)
     return tf.reduce_sum(tf.square(y)) / 2 - tf.reduce_sum(log_det)
 
@@ -108,7 +108,7 @@ def jacobian_log_det(forward, x, condition=None):
 
 
 def walk_with(network, x, condition, look):
-    """Returns the result of an invertible network; calls `look(leaf, x, condition)` before each elementary layer."""
+    """Returns the output of an invertible network; calls `look(layer, x, condition)` before each elementary layer."""
 
     def visit(leaf, h, z):
         look(leaf, h, z)

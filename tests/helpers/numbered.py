@@ -1,4 +1,4 @@
-"""Images that carry a number in their first pixel, as arrays, files and sources, and functions for their batches."""
+"""Images with a number in the first pixel, as arrays, files and data sources, and functions that read the numbers."""
 
 from __future__ import annotations
 

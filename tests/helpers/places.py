@@ -13,14 +13,14 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 DATA = TESTS / "data"
-# Seconds after which a program counts as hanging: over ten times what any program takes, so that slow machines pass.
+# Seconds after which a program counts as hanging: ten times longer than any program takes on a slow machine.
 PATIENCE = 1800
-# Environment variable with a folder that several runs of pytest share, such as those of `make test-all`.
+# The environment variable that names a folder which several runs of pytest share, as in `make test-all`.
 SHARED = "TFDECOUPLE_MADE_ONCE"
 
 
 def user_environment():
-    """Returns the environment variables without `TF_CPP_MIN_LOG_LEVEL`, by which tests silence TensorFlow."""
+    """Returns the environment variables without `TF_CPP_MIN_LOG_LEVEL`, which silences TensorFlow in tests."""
     return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
@@ -53,5 +53,5 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathli
 
 
 def copy_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """Returns this process's own copy of a folder that `make_once` makes with the same arguments."""
+    """Returns a copy, for this process alone, of a folder that `make_once` makes with the same arguments."""
     return pathlib.Path(shutil.copytree(make_once(factory, f"{name}-once", make), factory.mktemp(name) / name))

@@ -1,4 +1,4 @@
-"""A process of `doctor` whose checks fail in each possible way (error, hang, memory, signals), without TensorFlow."""
+"""A process of `doctor` with checks that fail in each possible way: by an error, hanging, memory or a signal."""
 
 import os
 import signal

@@ -15,8 +15,8 @@ from helpers.forked import forked_programs
 from helpers.places import PATIENCE, ROOT
 
 
-def recipe(name: str) -> str:
-    """Returns the code of the recipe under a heading, whose case does not matter."""
+def read_recipe(name: str) -> str:
+    """Returns the code of the recipe under a heading of docs/extending.md; the heading's case does not matter."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     begins = re.search(rf"^## {re.escape(name)}$", text, re.MULTILINE | re.IGNORECASE)
     assert begins, f"there is no recipe for {name}"
@@ -25,7 +25,7 @@ def recipe(name: str) -> str:
     return textwrap.dedent("\n\n".join(block)).rstrip("\n")
 
 
-def copy_of_packages(folder: pathlib.Path) -> pathlib.Path:
+def copy_packages(folder: pathlib.Path) -> pathlib.Path:
     """Copies the project's packages and train.py into a folder, and returns the folder."""
     for package in ("tfdecouple", "export"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -33,14 +33,14 @@ def copy_of_packages(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def insert(file: pathlib.Path, before: str, text: str, after: str = "") -> None:
+def insert_text(file: pathlib.Path, before: str, text: str, after: str = "") -> None:
     """Inserts text into a file, before the first occurrence of `before` that follows `after`."""
     content = file.read_text(encoding="utf-8")
     place = content.index(before, content.index(after))
     file.write_text(content[:place] + text + content[place:], encoding="utf-8")
 
 
-def register(file: pathlib.Path, name: str, lines: str) -> None:
+def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
     """Adds lines at the end of the list or dict that a file assigns to a name, before the closing bracket."""
     rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
     begin = next(number for number, row in enumerate(rows) if re.match(rf"\s*{name}(:.*)? = .*[([{{]$", row))
@@ -50,8 +50,8 @@ def register(file: pathlib.Path, name: str, lines: str) -> None:
     file.write_text("".join(rows), encoding="utf-8")
 
 
-def run_in(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
-    """Returns the finished process of Python, run in a copy of the packages; forked unless `anew` (`forked.py`)."""
+def run_in_copy(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
+    """Runs Python in a copy of the packages, in a new process if `anew` and forked otherwise; returns the process."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():

@@ -1,4 +1,4 @@
-"""Functions that assert that a program or call fails with an error message of one line, and return the message."""
+"""Functions that assert that a program or a function fails with a message of one line, and return the message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tfdecouple.errors import ConfigError
 
 
 def refused(capsys, call, *, begun=False) -> str:
-    """Returns the one line that a program prints on standard error, and asserts that it ends with status 2.
+    """Asserts that a program ends with status 2 and one line on standard error, and returns the line.
 
     Args:
         capsys: pytest's fixture `capsys`.
@@ -24,7 +24,7 @@ def refused(capsys, call, *, begun=False) -> str:
 
 
 def message_of(error, call) -> str:
-    """Returns the message of the error that a call must raise, and asserts that it is one line."""
+    """Asserts that `call()` raises this error with a message of one line, and returns the message."""
     with pytest.raises(error) as caught:
         call()
     message = str(caught.value)
@@ -33,5 +33,5 @@ def message_of(error, call) -> str:
 
 
 def refusal(call) -> str:
-    """Returns the message of the ConfigError that a call must raise, and asserts that it is one line."""
+    """Asserts that `call()` raises a ConfigError with a message of one line, and returns the message."""
     return message_of(ConfigError, call)

@@ -16,11 +16,12 @@ from tfdecouple.config import Config, DataConfig, TrainingConfig
 from tfdecouple.training.metrics_log import read_metrics
 from tfdecouple.training.step import StepResult, TrainStep
 
+# Names of the values in a row of the log that differ between runs.
 TIMING = ("images_per_second",)
 
 
 def run_config(images, *, model=SMALL, **training):
-    """Returns the config of a run of ten steps on a folder of images, with checkpoints and evaluations at 5 and 10."""
+    """Returns the config of ten steps of training on an image folder; checkpoints and evaluations are at 5 and 10."""
     options = {
         "steps": 10,
         "batch_size": 8,
@@ -67,7 +68,7 @@ def assert_same_checkpoint(ours, theirs, name):
 
 
 def log_rows(run):
-    """Returns the rows of a run's log by kind and step, and asserts that none repeats."""
+    """Returns the rows of a run's log by kind and step, and asserts that no pair of kind and step repeats."""
     found = read_metrics(run / "metrics.jsonl")
     values = {(row["kind"], row["step"]): row for row in found}
     assert len(values) == len(found)
@@ -80,8 +81,9 @@ def figures(run):
 
 
 class FakeStep:
-    """A stand-in for TrainStep that adds 0.001 to averages and moments of small weights; steps in `bad` are skipped."""
+    """A stand-in for TrainStep that trains nothing, but adds 0.001 to averages and moments of small weights."""
 
+    # Numbers of the steps whose update is skipped, as if the loss were not finite.
     bad = ()
     # The step at which another worker's request to stop reaches all workers, or None.
     told_to_stop = None
@@ -118,7 +120,7 @@ def before_steps(monkeypatch, act, of=TrainStep):
 
 
 class WatchedTensor:
-    """A tensor in the result of a training step that counts each read of its value."""
+    """A tensor in the result of a training step that counts how often its value is copied to the host."""
 
     def __init__(self, tensor, count):
         self._tensor = tensor
@@ -148,7 +150,7 @@ class WatchedTensor:
 
 
 class ReadCounter:
-    """A counter of reads of tensors, variables and step results; `after` has the number of reads after each step."""
+    """A counter of values that are copied from a device to the host; `after` has their number after each step."""
 
     def __init__(self):
         self.after = {}

@@ -70,7 +70,7 @@ class Servable:
 
 
 def to_proto(array, dtype):
-    """Returns a TensorProto with its values in a typed field (uint8 in int_val), like TensorFlow's `AsProtoField`."""
+    """Returns a TensorProto with its values in the field of their dtype (uint8 in int_val), as `AsProtoField` does."""
     proto = tf.make_tensor_proto(np.zeros([0]), dtype, [0])
     proto.ClearField("tensor_content")
     proto.tensor_shape.CopyFrom(tf.TensorShape(np.shape(array)).as_proto())
@@ -87,7 +87,7 @@ def from_json(value, info):
 
 
 def inputs_from_json(body, inputs):
-    """Returns a request's tensors by input, and whether it has rows ("instances") or columns (json_tensor.cc)."""
+    """Returns the tensors of a request by input, and whether the request has rows ("instances") or columns."""
     if ("instances" in body) == ("inputs" in body):
         raise Refusal(INVALID, "expecting only one of 'inputs' or 'instances' keys to exist")
     if by_row := "instances" in body:
@@ -105,7 +105,7 @@ def inputs_from_json(body, inputs):
 
 
 def outputs_to_json(outputs, by_row):
-    """Returns the JSON reply of rows or columns; a single output has no name (json_tensor.cc)."""
+    """Returns the JSON reply, in rows or columns; a single output is not named (json_tensor.cc)."""
     columns = {}
     for name, proto in outputs.items():
         values = [float(f"{value:.9g}") for value in proto.float_val] or list(proto.int_val)

@@ -35,11 +35,11 @@ def release_traces() -> Iterator[None]:
     gradient, so that both live as long as the function. TFP's process-wide cache of bijectors holds the same graphs, so
     it is emptied; TFP then computes the values again. Neither library has a public function for this.
     """
-    before = set(_registered())
+    before = set(_get_registry())
     try:
         yield
     finally:
-        for name in set(_registered()) - before:
+        for name in set(_get_registry()) - before:
             if name.startswith(_NAMES):
                 _hold_weakly(name)
         # Another version of TFP may store its cache elsewhere; then memory is not freed, and a test fails.
@@ -50,30 +50,31 @@ def release_traces() -> Iterator[None]:
                 cache.pop(key, None)
 
 
-def _registered() -> dict[str, dict[str, Any]]:
+def _get_registry() -> dict[str, dict[str, Any]]:
     return ops.gradient_registry._registry
 
 
 def _hold_weakly(name: str) -> None:
-    gradient = _registered()[name]["type"]
-    graph = _graph_of(gradient)
+    """Replaces a gradient in the registry by a weak reference, and lets the gradient's graph hold the gradient."""
+    gradient = _get_registry()[name]["type"]
+    graph = _find_graph(gradient)
     if graph is None:
         return
     graph._gradients_of_ours = [*getattr(graph, "_gradients_of_ours", []), gradient]
-    held = weakref.ref(gradient, lambda _: _registered().pop(name, None))
-    _registered()[name]["type"] = lambda *arguments: held()(*arguments)  # type: ignore[misc]
+    held = weakref.ref(gradient, lambda _: _get_registry().pop(name, None))
+    _get_registry()[name]["type"] = lambda *arguments: held()(*arguments)  # type: ignore[misc]
 
 
-def _graph_of(gradient: Callable) -> tf.Graph | None:
+def _find_graph(gradient: Callable) -> tf.Graph | None:
     """Returns the graph whose operations a registered gradient differentiates, or None for other gradients."""
-    enclosed = _enclosed(gradient)
+    enclosed = _read_closure(gradient)
     if "self" in enclosed:
         return getattr(enclosed["self"], "_func_graph", None)
-    results = tf.nest.flatten(_enclosed(enclosed.get("tape_grad_fn")).get("result"))
+    results = tf.nest.flatten(_read_closure(enclosed.get("tape_grad_fn")).get("result"))
     return next((result.graph for result in results if tf.is_symbolic_tensor(result)), None)
 
 
-def _enclosed(function: Any) -> dict[str, Any]:
+def _read_closure(function: Any) -> dict[str, Any]:
     """Returns the values in a function's closure by variable name."""
     if not getattr(function, "__closure__", None):
         return {}

@@ -1,4 +1,4 @@
-"""Training states and steps with the same start on any number of devices, and comparisons of states."""
+"""A trainer that starts with the same weights on any number of devices, and comparisons of training states."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ BATCH = 8
 GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 
-def augmented(state, images, step, number=0, **training):
-    """Returns the images of one device's part of a batch or micro-batch, with the noise and patterns of a step."""
+def augment_images(state, images, step, number=0, **training):
+    """Returns the images of one device after the augmentation of a training step (noise, synthetic training images)."""
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
     take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
     seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
@@ -27,7 +27,7 @@ def augmented(state, images, step, number=0, **training):
 
 
 class Trainer:
-    """A training state and step on one or more logical CPU devices, with the same start on any number of devices."""
+    """A training state and a training step on logical CPU devices, with the same weights on any number of devices."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
         options = {
@@ -50,7 +50,7 @@ class Trainer:
         self.steps = 0
 
     def take(self, count=1):
-        """Returns the last result of `count` training steps as numbers; each step has its own images."""
+        """Takes `count` training steps on different images, and returns the numbers of the last step."""
         model = self.config.model
         for _ in range(count):
             examples = random_images(BATCH, model.image_shape, seed=100 + self.steps)
@@ -65,7 +65,7 @@ class Trainer:
         return result.read()
 
     def values(self, device=None):
-        """Returns the values of all variables in checkpoints by name; with `device`, those of that device's copies."""
+        """Returns the values of all variables in checkpoints by name; with `device`, the values on that device."""
 
         def read(variable):
             if device is not None:
@@ -81,7 +81,7 @@ class Trainer:
         }
 
     def put(self, values):
-        """Assigns values that the method `values` has returned to the variables."""
+        """Assigns to the variables the values that the method `values` has returned."""
         for group, variables in self.state.checkpoint_groups().items():
             for name, variable in variables.items():
                 variable.assign(values[f"{group}/{name}"])

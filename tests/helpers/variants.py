@@ -1,4 +1,4 @@
-"""The smallest model of each kind, with its images and weights, and comparisons for tests."""
+"""The smallest model with each option of the config, by name; its images and weights; and comparisons for tests."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ ODD = ModelConfig(
 
 
 def fresh(config):
-    """Returns a new initialised model whose every weight changes the results and whose z differs between images."""
+    """Returns a new initialised model whose weights all change the results, and whose z differs between images."""
     model = DecoupledModel(config)
     model.initialize(random_images(16, config.image_shape))
     if model.encoder is not None:
@@ -100,7 +100,7 @@ def fresh(config):
 
 @functools.cache
 def variant(name):
-    """Returns the model of a variant, which tests share. Do not change it."""
+    """Returns the shared model of a variant. Do not change the model."""
     return fresh({**VARIANTS, **OF_CLASSES}[name])
 
 
@@ -115,7 +115,7 @@ def weights(model):
 
 
 def same_weights(model, before):
-    """Returns whether all weights of a model equal the values that `weights` returned before."""
+    """Returns whether all weights of a model equal the values in `before`, which `weights` has returned."""
     return all(np.array_equal(value, before[name]) for name, value in weights(model).items())
 
 

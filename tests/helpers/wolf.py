@@ -12,22 +12,15 @@ from helpers.refusals import message_of
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import import_wolf, translate_config
 
-# Largest difference of an array, over its largest value, that float32 reaches; the documentation promises 1e-4.
+# Largest allowed difference of a float32 array, over the array's largest value; the documentation promises 1e-4.
 NEAR = 1e-5
-INPUTS = {
-    "images",
-    "labels",
-    "n_bits",
-    "dequantization_normal_noise",
-    "posterior_noise",
-    "prior_noise",
-    "v_input",
-    "z_input",
-}
+# Names of the arrays in reference.npz that are inputs; the other arrays are results.
+INPUTS = {"images", "labels", "n_bits", "dequantization_normal_noise", "posterior_noise", "prior_noise"}
+INPUTS |= {"v_input", "z_input"}
 
 
 class Reference:
-    """A model of the authors in tests/data, with inputs and results.
+    """A model that the paper's authors' code computed in float64, from a folder in tests/data.
 
     Attributes:
         folder: folder with config.json, model.npz and reference.npz.
@@ -51,7 +44,7 @@ class Reference:
         self.results = sorted(set(self.arrays) - INPUTS - drawn)
 
     def imported(self, workdir):
-        """Returns the model, imported into the run folder `workdir`."""
+        """Imports the model into the run folder `workdir`, and returns the model."""
         return import_wolf(
             self.folder / "config.json", self.folder / "model.npz", image_shape=(32, 32, 3), workdir=workdir
         )
@@ -63,7 +56,7 @@ class Reference:
         assert np.abs(ours - theirs).max() < NEAR * np.abs(theirs).max()
 
     def edited(self, changes):
-        """Returns the config with changes, `{dotted name: value}`; a value of ... removes the entry."""
+        """Returns a copy of the config with changes, `{dotted name: value}`; the value ... removes an entry."""
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             *path, last = name.split(".")
@@ -78,6 +71,6 @@ class Reference:
 
 
 def assert_refused(config, words):
-    """Asserts that importing a config raises WolfError with one line that has all the words."""
+    """Asserts that importing a config raises WolfError with a message of one line that contains all the words."""
     message = message_of(WolfError, lambda: translate_config(config, image_shape=(32, 32, 3)))
     assert [word for word in words if word not in message] == []

@@ -28,7 +28,7 @@ class WorkerThreads:
         self._data = [None] * count
 
     def run(self, act):
-        """Returns for each worker the result of `act(workers)`, called in a thread, or the exception it raised."""
+        """Calls `act(workers)` in a thread for each worker; returns the results, or the exceptions that were raised."""
 
         def call(workers):
             try:
@@ -77,10 +77,10 @@ class WorkerProcesses:
             self.processes.append(process)
 
     def end(self):
-        """Returns status, standard output and standard error of each worker after both have ended."""
+        """Waits until both workers have ended; returns the exit status, standard output and standard error of each."""
         try:
-            said = [process.communicate(timeout=PATIENCE) for process in self.processes]
-            return [(process.returncode, *texts) for process, texts in zip(self.processes, said, strict=True)]
+            texts = [process.communicate(timeout=PATIENCE) for process in self.processes]
+            return [(process.returncode, *both) for process, both in zip(self.processes, texts, strict=True)]
         finally:
             self.kill()
 
@@ -94,7 +94,7 @@ class WorkerProcesses:
         return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
 
     def wait_for_checkpoint(self, beyond=0):
-        """Returns the last saved step after waiting until it is larger than `beyond`."""
+        """Waits until a checkpoint of a step above `beyond` is saved, and returns the last saved step."""
         begun = time.monotonic()
         while max(self.saved(), default=0) <= beyond:
             assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import jacobian_log_det, random_images
-from helpers.recipes import recipe
+from helpers.recipes import read_recipe
 from helpers.runs import write_run
 from helpers.variants import SMALLEST
 
@@ -31,7 +31,7 @@ IMAGES = random_images(16, 4)
 @contextlib.contextmanager
 def registered(recipe_name, registry, registry_name):
     """Makes the module of a recipe, and its line of a registry; yields the new name."""
-    code, _, line = recipe(recipe_name).partition(f"# in `{registry_name}`\n")
+    code, _, line = read_recipe(recipe_name).partition(f"# in `{registry_name}`\n")
     ((name, place),) = eval("{" + line + "}").items()
     module = types.ModuleType(place.partition(":")[0])
     exec(compile(code, "recipe", "exec", dont_inherit=True), vars(module))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers.recipes import copy_of_packages, insert, recipe, register, run_in
+from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.loggers import LOGGERS
 
@@ -30,12 +30,12 @@ except ConfigError as error:
 
 
 def test_a_logger_is_a_class_and_its_place_in_the_registry(tmp_path):
-    folder = copy_of_packages(tmp_path)
-    logger, _, line = recipe("logger").partition("\n# in `LOGGERS`\n")
+    folder = copy_packages(tmp_path)
+    logger, _, line = read_recipe("logger").partition("\n# in `LOGGERS`\n")
     loggers = folder / "tfdecouple" / "loggers.py"
-    insert(loggers, "# Classes of the loggers", f"{logger}\n")
-    register(loggers, "LOGGERS", line)
-    used = run_in(folder, "-c", USE)
+    insert_text(loggers, "# Classes of the loggers", f"{logger}\n")
+    append_rows(loggers, "LOGGERS", line)
+    used = run_in_copy(folder, "-c", USE)
     assert used.returncode == 0, used.stderr
     (said,) = used.stdout.splitlines()
     assert said.endswith(" or 'lines'") and all(repr(name) in said for name in LOGGERS)

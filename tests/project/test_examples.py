@@ -14,9 +14,8 @@ import numpy as np
 import onnxruntime
 import pytest
 from helpers.models import random_images
-from helpers.onnx_texts import WITHOUT_Z, in_5_bits, write_models
-from helpers.picture_files import claiming
 from helpers.places import PATIENCE, ROOT, user_environment
+from helpers.program_inputs import WITHOUT_Z, make_png_header, quantize_to_5_bits, write_onnx_models
 from PIL import Image
 
 from export.client import known_images
@@ -122,7 +121,7 @@ def mean_colours(folder, highest=255, encoder=ENCODER, shape="8, 8, 3", **metada
         name: text.replace("8, 8, 3]", f"{shape}]").replace("batch, 3]", f"batch, {shape[-1]}]")
         for name, text in texts.items()
     }
-    return write_models(folder / "models", texts, **metadata)
+    return write_onnx_models(folder / "models", texts, **metadata)
 
 
 def test_switches_as_the_models_do(example, tmp_path):
@@ -156,7 +155,7 @@ def test_switches_as_the_models_do(example, tmp_path):
 def test_counts_the_values_that_are_lost(example, tmp_path, n_bits):
     """With 5 bits, values are compared as the model sees them: multiples of 8."""
     highest = 200 if n_bits == 8 else 240
-    encoder = ENCODER if n_bits == 8 else in_5_bits(ENCODER)
+    encoder = ENCODER if n_bits == 8 else quantize_to_5_bits(ENCODER)
     folder = mean_colours(tmp_path, highest, encoder, n_bits=str(n_bits))
     bright = random_images(1)[0]
     lost = np.count_nonzero(bright > (highest if n_bits == 8 else 247))
@@ -172,10 +171,10 @@ def test_the_check_counts_the_images_that_come_back(example, exported, tmp_path)
     all_of_them = (0, f"16 {CHECKED}", "")
     ended = example(exported / "onnx", "--check")
     assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
-    for arguments in ({"encoder": in_5_bits(ENCODER), "n_bits": "5"}, {}):
+    for arguments in ({"encoder": quantize_to_5_bits(ENCODER), "n_bits": "5"}, {}):
         ended = example(mean_colours(tmp_path, **arguments), "--check")
         assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
-    assert example(write_models(tmp_path / "without z", WITHOUT_Z), "--check").stdout == f"16 {CHECKED}"
+    assert example(write_onnx_models(tmp_path / "without z", WITHOUT_Z), "--check").stdout == f"16 {CHECKED}"
     kept = np.sum(known_images(8, 8, 3).max((1, 2, 3)) <= 253)
     ended = example(mean_colours(tmp_path, 253), "--check")
     assert kept < 16 and (ended.returncode, ended.stdout) == (1, f"{kept} {CHECKED}")
@@ -205,7 +204,10 @@ def test_refuses_wrong_arguments_and_pictures(example, exported, tmp_path):
     if example.ending == ".ppm":
         contents += [b"P3\n8 8\n255\n", b"P6\n8 8\n65535\n" + whole, b"P6\n99999 99999\n255\n", b"P6\n8 eight\n255\n"]
     else:
-        contents += [claiming(12_000, 12_000), b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>']
+        contents += [
+            make_png_header(12_000, 12_000),
+            b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>',
+        ]
     for content in contents:
         (tmp_path / bad).write_bytes(content)
         example.refuses([folder, bad, good], f"cannot read the image {bad}: ")
@@ -224,7 +226,7 @@ def test_refuses_models_that_it_cannot_use(example, exported, tmp_path):
     labels = ENCODER.replace("images) =>", "images, int32[batch] labels) =>")
     for arguments in both:
         example.refuses([mean_colours(tmp_path, encoder=labels), *arguments], "takes images, labels")
-    folder = write_models(tmp_path / "without z", WITHOUT_Z)
+    folder = write_onnx_models(tmp_path / "without z", WITHOUT_Z)
     example.refuses([folder, picture, picture], str(folder / "encoder.onnx"), "without z there is nothing to switch")
     folder = mean_colours(tmp_path)
     (folder / "decoder.onnx").write_bytes(b"not a model")

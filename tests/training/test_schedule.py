@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST, SMALL, random_images
-from helpers.trainers import BATCH, augmented
+from helpers.trainers import BATCH, augment_images
 
 from tfdecouple import randomness
 from tfdecouple.config import Config, TrainingConfig
@@ -63,7 +63,7 @@ def test_noise_is_of_the_update_and_of_the_place_in_the_batch(state):
     images, step = tf.constant(random_images(BATCH)), 3
 
     def seen(images, **options):
-        return augmented(state, images, step, noise=32, noise_steps=4, **options).numpy()
+        return augment_images(state, images, step, noise=32, noise_steps=4, **options).numpy()
 
     noisy = seen(images)
     seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "images")
@@ -121,16 +121,16 @@ class TestDrawn:
 def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
     images, step, options = tf.constant(random_images(BATCH)), 3, {"patterns": 0.5, "patterns_after": 2}
     state.updates.assign(1)
-    np.testing.assert_array_equal(augmented(state, images, step, **options), images)
+    np.testing.assert_array_equal(augment_images(state, images, step, **options), images)
     state.updates.assign(2)
-    mixed = augmented(state, images, step, **options)
+    mixed = augment_images(state, images, step, **options)
     is_image = (mixed == images).numpy().all(axis=(1, 2, 3))
     assert 0 < is_image.sum() < BATCH
     seed = randomness.derive_seed(TrainingConfig().seed, "step", step, "patterns")
     np.testing.assert_array_equal(
         mixed, np.where(is_image[:, None, None, None], images, draw_pattern_images(images.shape, seed))
     )
-    np.testing.assert_array_equal(augmented(state, images[4:], step, 1, micro_batches=2, **options), mixed[4:])
+    np.testing.assert_array_equal(augment_images(state, images[4:], step, 1, micro_batches=2, **options), mixed[4:])
 
 
 def test_weights_that_saw_no_patterns_are_no_rivals_of_those_that_did():

@@ -1,20 +1,23 @@
-"""Image files in many formats for tests, and a function that loads the example programs that read them."""
+"""Image files in many formats and small ONNX models, which tests give to client.py and to the example programs."""
 
 from __future__ import annotations
 
 import importlib.util
 import pathlib
+import re
 import struct
 import types
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
+import onnx.parser
 from PIL import Image
 
 from helpers.models import TINY, random_images
 
 SIZE = TINY.image_shape[0]
-TURNED = 0x0112  # This EXIF tag holds the orientation of an image.
+ORIENTATION = 0x0112  # The EXIF tag of the orientation of an image.
 
 
 def load_program(path: pathlib.Path) -> types.ModuleType:
@@ -26,20 +29,20 @@ def load_program(path: pathlib.Path) -> types.ModuleType:
     return module
 
 
-def smooth(height: int, width: int) -> np.ndarray:
-    """Returns a smooth image, uint8 `[height, width, 3]`, that JPEG changes little."""
+def draw_smooth_image(height: int, width: int) -> np.ndarray:
+    """Returns a smooth image, uint8 `[height, width, 3]`, which JPEG compression changes little."""
     y, x, channel = np.ogrid[:height, :width, :3]
     waves = 128 + 90 * np.sin(x / 7 + channel) * np.cos(y / 5) + 30 * np.sin((x + 2 * y) / 2)
     return np.clip(waves, 0, 255).astype(np.uint8)
 
 
-def turned(orientation: int) -> Image.Exif:
+def make_orientation(orientation: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[TURNED] = orientation
+    exif[ORIENTATION] = orientation
     return exif
 
 
-def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def write_picture_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Writes an image file for each of many formats, sizes and orientations; returns the paths by file name."""
     noise = random_images(1, 61)[0]
     grey = Image.fromarray(noise[:37, :50, 0])
@@ -53,7 +56,7 @@ def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         "small.png": (Image.fromarray(noise[:3, :5]), {}),
         "one.png": (Image.fromarray(noise[:1, :1]), {}),
         "near.png": (Image.fromarray(noise[: SIZE + 1, : SIZE + 2]), {}),
-        "large.png": (Image.fromarray(smooth(1201, 1350)), {}),
+        "large.png": (Image.fromarray(draw_smooth_image(1201, 1350)), {}),
         "grey.png": (grey, {}),
         "bits.png": (grey.convert("1"), {}),
         "grey_16.png": (Image.fromarray(noise[:, :40, 0].astype(np.uint16) * 256 + 200), {}),
@@ -63,23 +66,23 @@ def write_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         "palette.png": (palette, {}),
         "palette_alpha.png": (palette, {"transparency": bytes(range(0, 256, 4))}),
         "lossless.webp": (Image.fromarray(noise[:, :40]), {"lossless": True}),
-        "photograph.jpg": (Image.fromarray(smooth(203, 157)), {"quality": 90}),
-        "photograph_444.jpg": (Image.fromarray(smooth(203, 157)), {"quality": 90, "subsampling": 0}),
-        "progressive.jpg": (Image.fromarray(smooth(120, 99)), {"progressive": True}),
-        "grey.jpg": (Image.fromarray(smooth(90, 91)[..., 0]), {}),
+        "photograph.jpg": (Image.fromarray(draw_smooth_image(203, 157)), {"quality": 90}),
+        "photograph_444.jpg": (Image.fromarray(draw_smooth_image(203, 157)), {"quality": 90, "subsampling": 0}),
+        "progressive.jpg": (Image.fromarray(draw_smooth_image(120, 99)), {"progressive": True}),
+        "grey.jpg": (Image.fromarray(draw_smooth_image(90, 91)[..., 0]), {}),
     }
     for orientation in (3, 5, 6):  # EXIF: rotated by 180 degrees, transposed, rotated by 90 degrees.
         files[f"turned_{orientation}.jpg"] = (
-            Image.fromarray(smooth(60, 85)),
-            {"exif": turned(orientation), "subsampling": 0},
+            Image.fromarray(draw_smooth_image(60, 85)),
+            {"exif": make_orientation(orientation), "subsampling": 0},
         )
     for name, (image, options) in files.items():
         image.save(folder / name, **options)
     return {name: folder / name for name in files}
 
 
-def claiming(width: int, height: int) -> bytes:
-    """Returns the few bytes of a PNG file whose header claims to have width x height pixels."""
+def make_png_header(width: int, height: int) -> bytes:
+    """Returns a short PNG file whose header claims an image of width x height pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -88,3 +91,30 @@ def claiming(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
     )
+
+
+# An encoder and a decoder for 8 x 8 images without z, whose v is the image itself.
+WITHOUT_Z = {
+    "encoder": "encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) { v = Cast <to = 1> (images) }",
+    "decoder": "decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) { images = Cast <to = 2> (v) }",
+}
+
+
+def quantize_to_5_bits(encoder: str) -> str:
+    """Returns the text of an encoder with added quantisation to 5 bits, which rounds pixels down to multiples of 8."""
+    steps = r"""every = Cast <to = 1> (images)
+        step = Constant <value = float {8.0}> ()
+        levels = Div (every, step)
+        whole = Floor (levels)
+        \1 = Mul (whole, step)"""
+    return re.sub(r"(\w+) = Cast <to = 1> \(images\)", steps, encoder)
+
+
+def write_onnx_models(folder: pathlib.Path, texts: Mapping[str, str], **metadata: str) -> pathlib.Path:
+    """Writes models as files `NAME.onnx` with metadata, and returns the folder."""
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')
+        onnx.helper.set_model_props(model, metadata)
+        onnx.save(model, folder / f"{name}.onnx")
+    return folder
