@@ -13,7 +13,6 @@ from tfdecouple.data.sources import resolve_paths
 @pytest.mark.parametrize(
     ("typed", "part"),
     [
-        ("MNIST", "did you mean tfds:mnist?"),
         ("cifar11", "'cifar11'; did you mean cifar10?; there are photographs, cifar10"),
         ("/no/such/place", "did you mean folder:/no/such/place?"),
         ("photos", "did you mean folder:photos?"),

@@ -7,7 +7,6 @@ commands then accept it. TensorFlow is imported only when a source is opened, so
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 from typing import TYPE_CHECKING, ClassVar
 
@@ -53,10 +52,6 @@ class SourceKind:
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
-
-    def suggest_source(self, source: str) -> str | None:
-        """Returns the correct spelling of an unknown `data.source` that is probably of this kind; None otherwise."""
-        return None
 
     def describe_image_rights(self, config: DataConfig) -> str:
         """Returns a sentence on the rights in the images of a config."""
@@ -112,16 +107,6 @@ class TensorFlowDatasets(SourceKind):
 
         return open_tfds(config, image_shape, download)
 
-    def suggest_source(self, source: str) -> str | None:
-        """Returns tfds:NAME if `source` is the name of a data set in TFDS, else None."""
-        if not source or importlib.util.find_spec("tensorflow_datasets") is None:
-            return None
-        import tensorflow_datasets as tfds
-
-        name = source.partition("/")[0].partition(":")[0].lower()
-        is_known = name in tfds.list_builders(with_community_datasets=False)
-        return self.prefix + source.lower() if is_known else None
-
 
 class ImageFolder(SourceKind):
     """The kind of the folders of image files."""
@@ -133,11 +118,6 @@ class ImageFolder(SourceKind):
         "": "Images from a folder: their rights are known to whoever trained on them, and not recorded here."
     }
 
-    def suggest_source(self, source: str) -> str | None:
-        """Returns folder:PATH if `source` is a folder or looks like the path of one, else None."""
-        is_path = os.path.isdir(os.path.expanduser(source)) or source.startswith(("/", "./", "../", "~/"))
-        return self.prefix + source if is_path else None
-
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
         """Returns the opened folder of images; see `open_folder`."""
         from tfdecouple.data.image_folder import open_folder
@@ -145,7 +125,7 @@ class ImageFolder(SourceKind):
         return open_folder(config, image_shape)
 
 
-# The kinds in the order of lists for users; the first kind that matches_source a `data.source` opens it.
+# All kinds, in the order of lists for users. The first kind that matches a `data.source` opens the data set.
 KINDS: tuple[SourceKind, ...] = (
     Photographs(),
     TensorFlowDatasets(),
@@ -154,7 +134,7 @@ KINDS: tuple[SourceKind, ...] = (
 
 
 def find_kind(source: str) -> SourceKind | None:
-    """Returns the kind of a `data.source`; None if no kind matches_source it.
+    """Returns the kind of a `data.source`; None for an unknown source.
 
     >>> find_kind("folder:mine").title, find_kind("nothing")
     ('folder:PATH', None)
@@ -226,8 +206,8 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
         *others, last = [*names, *(kind.pattern for kind in KINDS if kind.pattern)]
-        suggested = next((name for kind in reversed(KINDS) if (name := kind.suggest_source(config.source))), None)
-        hint = f"; did you mean {suggested}?" if suggested else nearest(config.source, names)
+        is_path = os.path.isdir(os.path.expanduser(config.source)) or config.source.startswith(("/", ".", "~"))
+        hint = f"; did you mean folder:{config.source}?" if is_path else nearest(config.source, names)
         raise DataError(f"there is no data.source {config.source!r}{hint}; there are {', '.join(others)} and {last}")
     try:
         return kind.open(config, image_shape, download)
