@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import InversionError
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import get_sizes
 
 # A weight: a NumPy array, or the tensor, placeholder or variable that a graph reads instead.
 Array = Any
@@ -125,7 +125,7 @@ class Layout:
 
     def count_pixels(self, x: tf.Tensor) -> int | tf.Tensor:
         """Returns height * width of images x, or 1 for vectors: a number, or a float32 scalar if a size is unknown."""
-        count = math.prod(sizes(x)[2:] if self.order == "NCHW" else sizes(x)[1:-1])
+        count = math.prod(get_sizes(x)[2:] if self.order == "NCHW" else get_sizes(x)[1:-1])
         return count if isinstance(count, int) else tf.cast(count, tf.float32)
 
     def split_channels(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
@@ -156,17 +156,17 @@ class Layout:
         if self.order == "NCHW":
             return x[:, ::2], x[:, 1::2]
         # Slices with a step along the last axis would take a hundred times as long in TensorFlow.
-        even, odd = tf.unstack(tf.reshape(x, [-1, *sizes(x)[1:-1], x.shape[-1] // 2, 2]), axis=-1)
+        even, odd = tf.unstack(tf.reshape(x, [-1, *get_sizes(x)[1:-1], x.shape[-1] // 2, 2]), axis=-1)
         return even, odd
 
     def interleave_channels(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
         """Returns an array whose even and odd channels are the two arrays, as the inverse of `split_even_and_odd`."""
         if self.order == "NCHW":
-            channels, *others = sizes(even)[1:]
+            channels, *others = get_sizes(even)[1:]
             return tf.reshape(tf.stack([even, odd], 2), [-1, 2 * channels, *others])
         # `tf.stack` along the last axis would take twice as long as one long transposition.
         pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
-        return tf.reshape(pairs, [-1, *sizes(even)[1:-1], 2 * even.shape[-1]])
+        return tf.reshape(pairs, [-1, *get_sizes(even)[1:-1], 2 * even.shape[-1]])
 
     def squeeze(self, x: tf.Tensor) -> tf.Tensor:
         """Turns each block of 2 x 2 pixels into channels; channels of one pixel stay together."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.endpoints import Array, Endpoint, Tensors
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import get_sizes
 
 if TYPE_CHECKING:
     from export.deployed.deployed_model import DeployedModel
@@ -62,7 +62,7 @@ def _check_shapes(endpoint: Endpoint) -> Endpoint:
 
         def check_shape(array: Array) -> tf.Tensor:
             tensor = inputs[array.name]
-            row_shape = [1, *sizes(tensor)[1 : 1 + len(array.free)], *array.shape[len(array.free) :]]
+            row_shape = [1, *get_sizes(tensor)[1 : 1 + len(array.free)], *array.shape[len(array.free) :]]
             return tf.concat([tensor, tf.zeros(row_shape, array.dtype)], 0)[:-1]
 
         return endpoint.build(deployed, {array.name: check_shape(array) for array in endpoint.inputs})

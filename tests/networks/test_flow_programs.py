@@ -112,7 +112,7 @@ def gradients_of_couplings():
 
 def without_packing(monkeypatch):
     """Leaves forward convolutions out of the backward pass, so that it is seen which are computed again."""
-    monkeypatch.setattr(convolution, "vector_size", lambda: 1)
+    monkeypatch.setattr(convolution, "get_vector_size", lambda: 1)
 
 
 def needed(function):

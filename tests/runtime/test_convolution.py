@@ -10,14 +10,14 @@ from tfdecouple.runtime import convolution, devices
 from tfdecouple.runtime.convolution import convolve
 
 SMALL, WIDE = 3, 20
-LANES = convolution.vector_size
+LANES = convolution.get_vector_size
 
 
 @pytest.fixture(autouse=True, scope="module")
 def of_sixteen_channels():
     """Whatever processor runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolution, "vector_size", lambda: 16)
+        patch.setattr(convolution, "get_vector_size", lambda: 16)
         yield
 
 
@@ -58,7 +58,7 @@ def operations(function, x, kernel):
 @pytest.mark.parametrize("inputs", [1, 8, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3, 24, 64))])
 def test_is_the_convolution_and_its_gradients_in_every_shape(inputs, monkeypatch):
     """The kernels of TensorFlow's library have read beyond their maps: free memory is NaN here."""
-    monkeypatch.setattr(convolution, "vector_size", LANES)
+    monkeypatch.setattr(convolution, "get_vector_size", LANES)
     wrong = []
     for outputs in (*range(1, 10), 12, 15, 16, 17, 24, 48):
         for height, width in ((2, 2), (3, 4), (2, 7), (1, 12), (2, 16), (1, 18)):

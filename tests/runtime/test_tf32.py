@@ -82,7 +82,7 @@ class TestTensorFloat32:
 class TestWarning:
     @pytest.fixture(autouse=True)
     def gpu(self, monkeypatch):
-        monkeypatch.setattr(tf32, "gpu_in_sight", lambda: True)
+        monkeypatch.setattr(tf32, "has_visible_gpu", lambda: True)
 
     @staticmethod
     def traced(run):

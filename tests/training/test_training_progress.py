@@ -56,7 +56,7 @@ def test_slow_steps_are_told_between_rows_of_the_log_and_the_start_is_not_counte
 def test_what_takes_long_beside_the_steps_is_told(clock):
     file = io.StringIO()
     progress = TrainingProgress(10, file)
-    told = progress.counted("validation", 1000)
+    told = progress.make_counter("validation", 1000)
     for done in range(100, 1001, 100):
         clock[0] += 4
         told(done)

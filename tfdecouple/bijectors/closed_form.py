@@ -10,7 +10,7 @@ from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import product, sizes
+from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
 
 
 def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -23,7 +23,7 @@ def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor
     if isinstance(bijector, ClosedForm):
         return bijector.forward_and_log_det(x)
     log_det = bijector.forward_log_det_jacobian(x, event_ndims=len(x.shape) - 1)
-    return bijector.forward(x), tf.broadcast_to(log_det, sizes(x)[:1])
+    return bijector.forward(x), tf.broadcast_to(log_det, get_sizes(x)[:1])
 
 
 def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -31,7 +31,7 @@ def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor
     if isinstance(bijector, ClosedForm):
         return bijector.inverse_and_log_det(y)
     log_det = bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
-    return bijector.inverse(y), tf.broadcast_to(log_det, sizes(y)[:1])
+    return bijector.inverse(y), tf.broadcast_to(log_det, get_sizes(y)[:1])
 
 
 class ClosedForm(tfb.Bijector):
@@ -93,10 +93,10 @@ class ClosedForm(tfb.Bijector):
 
     def _sum_per_image(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
         """Returns the log-determinant of each image, `[batch]`: the sum over all positions of the image."""
-        events = sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
+        events = get_sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
         if log_det.shape.rank == 0:
             # The log-determinant is equal at all positions; a product avoids the map of equal numbers that TFP sums.
-            return tf.fill(events[:1], product(events[1:], x.dtype) * log_det)
+            return tf.fill(events[:1], multiply_sizes(events[1:], x.dtype) * log_det)
         if log_det.shape.as_list() != x.shape[: len(events)].as_list():
             log_det = tf.broadcast_to(log_det, events)
         return tf.reduce_sum(log_det, list(range(1, len(events))))

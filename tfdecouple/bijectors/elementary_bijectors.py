@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfdecouple.bijectors.closed_form import ClosedForm
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import channel_product, inverse_matrix, log_abs_det, sizes
+from tfdecouple.runtime.numerics import compute_log_abs_det, get_sizes, invert_matrix, multiply_channels
 
 
 class BoundedAffine(ClosedForm):
@@ -202,13 +202,13 @@ class ChannelMatrix(ClosedForm):
         super().__init__(1, locals())
 
     def _forward(self, x: tf.Tensor) -> tf.Tensor:
-        return channel_product(x, self.matrix, transpose=True, full=True)
+        return multiply_channels(x, self.matrix, transpose=True, full=True)
 
     def _inverse(self, y: tf.Tensor) -> tf.Tensor:
-        return channel_product(y, inverse_matrix(self.matrix), transpose=True, full=True)
+        return multiply_channels(y, invert_matrix(self.matrix), transpose=True, full=True)
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
-        return log_abs_det(self.matrix)
+        return compute_log_abs_det(self.matrix)
 
 
 class Squeeze(ClosedForm):
@@ -255,5 +255,5 @@ def _map_images(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.
     """Returns the output of a function of `[batch, height, width, channels]` for images with any leading axes."""
     if x.shape.rank == 4:
         return function(x)
-    y = function(tf.reshape(x, [-1, *sizes(x)[-3:]]))
-    return tf.reshape(y, [*sizes(x)[:-3], *sizes(y)[1:]])
+    y = function(tf.reshape(x, [-1, *get_sizes(x)[-3:]]))
+    return tf.reshape(y, [*get_sizes(x)[:-3], *get_sizes(y)[1:]])

@@ -21,7 +21,7 @@ from tfdecouple.runtime.execution import (
     read_weights,
     substitute_weights,
 )
-from tfdecouple.runtime.numerics import zero_per_image
+from tfdecouple.runtime.numerics import make_zero_log_det
 from tfdecouple.runtime.precision import full_float32
 
 Shape = tuple[int, ...]
@@ -340,7 +340,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
         def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
             for layer in layers:
                 h = layer.visit_layers(h, condition, visit)
-            return h, zero_per_image(h)
+            return h, make_zero_log_det(h)
 
         return self.run_forward(x, condition, run_layers)[0]
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, Shape, Weight, require_condition
 from tfdecouple.runtime.convolution import convolve, convolve_normed
 from tfdecouple.runtime.execution import apply_memory_mode
-from tfdecouple.runtime.numerics import channel_product, full_product
-from tfdecouple.runtime.precision import current_net_precision, full_float32
+from tfdecouple.runtime.numerics import multiply_channels, multiply_in_full_precision
+from tfdecouple.runtime.precision import full_float32, get_net_precision
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
@@ -149,7 +149,7 @@ class ConvNet(CouplingNet):
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         """Returns the output of the net, `[batch, height, width, outputs]`."""
-        dtype = "bfloat16" if current_net_precision() == "bfloat16" else self.compute_dtype
+        dtype = "bfloat16" if get_net_precision() == "bfloat16" else self.compute_dtype
         last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
         kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
         shift = None
@@ -188,7 +188,7 @@ def _run_hidden_maps(
     `shift` is FC(z), `[batch, hidden]`; or a condition that is a map, for which `map_convolution` holds kernel and bias
     of the map's convolution; or None without a condition.
     """
-    h = channel_product(tf.nn.elu(convolve(x, first)), second)
+    h = multiply_channels(tf.nn.elu(convolve(x, first)), second)
     if map_convolution:
         kernel, bias = map_convolution
         h = h + convolve(shift, kernel) + bias
@@ -214,6 +214,6 @@ class MLP(CouplingNet):
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         """Returns the output of the net, `[batch, outputs]`."""
         last = WeightNorm.from_weights(weights)
-        h = tf.nn.elu(full_product(x, weights["first"]) + weights["first_bias"])
-        h = tf.nn.elu(full_product(h, weights["second"]) + weights["second_bias"])
-        return full_product(h, last.kernel()) + last.bias
+        h = tf.nn.elu(multiply_in_full_precision(x, weights["first"]) + weights["first_bias"])
+        h = tf.nn.elu(multiply_in_full_precision(h, weights["second"]) + weights["second_bias"])
+        return multiply_in_full_precision(h, last.kernel()) + last.bias

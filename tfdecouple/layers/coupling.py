@@ -26,7 +26,7 @@ from tfdecouple.layers.base import (
     read_trainable_weights,
 )
 from tfdecouple.layers.conditioners import MLP, ConvNet, CouplingNet, LocalConvNet
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import full_float32
 from tfdecouple.transforms import TRANSFORMS
 
@@ -102,13 +102,13 @@ class ChannelSplit:
 def _interleave(even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
     """Returns a map `[..., 2n]` whose channels are taken in turn from two maps `[..., n]`."""
     pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
-    return tf.reshape(pairs, [*sizes(even)[:-1], 2 * even.shape[-1]])
+    return tf.reshape(pairs, [*get_sizes(even)[:-1], 2 * even.shape[-1]])
 
 
 def _split_even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of a map `[..., 2n]`, each `[..., n]`."""
     even, odd = tf.unstack(tf.transpose(tf.reshape(x, [-1, 2])), num=2)
-    shape = [*sizes(x)[:-1], x.shape[-1] // 2]
+    shape = [*get_sizes(x)[:-1], x.shape[-1] // 2]
     return tf.reshape(even, shape), tf.reshape(odd, shape)
 
 

@@ -16,7 +16,7 @@ from tfdecouple.bijectors import ChannelAffine, ChannelMatrix, ClosedForm, White
 from tfdecouple.errors import UserError
 from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, Weight, require_condition
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
-from tfdecouple.runtime.numerics import full_product, product, sizes
+from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
 
 # Standard deviation below which a channel counts as constant; neighbouring pixel values are 2/256 apart.
 _CONSTANT = 1e-4
@@ -45,7 +45,7 @@ class ActNorm(InvertibleLayer):
         x, _ = self._prepare(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
-        count = product(sizes(flat)[:1], x.dtype)
+        count = multiply_sizes(get_sizes(flat)[:1], x.dtype)
         deviation = tf.sqrt(tf.reduce_sum(tf.square(flat - mean), 0) / tf.maximum(count - 1.0, 1.0))
         log_scale = tf.where(deviation > _CONSTANT, -tf.math.log(tf.maximum(deviation, _CONSTANT)), 0.0)
         self.log_scale.assign(log_scale)
@@ -202,8 +202,8 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
         """Returns the bijector v = (h - mu(z)) / sigma(z), with z as the condition."""
         require_condition(self, self.condition_size, condition)
-        h = tf.nn.elu(full_product(condition, weights["first"]) + weights["first_bias"])
+        h = tf.nn.elu(multiply_in_full_precision(condition, weights["first"]) + weights["first_bias"])
         last = WeightNorm.from_weights(weights)
-        mean, log_scale = tf.split(full_product(h, last.kernel()) + last.bias, 2, -1)
+        mean, log_scale = tf.split(multiply_in_full_precision(h, last.kernel()) + last.bias, 2, -1)
         shape = (-1, *self._sides, self._channels)
         return Whitening(tf.reshape(mean, shape), tf.reshape(log_scale, shape))

@@ -18,7 +18,7 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.networks.architecture import count_inference_bytes, weight_shapes
 from tfdecouple.runtime.devices import format_bytes, read_free_memory
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import full_float32
 
 # Longest side in pixels for which float32 holds all sums in `shrink_images` exactly.
@@ -53,7 +53,7 @@ def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
     >>> shrink_images(tf.constant([0, 1, 4, 8], tf.uint8)[None, :, None, None], 2, 1).numpy().ravel().tolist()
     [1, 6]
     """
-    batch, rows, columns, channels = sizes(images)
+    batch, rows, columns, channels = get_sizes(images)
     x = tf.reshape(tf.cast(images, tf.float32), [batch, rows, columns * channels])
     x = tf.reshape(_average_second_axis(x, height), [batch * height, columns, channels])
     return tf.cast(tf.reshape(_average_second_axis(x, width), [batch, height, width, channels]), tf.uint8)
@@ -61,7 +61,7 @@ def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
     """Returns rounded averages `[n, count, k]` of `count` equal parts of the second axis of x `[n, length, k]`."""
-    length = sizes(x)[1]
+    length = get_sizes(x)[1]
     # In units where old pixels have length `count` and new pixels `length`, all borders are whole numbers.
     old, new = tf.range(length + 1) * count, tf.range(count + 1)[:, None] * length
     shared = tf.maximum(tf.minimum(old[1:], new[1:]) - tf.maximum(old[:-1], new[:-1]), 0)
@@ -78,7 +78,7 @@ def pad_and_shrink_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Te
 
 def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
     """Returns images padded to sides that are multiples of a number, by repeating the last row and column."""
-    for axis, side in enumerate(sizes(images)[1:3], 1):
+    for axis, side in enumerate(get_sizes(images)[1:3], 1):
         padded = round_side_up(side, multiple)
         if not (isinstance(side, int) and side == padded):
             images = tf.gather(images, tf.minimum(tf.range(padded), side - 1), axis=axis)

@@ -35,7 +35,7 @@ from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fi
 from tfdecouple.runs.run_folder import load_weights as read_weights
 from tfdecouple.runtime.devices import read_free_memory
 from tfdecouple.runtime.execution import disable_autograph
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
 # Number of images that `sample` and `interpolate` decode at once; it limits the memory and changes no result.
@@ -290,9 +290,9 @@ class DecoupledModel(Networks):
         (z_a, v_a), (z_b, v_b), size = codes_a[:2], codes_b[:2], codes_a[2:]
         count, rows, columns = v_a.shape[0], len(of_z), len(of_v)
         if 0 in (count, rows, columns):
-            return tf.zeros([sizes(v_a)[0], rows, columns, *sizes(a)[1:]], tf.uint8)
+            return tf.zeros([get_sizes(v_a)[0], rows, columns, *get_sizes(a)[1:]], tf.uint8)
         v = interpolate_codes(v_a, v_b, of_v, path)
-        v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *sizes(v_a)[1:]])
+        v = tf.reshape(tf.repeat(v[:, None], rows, 1), [-1, *get_sizes(v_a)[1:]])
         z = None
         if z_a is not None and z_b is not None:
             z = tf.repeat(interpolate_codes(z_a, z_b, of_z)[:, :, None], columns, 2)
@@ -300,7 +300,7 @@ class DecoupledModel(Networks):
         # While a user's function is traced the batch size may be unknown, so the batch cannot be divided.
         decode = functools.partial(self.decode, size=size[0] if size else None)
         images = decode(z, v) if v.shape[0] is None else run_in_parts(decode, CHUNK, z, v)
-        return tf.reshape(images, [-1, rows, columns, *sizes(a)[1:]])
+        return tf.reshape(images, [-1, rows, columns, *get_sizes(a)[1:]])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
         """Returns images whose z is shifted along a direction, with v unchanged.

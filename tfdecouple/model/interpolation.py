@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import get_sizes
 
 # Smallest sine of the angle between two codes; below it they are parallel, and no unique arc lies between them.
 _LEAST_SINE = 1e-6
@@ -40,7 +40,7 @@ def interpolate_codes(
 
 def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the weights of a and of b at each position on the arc between them, each float32 `[n, k]`."""
-    width = math.prod(sizes(a)[1:])
+    width = math.prod(get_sizes(a)[1:])
     a, b = (tf.reshape(tf.cast(code, tf.float64), [-1, width]) for code in (a, b))
     position = tf.constant(positions, tf.float64)[None]
     length_a, length_b = (tf.norm(code, axis=1)[:, None] for code in (a, b))

@@ -18,7 +18,7 @@ from tfdecouple.config import ModelConfig, TrainingConfig, parse_config
 from tfdecouple.errors import DataError, DivergedError, UserError, warn_user
 from tfdecouple.model.gradient import differentiate_bound, judge_step
 from tfdecouple.model.networks import Networks
-from tfdecouple.runtime.numerics import sizes
+from tfdecouple.runtime.numerics import get_sizes
 
 # Names of the options of `TrainingConfig` that `compile` accepts besides the arguments of Keras' `compile`.
 OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")
@@ -249,7 +249,7 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     if model.optimizer.gradient_accumulation_steps:
         # Steps whose gradients are accumulated share an iteration, so the number of images distinguishes their seeds.
         seed = randomness.derive_seed(seed, metrics.images)
-    count = sizes(images)[0]
+    count = get_sizes(images)[0]
     share = differentiate_bound(
         model,
         images,

@@ -40,8 +40,8 @@ from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder
 from tfdecouple.networks.flow import Flow
 from tfdecouple.networks.prior import ClassAffine, ClassCodes, PriorFlow
-from tfdecouple.runtime.execution import backward_memory, backward_mode, disable_autograph
-from tfdecouple.runtime.numerics import product, sizes
+from tfdecouple.runtime.execution import backward_memory, disable_autograph, get_backward_mode
+from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
 from tfdecouple.runtime.requirements import require_backend
 
 
@@ -429,7 +429,7 @@ class Networks(keras.Model):
         """
         self.require_initialized()
         images = self._accept_images(images)
-        batch, *sides, channels = sizes(images)
+        batch, *sides, channels = get_sizes(images)
         shape = [batch, *(round_side_up(side, compute_size_multiple(self.config)) for side in sides), channels]
         z_noise = tf.random.stateless_normal([batch, self.config.latent_dim], randomness.derive_seed(seed, "z"))
         u_noise = randomness.draw_pixel_noise(shape, randomness.derive_seed(seed, "u"), self.config.has_dequantizer)
@@ -454,7 +454,7 @@ class Networks(keras.Model):
         if self._own_size(images) is not None and not training:
             return self._run_within_memory(self._bound_other_sizes, images, z_noise, u_noise, labels)
         # The training loop of a user need not enter `backward_memory`, so this method does.
-        with backward_memory("keep") if training and backward_mode() is None else contextlib.nullcontext():
+        with backward_memory("keep") if training and get_backward_mode() is None else contextlib.nullcontext():
             if self._own_size(images) is not None:
                 return self._bound_other_sizes(images, z_noise, u_noise, labels, training)
             return negative_elbo(
@@ -469,7 +469,7 @@ class Networks(keras.Model):
         elbo, latents = negative_elbo(
             self, bins, z_noise, u_noise, labels=labels, encoder_bins=encoder_bins, training=training
         )
-        padding = product(sizes(bins)[1:3], tf.float32) / product(sizes(images)[1:3], tf.float32)
+        padding = multiply_sizes(get_sizes(bins)[1:3], tf.float32) / multiply_sizes(get_sizes(images)[1:3], tf.float32)
         return elbo._replace(bits_per_dim=elbo.bits_per_dim * padding), latents
 
     def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
@@ -533,7 +533,7 @@ class Networks(keras.Model):
 
     def _own_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
         """Returns height and width of images or local codes; None if these are the model's height and width."""
-        _, height, width, _ = sizes(images)
+        _, height, width, _ = get_sizes(images)
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
     def _find_bins_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -556,7 +556,7 @@ class Networks(keras.Model):
         return run_in_parts(function, count, batch, *others)
 
     def _labels_of(self, labels: Any, bins: tf.Tensor) -> tf.Tensor | None:
-        return as_labels(labels, sizes(bins)[0], self.config.classes, self.config.has_class_codes)
+        return as_labels(labels, get_sizes(bins)[0], self.config.classes, self.config.has_class_codes)
 
     def _require_latent(self, what: str, density: bool = False) -> None:
         if density and self.config.has_class_codes:

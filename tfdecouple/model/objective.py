@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfdecouple.runtime.numerics import product, sizes, zero_per_image
+from tfdecouple.runtime.numerics import get_sizes, make_zero_log_det, multiply_sizes
 
 
 class Elbo(NamedTuple):
@@ -70,7 +70,7 @@ def negative_elbo(
         training: whether the encoders normalise by the statistics of the batch.
     """
     quantizer, encoder = networks.quantizer, networks.encoder
-    z, prior_noise, log_prior = None, None, zero_per_image(bins)
+    z, prior_noise, log_prior = None, None, make_zero_log_det(bins)
     kl = log_prior
     if encoder is not None:
         inputs = quantizer.place_at_edges(bins if encoder_bins is None else encoder_bins)
@@ -86,7 +86,7 @@ def negative_elbo(
     v, log_det = networks.flow.forward_and_log_det(quantizer.place_in_bins(bins, u), z)
     reconstruction = -standard_normal_log_prob(v) - log_det
     nats = reconstruction + kl + dequantization
-    bits = quantizer.convert_to_bits_per_dim(nats, product(sizes(bins)[1:], bins.dtype))
+    bits = quantizer.convert_to_bits_per_dim(nats, multiply_sizes(get_sizes(bins)[1:], bins.dtype))
     return Elbo(reconstruction, kl, dequantization, bits), Latents(prior_noise, log_prior, v)
 
 
@@ -99,7 +99,7 @@ def dequantize(
     in [0, 1) with log-density 0, and u is the noise. The other arguments are those of `negative_elbo`.
     """
     if networks.dequantizer is None:
-        return u_noise, zero_per_image(bins)
+        return u_noise, make_zero_log_det(bins)
     u_noise = tf.convert_to_tensor(u_noise, bins.dtype)
     u, log_det = networks.dequantizer.call(networks.quantizer.place_at_edges(bins), u_noise, training)
     return u, standard_normal_log_prob(u_noise) - log_det
@@ -149,5 +149,5 @@ def select_prior_by_label(
 def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
     """Returns the standard normal log-density, `[batch]`, of each image or vector of x `[batch, ...]`."""
     axes: list[int] = list(range(1, len(x.shape)))
-    dimensions = product(sizes(x)[1:], x.dtype)
+    dimensions = multiply_sizes(get_sizes(x)[1:], x.dtype)
     return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))

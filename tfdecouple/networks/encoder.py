@@ -13,7 +13,7 @@ from tfdecouple.config.shapes import Block, encoder_blocks, local_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
 from tfdecouple.layers.conditioners import StartsAtZero, fan_in_uniform, make_bias_initializer, weight_norm
 from tfdecouple.runtime.execution import Batch, Execution, accept_shards, join_shards, split_into_shards
-from tfdecouple.runtime.numerics import product, sizes
+from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
 from tfdecouple.runtime.precision import full_float32
 
 # Weight of the old value when batch normalisation updates its moving statistics.
@@ -77,7 +77,7 @@ class Convolution(BaseLayer):
         return y + tf.convert_to_tensor(self.bias) if len(self._initializers) > 1 else y
 
     def _transpose(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        images, rows, columns, _ = sizes(x)
+        images, rows, columns, _ = get_sizes(x)
         size, step, border, planes = self.size, self.strides, self.size // 2, self.planes
         if size == 1 and step > 1:
             # Zeros are inserted after the convolution, so that the 1x1 kernel has no stride (see `call`).
@@ -126,8 +126,8 @@ class BatchNorm(BaseLayer):
 def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns mean and biased variance of each channel over all devices, which have equally many images."""
     shards = x if isinstance(x, list) else [x]
-    images = sum(sizes(shard)[0] for shard in shards)
-    count = product([images, *sizes(shards[0])[1:-1]], shards[0].dtype)
+    images = sum(get_sizes(shard)[0] for shard in shards)
+    count = multiply_sizes([images, *get_sizes(shards[0])[1:-1]], shards[0].dtype)
 
     def mean_over_devices(sums: list[tf.Tensor]) -> tf.Tensor:
         mean = tf.add_n(sums) / count

@@ -25,7 +25,7 @@ from tfdecouple.layers import (
 )
 from tfdecouple.layers.base import BaseLayer, Condition, InvertibleComposite, Mapped, RunLayers
 from tfdecouple.runtime.execution import Execution
-from tfdecouple.runtime.numerics import zero_per_image
+from tfdecouple.runtime.numerics import make_zero_log_det
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -244,14 +244,14 @@ class Flow(InvertibleComposite):
         for depth, stages in enumerate(self.levels):
             h, level_condition = self._enter_level(depth, h, level_condition)
             left.append([])
-            log_dets.append(zero_per_image(h))
+            log_dets.append(make_zero_log_det(h))
             for stage in stages:
                 h, change = run_layers(stage.layers, h, level_condition)
                 log_dets[-1] += change
                 if stage.plan.dropped:
                     h, dropped = tf.split(h, [stage.plan.remaining, stage.plan.dropped], -1)
                     left[-1].append(dropped)
-        log_det = zero_per_image(x)
+        log_det = make_zero_log_det(x)
         for depth in reversed(range(len(self.levels))):
             # In v the remaining channels come first, then the channels that left, from the last stage to the first.
             h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
@@ -264,7 +264,7 @@ class Flow(InvertibleComposite):
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Returns the x that the layer maps to y, and the log-determinant."""
-        h, level_condition, log_det = y, condition, zero_per_image(y)
+        h, level_condition, log_det = y, condition, make_zero_log_det(y)
         if self.whitening is not None:
             h, whitening_log_det = run_layers([self.whitening], y, condition)
         left, conditions = [], []

@@ -18,7 +18,7 @@ from tfdecouple.layers.base import BaseLayer, Weight
 from tfdecouple.layers.conditioners import fan_in_uniform, make_bias_initializer
 from tfdecouple.networks.flow import FlowStep
 from tfdecouple.runtime.execution import Execution
-from tfdecouple.runtime.numerics import full_product
+from tfdecouple.runtime.numerics import multiply_in_full_precision
 from tfdecouple.runtime.precision import full_float32
 
 # In the paper's code the embedding is drawn within +-0.1, and hidden layers are four times as wide as z.
@@ -67,7 +67,7 @@ class _ClassLayer(BaseLayer):
     def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Returns the row of `rows` `[classes, d_z]` for each label `[batch]`; zeros for a number that is no label."""
         # On a GPU the gradient of `tf.gather` adds rows in a varying order; a matrix product is repeatable.
-        return full_product(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
+        return multiply_in_full_precision(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -97,9 +97,9 @@ class ClassCodes(_ClassLayer):
     def compute_codes(self) -> tf.Tensor:
         """Returns the code of each label, `[classes, d_z]`."""
         read = tf.convert_to_tensor
-        h = tf.nn.elu(full_product(read(self.embedding), read(self.first)) + read(self.first_bias))
-        h = tf.nn.elu(full_product(h, read(self.second)) + read(self.second_bias))
-        return full_product(h, read(self.last)) + read(self.last_bias)
+        h = tf.nn.elu(multiply_in_full_precision(read(self.embedding), read(self.first)) + read(self.first_bias))
+        h = tf.nn.elu(multiply_in_full_precision(h, read(self.second)) + read(self.second_bias))
+        return multiply_in_full_precision(h, read(self.last)) + read(self.last_bias)
 
     @full_float32()
     def call(self, labels: tf.Tensor) -> tf.Tensor:

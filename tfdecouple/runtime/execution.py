@@ -31,8 +31,8 @@ import tensorflow as tf
 from tensorflow.python.eager import record
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import in_xla, sizes
-from tfdecouple.runtime.precision import current_net_precision, net_precision
+from tfdecouple.runtime.numerics import get_sizes, is_traced_for_xla
+from tfdecouple.runtime.precision import get_net_precision, net_precision
 
 BACKWARD_MODES = ("keep", "recompute", "invert")
 # Largest size of a hidden map, in bytes, that stays in the cache of one core; measured with caches of 1 MiB.
@@ -127,7 +127,7 @@ class Execution:
         `method` names the layers' method for the direction, "_forward" or "_inverse"; no layer changes the shape.
         """
         # Only layers on images are inverted, because the activations of layers on vectors take little memory.
-        inverts = backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
+        inverts = get_backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
         if inverts and all(layer.recovers_input for layer in layers):
             return self._run_for_inversion(layers, h, condition)
         log_dets = []
@@ -141,7 +141,7 @@ class Execution:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs layers as `run_chain` does; the backward pass recovers the maps between layers by inverting layers."""
         weights = [read_weights(layer) for layer in layers]
-        probe, precision, compiled = _get_error_probe(), current_net_precision() or "float32", bool(get_jit_compile())
+        probe, precision, compiled = _get_error_probe(), get_net_precision() or "float32", bool(get_jit_compile())
 
         @tf.custom_gradient
         def run(x: tf.Tensor, condition: tf.Tensor, probe_: tf.Tensor, *flat: tf.Tensor) -> tuple[Any, Callable]:
@@ -276,7 +276,7 @@ def _describe_layer(layer: keras.layers.Layer) -> str:
 
 def _get_trace_settings() -> tuple[Any, ...]:
     """Returns the settings of the current thread on which a trace depends: precision, memory mode, whether for XLA."""
-    return current_net_precision(), backward_mode(), in_xla()
+    return get_net_precision(), get_backward_mode(), is_traced_for_xla()
 
 
 # --- shards ---
@@ -326,7 +326,7 @@ def run_in_shards(
         return tuple(output[:0] for output in run_in_shards(function, 1, compiled, *image))
     outputs = []
     for *inputs, own_probe in zip(*(_split_batch(each, shards) for each in (x, condition, probe)), strict=True):
-        with jit_compiled(compiled), backward_memory(backward_mode(), own_probe):
+        with jit_compiled(compiled), backward_memory(get_backward_mode(), own_probe):
             outputs.append(function(*inputs))
     return tuple(map(join_shards, zip(*outputs, strict=True))) if shards > 1 else outputs[0]
 
@@ -366,7 +366,7 @@ def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
     """Returns a list of `shards` parts of a batch, in the order of the images; of None for no tensor."""
     if x is None or shards == 1:
         return [x] * shards
-    count = sizes(x)[0]
+    count = get_sizes(x)[0]
     edges = [count * number // shards for number in range(shards + 1)]
     return [x[start:stop] for start, stop in itertools.pairwise(edges)]
 
@@ -404,7 +404,7 @@ def backward_memory(mode: str | None, probe: tf.Tensor | None = None) -> Iterato
         _state.backward = before
 
 
-def backward_mode() -> str | None:
+def get_backward_mode() -> str | None:
     """Returns the mode of the innermost `backward_memory` context; None outside of any."""
     return getattr(_state, "backward", (None, None))[0]
 
@@ -419,13 +419,13 @@ def make_image_probes(x: tf.Tensor) -> tf.Tensor | None:
 
     The gradient of the context's probe is the largest gradient of these probes.
     """
-    probe = _get_error_probe() if backward_mode() == "invert" else None
+    probe = _get_error_probe() if get_backward_mode() == "invert" else None
     if probe is None:
         return None
 
     @tf.custom_gradient
     def spread(probe: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-        return tf.fill(sizes(x)[:1], probe), tf.reduce_max
+        return tf.fill(get_sizes(x)[:1], probe), tf.reduce_max
 
     return spread(probe)
 
@@ -449,9 +449,9 @@ def apply_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
             and weights that maps each image separately; hidden maps have as many channels as the first weight's last
             axis.
     """
-    if backward_mode() == "keep":
+    if get_backward_mode() == "keep":
         return net
-    return functools.partial(_run_recomputing if backward_mode() == "recompute" else run_in_slices, net)
+    return functools.partial(_run_recomputing if get_backward_mode() == "recompute" else run_in_slices, net)
 
 
 def _run_recomputing(

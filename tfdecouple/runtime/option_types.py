@@ -1,4 +1,4 @@
-"""Types of command line options: they turn the text of an option into a value, or refuse the text in one line."""
+"""Options of command lines whose values are numbers or one of some names; other values are refused in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from tfdecouple.errors import one_line
 
 
 def make_number_type(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
-    """Returns the argparse type of an option whose value is a number from `least` to `most`, a whole one for `int`."""
+    """Returns a function that converts the text of an option to a number from `least` to `most`, as argparse's `type`.
+
+    Another text raises argparse's error for a wrong value. `kind` is int for whole numbers.
+    """
     numeral = "a whole number" if kind is int else "a finite number"
 
     def convert(text: str) -> Any:
@@ -30,15 +33,9 @@ def make_number_type(kind: type[int] | type[float], least: float = 0, most: floa
 def add_number(
     parser: Any, name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1
 ) -> None:
-    """Adds an option to a parser; its value is a number from `least` to `most`, whole unless the default is a float.
+    """Adds an option to a parser, whose value is a number from `least` to `most`, whole unless the default is a float.
 
-    Args:
-        parser: the parser of the command, or a group of its options.
-        name: the name of the option, for example "--count".
-        default: the default value, which the help names; None if `text` explains the default.
-        text: the help text.
-        least: the smallest value.
-        most: the largest value.
+    The help is `text` and the default; a default of None is explained by `text` itself.
     """
     kind = make_number_type(float if isinstance(default, float) else int, least, most)
     help_text = text if default is None else f"{text} (default {default:g})"
@@ -47,7 +44,7 @@ def add_number(
 
 
 def add_choice(parser: Any, name: str, values: Sequence[str], text: str) -> None:
-    """Adds an option to a parser; its value is one of `values`, and the first of them is the default."""
+    """Adds an option to a parser, whose value is one of `values`, by default the first; `text` is its help."""
 
     def convert(value: str) -> str:
         if value not in values:

@@ -1,11 +1,11 @@
 """Contexts that set the precision: full float32 or TF32 for the whole process, and the precision inside the nets.
 
-On NVIDIA cards since Ampere TensorFlow rounds the operands of float32 matrix products and convolutions to 10 bits of
-mantissa (TF32) unless its switch is off. A flow inverts exactly only if both directions compute the same numbers to
-float32, so everything except training with `training.precision=tf32` runs under `full_float32`.
+On NVIDIA GPUs since Ampere TensorFlow rounds the operands of float32 matrix products and convolutions to 10 bits of
+mantissa (TF32) unless TensorFlow's switch for TF32 is off. A flow inverts exactly only if both directions compute equal
+numbers in float32. So all computations except training with `training.precision=tf32` run inside `full_float32`.
 
-The switch belongs to the whole process and is read when an operation starts. So it is turned off while any thread is
-inside `full_float32`; all other threads then compute in full float32, too, which is more exact.
+TensorFlow has one switch for the whole process and reads it when an operation starts. The switch is off while any
+thread is inside `full_float32`; then all other threads compute in full float32, too, which is more exact.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from tfdecouple.errors import UserError, warn_user
 _enabled = tf.config.experimental.tensor_float_32_execution_enabled
 _enable = tf.config.experimental.enable_tensor_float_32_execution
 
+# The traces for which `full_float32` has issued its warning.
 _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
 def has_tf32() -> bool:
-    """Returns whether a GPU of this machine can compute in TF32 (NVIDIA since Ampere, compute capability 8.0)."""
+    """Returns whether a GPU of this machine computes in TF32 (NVIDIA since Ampere, compute capability 8.0)."""
     details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
     return any(each.get("compute_capability", (0, 0)) >= (8, 0) for each in details)
 
 
 class _Switch:
-    """The switch for TF32 in TensorFlow, with the numbers of contexts that need it off (`full`) and on (`tf32`)."""
+    """TensorFlow's switch for TF32, with the number of open contexts that need it off (`full`) and on (`tf32`)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -40,7 +41,7 @@ class _Switch:
         self._user_setting = False
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
-        """Updates the counts and sets the switch: off if any context needs full float32, else on if any needs TF32."""
+        """Changes the numbers of contexts, and sets the switch: off for `full`, else on for `tf32`, else the user's."""
         with self._lock:
             if not (self.full or self.tf32):
                 self._user_setting = _enabled()
@@ -54,11 +55,11 @@ _switch = _Switch()
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Runs the code inside in full float32; the context manager is also a decorator of functions.
+    """Runs the code inside in full float32, without TF32; the context manager is also a decorator of functions.
 
-    The context may be nested and entered by several threads at once; the user's own setting returns when the last
-    context is left. While a `tf.function` is traced nothing can be switched, because its operations run later: if TF32
-    is on and TensorFlow sees a GPU, the context warns once for each trace.
+    Contexts can be nested and entered by several threads at once; TensorFlow's switch for TF32 returns to the user's
+    setting when the last context ends. The switch has no effect on a `tf.function` that is traced inside the context,
+    because its operations run later: if TF32 is on and TensorFlow sees a GPU, each trace issues one warning.
 
     >>> enabled = tf.config.experimental.tensor_float_32_execution_enabled
     >>> with full_float32():
@@ -80,7 +81,7 @@ def full_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_float_32() -> Iterator[None]:
-    """Runs the code inside in TF32 on devices that have TF32, except inside `full_float32`."""
+    """Runs the code inside in TF32 on GPUs that have it, unless any thread is inside `full_float32`."""
     _switch.turn(tf32=1)
     try:
         yield
@@ -88,13 +89,14 @@ def tensor_float_32() -> Iterator[None]:
         _switch.turn(tf32=-1)
 
 
-def gpu_in_sight() -> bool:
-    """Returns whether TensorFlow may place operations on a GPU."""
+def has_visible_gpu() -> bool:
+    """Returns whether TensorFlow sees a GPU that it can place operations on."""
     return bool(tf.config.get_visible_devices("GPU"))
 
 
 def _warn_of_trace() -> None:
-    if not _enabled() or _switch.tf32 or not gpu_in_sight():
+    """Warns the user, once for each trace, if the function that is being traced may run in TF32 later."""
+    if not _enabled() or _switch.tf32 or not has_visible_gpu():
         return
     trace = tf.compat.v1.get_default_graph()
     while getattr(getattr(trace, "outer_graph", None), "building_function", False):
@@ -110,7 +112,7 @@ def _warn_of_trace() -> None:
     )
 
 
-# --- the precision of the products in encoder and coupling nets, the only parts that may run below float32 ---
+# --- the precision of the products in encoder and coupling nets, the only parts that can run below float32 ---
 
 NET_PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -121,13 +123,11 @@ _state = threading.local()
 def net_precision(dtype: str) -> Iterator[None]:
     """Sets the precision of the nets that are called or traced inside the context: "float32", "tf32" or "bfloat16".
 
-    "bfloat16" applies to the coupling nets of images only. With "tf32" TensorFlow's switch may be on when the
-    computation runs (`tensor_float_32`): TF32 then applies to the encoder and to the coupling nets of images, while all
-    other products avoid it (`full_product`).
+    "bfloat16" applies to the coupling nets of images only. "tf32" allows TF32 (`tensor_float_32`) in the encoder and in
+    the coupling nets of images; all other products are computed without TF32 (`multiply_in_full_precision`).
 
-    The precision belongs to a computation, not to a model: training may use "bfloat16" while encode and decode of the
-    same model stay in float32. Exact inversion needs float32, because in lower precision the inputs of a net round
-    differently in the two directions.
+    Training can use a lower precision while encode and decode of the same model use float32. Exact inversion needs
+    float32, because in lower precision the inputs of a net are rounded differently in the two directions.
     """
     if dtype not in NET_PRECISIONS:
         raise UserError(f"the precision of the nets is {dtype!r}; it must be one of {', '.join(NET_PRECISIONS)}")
@@ -139,6 +139,6 @@ def net_precision(dtype: str) -> Iterator[None]:
         _state.dtype = before
 
 
-def current_net_precision() -> str | None:
-    """Returns the dtype that the innermost `net_precision` sets; None for the full precision of the layer."""
+def get_net_precision() -> str | None:
+    """Returns the precision that the innermost `net_precision` context sets; None for "float32", or no context."""
     return getattr(_state, "dtype", None)

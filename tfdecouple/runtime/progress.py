@@ -1,4 +1,4 @@
-"""Reports on the progress of long work: a bar on a terminal, otherwise a line every few seconds, with the time left."""
+"""Display of the progress of long work: a bar on a terminal, otherwise a line every few seconds, with the time left."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from tqdm import tqdm
 
 from tfdecouple.runtime.process import drop_output
 
-# Without a terminal: seconds before the first line, seconds between lines, and seconds of silence before a note.
-_FIRST, INTERVAL, _QUIET = 5.0, 15.0, 15.0
+# Without a terminal: seconds before the first line of a counter.
+_FIRST = 5.0
+# Without a terminal: seconds between lines, and seconds without any line before a note is printed.
+INTERVAL = 15.0
 
 
-def duration(seconds: float) -> str:
-    """Returns a duration as text, rounded, in at most two units.
+def format_duration(seconds: float) -> str:
+    """Returns a duration as text, rounded to seconds or minutes.
 
-    >>> [duration(seconds) for seconds in (0.4, 59, 61, 7500)]
+    >>> [format_duration(seconds) for seconds in (0.4, 59, 61, 7500)]
     ['0 s', '59 s', '1 min', '2 h 5 min']
     """
     if seconds < 60:
@@ -30,13 +32,13 @@ def duration(seconds: float) -> str:
 
 
 class TimeLeft:
-    """An estimator of how long work will still take, at its mean speed so far, and of when the next report is due.
+    """An estimator of the time that work still takes at its mean speed so far, and a timer for reports.
 
-    The clock starts with the first call of `is_due`, so that tracing does not count.
+    The speed is measured from the first call of `is_due` on, so that the time for tracing before it does not count.
 
     Args:
         total: the amount of work, in any unit.
-        first: seconds before the first report.
+        first: seconds before the first report; then a report is due every `INTERVAL` seconds.
     """
 
     def __init__(self, total: float, first: float = INTERVAL):
@@ -45,7 +47,7 @@ class TimeLeft:
         self._next = time.monotonic() + first
 
     def is_due(self, done: float) -> bool:
-        """Returns whether a report is due; `done` is the amount of work done so far."""
+        """Returns whether a report is due, and resets the timer if so; `done` is the amount of work done so far."""
         now = time.monotonic()
         self._start = self._start or (now, done)
         if now < self._next:
@@ -53,22 +55,23 @@ class TimeLeft:
         self._next = now + INTERVAL
         return True
 
-    def rate(self, done: float) -> float:
-        """Returns the amount of work done per second; 0 while the speed is unknown."""
+    def measure_rate(self, done: float) -> float:
+        """Returns the amount of work done per second; 0 before the speed is known."""
         now = time.monotonic()
         start, before = self._start or (now, done)
         return (done - before) / (now - start) if now > start else 0.0
 
-    def text(self, done: float) -> str:
-        """Returns the time left as text, for example "3 min left"; "" while the speed is unknown."""
-        rate = self.rate(done)
-        return f"{duration((self._total - done) / rate)} left" if rate else ""
+    def format_time_left(self, done: float) -> str:
+        """Returns the time left as text, for example "3 min left"; "" before the speed is known."""
+        rate = self.measure_rate(done)
+        return f"{format_duration((self._total - done) / rate)} left" if rate else ""
 
 
 class Counter:
-    """A counter that shows the progress of work on standard error: a bar on a terminal, otherwise a line at intervals.
+    """A context that shows on standard error how many of `total` images are done: a bar on a terminal, else lines.
 
-    `before` is how many of the `total` units an earlier process has done.
+    The context is called with the number of finished images. An earlier process has finished `before` of the images;
+    `unit` names other things than images.
     """
 
     def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0, unit: str = "images"):
@@ -88,21 +91,19 @@ class Counter:
             self._bar.close()
 
     def __call__(self, done: int) -> None:
-        """Shows that `done` units are done, in the bar, or in a line if one is due."""
+        """Shows that `done` images are finished, in the bar, or in a line if a line is due."""
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
         elif self._left.is_due(done):
-            rate, left = self._left.rate(done), self._left.text(done)
+            rate, left = self._left.measure_rate(done), self._left.format_time_left(done)
             speed = f", {rate:.3g} {self._unit}/s, {left}" if rate else ""
             print(f"{self._what}: {done} of {self._total} {self._unit}{speed}", file=self._file, flush=True)
 
 
 class TrainingProgress:
-    """The display of training progress: a bar on a terminal, otherwise a plain line at intervals.
+    """The display of a training's progress on `file`, by default standard output: a bar on a terminal, else lines.
 
-    Args:
-        total: number of steps of the run.
-        file: the stream to write to; standard output by default.
+    `total` is the number of steps of the run.
     """
 
     def __init__(self, total: int, file: TextIO | None = None):
@@ -122,43 +123,46 @@ class TrainingProgress:
     def print_line(self, text: str) -> None:
         """Prints a line of text, above the bar on a terminal."""
         self._last_line = time.monotonic()
-        with self._surviving_output():
+        with self._ignore_output_errors():
             if self._bar is not None:
                 self._bar.write(text, file=self._file)
             else:
                 print(text, file=self._file, flush=True)
 
     def step(self, step: int) -> None:
-        """Shows, after each step, how many steps were taken, without reading anything from the devices."""
+        """Shows that `step` steps are done; the metrics are those of the last call of `update`."""
         is_due = self._left.is_due(step)
-        text = ", ".join(part for part in (self._metrics, self._left.text(step)) if part)
+        text = ", ".join(part for part in (self._metrics, self._left.format_time_left(step)) if part)
         if self._bar is not None:
-            with self._surviving_output():
+            with self._ignore_output_errors():
                 self._bar.set_description_str(text, refresh=False)
                 self._bar.update(step - self._bar.n)
         elif is_due or step >= self._total:
             self.print_line(f"step {step}/{self._total}{text and f': {text}'}")
 
     def update(self, bits_per_dim: float, images_per_second: float) -> None:
-        """Sets the metrics that the next lines show: bits per dimension and speed over the last steps."""
+        """Sets the metrics that `step` shows from now on: bits per dimension and speed, means over the last steps."""
         digits = 0 if images_per_second >= 10 else 2
         self._metrics = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
     def note(self, text: str, at_once: bool = False) -> None:
-        """Shows a note on the work in hand; without a terminal only after some seconds of silence, unless `at_once`."""
+        """Shows what the training does besides steps.
+
+        Without a terminal, a line is printed only if no line was printed for `INTERVAL` seconds, or if `at_once`.
+        """
         if self._bar is not None:
-            with self._surviving_output():
+            with self._ignore_output_errors():
                 self._bar.set_description_str(text)
-        elif at_once or time.monotonic() - self._last_line >= _QUIET:
+        elif at_once or time.monotonic() - self._last_line >= INTERVAL:
             self.print_line(f"  {text}")
 
-    def counted(self, what: str, total: int) -> Callable[[int], None]:
-        """Returns a callback that takes the number of images done, and shows it as a note with the time left."""
+    def make_counter(self, what: str, total: int) -> Callable[[int], None]:
+        """Returns a callback that takes the number of finished images, and shows it as a note with the time left."""
         left = TimeLeft(total)
 
         def report(done: int) -> None:
             left.is_due(done)
-            time_left = left.text(done)
+            time_left = left.format_time_left(done)
             self.note(f"{what}: {done:,} of {total:,} images{time_left and f', {time_left}'}")
 
         return report
@@ -166,13 +170,13 @@ class TrainingProgress:
     def close(self) -> None:
         """Closes the bar, which shows the last metrics."""
         if self._bar is not None:
-            with self._surviving_output():
+            with self._ignore_output_errors():
                 self._bar.set_description_str(self._metrics, refresh=False)
                 self._bar.close()
 
     @contextlib.contextmanager
-    def _surviving_output(self) -> Iterator[None]:
-        """Lets training continue without output if output cannot be written (closed terminal or pipe, full disk)."""
+    def _ignore_output_errors(self) -> Iterator[None]:
+        """Lets training continue without output after the output could not be written: closed terminal, full disk."""
         try:
             yield
         except OSError as error:

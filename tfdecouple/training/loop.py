@@ -406,7 +406,7 @@ class Trainer:
             "the same command goes on from here"
         )
         with self._ended_by(stop, where), self.state.optimizer.use_averages():
-            count_batch = self.progress.counted("validation", count)
+            count_batch = self.progress.make_counter("validation", count)
             batches = self._evaluation_batches("validation", count)
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
             is_best = self.state.update_best(self.step, measured.bits_per_dim)
@@ -429,7 +429,7 @@ class Trainer:
                     self._evaluation_batches("test", count),
                     k=training.evaluation_samples,
                     seed=training.seed,
-                    on_batch=self.progress.counted("test", count),
+                    on_batch=self.progress.make_counter("test", count),
                 )
             summary, lines = self.reports.write_summary(self.step, test, count)
             for line in lines:
