@@ -1,42 +1,46 @@
 /**
- * What the checks share: functions inside the browser, waiting, and what went wrong.
+ * Helpers of the checks: functions that run inside the browser, and functions that wait for the page.
  * @module
  */
 
 /** @typedef {import("playwright-core").Page} Page */
 
-export const PATIENT = { timeout: 120_000 };
-/** The picture of a cell of the swap: A, B with the z of A, A with the z of B, B. */
-export const CELLS = "#grid canvas.model";
+/** How long a check waits for the model, as an option of Playwright. */
+export const MODEL_TIMEOUT = { timeout: 120_000 };
+/** Selects the images of the grid, in this order: A, B with the z of A, A with the z of B, B. */
+export const GRID_CANVASES = "#grid canvas.model";
 
-/** @param {unknown} condition @param {string} message Says what is wrong with the page. */
+/** Throws an error unless a condition holds. @param {unknown} condition @param {string} message Says what is wrong. */
 export function expect(condition, message) {
   if (!condition) throw new Error(message);
 }
 
-/** Functions that every page gets: the checks run them inside the browser. And what the page said while it loaded. */
-export function addTools() {
-  const loading = [];
-  new MutationObserver(() => loading.push(document.querySelector("#load p")?.textContent)).observe(document, {
+/** Defines `window.check`, the functions that the checks call inside the browser. Runs before the page's own scripts. */
+export function defineBrowserFunctions() {
+  const loadTexts = [];
+  new MutationObserver(() => loadTexts.push(document.querySelector("#load p")?.textContent)).observe(document, {
     childList: true,
     subtree: true,
   });
   window.check = {
-    loading,
-    base64: (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")),
-    bytes: (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)),
-    same: (a, b) => a.length === b.length && a.every((value, index) => value === b[index]),
-    pixels: (canvas) => {
-      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-      return new Uint8Array(data.filter((_, index) => index % 4 !== 3));
-    },
-    all: (selector) => [...document.querySelectorAll(selector)].map((canvas) => window.check.pixels(canvas)),
-    config: async () => (await fetch("model/config.json")).json(),
-    // Neighbouring values differ by it: a model of fewer than 8 bits knows multiples of it alone.
-    step: async () => 256 >> (await window.check.config()).n_bits,
-    round: (pixels, step) => pixels.map((value) => value - (value % step)),
-    noise: (length) => Uint8Array.from({ length }, () => Math.floor(256 * Math.random())),
-    png: async (width, height, paint) => {
+    /** The texts that the page showed while it loaded. */
+    loadTexts,
+    encodeBase64: (bytes) => btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join("")),
+    decodeBase64: (text) => Uint8Array.from(atob(text), (character) => character.charCodeAt(0)),
+    areEqual: (a, b) => a.length === b.length && a.every((value, index) => value === b[index]),
+    /** Returns the RGB values of each selected canvas. */
+    readCanvases: (selector) =>
+      [...document.querySelectorAll(selector)].map((canvas) => {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return new Uint8Array(data.filter((_, index) => index % 4 !== 3));
+      }),
+    fetchConfig: async () => (await fetch("model/config.json")).json(),
+    /** Returns the size of a bin: the difference between neighbouring pixel values of the model. */
+    fetchBinSize: async () => 256 >> (await window.check.fetchConfig()).n_bits,
+    roundToBins: (pixels, binSize) => pixels.map((value) => value - (value % binSize)),
+    drawNoise: (length) => Uint8Array.from({ length }, () => Math.floor(256 * Math.random())),
+    /** Returns the bytes of a PNG file that `paint` draws. */
+    makePng: async (width, height, paint) => {
       const canvas = new OffscreenCanvas(width, height);
       paint(canvas.getContext("2d"));
       return new Uint8Array(await (await canvas.convertToBlob({ type: "image/png" })).arrayBuffer());
@@ -44,30 +48,31 @@ export function addTools() {
   };
 }
 
-/** Waits until the swap is there. @param {Page} page */
-export function waitForSwap(page) {
-  return page.waitForFunction(() => document.querySelector("#verdict").textContent.startsWith("Exact"), null, PATIENT);
+/** Waits until the grid shows four pictures, and A and B as exact. @param {Page} page */
+export function waitForGrid(page) {
+  const isExact = () => document.querySelector("#verdict").textContent.startsWith("Exact");
+  return page.waitForFunction(isExact, null, MODEL_TIMEOUT);
 }
 
 /**
- * Waits until a picture is the wanted one.
+ * Waits until a canvas shows the expected image.
  * @param {Page} page
- * @param {string} selector
- * @param {string} wanted Base64.
- * @param {string} complaint
- * @param {number} share Of the values that may differ by one level: those on a border may fall either way where pictures
- *   are encoded together.
+ * @param {string} selector Selects canvases, of which the first one counts.
+ * @param {string} expected RGB values in base64.
+ * @param {string} complaint The error message if the canvas shows another image.
+ * @param {number} share The share of values that may lie in a neighbouring bin, because images that are encoded together
+ *   are computed with other rounding errors.
  */
-export async function waitForPixels(page, selector, wanted, complaint, share = 0) {
+export async function waitForPixels(page, selector, expected, complaint, share = 0) {
   const arrived = await page
     .waitForFunction(
-      ([selector, wanted, share, step]) => {
-        const [[shown], right] = [window.check.all(selector), window.check.bytes(wanted)];
-        const distances = right.map((value, place) => Math.abs(value - shown[place]));
-        const near = distances.every((distance) => distance <= step);
-        return shown.length === right.length && near && distances.filter(Boolean).length <= share * right.length;
+      ([selector, expected, share, binSize]) => {
+        const [[shown], values] = [window.check.readCanvases(selector), window.check.decodeBase64(expected)];
+        const distances = values.map((value, index) => Math.abs(value - shown[index]));
+        const isNear = distances.every((distance) => distance <= binSize);
+        return shown.length === values.length && isNear && distances.filter(Boolean).length <= share * values.length;
       },
-      [selector, wanted, share, await page.evaluate(() => window.check.step())],
+      [selector, expected, share, await page.evaluate(() => window.check.fetchBinSize())],
       { timeout: 10_000 },
     )
     .catch(() => null);

@@ -1,81 +1,82 @@
 /**
- * Picture files that go into the page, and come out of it.
+ * Checks of the files that the page reads and saves, and functions that read or switch files given on the command line.
  * @module
  */
 
 import { readFile, readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { CELLS, PATIENT, expect, waitForPixels } from "./browser_helpers.mjs";
+import { GRID_CANVASES, MODEL_TIMEOUT, expect, waitForPixels } from "./browser_helpers.mjs";
 
 /** @typedef {import("playwright-core").Page} Page */
 
-/** @param {Page} page */
+/** Checks that the page says what is wrong with an unusable file. @param {Page} page @returns {Promise<string>} */
 export async function checkBadFiles(page) {
   const problem = page.locator(".chooser .problem").first();
-  const says = async (name, mimeType, buffer, pattern) => {
+  const waitForProblem = async (name, mimeType, buffer, expected) => {
     await page.locator(".chooser input").first().setInputFiles({ name, mimeType, buffer });
-    await page.waitForFunction((text) => document.querySelector(".chooser .problem").textContent.includes(text), pattern);
+    const isShown = (expected) => document.querySelector(".chooser .problem").textContent.includes(expected);
+    await page.waitForFunction(isShown, expected);
     return problem.textContent();
   };
-  const text = await says("notes.txt", "text/plain", Buffer.from("no picture"), "notes.txt is not an image");
-  await says("torn.png", "image/png", Buffer.from("\x89PNG torn"), "torn.png cannot be decoded");
-  await says("void.png", "image/png", Buffer.alloc(0), "void.png is empty");
+  const text = await waitForProblem("notes.txt", "text/plain", Buffer.from("no picture"), "notes.txt is not an image");
+  await waitForProblem("torn.png", "image/png", Buffer.from("\x89PNG torn"), "torn.png cannot be decoded");
+  await waitForProblem("void.png", "image/png", Buffer.alloc(0), "void.png is empty");
   return `“${text}”`;
 }
 
-/** @param {Page} page */
+/** Checks that the page shows a PNG file of the model's size unchanged. @param {Page} page @returns {Promise<string>} */
 export async function checkExactFile(page) {
   const file = await page.evaluate(async () => {
-    const { base64, config, noise, png, round, step } = window.check;
-    const { image_shape: [size] } = await config();
-    const values = noise(size * size * 3);
+    const { drawNoise, encodeBase64, fetchBinSize, fetchConfig, makePng, roundToBins } = window.check;
+    const { image_shape: [size] } = await fetchConfig();
+    const values = drawNoise(size * size * 3);
     const data = new ImageData(size, size);
     data.data.fill(255);
     values.forEach((value, index) => (data.data[index + Math.floor(index / 3)] = value));
-    const bytes = await png(size, size, (context) => context.putImageData(data, 0, 0));
-    return { png: base64(bytes), pixels: base64(round(values, await step())) };
+    const bytes = await makePng(size, size, (context) => context.putImageData(data, 0, 0));
+    return { png: encodeBase64(bytes), pixels: encodeBase64(roundToBins(values, await fetchBinSize())) };
   });
   const buffer = Buffer.from(file.png, "base64");
   await page.locator(".chooser input").first().setInputFiles({ name: "exact.png", mimeType: "image/png", buffer });
-  await waitForPixels(page, CELLS, file.pixels, "the page does not show the pixels of the file");
+  await waitForPixels(page, GRID_CANVASES, file.pixels, "the page does not show the pixels of the file");
   await page.waitForFunction(() => document.querySelector("#verdict").textContent.startsWith("Exact"));
-  return "a PNG of the model’s size keeps its pixels, and comes back from its codes";
+  return "a PNG of the model’s size keeps its pixels, and is decoded exactly";
 }
 
-/** @param {Page} page */
+/** Checks that dropped and pasted files are cropped to the middle square. @param {Page} page @returns {Promise<string>} */
 export async function checkDropAndPaste(page) {
   const shown = await page.evaluate(async (cells) => {
     const makeTransfer = async (colour) => {
-      const bytes = await window.check.png(300, 200, (context) => {
+      const bytes = await window.check.makePng(300, 200, (context) => {
         context.fillRect(0, 0, 300, 200);
         context.fillStyle = colour;
-        // Only the middle square is to be kept.
+        // Only the middle square has the colour, so the page must crop the picture to it.
         context.fillRect(50, 0, 200, 200);
       });
       const transfer = new DataTransfer();
       transfer.items.add(new File([bytes], "wide.png", { type: "image/png" }));
       return transfer;
     };
-    const isUniform = async (cell, colour) => {
-      const wanted = window.check.round(colour, await window.check.step());
+    const becomesUniform = async (cell, colour) => {
+      const expected = window.check.roundToBins(colour, await window.check.fetchBinSize());
       for (let tries = 0; tries < 200; tries++) {
-        if (window.check.all(cells)[cell].every((value, place) => value === wanted[place % 3])) return true;
+        if (window.check.readCanvases(cells)[cell].every((value, index) => value === expected[index % 3])) return true;
         await new Promise((resolve) => setTimeout(resolve, 20));
       }
       return false;
     };
     const drop = { dataTransfer: await makeTransfer("#f00"), bubbles: true, cancelable: true };
     document.querySelectorAll(cells)[3].dispatchEvent(new DragEvent("drop", drop));
-    const dropped = await isUniform(3, [255, 0, 0]);
+    const dropped = await becomesUniform(3, [255, 0, 0]);
     document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: await makeTransfer("#00f"), bubbles: true }));
-    return { dropped, pasted: await isUniform(0, [0, 0, 255]) };
-  }, CELLS);
+    return { dropped, pasted: await becomesUniform(0, [0, 0, 255]) };
+  }, GRID_CANVASES);
   expect(shown.dropped, "a dropped file is not shown as its middle square");
   expect(shown.pasted, "a pasted file is not shown as its middle square");
   return "a wide picture is cropped to its middle square and shrunk, dropped or pasted";
 }
 
-/** @param {Page} page */
+/** Checks that the page saves a picture as a PNG file. @param {Page} page @returns {Promise<string>} */
 export async function checkSave(page) {
   await page.locator("#grid .picture").nth(1).hover();
   const [saved] = await Promise.all([page.waitForEvent("download"), page.locator("#grid .save").nth(1).click()]);
@@ -84,88 +85,95 @@ export async function checkSave(page) {
   return `${saved.suggestedFilename()}, ${bytes.length} bytes`;
 }
 
-/** That photographs come back at their own size, with the model's pixels a click away. @param {Page} page */
-export async function checkOwnSize(page) {
+/**
+ * Checks that the grid shows and saves pictures at the size of the photographs, or of the model if the reader selects it.
+ * @param {Page} page
+ * @returns {Promise<string>}
+ */
+export async function checkFullSize(page) {
   const sizes = [
     [300, 200],
     [150, 400],
   ];
   for (const [index, [width, height]] of sizes.entries()) {
     const file = await page.evaluate(async ([width, height]) => {
-      const bytes = await window.check.png(width, height, (context) => {
+      const bytes = await window.check.makePng(width, height, (context) => {
         const gradient = context.createLinearGradient(0, 0, width, height);
         [`hsl(${width} 60% 30%)`, "#eee"].forEach((colour, stop) => gradient.addColorStop(stop, colour));
         context.fillStyle = gradient;
         context.fillRect(0, 0, width, height);
       });
-      return window.check.base64(bytes);
+      return window.check.encodeBase64(bytes);
     }, [width, height]);
     const buffer = Buffer.from(file, "base64");
-    await page.locator(".chooser input").nth(index).setInputFiles({ name: `own-${index}.png`, mimeType: "image/png", buffer });
+    const upload = { name: `photograph-${index}.png`, mimeType: "image/png", buffer };
+    await page.locator(".chooser input").nth(index).setInputFiles(upload);
   }
-  const wanted = [sizes[0], sizes[1], sizes[0], sizes[1]];
+  const expected = [sizes[0], sizes[1], sizes[0], sizes[1]];
   const arrived = page.waitForFunction(
-    (wanted) => {
-      const canvases = [...document.querySelectorAll("#grid canvas.own")];
-      return String(canvases.map((one) => (one.hidden ? "hidden" : [one.width, one.height]))) === wanted;
+    (expected) => {
+      const canvases = [...document.querySelectorAll("#grid canvas.full-size")];
+      return String(canvases.map((one) => (one.hidden ? "hidden" : [one.width, one.height]))) === expected;
     },
-    String(wanted),
-    PATIENT,
+    String(expected),
+    MODEL_TIMEOUT,
   );
-  expect(await arrived.catch(() => null), "the four pictures do not come at the photographs’ own size");
-  const saved = async () => {
+  expect(await arrived.catch(() => null), "the four pictures are not shown at the sizes of the photographs");
+  const saveSize = async () => {
     await page.locator("#grid .picture").nth(1).hover();
     const [download] = await Promise.all([page.waitForEvent("download"), page.locator("#grid .save").nth(1).click()]);
     const bytes = await readFile(await download.path());
     return [bytes.readUInt32BE(16), bytes.readUInt32BE(20)];
   };
-  expect(String(await saved()) === String(sizes[1]), "the saved file has not the size of the photograph");
+  expect(String(await saveSize()) === String(sizes[1]), "the saved file does not have the size of the photograph");
   await page.locator("#view-model").check();
-  expect((await page.locator("#grid canvas.own:visible").count()) === 0, "the model’s pixels are not shown");
-  const { image_shape: [side] } = await page.evaluate(() => window.check.config());
-  expect(String(await saved()) === String([side, side]), "the saved file has not the model’s size");
-  await page.locator("#view-own").check();
-  return `photographs of ${sizes.map((size) => size.join(" x ")).join(" and ")} pixels come back at these sizes`;
+  expect((await page.locator("#grid canvas.full-size:visible").count()) === 0, "the model’s pixels are not shown");
+  const { image_shape: [side] } = await page.evaluate(() => window.check.fetchConfig());
+  expect(String(await saveSize()) === String([side, side]), "the saved file does not have the model’s size");
+  await page.locator("#view-full-size").check();
+  return `photographs of ${sizes.map((size) => size.join(" x ")).join(" and ")} pixels are shown at these sizes`;
 }
 
 /**
- * Switches the images of a folder.
+ * Switches two batches of images with the page's model.
  * @param {Page} page
- * @param {string} folder With inputs.json: `{"a": …, "b": …}`, each the base64 of uint8 `[count, size, size, 3]`.
- * @returns {Promise<{ab: string, ba: string}>} z of a with v of b, and the reverse, in base64.
+ * @param {string} folder Contains inputs.json, `{"a": …, "b": …}`: uint8 `[count, size, size, 3]` in base64.
+ * @returns {Promise<{ab: string, ba: string}>} The images with z of a and v of b, and the reverse, in base64.
  */
 export async function switchPairs(page, folder) {
   return page.evaluate(async (inputs) => {
-    const { base64, bytes, config } = window.check;
-    const { image_shape: [size] } = await config();
-    const [a, b] = [bytes(inputs.a), bytes(inputs.b)];
+    const { decodeBase64, encodeBase64, fetchConfig } = window.check;
+    const { image_shape: [size] } = await fetchConfig();
+    const [a, b] = [decodeBase64(inputs.a), decodeBase64(inputs.b)];
     const count = a.length / (size * size * 3);
     const { encode, decode } = window.tfdecouple;
     const [codeA, codeB] = [await encode(a, count), await encode(b, count)];
-    return { ab: base64(await decode(codeA.z, codeB.v, count)), ba: base64(await decode(codeB.z, codeA.v, count)) };
+    const [ab, ba] = [await decode(codeA.z, codeB.v, count), await decode(codeB.z, codeA.v, count)];
+    return { ab: encodeBase64(ab), ba: encodeBase64(ba) };
   }, JSON.parse(await readFile(join(folder, "inputs.json"), "utf8")));
 }
 
 /**
- * Reads picture files as the page reads them.
+ * Reads each picture file of a folder with the page's function.
  * @param {Page} page
  * @param {string} folder
- * @returns {Promise<Record<string, string>>} The pixels of each file in base64, of the model's size; or "refused: " and
- *   what the page says of it.
+ * @returns {Promise<Record<string, string>>} By file name, the RGB values of the image of the model's size in base64, or
+ *   "refused: " and the page's error message.
  */
 export async function readFiles(page, folder) {
-  const found = {};
+  const results = {};
   for (const name of (await readdir(folder)).sort()) {
     const content = (await readFile(join(folder, name))).toString("base64");
-    found[name] = await page.evaluate(
+    results[name] = await page.evaluate(
       async ([name, content]) => {
-        const { readImage } = await import(new URL("image_files.js", location.href));
-        const { image_shape: [size], centre_crop: crop } = await window.check.config();
-        const blob = new Blob([window.check.bytes(content)]);
-        return readImage(blob, name, size, crop).then(window.check.base64, (error) => `refused: ${error.message}`);
+        const { readSquareImage } = await import(new URL("image_files.js", location.href));
+        const { image_shape: [size], centre_crop: crop } = await window.check.fetchConfig();
+        const { decodeBase64, encodeBase64 } = window.check;
+        const image = readSquareImage(new Blob([decodeBase64(content)]), name, size, crop);
+        return image.then(encodeBase64, (error) => `refused: ${error.message}`);
       },
       [name, content],
     );
   }
-  return found;
+  return results;
 }

@@ -1,6 +1,6 @@
 /**
- * A small static file server, about as unhelpful as a real one may be: it serves from a sub-path, and knows neither
- * .wasm nor .mjs.
+ * A static file server that makes things hard for the page, as real servers do: it serves from a sub-path, and sends no
+ * MIME types for .wasm and .mjs files.
  * @module
  */
 
@@ -8,18 +8,18 @@ import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import { extname, join, normalize } from "node:path";
 
-const TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": "image/png" };
+const MIME_TYPES = { ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".png": "image/png" };
 const ISOLATION = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
-/** Where the page lies; without its decoder; where its worker finds no WebAssembly, or gives codes that are not finite. */
+/** The paths under which the server offers the page: once as it is, and three times with a fault. */
 export const PATHS = {
   page: "/some/sub/path/",
   noDecoder: "/no-decoder/",
   noWebAssembly: "/no-webassembly/",
   notFinite: "/not-finite/",
 };
-/** What the worker of some of these runs first. */
-const PRELUDES = {
+/** Code that causes a fault. The server puts it in front of the worker's script. */
+const FAULTS = {
   [PATHS.noWebAssembly]: "delete globalThis.WebAssembly;",
   [PATHS.notFinite]: `const post = self.postMessage.bind(self);
     self.postMessage = (message) => {
@@ -29,20 +29,21 @@ const PRELUDES = {
 };
 
 /**
- * @param {string} folder
- * @param {boolean} isolated Whether pages may use threads.
- * @returns {Promise<{origin: string, close: () => void}>}
+ * Starts the server on a free port.
+ * @param {string} folder The folder of the page.
+ * @param {boolean} isolated Whether the server sends the headers that let the page use threads.
+ * @returns {Promise<{origin: string, close: () => void}>} The URL without a path, and a function that stops the server.
  */
-export async function serve(folder, isolated) {
+export async function startServer(folder, isolated) {
   const server = createServer(async ({ url }, response) => {
     try {
       const { pathname } = new URL(url, "http://localhost");
       const start = Object.values(PATHS).find((prefix) => pathname.startsWith(prefix));
       const path = normalize(pathname.slice(start.length) || "index.html");
       if (path.startsWith("..") || (start === PATHS.noDecoder && path.endsWith("decoder.onnx"))) throw new Error(path);
-      const prelude = path === "model_worker.js" ? (PRELUDES[start] ?? "") : "";
-      const bytes = Buffer.concat([Buffer.from(prelude), await readFile(join(folder, path))]);
-      const type = TYPES[extname(path)] ?? "application/octet-stream";
+      const fault = path === "model_worker.js" ? (FAULTS[start] ?? "") : "";
+      const bytes = Buffer.concat([Buffer.from(fault), await readFile(join(folder, path))]);
+      const type = MIME_TYPES[extname(path)] ?? "application/octet-stream";
       response.writeHead(200, { "Content-Type": type, ...(isolated ? ISOLATION : {}) }).end(bytes);
     } catch {
       response.writeHead(404).end("not found");

@@ -90,7 +90,9 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
     """Returns the facts about a model that the page shows or needs: shape, bits/dim, labels, directions, examples."""
     bits, model = provenance.bits_per_dim or {}, provenance.config.model
     directions = [one for one in provenance.directions or () if one.method == MEANS][:_MOST_SLIDERS]
-    shown = [{"name": one.name, "vector": one.vector.tolist(), "told": one.describe_accuracy()} for one in directions]
+    shown = [
+        {"name": one.name, "vector": one.vector.tolist(), "description": one.describe_accuracy()} for one in directions
+    ]
     return {
         **({"directions": shown} if shown else {}),
         **({"label_shares": list(model.label_shares)} if model.has_classes else {}),

@@ -1,154 +1,176 @@
 /**
- * Puts the page together.
+ * Connects the parts of the page: loads the model, reads the chosen pictures, and hands them to the sections.
  * @module
  */
 
-import { Chooser, fetchBlob } from "./picture_chooser.js";
-import { Codes } from "./model.js";
-import { LoadBar, byId, megabytes } from "./page_elements.js";
-import { readImage, toLevels } from "./image_files.js";
-import { OwnSize } from "./full_size_pictures.js";
-import { Samples } from "./sampling_section.js";
-import { Steering } from "./directions_section.js";
-import { Swap } from "./swap_grid.js";
-import { Walk } from "./interpolation_section.js";
+import { DirectionsSection } from "./directions_section.js";
+import { FullSizePictures } from "./full_size_pictures.js";
+import { readSquareImage, roundToBins } from "./image_files.js";
+import { InterpolationSection } from "./interpolation_section.js";
+import { Model } from "./model.js";
+import { LoadBar, formatMegabytes, getElement } from "./page_elements.js";
+import { PictureChooser, fetchBlob } from "./picture_chooser.js";
+import { SamplingSection } from "./sampling_section.js";
+import { SwapGrid } from "./swap_grid.js";
 
 /** @typedef {import("./model.js").Config} Config */
 
-const SAMPLER = "model/sampler.onnx";
+const SAMPLER_FILE = "model/sampler.onnx";
 const LETTERS = /** @type {const} */ (["A", "B"]);
 
-const bar = new LoadBar("load", "model");
-const codes = new Codes((progress) => (progress.file === SAMPLER ? samples.bar : bar).note(progress));
-const samples = new Samples(codes);
-const steering = new Steering(codes);
-const walk = new Walk(codes);
-const swap = new Swap(codes, (pair, decoded, milliseconds) => {
-  walk.use(pair, decoded, milliseconds);
-  steering.use(pair);
-  if (pair) ownSize.start();
+const loadBar = new LoadBar("load", "model");
+const model = new Model((progress) =>
+  (progress.file === SAMPLER_FILE ? samplingSection.loadBar : loadBar).showProgress(progress),
+);
+const samplingSection = new SamplingSection(model);
+const directionsSection = new DirectionsSection(model);
+const interpolationSection = new InterpolationSection(model);
+const swapGrid = new SwapGrid(model, (codes, decoded, milliseconds) => {
+  interpolationSection.setCodes(codes, decoded, milliseconds);
+  directionsSection.setCodes(codes);
+  if (codes) fullSizePictures.start();
 });
-const choosers = LETTERS.map((letter, index) => new Chooser(letter, (blob, name) => choose(index, blob, name)));
-/** How often each of A and B was chosen: of two files that are being read the later one wins. */
-const turns = [0, 0];
-/** Where the next pasted file goes. */
-let nextPaste = 0;
+const choosers = LETTERS.map(
+  (letter, index) => new PictureChooser(letter, (blob, name) => choosePicture(index, blob, name)),
+);
+/** How many pictures were chosen for A and for B. A picture that is read too late for its count is dropped. */
+const choiceCounts = [0, 0];
+/** The picture that the next pasted file replaces: 0 for A, 1 for B. */
+let nextPasteIndex = 0;
 
 /** @type {Promise<Config>} */
-const config = fetchBlob("model/config.json").then(async (blob) => JSON.parse(await blob.text()));
-const ready = codes.load(config);
-const ownSize = new OwnSize(codes, swap, config);
+const configPromise = fetchBlob("model/config.json").then(async (blob) => JSON.parse(await blob.text()));
+const ready = model.load(configPromise);
+const fullSizePictures = new FullSizePictures(model, swapGrid, configPromise);
 
 /**
- * For tests and curious readers. Batches are flat arrays, one image after the other.
+ * The model's functions, for tests and for scripts. A batch of images, codes or noise is one flat array, in which one
+ * image follows the other.
  * @namespace
- * @property {Promise<void>} ready Settles when the model is loaded, or fails with the reason that the page shows.
+ * @property {Promise<void>} ready Resolves when the model is loaded, or rejects with the error that the page shows.
  * @property {(images: Uint8Array, count: number) => Promise<{z: Float32Array, v: Float32Array}>} encode
+ *   Returns the codes of `count` RGB images of the model's size.
  * @property {(z: Float32Array, v: Float32Array, count: number) => Promise<Uint8Array>} decode
+ *   Returns `count` RGB images.
  * @property {(zNoise: Float32Array, vNoise: Float32Array, temperature: Float32Array, count: number,
- *   labels?: Int32Array) => Promise<Uint8Array>} sample Labels where config.json has `label_shares`.
- * @property {() => "wasm" | "webgpu"} provider What computes: the processor, or the graphics card.
+ *   labels?: Int32Array) => Promise<Uint8Array>} sample
+ *   Returns `count` new RGB images, made of standard normal noise. A model whose config.json has `label_shares` needs
+ *   `labels`.
+ * @property {() => "wasm" | "webgpu"} provider Returns what runs the model: WebAssembly, or the graphics card.
  */
 /** @type {any} */ (window).tfdecouple = {
   ready,
-  encode: codes.encode.bind(codes),
-  decode: codes.decode.bind(codes),
-  sample: codes.sample.bind(codes),
-  provider: () => codes.provider,
+  encode: model.encode.bind(model),
+  decode: model.decode.bind(model),
+  sample: model.sample.bind(model),
+  provider: () => model.provider,
 };
 
-start();
+startPage();
 
-async function start() {
-  byId("choosers").prepend(...choosers.map((chooser) => chooser.element));
+/** Shows the examples, then waits for the model and lets the reader use it. */
+async function startPage() {
+  getElement("choosers").prepend(...choosers.map((chooser) => chooser.element));
   listenForFiles();
   try {
-    // The pictures show at once; the model takes a while longer.
-    const known = await config;
-    showConfig(known);
+    // The example pictures need only config.json, so the page shows them while the model is still loading.
+    const config = await configPromise;
+    showConfig(config);
     await ready;
-    byId("load").hidden = true;
-    swap.start();
-    samples.enable(known);
-    codes.onChange = () => (byId("device").textContent = `runs on ${codes.device}`);
-    codes.onChange();
-    // Whatever becomes of it, the page works meanwhile.
-    await codes.tryCard();
+    getElement("load").hidden = true;
+    swapGrid.start();
+    samplingSection.enable(config);
+    model.onDeviceChange = () => (getElement("device").textContent = `runs on ${model.describeDevice()}`);
+    model.onDeviceChange();
+    await model.tryWebGpu();
   } catch (error) {
-    byId("load").hidden = true;
-    byId("load-error").textContent = `The model could not be loaded. ${error.message} Reload the page to try again.`;
+    getElement("load").hidden = true;
+    const problem = `The model could not be loaded. ${error.message} Reload the page to try again.`;
+    getElement("load-error").textContent = problem;
   }
 }
 
-/** @param {Config} known */
-function showConfig(known) {
-  const { [SAMPLER]: sampler, ...sizes } = known.sizes;
-  bar.expect(sizes);
-  samples.bar.expect({ [SAMPLER]: sampler });
-  steering.offer(known.directions ?? []);
-  showFacts(known);
+/** Shows everything that depends on config.json alone. @param {Config} config */
+function showConfig(config) {
+  const { [SAMPLER_FILE]: samplerSize, ...modelSizes } = config.sizes;
+  loadBar.setSizes(modelSizes);
+  samplingSection.loadBar.setSizes({ [SAMPLER_FILE]: samplerSize });
+  directionsSection.addSliders(config.directions ?? []);
+  showModelFacts(config);
   choosers.forEach((chooser, index) => {
-    chooser.offer(known.examples);
-    choose(index, fetchBlob(known.examples[index].file), known.examples[index].title);
+    chooser.addExamples(config.examples);
+    choosePicture(index, fetchBlob(config.examples[index].file), config.examples[index].title);
   });
 }
 
-/** @param {number} index @param {Blob | Promise<Blob>} blob @param {string} name */
-async function choose(index, blob, name) {
-  const turn = ++turns[index];
+/**
+ * Reads a picture and puts it into the page, unless the reader chooses another one meanwhile.
+ * @param {number} index The picture to replace: 0 for A, 1 for B.
+ * @param {Blob | Promise<Blob>} blob
+ * @param {string} name What the page calls the picture.
+ */
+async function choosePicture(index, blob, name) {
+  const choice = ++choiceCounts[index];
   try {
-    const { image_shape: [size], centre_crop: crop, n_bits: bits } = await config;
-    // As the model sees it: so it comes back.
-    const pixels = toLevels(await readImage(await blob, name, size, crop), bits);
-    if (turn !== turns[index]) return;
-    ownSize.put(index, await blob, name);
-    choosers[index].mark(name);
-    swap.put(index, pixels);
+    const { image_shape: [size], centre_crop: crop, n_bits: bits } = await configPromise;
+    // Decoding gives rounded values, so an exact model reproduces these pixels and not those of the file.
+    const pixels = roundToBins(await readSquareImage(await blob, name, size, crop), bits);
+    if (choice !== choiceCounts[index]) return;
+    fullSizePictures.setFile(index, await blob, name);
+    choosers[index].markChosen(name);
+    swapGrid.setImage(index, pixels);
   } catch (error) {
-    if (turn === turns[index]) choosers[index].complain(error.message);
+    if (choice === choiceCounts[index]) choosers[index].showProblem(error.message);
   }
 }
 
+/** Lets the reader drop files on the page, and paste them. */
 function listenForFiles() {
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
-    // The browser would leave the page to show the file.
+    // Without this the browser leaves the page and opens the dropped file.
     event.preventDefault();
     const slot = /** @type {any} */ (event.target).closest("[data-slot]");
-    receive(event.dataTransfer.files, Number(slot?.dataset.slot === "B"));
+    chooseFiles(event.dataTransfer.files, Number(slot?.dataset.slot === "B"));
   });
   document.addEventListener("paste", ({ clipboardData: { files } }) => {
-    receive(files, nextPaste);
-    nextPaste = (nextPaste + files.length) % 2;
+    chooseFiles(files, nextPasteIndex);
+    nextPasteIndex = (nextPasteIndex + files.length) % 2;
   });
 }
 
-/** Two files fill A and B. @param {FileList} files @param {number} index Where the first one goes. */
-function receive(files, index) {
-  [...files].slice(0, 2).forEach((file, offset) => choose((index + offset) % 2, file, file.name));
+/**
+ * Puts one file into A or B, or two files into both.
+ * @param {FileList} files
+ * @param {number} index The picture that the first file replaces: 0 for A, 1 for B.
+ */
+function chooseFiles(files, index) {
+  [...files].slice(0, 2).forEach((file, offset) => choosePicture((index + offset) % 2, file, file.name));
 }
 
-/** @param {Config} known */
-function showFacts(known) {
-  const { name, data, image_shape: [size], latent_dim: latentDim, n_bits: colourBits, bits_per_dim: bits } = known;
-  const { examples, sizes } = known;
-  byId("z-length").textContent = `${latentDim} numbers`;
-  for (const id of ["side", "view-side"]) byId(id).textContent = `${size}\u00a0×\u00a0${size}`;
+/** Writes the model's properties and the authors of the example pictures into the page. @param {Config} config */
+function showModelFacts(config) {
+  const { name, data, image_shape: [size], latent_dim: latentDim, n_bits: colourBits, bits_per_dim: bits } = config;
+  const { examples, sizes } = config;
+  getElement("z-length").textContent = `${latentDim} numbers`;
+  for (const id of ["side", "view-side"]) getElement(id).textContent = `${size}\u00a0×\u00a0${size}`;
   const facts = [
     name,
     `trained on ${data}`,
     colourBits < 8 && `${2 ** colourBits} levels of each colour`,
     bits != null && `${bits.toFixed(2)} bits per dimension`,
-    `${megabytes(Object.values(sizes).reduce((sum, one) => sum + one, 0))} MB`,
+    `${formatMegabytes(Object.values(sizes).reduce((sum, one) => sum + one, 0))} MB`,
   ];
-  byId("facts").textContent = facts.filter(Boolean).join(" · ");
+  getElement("facts").textContent = facts.filter(Boolean).join(" · ");
   const credits = examples.map(({ title, author, licence }) => `${title}, ${author} (${licence})`);
-  byId("credits").textContent = `Pictures: ${credits.join("; ")}. ${describeTraining(examples)}`;
+  getElement("credits").textContent = `Pictures: ${credits.join("; ")}. ${describeTraining(examples)}`;
 }
 
-/** @param {Config["examples"]} examples */
+/** @param {Config["examples"]} examples @returns {string} A sentence that names the examples among the training images. */
 function describeTraining(examples) {
-  if (examples[0].seen === null) return "Whether the model was trained on them is not known.";
+  if (examples[0].seen === null) return "Whether the model was trained on these pictures is not known.";
   const seen = examples.filter((example) => example.seen).map(({ title }) => title);
-  return seen.length ? `The model was trained on crops of ${seen.join(", ")}.` : "The model was trained on none of them.";
+  return seen.length
+    ? `The model was trained on crops of ${seen.join(", ")}.`
+    : "The model was trained on none of these pictures.";
 }

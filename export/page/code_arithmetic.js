@@ -1,21 +1,22 @@
 /**
- * Arithmetic on codes and pixels, without a browser.
+ * Functions on flat arrays of codes and images: joining and splitting batches, interpolation, and steps along directions.
  * @module
  */
 
 /**
- * @typedef {object} Code The two codes of one image.
- * @property {Float32Array} z Global, `latent_dim` numbers.
- * @property {Float32Array} v Local, as many numbers as the image has.
+ * @typedef {object} Code The codes of one image.
+ * @property {Float32Array} z The global code, `latent_dim` numbers.
+ * @property {Float32Array} v The local code, as many numbers as the image has values.
  */
 
-/** Two vectors with a smaller sine of the angle between them have no single arc between them. */
+/** Below this sine of the angle between two vectors, the arc from one to the other is not unique. */
 const SMALLEST_SINE = 1e-6;
 
 /**
+ * Concatenates arrays into one batch.
  * @template {Uint8Array | Float32Array} T
- * @param {T[]} parts Equally long.
- * @returns {T} One batch.
+ * @param {T[]} parts Arrays of one length.
+ * @returns {T}
  */
 export function joinBatch(parts) {
   const Values = /** @type {{new (length: number): T}} */ (parts[0].constructor);
@@ -25,10 +26,11 @@ export function joinBatch(parts) {
 }
 
 /**
+ * Splits a batch into `count` arrays of one length.
  * @template {Uint8Array | Float32Array} T
  * @param {T} batch
  * @param {number} count
- * @returns {T[]} Its `count` parts.
+ * @returns {T[]}
  */
 export function splitBatch(batch, count) {
   const length = batch.length / count;
@@ -36,90 +38,64 @@ export function splitBatch(batch, count) {
 }
 
 /**
- * The point on the line from a to b. Each step rounds to float32 as Python does, so that both give the same codes.
+ * Returns a point on the line from a to b. Each operation rounds to float32, so that Python gives the same codes.
  * @param {Float32Array} a
  * @param {Float32Array} b
- * @param {number} share 0 gives exactly a, 1 exactly b.
+ * @param {number} share Position on the line: 0 gives exactly a, 1 gives exactly b.
  * @returns {Float32Array}
  */
 export function interpolateLinearly(a, b, share) {
-  return mix(a, b, Math.fround(1 - Math.fround(share)), Math.fround(share));
+  return addWeighted(a, b, Math.fround(1 - Math.fround(share)), Math.fround(share));
 }
 
 /**
- * The point on the arc around the origin from a to b, as `slerp` in Python: the direction turns at an even speed, the
- * length changes evenly. On the line where there is no single arc.
+ * Returns a point on the arc around the origin from a to b, as `slerp` in Python: angle and length change linearly with
+ * the share. Where the arc is not unique, the point lies on the line from a to b.
  * @param {Float32Array} a
  * @param {Float32Array} b
- * @param {number} share 0 gives exactly a, 1 exactly b.
+ * @param {number} share Position on the arc: 0 gives exactly a, 1 gives exactly b.
  * @returns {Float32Array}
  */
 export function interpolateOnArc(a, b, share) {
-  const [lengthA, lengthB] = [Math.sqrt(dotProduct(a, a)), Math.sqrt(dotProduct(b, b))];
+  const [lengthA, lengthB] = [Math.sqrt(computeDotProduct(a, a)), Math.sqrt(computeDotProduct(b, b))];
   const lengths = lengthA * lengthB;
-  const angle = Math.acos(Math.min(1, Math.max(-1, lengths > 0 ? dotProduct(a, b) / lengths : 0)));
+  const angle = Math.acos(Math.min(1, Math.max(-1, lengths > 0 ? computeDotProduct(a, b) / lengths : 0)));
   const sine = Math.sin(angle);
   if (!(lengths > 0 && sine > SMALLEST_SINE)) return interpolateLinearly(a, b, share);
   const length = (1 - share) * lengthA + share * lengthB;
   const factorA = ((length / lengthA) * Math.sin((1 - share) * angle)) / sine;
   const factorB = ((length / lengthB) * Math.sin(share * angle)) / sine;
-  return mix(a, b, Math.fround(factorA), Math.fround(factorB));
+  return addWeighted(a, b, Math.fround(factorA), Math.fround(factorB));
 }
 
-/** @param {Float32Array} a @param {Float32Array} b @param {number} factorA @param {number} factorB */
-function mix(a, b, factorA, factorB) {
+/**
+ * Returns `factorA * a + factorB * b`, with both products rounded to float32.
+ * @param {Float32Array} a
+ * @param {Float32Array} b
+ * @param {number} factorA
+ * @param {number} factorB
+ * @returns {Float32Array}
+ */
+function addWeighted(a, b, factorA, factorB) {
   return a.map((value, index) => Math.fround(factorA * value) + Math.fround(factorB * b[index]));
 }
 
-/** @param {Float32Array} a @param {Float32Array} b */
-function dotProduct(a, b) {
+/** @param {Float32Array} a @param {Float32Array} b @returns {number} The dot product, summed in float64. */
+function computeDotProduct(a, b) {
   return a.reduce((sum, value, index) => sum + value * b[index], 0);
 }
 
 /**
- * Moves z along directions. Each step rounds to float32 as Python does.
+ * Returns z plus `amount` times `vector` for each step. Each operation rounds to float32, so that Python gives the same
+ * codes.
  * @param {Float32Array} z
  * @param {{amount: number, vector: Float32Array}[]} steps
  * @returns {Float32Array}
  */
-export function moveAlong(z, steps) {
-  const moved = z.slice();
+export function addDirections(z, steps) {
+  const sum = z.slice();
   for (const { amount, vector } of steps) {
-    vector.forEach((value, index) => (moved[index] += Math.fround(Math.fround(amount) * value)));
+    vector.forEach((value, index) => (sum[index] += Math.fround(Math.fround(amount) * value)));
   }
-  return moved;
-}
-
-/**
- * @param {Uint8Array} a
- * @param {Uint8Array} b
- * @returns {number} How many values differ.
- */
-export function countDifferences(a, b) {
-  return a.reduce((count, value, index) => count + Number(value !== b[index]), 0);
-}
-
-/**
- * Whether a picture has the colours of another rather than its own: mean and standard deviation of red, green and blue
- * are at least twice as near to the other's.
- * @param {Uint8Array} picture
- * @param {Uint8Array} own
- * @param {Uint8Array} other
- */
-export function hasColoursOf(picture, own, other) {
-  const [found, before, wanted] = [picture, own, other].map(measureColours);
-  const distanceTo = (/** @type {number[]} */ colours) => Math.hypot(...found.map((value, k) => value - colours[k]));
-  return 2 * distanceTo(wanted) <= distanceTo(before);
-}
-
-/** @param {Uint8Array} pixels RGB. @returns {number[]} Mean and standard deviation of each channel. */
-function measureColours(pixels) {
-  const [sums, squares] = [new Float64Array(3), new Float64Array(3)];
-  pixels.forEach((value, index) => {
-    sums[index % 3] += value;
-    squares[index % 3] += value * value;
-  });
-  const means = Array.from(sums, (sum) => (3 * sum) / pixels.length);
-  const variances = means.map((mean, k) => (3 * squares[k]) / pixels.length - mean * mean);
-  return [...means, ...variances.map((variance) => Math.sqrt(Math.max(0, variance)))];
+  return sum;
 }

@@ -1,65 +1,68 @@
 /**
- * The section that changes one thing about a picture: its z moves along directions, each by a slider.
+ * The section "Change one thing": one slider for each direction in z, and a picture that the sliders change.
  * @module
  */
 
-import { moveAlong } from "./code_arithmetic.js";
-import { Picture, byId, element, latestOnly } from "./page_elements.js";
+import { addDirections } from "./code_arithmetic.js";
+import { runLatestOnly } from "./latest_request.js";
+import { Picture, createElement, getElement } from "./page_elements.js";
 
 /** @typedef {import("./code_arithmetic.js").Code} Code */
 
-/** How many times a direction a slider reaches to both sides. */
-const REACH = 2;
+/** The largest amount of a direction that a slider adds to z or subtracts from z. */
+const LARGEST_AMOUNT = 2;
 
-/** Sliders, one for each direction, and the picture that they change. */
-export class Steering {
-  #codes;
+/** Shows A or B, decoded after steps along the model's directions in z. */
+export class DirectionsSection {
+  #model;
   /** @type {[Code, Code] | null} */
-  #pair = null;
+  #codes = null;
   /** @type {{input: any, vector: Float32Array}[]} */
   #sliders = [];
   #picture = new Picture("The changed picture", "changed");
-  #request = latestOnly(() => this.#decode());
+  #requestPicture = runLatestOnly(() => this.#decodePicture());
 
-  /** @param {import("./model.js").Codes} codes */
-  constructor(codes) {
-    this.#codes = codes;
-    byId("steer-picture").append(this.#picture.element);
-    for (const id of ["steer-a", "steer-b"]) byId(id).addEventListener("change", () => this.#request(null));
-    byId("steer-reset").addEventListener("click", () => {
+  /** @param {import("./model.js").Model} model */
+  constructor(model) {
+    this.#model = model;
+    getElement("steer-picture").append(this.#picture.element);
+    for (const id of ["steer-a", "steer-b"]) getElement(id).addEventListener("change", () => this.#requestPicture(null));
+    getElement("steer-reset").addEventListener("click", () => {
       for (const { input } of this.#sliders) input.value = "0";
-      this.#request(null);
+      this.#requestPicture(null);
     });
   }
 
   /**
-   * Offers the directions of a model; without any the section stays hidden.
+   * Adds a slider for each direction. The section stays hidden if the model has none.
    * @param {NonNullable<import("./model.js").Config["directions"]>} directions
    */
-  offer(directions) {
-    byId("steer").hidden = directions.length === 0;
-    this.#sliders = directions.map(({ name, vector, told = "" }) => {
-      const range = { type: "range", min: `${-REACH}`, max: `${REACH}`, step: "0.05", value: "0", autocomplete: "off" };
-      const input = element("input", range);
-      input.addEventListener("input", () => this.#request(null));
-      byId("steer-sliders").append(element("label", { title: told }, [element("span", {}, [name]), input]));
+  addSliders(directions) {
+    getElement("steer").hidden = directions.length === 0;
+    const amounts = { min: `${-LARGEST_AMOUNT}`, max: `${LARGEST_AMOUNT}`, step: "0.05", value: "0" };
+    this.#sliders = directions.map(({ name, vector, description = "" }) => {
+      const input = createElement("input", { type: "range", ...amounts, autocomplete: "off" });
+      input.addEventListener("input", () => this.#requestPicture(null));
+      const label = createElement("label", { title: description }, [createElement("span", {}, [name]), input]);
+      getElement("steer-sliders").append(label);
       return { input, vector: Float32Array.from(vector) };
     });
   }
 
-  /** @param {[Code, Code] | null} pair The codes of A and B. */
-  use(pair) {
-    this.#pair = pair;
-    this.#picture.expire();
-    this.#request(null);
+  /** Sets the codes of A and B, or marks the picture as stale. @param {[Code, Code] | null} codes */
+  setCodes(codes) {
+    this.#codes = codes;
+    this.#picture.markStale();
+    this.#requestPicture(null);
   }
 
-  async #decode() {
-    const pair = this.#pair;
-    if (!pair || this.#sliders.length === 0) return;
-    const { z, v } = pair[Number(byId("steer-b").checked)];
+  /** Decodes the selected picture with the amounts of all sliders, and shows the result. */
+  async #decodePicture() {
+    const codes = this.#codes;
+    if (!codes || this.#sliders.length === 0) return;
+    const { z, v } = codes[Number(getElement("steer-b").checked)];
     const steps = this.#sliders.map(({ input, vector }) => ({ amount: input.valueAsNumber, vector }));
-    const pixels = await this.#codes.decode(moveAlong(z, steps), v, 1);
-    if (pair === this.#pair) this.#picture.show(pixels);
+    const pixels = await this.#model.decode(addDirections(z, steps), v, 1);
+    if (codes === this.#codes) this.#picture.showPixels(pixels);
   }
 }

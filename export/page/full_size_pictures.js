@@ -1,78 +1,89 @@
 /**
- * The switched pictures at the size of the reader's photographs.
+ * The four pictures of the grid at the size of the reader's photographs.
  * @module
  */
 
 import { interpolateLinearly, joinBatch, splitBatch } from "./code_arithmetic.js";
-import { byId, latestOnly } from "./page_elements.js";
-import { applyColourMaps, fitColourMaps, shrink } from "./guided_filter.js";
-import { readPhotograph, toLevels } from "./image_files.js";
+import { applyColourMaps, fitColourMaps, shrinkToSquare } from "./guided_filter.js";
+import { readPhotograph, roundToBins } from "./image_files.js";
+import { runLatestOnly } from "./latest_request.js";
+import { getElement } from "./page_elements.js";
 
-/** Longer sides are shrunk to so many pixels. */
+/** The longest side of a picture at full size, in pixels. Larger photographs are shrunk. */
 const LONGEST_SIDE = 2048;
-/** How far z goes from the photograph's own to the other's: the default of `tfdecouple switch`. */
+/** The share of the way from a photograph's own z to the other's z, as in `tfdecouple switch`. */
 const STRENGTH = 0.7;
-/** Rows that are computed before the page answers again. */
-const ROWS = 64;
-/** The cells of A and of B in the grid, and the cells of their switched pictures. */
-const OWN = [0, 3];
-const SWITCHED = [2, 1];
+/** How many rows are computed before the page handles events again. */
+const ROWS_AT_ONCE = 64;
+/** The cells of the grid that show A and B, and the cells that show v of A and v of B with the other's z. */
+const ORIGINAL_CELLS = [0, 3];
+const SWITCHED_CELLS = [2, 1];
 
-/** @typedef {{blob: Blob, name: string, read?: Promise<any>}} File A picture file, and what was read of it. */
+/** @typedef {{blob: Blob, name: string, photograph?: Promise<any>}} File A picture file, and its pixels once read. */
 
-/** Shows the four pictures at the photographs' own size as soon as they are computed. */
-export class OwnSize {
-  #codes;
-  #swap;
+/** Computes the four pictures at full size and shows them in the grid. */
+export class FullSizePictures {
+  #model;
+  #grid;
   #config;
   /** @type {(File | null)[]} */
   #files = [null, null];
-  #request = latestOnly((files) => this.#compute(files));
+  #requestPictures = runLatestOnly((files) => this.#computePictures(files));
 
-  /** @param {import("./model.js").Codes} codes @param {import("./swap_grid.js").Swap} swap @param {Promise<any>} config */
-  constructor(codes, swap, config) {
-    [this.#codes, this.#swap, this.#config] = [codes, swap, config];
-    byId("view-model").addEventListener("change", () => this.#choose());
-    byId("view-own").addEventListener("change", () => this.#choose());
+  /**
+   * @param {import("./model.js").Model} model
+   * @param {import("./swap_grid.js").SwapGrid} grid
+   * @param {Promise<any>} config
+   */
+  constructor(model, grid, config) {
+    [this.#model, this.#grid, this.#config] = [model, grid, config];
+    for (const id of ["view-model", "view-full-size"]) {
+      getElement(id).addEventListener("change", () => this.#selectView());
+    }
   }
 
-  /** @param {number} index 0 for A, 1 for B. @param {Blob} blob @param {string} name */
-  put(index, blob, name) {
+  /** Sets the file of a picture. @param {number} index 0 for A, 1 for B. @param {Blob} blob @param {string} name */
+  setFile(index, blob, name) {
     this.#files = this.#files.with(index, { blob, name });
   }
 
-  /** Begins: the model's own pictures of both are there. */
+  /** Starts the computation. It needs the files of A and B, and a loaded model. */
   start() {
-    this.#request(this.#files);
+    this.#requestPictures(this.#files);
   }
 
-  #choose() {
-    byId("grid").classList.toggle("model", byId("view-model").checked);
+  /** Shows the grid at the size that the reader selected. */
+  #selectView() {
+    getElement("grid").classList.toggle("model", getElement("view-model").checked);
   }
 
-  /** @param {File[]} files */
-  async #compute(files) {
+  /** Computes and shows the pictures, unless the reader chooses another file meanwhile. @param {File[]} files */
+  async #computePictures(files) {
     const { image_shape: [size], n_bits: bits } = await this.#config;
-    const photographs = await Promise.all(files.map((file) => (file.read ??= readPhotograph(file.blob, file.name, LONGEST_SIDE))));
-    // Smaller pictures have nothing that the model does not see.
+    const photographs = await Promise.all(
+      files.map((file) => (file.photograph ??= readPhotograph(file.blob, file.name, LONGEST_SIDE))),
+    );
+    // A picture no larger than the model's images has no further detail to show.
     if (photographs.some(({ width, height }) => Math.max(width, height) <= size)) return;
-    const small = photographs.map(({ rgba, width, height }) => toLevels(shrink(rgba, width, height, size), bits));
-    const encoded = await this.#codes.encode(joinBatch(small), 2);
+    const before = photographs.map(({ rgba, width, height }) =>
+      roundToBins(shrinkToSquare(rgba, width, height, size), bits),
+    );
+    const encoded = await this.#model.encode(joinBatch(before), 2);
     const [zs, vs] = [splitBatch(encoded.z, 2), splitBatch(encoded.v, 2)];
-    const moved = [interpolateLinearly(zs[0], zs[1], STRENGTH), interpolateLinearly(zs[1], zs[0], STRENGTH)];
-    const after = splitBatch(await this.#codes.decode(joinBatch(moved), joinBatch(vs), 2), 2);
+    const switchedZs = [interpolateLinearly(zs[0], zs[1], STRENGTH), interpolateLinearly(zs[1], zs[0], STRENGTH)];
+    const after = splitBatch(await this.#model.decode(joinBatch(switchedZs), joinBatch(vs), 2), 2);
     for (const [index, photograph] of photographs.entries()) {
       const { width, height, rgba } = photograph;
-      const maps = fitColourMaps(small[index], after[index], size);
+      const maps = fitColourMaps(before[index], after[index], size);
       const result = new ImageData(width, height);
-      for (let row = 0; row < height; row += ROWS) {
+      for (let row = 0; row < height; row += ROWS_AT_ONCE) {
         if (files !== this.#files) return;
-        applyColourMaps(maps, size, photograph, result.data, row, Math.min(row + ROWS, height));
+        applyColourMaps(maps, size, photograph, result.data, row, Math.min(row + ROWS_AT_ONCE, height));
         await new Promise((resolve) => setTimeout(resolve));
       }
-      this.#swap.showOwnSize(OWN[index], new ImageData(rgba, width, height));
-      this.#swap.showOwnSize(SWITCHED[index], result);
+      this.#grid.showFullSize(ORIGINAL_CELLS[index], new ImageData(rgba, width, height));
+      this.#grid.showFullSize(SWITCHED_CELLS[index], result);
     }
-    byId("view").hidden = false;
+    getElement("view").hidden = false;
   }
 }

@@ -1,48 +1,63 @@
 /**
- * Photographs at their own size, changed as the model changed small copies of them: the guided filter of
- * `tfdecouple/visualization/full_size.py`, without a browser.
+ * The guided filter of `tfdecouple/visualization/full_size.py`: changes a photograph as the model changed a small copy of
+ * it. Each pixel of the small copy gets a colour map, an affine map from colours before to colours after the change.
  * @module
  */
 
 const CHANNELS = 3;
-/** Numbers of a colour map: three gains and an offset for each channel of the result. */
-const NUMBERS = 12;
+/** How many numbers a colour map has: three gains and an offset for each channel of the result. */
+const NUMBERS_PER_MAP = 12;
 const LUMINANCE = [0.299, 0.587, 0.114];
-/** What these three mean stands in the Python module. */
-const REACH = 4;
-const EVENNESS = 0.01;
+/** How far a window reaches from its middle pixel, in pixels of the small picture. */
+const WINDOW_RADIUS = 4;
+/**
+ * The ridge strength of a window. If the colours of a window, from 0 to 1, have this variance, its map lies halfway between
+ * the window's own fit and the map of the whole image.
+ */
+const WINDOW_RIDGE = 0.01;
+/** The ridge strength of the map that is fitted to the whole image. */
+const IMAGE_RIDGE = 1e-3;
+/** The smallest contrast of a map, so that a photograph keeps its detail where the model lost it, as in a white sky. */
 const LEAST_CONTRAST = 0.8;
 
 /**
- * Shrinks a whole picture, of any proportions, to a square as `shrink_images` in Python does: each pixel is the mean of
- * the area that it covers, first of the columns, then of the rows, rounded each time.
+ * Shrinks a whole picture to a square, as `shrink_images` in Python does. Each new pixel is the mean of the area that it
+ * covers, averaged along the rows and then along the columns, and rounded each time.
  * @param {Uint8ClampedArray} rgba
- * @param {number} width
- * @param {number} height
- * @param {number} size
- * @returns {Uint8Array} RGB.
+ * @param {number} width Width of the picture in pixels.
+ * @param {number} height Height of the picture in pixels.
+ * @param {number} size Side of the square in pixels.
+ * @returns {Uint8Array} RGB, `size * size * 3` values.
  */
-export function shrink(rgba, width, height, size) {
+export function shrinkToSquare(rgba, width, height, size) {
   const rgb = new Uint8Array(width * height * CHANNELS);
   for (let from = 0, to = 0; from < rgba.length; from += 4) for (let k = 0; k < CHANNELS; k++) rgb[to++] = rgba[from + k];
-  const narrow = average(rgb, 1, height, width * CHANNELS, size);
-  return average(narrow, size, width, CHANNELS, size);
+  const shortened = shrinkAxis(rgb, 1, height, width * CHANNELS, size);
+  return shrinkAxis(shortened, size, width, CHANNELS, size);
 }
 
-/** @param {Uint8Array} values `[count, from, step]`. @returns {Uint8Array} `[count, to, step]`. */
-function average(values, count, from, step, to) {
+/**
+ * Shrinks the middle axis of an array by averaging.
+ * @param {Uint8Array} values `[count, from, step]`.
+ * @param {number} count
+ * @param {number} from
+ * @param {number} step
+ * @param {number} to
+ * @returns {Uint8Array} `[count, to, step]`.
+ */
+function shrinkAxis(values, count, from, step, to) {
   const out = new Uint8Array(count * to * step);
   for (let row = 0; row < count; row++) {
-    for (let place = 0; place < to; place++) {
-      // Old pixels are `to` units long and new ones `from` units.
-      const [start, end] = [place * from, (place + 1) * from];
+    for (let index = 0; index < to; index++) {
+      // In a common unit of length an old pixel is `to` units long and a new one `from` units.
+      const [start, end] = [index * from, (index + 1) * from];
       for (let k = 0; k < step; k++) {
         let sum = 0;
         for (let old = Math.floor(start / to); old * to < end; old++) {
-          const shared = Math.min((old + 1) * to, end) - Math.max(old * to, start);
-          sum += shared * values[(row * from + old) * step + k];
+          const overlap = Math.min((old + 1) * to, end) - Math.max(old * to, start);
+          sum += overlap * values[(row * from + old) * step + k];
         }
-        out[(row * to + place) * step + k] = Math.floor((2 * sum + from) / (2 * from));
+        out[(row * to + index) * step + k] = Math.floor((2 * sum + from) / (2 * from));
       }
     }
   }
@@ -50,99 +65,111 @@ function average(values, count, from, step, to) {
 }
 
 /**
- * Fits affine maps that turn the colours of one small picture into those of another around each of its pixels.
- * @param {Uint8Array} before RGB, `size * size * 3` values.
- * @param {Uint8Array} after Likewise.
- * @param {number} size
+ * Fits a colour map to the window around each pixel, and averages the maps over windows of the same size.
+ * @param {Uint8Array} before The small picture before its change, RGB, `size * size * 3` values.
+ * @param {Uint8Array} after The small picture after its change, of the same shape.
+ * @param {number} size Side of the small picture in pixels.
  * @returns {Float32Array} `size * size * 12` numbers, for colours from 0 to 1.
  */
 export function fitColourMaps(before, after, size) {
   const [source, target] = [before, after].map((pixels) => Float64Array.from(pixels, (value) => value / 255));
-  const places = Array.from({ length: size }, (_, k) => k);
-  const whole = fit(source, target, size, places, places, 1e-3, [1, 0, 0, 0, 1, 0, 0, 0, 1]);
-  const windows = places.map((k) => Array.from({ length: 2 * REACH + 1 }, (_, j) => reflect(k + j - REACH, size)));
-  const maps = new Float64Array(size * size * NUMBERS);
-  for (const y of places) {
-    for (const x of places) {
-      maps.set(fit(source, target, size, windows[y], windows[x], EVENNESS, gainsOf(whole)), (y * size + x) * NUMBERS);
+  const indices = Array.from({ length: size }, (_, k) => k);
+  const identity = [1, 0, 0, 0, 1, 0, 0, 0, 1];
+  const imageGains = selectGains(fitColourMap(source, target, size, indices, indices, IMAGE_RIDGE, identity));
+  const windows = indices.map((k) =>
+    Array.from({ length: 2 * WINDOW_RADIUS + 1 }, (_, j) => reflectIndex(k + j - WINDOW_RADIUS, size)),
+  );
+  const maps = new Float64Array(size * size * NUMBERS_PER_MAP);
+  for (const y of indices) {
+    for (const x of indices) {
+      const map = fitColourMap(source, target, size, windows[y], windows[x], WINDOW_RIDGE, imageGains);
+      maps.set(map, (y * size + x) * NUMBERS_PER_MAP);
     }
   }
   const smooth = new Float32Array(maps.length);
-  for (const y of places) {
-    for (const x of places) {
-      for (let k = 0; k < NUMBERS; k++) {
+  for (const y of indices) {
+    for (const x of indices) {
+      for (let k = 0; k < NUMBERS_PER_MAP; k++) {
         let sum = 0;
-        for (const row of windows[y]) for (const column of windows[x]) sum += maps[(row * size + column) * NUMBERS + k];
-        smooth[(y * size + x) * NUMBERS + k] = sum / windows[y].length ** 2;
+        for (const row of windows[y]) {
+          for (const column of windows[x]) sum += maps[(row * size + column) * NUMBERS_PER_MAP + k];
+        }
+        smooth[(y * size + x) * NUMBERS_PER_MAP + k] = sum / windows[y].length ** 2;
       }
     }
   }
   return smooth;
 }
 
-/** @param {number} place @param {number} size @returns {number} The place mirrored at the border, as often as needed. */
-function reflect(place, size) {
-  const period = ((place % (2 * size)) + 2 * size) % (2 * size);
-  return Math.min(period, 2 * size - 1 - period);
+/**
+ * Reflects an index at both borders, as often as needed, until it lies within the picture.
+ * @param {number} index
+ * @param {number} size
+ * @returns {number} From 0 to `size - 1`.
+ */
+function reflectIndex(index, size) {
+  const shifted = ((index % (2 * size)) + 2 * size) % (2 * size);
+  return Math.min(shifted, 2 * size - 1 - shifted);
 }
 
-/** @param {number[]} map @returns {number[]} Its gains, row by row. */
-function gainsOf(map) {
+/** @param {number[]} map A colour map. @returns {number[]} The gains of the map, a matrix of 3 x 3 row by row. */
+function selectGains(map) {
   return map.filter((_, k) => k % 4 !== 3);
 }
 
 /**
- * @param {Float64Array} source
- * @param {Float64Array} target
- * @param {number} size
- * @param {number[]} rows Of the pixels that count.
- * @param {number[]} columns Likewise.
- * @param {number} ridge How much the gains are drawn to `usual`.
- * @param {number[]} usual
- * @returns {number[]} The map of least squares: for each channel three gains and an offset.
+ * Fits one colour map by least squares with a ridge penalty.
+ * @param {Float64Array} source Colours before the change.
+ * @param {Float64Array} target Colours after the change.
+ * @param {number} size Side of both pictures in pixels.
+ * @param {number[]} rows Rows of the pixels that are fitted; a row can occur twice.
+ * @param {number[]} columns Columns of the pixels that are fitted; a column can occur twice.
+ * @param {number} ridge Strength of the penalty that draws the gains towards `usualGains`.
+ * @param {number[]} usualGains
+ * @returns {number[]} For each channel of the result three gains and an offset.
  */
-function fit(source, target, size, rows, columns, ridge, usual) {
+function fitColourMap(source, target, size, rows, columns, ridge, usualGains) {
   const count = rows.length * columns.length;
-  const [from, to] = [new Float64Array(3), new Float64Array(3)];
-  const [covariance, joint] = [new Float64Array(9), new Float64Array(9)];
+  const [sourceMean, targetMean] = [new Float64Array(3), new Float64Array(3)];
+  const [covariance, crossCovariance] = [new Float64Array(9), new Float64Array(9)];
   for (const row of rows) {
     for (const column of columns) {
-      const place = (row * size + column) * CHANNELS;
+      const offset = (row * size + column) * CHANNELS;
       for (let i = 0; i < CHANNELS; i++) {
-        from[i] += source[place + i];
-        to[i] += target[place + i];
+        sourceMean[i] += source[offset + i];
+        targetMean[i] += target[offset + i];
         for (let j = 0; j < CHANNELS; j++) {
-          covariance[3 * i + j] += source[place + i] * source[place + j];
-          joint[3 * i + j] += target[place + i] * source[place + j];
+          covariance[3 * i + j] += source[offset + i] * source[offset + j];
+          crossCovariance[3 * i + j] += target[offset + i] * source[offset + j];
         }
       }
     }
   }
-  for (let i = 0; i < CHANNELS; i++) [from[i], to[i]] = [from[i] / count, to[i] / count];
+  for (let i = 0; i < CHANNELS; i++) [sourceMean[i], targetMean[i]] = [sourceMean[i] / count, targetMean[i] / count];
   for (let k = 0; k < 9; k++) {
     const [i, j] = [Math.floor(k / 3), k % 3];
-    covariance[k] = covariance[k] / count - from[i] * from[j] + (i === j ? ridge : 0);
-    joint[k] = joint[k] / count - to[i] * from[j] + ridge * usual[k];
+    covariance[k] = covariance[k] / count - sourceMean[i] * sourceMean[j] + (i === j ? ridge : 0);
+    crossCovariance[k] = crossCovariance[k] / count - targetMean[i] * sourceMean[j] + ridge * usualGains[k];
   }
-  const gains = multiply(joint, invert(covariance));
+  const gains = multiplyMatrices(crossCovariance, invertMatrix(covariance));
   const contrast = gains.reduce((sum, gain, k) => sum + LUMINANCE[Math.floor(k / 3)] * gain, 0);
   for (const k of [0, 4, 8]) gains[k] += Math.max(0, LEAST_CONTRAST - contrast);
   return [0, 1, 2].flatMap((i) => {
     const row = gains.slice(3 * i, 3 * i + 3);
-    return [...row, to[i] - row.reduce((sum, gain, j) => sum + gain * from[j], 0)];
+    return [...row, targetMean[i] - row.reduce((sum, gain, j) => sum + gain * sourceMean[j], 0)];
   });
 }
 
 /** @param {Float64Array} a @param {number[]} b @returns {number[]} The product of two matrices of 3 x 3. */
-function multiply(a, b) {
+function multiplyMatrices(a, b) {
   return Array.from({ length: 9 }, (_, k) => {
     const [i, j] = [Math.floor(k / 3), k % 3];
     return a[3 * i] * b[j] + a[3 * i + 1] * b[3 + j] + a[3 * i + 2] * b[6 + j];
   });
 }
 
-/** @param {Float64Array} m @returns {number[]} The inverse of a matrix of 3 x 3. */
-function invert([a, b, c, d, e, f, g, h, i]) {
+/** @param {Float64Array} matrix @returns {number[]} The inverse of a matrix of 3 x 3. */
+function invertMatrix([a, b, c, d, e, f, g, h, i]) {
   const [x, y, z] = [e * i - f * h, f * g - d * i, d * h - e * g];
   const determinant = a * x + b * y + c * z;
   const adjugate = [x, c * h - b * i, b * f - c * e, y, a * i - c * g, c * d - a * f, z, b * g - a * h, a * e - b * d];
@@ -150,39 +177,48 @@ function invert([a, b, c, d, e, f, g, h, i]) {
 }
 
 /**
- * Applies colour maps, interpolated between small pixels, to some rows of a photograph.
- * @param {Float32Array} maps
- * @param {number} size Of the small pictures.
+ * Applies colour maps to some rows of a photograph. Between pixels of the small picture the maps are interpolated.
+ * @param {Float32Array} maps The result of `fitColourMaps`.
+ * @param {number} size Side of the small picture in pixels.
  * @param {{width: number, height: number, rgba: Uint8ClampedArray}} photograph
- * @param {Uint8ClampedArray} result RGBA of the whole photograph; transparency stays as it is.
- * @param {number} first Row.
- * @param {number} end Row behind the last one.
+ * @param {Uint8ClampedArray} result RGBA of the whole photograph, of which the rows are written. Alpha is copied.
+ * @param {number} first The first row.
+ * @param {number} end The row after the last one.
  */
 export function applyColourMaps(maps, size, { width, height, rgba }, result, first, end) {
-  const across = Array.from({ length: width }, (_, x) => between(x, width, size));
-  const line = new Float32Array(size * NUMBERS);
+  const columns = Array.from({ length: width }, (_, x) => findNeighbours(x, width, size));
+  // The maps of one row of the photograph, interpolated between two rows of the small picture.
+  const rowMaps = new Float32Array(size * NUMBERS_PER_MAP);
   for (let y = first; y < end; y++) {
-    const [upper, lower, down] = between(y, height, size);
-    for (let k = 0; k < line.length; k++) {
-      line[k] = (1 - down) * maps[upper * line.length + k] + down * maps[lower * line.length + k];
+    const [upper, lower, lowerShare] = findNeighbours(y, height, size);
+    for (let k = 0; k < rowMaps.length; k++) {
+      rowMaps[k] = (1 - lowerShare) * maps[upper * rowMaps.length + k] + lowerShare * maps[lower * rowMaps.length + k];
     }
     for (let x = 0; x < width; x++) {
-      const [left, right, share] = across[x];
-      const place = (y * width + x) * 4;
+      const [left, right, rightShare] = columns[x];
+      const offset = (y * width + x) * 4;
       for (let channel = 0; channel < CHANNELS; channel++) {
-        const [a, b] = [left * NUMBERS + 4 * channel, right * NUMBERS + 4 * channel];
-        let value = (line[a + 3] + share * (line[b + 3] - line[a + 3])) * 255;
-        for (let k = 0; k < CHANNELS; k++) value += (line[a + k] + share * (line[b + k] - line[a + k])) * rgba[place + k];
-        result[place + channel] = value;
+        const [a, b] = [left * NUMBERS_PER_MAP + 4 * channel, right * NUMBERS_PER_MAP + 4 * channel];
+        let value = (rowMaps[a + 3] + rightShare * (rowMaps[b + 3] - rowMaps[a + 3])) * 255;
+        for (let k = 0; k < CHANNELS; k++) {
+          value += (rowMaps[a + k] + rightShare * (rowMaps[b + k] - rowMaps[a + k])) * rgba[offset + k];
+        }
+        result[offset + channel] = value;
       }
-      result[place + 3] = rgba[place + 3];
+      result[offset + 3] = rgba[offset + 3];
     }
   }
 }
 
-/** @param {number} place @param {number} count @param {number} size @returns {[number, number, number]} Two neighbours. */
-function between(place, count, size) {
-  const position = Math.min(Math.max(((place + 0.5) / count) * size - 0.5, 0), size - 1);
+/**
+ * Finds the two pixels of the small picture between which a pixel of the photograph lies, along one axis.
+ * @param {number} index Index of the photograph's pixel.
+ * @param {number} count Length of the photograph in pixels.
+ * @param {number} size Length of the small picture in pixels.
+ * @returns {[number, number, number]} The indices of the two pixels, and the weight of the second one.
+ */
+function findNeighbours(index, count, size) {
+  const position = Math.min(Math.max(((index + 0.5) / count) * size - 0.5, 0), size - 1);
   const before = Math.floor(position);
   return [before, Math.min(before + 1, size - 1), position - before];
 }

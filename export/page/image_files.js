@@ -1,93 +1,95 @@
 /**
- * Picture files to square pixels, and pixels to canvases and PNG files.
+ * Reading of picture files into pixels, drawing of pixels on canvases, and saving as PNG files.
  * @module
  */
 
-import { bilinearTaps, filterColumns, filterRows } from "./resize.js";
+import { computeTaps, filterColumns, filterRows } from "./resize.js";
 
 const CHANNELS = 3;
-/** Pixels that are read from a picture at a time: some browsers allow no canvas of a whole photograph. */
+/** How many pixels are read at a time, because some browsers allow no canvas as large as a photograph. */
 const STRIP_PIXELS = 2 ** 20;
 
-/** Pixels that a picture may have: a small file can claim any number, and all of them are decoded. */
+/** The largest picture in pixels. A small file can expand to a huge picture, and the browser decodes all of it. */
 const MOST_PIXELS = 2 ** 27;
 
-/** A file that is no usable picture. The message is written for the reader of the page. */
+/** Says, in a sentence for the reader of the page, why a file cannot be used as a picture. */
 export class ImageError extends Error {}
 
 /**
- * Reads a picture as the training images were read: turned upright, without transparency and colour profile, its middle
- * square resized. A picture of just that size keeps its pixels.
+ * Reads a picture with the same bytes as in training: turned upright, without transparency and colour profile, cropped to
+ * its middle square and resized. A picture that already has the model's size keeps its pixels.
  * @param {Blob} blob
- * @param {string} name How messages call it.
- * @param {number} size Side of the result.
- * @param {number} [crop] Side of the square to keep; the largest one where it is 0 or does not fit.
- * @returns {Promise<Uint8Array>} `size * size * 3` values, RGB.
+ * @param {string} name What error messages call the picture.
+ * @param {number} size Side of the result in pixels.
+ * @param {number} [crop] Side of the middle square in pixels. 0, or a square that does not fit, means the largest one.
+ * @returns {Promise<Uint8Array>} RGB, `size * size * 3` values.
  */
-export async function readImage(blob, name, size, crop = 0) {
-  const bitmap = await decoded(blob, name);
+export async function readSquareImage(blob, name, size, crop = 0) {
+  const bitmap = await decodeBitmap(blob, name);
   try {
     const side = Math.min(bitmap.width, bitmap.height, crop || Infinity);
     const [left, top] = [Math.floor((bitmap.width - side) / 2), Math.floor((bitmap.height - side) / 2)];
-    const taps = side === size ? null : bilinearTaps(side, size);
-    let read = drawn;
-    const narrow = new Uint8Array(side * size * CHANNELS);
+    const taps = side === size ? null : computeTaps(side, size);
+    let readPixels = readPixelsOfCanvas;
+    const resizedRows = new Uint8Array(side * size * CHANNELS);
     const rows = Math.max(1, Math.floor(STRIP_PIXELS / side));
     for (let y = 0; y < side; y += rows) {
       const strip = /** @type {const} */ ([left, top + y, side, Math.min(rows, side - y)]);
-      let rgba = read(bitmap, ...strip);
-      if (read === drawn && isTransparent(rgba)) {
-        read = straight(bitmap) ?? drawn;
-        rgba = read(bitmap, ...strip);
+      let rgba = readPixels(bitmap, ...strip);
+      if (readPixels === readPixelsOfCanvas && isTransparent(rgba)) {
+        readPixels = makeWebGlReader(bitmap) ?? readPixelsOfCanvas;
+        rgba = readPixels(bitmap, ...strip);
       }
-      narrow.set(taps ? filterRows(rgba, side, 4, taps) : withoutAlpha(rgba), y * size * CHANNELS);
+      resizedRows.set(taps ? filterRows(rgba, side, 4, taps) : removeAlpha(rgba), y * size * CHANNELS);
     }
-    return taps ? filterColumns(narrow, taps) : narrow;
+    return taps ? filterColumns(resizedRows, taps) : resizedRows;
   } finally {
     bitmap.close();
   }
 }
 
 /**
- * Reads a picture of any proportions, turned upright.
+ * Reads a whole picture of any proportions, turned upright.
  * @param {Blob} blob
- * @param {string} name How messages call it.
- * @param {number} longest A larger picture is shrunk until neither side has more pixels.
+ * @param {string} name What error messages call the picture.
+ * @param {number} longestSide The largest width or height of the result in pixels. A larger picture is shrunk.
  * @returns {Promise<{width: number, height: number, rgba: Uint8ClampedArray}>}
  */
-export async function readPhotograph(blob, name, longest) {
-  const bitmap = await decoded(blob, name, longest);
+export async function readPhotograph(blob, name, longestSide) {
+  const bitmap = await decodeBitmap(blob, name, longestSide);
   const { width, height } = bitmap;
-  const rgba = drawn(bitmap, 0, 0, width, height);
+  const rgba = readPixelsOfCanvas(bitmap, 0, 0, width, height);
   bitmap.close();
   return { width, height, rgba };
 }
 
 /**
- * Pixels as a model of so many bits sees them and gives them back: rounded down to its levels.
+ * Rounds pixels down to the lowest value of their bin. A model of fewer than 8 bits decodes to these values.
  * @param {Uint8Array} pixels
- * @param {number} [bits]
+ * @param {number} [bits] Bits per colour value of the model.
  * @returns {Uint8Array}
  */
-export function toLevels(pixels, bits = 8) {
-  const step = 256 >> bits;
-  return pixels.map((value) => value - (value % step));
+export function roundToBins(pixels, bits = 8) {
+  const binSize = 256 >> bits;
+  return pixels.map((value) => value - (value % binSize));
 }
 
 /**
+ * Decodes a picture file.
  * @param {Blob} blob
- * @param {string} name
- * @param {number} [longest] Side, in pixels: a larger picture is shrunk, and its colours become those of the screen.
+ * @param {string} name What error messages call the picture.
+ * @param {number} [longestSide] The largest width or height of the result in pixels. With a limit, a larger picture is
+ *   shrunk and colours are converted to the screen's; without one, pixels have the values of the file.
  * @returns {Promise<ImageBitmap>}
  */
-async function decoded(blob, name, longest = Infinity) {
+async function decodeBitmap(blob, name, longestSide = Infinity) {
   if (blob.size === 0) throw new ImageError(`${name} is empty.`);
-  const { naturalWidth: width, naturalHeight: height } = await header(blob);
+  const { naturalWidth: width, naturalHeight: height } = await loadImageElement(blob);
   if (width * height > MOST_PIXELS) {
     throw new ImageError(`${name} has ${width} x ${height} pixels. This page takes pictures of ${MOST_PIXELS} at most.`);
   }
-  const exact = longest === Infinity;
-  const scale = Math.min(1, longest / Math.max(width, height));
+  const exact = longestSide === Infinity;
+  const scale = Math.min(1, longestSide / Math.max(width, height));
   const [resizeWidth, resizeHeight] = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
   try {
     return await createImageBitmap(blob, {
@@ -97,25 +99,26 @@ async function decoded(blob, name, longest = Infinity) {
       ...(scale < 1 && { resizeWidth, resizeHeight, resizeQuality: "high" }),
     });
   } catch {
-    throw new ImageError(whyNot(blob, name));
+    throw new ImageError(describeUnreadableFile(blob, name));
   }
 }
 
 /**
+ * Loads a file into an element that is never shown. Browsers decode the pixels of an image element only when they show
+ * it, so this tells the size of a huge picture without decoding it.
  * @param {Blob} blob
- * @returns {Promise<HTMLImageElement>} An element that knows the picture's size, and decodes it when it is shown: never.
- *   Of a file that is no picture it has the size 0.
+ * @returns {Promise<HTMLImageElement>} Its size is 0 x 0 if the file is no picture.
  */
-async function header(blob) {
-  const element = new Image();
-  element.src = URL.createObjectURL(blob);
-  await new Promise((resolve) => (element.onload = element.onerror = resolve));
-  URL.revokeObjectURL(element.src);
-  return element;
+async function loadImageElement(blob) {
+  const image = new Image();
+  image.src = URL.createObjectURL(blob);
+  await new Promise((resolve) => (image.onload = image.onerror = resolve));
+  URL.revokeObjectURL(image.src);
+  return image;
 }
 
-/** @param {Blob} blob @param {string} name @returns {string} */
-function whyNot(blob, name) {
+/** @param {Blob} blob @param {string} name @returns {string} A sentence that says why a file cannot be decoded. */
+function describeUnreadableFile(blob, name) {
   if (blob.type.startsWith("image/")) {
     return `${name} cannot be decoded: it is damaged, or this browser does not know its format (${blob.type}).`;
   }
@@ -123,7 +126,8 @@ function whyNot(blob, name) {
 }
 
 /**
- * Reads part of a picture. Transparent pixels lose digits, since a canvas multiplies them by their alpha.
+ * Reads a rectangle of a picture through a canvas. The canvas multiplies colours by alpha, so the colours of transparent
+ * pixels are rounded.
  * @param {ImageBitmap} bitmap
  * @param {number} left
  * @param {number} top
@@ -131,26 +135,26 @@ function whyNot(blob, name) {
  * @param {number} height
  * @returns {Uint8ClampedArray} RGBA.
  */
-function drawn(bitmap, left, top, width, height) {
-  const canvas = newCanvas(width, height);
+function readPixelsOfCanvas(bitmap, left, top, width, height) {
+  const canvas = createCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, left, top, width, height, 0, 0, width, height);
   return context.getImageData(0, 0, width, height).data;
 }
 
-/** @param {Uint8ClampedArray} rgba @returns {boolean} Whether any pixel is. */
+/** @param {Uint8ClampedArray} rgba @returns {boolean} Whether any pixel is transparent, also in part. */
 function isTransparent(rgba) {
   for (let alpha = 3; alpha < rgba.length; alpha += 4) if (rgba[alpha] < 255) return true;
   return false;
 }
 
 /**
- * @param {ImageBitmap} bitmap Not multiplied by its alpha.
- * @returns {typeof drawn | null} Reads part of the picture through WebGL, which leaves transparent pixels their colours;
- *   null where that cannot be.
+ * Returns a function that reads rectangles of a picture through WebGL, which keeps the colours of transparent pixels.
+ * @param {ImageBitmap} bitmap Its colours are not multiplied by alpha.
+ * @returns {typeof readPixelsOfCanvas | null} Null if the browser has no WebGL, or none for a picture of this size.
  */
-function straight(bitmap) {
-  const gl = newCanvas(1, 1).getContext("webgl");
+function makeWebGlReader(bitmap) {
+  const gl = createCanvas(1, 1).getContext("webgl");
   if (!gl || Math.max(bitmap.width, bitmap.height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) return null;
   const texture = gl.createTexture();
   gl.bindTexture(gl.TEXTURE_2D, texture);
@@ -165,15 +169,15 @@ function straight(bitmap) {
   };
 }
 
-/** @param {number} width @param {number} height @returns {HTMLCanvasElement} */
-function newCanvas(width, height) {
+/** @param {number} width @param {number} height @returns {HTMLCanvasElement} A canvas that is not part of the page. */
+function createCanvas(width, height) {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width, height });
   return canvas;
 }
 
-/** @param {Uint8Array | Uint8ClampedArray} rgba @returns {Uint8Array} */
-function withoutAlpha(rgba) {
+/** @param {Uint8Array | Uint8ClampedArray} rgba @returns {Uint8Array} RGB, three values for each pixel. */
+function removeAlpha(rgba) {
   const rgb = new Uint8Array((rgba.length / 4) * CHANNELS);
   for (let from = 0, to = 0; from < rgba.length; from += 4) {
     rgb[to++] = rgba[from];
@@ -183,11 +187,8 @@ function withoutAlpha(rgba) {
   return rgb;
 }
 
-/**
- * @param {HTMLCanvasElement} canvas
- * @param {Uint8Array} pixels RGB, of a square.
- */
-export function draw(canvas, pixels) {
+/** Draws a square image on a canvas of its size. @param {HTMLCanvasElement} canvas @param {Uint8Array} pixels RGB. */
+export function drawPixels(canvas, pixels) {
   const size = Math.sqrt(pixels.length / CHANNELS);
   if (canvas.width !== size || canvas.height !== size) canvas.width = canvas.height = size;
   const data = new ImageData(size, size);
@@ -201,23 +202,23 @@ export function draw(canvas, pixels) {
 }
 
 /**
- * Saves pixels as a PNG file of their own size, so that the file can be opened here again without a loss.
- * @param {Uint8Array} pixels
+ * Saves a square image as a PNG file of its size, which the page reads again with the same pixels.
+ * @param {Uint8Array} pixels RGB.
  * @param {string} fileName
  */
-export async function savePng(pixels, fileName) {
+export async function savePixels(pixels, fileName) {
   const canvas = document.createElement("canvas");
-  draw(canvas, pixels);
+  drawPixels(canvas, pixels);
   await saveCanvas(canvas, fileName);
 }
 
-/** @param {HTMLCanvasElement} canvas @param {string} fileName Of the PNG file that the browser saves. */
+/** Saves a canvas as a PNG file. @param {HTMLCanvasElement} canvas @param {string} fileName */
 export async function saveCanvas(canvas, fileName) {
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = fileName;
   link.click();
-  // The download has its own hold on the blob by then.
+  // The browser starts the download after the click returns, and needs the URL until then.
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }

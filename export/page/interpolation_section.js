@@ -1,97 +1,113 @@
 /**
- * The section that goes from A to B, in z and in v separately.
+ * The section "Walk from A to B": interpolates z and v separately between two pictures.
  * @module
  */
 
 import { interpolateLinearly, interpolateOnArc } from "./code_arithmetic.js";
-import { Picture, byId, element, latestOnly } from "./page_elements.js";
-import { draw } from "./image_files.js";
+import { drawPixels } from "./image_files.js";
+import { runLatestOnly } from "./latest_request.js";
+import { Picture, createElement, getElement } from "./page_elements.js";
 
 /** @typedef {import("./code_arithmetic.js").Code} Code */
 
-/** Cells along a side of the map; the middles of the outer ones lie at 0 and 1, as in the style sheet. */
-const SIDE = 5;
-const CORNERS = [0, SIDE - 1, SIDE * (SIDE - 1), SIDE * SIDE - 1];
-/** A model that takes longer to swap gets no map: it would take minutes. */
+/** How many cells each side of the map has. The middles of the outer cells lie at 0 and 1, as in the style sheet. */
+const CELLS_PER_SIDE = 5;
+const CORNER_CELLS = [0, CELLS_PER_SIDE - 1, CELLS_PER_SIDE * (CELLS_PER_SIDE - 1), CELLS_PER_SIDE * CELLS_PER_SIDE - 1];
+/** If the four pictures of the grid take longer than this, the map is not filled, because that would take minutes. */
 const SLOWEST_SWAP_MS = 1500;
 
-/** A map of pictures between A and B, sliders for z and v along its sides, and the picture of their place. */
-export class Walk {
-  #codes;
+/** Shows a map of interpolated pictures, a slider for z and one for v, and the picture at the position of the sliders. */
+export class InterpolationSection {
+  #model;
   /** @type {[Code, Code] | null} */
-  #pair = null;
+  #codes = null;
   #picture = new Picture("Between A and B", "between");
-  #cells = Array.from({ length: SIDE * SIDE }, () => element("canvas", { width: "1", height: "1" }));
-  #sliders = { x: byId("walk-v"), y: byId("walk-z") };
-  #request = latestOnly(() => this.#decode());
-  #fill = latestOnly((pair) => this.#fillMap(pair));
+  #cells = Array.from({ length: CELLS_PER_SIDE ** 2 }, () => createElement("canvas", { width: "1", height: "1" }));
+  #sliders = { x: getElement("walk-v"), y: getElement("walk-z") };
+  #requestPicture = runLatestOnly(() => this.#decodePicture());
+  #requestMap = runLatestOnly((codes) => this.#fillMap(codes));
 
-  /** @param {import("./model.js").Codes} codes */
-  constructor(codes) {
+  /** @param {import("./model.js").Model} model */
+  constructor(model) {
+    this.#model = model;
+    getElement("walk-picture").append(this.#picture.element);
+    getElement("map").prepend(...this.#cells);
+    for (const slider of Object.values(this.#sliders)) slider.addEventListener("input", () => this.#showPosition());
+    this.#followPointer(getElement("map"));
+    this.#showPosition();
+  }
+
+  /**
+   * Sets the codes of A and B and fills the map, or empties the map.
+   * @param {[Code, Code] | null} codes
+   * @param {Uint8Array[]} corners The four pictures of the grid, row by row.
+   * @param {number} milliseconds How long the four pictures took to compute.
+   */
+  setCodes(codes, corners, milliseconds) {
     this.#codes = codes;
-    byId("walk-picture").append(this.#picture.element);
-    byId("map").prepend(...this.#cells);
-    for (const slider of Object.values(this.#sliders)) slider.addEventListener("input", () => this.#move());
-    this.#listenToPointer(byId("map"));
-    this.#move();
+    this.#picture.markStale();
+    if (!codes) return this.#cells.forEach((cell) => (cell.width = 1));
+    CORNER_CELLS.forEach((cell, k) => drawPixels(this.#cells[cell], corners[k]));
+    this.#requestPicture(null);
+    if (milliseconds < SLOWEST_SWAP_MS) this.#requestMap(codes);
   }
 
-  /** @param {[Code, Code] | null} pair @param {Uint8Array[]} corners @param {number} milliseconds Of the swap. */
-  use(pair, corners, milliseconds) {
-    this.#pair = pair;
-    this.#picture.expire();
-    if (!pair) return this.#cells.forEach((cell) => (cell.width = 1));
-    CORNERS.forEach((cell, k) => draw(this.#cells[cell], corners[k]));
-    this.#request(null);
-    if (milliseconds < SLOWEST_SWAP_MS) this.#fill(pair);
-  }
-
-  /** @param {HTMLElement} map */
-  #listenToPointer(map) {
-    const follow = ({ clientX, clientY }) => {
-      const { left, top, width, height } = byId("track").getBoundingClientRect();
+  /** Moves both sliders to the position of a pointer that is pressed or dragged on the map. @param {HTMLElement} map */
+  #followPointer(map) {
+    const moveSliders = ({ clientX, clientY }) => {
+      const { left, top, width, height } = getElement("track").getBoundingClientRect();
       this.#sliders.x.value = (clientX - left) / width;
       this.#sliders.y.value = (clientY - top) / height;
-      this.#move();
+      this.#showPosition();
     };
     map.addEventListener("pointerdown", (event) => {
       if (event.button !== 0) return;
       map.setPointerCapture(event.pointerId);
-      follow(event);
+      moveSliders(event);
     });
     map.addEventListener("pointermove", (event) => {
-      if (map.hasPointerCapture(event.pointerId)) follow(event);
+      if (map.hasPointerCapture(event.pointerId)) moveSliders(event);
     });
   }
 
-  #move() {
+  /** Marks the position of the sliders on the map, and requests the picture at this position. */
+  #showPosition() {
     for (const [axis, slider] of Object.entries(this.#sliders)) {
       const share = `${Math.round(slider.valueAsNumber * 100)} %`;
-      byId("track").style.setProperty(`--${axis}`, share.replace(" ", ""));
+      getElement("track").style.setProperty(`--${axis}`, share.replace(" ", ""));
       slider.setAttribute("aria-valuetext", `${share} from B`);
     }
-    this.#request(null);
+    this.#requestPicture(null);
   }
 
-  /** @param {[Code, Code]} pair @param {number} x Share of B in v. @param {number} y Share of B in z. */
+  /**
+   * Decodes a picture between A and B.
+   * @param {[Code, Code]} codes
+   * @param {number} x The share of B in v, from 0 to 1.
+   * @param {number} y The share of B in z, from 0 to 1.
+   * @returns {Promise<Uint8Array>} RGB values.
+   */
   #decodeAt([a, b], x, y) {
-    return this.#codes.decode(interpolateLinearly(a.z, b.z, y), interpolateOnArc(a.v, b.v, x), 1);
+    return this.#model.decode(interpolateLinearly(a.z, b.z, y), interpolateOnArc(a.v, b.v, x), 1);
   }
 
-  async #decode() {
-    const pair = this.#pair;
-    if (!pair) return;
-    const pixels = await this.#decodeAt(pair, this.#sliders.x.valueAsNumber, this.#sliders.y.valueAsNumber);
-    if (pair === this.#pair) this.#picture.show(pixels);
+  /** Decodes and shows the picture at the position of the sliders. */
+  async #decodePicture() {
+    const codes = this.#codes;
+    if (!codes) return;
+    const pixels = await this.#decodeAt(codes, this.#sliders.x.valueAsNumber, this.#sliders.y.valueAsNumber);
+    if (codes === this.#codes) this.#picture.showPixels(pixels);
   }
 
-  /** Decodes the map one picture at a time, so that a drag need not wait for all. @param {[Code, Code]} pair */
-  async #fillMap(pair) {
+  /** Decodes the map one picture at a time, so that a drag waits for one picture at most. @param {[Code, Code]} codes */
+  async #fillMap(codes) {
+    const last = CELLS_PER_SIDE - 1;
     for (const [index, cell] of this.#cells.entries()) {
-      if (CORNERS.includes(index)) continue;
-      const pixels = await this.#decodeAt(pair, (index % SIDE) / (SIDE - 1), Math.floor(index / SIDE) / (SIDE - 1));
-      if (pair !== this.#pair) return;
-      draw(cell, pixels);
+      if (CORNER_CELLS.includes(index)) continue;
+      const [x, y] = [index % CELLS_PER_SIDE, Math.floor(index / CELLS_PER_SIDE)];
+      const pixels = await this.#decodeAt(codes, x / last, y / last);
+      if (codes !== this.#codes) return;
+      drawPixels(cell, pixels);
     }
   }
 }

@@ -1,120 +1,131 @@
 /**
- * The model as the page sees it: images to codes z and v, and back.
+ * The model: encodes images to the codes z and v, decodes codes, and samples.
  * @module
  */
 
-import { tryCard } from "./webgpu_trial.js";
-import { Runner } from "./worker_client.js";
+import { tryWebGpu } from "./webgpu_trial.js";
+import { WorkerClient } from "./worker_client.js";
 
 /** @typedef {import("./code_arithmetic.js").Code} Code */
 /** @typedef {import("./worker_client.js").Progress} Progress */
 
 /**
- * @typedef {object} Config model/config.json; examples/web/README.md describes it.
+ * @typedef {object} Config The content of model/config.json.
  * @property {string} name
- * @property {number[]} image_shape
- * @property {number} centre_crop Side in pixels of the middle square of a picture; 0 for the largest.
- * @property {number} latent_dim
- * @property {number} n_bits Bits of a colour value as the model sees it.
- * @property {number[]} [label_shares] Of a model whose sampler takes labels: how often each is drawn.
+ * @property {number[]} image_shape Height, width and channels.
+ * @property {number} centre_crop Side in pixels of the middle square that training kept; 0 means the largest square.
+ * @property {number} latent_dim How many numbers z has.
+ * @property {number} n_bits Bits per colour value.
+ * @property {number[]} [label_shares] The probability of each label, for a model whose sampler takes labels.
  * @property {number | null} bits_per_dim
- * @property {string} data
- * @property {boolean} web_gpu Whether the runtime for graphics cards lies beside the page.
- * @property {Record<string, number>} sizes Bytes of the files that the page downloads.
- * @property {{file: string, title: string, author: string, licence: string, seen: boolean | null}[]} examples
- * @property {{name: string, vector: number[], told?: string}[]} [directions] In z.
+ * @property {string} data The name of the training data.
+ * @property {boolean} web_gpu Whether the export contains the runtime for WebGPU.
+ * @property {Record<string, number>} sizes The size in bytes of each file that the page downloads.
+ * @property {{file: string, title: string, author: string, licence: string, seen: boolean | null}[]} examples The example
+ *   pictures; `seen` says whether the model was trained on one, and is null if that is not known.
+ * @property {{name: string, vector: number[], description?: string}[]} [directions] Directions in z.
  */
 
-/** The model, running in a worker: on the processor, or on the graphics card. */
-export class Codes {
-  #processor;
-  /** @type {Runner | null} The processor goes on where it fails. */
-  #card = null;
+/** Runs the model in a worker, with WebAssembly or on the graphics card. */
+export class Model {
+  #cpuWorker;
+  /** @type {WorkerClient | null} */
+  #gpuWorker = null;
   /** @type {Config} */
   #config;
   #threads = 1;
-  #note = "";
-  /** Called when something else computes. */
-  onChange = () => {};
+  #gpuNote = "";
+  /** Called when the result of `describeDevice` changes. */
+  onDeviceChange = () => {};
 
-  /** @param {(progress: Progress) => void} onProgress */
+  /** @param {(progress: Progress) => void} onProgress Called during downloads. */
   constructor(onProgress) {
-    this.#processor = new Runner("wasm", onProgress);
+    this.#cpuWorker = new WorkerClient("wasm", onProgress);
   }
 
-  /** Downloads and starts what encoding and decoding need. @param {Promise<Config>} config */
-  async load(config) {
-    const [known, { threads }] = await Promise.all([config, this.#processor.ask("load", { provider: "wasm" })]);
-    [this.#config, this.#threads] = [known, threads];
+  /** Downloads and starts the runtime, the encoder and the decoder. @param {Promise<Config>} configPromise */
+  async load(configPromise) {
+    const loading = this.#cpuWorker.request("load", { provider: "wasm" });
+    const [config, { threads }] = await Promise.all([configPromise, loading]);
+    [this.#config, this.#threads] = [config, threads];
   }
 
-  /** Lets the graphics card take over where it is exact and faster. The codes stay valid. */
-  async tryCard() {
-    const { runner, note } = await tryCard(this.#processor, this.#config);
-    this.#card = runner;
-    this.#note = note;
-    this.onChange();
+  /** Switches to the graphics card if it is exact and faster. Codes from before the switch stay valid. */
+  async tryWebGpu() {
+    const { gpuWorker, note } = await tryWebGpu(this.#cpuWorker, this.#config);
+    this.#gpuWorker = gpuWorker;
+    this.#gpuNote = note;
+    this.onDeviceChange();
   }
 
-  /** @returns {"wasm" | "webgpu"} */
+  /** @returns {"wasm" | "webgpu"} What runs the model: WebAssembly, or the graphics card. */
   get provider() {
-    return this.#card ? "webgpu" : "wasm";
+    return this.#gpuWorker ? "webgpu" : "wasm";
   }
 
-  /** What computes, for people. */
-  get device() {
+  /** @returns {string} What runs the model, and the outcome of the trial of WebGPU, as a text for the page. */
+  describeDevice() {
     const threads = this.#threads === 1 ? "one thread" : `${this.#threads} threads`;
-    const device = this.#card ? "the graphics card (WebGPU)" : `the processor (${threads})`;
-    return this.#note ? `${device}: ${this.#note}` : device;
+    const device = this.#gpuWorker ? "the graphics card (WebGPU)" : `the processor (${threads})`;
+    return this.#gpuNote ? `${device}: ${this.#gpuNote}` : device;
   }
 
   /**
-   * @param {Uint8Array} images `count` images, one after the other.
+   * Encodes a batch of images.
+   * @param {Uint8Array} images RGB, `count` images of the model's size, one after the other.
    * @param {number} count
-   * @returns {Promise<Code>} The codes, one after the other.
+   * @returns {Promise<Code>} The z of all images one after the other, and the v of all images.
    */
   encode(images, count) {
-    return this.#ask("encode", { images, count });
+    return this.#request("encode", { images, count });
   }
 
   /**
-   * @param {Float32Array} z
-   * @param {Float32Array} v
+   * Decodes a batch of codes.
+   * @param {Float32Array} z `count * latent_dim` numbers.
+   * @param {Float32Array} v As many numbers as the images have values.
    * @param {number} count
-   * @returns {Promise<Uint8Array>} The images, one after the other.
+   * @returns {Promise<Uint8Array>} RGB, the images one after the other.
    */
   async decode(z, v, count) {
-    return (await this.#ask("decode", { z, v, count })).images;
+    return (await this.#request("decode", { z, v, count })).images;
   }
 
   /**
-   * @param {Float32Array} zNoise Standard normal, of z's size.
-   * @param {Float32Array} vNoise Standard normal, of v's size.
-   * @param {Float32Array} temperature One for each image; it scales the noise of v.
+   * Samples a batch of new images.
+   * @param {Float32Array} zNoise Standard normal, `count * latent_dim` numbers.
+   * @param {Float32Array} vNoise Standard normal, as many numbers as the images have values.
+   * @param {Float32Array} temperature For each image, the factor by which the sampler scales the noise of v.
    * @param {number} count
-   * @param {Int32Array} [labels] One for each image, where the sampler takes them.
-   * @returns {Promise<Uint8Array>} The images, one after the other.
+   * @param {Int32Array} [labels] One label for each image, if the sampler takes labels.
+   * @returns {Promise<Uint8Array>} RGB, the images one after the other.
    */
   async sample(zNoise, vNoise, temperature, count, labels) {
-    return (await this.#ask("sample", { zNoise, vNoise, temperature, count, labels })).images;
+    return (await this.#request("sample", { zNoise, vNoise, temperature, count, labels })).images;
   }
 
-  /** @param {string} task @param {object} content @returns {Promise<any>} */
-  async #ask(task, content) {
+  /**
+   * Runs a task on the graphics card if that is in use. If the card fails, this and all later tasks run on the processor.
+   * @param {string} task
+   * @param {object} content
+   * @returns {Promise<any>}
+   */
+  async #request(task, content) {
     const message = { ...content, imageSize: this.#config.image_shape[0], latentDim: this.#config.latent_dim };
-    const card = this.#card;
-    if (card) {
+    const gpuWorker = this.#gpuWorker;
+    if (gpuWorker) {
       try {
-        return await card.ask(task, message);
+        return await gpuWorker.request(task, message);
       } catch (error) {
-        if (this.#card === card) {
-          this.#card = null;
-          this.#note = `the graphics card failed: ${error.message}`;
-          card.stop();
-          this.onChange();
+        // Of several tasks that fail together, only the first one stops the worker.
+        if (this.#gpuWorker === gpuWorker) {
+          this.#gpuWorker = null;
+          this.#gpuNote = `the graphics card failed: ${error.message}`;
+          gpuWorker.stop();
+          this.onDeviceChange();
         }
       }
     }
-    return this.#processor.ask(task, message);
+    return this.#cpuWorker.request(task, message);
   }
 }

@@ -1,161 +1,136 @@
 /**
- * The pieces that the page is built of.
+ * Elements that several parts of the page use: pictures, progress bars, and the verdict.
  * @module
  */
 
-import { draw, saveCanvas, savePng } from "./image_files.js";
+import { drawPixels, saveCanvas, savePixels } from "./image_files.js";
 
-/** @param {string} id @returns {any} The element of the page; any, so that callers need no casts. */
-export function byId(id) {
+/** @param {string} id @returns {any} The element with this id. The type is any, so that callers need no casts. */
+export function getElement(id) {
   return document.getElementById(id);
 }
 
 /**
+ * Creates an element with attributes and children.
  * @param {string} tag
  * @param {Record<string, string>} [attributes]
  * @param {(Node | string)[]} [children]
- * @returns {any}
+ * @returns {any} The type is any, so that callers need no casts.
  */
-export function element(tag, attributes = {}, children = []) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+export function createElement(tag, attributes = {}, children = []) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
 }
 
-/** A picture that can be saved. */
+/** Shows an image of the model's size, or the same picture at the size of a photograph, with a button that saves it. */
 export class Picture {
   /** @type {Uint8Array | null} */
   #pixels = null;
-  #canvas = element("canvas", { class: "model", role: "img", width: "1", height: "1" });
-  /** The same at the size of a photograph, where there is one. */
-  #own = element("canvas", { class: "own", role: "img", width: "1", height: "1", hidden: "" });
-  #save = element("button", { type: "button", class: "save", title: "Save as PNG", hidden: "" }, ["↓"]);
+  #modelCanvas = createElement("canvas", { class: "model", role: "img", width: "1", height: "1" });
+  #fullSizeCanvas = createElement("canvas", { class: "full-size", role: "img", width: "1", height: "1", hidden: "" });
+  #saveButton = createElement("button", { type: "button", class: "save", title: "Save as PNG", hidden: "" }, ["↓"]);
 
   /**
-   * @param {string} label Says what it shows.
-   * @param {string} fileName Of the saved file, without its ending.
+   * @param {string} label Describes the picture to screen readers.
+   * @param {string} fileName Name of the saved file without its extension.
    */
   constructor(label, fileName) {
-    this.rename(label);
-    this.#save.addEventListener("click", () => {
-      const isOwnShown = !this.#own.hidden && this.#own.checkVisibility();
-      isOwnShown ? saveCanvas(this.#own, `${fileName}.png`) : savePng(this.#pixels, `${fileName}.png`);
+    this.setLabel(label);
+    this.#saveButton.addEventListener("click", () => {
+      const isFullSize = !this.#fullSizeCanvas.hidden && this.#fullSizeCanvas.checkVisibility();
+      if (isFullSize) saveCanvas(this.#fullSizeCanvas, `${fileName}.png`);
+      else savePixels(this.#pixels, `${fileName}.png`);
     });
-    this.element = element("div", { class: "picture" }, [this.#canvas, this.#own, this.#save]);
+    const children = [this.#modelCanvas, this.#fullSizeCanvas, this.#saveButton];
+    this.element = createElement("div", { class: "picture" }, children);
   }
 
-  /** @param {Uint8Array} pixels */
-  show(pixels) {
+  /** Shows an image of the model's size. @param {Uint8Array} pixels RGB values of a square. */
+  showPixels(pixels) {
     this.#pixels = pixels;
-    draw(this.#canvas, pixels);
+    drawPixels(this.#modelCanvas, pixels);
     this.element.classList.remove("stale");
-    this.#save.hidden = false;
+    this.#saveButton.hidden = false;
   }
 
-  /** @param {ImageData} image The picture at the size of a photograph, which is shown instead. */
-  showOwnSize(image) {
-    [this.#own.width, this.#own.height] = [image.width, image.height];
-    this.#own.getContext("2d").putImageData(image, 0, 0);
-    this.#own.hidden = false;
+  /** Covers the image of the model's size with the picture at the size of a photograph. @param {ImageData} image */
+  showFullSize(image) {
+    [this.#fullSizeCanvas.width, this.#fullSizeCanvas.height] = [image.width, image.height];
+    this.#fullSizeCanvas.getContext("2d").putImageData(image, 0, 0);
+    this.#fullSizeCanvas.hidden = false;
   }
 
-  /** Leaves the model's pixels alone. */
-  hideOwnSize() {
-    this.#own.hidden = true;
+  /** Uncovers the image of the model's size. */
+  hideFullSize() {
+    this.#fullSizeCanvas.hidden = true;
   }
 
-  /** Dims the picture until the next one is shown: what it shows is no longer asked for. */
-  expire() {
+  /** Dims the picture and disables saving until `showPixels` is called, because the shown pixels are out of date. */
+  markStale() {
     this.element.classList.add("stale");
-    this.#save.hidden = true;
+    this.#saveButton.hidden = true;
   }
 
-  /** @param {string} label Says what it shows now. */
-  rename(label) {
-    this.#canvas.setAttribute("aria-label", label);
-    this.#own.setAttribute("aria-label", label);
-    this.#save.setAttribute("aria-label", `↓ Save as PNG: ${label}`);
+  /** Sets the description of the picture for screen readers. @param {string} label */
+  setLabel(label) {
+    this.#modelCanvas.setAttribute("aria-label", label);
+    this.#fullSizeCanvas.setAttribute("aria-label", label);
+    this.#saveButton.setAttribute("aria-label", `↓ Save as PNG: ${label}`);
   }
 }
 
-/** Says how much of what the page loads has arrived. */
+/** Shows the progress of a download, in megabytes and as a bar. */
 export class LoadBar {
   #text;
   #bar;
-  #what;
+  #name;
   /** @type {Record<string, number>} */
   #sizes = {};
   /** @type {Record<string, number>} */
   #loaded = {};
 
-  /** @param {string} id Of an element with a paragraph and a progress bar. @param {string} what Is loaded. */
-  constructor(id, what) {
-    this.element = byId(id);
+  /**
+   * @param {string} id Id of an element that contains a paragraph and a progress bar.
+   * @param {string} name What the text calls the downloaded files together.
+   */
+  constructor(id, name) {
+    this.element = getElement(id);
     [this.#text, this.#bar] = this.element.children;
-    this.#what = what;
+    this.#name = name;
   }
 
-  /** @param {Record<string, number>} sizes Bytes by file. */
-  expect(sizes) {
+  /** Sets which files the bar counts. @param {Record<string, number>} sizes The size of each file in bytes. */
+  setSizes(sizes) {
     this.#sizes = sizes;
   }
 
-  /** @param {import("./worker_client.js").Progress} progress Of a file; those that are not expected do not count. */
-  note({ file, loaded }) {
+  /** Updates text and bar. Files without a size do not count. @param {import("./worker_client.js").Progress} progress */
+  showProgress({ file, loaded }) {
     this.#loaded[file] = loaded;
-    const sum = (/** @type {Record<string, number>} */ bytes) =>
-      Object.keys(this.#sizes).reduce((total, name) => total + (bytes[name] ?? 0), 0);
-    const [arrived, total] = [sum(this.#loaded), sum(this.#sizes)];
+    const sumBytes = (/** @type {Record<string, number>} */ bytes) =>
+      Object.keys(this.#sizes).reduce((sum, name) => sum + (bytes[name] ?? 0), 0);
+    const [arrived, total] = [sumBytes(this.#loaded), sumBytes(this.#sizes)];
     if (total === 0) return;
     if (arrived < total) {
-      this.#text.textContent = `Loading the ${this.#what}: ${megabytes(arrived)} of ${megabytes(total)} MB`;
+      this.#text.textContent = `Loading the ${this.#name}: ${formatMegabytes(arrived)} of ${formatMegabytes(total)} MB`;
       this.#bar.value = arrived / total;
     } else {
-      this.#text.textContent = `Starting the ${this.#what} …`;
-      // Without a value the bar only says that something is going on.
+      this.#text.textContent = `Starting the ${this.#name} …`;
+      // A progress bar without a value shows activity, and the time that ONNX Runtime needs to start is not known.
       this.#bar.removeAttribute("value");
     }
   }
 }
 
-/** @param {number} bytes */
-export function megabytes(bytes) {
+/** @param {number} bytes @returns {string} Megabytes with one decimal, without the unit. */
+export function formatMegabytes(bytes) {
   return (bytes / 1e6).toFixed(1);
 }
 
-/**
- * Wraps slow work so that one call runs at a time and only the newest request waits; older ones are dropped.
- * @template T
- * @param {(request: T) => Promise<void>} work
- * @returns {(request: T) => Promise<void>} Settles when no work is left. What fails stands in the page's verdict.
- */
-export function latestOnly(work) {
-  /** @type {{request: T} | null} */
-  let waiting = null;
-  /** @type {Promise<void> | null} */
-  let running = null;
-  const drain = async () => {
-    while (waiting) {
-      const { request } = waiting;
-      waiting = null;
-      try {
-        await work(request);
-      } catch (error) {
-        showVerdict(`The model failed: ${error.message}`, "bad");
-      }
-    }
-    running = null;
-  };
-  return (request) => {
-    waiting = { request };
-    running ??= drain();
-    return running;
-  };
-}
-
-/** @param {string} text @param {"good" | "bad" | "open"} state */
+/** Shows a message below the grid of pictures. @param {string} text @param {"good" | "bad" | "open"} state */
 export function showVerdict(text, state) {
-  byId("verdict").textContent = text;
-  byId("verdict").className = `verdict ${state}`;
+  getElement("verdict").textContent = text;
+  getElement("verdict").className = `verdict ${state}`;
 }

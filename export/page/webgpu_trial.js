@@ -1,66 +1,69 @@
 /**
- * The graphics card instead of the processor, where that is faster and loses no pixel.
+ * The trial that decides whether the graphics card runs the model instead of the processor.
  *
- * A card that rounds more than float32 does would lose pictures without a sign. So it takes over only after it has given
- * known pictures back to the last value.
+ * A graphics card that rounds more than float32 does would decode images inexactly, and nothing would show it. The card
+ * is therefore used only if it decodes all test images exactly, and faster than the processor.
  * @module
  */
 
-import { toLevels } from "./image_files.js";
-import { Runner } from "./worker_client.js";
+import { roundToBins } from "./image_files.js";
+import { WorkerClient } from "./worker_client.js";
 
-const KNOWN_IMAGES = 16;
+const TEST_IMAGES = 16;
 
 /**
- * @param {Runner} processor
+ * Starts the model on the graphics card, and compares the card with the processor on the test images.
+ * @param {WorkerClient} cpuWorker
  * @param {import("./model.js").Config} config
- * @returns {Promise<{runner: Runner | null, note: string}>} The card's runner where it takes over; what the trial gave,
- *   empty where there was none.
+ * @returns {Promise<{gpuWorker: WorkerClient | null, note: string}>} The card's worker if the card passed, and the
+ *   outcome as a text for the page, which is empty if the browser or the page has no WebGPU.
  */
-export async function tryCard(processor, config) {
-  if (!config.web_gpu || !(await navigator.gpu?.requestAdapter())) return { runner: null, note: "" };
-  const images = makeKnownImages(config.image_shape[0]).map((image) => toLevels(image, config.n_bits));
-  const card = new Runner("webgpu", processor.onProgress);
+export async function tryWebGpu(cpuWorker, config) {
+  if (!config.web_gpu || !(await navigator.gpu?.requestAdapter())) return { gpuWorker: null, note: "" };
+  const images = makeTestImages(config.image_shape[0]).map((image) => roundToBins(image, config.n_bits));
+  const gpuWorker = new WorkerClient("webgpu", cpuWorker.onProgress);
   try {
-    await card.ask("load", { provider: "webgpu" });
-    // The first run of two prepares everything.
-    const slow = (await roundTrip(processor, images.slice(0, 2), config)).milliseconds;
-    const { exact, milliseconds } = await roundTrip(card, images, config);
-    const note = `${exact} of ${KNOWN_IMAGES} known pictures came back exactly`;
-    if (exact === KNOWN_IMAGES && milliseconds < slow) return { runner: card, note };
-    card.stop();
-    return { runner: null, note: `the graphics card was tried: ${note}${exact === KNOWN_IMAGES ? ", slower" : ""}` };
+    await gpuWorker.request("load", { provider: "webgpu" });
+    // The second of two images is timed, because the first run of a session also allocates its memory.
+    const cpuMilliseconds = (await measureRoundTrip(cpuWorker, images.slice(0, 2), config)).milliseconds;
+    const { exact, milliseconds } = await measureRoundTrip(gpuWorker, images, config);
+    const note = `${exact} of ${TEST_IMAGES} test images were decoded exactly`;
+    if (exact === TEST_IMAGES && milliseconds < cpuMilliseconds) return { gpuWorker, note };
+    gpuWorker.stop();
+    return { gpuWorker: null, note: `the graphics card was tried: ${note}${exact === TEST_IMAGES ? ", slower" : ""}` };
   } catch (error) {
-    card.stop();
-    return { runner: null, note: `the graphics card was tried: ${error.message}` };
+    gpuWorker.stop();
+    return { gpuWorker: null, note: `the graphics card was tried: ${error.message}` };
   }
 }
 
 /**
- * @param {Runner} runner
+ * Encodes and decodes images one by one.
+ * @param {WorkerClient} worker
  * @param {Uint8Array[]} images
  * @param {import("./model.js").Config} config
- * @returns {Promise<{exact: number, milliseconds: number}>} How many come back, and the time of the last decoding.
+ * @returns {Promise<{exact: number, milliseconds: number}>} How many images were decoded exactly, and how long the
+ *   decoder needed for the last one.
  */
-async function roundTrip(runner, images, { image_shape: [imageSize], latent_dim: latentDim }) {
+async function measureRoundTrip(worker, images, { image_shape: [imageSize], latent_dim: latentDim }) {
   let [exact, milliseconds] = [0, 0];
   for (const image of images) {
-    const { z, v } = await runner.ask("encode", { images: image, count: 1, imageSize });
-    const decoded = await runner.ask("decode", { z, v, count: 1, imageSize, latentDim });
-    // Measured in the worker: elsewhere the wait for other questions would count.
+    const { z, v } = await worker.request("encode", { images: image, count: 1, imageSize });
+    const decoded = await worker.request("decode", { z, v, count: 1, imageSize, latentDim });
+    // The worker measures the time, because here the wait behind other requests would count.
     milliseconds = decoded.milliseconds;
     exact += Number(image.every((value, index) => value === decoded.images[index]));
   }
   return { exact, milliseconds };
 }
 
-/** @param {number} size @returns {Uint8Array[]} Smooth colour waves: those of `--check` of the examples. */
-function makeKnownImages(size) {
-  return Array.from({ length: KNOWN_IMAGES }, (_, number) =>
-    Uint8Array.from({ length: size * size * 3 }, (_, place) => {
-      const [x, y] = [Math.floor(place / 3) % size, Math.floor(place / 3 / size)];
+/** @param {number} size Side in pixels. @returns {Uint8Array[]} Colour waves, as in the ONNX Runtime examples. */
+function makeTestImages(size) {
+  return Array.from({ length: TEST_IMAGES }, (_, number) =>
+    Uint8Array.from({ length: size * size * 3 }, (_, index) => {
+      const [x, y] = [Math.floor(index / 3) % size, Math.floor(index / 3 / size)];
       const wave = Math.floor((256 * (((number % 4) + 1) * x + (Math.floor(number / 4) + 1) * y)) / size);
-      return Math.min(Math.abs(((wave + 85 * (place % 3)) % 512) - 256), 255);
+      return Math.min(Math.abs(((wave + 85 * (index % 3)) % 512) - 256), 255);
     }),
   );
 }

@@ -61,10 +61,10 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "run.js").write_text(
         'import { readFileSync, writeFileSync } from "node:fs";\n'
-        'import { applyColourMaps, fitColourMaps, shrink } from "./guided_filter.js";\n'
+        'import { applyColourMaps, fitColourMaps, shrinkToSquare } from "./guided_filter.js";\n'
         "const [width, height, size] = process.argv.slice(2).map(Number);\n"
         'const rgba = new Uint8ClampedArray(readFileSync("photograph"));\n'
-        "const before = shrink(rgba, width, height, size);\n"
+        "const before = shrinkToSquare(rgba, width, height, size);\n"
         'writeFileSync("before", before);\n'
         'const maps = fitColourMaps(before, readFileSync("after"), size);\n'
         "const result = new Uint8ClampedArray(rgba.length);\n"
@@ -138,7 +138,7 @@ def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_brows
 def test_directions_of_the_same_weights_alone_come_to_the_page(steered_run, tmp_path):
     _, origin = open_run(steered_run)
     found = describe_model(origin)["directions"]
-    assert [one["name"] for one in found] == ["<b>bright", "dark"] and found[0]["told"].startswith("tells 75.0%")
+    assert [one["name"] for one in found] == ["<b>bright", "dark"] and found[0]["description"].startswith("tells 75.0%")
     kept = Directions.read(steered_run, 4)
     assert found[1]["vector"] == kept["dark"].vector.tolist()
     other = shutil.copytree(steered_run, tmp_path / "other")
