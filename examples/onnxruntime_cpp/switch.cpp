@@ -1,6 +1,6 @@
 // Switches the global codes of two images with ONNX Runtime: ./switch FOLDER a.ppm b.ppm
 //
-// Images are binary PPM files, which need no library; README.md says what makes them.
+// Images are binary PPM files, because reading them needs no library. README.md names programs that make such files.
 
 #include <algorithm>
 #include <array>
@@ -25,35 +25,36 @@ namespace {
 using Bytes = std::vector<std::uint8_t>;
 
 constexpr int kChannels = 3;
-constexpr int kKnownImages = 16;
-// Pixels that a file may have: a small one can claim any number.
+constexpr int kTestImages = 16;
+// The largest image in pixels. The header of a small file can claim any number of pixels.
 constexpr std::int64_t kMostPixels = std::int64_t{1} << 27;
 constexpr char kUsage[] =
     "usage: ./switch FOLDER A B [--crop N], or ./switch FOLDER --check, where FOLDER has encoder.onnx and decoder.onnx, "
     "and A, B are images (binary PPM)";
 
-// What the user is told, in one line.
+// An error that `main` prints as one line.
 struct Problem : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-std::string one_line(std::string text) {
+// Replaces line breaks by spaces.
+std::string join_lines(std::string text) {
   for (char& letter : text) {
     if (letter == '\n' || letter == '\r') letter = ' ';
   }
   return text;
 }
 
-// --- images ---
+// --- Images ---
 
-struct Picture {
+struct Image {
   int width;
   int height;
   Bytes pixels;  // RGB, row by row
 };
 
 // Reads the next number of a PPM header, after white space and comments.
-std::int64_t header_number(std::istream& file) {
+std::int64_t read_header_number(std::istream& file) {
   int letter = file.get();
   while (letter == '#' || std::isspace(letter)) {
     if (letter == '#') {
@@ -68,34 +69,36 @@ std::int64_t header_number(std::istream& file) {
     number = 10 * number + (letter - '0');
     letter = file.get();
   }
-  // One white space ends a number.
+  // PPM ends a header number with exactly one white space, behind which the pixels begin.
   if (!digits || !std::isspace(letter)) throw Problem("its header is damaged");
   return number;
 }
 
-Picture read_ppm(const std::string& path) {
-  // A pipe would be waited for without an end.
+// Reads a binary PPM file with 8 bits per value.
+Image read_ppm(const std::string& path) {
+  // Reading a pipe could block forever.
   if (!std::filesystem::is_regular_file(path)) throw Problem("it is no regular file");
   std::ifstream file(path, std::ios::binary);
   std::array<char, 2> kind{};
   if (!file.read(kind.data(), 2) || kind != std::array{'P', '6'}) throw Problem("it is no binary PPM file (P6)");
-  const auto width = header_number(file), height = header_number(file), largest = header_number(file);
+  const auto width = read_header_number(file), height = read_header_number(file), largest = read_header_number(file);
   if (!width || !height) throw Problem("it has no pixels");
   if (width * height > kMostPixels) {
     throw Problem("it has " + std::to_string(width * height) + " pixels; at most 2^27 are read");
   }
   if (largest != 255) throw Problem("its largest value is " + std::to_string(largest) + "; it must be 255");
-  Picture picture{static_cast<int>(width), static_cast<int>(height), {}};
+  Image image{static_cast<int>(width), static_cast<int>(height), {}};
   const auto length = static_cast<std::uintmax_t>(width * height * kChannels);
   if (std::filesystem::file_size(path) < static_cast<std::uintmax_t>(file.tellg()) + length) {
     throw Problem("it ends before its last pixel");
   }
-  picture.pixels.resize(length);
-  file.read(reinterpret_cast<char*>(picture.pixels.data()), static_cast<std::streamsize>(length));
+  image.pixels.resize(length);
+  file.read(reinterpret_cast<char*>(image.pixels.data()), static_cast<std::streamsize>(length));
   if (!file) throw Problem("it cannot be read to its end");
-  return picture;
+  return image;
 }
 
+// Writes a square RGB image as a binary PPM file.
 void write_ppm(const std::string& path, const std::uint8_t* pixels, int size) {
   std::ofstream file(path, std::ios::binary);
   file << "P6\n" << size << ' ' << size << "\n255\n";
@@ -104,20 +107,22 @@ void write_ppm(const std::string& path, const std::uint8_t* pixels, int size) {
   if (!file) throw Problem("cannot write " + path);
 }
 
-// Where the inputs of an output begin, and what they weigh: whole multiples of 2^-22.
+// Weights are whole multiples of 2^-22, so that the weighted sum of values up to 255 fits into 31 bits.
+constexpr int kWeightBits = 22;
+
+// The inputs of one output pixel.
 struct Tap {
-  int start;
+  int start;  // index of the first input
   std::vector<std::int32_t> weights;
 };
 
-constexpr int kBits = 22;
-
-// The filter BILINEAR of Pillow, in its own integers: a triangle as wide as two pixels of the smaller of two pictures.
-std::vector<Tap> bilinear_taps(int from, int to) {
+// Computes the weights of Pillow's filter BILINEAR along one axis, for `from` input and `to` output pixels. The weights
+// fall linearly to 0 over one pixel of the smaller image.
+std::vector<Tap> compute_taps(int from, int to) {
   const double scale = static_cast<double>(from) / to, reach = std::max(scale, 1.0);
   std::vector<Tap> taps;
-  for (int place = 0; place < to; ++place) {
-    const double centre = (place + 0.5) * scale;
+  for (int index = 0; index < to; ++index) {
+    const double centre = (index + 0.5) * scale;
     const int start = std::max(0, static_cast<int>(centre - reach + 0.5));
     const int end = std::min(from, static_cast<int>(centre + reach + 0.5));
     std::vector<double> shares;
@@ -127,63 +132,64 @@ std::vector<Tap> bilinear_taps(int from, int to) {
       sum += shares.back();
     }
     Tap tap{start, {}};
-    for (double share : shares) tap.weights.push_back(static_cast<std::int32_t>(0.5 + share / sum * (1 << kBits)));
+    for (double share : shares) tap.weights.push_back(static_cast<std::int32_t>(0.5 + share / sum * (1 << kWeightBits)));
     taps.push_back(std::move(tap));
   }
   return taps;
 }
 
-// Filters each of some lines: its inputs are `inner` values wide and lie one behind the other, and so do its outputs.
-void filter(const Bytes& in, Bytes& out, const std::vector<Tap>& taps, std::size_t lines, std::size_t inner,
+// Filters the middle axis of an array. The input has the shape [lines, from_length / inner, inner], and the output has
+// the shape [lines, taps.size(), inner], where to_length is taps.size() * inner.
+void filter_axis(const Bytes& in, Bytes& out, const std::vector<Tap>& taps, std::size_t lines, std::size_t inner,
             std::size_t from_length, std::size_t to_length) {
   for (std::size_t line = 0; line < lines; ++line) {
-    for (std::size_t place = 0; place < taps.size(); ++place) {
+    for (std::size_t index = 0; index < taps.size(); ++index) {
       for (std::size_t k = 0; k < inner; ++k) {
-        std::int32_t sum = 1 << (kBits - 1);
-        std::size_t at = line * from_length + taps[place].start * inner + k;
-        for (std::int32_t weight : taps[place].weights) {
-          sum += weight * in[at];
-          at += inner;
+        std::int32_t sum = 1 << (kWeightBits - 1);
+        std::size_t from = line * from_length + taps[index].start * inner + k;
+        for (std::int32_t weight : taps[index].weights) {
+          sum += weight * in[from];
+          from += inner;
         }
-        out[line * to_length + place * inner + k] = static_cast<std::uint8_t>(sum >> kBits);
+        out[line * to_length + index * inner + k] = static_cast<std::uint8_t>(sum >> kWeightBits);
       }
     }
   }
 }
 
-// Resizes a square picture to the byte as the training images were; one of the right size stays as it is.
+// Resizes a square image with the same bytes as in training. An image that already has the size keeps its pixels.
 Bytes resize_square(const Bytes& pixels, int side, int size) {
   if (side == size) return pixels;
-  const auto taps = bilinear_taps(side, size);
+  const auto taps = compute_taps(side, size);
   const std::size_t row = std::size_t{kChannels} * size;
-  Bytes narrow(row * side), out(row * size);
-  filter(pixels, narrow, taps, side, kChannels, std::size_t{kChannels} * side, row);
-  filter(narrow, out, taps, 1, row, row * side, row * size);
+  Bytes resized_rows(row * side), out(row * size);
+  filter_axis(pixels, resized_rows, taps, side, kChannels, std::size_t{kChannels} * side, row);
+  filter_axis(resized_rows, out, taps, 1, row, row * side, row * size);
   return out;
 }
 
-// Reads the centre square of an image, made as the training images were; `crop` 0 takes the largest.
+// Reads the centre square of an image with the same bytes as in training. A crop of 0 means the largest square.
 Bytes read_square(const std::string& path, int size, int crop) {
   try {
-    const Picture picture = read_ppm(path);
-    int side = std::min(picture.width, picture.height);
+    const Image image = read_ppm(path);
+    int side = std::min(image.width, image.height);
     if (crop) side = std::min(side, crop);
-    const int left = (picture.width - side) / 2, top = (picture.height - side) / 2;
+    const int left = (image.width - side) / 2, top = (image.height - side) / 2;
     Bytes square;
     for (int y = top; y < top + side; ++y) {
-      const auto row = picture.pixels.begin() + (std::ptrdiff_t{y} * picture.width + left) * kChannels;
+      const auto row = image.pixels.begin() + (std::ptrdiff_t{y} * image.width + left) * kChannels;
       square.insert(square.end(), row, row + std::ptrdiff_t{side} * kChannels);
     }
     return resize_square(square, side, size);
   } catch (const std::exception& error) {
-    throw Problem("cannot read the image " + path + ": " + one_line(error.what()));
+    throw Problem("cannot read the image " + path + ": " + join_lines(error.what()));
   }
 }
 
-// Images of smooth colour waves, the same for every client and machine.
-Bytes known_images(int size) {
+// Returns images of smooth colour waves. All clients use these images for their check.
+Bytes make_test_images(int size) {
   Bytes images;
-  for (int number = 0; number < kKnownImages; ++number) {
+  for (int number = 0; number < kTestImages; ++number) {
     for (int y = 0; y < size; ++y) {
       for (int x = 0; x < size; ++x) {
         const int wave = 256 * ((number % 4 + 1) * x + (number / 4 + 1) * y) / size;
@@ -196,30 +202,31 @@ Bytes known_images(int size) {
   return images;
 }
 
-// Rounds pixels down to multiples of the step between levels.
-void to_levels(Bytes& pixels, int step) {
-  for (auto& value : pixels) value = static_cast<std::uint8_t>(value - value % step);
+// Rounds pixels down to the lowest value of their bin. A model of fewer than 8 bits decodes to these values.
+void round_to_bins(Bytes& pixels, int bin_size) {
+  for (auto& value : pixels) value = static_cast<std::uint8_t>(value - value % bin_size);
 }
 
-// How many values of each image differ.
-std::vector<int> lost_values(const Bytes& images, const Bytes& back, int count) {
-  std::vector<int> lost(count);
+// Returns for each image how many of its values differ after decoding.
+std::vector<int> count_differences(const Bytes& images, const Bytes& decoded, int count) {
+  std::vector<int> differences(count);
   const std::size_t length = images.size() / count;
-  for (std::size_t i = 0; i < images.size(); ++i) lost[i / length] += images[i] != back[i];
-  return lost;
+  for (std::size_t i = 0; i < images.size(); ++i) differences[i / length] += images[i] != decoded[i];
+  return differences;
 }
 
-// --- the models ---
+// --- Models ---
 
-// Keeps the library from writing to stderr: Debian's names there each operation that it registers twice.
-class Quiet {
+// Redirects stderr to /dev/null while an object of this class exists. Debian's ONNX Runtime writes a warning there for
+// each operation that it registers twice, and these warnings would hide the errors of this program.
+class SilencedStderr {
  public:
-  Quiet() : stderr_(dup(STDERR_FILENO)) {
-    const int nowhere = open("/dev/null", O_WRONLY);
-    dup2(nowhere, STDERR_FILENO);
-    close(nowhere);
+  SilencedStderr() : stderr_(dup(STDERR_FILENO)) {
+    const int null_device = open("/dev/null", O_WRONLY);
+    dup2(null_device, STDERR_FILENO);
+    close(null_device);
   }
-  ~Quiet() {
+  ~SilencedStderr() {
     dup2(stderr_, STDERR_FILENO);
     close(stderr_);
   }
@@ -228,23 +235,25 @@ class Quiet {
   int stderr_;
 };
 
+// The outputs of the encoder for a batch of images.
 struct Codes {
-  std::vector<std::string> names;  // z and v, or v alone
+  std::vector<std::string> names;  // z and v, or v alone for a model without z
   std::vector<Ort::Value> values;
 };
 
+// The encoder and the decoder in a folder of ONNX files.
 class Models {
  public:
   explicit Models(const std::filesystem::path& folder)
       : encoder_path_((folder / "encoder.onnx").string()),
         decoder_path_((folder / "decoder.onnx").string()),
-        encoder_(open(encoder_path_)),
-        decoder_(open(decoder_path_)),
-        size_(side_of_images()),
-        step_(step_of_levels()) {}
+        encoder_(open_session(encoder_path_)),
+        decoder_(open_session(decoder_path_)),
+        size_(read_image_size()),
+        bin_size_(read_bin_size()) {}
 
   int size() const { return size_; }
-  int step() const { return step_; }
+  int bin_size() const { return bin_size_; }
   const std::string& encoder_path() const { return encoder_path_; }
 
   Codes encode(Bytes& images, int count) {
@@ -272,22 +281,22 @@ class Models {
       const auto* first = made[0].GetTensorData<std::uint8_t>();
       return Bytes(first, first + length);
     } catch (const Ort::Exception& error) {
-      throw Problem("cannot decode with " + decoder_path_ + ": " + one_line(error.what()));
+      throw Problem("cannot decode with " + decoder_path_ + ": " + join_lines(error.what()));
     }
   }
 
  private:
-  Ort::Session open(const std::string& path) {
-    const Quiet quiet;
+  Ort::Session open_session(const std::string& path) {
+    const SilencedStderr silenced;
     try {
       return Ort::Session(environment_, path.c_str(), Ort::SessionOptions{});
     } catch (const Ort::Exception& error) {
-      throw Problem("cannot open the model " + path + ": " + one_line(error.what()));
+      throw Problem("cannot open the model " + path + ": " + join_lines(error.what()));
     }
   }
 
-  // The side of the squares of RGB that the encoder takes.
-  int side_of_images() const {
+  // Returns the side of the encoder's images in pixels. Throws Problem unless they are square RGB images.
+  int read_image_size() const {
     Ort::AllocatorWithDefaultOptions allocator;
     std::string inputs = encoder_.GetInputNameAllocated(0, allocator).get();
     for (std::size_t i = 1; i < encoder_.GetInputCount(); ++i) {
@@ -304,8 +313,8 @@ class Models {
     return static_cast<int>(shape[1]);
   }
 
-  // What neighbouring levels differ by as pixels: a model of fewer than 8 bits knows multiples of it alone.
-  int step_of_levels() const {
+  // Returns the size of a bin: the difference between neighbouring pixel values of the model.
+  int read_bin_size() const {
     Ort::AllocatorWithDefaultOptions allocator;
     const auto bits = encoder_.GetModelMetadata().LookupCustomMetadataMapAllocated("n_bits", allocator);
     return bits ? 256 >> std::atoi(bits.get()) : 1;
@@ -315,43 +324,46 @@ class Models {
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::string encoder_path_, decoder_path_;
   Ort::Session encoder_, decoder_;
-  int size_, step_;
+  int size_, bin_size_;
 };
 
-// Exchanges the two entries along the batch axis of v, which is last among the codes.
+// Swaps v of two images. The encoder's last output is v.
 void swap_v(Codes& codes) {
   const auto length = codes.values.back().GetTensorTypeAndShapeInfo().GetElementCount();
   auto* first = codes.values.back().GetTensorMutableData<float>();
   std::swap_ranges(first, first + length / 2, first + length / 2);
 }
 
-// --- the two commands ---
+// --- Commands ---
 
-int check(Models& models) {
-  Bytes images = known_images(models.size());
-  to_levels(images, models.step());
-  const auto lost = lost_values(images, models.decode(models.encode(images, kKnownImages)), kKnownImages);
-  const auto same = std::count(lost.begin(), lost.end(), 0);
-  std::cout << same << " of " << kKnownImages << " known images come back exactly\n";
-  return same == kKnownImages ? 0 : 1;
+// Prints how many test images are decoded exactly, and returns the exit status.
+int check_exactness(Models& models) {
+  Bytes images = make_test_images(models.size());
+  round_to_bins(images, models.bin_size());
+  const auto decoded = models.decode(models.encode(images, kTestImages));
+  const auto differences = count_differences(images, decoded, kTestImages);
+  const auto exact = std::count(differences.begin(), differences.end(), 0);
+  std::cout << exact << " of " << kTestImages << " known images come back exactly\n";
+  return exact == kTestImages ? 0 : 1;
 }
 
+// Writes ab.ppm (z of the first image, v of the second) and ba.ppm, and prints whether the images are decoded exactly.
 int switch_images(Models& models, const std::array<std::string, 2>& paths, int crop) {
   Bytes pixels;
   for (const auto& path : paths) {
     const Bytes square = read_square(path, models.size(), crop);
     pixels.insert(pixels.end(), square.begin(), square.end());
   }
-  to_levels(pixels, models.step());
+  round_to_bins(pixels, models.bin_size());
   Codes codes = models.encode(pixels, 2);
   if (codes.names != std::vector<std::string>{"z", "v"}) {
     throw Problem(models.encoder_path() + " does not encode to z and v: without z there is nothing to switch");
   }
   const std::size_t length = pixels.size() / 2;
-  const auto lost = lost_values(pixels, models.decode(codes), 2);
+  const auto differences = count_differences(pixels, models.decode(codes), 2);
   for (int i = 0; i < 2; ++i) {
-    const auto differ = std::to_string(lost[i]) + " of " + std::to_string(length) + " values differ";
-    std::cout << paths[i] << ": " << (lost[i] ? differ : "exactly the same") << " after decoding\n";
+    const auto text = std::to_string(differences[i]) + " of " + std::to_string(length) + " values differ";
+    std::cout << paths[i] << ": " << (differences[i] ? text : "exactly the same") << " after decoding\n";
   }
   swap_v(codes);
   const Bytes switched = models.decode(codes);
@@ -363,39 +375,40 @@ int switch_images(Models& models, const std::array<std::string, 2>& paths, int c
   return 0;
 }
 
-int run(const std::vector<std::string>& arguments) {
-  std::vector<std::string> plain;
-  bool checks = false;
+// Parses the arguments, runs the command, and returns the exit status.
+int run_command(const std::vector<std::string>& arguments) {
+  std::vector<std::string> positionals;
+  bool is_check = false;
   int crop = 0;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     if (arguments[i] == "--check") {
-      checks = true;
+      is_check = true;
     } else if (arguments[i] == "--crop") {
-      const std::string given = ++i < arguments.size() ? arguments[i] : "";
-      if (given.empty() || given.size() > 9 || given.find_first_not_of("0123456789") != std::string::npos) {
-        throw Problem("--crop is " + given + "; it must be a whole number; " + kUsage);
+      const std::string value = ++i < arguments.size() ? arguments[i] : "";
+      if (value.empty() || value.size() > 9 || value.find_first_not_of("0123456789") != std::string::npos) {
+        throw Problem("--crop is " + value + "; it must be a whole number; " + kUsage);
       }
-      crop = std::stoi(given);
+      crop = std::stoi(value);
     } else if (arguments[i].rfind("--", 0) == 0) {
       throw Problem("there is no option " + arguments[i] + "; " + kUsage);
     } else {
-      plain.push_back(arguments[i]);
+      positionals.push_back(arguments[i]);
     }
   }
-  if (plain.size() != (checks ? 1u : 3u)) throw Problem(kUsage);
-  Models models(plain[0]);
-  return checks ? check(models) : switch_images(models, {plain[1], plain[2]}, crop);
+  if (positionals.size() != (is_check ? 1u : 3u)) throw Problem(kUsage);
+  Models models(positionals[0]);
+  return is_check ? check_exactness(models) : switch_images(models, {positionals[1], positionals[2]}, crop);
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
   try {
-    return run({arguments + 1, arguments + count});
+    return run_command({arguments + 1, arguments + count});
   } catch (const Problem& problem) {
     std::cerr << "error: " << problem.what() << '\n';
   } catch (const std::exception& error) {
-    std::cerr << "error: " << one_line(error.what()) << '\n';
+    std::cerr << "error: " << join_lines(error.what()) << '\n';
   }
   return 2;
 }

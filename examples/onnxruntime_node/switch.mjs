@@ -10,48 +10,48 @@ import { InferenceSession, Tensor } from "onnxruntime-node";
 import sharp from "sharp";
 import { resizeSquare } from "./resize.js";
 
-/** A GPU's provider goes before it: see README.md. */
+/** The execution providers that ONNX Runtime tries in this order. README.md says how to add a GPU. */
 const EXECUTION_PROVIDERS = ["cpu"];
 const CHANNELS = 3;
-const KNOWN_IMAGES = 16;
+const TEST_IMAGES = 16;
 const USAGE =
   "usage: node switch.mjs FOLDER A B [--crop N], or node switch.mjs FOLDER --check, " +
   "where FOLDER has encoder.onnx and decoder.onnx, and A, B are images";
 
-/** Formats of photographs: sharp would also render SVG, which can name other files. */
+/** The accepted formats. Sharp would also render SVG, which can refer to other files. */
 const FORMATS = ["gif", "jpeg", "png", "tiff", "webp"];
-/** Pixels that a file may have: a small one can claim any number. */
+/** The largest image in pixels. A small file can expand to a huge image. */
 const MOST_PIXELS = 2 ** 27;
 
-/** What the user is told, in one line. */
+/** An error that is printed as one line. */
 class Problem extends Error {}
 
 /**
+ * Runs an action, and throws a Problem if it fails.
  * @template T
- * @param {string} what What is attempted, as "read a.jpg".
+ * @param {string} description Names the action in the error message, such as "read a.jpg".
  * @param {() => Promise<T>} action
- * @returns {Promise<T>}
- * @throws {Problem} Where the action fails.
+ * @returns {Promise<T>} The result of the action.
  */
-async function attempt(what, action) {
+async function explainErrors(description, action) {
   try {
     return await action();
   } catch (error) {
-    throw new Problem(`cannot ${what}: ${error.message.replace(/\s+/g, " ").trim()}`, { cause: error });
+    throw new Problem(`cannot ${description}: ${error.message.replace(/\s+/g, " ").trim()}`, { cause: error });
   }
 }
 
 /**
- * Reads the centre square of an image, made as the training images were. One of the right size passes as it is.
+ * Reads the centre square of an image with the same bytes as in training.
  * @param {string} path
  * @param {number} size Side of the result in pixels.
- * @param {number} crop Side of the square; the largest one where it is 0 or does not fit.
- * @returns {Promise<Uint8Array>} RGB, `size * size * 3` bytes.
+ * @param {number} crop Side of the centre square in pixels. 0, or a square that does not fit, means the largest one.
+ * @returns {Promise<Uint8Array>} RGB, `size * size * 3` values.
  */
 async function readSquare(path, size, crop) {
-  // A pipe would be waited for without an end.
+  // Reading a pipe could block forever.
   if (!(await stat(path)).isFile()) throw new Error("it is no regular file");
-  // Colour profiles are ignored, as they were in training.
+  // Training ignores colour profiles, so the model expects pixels without them.
   const image = sharp(path, { ignoreIcc: true, failOn: "error", limitInputPixels: MOST_PIXELS });
   const { format } = await image.metadata();
   if (!FORMATS.includes(format)) throw new Error(`it is ${format}, none of ${FORMATS.join(", ")}`);
@@ -71,36 +71,41 @@ async function readSquare(path, size, crop) {
 }
 
 /**
- * What neighbouring levels differ by as pixels: a model of fewer than 8 bits knows multiples of it alone. ONNX Runtime
- * for Node does not tell what a file says of itself, so that the entry is looked for as it is written.
- * @param {string} path Of a model.
+ * Returns the size of a bin: the difference between neighbouring pixel values of the model. ONNX Runtime for Node.js has no
+ * function that returns the metadata of a model, so this function searches the bytes of the file.
+ * @param {string} path Path of an ONNX file.
  * @returns {Promise<number>}
  */
-async function levelStep(path) {
+async function readBinSize(path) {
   const file = await readFile(path);
   const entry = Buffer.from("\n\x06n_bits\x12\x01");
   const start = file.lastIndexOf(entry);
   return start < 0 ? 1 : 256 >> Number(String.fromCharCode(file[start + entry.length]));
 }
 
-/** @param {Uint8Array} pixels Rounded down to levels, in place. @param {number} step */
-function toLevels(pixels, step) {
-  for (let place = 0; place < pixels.length; place++) pixels[place] -= pixels[place] % step;
+/**
+ * Rounds pixels down, in place, to the lowest value of their bin. A model of fewer than 8 bits decodes to these values.
+ * @param {Uint8Array} pixels
+ * @param {number} binSize
+ */
+function roundToBins(pixels, binSize) {
+  for (let index = 0; index < pixels.length; index++) pixels[index] -= pixels[index] % binSize;
 }
 
 /**
- * @param {number} size
- * @returns {Uint8Array} Images of smooth colour waves, the same for every client and machine.
+ * Makes images of smooth colour waves. All clients use these images for their check.
+ * @param {number} size Side of the images in pixels.
+ * @returns {Uint8Array} RGB, `[16, size, size, 3]`.
  */
-function knownImages(size) {
-  const images = new Uint8Array(KNOWN_IMAGES * size * size * CHANNELS);
-  let place = 0;
-  for (let number = 0; number < KNOWN_IMAGES; number++) {
+function makeTestImages(size) {
+  const images = new Uint8Array(TEST_IMAGES * size * size * CHANNELS);
+  let index = 0;
+  for (let number = 0; number < TEST_IMAGES; number++) {
     for (let y = 0; y < size; y++) {
       for (let x = 0; x < size; x++) {
         const wave = Math.floor((256 * (((number % 4) + 1) * x + (Math.floor(number / 4) + 1) * y)) / size);
         for (let channel = 0; channel < CHANNELS; channel++) {
-          images[place++] = Math.min(Math.abs(((wave + 85 * channel) % 512) - 256), 255);
+          images[index++] = Math.min(Math.abs(((wave + 85 * channel) % 512) - 256), 255);
         }
       }
     }
@@ -109,24 +114,26 @@ function knownImages(size) {
 }
 
 /**
+ * Counts for each image how many of its values differ after decoding.
  * @param {Uint8Array} images
- * @param {Uint8Array} back The same, decoded.
- * @param {number} count Of images.
- * @returns {number[]} How many values of each differ.
+ * @param {Uint8Array} decoded
+ * @param {number} count How many images both batches have.
+ * @returns {number[]}
  */
-function lostValues(images, back, count) {
+function countDifferences(images, decoded, count) {
   const length = images.length / count;
   return Array.from({ length: count }, (_, index) => {
     const first = index * length;
-    return images.subarray(first, first + length).filter((value, i) => value !== back[first + i]).length;
+    return images.subarray(first, first + length).filter((value, i) => value !== decoded[first + i]).length;
   });
 }
 
 /**
- * @param {Tensor} pair Two entries along the batch axis.
- * @returns {Tensor} The same, the second first.
+ * Swaps the two entries of a batch.
+ * @param {Tensor} pair
+ * @returns {Tensor}
  */
-function swapped({ type, data, dims }) {
+function swapEntries({ type, data, dims }) {
   const half = data.length / 2;
   const result = data.slice();
   result.copyWithin(0, half);
@@ -134,15 +141,19 @@ function swapped({ type, data, dims }) {
   return new Tensor(type, result, dims);
 }
 
-/** The two models of a folder. */
+/** The encoder and the decoder in a folder of ONNX files. */
 class Models {
-  /** @param {string} folder Has encoder.onnx and decoder.onnx. */
+  /**
+   * Opens both files. Throws a Problem unless the encoder takes square RGB images and nothing else.
+   * @param {string} folder
+   * @returns {Promise<Models>}
+   */
   static async open(folder) {
     const models = new Models();
     models.paths = ["encoder.onnx", "decoder.onnx"].map((name) => join(folder, name));
     const options = { executionProviders: EXECUTION_PROVIDERS };
-    const open = (path) => attempt(`open the model ${path}`, () => InferenceSession.create(path, options));
-    [models.encoder, models.decoder] = [await open(models.paths[0]), await open(models.paths[1])];
+    const createSession = (path) => explainErrors(`open the model ${path}`, () => InferenceSession.create(path, options));
+    [models.encoder, models.decoder] = [await createSession(models.paths[0]), await createSession(models.paths[1])];
     const inputs = models.encoder.inputNames;
     if (inputs.join() !== "images") {
       throw new Problem(
@@ -157,40 +168,40 @@ class Models {
       );
     }
     models.size = shape[0];
-    models.step = await attempt(`read ${models.paths[0]}`, () => levelStep(models.paths[0]));
+    models.binSize = await explainErrors(`read ${models.paths[0]}`, () => readBinSize(models.paths[0]));
     return models;
   }
 
-  /** @param {Uint8Array} images @param {number} count @returns {Promise<Record<string, Tensor>>} */
+  /** Encodes `count` images. @param {Uint8Array} images @param {number} count @returns {Promise<Record<string, Tensor>>} */
   encode(images, count) {
     const inputs = { images: new Tensor("uint8", images, [count, this.size, this.size, CHANNELS]) };
-    return attempt(`encode with ${this.paths[0]}`, () => this.encoder.run(inputs));
+    return explainErrors(`encode with ${this.paths[0]}`, () => this.encoder.run(inputs));
   }
 
-  /** @param {Record<string, Tensor>} codes @returns {Promise<Uint8Array>} The images, one after the other. */
+  /** Decodes a batch of codes. @param {Record<string, Tensor>} codes @returns {Promise<Uint8Array>} RGB images. */
   async decode(codes) {
-    return (await attempt(`decode with ${this.paths[1]}`, () => this.decoder.run(codes))).images.data;
+    return (await explainErrors(`decode with ${this.paths[1]}`, () => this.decoder.run(codes))).images.data;
   }
 }
 
 /**
- * Says how many known images come back from their codes; the exit status is 1 unless all do.
+ * Prints how many test images are decoded exactly. Sets the exit status to 1 unless all are.
  * @param {Models} models
  */
-async function check(models) {
-  const images = knownImages(models.size);
-  toLevels(images, models.step);
-  const back = await models.decode(await models.encode(images, KNOWN_IMAGES));
-  const same = lostValues(images, back, KNOWN_IMAGES).filter((lost) => lost === 0).length;
-  console.log(`${same} of ${KNOWN_IMAGES} known images come back exactly`);
-  process.exitCode = same === KNOWN_IMAGES ? 0 : 1;
+async function checkExactness(models) {
+  const images = makeTestImages(models.size);
+  roundToBins(images, models.binSize);
+  const decoded = await models.decode(await models.encode(images, TEST_IMAGES));
+  const exact = countDifferences(images, decoded, TEST_IMAGES).filter((count) => count === 0).length;
+  console.log(`${exact} of ${TEST_IMAGES} known images come back exactly`);
+  process.exitCode = exact === TEST_IMAGES ? 0 : 1;
 }
 
 /**
- * Writes ab.png (z of the first image, v of the second) and ba.png, and says whether the images come back.
+ * Writes ab.png (z of the first image, v of the second) and ba.png, and prints whether the images are decoded exactly.
  * @param {Models} models
- * @param {string[]} paths Of the two images.
- * @param {number} crop
+ * @param {string[]} paths Paths of the two images.
+ * @param {number} crop Side of the centre square in pixels, or 0 for the largest one.
  */
 async function switchImages(models, paths, crop) {
   if (models.encoder.outputNames.join() !== "z,v") {
@@ -200,35 +211,35 @@ async function switchImages(models, paths, crop) {
   const length = size * size * CHANNELS;
   const pixels = new Uint8Array(2 * length);
   for (const [index, path] of paths.entries()) {
-    pixels.set(await attempt(`read the image ${path}`, () => readSquare(path, size, crop)), index * length);
+    pixels.set(await explainErrors(`read the image ${path}`, () => readSquare(path, size, crop)), index * length);
   }
 
-  toLevels(pixels, models.step);
+  roundToBins(pixels, models.binSize);
   const { z, v } = await models.encode(pixels, 2);
-  for (const [index, lost] of lostValues(pixels, await models.decode({ z, v }), 2).entries()) {
-    const outcome = lost ? `${lost} of ${length} values differ` : "exactly the same";
+  for (const [index, count] of countDifferences(pixels, await models.decode({ z, v }), 2).entries()) {
+    const outcome = count ? `${count} of ${length} values differ` : "exactly the same";
     console.log(`${paths[index]}: ${outcome} after decoding`);
   }
 
-  const switched = await models.decode({ z, v: swapped(v) });
+  const switched = await models.decode({ z, v: swapEntries(v) });
   for (const [index, name] of ["ab.png", "ba.png"].entries()) {
     const image = switched.subarray(index * length, (index + 1) * length);
     const raw = { width: size, height: size, channels: CHANNELS };
-    await attempt(`write ${name}`, () => sharp(image, { raw }).png().toFile(name));
+    await explainErrors(`write ${name}`, () => sharp(image, { raw }).png().toFile(name));
     console.log(`${name}: z of ${paths[index]}, v of ${paths[1 - index]}`);
   }
 }
 
-/** @returns {{folder: string, paths: string[], crop: number, check: boolean}} */
+/** @returns {{folder: string, paths: string[], crop: number, check: boolean}} The command line's arguments. */
 function readArguments() {
   const options = { crop: { type: "string", default: "0" }, check: { type: "boolean", default: false } };
-  let given;
+  let parsed;
   try {
-    given = parseArgs({ allowPositionals: true, options });
+    parsed = parseArgs({ allowPositionals: true, options });
   } catch (error) {
     throw new Problem(`${error.message}; ${USAGE}`);
   }
-  const { values, positionals } = given;
+  const { values, positionals } = parsed;
   const [folder, ...paths] = positionals;
   if (!folder || paths.length !== (values.check ? 0 : 2)) throw new Problem(USAGE);
   if (!/^\d+$/.test(values.crop)) throw new Problem(`--crop is ${values.crop}; it must be a whole number; ${USAGE}`);
@@ -238,7 +249,7 @@ function readArguments() {
 try {
   const options = readArguments();
   const models = await Models.open(options.folder);
-  if (options.check) await check(models);
+  if (options.check) await checkExactness(models);
   else await switchImages(models, options.paths, options.crop);
 } catch (error) {
   if (!(error instanceof Problem)) throw error;
