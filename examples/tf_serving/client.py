@@ -1,4 +1,4 @@
-"""A client of TensorFlow Serving for an exported model, over REST (rows or columns) or gRPC."""
+"""Switches, encodes, samples and scores pictures with an exported model behind TensorFlow Serving (REST or gRPC)."""
 
 import argparse
 import http.client
@@ -14,59 +14,64 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-TIMEOUT = 60  # seconds; the first request of a large model on a CPU may take some
-# Formats for which Pillow starts no other program, and pixels that a file may have: a small one can claim any number.
-MODES = {1: "L", 3: "RGB"}  # what Pillow makes of any picture, by the number of channels
-FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
+# Seconds. On a CPU the first request to a large model can take long.
+TIMEOUT = 60
+# Pillow's mode for images of 1 and of 3 channels.
+MODES = {1: "L", 3: "RGB"}
+# Formats that Pillow reads without another program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# The largest picture in pixels. A small file can expand to a huge picture.
+MOST_PIXELS = 2**27
 DTYPES = {"DT_UINT8": np.uint8, "DT_FLOAT": np.float32}
 
 
 class Problem(Exception):
-    """What the user is told, in one line."""
+    """An error that is printed as one line."""
 
 
 class Rest:
-    """The REST API: JSON, either a list of rows ("instances") or an object of columns ("inputs")."""
+    """Sends requests as JSON to the REST API: a list of rows ("instances"), or an object of columns ("inputs")."""
 
     def __init__(self, options):
-        self.where = f"{options.host}:{options.rest_port}"
+        self.address = f"{options.host}:{options.rest_port}"
         self.model = options.model
         self.by_row = options.transport == "rest-row"
         # {signature: {"inputs": {name: {"dtype": ..., "tensor_shape": ...}}, "outputs": ...}}
-        self.signatures = self._ask("/metadata")["metadata"]["signature_def"]["signature_def"]
+        self.signatures = self._request("/metadata")["metadata"]["signature_def"]["signature_def"]
 
     def predict(self, signature, inputs):
-        """Calls a signature: arrays by name in, arrays by name out, all with the batch first."""
+        """Calls a signature with arrays by name, and returns its outputs by name. The first axis is the batch."""
         columns = {name: array.tolist() for name, array in inputs.items()}
         if self.by_row:
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-            reply = self._ask(":predict", {"signature_name": signature, "instances": rows})["predictions"]
+            reply = self._request(":predict", {"signature_name": signature, "instances": rows})["predictions"]
         else:
-            reply = self._ask(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
+            reply = self._request(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
         outputs = self.signatures[signature]["outputs"]
-        if len(outputs) == 1:  # then the server leaves the name out
+        if len(outputs) == 1:  # The server leaves the name of a single output out.
             reply = dict.fromkeys(outputs, reply)
         elif self.by_row:
             reply = {name: [row[name] for row in reply] for name in outputs}
         return {name: np.array(reply[name], DTYPES[info["dtype"]]) for name, info in outputs.items()}
 
-    def _ask(self, path, body=None):
-        url = f"http://{self.where}/v1/models/{self.model}{path}"
+    def _request(self, path, body=None):
+        """Sends a GET request, or a POST request if there is a body, and returns the reply's JSON value."""
+        url = f"http://{self.address}/v1/models/{self.model}{path}"
         data = None if body is None else json.dumps(body).encode()
         try:
             with urllib.request.urlopen(urllib.request.Request(url, data), timeout=TIMEOUT) as reply:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
-            text = error_text(error.read())
+            text = extract_error(error.read())
             if error.code == 404:
-                raise Problem(f"the server at {self.where} has no model {self.model}: {text}") from error
-            raise Problem(f"the server at {self.where} answers {error.code} {error.reason}: {text}") from error
+                raise Problem(f"the server at {self.address} has no model {self.model}: {text}") from error
+            raise Problem(f"the server at {self.address} answers {error.code} {error.reason}: {text}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Problem(f"no TensorFlow Serving (REST) at {self.where}: {error}") from error
+            raise Problem(f"no TensorFlow Serving (REST) at {self.address}: {error}") from error
 
 
-def error_text(body):
-    """What the server says: TensorFlow Serving's {"error": ...}, or anything else as it is."""
+def extract_error(body):
+    """Returns the error message in a reply: from TensorFlow Serving's {"error": ...}, or else the whole text."""
     try:
         return json.loads(body)["error"]
     except (ValueError, LookupError, TypeError):
@@ -74,10 +79,10 @@ def error_text(body):
 
 
 class Grpc:
-    """The gRPC API: tensors as protocol buffers."""
+    """Sends requests as protocol buffers to the gRPC API."""
 
     def __init__(self, options):
-        # Here, because they bring TensorFlow, which REST has no need of.
+        # These packages import TensorFlow, so REST does without them.
         try:
             import grpc
             import tensorflow as tf
@@ -88,11 +93,11 @@ class Grpc:
             raise Problem(f"--transport grpc needs {error.name}, which is not installed: {needed}") from error
 
         self.grpc, self.tf, self.predict_pb2 = grpc, tf, predict_pb2
-        self.where = f"{options.host}:{options.grpc_port}"
+        self.address = f"{options.host}:{options.grpc_port}"
         self.model = options.model
-        # Without these, replies end at 4 MB: some twenty local codes of 128x128 pixels.
+        # The default limit is 4 MB, which 20 local codes of 128x128 pixels reach.
         unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-        self.stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(self.where, unlimited))
+        self.stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(self.address, unlimited))
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self.model
         signatures = get_model_metadata_pb2.SignatureDefMap()
@@ -100,7 +105,7 @@ class Grpc:
         self.signatures = MessageToDict(signatures, preserving_proto_field_name=True)["signature_def"]
 
     def predict(self, signature, inputs):
-        """As `Rest.predict`."""
+        """Calls a signature with arrays by name, and returns its outputs by name. The first axis is the batch."""
         request = self.predict_pb2.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = self.model, signature
         for name, array in inputs.items():
@@ -109,52 +114,53 @@ class Grpc:
         return {name: self.tf.make_ndarray(tensor) for name, tensor in reply.outputs.items()}
 
     def _call(self, method, request):
+        """Calls a remote method and returns its reply."""
         try:
             return method(request, timeout=TIMEOUT)
         except self.grpc.RpcError as error:
             code, text = error.code(), error.details()
             if code == self.grpc.StatusCode.UNAVAILABLE:
-                raise Problem(f"no TensorFlow Serving (gRPC) at {self.where}: {text}") from error
+                raise Problem(f"no TensorFlow Serving (gRPC) at {self.address}: {text}") from error
             if code == self.grpc.StatusCode.NOT_FOUND:
-                raise Problem(f"the server at {self.where} has no model {self.model}: {text}") from error
-            raise Problem(f"the server at {self.where} answers {code.name}: {text}") from error
+                raise Problem(f"the server at {self.address} has no model {self.model}: {text}") from error
+            raise Problem(f"the server at {self.address} answers {code.name}: {text}") from error
 
 
 TRANSPORTS = {"rest-row": Rest, "rest-column": Rest, "grpc": Grpc}
 
 
-def shape_of(server, signature, name):
-    """The shape of an input, without the batch."""
+def get_input_shape(server, signature, name):
+    """Returns the shape of an input of a signature, without the batch."""
     if signature not in server.signatures:
-        others = ", ".join(sorted(other for other in server.signatures if not other.startswith("__")))
-        raise Problem(f"model {server.model} has no endpoint {signature}, only {others}")
+        names = ", ".join(sorted(name for name in server.signatures if not name.startswith("__")))
+        raise Problem(f"model {server.model} has no endpoint {signature}, only {names}")
     dimensions = server.signatures[signature]["inputs"][name]["tensor_shape"]["dim"]
     return tuple(int(dimension["size"]) for dimension in dimensions[1:])
 
 
 def read_pictures(server, options):
-    """Pictures as the model takes them, [count, height, width, channels]."""
-    shape = shape_of(server, "encode", "images")
+    """Returns the pictures of the command line in the model's shape, uint8 [count, height, width, channels]."""
+    shape = get_input_shape(server, "encode", "images")
     if shape[-1] not in MODES:
         raise Problem(f"model {server.model} takes {shape[-1]} channels, and picture files are read as 1 or 3 here")
     return np.stack([read_picture(path, shape, options.crop) for path in options.pictures])
 
 
 def read_picture(path, shape, crop=0):
-    """The centre of a picture, made as the training images were; one of the right size passes as it is.
+    """Returns the centre of a picture, resized to `shape` with the same bytes as in training, uint8.
 
-    It has the proportions of the model's images, and `crop` pixels along its shorter side; it is the largest such
-    part where that is 0 or does not fit.
+    The centre has the proportions of `shape`, and its shorter side has `crop` pixels. A crop of 0, or one that does not
+    fit, means the largest centre.
     """
     height, width, channels = shape
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for without an end
+        if not stat.S_ISREG(os.stat(path).st_mode):  # Reading a pipe could block forever.
             raise Problem(f"{path}: no regular file")
         with Image.open(path, formats=FORMATS) as file:
             if file.width * file.height > MOST_PIXELS:
                 raise Problem(f"{path}: {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
             picture = ImageOps.exif_transpose(file)
-        if picture.mode.startswith("I;16"):  # convert() would clip 16 bits to 8 instead of scaling them.
+        if picture.mode.startswith("I;16"):  # convert() would clip 16-bit values instead of scaling them.
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         if picture.mode in ("I", "F"):
             raise Problem(f"{path}: its pixels have the mode {picture.mode}, not 8 or 16 bits")
@@ -162,148 +168,168 @@ def read_picture(path, shape, crop=0):
         raise
     except Image.DecompressionBombError as error:
         raise Problem(f"{path}: more than {MOST_PIXELS:,} pixels") from error
-    except Exception as error:  # Pillow raises nearly anything at a damaged file
+    except Exception as error:  # Pillow raises many types of error for a damaged file.
         raise Problem(f"{path}: {getattr(error, 'strerror', None) or 'not an image'}") from error
-    picture.info.pop("transparency", None)  # convert() would drop a palette's with a warning.
+    picture.info.pop("transparency", None)  # convert() would warn that it drops a palette's transparency.
     rows = min(picture.height, max(picture.width * height // width, 1))
     columns = min(picture.width, max(picture.height * width // height, 1))
     if crop:
         shorter = min(height, width)
         rows, columns = min(rows, crop * height // shorter), min(columns, crop * width // shorter)
     left, top = (picture.width - columns) // 2, (picture.height - rows) // 2
-    # Colours before resizing: palette indices have no averages, and transparent pixels count like others.
+    # convert() comes before resize(), because indices into a palette cannot be averaged.
     centre = picture.convert(MODES[channels]).crop((left, top, left + columns, top + rows))
     return np.asarray(centre.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
 
 
-def known_images(height, width, channels):
-    """16 images of smooth colour waves, uint8 [16, height, width, channels], the same on every machine."""
+def make_test_images(height, width, channels):
+    """Returns 16 images of smooth colour waves, uint8 [16, height, width, channels], the same in all clients."""
     number, y, x, channel = np.ogrid[:16, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // max(height, width) + 85 * channel
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
 def draw_noise(server, signature, count, seed, u_noise="uniform"):
-    """The noise that an endpoint asks for; the models themselves hold no random state."""
+    """Returns the noise inputs of an endpoint by name, float32, because exported models draw no noise themselves."""
     rng = np.random.default_rng(seed)
     noise = {}
     for name in sorted(server.signatures.get(signature, {}).get("inputs", ())):
         if name.endswith("_noise"):
             draw = rng.random if name == "u_noise" and u_noise == "uniform" else rng.standard_normal
-            noise[name] = draw((count, *shape_of(server, signature, name)), dtype=np.float32)
+            noise[name] = draw((count, *get_input_shape(server, signature, name)), dtype=np.float32)
     return noise
 
 
-def labels_for(server, signature, counts, given):
-    """The labels that an endpoint asks for: {input: as many as it has images}, of those given, again from the first.
+def select_labels(server, signature, counts, labels):
+    """Returns the label inputs of an endpoint by name, int32. If there are too few labels, they are repeated.
 
-    `counts` are the numbers of images of labels, or of labels_a and labels_b.
+    `counts` has the number of images for the input labels, or for the inputs labels_a and labels_b.
     """
     names = sorted(name for name in server.signatures.get(signature, {}).get("inputs", ()) if name.startswith("labels"))
-    if names and not given:
+    if names and not labels:
         raise Problem(f"model {server.model} knows labels, and {signature} needs them: --labels 0 1, as its card says")
     if not names:
         return {}
-    every = np.resize(np.array(given, np.int32), sum(counts))
-    return dict(zip(names, np.split(every, np.cumsum(counts)[:-1]), strict=True))
+    repeated = np.resize(np.array(labels, np.int32), sum(counts))
+    return dict(zip(names, np.split(repeated, np.cumsum(counts)[:-1]), strict=True))
 
 
 def save_picture(pixels, path):
+    """Writes an image as a picture file and prints the path."""
     if pixels.shape[-1] not in MODES:
         raise Problem(f"{path}: images of {pixels.shape[-1]} channels are no pictures, which have 1 or 3 here")
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
     print(path)
 
 
-def switch(server, options):
-    shape_of(server, "switch", "images_a")  # a model without z has no switch
+def switch_pictures(server, options):
+    """Writes the picture with z of the first and v of the second picture, and the reverse."""
+    get_input_shape(server, "switch", "images_a")  # This raises Problem for a model without z.
     a, b = read_pictures(server, options)
-    inputs = {"images_a": a[None], "images_b": b[None], **labels_for(server, "switch", [1, 1], options.labels)}
+    inputs = {"images_a": a[None], "images_b": b[None], **select_labels(server, "switch", [1, 1], options.labels)}
     for name, images in sorted(server.predict("switch", inputs).items()):
         save_picture(images[0], options.to / f"{name}.png")
 
 
-def encode(server, options):
+def encode_pictures(server, options):
+    """Writes the codes of pictures, and prints whether the codes decode to the same pixels."""
     images = read_pictures(server, options)
-    labels = labels_for(server, "encode", [len(images)], options.labels)
+    labels = select_labels(server, "encode", [len(images)], options.labels)
     codes = server.predict("encode", {"images": images, **labels})
-    step = level_step(server)
+    bin_size = find_bin_size(server)
     decoded = server.predict("decode", codes)["images"]
     np.savez(options.to / "codes.npz", **codes)
     print(options.to / "codes.npz", *(f"{name} {list(code.shape)}" for name, code in sorted(codes.items())))
-    for path, before, after in zip(options.pictures, images // step * step, decoded, strict=True):
+    for path, before, after in zip(options.pictures, images // bin_size * bin_size, decoded, strict=True):
         different = np.count_nonzero(before != after)
         same = "is identical" if different == 0 else f"differs in {different} of {before.size} values"
         print(f"decode(encode({path})) {same}")
 
 
-def sample(server, options):
+def sample_pictures(server, options):
+    """Writes new pictures."""
     noise = draw_noise(server, "sample", options.count, options.seed)
     temperature = np.full([options.count], options.temperature, np.float32)
-    labels = labels_for(server, "sample", [options.count], options.labels)
+    labels = select_labels(server, "sample", [options.count], options.labels)
     images = server.predict("sample", {**noise, **labels, "temperature": temperature})["images"]
     for number, image in enumerate(images):
         save_picture(image, options.to / f"sample_{number}.png")
 
 
-def score(server, options):
+def score_pictures(server, options):
+    """Prints the bits per dimension of pictures."""
     images = read_pictures(server, options)
     noise = draw_noise(server, "score", len(images), options.seed, options.u_noise)
-    labels = labels_for(server, "score", [len(images)], options.labels)
+    labels = select_labels(server, "score", [len(images)], options.labels)
     bits = server.predict("score", {"images": images, **labels, **noise})["bits_per_dim"]
     for path, value in zip(options.pictures, bits, strict=True):
         print(f"{path}: {value:.4f} bits per dimension")
 
 
-def there_and_back(server, image):
-    """An image as it comes back from its codes."""
-    labels = labels_for(server, "encode", [1], [0])
+def reconstruct_image(server, image):
+    """Returns what an image's codes decode to, uint8 [height, width, channels]."""
+    labels = select_labels(server, "encode", [1], [0])
     return server.predict("decode", server.predict("encode", {"images": image[None], **labels}))["images"][0]
 
 
-def level_step(server):
-    """What neighbouring levels differ by as pixels: a model of fewer than 8 bits knows multiples of it alone.
+def find_bin_size(server):
+    """Returns the size of a bin: the difference between neighbouring pixel values of the model.
 
-    The server tells no number of bits, but what it decodes does: the lowest bit that is set anywhere in noise.
+    The server's metadata lack the number of bits. All decoded values are multiples of the bin size, so the bin size is
+    the lowest bit that is set in any value of a decoded noise image.
     """
-    noise = np.random.default_rng(0).integers(0, 256, shape_of(server, "encode", "images"), dtype=np.uint8)
-    bits = int(np.bitwise_or.reduce(there_and_back(server, noise), axis=None))
+    noise = np.random.default_rng(0).integers(0, 256, get_input_shape(server, "encode", "images"), dtype=np.uint8)
+    bits = int(np.bitwise_or.reduce(reconstruct_image(server, noise), axis=None))
     return bits & -bits or 1
 
 
-def check(server):
-    """Says how many known images come back from their codes; the exit status is 1 unless all do."""
-    step = level_step(server)
-    images = known_images(*shape_of(server, "encode", "images")) // step * step
-    # one at a time: a batch may be more than the server takes
-    same = sum(np.array_equal(there_and_back(server, image), image) for image in images)
-    print(f"{same} of {len(images)} known images come back exactly")
-    return 0 if same == len(images) else 1
+def check_exactness(server):
+    """Prints how many test images are decoded exactly, and returns the exit status: 0 if all are, else 1."""
+    bin_size = find_bin_size(server)
+    images = make_test_images(*get_input_shape(server, "encode", "images")) // bin_size * bin_size
+    # The images are sent one by one, because the server limits the size of a batch.
+    exact = sum(np.array_equal(reconstruct_image(server, image), image) for image in images)
+    print(f"{exact} of {len(images)} known images come back exactly")
+    return 0 if exact == len(images) else 1
 
 
-COMMANDS = {"switch": switch, "encode": encode, "sample": sample, "score": score}
+COMMANDS = {
+    "switch": switch_pictures,
+    "encode": encode_pictures,
+    "sample": sample_pictures,
+    "score": score_pictures,
+}
 
 
-def parse(arguments):
+def parse_arguments(arguments):
+    """Returns the options of the command line, and ends the program with a message if they are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", nargs="?", choices=COMMANDS)
-    parser.add_argument("pictures", nargs="*", help="two for switch, none for sample, else one or more")
-    parser.add_argument("--check", action="store_true", help="send known images through; do they come back?")
+    parser.add_argument("pictures", nargs="*", help="two files for switch, none for sample, else one or more")
+    parser.add_argument("--check", action="store_true", help="encode and decode test images; status 1: one differs")
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--rest-port", type=int, default=8501)
     parser.add_argument("--grpc-port", type=int, default=8500)
-    parser.add_argument("--model", default="quickstart", help="its name in models.config")
+    parser.add_argument("--model", default="quickstart", help="name of the model in models.config")
     parser.add_argument("--transport", choices=TRANSPORTS, default="rest-column")
     parser.add_argument("--crop", type=int, default=0, metavar="N", help="keep the middle N x N pixels of a picture")
-    parser.add_argument("--to", type=pathlib.Path, default="out", help="folder for what comes back")
-    parser.add_argument("--count", type=int, default=4, help="of samples")
-    parser.add_argument("--temperature", type=float, default=0.7, help="of samples; lower is smoother")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise for sample and score")
+    parser.add_argument("--to", type=pathlib.Path, default="out", help="folder for the results")
+    parser.add_argument("--count", type=int, default=4, help="number of samples")
+    parser.add_argument("--temperature", type=float, default=0.7, help="scale of v of samples; lower is smoother")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise for sample and score")
     parser.add_argument(
-        "--u-noise", choices=["uniform", "normal"], default="uniform", help="of score, as the model card says"
+        "--u-noise",
+        choices=["uniform", "normal"],
+        default="uniform",
+        help="distribution of u_noise for score; the model card names it",
     )
     parser.add_argument(
-        "--labels", nargs="+", type=int, default=[], metavar="N", help="of the pictures or samples, by the model card"
+        "--labels",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="N",
+        help="labels of the pictures or samples; the model card explains them",
     )
     options = parser.parse_intermixed_args(arguments)
     if (options.command is None) != options.check:
@@ -321,18 +347,19 @@ def parse(arguments):
 
 
 def main(arguments=None):
-    options = parse(arguments)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # FORMATS and MOST_PIXELS say what is read
+    """Runs the command of the command line, and returns the exit status."""
+    options = parse_arguments(arguments)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS limits the size instead.
     try:
         server = TRANSPORTS[options.transport](options)
         if options.check:
-            return check(server)
+            return check_exactness(server)
         options.to.mkdir(parents=True, exist_ok=True)
         COMMANDS[options.command](server, options)
         return 0
     except (Problem, OSError) as problem:
         print(f"client.py: {problem}", file=sys.stderr)
-        return 2  # 1 says that images are lost
+        return 2  # Status 1 means that an image is not decoded exactly.
 
 
 if __name__ == "__main__":

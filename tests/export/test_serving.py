@@ -78,7 +78,7 @@ def address(server, name):
 @pytest.fixture(scope="module")
 def connect(client, address):
     """A function that returns the client's connection to the server, for calls that its commands do not make."""
-    return lambda transport: client.TRANSPORTS[transport](client.parse(["sample", *address(transport)]))
+    return lambda transport: client.TRANSPORTS[transport](client.parse_arguments(["sample", *address(transport)]))
 
 
 @pytest.fixture
@@ -161,13 +161,13 @@ def test_labels_are_given_where_an_endpoint_asks_for_them(client):
     }
     signatures = {signature: {"inputs": dict.fromkeys(names, {})} for signature, names in asked.items()}
     server = types.SimpleNamespace(model="tiny", signatures=signatures)
-    found = client.labels_for(server, "encode", [5], [3, 1])["labels"]
+    found = client.select_labels(server, "encode", [5], [3, 1])["labels"]
     assert found.dtype == np.int32 and found.tolist() == [3, 1, 3, 1, 3]
-    found = client.labels_for(server, "switch", [1, 1], [3, 1])
+    found = client.select_labels(server, "switch", [1, 1], [3, 1])
     assert {name: labels.tolist() for name, labels in found.items()} == {"labels_a": [3], "labels_b": [1]}
-    assert client.labels_for(server, "decode", [1], []) == {}
+    assert client.select_labels(server, "decode", [1], []) == {}
     with pytest.raises(client.Problem, match="--labels"):
-        client.labels_for(server, "encode", [1], [])
+        client.select_labels(server, "encode", [1], [])
 
 
 def test_messages_beyond_grpcs_own_limit(connect):
@@ -215,7 +215,7 @@ class TestOneLineSays:
         with pytest.raises(
             client.Problem, match=f"model {name} has no endpoint switch, only decode, .*encode, .*score"
         ):
-            client.switch(connection, types.SimpleNamespace(pictures=[]))
+            client.switch_pictures(connection, types.SimpleNamespace(pictures=[]))
 
     def test_that_a_file_is_no_picture(self, complaint, tmp_path):
         path = tmp_path / "a.png"
@@ -254,25 +254,28 @@ def test_the_check_says_what_comes_back(client, address, capsys):
 @pytest.mark.parametrize("n_bits", [1, 5, 8])
 def test_of_fewer_bits_bins_are_compared(client, n_bits, tmp_path, capsys):
     step = 256 >> n_bits
-    assert client.check(CodesAreImages(step)) == 0 and client.check(CodesAreImages(step, 256 - 2 * step)) == 1
+    assert (
+        client.check_exactness(CodesAreImages(step)) == 0
+        and client.check_exactness(CodesAreImages(step, 256 - 2 * step)) == 1
+    )
     # A dark picture, whose own values tell nothing of the step.
     Image.fromarray(np.full((8, 8), 1, np.uint8)).save(tmp_path / "dark.png")
     options = types.SimpleNamespace(pictures=[tmp_path / "dark.png"], crop=0, to=tmp_path, labels=[])
-    client.encode(CodesAreImages(step), options)
+    client.encode_pictures(CodesAreImages(step), options)
     assert "dark.png)) is identical" in capsys.readouterr().out
 
 
 def test_rectangles_are_switched_checked_and_sampled(client, pictures, tmp_path, capsys):
     server = CodesAreImages(shape=(4, 6, 3))
     options = types.SimpleNamespace(pictures=pictures, crop=0, to=tmp_path, labels=[], seed=0, count=1, temperature=1.0)
-    client.switch(server, options)
+    client.switch_pictures(server, options)
     for name, path in zip(("images_ab", "images_ba"), pictures, strict=True):
         with Image.open(tmp_path / f"{name}.png") as made:
             np.testing.assert_array_equal(np.asarray(made), read_image(path, (4, 6, 3), 0))
-    client.sample(server, options)
+    client.sample_pictures(server, options)
     with Image.open(tmp_path / "sample_0.png") as made:
         assert made.size == (6, 4)
-    assert client.check(server) == 0 and "16 of 16 known images come back" in capsys.readouterr().out
+    assert client.check_exactness(server) == 0 and "16 of 16 known images come back" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -285,7 +288,7 @@ def test_rectangles_are_switched_checked_and_sampled(client, pictures, tmp_path,
 def test_other_channels_are_refused_in_a_line(client, complaint, pictures, command, said, monkeypatch):
     monkeypatch.setitem(client.TRANSPORTS, "rest-column", lambda options: CodesAreImages(shape=(4, 6, 5)))
     assert complaint("rest-column", command, *(pictures if command == "switch" else [])).endswith(said)
-    assert client.check(CodesAreImages(shape=(4, 6, 5))) == 0
+    assert client.check_exactness(CodesAreImages(shape=(4, 6, 5))) == 0
 
 
 @pytest.mark.parametrize(
