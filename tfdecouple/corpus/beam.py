@@ -54,7 +54,7 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
     facts = session.get_modelmeta().custom_metadata_map
     crop = options.centre_crop
     if crop is None:
-        # The only number in this text (`describe_cropping`) is the side of the centre crop.
+        # `describe_cropping` wrote this text, whose only number is the side of the centre crop.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _absolute_path(options.out), _absolute_path(options.images) + "/"
     if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
@@ -185,7 +185,7 @@ class FolderReader:
 
 
 def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> FolderReader:
-    """Returns a reader of the folder `root` that holds files with these paths; raises DataError if none is an image."""
+    """Returns a reader of the images below `root`, a folder with files at `paths`; raises DataError for no images."""
     has_splits = any(path.startswith(f"{root}train/") for path in paths)
     reader = FolderReader(root, image_shape, centre_crop, has_splits)
     names = {reader.find_label_name(path) for path in paths if reader.is_image_path(path)}

@@ -146,7 +146,7 @@ class CodesFolder:
 
 
 def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Report) -> dict[str, Shard]:
-    """Returns the entries of the manifest and the journal by file name; `report` receives a line about damaged ones."""
+    """Returns size and SHA-256 of each written code file, by name; `report` receives a line about damaged entries."""
     try:
         lines = (folder / JOURNAL).read_bytes().splitlines()
     except FileNotFoundError:
@@ -162,7 +162,7 @@ def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Re
 
 
 def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns a text on how a file differs from its size and SHA-256 on record; None if it does not differ."""
+    """Returns a text on how a code file differs from its entry in manifest or journal; None if it does not differ."""
     if shard is None:
         return "has no SHA-256 on record"
     try:

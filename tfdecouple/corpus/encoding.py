@@ -83,7 +83,7 @@ def encode_shards(
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Writes code files, and returns the keys of the images whose v is `far_from_training`, if v is written.
+    """Encodes images into code files; returns the keys of the images whose v is written and `far_from_training`.
 
     Args:
         folder: the folder to write to.
@@ -137,7 +137,7 @@ def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
 def _encode_batches(
     source: Source, split: str, indices: np.ndarray, encoder: ImageEncoder, batch_size: int
 ) -> Iterator[Rows]:
-    """Yields the codes of the images with ascending indices, with "index" and "label", batch by batch in order."""
+    """Yields the codes of images with ascending indices: for each batch a dict of arrays with "index" and "label"."""
     batches = source.open_split(split).decode_examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
     while True:
         try:

@@ -18,7 +18,7 @@ _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
 
 def count_epoch_steps(source: Source, batch_size: int) -> int:
-    """Returns the number of whole batches in the training set; raises DataError for a batch larger than the set."""
+    """Returns the number of complete batches in the training set; raises DataError for a batch larger than the set."""
     size = source.sizes["train"]
     if batch_size > size:
         raise DataError(
@@ -87,7 +87,7 @@ def make_training_batches(
         image, label = split.decode_record(record)
         return {"image": augment_image(image, _fold_into_seed(augmentation_seed, number), config), "label": label}
 
-    # Images are decoded outside the loop over epochs, so that decoding ahead continues across the end of an epoch.
+    # Images are decoded outside the loop over epochs, so that tf.data prefetches across the end of an epoch.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
         records = records.filter(is_ours)
@@ -142,7 +142,7 @@ def make_evaluation_batches(
 
 
 def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Returns the slices of evaluation batches that one input pipeline gives to its replicas.
+    """Splits evaluation batches into equal slices, and returns those for the replicas of one input pipeline.
 
     With P pipelines and R replicas, pipeline p yields slices p * R / P to (p + 1) * R / P of the R equal slices of each
     batch, in order: of nested tensors `[batch, ...]` it makes tensors `[batch / R, ...]`.
@@ -225,7 +225,7 @@ def _fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
 
 
 def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """Returns an image, uint8 [height, width, channels], after a random shift and a random flip by a seed, int64 [2].
+    """Shifts and mirrors an image, uint8 [height, width, channels], at random by a seed, int64 [2].
 
     The image is shifted by up to `pad_and_crop` pixels along each axis; reflected pixels (`numpy.pad`'s "reflect") fill
     the gap. With `horizontal_flip` the image is mirrored with probability 1/2.

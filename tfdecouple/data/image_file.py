@@ -162,7 +162,7 @@ def _use_large_blocks() -> None:
 
 
 def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
-    """Returns the image in a file, upright as its EXIF data say, after `crop_and_resize`: uint8 of `image_shape`.
+    """Reads an image file, turns the image upright by its EXIF data, crops and resizes it: uint8 of `image_shape`.
 
     For three channels, grey, palette and CMYK images become RGB, and transparency is dropped. For one channel, all
     images become grey, as Pillow's "L". For any other number of channels the file must have this number: LA, RGBA,
@@ -239,7 +239,7 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
-    """Returns the image of a file after reading its header alone; the pixels are read at their first use.
+    """Opens an image file and returns the Pillow image, of which only the header is read.
 
     Raises ValueError where the file is no regular file, no image, or too large. Pillow raises further errors for
     damaged files.

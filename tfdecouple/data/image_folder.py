@@ -23,7 +23,7 @@ from tfdecouple.errors import DataError
 
 # Fractions of the images that the hash gives to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
-# Smallest number of test images, and of validation images; smaller folders hold out a tenth of their images for each.
+# At least so many images are held out for test, and for validation, unless that is more than a tenth of the folder.
 LEAST_HELD_OUT = 8
 
 # The split that each of these sub-folders holds.
@@ -83,8 +83,8 @@ def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]
 
     The split of a file depends only on its key, so it is the same on every machine, and adding or removing other files
     does not change it. Small folders are the exception: a held-out split with less than a tenth of the files, and less
-    than `LEAST_HELD_OUT`, also gets the files with the next hashes. At least 3 files give each split at least one. The
-    files of a split are in the order of `files`.
+    than `LEAST_HELD_OUT`, also gets the files whose hashes follow. With 3 or more files, each split has at least one.
+    The files of a split are in the order of `files`.
     """
     hashes = [hash_file_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)

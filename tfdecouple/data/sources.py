@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SourceKind:
-    """The base class of the kinds of data sources: names, opening, paths and rights of the images.
+    """The base class of the kinds of data sources, such as TFDS or folders: names, opening, paths, rights in images.
 
     Attributes:
         names: names of data sets of this kind that need no prefix, such as "cifar10".
@@ -64,7 +64,7 @@ class SourceKind:
 
 
 class Photographs(SourceKind):
-    """The kind of the sample photographs, which scikit-image and scikit-learn install."""
+    """The data source `photographs`: sample photographs, which scikit-image and scikit-learn install."""
 
     names = ("photographs",)
     title = "photographs"
@@ -87,7 +87,7 @@ class Photographs(SourceKind):
 
 
 class TensorFlowDatasets(SourceKind):
-    """The kind of the data sets of TensorFlow Datasets; names of the paper's data sets need no "tfds:"."""
+    """The data sources of TensorFlow Datasets, `tfds:NAME`; the paper's data sets need no "tfds:"."""
 
     names = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
     pattern = "tfds:NAME"
@@ -109,7 +109,7 @@ class TensorFlowDatasets(SourceKind):
 
 
 class ImageFolder(SourceKind):
-    """The kind of the folders of image files."""
+    """The data source `folder:PATH`: a folder of image files."""
 
     pattern = "folder:PATH"
     title = "folder:PATH"

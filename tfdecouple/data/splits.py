@@ -40,7 +40,7 @@ class BadImages:
         self._errors: dict[str, DataError] = {}
 
     def store_error(self, error: DataError, quoted: str = "") -> DataError:
-        """Stores the error for `find_error` under the text `quoted`, by default its message, and returns the error."""
+        """Stores and returns an error; `find_error` finds it in texts that have `quoted`, by default its message."""
         return self._errors.setdefault(quoted or str(error), error)
 
     def find_error(self, text: str) -> DataError | None:
@@ -113,7 +113,7 @@ class Source:
         try:
             yield
         except tf.errors.OpError as error:
-            # The message decides, because files are read ahead and a stored error may be of a later image.
+            # The message finds the error: files are read ahead, so the latest stored error may be of a later image.
             cause = self.bad_images.find_error(error.message)
             if cause is None:
                 raise

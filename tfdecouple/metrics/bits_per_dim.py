@@ -85,7 +85,7 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
 
 
 class OwnSize(Metric):
-    """The metric of bits/dim (the ELBO) of images at their own size, neither cropped nor resized."""
+    """The metric of bits/dim (the ELBO) of images at their original size, neither cropped nor resized."""
 
     name = "own_size"
     help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
@@ -122,8 +122,8 @@ class Bound:
 
     Attributes:
         bound: the kind of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
-        k: the number of draws of (z, u) per image. The ELBO averages their logarithms; the importance-weighted bound
-            takes the logarithm of their average.
+        k: the number of draws of (z, u) per image. The ELBO is the mean of their log weights; the importance-weighted
+            bound is the log of their mean weight.
         images: the number of images.
         bits_per_dim: the bound in bits per colour value.
         standard_error: the standard error of `bits_per_dim`, from the spread over images.
@@ -216,7 +216,7 @@ class BoundEvaluator:
             batches = self._strategy.distribute_datasets_from_function(
                 lambda context: slice_for_replicas(undistributed, context)
             )
-        # For each image: the ELBO's terms, the log of the sum of weights, and of the squared weights, and the index.
+        # For each image: ELBO terms, log of the sum of importance weights, log of the sum of their squares, index.
         terms, log_sums, log_squares, index = [], [], [], []
         done = 0
         for batch in batches:

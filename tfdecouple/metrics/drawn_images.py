@@ -87,7 +87,7 @@ def draw_uncropped_images(source: Source, split: str, count: int, seed: int) -> 
     """Returns functions by image name, each of which reads an image at its original size, uint8 `[H, W, channels]`.
 
     The images are `count` images of a split, drawn with the seed; 0 for all. The images of `folder:PATH` are its files.
-    Those of `photographs` are the bands of the photographs that belong to the split. Other data sets raise DataError.
+    Those of `photographs` are the parts of the photographs that belong to the split. Other data sets raise DataError.
     """
     from tfdecouple.data.image_file import read_image
     from tfdecouple.data.sample_images import PHOTOGRAPHS, find_split_band, open_photograph

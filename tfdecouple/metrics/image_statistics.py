@@ -25,7 +25,7 @@ from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.linear_classifier import fit_pca, flatten_images, standardize_features
 from tfdecouple.runtime.progress import Counter
 
-# Smallest number of images of each split.
+# Smallest number of training images, and of evaluated images.
 LEAST = 4
 # Candidate penalties of the ridge regressions; leaving out each training image in turn chooses the best one.
 _PENALTIES = np.logspace(-1, 5, 13)

@@ -29,7 +29,7 @@ _LISTED = 12
 
 
 class UseOfZ(Metric):
-    """The metric of how much a model uses z."""
+    """The metric of how much a model uses its global code z."""
 
     name = "latent_use"
     help = "also how much the model uses z"

@@ -45,7 +45,7 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
 
     Args:
         photograph: the photograph, uint8 `[H, W, channels]`, with three channels or one.
-        before: the whole photograph shrunk to the model's size, uint8 `[h, w, channels]`.
+        before: the photograph shrunk to the model's size, uint8 `[h, w, channels]`.
         after: the image that the model made of `before`, uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
@@ -129,11 +129,11 @@ class UserPhotograph:
     format: str
 
     def shrink(self, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """Returns the whole photograph at the model's size, uint8 `[height, width, channels]`, by `shrink_images`."""
+        """Returns the uncropped photograph at the model's size, uint8 `[height, width, channels]`."""
         return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
 
     def encode_file(self, pixels: np.ndarray) -> tuple[bytes, str]:
-        """Returns the bytes of an image file of `pixels`, in the photograph's format, and the ending of its name."""
+        """Returns `pixels` as the bytes of an image file in the photograph's format, and the ending of its name."""
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
