@@ -1,4 +1,4 @@
-"""The model card of an export, as JSON and as Markdown: the model, its verification, and calls of the files."""
+"""The model card of an export, as JSON and as Markdown: facts on the model, its verification, examples of calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
 
-# The settings with which each runtime computes in full float32, as the card states them.
+# The lines of the model card on the settings with which each runtime computes in full float32.
 _EXACT_RUNTIMES = (
     "ONNX Runtime on a CPU: nothing.",
     "ONNX Runtime on NVIDIA GPUs: the option `use_tf32: 0` of the CUDA provider.",
@@ -31,16 +31,16 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# Folder of Markdown templates with examples of calls, and the formats that have a template.
+# Folder of Markdown templates with examples of calls, and the formats in the order of the examples in the model card.
 _CALLS = pathlib.Path(__file__).with_name("calls")
 _CALLED = ("onnx", "litert", "savedmodel", "web")
 
-# Keys of the facts that show whether the files of an earlier export belong to the same model.
+# Files of an earlier export belong to the same model if these facts are equal.
 _SAME = ("name", "config_sha256", "any_size")
 
 
 def describe_rights(provenance: Provenance) -> str:
-    """Returns a sentence on the licence of the images that a run was trained on."""
+    """Returns a sentence for the model card on the licence of the images that a run was trained on."""
     if not provenance.images_known:
         return "No licence is claimed: the weights do not say what images they were trained on."
     return describe_image_rights(provenance.config.data)
@@ -49,10 +49,10 @@ def describe_rights(provenance: Provenance) -> str:
 def make_card(
     provenance: Provenance, endpoints: Sequence[Endpoint], images: str, formats: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the model card as plain values for JSON.
+    """Returns the model card as a dict for JSON.
 
     `images` describes the real images of the verification, and `formats` has the files of each exported format and the
-    figures of its verification.
+    numbers of its verification.
     """
     model = provenance.config.model
     described = {
@@ -67,7 +67,7 @@ def make_card(
     return {
         "name": provenance.name,
         "paper": "Decoupling Global and Local Representations via Invertible Generative Flows, arXiv:2004.11820",
-        **provenance.metadata(),
+        **provenance.make_metadata(),
         "architecture": {
             "image_shape": list(model.image_shape),
             "n_bits": model.n_bits,
@@ -95,7 +95,7 @@ def make_card(
 
 
 def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the card's endpoints with the path of each ONNX file, from `file`, its name without suffix."""
+    """Returns the endpoints of a model card with "onnx", the path of the ONNX file, made of "file", its name."""
     has_onnx = "onnx" in formats
     return {
         name: {**one, "onnx": f"onnx/{one['file']}.onnx" if has_onnx and one["file"] else None}
@@ -104,11 +104,11 @@ def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dic
 
 
 def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns whether the card promises that decoding gives the very same pixels, and the reason in words.
+    """Returns whether the model card promises that decoding gives the very same pixels ("promised"), and "meaning".
 
-    The promise covers images like the real ones of the verification, and is given only if all tried images came back.
-    Artificial images, of which a few kinds are tried, can be lost at any alpha. `alpha` bounds the scales: at 1 they
-    have no lower bound, and nothing is promised.
+    The promise covers images like the real images of the verification. It is given only if all images of the
+    verification were decoded exactly, and if `alpha`, the bound of the scales in couplings, is below 1: at 1 the scales
+    have no lower bound. "meaning" says so in words, with the numbers of images.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
@@ -140,7 +140,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the formats in the card of an export folder whose files still exist; {} if the card is damaged."""
+    """Returns the formats in a folder's model card whose files still exist; {} if the model card is damaged."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {
@@ -154,9 +154,9 @@ def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Raises UserError if files of another model in an export folder would stay beside those of new `formats`.
+    """Raises UserError if an export folder would hold files of two models after an export of `formats`.
 
-    `about` has the facts about the model that the card has in the entry of each format.
+    `about` has the facts that identify the model of the new files, as the model card has them for each format.
     """
     for name, entry in _read_formats(folder).items():
         if entry["name"] != about["name"] or (name not in formats and any(entry[key] != about[key] for key in _SAME)):
@@ -167,16 +167,16 @@ def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapp
 
 
 def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns a card with the formats of this export and of earlier exports of the model into the same folder."""
+    """Returns the model card of an export with the formats that earlier exports have written into the same folder."""
     formats, architecture = {**_read_formats(folder), **card["formats"]}, card["architecture"]
     try:
         exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
-        whole = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
-        render_card(whole)
+        merged = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
+        render_card(merged)
     except (ValueError, KeyError, TypeError, AttributeError):
-        # An entry of the earlier card is damaged, so that the new card describes this export alone.
+        # The earlier model card is damaged, so that the new model card describes this export alone.
         return dict(card)
-    return whole
+    return merged
 
 
 def render_card(card: Mapping[str, Any]) -> str:
@@ -198,7 +198,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         "weights": f"run {card['run']}, step {card['step']}" + (", averaged" if card["averaged"] == "true" else ""),
         "trained on": card["data"]["source"],
         "rights in the images": card["data"]["licence"],
-        "bits per dimension": _describe_bits(card["bits_per_dim"]),
+        "bits per dimension": _describe_bits_per_dim(card["bits_per_dim"]),
         "exactness": card["exact"]["meaning"],
         "images": "turned upright as their EXIF data say, "
         + (f"{named} without transparency" if is_usual else f"with exactly {named}")
@@ -222,15 +222,15 @@ def render_card(card: Mapping[str, Any]) -> str:
         lines.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
     lines += ["", "## Measured before publication", ""]
     for name, entry in card["formats"].items():
-        lines += _list_figures(name, entry)
+        lines += _list_verification_results(name, entry)
     lines += ["## To be exact", "", "Each runtime must compute in float32:", ""]
     lines += [f"- {line}" for line in _EXACT_RUNTIMES]
-    lines += ["", "## Calling it", "", *_list_calls(card)]
+    lines += ["", "## Calling it", "", *_list_example_calls(card)]
     return "\n".join(lines) + "\n"
 
 
 def _describe_labels(architecture: Mapping[str, Any]) -> str:
-    """Returns a description of a model's labels; "" for a model without labels."""
+    """Returns the part of the model card's architecture line on labels; "" for a model without labels."""
     names = architecture.get("labels") or []
     if not names:
         return ""
@@ -238,7 +238,7 @@ def _describe_labels(architecture: Mapping[str, Any]) -> str:
     return f"; {len(names)} labels, {what}: {', '.join(f'{number} {name}' for number, name in enumerate(names))}"
 
 
-def _describe_bits(bits: Mapping[str, Any] | None) -> str:
+def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
     if not bits:
         return "not recorded for these weights"
     parts = []
@@ -253,8 +253,8 @@ def _describe_array(array: Mapping[str, Any]) -> str:
     return f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"
 
 
-def _list_figures(name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Returns the figures of a format's verification as lines of Markdown."""
+def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Returns Markdown lines with the results of a format's verification: differences and round trips."""
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
@@ -262,31 +262,29 @@ def _list_figures(name: str, entry: Mapping[str, Any]) -> list[str]:
         return [*lines, f"Checked: {entry['checked']}.", ""]
     lines += ["| endpoint | output | largest difference from the Keras model | mean |", "| --- | --- | --- | --- |"]
     for endpoint, outputs in entry["parity"].items():
-        for output, figures in outputs.items():
-            if "differing" in figures:
-                most = f"{figures['max']:.0f} of 255, {figures['differing']:.4%} of subpixels differ"
-                lines.append(f"| {endpoint} | {output} | {most} | {figures['mean']:.2g} of 255 |")
-            else:
-                lines.append(
-                    f"| {endpoint} | {output} | {figures['max']:.1e} of the largest value | {figures['mean']:.1e} |"
-                )
+        for output, change in outputs.items():
+            most, mean = f"{change['max']:.1e} of the largest value", f"{change['mean']:.1e}"
+            if "differing" in change:
+                most = f"{change['max']:.0f} of 255, {change['differing']:.4%} of subpixels differ"
+                mean = f"{change['mean']:.2g} of 255"
+            lines.append(f"| {endpoint} | {output} | {most} | {mean} |")
     trips = []
-    for kind, counts in entry["round_trip"].items():
-        own = "" if counts["model"] == counts["images"] else f" (the Keras model keeps {counts['model']})"
-        trips.append(f"{kind} {counts['identical']} of {counts['images']}{own}")
+    for image_type, counts in entry["round_trip"].items():
+        of_model = "" if counts["model"] == counts["images"] else f" (the Keras model keeps {counts['model']})"
+        trips.append(f"{image_type} {counts['identical']} of {counts['images']}{of_model}")
     identical = f"Images identical after encode and decode through these files alone: {', '.join(trips)}."
     return [*lines, "", *([identical, ""] if trips else [])]
 
 
-def _list_calls(card: Mapping[str, Any]) -> list[str]:
-    """Returns lines of Markdown with examples of calls for each format, which run in the export folder."""
+def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
+    """Returns Markdown lines with an example program for each format, which runs in the export folder."""
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
-    given = {
+    endpoint_inputs = {
         name: [_fill_free_axes(array, image_shape) for array in endpoint["inputs"]]
         for name, endpoint in card["endpoints"].items()
     }
-    inputs, codes = ([array["name"] for array in given[name]] for name in ("encode", "decode"))
-    black = [(array["name"], _write_zeros(array)) for array in given["encode"]]
+    inputs, codes = ([array["name"] for array in endpoint_inputs[name]] for name in ("encode", "decode"))
+    black = [(array["name"], _write_python_zeros(array)) for array in endpoint_inputs["encode"]]
     signature = formats.get("savedmodel", {}).get("signatures", ["encode"])[0]
     values = {
         "name": card["name"],
@@ -296,11 +294,13 @@ def _list_calls(card: Mapping[str, Any]) -> list[str]:
         "assign_codes": ", ".join(codes) if len(codes) > 1 else f"({codes[0]},)",
         "feed_inputs": "{" + ", ".join(f'"{name}": {name}' for name in inputs) + "}",
         "feed_codes": "{" + ", ".join(f'"{name}": {name}' for name in codes) + "}",
-        "js_assign_inputs": "\n".join(f"const {one['name']} = {_write_js_zeros(one)};" for one in given["encode"]),
+        "js_assign_inputs": "\n".join(
+            f"const {one['name']} = {_write_js_zeros(one)};" for one in endpoint_inputs["encode"]
+        ),
         "keyword_inputs": ", ".join(f"{name}={value}" for name, value in black),
         "keyword_codes": ", ".join(f'{name}=codes["{name}"]' for name in codes),
         "signature": signature,
-        "json_inputs": ", ".join(map(_write_json_zeros, given[signature])),
+        "json_inputs": ", ".join(map(_write_json_zeros, endpoint_inputs[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
     templates = [(_CALLS / f"{name}.md").read_text(encoding="utf-8") for name in _CALLED if name in formats]
@@ -308,25 +308,25 @@ def _list_calls(card: Mapping[str, Any]) -> list[str]:
 
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns the description of an input in which free axes have the size of the model's images."""
+    """Returns an input of the model card in which free axes have the size of the model's images."""
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
     return {**array, "shape": ["batch", *sides]}
 
 
-def _write_zeros(array: Mapping[str, Any]) -> str:
-    """Returns Python code of an input of zeros, for one image."""
+def _write_python_zeros(array: Mapping[str, Any]) -> str:
+    """Returns the Python code of an array of zeros that is an endpoint's input for one image."""
     sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
     return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
 
 
 def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    """Returns JavaScript code of an input of zeros, for one image."""
+    """Returns the JavaScript code of a tensor of zeros that is an endpoint's input for one image."""
     sizes, kind = [1, *array["shape"][1:]], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 
 def _write_json_zeros(array: Mapping[str, Any]) -> str:
-    """Returns Python code of a JSON entry: an input of zeros for one image, without the batch axis."""
+    """Returns the Python code of an entry of a JSON dict: an endpoint's input of zeros for one image, without batch."""
     value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):
         value = f"[{value}] * {size}"

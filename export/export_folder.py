@@ -1,6 +1,6 @@
-"""The export folder: its manifest, and the hidden folder whose files are renamed into place whole.
+"""The export folder: its manifest, and the hidden folder in which files are built before they are renamed into place.
 
-The manifest has the SHA-256 of every file. With it and the answers of the model in `test_vectors/`,
+The manifest has the SHA-256 of every file. With the manifest and the answers of the model in `test_vectors/`,
 `python -m export --verify DIR` verifies the files without the run.
 """
 
@@ -24,27 +24,28 @@ from tfdecouple.storage.files import FileDigest, file_sha256, read_json, read_mo
 
 MANIFEST = "manifest.json"
 VECTORS = "test_vectors"
-# Name of the model card's JSON file.
+# The model card as JSON.
 JSON_NAME = "model_card.json"
-# Names of settings of a server, which users may edit, so that a change is no problem.
+# The settings of TensorFlow Serving, which users may edit, so that the verification accepts a change.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 _STAGING, _LOCK = ".export-", ".export.lock"
-# Prefix of the name of a replaced folder, which waits in the staging area until its successor is in place.
+# Prefix of the name of an old folder, which lies in the hidden folder until the new folder is in its place.
 _OLD = "old-"
 
-# Largest size of a manifest or a model card that is read.
+# The largest manifest or model card that is read, in bytes.
 _MOST_BYTES = 2**24
 
 
-def _inside(name: str) -> str:
+def _require_inside(name: str) -> str:
+    """Returns a path within the export folder; raises ValueError for a path that leads out of the folder."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError("it lies outside of the folder")
     return name
 
 
-_Inside = Annotated[str, pydantic.AfterValidator(_inside)]
+_Inside = Annotated[str, pydantic.AfterValidator(_require_inside)]
 
 
 class _Model(pydantic.BaseModel):
@@ -52,12 +53,12 @@ class _Model(pydantic.BaseModel):
 
 
 class Part(_Model):
-    """The data to verify one part of an export, such as "savedmodel/3" or "onnx".
+    """The data by which one part of an export, such as "savedmodel/3" or "onnx", is verified.
 
     Attributes:
         runtime: the runtime that runs the part, a key of `export.verification.runtimes.RUNTIMES`.
         folder: the folder of the part's models.
-        vectors: the file of test vectors.
+        vectors: the path of the file of test vectors.
         names: the names of the part's files, without suffix, by endpoint.
     """
 
@@ -99,21 +100,21 @@ class Manifest(_Model):
         return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
 
     def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields the kind ("changed", "missing", "unknown" or "link") and the name of each difference of a folder."""
-        there = dict(_list_entries(folder))
-        for name, kind in there.items():
-            if kind == "link":
+        """Yields for each file that differs from the manifest ("changed", "missing", "unknown" or "link", its path)."""
+        present = dict(_list_entries(folder))
+        for name, file_type in present.items():
+            if file_type == "link":
                 yield "link", name
-            elif kind != "file" or name not in {*self.files, MANIFEST}:
+            elif file_type != "file" or name not in {*self.files, MANIFEST}:
                 yield "unknown", name
         for name, digest in self.files.items():
-            if name not in there:
+            if name not in present:
                 yield "missing", name
-            elif there[name] == "file" and FileDigest.from_file(folder / name) != digest:
+            elif present[name] == "file" and FileDigest.from_file(folder / name) != digest:
                 yield "changed", name
 
     def find_strays(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields names of files that belong to no part, and of files in the model card that the manifest lacks."""
+        """Yields paths of files that belong to no part, and of files in the model card that the manifest lacks."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:
@@ -125,21 +126,24 @@ class Manifest(_Model):
 
 
 def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields the name and the kind, "file", "link" or "other", of all entries in a folder and its subfolders."""
+    """Yields (path, "file", "link" or "other") of everything but folders in a folder and its subfolders."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_dir():
-            kind = "link" if path.is_symlink() else "file" if path.is_file() else "other"
-            yield path.relative_to(folder).as_posix(), kind
+            file_type = "link" if path.is_symlink() else "file" if path.is_file() else "other"
+            yield path.relative_to(folder).as_posix(), file_type
 
 
 def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDigest]:
-    """Returns the digests of all files in a folder, by `prefix` and their paths in the folder."""
+    """Returns {path: digest} of all files in a folder; `prefix` is put in front of each path."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {prefix + path.relative_to(folder).as_posix(): FileDigest.from_file(path) for path in files}
 
 
 def name_vectors(file: pathlib.Path) -> str:
-    """Returns the name of a file of test vectors in an export folder, made from its digest, so that parts share it."""
+    """Returns the path that a file of test vectors gets in the export folder, made of the digest of its bytes.
+
+    So parts of several exports of the same model share the file.
+    """
     return f"{VECTORS}/{file_sha256(file)[:16]}.npz"
 
 
@@ -171,7 +175,7 @@ def require_free_version(target: pathlib.Path) -> None:
 
 
 class Staging:
-    """A context manager that locks an export folder for this process and has a hidden folder to build files in.
+    """A context manager that locks an export folder for this process and makes a hidden folder to build files in.
 
     The hidden folder lies in the export folder, so that files can be renamed into place on the same file system, and
     a server that polls `savedmodel/` for versions does not see it. It is removed when the context ends; the next export
@@ -226,13 +230,13 @@ class Staging:
                     folder.rmdir()
 
     def _restore_folders(self, remains: pathlib.Path) -> None:
-        """Renames folders back that an export renamed to make room, if it was killed before it replaced them."""
+        """Renames old folders back that an export has renamed and, because it was killed, has not replaced."""
         for old in remains.glob(f"{_OLD}*"):
             target = self.folder / old.name.removeprefix(_OLD)
             if not target.exists():
                 os.rename(old, target)
 
-    def versions(self) -> list[int]:
+    def list_versions(self) -> list[int]:
         """Returns the numbers of the SavedModel's versions in the export folder, in ascending order."""
         folder = self.folder / "savedmodel"
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []

@@ -48,13 +48,14 @@ from tfdecouple.runs.publishing import hide_path
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, write_json, write_text
 
-# The client program, published beside ONNX files, which it runs with ONNX Runtime and NumPy alone.
+# The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone.
 CLIENT = pathlib.Path(__file__).with_name("client.py")
-# Name of the file of test vectors in the staging area.
+# Name of the file of test vectors in the hidden folder.
 _VECTORS = "vectors.npz"
 # Error numbers of a full disk, and of an exhausted disk quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# TensorFlow raises the same error for a full disk and for exhausted memory, so the message must tell them apart.
+# TensorFlow raises one class of error for a full disk and for exhausted memory; this pattern in the message means
+# memory.
 _OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 
 
@@ -111,9 +112,9 @@ class ExportConfig:
 
 
 def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[pathlib.Path]:
-    """Returns the paths of a finished export of a run: the version, folders and card that were put in place.
+    """Exports a run and returns the paths that were put in place: the SavedModel's version, folders, the model card.
 
-    If an error is raised, nothing of this export is visible, and the files of earlier exports are untouched. `report`
+    If an error is raised, the export folder has no file of this export, and its earlier files are unchanged. `report`
     receives lines of progress.
 
     Raises:
@@ -125,7 +126,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
         try:
             return exporter.build_and_publish()
         except BrokenPipeError:
-            # The command itself handles the error that nobody reads its standard output any more.
+            # Nobody reads the progress any more, which is no fault of the disk; `run_program` handles the error.
             raise
         except OSError as error:
             if error.errno == errno.ENOMEM:
@@ -165,21 +166,21 @@ class _Exporter:
         self._signatures = [offered[name] for name in dict.fromkeys(config.endpoints or offered)]
         if "web" in config.formats:
             require_page(self._model.config)
-        # The facts that identify the model of files, for the card and for later exports into the same folder.
+        # The facts that identify the model of the files, for the model card and for later exports into the same folder.
         self._about: dict[str, Any] = {
             **{name: getattr(self._provenance, name) for name in ("name", "run", "step")},
-            "config_sha256": self._provenance.metadata()["config_sha256"],
+            "config_sha256": self._provenance.make_metadata()["config_sha256"],
             "any_size": config.any_size,
         }
         require_same_model(config.to, config.formats, self._about)
-        # The card's entry for each format, and the manifest's entry for each part, by which it is verified later.
+        # The model card's entry for each format, and the manifest's entry for each part, by which it is verified later.
         self._formats: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, Part] = {}
 
     def build_and_publish(self) -> list[pathlib.Path]:
-        """Returns the paths that were put in place, after all files were built and verified."""
+        """Builds, verifies and publishes all files, and returns the paths that were put in place."""
         config, provenance = self._config, self._provenance
-        # The web page contains the ONNX files, so they are built even if they are not published by themselves.
+        # The web page contains the ONNX files, so they are built even if the format onnx is not requested.
         needed = {*config.formats, *(["onnx"] if "web" in config.formats else [])}
         written = [name for name in FILE_FORMATS if name in needed]
         with Staging(config.to) as staging:
@@ -197,7 +198,7 @@ class _Exporter:
             np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
-                version = config.version or max(staging.versions(), default=0) + 1
+                version = config.version or max(staging.list_versions(), default=0) + 1
                 self._make_saved_model(staging.area, deployed["NHWC"], f"savedmodel/{version}")
             for name in written:
                 self._make_files(staging.area, name, deployed[RUNTIMES[name].layout])
@@ -208,7 +209,7 @@ class _Exporter:
             return self._publish(staging, card, version)
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
-        """Returns the test vectors for the files, and a description of the source of their images."""
+        """Returns the test vectors for all formats, and a description of the source of their images."""
         data, shape = self._provenance.config.data, self._model.config.image_shape
         if not self._config.any_size:
             images, source = load_real_images(data, shape)
@@ -233,7 +234,7 @@ class _Exporter:
         chosen = [endpoint for endpoint in self._endpoints if endpoint.onnx]
         folder = _make_folder(area / name)
         if name == "onnx":
-            metadata = {**self._provenance.metadata(), "name": self._provenance.name}
+            metadata = {**self._provenance.make_metadata(), "name": self._provenance.name}
             write_onnx_files(deployed, chosen, metadata, folder, self._report)
         else:
             write_litert_files(deployed, chosen, folder, self._report)
@@ -261,7 +262,7 @@ class _Exporter:
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
         build_page(area / "web", area / "onnx", runtime, about)
         self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})
-        # The card states the round trips of the ONNX files, because the page's own runtime was not tried.
+        # The model card states the round trips of the ONNX files, because the browser's runtime was not tried.
         trips = self._formats["onnx"]["round_trip"].values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
         self._formats["web"] = {
@@ -274,16 +275,16 @@ class _Exporter:
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
         self._report("putting it in place")
-        # Everything that needs disk space comes first, so that the last part only renames files.
+        # All files are written before the first is renamed into place, so that a full disk leaves no half export.
         files, vectors = _make_folder(staging.area / "files"), staging.area / _VECTORS
         if version is not None:
             write_json(_make_folder(staging.area / "savedmodel" / "assets.extra") / JSON_NAME, card)
             write_serving_files(files, card["name"])
         if "onnx" in self._config.formats:
             shutil.copyfile(CLIENT, files / CLIENT.name)
-        whole = merge_earlier_formats(card, staging.folder)
-        write_json(files / JSON_NAME, whole)
-        write_text(files / TEXT_NAME, render_card(whole))
+        merged = merge_earlier_formats(card, staging.folder)
+        write_json(files / JSON_NAME, merged)
+        write_text(files / TEXT_NAME, render_card(merged))
         # Existing settings of a server are kept, because the user may have edited them.
         for name in EDITABLE:
             if (staging.folder / name).exists():
@@ -308,7 +309,7 @@ class _Exporter:
         return [*published, staging.folder / TEXT_NAME]
 
     def _make_manifest(self, staging: Staging, vectors: str) -> tuple[Manifest, set[str]]:
-        """Returns the new manifest of the export folder, and the names of test vectors that it no longer needs."""
+        """Returns the new manifest of the export folder, and the paths of test vectors that no part needs any more."""
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
         files = digest_folder(staging.area / "files")
@@ -321,8 +322,8 @@ class _Exporter:
                 before = load_manifest(staging.folder)
             except UserError as error:
                 self._report(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
-        whole = before.update(staging.folder, parts, files)
-        return whole, before.vectors - whole.vectors
+        after = before.update(staging.folder, parts, files)
+        return after, before.vectors - after.vectors
 
 
 def _make_folder(folder: pathlib.Path) -> pathlib.Path:

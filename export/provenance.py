@@ -1,4 +1,4 @@
-"""The provenance of exported weights: their run, its config, its data and its metrics."""
+"""The provenance of exported weights: the run, its config, its data and its metrics."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ class Provenance:
         run: the name of the run folder.
         config: the config of the run.
         step: the training step at which the weights were saved.
-        averaged: whether the weights are averaged ones.
+        averaged: whether the weights are averages over the training.
         parameters: the number of trainable parameters.
         data: a description of the training data.
-        bits_per_dim: "validation", "test" and "test_images" of these weights as far as the run recorded them, or None.
+        bits_per_dim: "validation" and "test", in bits per dimension, and the number of "test_images", of these weights
+            and as far as the run recorded them; or None.
         images_known: whether the training images are known; for imported weights, for example, they are not.
-        directions: the directions in z for these weights; None if the run has none.
+        directions: the directions in z for these weights; None if the run has no directions.
         label_names: the names of the model's labels in their order; () for a model without labels.
-        omissions: the reason for each file of the run that cannot be used, by the name of the file.
+        omissions: the files of the run that cannot be used, {name of the file: reason}.
     """
 
     name: str
@@ -67,11 +68,11 @@ class Provenance:
 
     @property
     def crop(self) -> int:
-        """The side in pixels of the centre square that is cropped from a user's image; 0 for the largest square."""
+        """The side in pixels of the centre square to crop from a user's image; 0 for the largest square."""
         return choose_user_crop(self.config.data)
 
-    def metadata(self) -> dict[str, str]:
-        """Returns the facts about the model that each exported file states in its metadata."""
+    def make_metadata(self) -> dict[str, str]:
+        """Returns the metadata of ONNX files, which are also in the model card: facts about the run and the model."""
         model = self.config.model
         config = json.dumps(self.config.to_dict(), sort_keys=True)
         return {
@@ -91,10 +92,10 @@ class Provenance:
 
 
 def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Provenance]:
-    """Returns the model of a run with its best weights, and their provenance.
+    """Returns the model of a run with the run's best weights, and the provenance of the weights.
 
     `run` is the folder of a training or an import, or the name or address of bundled or published weights. `name` is
-    the name of the exported model, by default that of the run.
+    the name of the exported model, by default the name of the run.
 
     Raises:
         RunError: if the folder is no run folder, or has no complete checkpoint.
@@ -123,8 +124,8 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     known = are_images_known(summary, step)
     data = hide_path(str(summary.get("data") or config.data.source), config)
     return model, Provenance(
-        name=make_safe_name(name or _run_name(run)),
-        run=_run_name(run),
+        name=make_safe_name(name or _find_run_name(run)),
+        run=_find_run_name(run),
         config=config,
         step=step,
         averaged=opened.averaged,
@@ -138,7 +139,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     )
 
 
-def _run_name(run: str | pathlib.Path) -> str:
+def _find_run_name(run: str | pathlib.Path) -> str:
     return pathlib.Path(run).absolute().name if is_run_folder(run) else run_name(run)
 
 

@@ -1,4 +1,4 @@
-"""The writer of the web page: a static folder with the model's ONNX files that any file server can serve."""
+"""The writer of the web page: a folder with the page and the model's ONNX files, which any file server can serve."""
 
 from __future__ import annotations
 
@@ -26,34 +26,32 @@ CONFIG = "model/config.json"
 # The ONNX files that the page runs.
 PAGE_MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
-# Files of the package onnxruntime-web that the page loads, for the processor, and for graphics cards.
+# Files of the package onnxruntime-web that the page loads: for the processor, and with --web-gpu for graphics cards.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 GPU_FILES = ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
-# Length of the longer side of an example picture, in pixels.
+# The longer side of an example picture, in pixels.
 EXAMPLE_SIDE = 640
-# Largest number of directions for which the page has a slider.
+# The largest number of directions in z for which the page has a slider.
 _MOST_SLIDERS = 100
 
 
-def _photograph(name: str, author: str, licence: str) -> Photograph:
-    return Photograph(name, "scikit-image", f"skimage/data/{name}.jpg", author, licence)
-
-
-# Example pictures of the page by title, free to publish. The page shows the first two at its start.
+# The page's example pictures by title; their licences allow publication. The page shows the first two at its start.
 EXAMPLES = {
     "Chelsea the cat": PHOTOGRAPHS["chelsea"],
     "Astronaut": PHOTOGRAPHS["astronaut"],
     "Coffee": PHOTOGRAPHS["coffee"],
     "Rocket": PHOTOGRAPHS["rocket"],
-    "Retina": _photograph("retina", "Mikael Häggström", "CC0"),
-    "Deep field": _photograph("hubble_deep_field", "NASA", "public domain"),
+    "Retina": Photograph("retina", "scikit-image", "skimage/data/retina.jpg", "Mikael Häggström", "CC0"),
+    "Deep field": Photograph(
+        "hubble_deep_field", "scikit-image", "skimage/data/hubble_deep_field.jpg", "NASA", "public domain"
+    ),
 }
 
 
 def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Writes the web page into a new folder, with ONNX files and the runtime's files from other folders.
+    """Writes the web page into a new folder, with ONNX files and files of onnxruntime-web from two other folders.
 
-    `about` has the facts of `describe_model`, and "web_gpu", whether the page also gets the graphics-card runtime.
+    `about` has the facts of `describe_model`, and "web_gpu", whether the page also gets the runtime for graphics cards.
     """
     shutil.copytree(PAGE, folder)
     sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in PAGE_MODELS}
@@ -87,14 +85,14 @@ def require_page(model: ModelConfig) -> None:
 
 
 def describe_model(provenance: Provenance) -> dict[str, Any]:
-    """Returns the facts about a model that the page shows or needs: shape, bits/dim, labels, directions, examples."""
+    """Returns the facts about a model that the web page needs: shape, bits/dim, labels, directions, examples."""
     bits, model = provenance.bits_per_dim or {}, provenance.config.model
     directions = [one for one in provenance.directions or () if one.method == MEANS][:_MOST_SLIDERS]
-    shown = [
+    sliders = [
         {"name": one.name, "vector": one.vector.tolist(), "description": one.describe_accuracy()} for one in directions
     ]
     return {
-        **({"directions": shown} if shown else {}),
+        **({"directions": sliders} if sliders else {}),
         **({"label_shares": list(model.label_shares)} if model.has_classes else {}),
         "name": provenance.name,
         "image_shape": list(model.image_shape),
@@ -108,7 +106,7 @@ def describe_model(provenance: Provenance) -> dict[str, Any]:
 
 
 def make_example_files() -> dict[str, bytes]:
-    """Returns the bytes of the example photographs as JPEG files, by their paths in the page's folder."""
+    """Returns the example photographs as {path in the page's folder: bytes of a JPEG file}."""
     files = {}
     for one in EXAMPLES.values():
         image, buffer = open_photograph(one), io.BytesIO()
@@ -119,9 +117,9 @@ def make_example_files() -> dict[str, bytes]:
 
 
 def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
-    """Returns file, title, author and licence of each example, and whether a model of `data` was trained on it.
+    """Returns file, title, author and licence of each example photograph, and "seen", whether the model trained on it.
 
-    This is known only of models that were trained on the sample photographs.
+    "seen" is None if it is unknown: unless `data`, the data of the model's training, are the sample photographs.
     """
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
@@ -137,9 +135,9 @@ def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
 
 
 def find_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
-    """Returns a folder with the files of onnxruntime-web that the page needs.
+    """Returns the folder with the files of onnxruntime-web that the web page needs.
 
-    `chosen` is the user's folder with the files; if it is None, npm fetches them into `scratch`.
+    `chosen` is the folder that the user named; if it is None, npm fetches the files into `scratch`.
 
     Raises:
         UserError: if the files cannot be found or fetched; the message gives advice.

@@ -22,18 +22,18 @@ from export.verification.runtimes import RUNTIMES, Runtime
 from export.verification.tolerance import Answer
 from tfdecouple.errors import UserError
 
-# Number of pixels that are encoded and decoded at once in the round trip.
+# Largest number of pixels in a batch of images that are encoded and decoded.
 _PIXELS_AT_ONCE = 16 * 64 * 64
-# Largest number of problems that a message lists.
-_NAMED = 5
-# Prefix of the line on standard output that has the report.
+# Largest number of problems that an error message lists.
+_LISTED = 5
+# Prefix of the line on standard output that has the report as JSON.
 REPORT = "report: "
 
 Arrays = dict[str, np.ndarray]
 
 
 class RefusedError(UserError):
-    """The error that is raised if the files of an export do not pass their verification."""
+    """The error for files of an export that do not pass their verification, so that nothing is published."""
 
 
 @dataclasses.dataclass
@@ -41,12 +41,12 @@ class Report:
     """The report of one comparison of files with test vectors.
 
     Attributes:
-        parity: the figures of `tolerance.Answer.compare`, as {endpoint: {output: figures}}. Files for images of any
-            size are compared at several sizes, which follow the names of endpoints and kinds.
-        round_trip: the numbers of images for each kind: all "images", images that are "identical" after encode and
-            decode, and images that the Keras "model" recovers, also from perturbed codes.
+        parity: the differences from the Keras model, {endpoint: {output: differences of `Answer.compare`}}. For files
+            that take images of any size, the size follows the name of the endpoint: "encode 8x8".
+        round_trip: {type of images, such as "real" or "black": counts}, in which the counts are all "images", the
+            images that are "identical" after encode and decode, and the images that the Keras "model" recovers.
         problems: the reasons why the files must not be published, a line each.
-        notes: other facts for the card.
+        notes: the version of the runtime's package by its name, and under "unavailable" a provider that cannot start.
     """
 
     parity: dict[str, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
@@ -63,19 +63,23 @@ def compare_files(
     provider: str = "",
     report: Callable[[str], Any] = lambda text: None,
 ) -> Report:
-    """Returns the report of comparing the files of a folder with test vectors.
+    """Runs the files of a folder in a runtime, a key of `RUNTIMES`, and compares them with the Keras model's answers.
 
-    `names` has the name of each endpoint's file, without suffix, and `provider` is an execution provider of ONNX
-    Runtime; "" for the CPU. The test vectors are those of `vectors.make_vectors`, with the digests of
-    `folded_weights.digest_weights`. For files of any size the vectors of each size have its name and "/" in front, and
-    `sizes` has these names.
+    Args:
+        runtime: the key of the runtime.
+        folder: the folder of the files.
+        vectors: the arrays of `vectors.make_vectors` and `folded_weights.digest_weights`. For files that take images of
+            any size, `sizes` has the names of the sizes, and the arrays for a size have its name and "/" in front.
+        names: the name of each endpoint's file, without suffix.
+        provider: an execution provider of ONNX Runtime; "" for the CPU.
+        report: a callback that receives lines of progress.
     """
-    found, kind = Report(), RUNTIMES[runtime]
-    found.notes[kind.package] = importlib.metadata.version(kind.package)
+    found, runtime_class = Report(), RUNTIMES[runtime]
+    found.notes[runtime_class.package] = importlib.metadata.version(runtime_class.package)
     try:
-        opened = kind(folder, names, **({"provider": provider} if provider else {}))
-    except Exception as error:  # noqa: BLE001 - a runtime raises anything at a file that it cannot read
-        found.problems.append(f"the {kind.title} files cannot be opened: {find_first_reason(error)}")
+        opened = runtime_class(folder, names, **({"provider": provider} if provider else {}))
+    except Exception as error:  # noqa: BLE001 - a runtime raises any class of error for a file that it cannot read
+        found.problems.append(f"the {runtime_class.title} files cannot be opened: {find_first_reason(error)}")
         return found
     with opened:
         if not opened.available:
@@ -84,22 +88,22 @@ def compare_files(
         found.problems += _compare_weights(opened, vectors)
         groups = {f" {size}": select_arrays(vectors, f"{size}/") for size in vectors.get("sizes", ())} or {"": vectors}
         for (size, group), endpoint in itertools.product(groups.items(), [*names, *opened.aliases]):
-            problems, figures = _compare_answers(opened, endpoint, group)
+            problems, differences = _compare_answers(opened, endpoint, group)
             found.problems += [f"{endpoint}{size}: {problem}" for problem in problems]
             if endpoint in names:
-                found.parity[endpoint + size] = figures
-                for output, values in figures.items():
-                    report(f"  {endpoint}{size}: {output}: {_describe(values)}")
+                found.parity[endpoint + size] = differences
+                for output, values in differences.items():
+                    report(f"  {endpoint}{size}: {output}: {_describe_differences(values)}")
         if not found.problems and {"encode", "decode"} <= {*names}:
             for size, group in groups.items():
                 _compare_round_trips(opened, group, found, size)
-            trips = (f"{kind} {trip['identical']}/{trip['images']}" for kind, trip in found.round_trip.items())
-            report(f"  identical after encode and decode: {', '.join(trips)}")
+            counts = [f"{name} {trip['identical']}/{trip['images']}" for name, trip in found.round_trip.items()]
+            report(f"  identical after encode and decode: {', '.join(counts)}")
     return found
 
 
 def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the problems of an endpoint's answers to all batches, and the figures for each output."""
+    """Returns the problems of an endpoint's answers to all batches, and {output: differences of `Answer.compare`}."""
     own_name = opened.aliases.get(endpoint, endpoint)
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
@@ -108,7 +112,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
     for size in sizes:
         try:
             answers.append(opened.call(endpoint, {name: array[start : start + size] for name, array in inputs.items()}))
-        except Exception as error:  # noqa: BLE001 - a runtime raises anything
+        except Exception as error:  # noqa: BLE001 - a runtime raises any class of error
             return [f"it fails at batch {size}: {find_first_reason(error)}"], {}
         start += size
     expected, returned = list(dict.fromkeys(name.partition("/")[0] for name in parts)), list(answers[0])
@@ -116,7 +120,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
         returned, expected = sorted(returned), sorted(expected)
     if returned != expected:
         return [f"it returns {', '.join(returned)} where the model returns {', '.join(expected)}"], {}
-    problems, figures = [], {}
+    problems, differences = [], {}
     for name in expected:
         answer = Answer(**select_arrays(parts, f"{name}/"))
         arrays = [np.asarray(one[name]) for one in answers]
@@ -125,9 +129,9 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
         if shapes != right:
             problems.append(f"{name} is {shapes} where the model has {right}")
             continue
-        figures[name], problem = answer.compare(np.concatenate(arrays))
+        differences[name], problem = answer.compare(np.concatenate(arrays))
         problems += [f"{name}: {problem}"] if problem else []
-    return problems, figures
+    return problems, differences
 
 
 def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
@@ -135,52 +139,55 @@ def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
 
 
 def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: str) -> None:
-    """Adds to `found` whether the files recover all images from their codes that the model itself recovers."""
-    for kind, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
+    """Encodes and decodes images, and adds to `found` the counts and the images that only the model recovers."""
+    for image_type, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
         height, width = images.shape[1:3]
-        at_once = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
+        batch = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
         inputs = {"images": images}
-        if f"labels/{kind}" in vectors:
-            inputs["labels"] = vectors[f"labels/{kind}"]
-        same = []
-        for start in range(0, len(images), at_once):
-            given = {name: array[start : start + at_once] for name, array in inputs.items()}
-            decoded = opened.call("decode", opened.call("encode", given))["images"][:, :height, :width]
-            same.append((decoded == given["images"]).reshape(len(decoded), -1).all(1))
-        kept, identical = vectors[f"kept/{kind}"], np.concatenate(same)
-        counts = {"images": len(images), "identical": int(identical.sum()), "model": int(kept.sum())}
-        found.round_trip[kind + size] = counts
-        if len(lost := np.flatnonzero(kept & ~identical)):
+        if f"labels/{image_type}" in vectors:
+            inputs["labels"] = vectors[f"labels/{image_type}"]
+        identical = np.zeros(len(images), bool)
+        for start in range(0, len(images), batch):
+            rows = {name: array[start : start + batch] for name, array in inputs.items()}
+            decoded = opened.call("decode", opened.call("encode", rows))["images"][:, :height, :width]
+            identical[start : start + batch] = (decoded == rows["images"]).all((1, 2, 3))
+        recovered = vectors[f"kept/{image_type}"]
+        counts = {"images": len(images), "identical": int(identical.sum()), "model": int(recovered.sum())}
+        found.round_trip[image_type + size] = counts
+        if len(lost := np.flatnonzero(recovered & ~identical)):
             numbers = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
             found.problems.append(
-                f"decode(encode): {len(lost)} of {len(images)} {kind}{size} images differ (number {numbers}) which the "
-                "model itself gives back"
+                f"decode(encode): {len(lost)} of {len(images)} {image_type}{size} images differ (number {numbers}) "
+                "which the model itself gives back"
             )
 
 
 def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
-    """Yields a line for each problem of the weights in the files, which must equal the deployed weights to the bit."""
-    known = {*vectors[f"weights/{opened.layout}"].tolist()}
-    every, same, others = 0, 0, []
+    """Yields a line for each weight in the files that is not finite float32, and for weights that no digest matches."""
+    digests = {*vectors[f"weights/{opened.layout}"].tolist()}
+    total, equal, others = 0, 0, []
     for name, array in opened.read_weights():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             yield f"weight {name} is not of finite numbers in float32"
-        every += array.size
-        if any(digest_array(form) in known for form in reorder_axes(array)):
-            same += array.size
+        total += array.size
+        if any(digest_array(form) in digests for form in reorder_axes(array)):
+            equal += array.size
         else:
             others.append(name)
-    if same < opened.share * every:
+    if equal < opened.share * total:
         more = f" and {len(others) - 1} more" if others[1:] else ""
-        yield f"weight {others[0]}{more} has other numbers than the run: {every - same} of {every}"
+        yield f"weight {others[0]}{more} has other numbers than the run: {total - equal} of {total}"
 
 
 def reorder_axes(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields an array in every order of axes, also without axes of length 1, and with one or two in front."""
-    for one in (array, array.reshape([side for side in array.shape if side != 1])):
+    """Yields an array in the forms in which a file may store a weight.
+
+    The forms are all orders of the axes, with and without axes of length 1, and with none, one or two of them in front.
+    """
+    for one in (array, array.reshape([size for size in array.shape if size != 1])):
         for order in itertools.permutations(range(one.ndim)):
-            turned = one.transpose(order)
-            yield from (turned, turned.reshape(1, 1, *turned.shape), turned.reshape(1, *turned.shape))
+            reordered = one.transpose(order)
+            yield from (reordered, reordered.reshape(1, 1, *reordered.shape), reordered.reshape(1, *reordered.shape))
 
 
 def digest_array(array: np.ndarray) -> str:
@@ -190,7 +197,7 @@ def digest_array(array: np.ndarray) -> str:
 
 
 def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    """Returns the arrays whose names begin with `prefix`, by the rest of their names."""
+    """Returns the arrays whose names begin with `prefix`, by their names without the prefix."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
@@ -198,27 +205,27 @@ def join_problems(problems: Sequence[str]) -> str:
     """Returns the number of problems and the first problems, in one line."""
     if len(problems) == 1:
         return problems[0]
-    named = [f"({number}) {text}" for number, text in enumerate(problems[:_NAMED], 1)]
-    more = [f"and {len(problems) - _NAMED} more"] if problems[_NAMED:] else []
-    return f"{len(problems)} problems: " + "; ".join([*named, *more])
+    listed = [f"({number}) {text}" for number, text in enumerate(problems[:_LISTED], 1)]
+    more = [f"and {len(problems) - _LISTED} more"] if problems[_LISTED:] else []
+    return f"{len(problems)} problems: " + "; ".join([*listed, *more])
 
 
 def find_first_reason(error: BaseException) -> str:
-    """Returns the cause of an error in one line: the first exception of its chain."""
+    """Returns in one line the type and message of the exception that began the chain of an error."""
     while error.__context__ is not None:
         error = error.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def _describe(figures: Mapping[str, float]) -> str:
-    if "differing" in figures:
-        return f"{figures['differing']:.4%} of subpixels differ, max {figures['max']:.0f}"
-    return f"max {figures['max']:.1e}, mean {figures['mean']:.1e} of the largest value"
+def _describe_differences(differences: Mapping[str, float]) -> str:
+    if "differing" in differences:
+        return f"{differences['differing']:.4%} of subpixels differ, max {differences['max']:.0f}"
+    return f"max {differences['max']:.1e}, mean {differences['mean']:.1e} of the largest value"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns exit status 0 after one comparison; the last argument has options of `compare_files` as JSON."""
+    """Compares files with test vectors and prints the report; the last argument has options of `compare_files`."""
     runtime, folder, path, options = arguments
     with np.load(path) as archive:
         vectors = dict(archive)

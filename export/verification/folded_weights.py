@@ -1,8 +1,8 @@
-"""The comparison of deployed weights with the checkpoint, by formulas that are independent of `export.deployed`.
+"""The comparison of deployed weights with the model's weights, by formulas that are independent of `export.deployed`.
 
 A fault in the folding of weights would be in every file, and a fault in one weight can be too small to change a pixel.
-So each deployed weight is compared with the variables of the checkpoint, and each file, by digests, with the deployed
-weights.
+So each deployed weight is computed a second time from the model's weights and compared. Files are compared with the
+deployed weights by digests.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from tfdecouple.model import DecoupledModel
 
 Arrays = dict[str, np.ndarray]
 
-# Largest difference of a weight, relative to itself (rounding to float32) and to the largest of its array.
+# The tolerance of a number is _ROUNDING times the number (rounding to float32) plus _FLOOR times the largest number of
+# its array.
 _ROUNDING, _FLOOR = 1e-6, 1e-9
-# Largest difference relative to the largest number of the array, for numbers that the model computes in float32.
+# For numbers that the model computes in float32, this factor replaces _FLOOR.
 _SINGLE = 1e-6
-# For each convolution of a block by its name in the checkpoint, its deployed name and its normalisation.
+# {name of a convolution of a ResNet block in the model: (its deployed name, its batch normalisation)}
 _CONVOLUTIONS = {
     "convolution_1": ("first", "norm_1"),
     "convolution_2": ("second", "norm_2"),
@@ -30,10 +31,12 @@ _CONVOLUTIONS = {
 
 
 def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel]) -> Arrays:
-    """Returns the digests of all deployed weights in each layout, by `weights/LAYOUT`, for the test vectors.
+    """Returns {"weights/LAYOUT": SHA-256 of each deployed weight}, for the test vectors.
+
+    `deployed` has the deployed model in each layout, by the name of the layout.
 
     Raises:
-        RefusedError: if a deployed weight differs from the model.
+        RefusedError: if a deployed weight differs from the model's weights.
     """
     if problems := [problem for one in deployed.values() for problem in compare_weights(model, one)]:
         raise RefusedError(f"not published: {join_problems(problems)}")
@@ -47,7 +50,7 @@ def compare_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[
     """Yields a line for each deployed weight that differs from the weights of the model."""
     numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.iterate_layers()}
     found = deployed.collect_arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
-    expected = _Fold(model, deployed.layout.order == "NCHW").weights
+    expected = _ExpectedWeights(model, deployed.layout.order == "NCHW").weights
     for name in sorted({*found} ^ {*expected}):
         yield f"weight {name} is deployed and not the model's" if name in found else f"weight {name} is not deployed"
     for name in sorted({*found} & {*expected}):
@@ -65,15 +68,15 @@ def compare_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[
             )
 
 
-class _Fold:
-    """The expected deployed weights of a model in float64, each with its tolerance relative to its largest number."""
+class _ExpectedWeights:
+    """The expected deployed weights of a model: `weights` has {name: (float64 array, tolerance instead of _FLOOR)}."""
 
     def __init__(self, model: DecoupledModel, channels_first: bool):
         self._config, self._channels_first = model.config, channels_first
         encoders = [model.encoder, model.dequantizer and model.dequantizer.encoder]
         blocks = [block for encoder in encoders if encoder is not None for block in encoder.blocks]
         self._blocks = {block.name: (block.norm_1.epsilon, block.strides) for block in blocks}
-        # The checkpoint's weights as {path of a layer: {name of a weight: array}}, in the order of the layers.
+        # The weights of the model as {path of a layer: {name of a weight: array}}, in the order of the layers.
         self._layers: dict[str, Arrays] = {}
         for path, variable in model.named_variables().items():
             layer, _, name = path.replace("prior_flow/", "prior/").rpartition("/")
@@ -81,84 +84,85 @@ class _Fold:
                 self._layers.setdefault(layer, {})[name] = np.asarray(variable, np.float64)
         self.weights: dict[str, tuple[np.ndarray, float]] = {}
         for layer, own in self._layers.items():
-            self._add_layer(layer, own)
+            self._expect_layer(layer, own)
         nets = [own for layer, own in self._layers.items() if self._is_conditioned(layer)]
         if nets:
             kernel, bias = (np.concatenate([net[f"condition_{key}"] for net in nets], -1) for key in ("kernel", "bias"))
-            self._add_linear("flow/condition", kernel, bias)
+            self._expect_linear("flow/condition", kernel, bias)
         if model.config.has_classes:
             shares = np.asarray(model.config.label_shares, np.float64)
-            self._add("classes/log_probabilities", np.log(shares / shares.sum()), _SINGLE)
+            self._expect("classes/log_probabilities", np.log(shares / shares.sum()), _SINGLE)
 
-    def _add_layer(self, layer: str, own: Arrays) -> None:
+    def _expect_layer(self, layer: str, own: Arrays) -> None:
         parent, _, kind = layer.rpartition("/")
         if kind == "linear":
-            self._add_mix(parent, own)
+            self._expect_mix(parent, own)
         elif kind == "net" and not self._is_unfolded(layer):
             for name in ("first", "second"):
-                self._add_linear(f"{parent}/{name}", own[name], own.get(f"{name}_bias"))
-            self._add_linear(f"{parent}/last", *_fold_weight_norm(own))
+                self._expect_linear(f"{parent}/{name}", own[name], own.get(f"{name}_bias"))
+            self._expect_linear(f"{parent}/last", *_fold_weight_norm(own))
             if "condition_kernel" in own and own["condition_kernel"].ndim == 4:
-                self._add_linear(f"{parent}/condition", own["condition_kernel"], own["condition_bias"])
+                self._expect_linear(f"{parent}/condition", own["condition_kernel"], own["condition_bias"])
         elif kind in _CONVOLUTIONS:
-            self._add_convolution(parent, kind, own)
+            self._expect_convolution(parent, kind, own)
         elif kind == "actnorm_1":
             pass  # This actnorm is folded into the linear map after it.
         elif kind.startswith("actnorm"):
             linear = self._layers[f"{parent}/linear"]
             # The actnorm leaves the first channels unchanged, so their scale is 1 and their bias is 0.
-            stay = len(linear["kernel"]) - len(own["bias"])
-            self._add(f"{layer}/scale", np.exp(np.pad(own["log_scale"], (stay, 0))))
-            self._add(f"{layer}/bias", np.pad(own["bias"], (stay, 0)))
-            self._add(f"{layer}/log_det", own["log_scale"].sum(), _ROUNDING)
+            unchanged = len(linear["kernel"]) - len(own["bias"])
+            self._expect(f"{layer}/scale", np.exp(np.pad(own["log_scale"], (unchanged, 0))))
+            self._expect(f"{layer}/bias", np.pad(own["bias"], (unchanged, 0)))
+            self._expect(f"{layer}/log_det", own["log_scale"].sum(), _ROUNDING)
         elif layer == "flow/whitening":
-            self._add_linear(f"{layer}/first", own["first"], own["first_bias"])
-            self._add_linear(f"{layer}/last", *(self._order_columns(one) for one in _fold_weight_norm(own)))
+            self._expect_linear(f"{layer}/first", own["first"], own["first_bias"])
+            self._expect_linear(f"{layer}/last", *(self._order_columns(one) for one in _fold_weight_norm(own)))
         elif layer == "encoder":
             kernel, bias = _fold_weight_norm(own)
-            self._add_linear("encoder/last", self._order_rows(kernel), bias)
+            self._expect_linear("encoder/last", self._order_rows(kernel), bias)
         elif layer == "encoder/top":
-            self._add_linear(layer, own["kernel"], own["bias"])
+            self._expect_linear(layer, own["kernel"], own["bias"])
         elif layer in ("class_codes", "prior_affine"):
-            self._add_classes(own)
+            self._expect_classes(own)
         elif "norm" not in kind:
             for name, array in own.items():
-                self._add(f"{layer}/weight_{name}", array)
+                self._expect(f"{layer}/weight_{name}", array)
 
     def _is_unfolded(self, net: str) -> bool:
-        """Returns whether a coupling net is of another kind than the paper's, so that its weights are not folded."""
+        """Returns whether the net of a coupling has a registered type, whose weights are deployed without folding."""
         return net.startswith("flow/") and self._config.conditioner != "convolutional"
 
     def _is_conditioned(self, layer: str) -> bool:
         own = self._layers[layer]
         return layer.startswith("flow/") and "condition_kernel" in own and not self._is_unfolded(layer)
 
-    def _add(self, name: str, array: np.ndarray, floor: float = _FLOOR) -> None:
+    def _expect(self, name: str, array: np.ndarray, floor: float = _FLOOR) -> None:
+        """Adds an expected weight; its tolerance is `floor` times its largest number, besides rounding."""
         self.weights[name] = (np.asarray(array), floor)
 
-    def _add_linear(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> None:
-        self._add(f"{name}/kernel", kernel)
+    def _expect_linear(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> None:
+        self._expect(f"{name}/kernel", kernel)
         if bias is not None:
-            self._add(f"{name}/bias", bias)
+            self._expect(f"{name}/bias", bias)
 
-    def _add_mix(self, step: str, own: Arrays) -> None:
-        """Adds the folded map W (e^s x + b) of an actnorm and a linear map, and its inverse e^-s (W^-1 y - b)."""
+    def _expect_mix(self, step: str, own: Arrays) -> None:
+        """Adds the map W (e^s x + b) that an actnorm and a linear map W make, and its inverse e^-s (W^-1 y - b)."""
         matrix = own["kernel"]
         channels = len(matrix)
         actnorm = self._layers.get(f"{step}/actnorm_1")
         log_scale, shift = (actnorm["log_scale"], actnorm["bias"]) if actnorm else np.zeros((2, channels))
         shape = (1, 1, channels, channels) if "flow/" in step else (channels, channels)
-        self._add(f"{step}/mix/kernel", np.einsum("oi,i->io", matrix, np.exp(log_scale)).reshape(shape))
-        self._add(f"{step}/mix/bias", matrix @ shift)
+        self._expect(f"{step}/mix/kernel", np.einsum("oi,i->io", matrix, np.exp(log_scale)).reshape(shape))
+        self._expect(f"{step}/mix/bias", matrix @ shift)
         inverse = np.linalg.solve(matrix.T, np.diag(np.exp(-log_scale)))
-        self._add(f"{step}/unmix/kernel", inverse.reshape(shape))
-        self._add(f"{step}/unmix/bias", -np.exp(-log_scale) * shift)
+        self._expect(f"{step}/unmix/kernel", inverse.reshape(shape))
+        self._expect(f"{step}/unmix/bias", -np.exp(-log_scale) * shift)
         terms = np.concatenate([np.log(np.linalg.svd(matrix)[1]), log_scale])
-        # The tolerance is relative to the sum of magnitudes, because the sum itself can be near 0.
+        # The tolerance is relative to the sum of the terms' magnitudes, because the sum of the terms can be near 0.
         scale = (channels + np.abs(terms).sum()) / max(abs(terms.sum()), np.finfo(float).tiny)
-        self._add(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
+        self._expect(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
 
-    def _add_convolution(self, block: str, kind: str, own: Arrays) -> None:
+    def _expect_convolution(self, block: str, kind: str, own: Arrays) -> None:
         """Adds the kernel and bias of a convolution with its batch normalisation by moving statistics."""
         name, norm_name = _CONVOLUTIONS[kind]
         norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
@@ -173,20 +177,20 @@ class _Fold:
                 np.tile(scale, strides**2),
                 np.tile(bias, strides**2),
             )
-        self._add_linear(f"{block}/{name}", kernel * scale, bias)
+        self._expect_linear(f"{block}/{name}", kernel * scale, bias)
 
-    def _add_classes(self, own: Arrays) -> None:
+    def _expect_classes(self, own: Arrays) -> None:
         if "embedding" in own:
             h = own["embedding"]
             for name in ("first", "second", "last"):
                 h = h @ own[name] + own[f"{name}_bias"]
                 h = h if name == "last" else np.where(h > 0, h, np.expm1(np.minimum(h, 0)))
-            self._add("classes/codes", h, _SINGLE)
+            self._expect("classes/codes", h, _SINGLE)
         else:
-            self._add("classes/scale", np.exp(own["log_scale"]))
-            self._add("classes/unscale", np.exp(-own["log_scale"]))
-            self._add("classes/shift", own["shift"])
-            self._add("classes/log_det", own["log_scale"].sum(1))
+            self._expect("classes/scale", np.exp(own["log_scale"]))
+            self._expect("classes/unscale", np.exp(-own["log_scale"]))
+            self._expect("classes/shift", own["shift"])
+            self._expect("classes/log_det", own["log_scale"].sum(1))
 
     def _order_rows(self, kernel: np.ndarray) -> np.ndarray:
         """Returns a matrix for flattened feature maps with its rows in the order of the graph's axes."""

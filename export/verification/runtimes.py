@@ -1,8 +1,8 @@
 """The runtimes that run exported files: each opens the files of a folder and calls their endpoints with arrays.
 
-Files are run as their users run them: ONNX files by ONNX Runtime without TensorFlow; a SavedModel in a session, which
-reads graph, signatures and variables as the C++ loader of a server does, so that a SavedModel that only Python can load
-fails.
+Files are run as their users run them. ONNX Runtime runs the ONNX files without TensorFlow. A TensorFlow session runs
+the SavedModel: it reads graph, signatures and variables as the C++ loader of a server does, so that a SavedModel which
+needs Python functions fails.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 
 from tfdecouple.runtime.devices import count_cores
 
-# Name of a provider that sends calls to a service elsewhere and computes nothing on this machine.
+# A provider of ONNX Runtime that sends its inputs to a service on another machine.
 REMOTE = "AzureExecutionProvider"
-# Options with which a provider of ONNX Runtime computes in full float32; without them images are lost.
+# Options with which providers of ONNX Runtime compute in full float32; in TF32 or float16 images are not decoded
+# exactly.
 _PROVIDER_OPTIONS = {
     "CUDAExecutionProvider": {"use_tf32": "0"},
     "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
@@ -31,16 +32,16 @@ Arrays = dict[str, np.ndarray]
 
 
 class Runtime(contextlib.ExitStack, abc.ABC):
-    """The base class of runtimes: a context manager in which the endpoints of a folder's files can be called.
+    """The base class of runtimes: a context manager that opens the files of a folder and closes them at its end.
 
     Attributes:
         names: the names of the files, without suffix, by endpoint.
-        title: the name of the runtime in messages.
-        package: the name of the package that computes.
+        title: the name of the file format in messages.
+        package: the name of the Python package that computes.
         layout: the order of axes of the deployed weights in the files.
-        sorts_outputs: whether outputs come in the order of their names, instead of the endpoint's order.
-        share: the share of the numbers in the weights that must equal the deployed weights, to the last bit.
-        aliases: other names by which endpoints can be called.
+        sorts_outputs: whether `call` returns outputs in the order of their names, instead of the endpoint's order.
+        share: the fraction of the numbers in the files' weights that must equal the deployed weights, to the last bit.
+        aliases: {further name: name} of endpoints that can be called by a further name.
         available: whether the runtime can compute on this machine.
     """
 
@@ -58,15 +59,15 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     @abc.abstractmethod
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of an endpoint for its inputs, both by name."""
+        """Runs an endpoint and returns `{output name: array}` for `{input name: array}`."""
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields all weights in the files, each with its name for messages."""
+        """Yields the name (for messages) and the array of each weight in the files."""
 
 
 class SavedModel(Runtime):
-    """The runtime of a SavedModel, which runs in a TensorFlow session."""
+    """A TensorFlow session that runs a SavedModel."""
 
     title, package = "SavedModel", "tensorflow"
 
@@ -93,25 +94,25 @@ class SavedModel(Runtime):
         self.aliases = {_DEFAULT: next(iter(names))}
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of a signature for its inputs, both by name."""
+        """Runs a signature and returns `{output name: array}` for `{input name: array}`."""
         import tensorflow as tf
 
         signature = self._signatures[endpoint]
         for name, array in inputs.items():
-            # The shape is checked here as a server checks it, because a session does not.
+            # A server checks shapes by the signature, and a session does not.
             tf.TensorShape(signature.inputs[name].tensor_shape).assert_is_compatible_with(array.shape)
         feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
         return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields all variables of the SavedModel, each with its name."""
+        """Yields the name and the value of each variable."""
         names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
-        # All variables are read at once, because each call of the session looks at the whole graph.
+        # All variables are read in one call, because every call of a session takes time for the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
 
 
 class OnnxFiles(Runtime):
-    """The runtime of ONNX files, which run in one execution provider of ONNX Runtime."""
+    """ONNX files that one execution provider of ONNX Runtime runs."""
 
     title, package, layout, sorts_outputs = "ONNX", "onnxruntime", "NCHW", False
 
@@ -130,12 +131,12 @@ class OnnxFiles(Runtime):
         self.available = all(provider in one.get_providers() for one in self._sessions.values())
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of an endpoint's ONNX file for its inputs, both by name."""
+        """Runs the ONNX file of an endpoint and returns `{output name: array}` for `{input name: array}`."""
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields all arrays in the files except integers, which are shapes, positions and axes, each with its name."""
+        """Yields name and array of each initializer that is no scalar and no integers, which are shapes and axes."""
         import onnx
         from onnx import numpy_helper
 
@@ -146,10 +147,10 @@ class OnnxFiles(Runtime):
 
 
 class LiteRTFiles(Runtime):
-    """The runtime of LiteRT files, which run in the interpreter of the package ai-edge-litert."""
+    """LiteRT files that the interpreter of the package ai-edge-litert runs."""
 
     title, package = "LiteRT", "ai-edge-litert"
-    # The converter folds some arrays into preceding ones, which only the comparison of answers can verify.
+    # The converter multiplies some weights into preceding ones; only the comparison of answers can verify the products.
     share = 0.75
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
@@ -162,11 +163,11 @@ class LiteRTFiles(Runtime):
         self._runners = {endpoint: one.get_signature_runner(endpoint) for endpoint, one in interpreters.items()}
 
     def call(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Returns the outputs of an endpoint's LiteRT file for its inputs, both by name."""
+        """Runs the LiteRT file of an endpoint and returns `{output name: array}` for `{input name: array}`."""
         return self._runners[endpoint](**inputs)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields all constant float arrays except zeros, which the converter adds to convolutions without a bias."""
+        """Yields name and array of each float constant, except zeros, which the converter adds as missing biases."""
         from ai_edge_litert import schema_py_generated as schema
 
         for name in self.names.values():

@@ -1,8 +1,9 @@
-"""The tolerance check: a file must give the same pixels as the Keras model, and floats within a tolerance.
+"""The tolerance check: an exported file must give the same pixels as the Keras model, and floats within a tolerance.
 
-float32 rounds every number to a relative 6e-8, and every runtime has its own order of summation, so two right programs
-differ, on some images more than on others. The model therefore answers twice (`KerasAnswers`): for the inputs, and
-for the inputs perturbed by a relative 1e-6. A file may differ 4 times as much as the second answer does.
+float32 rounds every number to a relative 6e-8, and every runtime has its own order of summation. So two programs
+without a fault differ, on some images more than on others. The model therefore answers twice (`KerasAnswers`): for the
+inputs, and for the inputs perturbed by a relative 1e-6. The answer of a file may differ from the model's first answer 4
+times as much as the model's second answer does.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ import dataclasses
 import numpy as np
 
 PERTURBATION = 1e-6
-# Tolerance in units of the perturbation's effect; right files were measured to differ by 0.03 to 1.1 of it.
+# The tolerance is this multiple of the perturbation's effect; files without a fault differed by 0.03 to 1.1 of the
+# effect.
 FACTOR = 4.0
-# Tolerance for rounding alone, relative to the largest value of an image and to the scale of the numbers that an
-# output is summed from.
+# The smallest tolerance, for rounding, relative to the largest value of an image and to `Array.scale` of the output.
 FLOOR = 2e-6
-# Tolerance in bins from which an image is unstable: rounding in float32 can change its pixels in a right file.
+# An image is unstable, and not compared, if its tolerance is at least so many bins: rounding can change its pixels.
 UNSTABLE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The model's answer for one output, and the tolerance for a file's answer on each image.
+    """The model's answer for one output of an endpoint, and the tolerance for a file's answer on each image.
 
     Attributes:
-        values: the answer, floats, float32 `[n, ...]`, or pixels, uint8 `[n, height, width, channels]`.
+        values: the answer: floats, float32 `[n, ...]`, or pixels, uint8 `[n, height, width, channels]`.
         bound: the tolerance for each image, float32 `[n]`, for pixels in bins before rounding; infinite for an image
-            that is not compared, because the model is unstable or not finite on it.
-        exact: whether each pixel must be equal, bool in the shape of the pixels; False if its value before rounding
-            lies within `bound` of a border between two bins, so that it may differ by one bin. Empty for floats.
-        step: the difference between the pixels of neighbouring bins: 1 with 8 bits, and 0 for floats.
+            that is not compared, because the model's answer to the image is unstable or not finite.
+        exact: for pixels bool in their shape, whether each must be equal; False for a pixel whose value before rounding
+            lies within `bound` of a border between two bins, so that the pixel may differ by one bin. Empty for floats.
+        step: the difference between the pixels of neighbouring bins, 1 with 8 bits; 0 for floats.
     """
 
     values: np.ndarray
@@ -43,9 +44,9 @@ class Answer:
     def from_floats(cls, values: np.ndarray, perturbed: np.ndarray, scale: float = 1.0) -> Answer:
         """Returns the answer for an output of floats, from the model's answers to inputs and to perturbed inputs.
 
-        `scale` is the magnitude of the numbers that the output is summed from.
+        `scale` is `Array.scale`, the magnitude of the numbers that the output is summed from.
         """
-        bound = _effect(values, perturbed) + FLOOR * (scale + _largest(values))
+        bound = _compute_tolerances(values, perturbed) + FLOOR * (scale + _find_largest(values))
         bound = np.where(np.isfinite(bound), bound, np.inf).astype(np.float32)
         return cls(values, bound, np.zeros(0, bool), np.array(0))
 
@@ -57,11 +58,11 @@ class Answer:
         """
 
         def clip(values: np.ndarray) -> np.ndarray:
-            # Values outside the first and last bin are clipped, because their pixels are in these bins anyway.
+            # Values below the first bin get its pixel, and values above the last bin get the last bin's pixel.
             return np.clip(np.nan_to_num(values.astype(np.float64), nan=-1e9), -0.5, n_bins + 0.5)
 
         inside = clip(bins)
-        bound = _effect(inside, clip(perturbed), UNSTABLE / 2) + FLOOR * n_bins / 2
+        bound = _compute_tolerances(inside, clip(perturbed), UNSTABLE / 2) + FLOOR * n_bins / 2
         bound[(bound >= UNSTABLE) | ~np.isfinite(bins).reshape(len(bins), -1).all(1)] = np.inf
         border = np.clip(np.round(inside), 1, n_bins - 1)
         exact = np.abs(inside - border) > bound.reshape(-1, 1, 1, 1)
@@ -70,11 +71,11 @@ class Answer:
         return cls(values, bound.astype(np.float32), exact, np.array(step))
 
     def compare(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
-        """Returns the differences of a file's answer from the model's answer, and the problem in one line, or None.
+        """Returns how a file's answer differs from the model's answer, and the problem in one line, or None.
 
-        The differences are figures for the card, over the compared images: "max" and "mean" (for floats relative to
-        the largest value), "unstable", the number of images that are not compared, and for pixels "differing", the
-        fraction that differs.
+        The differences are a dict of numbers for the model card: over the compared images "max" and "mean", for floats
+        relative to the largest value; "unstable", the number of images that are not compared; and for pixels
+        "differing", the fraction of values that differ.
         """
         compared, pixels = np.isfinite(self.bound), self.values.dtype == np.uint8
         count = len(self.values)
@@ -85,25 +86,25 @@ class Answer:
         else:
             wrong = ~(change <= self.bound[:, None])
         wrong_values = wrong.sum(1) * compared
-        largest, among = _largest(self.values), change[compared]
+        largest, compared_change = _find_largest(self.values), change[compared]
         scale = 1.0 if pixels else max(float(largest[compared].max(initial=0)), float(np.finfo(np.float32).tiny))
-        figures = {
-            "max": float(among.max(initial=0) / scale),
-            "mean": float(among.mean() / scale) if compared.any() else 0.0,
+        differences = {
+            "max": float(compared_change.max(initial=0) / scale),
+            "mean": float(compared_change.mean() / scale) if compared.any() else 0.0,
             "unstable": int((~compared).sum()),
         }
         if pixels:
-            figures["differing"] = float((among > 0).mean()) if compared.any() else 0.0
+            differences["differing"] = float((compared_change > 0).mean()) if compared.any() else 0.0
         if not compared.any():
-            return figures, (
+            return differences, (
                 "the Keras model itself has no stable answer to any of the images: inputs perturbed by "
                 f"{PERTURBATION:g} change its values by half a bin and more, or the values are not finite"
             )
         if not wrong_values.any():
-            return figures, None
+            return differences, None
         worst = int(np.argmax(np.where(wrong_values, np.nan_to_num(change.max(1), nan=np.inf), -1)))
         others = int((wrong_values > 0).sum()) - 1
-        return figures, (
+        return differences, (
             f"{wrong_values[worst]} values of image {worst} differ from the model, by up to {change[worst].max():.2g} "
             f"where the largest is {largest[worst]:.2g}; allowed is "
             + (f"what changes its values by {self.bound[worst]:.1e} bins" if pixels else f"{self.bound[worst]:.1e}")
@@ -111,17 +112,18 @@ class Answer:
         )
 
 
-def _effect(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> np.ndarray:
-    """Returns the tolerance for each image, from the effect of the perturbation on the image, float64 `[n]`.
+def _compute_tolerances(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> np.ndarray:
+    """Returns for each image `FACTOR` times the largest effect of the perturbation on its values, float64 `[n]`.
 
-    It is at least the median tolerance, up to `most`, because the effect on one image can be small by chance.
+    The tolerance is at least the median of all images, up to `most`, because the effect on one image can be small by
+    chance.
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        effects = FACTOR * _largest(perturbed.astype(np.float64) - values)
-    finite = effects[np.isfinite(effects)]
-    return np.maximum(effects, min(np.median(finite), most) if len(finite) else 0)
+        tolerances = FACTOR * _find_largest(perturbed.astype(np.float64) - values)
+    finite = tolerances[np.isfinite(tolerances)]
+    return np.maximum(tolerances, min(np.median(finite), most) if len(finite) else 0)
 
 
-def _largest(values: np.ndarray) -> np.ndarray:
+def _find_largest(values: np.ndarray) -> np.ndarray:
     """Returns the largest magnitude in each image, float64 `[n]`; NaN for an image with a NaN."""
     return np.abs(values.astype(np.float64)).reshape(len(values), -1).max(1)

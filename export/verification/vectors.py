@@ -33,24 +33,25 @@ from tfdecouple.model.any_size import pad_and_shrink_images
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.runtime.precision import full_float32
 
-# Largest numbers of real images, and of their pixels, that are encoded and decoded.
+# The largest number of real images that are encoded and decoded, and the largest number of pixels that they have.
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
-# Largest side of crops of the sample photographs, in pixels; for larger models they are enlarged.
+# The largest side in pixels of the crops of sample photographs; the crops are enlarged for models of larger images.
 _PHOTOGRAPH_SIDE = 64
-# Side in pixels above which one extreme image of each kind is tried, because an image takes a second or more.
+# For images with a longer side in pixels, one extreme image of each type is tried, because an image takes a second.
 _LARGE = 48
 
 
-# Number of pixels that the model computes at once. Batches have one size, because TensorFlow traces each size anew.
+# The model computes batches with about this number of pixels. All have one size: TensorFlow traces each size anew.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 
 Optional = np.ndarray | None
 
 
 def choose_batch_sizes(side: int) -> tuple[int, int, int]:
-    """Returns the three batch sizes for calls of endpoints, for images whose longer side has `side` pixels.
+    """Returns the sizes of the three batches that files answer, for images whose longer side has `side` pixels.
 
-    The model computes its answers in other batches, so that the comparison shows if images in a batch interact.
+    The Keras model computes its answers in batches of other sizes. So a file is found in which one image of a batch
+    changes the answer to another.
     """
     for most, largest in ((32, 17), (64, 8), (128, 4)):
         if side <= most:
@@ -59,7 +60,7 @@ def choose_batch_sizes(side: int) -> tuple[int, int, int]:
 
 
 def choose_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Returns the heights and widths at which files for images of any size are verified; the model's come first."""
+    """Returns the (height, width) at which files for images of any size are verified, first those of the model."""
     return [(height, width), (height + 1, width * 2 // 3), (height * 3 // 2 - 3, width * 2 + 5)]
 
 
@@ -72,13 +73,16 @@ def make_vectors(
 ) -> Arrays:
     """Returns the test vectors of a model for images of one size, arrays by name.
 
-    Inputs are `in/ENDPOINT/INPUT`, right outputs are `out/ENDPOINT/OUTPUT/FIELD` (the fields of `tolerance.Answer`),
-    and `batches` has the batch sizes. `real` and `extreme/KIND` are quantised images to encode and decode. `kept/KIND`
-    says for each image whether the model itself recovers it, from its codes and from perturbed codes; if so, files must
-    recover it. `labels/KIND` has the labels of the images, if z is a function of the label.
+    `in/ENDPOINT/INPUT` are inputs, `out/ENDPOINT/OUTPUT/FIELD` the Keras model's answers (fields of `Answer`), and
+    `batches` has the batch sizes. `real` and `extreme/TYPE` are quantised images to encode and decode. `kept/TYPE` has
+    a bool for each image: whether the Keras model recovers the image exactly, from its codes and from perturbed codes.
+    If so, files must recover the image. `labels/TYPE` has the labels of the images, if z is a function of the label.
 
-    `images` are real images, uint8 `[n, height, width, channels]`, at least the sum of `choose_batch_sizes`. `any_size`
-    says whether the endpoints are those for images of any height and width.
+    Args:
+        model: the Keras model.
+        images: real images, uint8 `[n, height, width, channels]`, n at least the sum of `choose_batch_sizes`.
+        report: a callback that receives lines of progress.
+        any_size: whether the endpoints are those for images of any height and width.
 
     Raises:
         RefusedError: if the model's answer lacks an output of an endpoint.
@@ -90,27 +94,27 @@ def make_vectors(
     perturbed = KerasAnswers(model, plain)
     vectors: Arrays = {"batches": np.array(sizes)}
     report("  images to encode and decode")
-    kinds = {"real": images, **make_extreme_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
-    every = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*kinds.values()])))
-    labels = np.arange(len(every), dtype=np.int32) % config.classes if config.has_class_codes else None
-    z, _, v = plain.encode(every, labels)
-    height, width = every.shape[1:3]
+    image_types = {"real": images, **make_extreme_images(images.shape[1:], rng, 1 if side > _LARGE else 4)}
+    quantized = np.asarray(model.quantizer.quantize_pixels(np.concatenate([*image_types.values()])))
+    labels = np.arange(len(quantized), dtype=np.int32) % config.classes if config.has_class_codes else None
+    z, _, v = plain.encode(quantized, labels)
+    height, width = quantized.shape[1:3]
     decoded = (answers.to_pixels(answers.decode(z, v)) for answers in (plain, perturbed))
-    same = [one[:, :height, :width] == every for one in decoded]
-    kept = np.all(same, 0).reshape(len(every), -1).all(1)
+    recovered = np.all([(one[:, :height, :width] == quantized).all((1, 2, 3)) for one in decoded], 0)
     start = 0
-    for kind, array in kinds.items():
+    for name, array in image_types.items():
         rows = slice(start, start + len(array))
         start += len(array)
-        vectors[kind if kind == "real" else f"extreme/{kind}"], vectors[f"kept/{kind}"] = every[rows], kept[rows]
+        vectors[name if name == "real" else f"extreme/{name}"] = quantized[rows]
+        vectors[f"kept/{name}"] = recovered[rows]
         if labels is not None:
-            vectors[f"labels/{kind}"] = labels[rows]
+            vectors[f"labels/{name}"] = labels[rows]
     inputs = _Inputs(plain, images[: sum(sizes)], rng)
     for endpoint in list_endpoints(config, any_size):
         report(f"  {endpoint.name}")
-        given = {array.name: inputs.make(array, endpoint) for array in endpoint.inputs}
-        vectors |= {f"in/{endpoint.name}/{name}": array for name, array in given.items()}
-        right, other = (endpoint.answer(answers, given) for answers in (plain, perturbed))
+        values = {array.name: inputs.make_values(array, endpoint) for array in endpoint.inputs}
+        vectors |= {f"in/{endpoint.name}/{name}": array for name, array in values.items()}
+        right, other = (endpoint.answer(answers, values) for answers in (plain, perturbed))
         if lacking := [one.name for one in endpoint.outputs if one.name not in right]:
             raise RefusedError(
                 f"not published: endpoint {endpoint.name} cannot be compared: its answer lacks {', '.join(lacking)} "
@@ -125,37 +129,38 @@ def make_vectors(
 
 
 class _Inputs:
-    """A generator of inputs for endpoints; all endpoints share the inputs of a name."""
+    """A maker of the inputs of endpoints; inputs with the same name have the same values in all endpoints."""
 
     def __init__(self, answers: KerasAnswers, images: np.ndarray, rng: np.random.Generator):
         self._answers, self._images, self._rng = answers, images, rng
         self._made: Arrays = {}
 
-    def make(self, array: Array, endpoint: Endpoint) -> np.ndarray:
-        """Returns the values of one input, `array`, of an endpoint, for all images."""
+    def make_values(self, array: Array, endpoint: Endpoint) -> np.ndarray:
+        """Returns the values of the input `array` of an endpoint, a row for each image."""
         if array.holds in (IMAGE, LABEL):
-            # The second images are the first images shifted by half their number. If the number is even, each pair
-            # occurs in both orders, so that the Keras model computes its answers only once.
+            # images_b are images_a shifted by half their number. If the number is even, each pair of images occurs in
+            # both orders, so that the Keras model computes its answers only once.
             alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
             whole = self._images if array.holds == IMAGE else array.draw_values(self._rng, len(self._images))
             return np.roll(whole, len(whole) // 2 * alike.index(array.name), 0)
         if array.name not in self._made:
             codes = array.holds in (GLOBAL_CODE, LOCAL_CODE)
-            self._made |= self._codes() if codes else {array.name: array.draw_values(self._rng, len(self._images))}
+            self._made |= self._make_codes() if codes else {array.name: array.draw_values(self._rng, len(self._images))}
         return self._made[array.name]
 
-    def _codes(self) -> Arrays:
+    def _make_codes(self) -> Arrays:
         """Returns "z" and "v": codes of images in the first half, and codes of samples in the second half.
 
-        Codes of images decode to the middle of a bin, which hides errors below half a bin; codes of samples show them.
+        Codes of images decode to the middle of a bin, so that an error below half a bin changes no pixel. Values
+        decoded from codes of samples lie anywhere in a bin, so that small errors change pixels.
         """
         sample = find_endpoint(self._answers.config, "sample")
-        given = {array.name: self.make(array, sample) for array in sample.inputs if array.name != "v_noise"}
-        encoding = self._answers.encode(self._images, given.get("labels"))
+        inputs = {array.name: self.make_values(array, sample) for array in sample.inputs if array.name != "v_noise"}
+        encoding = self._answers.encode(self._images, inputs.get("labels"))
         noise = self._rng.standard_normal(encoding.v.shape, np.float32)
         codes = {
-            "z": self._answers.z_from_noise(given.get("z_noise"), given.get("labels")),
-            "v": given["temperature"][:, None, None, None] * noise,
+            "z": self._answers.z_from_noise(inputs.get("z_noise"), inputs.get("labels")),
+            "v": inputs["temperature"][:, None, None, None] * noise,
         }
         half = len(self._images) // 2
         mixed = {}
@@ -168,7 +173,7 @@ class _Inputs:
 def make_extreme_images(
     shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
 ) -> Mapping[str, np.ndarray]:
-    """Returns artificial extreme images by kind, uint8 `[n, height, width, channels]` with n at most `most`."""
+    """Returns artificial images by type such as "black", uint8 `[n, height, width, channels]`, n at most `most`."""
     height, width, channels = shape
     board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
     return {
@@ -181,9 +186,9 @@ def make_extreme_images(
 
 
 def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
-    """Returns images that the run was not trained on, and a description of their source.
+    """Returns test images, uint8 `[n, *shape]`, of the run's data, and a description of their source.
 
-    They are test images of the run's data, or of the sample photographs if the run's data cannot be read.
+    If the run's data cannot be read, they are test images of the sample photographs.
 
     Raises:
         DataError: if neither source can be read.
@@ -198,7 +203,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
     for options, taken in ((data, shape), (DataConfig(source="photographs"), of_photographs)):
         try:
             source = open_source(options, taken)
-            # A large folder may have fewer readable images than files, so `at_most` accepts fewer images.
+            # Some files of a large folder may be unreadable, so `at_most` accepts fewer images.
             images, _ = load_images(source, "test", min(count, source.sizes["test"]), at_most=True)
         except (DataError, OSError):
             continue
@@ -206,7 +211,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
         if taken[:2] != (height, width):
             pictures = images if taken[-1] == RGB_CHANNELS else images[..., 0]
             images = np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in pictures])
-        # If the model has more channels than a photograph, the channels of the photograph repeat.
+        # A model may have more channels than a photograph; then the channels of the photograph repeat.
         images = images.reshape(available, height, width, -1)[..., np.arange(channels) % taken[-1]]
         # The images of a small test split repeat, because the batches must be full.
         return np.resize(images, (max(available, needed), *shape)), f"{available} test images of {source.title}"
@@ -214,7 +219,7 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
 
 
 class Encoding(NamedTuple):
-    """The codes of images: `z` and `z_log_variance`, `[n, d_z]` or None, and `v`, of the images' shape."""
+    """The codes of images: `z` and `z_log_variance` are `[n, d_z]` or None, and `v` has the shape of the images."""
 
     z: Optional
     z_log_variance: Optional
@@ -222,14 +227,15 @@ class Encoding(NamedTuple):
 
 
 class KerasAnswers:
-    """A Keras model that answers endpoints: codes, images and scores, as arrays with the batch axis first.
+    """A Keras model that computes codes, images and scores for `Endpoint.answer`, arrays with the batch axis first.
 
     Answers to equal rows of inputs are computed once. For a model without z, z is None.
 
     Args:
         model: the model, with weights.
-        unperturbed: None to answer the inputs as they are; or the answers to them, to answer inputs that are perturbed,
-            up or down, by a relative `PERTURBATION`; pixels are perturbed by this share of their range.
+        unperturbed: if it is None, inputs stay as they are. Otherwise inputs are perturbed at random, up or down, by a
+            relative `PERTURBATION` (pixels by this fraction of their range), and it has the answers without
+            perturbation.
     """
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None):
@@ -237,7 +243,7 @@ class KerasAnswers:
         self.config = model.config
         self._model, self._unperturbed = model, unperturbed
         self._rng = np.random.default_rng(0)
-        self._known: dict[bytes, list[Optional]] = {}
+        self._cache: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
         """Returns the codes of uint8 images of any size; labels are used only if z is a function of the label."""
@@ -257,17 +263,17 @@ class KerasAnswers:
         if noise is None:
             assert labels is not None
             noise = np.zeros((len(labels), self.config.latent_dim), np.float32)
-        return self._run(lambda *inputs: [self._model.z_from_noise(*inputs)], noise, labels)[0]
+        return self._run_in_batches(lambda *inputs: [self._model.z_from_noise(*inputs)], noise, labels)[0]
 
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
     ) -> dict[str, np.ndarray]:
-        """Returns the scores of `OutlierScores` that the model has, by name, each `[n]`."""
+        """Returns those of the `OutlierScores` that the model has, by name, each `[n]`."""
         if z_noise is None:
             z_noise = np.zeros((len(images), self.config.latent_dim), np.float32)
         if self._unperturbed is not None:
             z_noise = self._perturb_noise(images, z_noise)
-            # u is perturbed in units of bins, so that x changes as much as for perturbed images.
+            # u is perturbed in units of bins, so that x changes as much as it does for perturbed images.
             u_noise = self._perturb(u_noise, self.config.n_bins / 2)
 
         def compute(images: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
@@ -276,16 +282,16 @@ class KerasAnswers:
             return [score for score in scores if score is not None]
 
         names = [name for name in OutlierScores._fields if name != "prior_nats" or self.config.has_encoder]
-        return dict(zip(names, self._run(compute, images, z_noise, u_noise, labels), strict=True))
+        return dict(zip(names, self._run_in_batches(compute, images, z_noise, u_noise, labels), strict=True))
 
     def classify(self, images: np.ndarray) -> np.ndarray:
         """Returns log p(y|x) of each label y for uint8 images x, `[n, classes]`."""
-        return self._run(
+        return self._run_in_batches(
             lambda bins: [tf.math.log_softmax(self._model.evaluate_log_joint(bins))], self._to_bins(images)
         )[0]
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
-        """Returns uint8 pixels of values in units of bins; values outside all bins get the nearest bin."""
+        """Returns the uint8 pixels of values in units of bins; values outside all bins are in the nearest bin."""
         quantizer = self._model.quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
@@ -298,30 +304,32 @@ class KerasAnswers:
         flow, encoder, quantizer = self._model.flow, self._model.encoder, self._model.quantizer
         if encoder is not None:
             to_encode = bins if shrunk is padded else self._to_bins(shrunk)
-            mean, log_variance = self._run(
+            mean, log_variance = self._run_in_batches(
                 lambda part: encoder.run_inference(quantizer.place_at_edges(part)), to_encode
             )
-        v = self._run(lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, mean)[0]
+        (v,) = self._run_in_batches(
+            lambda part, z: flow.forward_and_log_det(quantizer.place_at_centres(part), z)[:1], bins, mean
+        )
         return [mean, log_variance, v]
 
     def _decode(self, z: Optional, v: np.ndarray) -> list[np.ndarray]:
         if self._unperturbed is not None:
             z, v = None if z is None else self._perturb(z), self._perturb(v)
-        return self._run(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)
+        return self._run_in_batches(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)
 
     def _to_bins(self, images: Any) -> np.ndarray:
         bins = np.asarray(self._model.quantizer.find_bins(images))
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
-        """Returns values perturbed up or down at random, by `PERTURBATION` relative to themselves or to `scale`."""
+        """Returns values plus or minus `PERTURBATION` times `scale`, or times the value itself without `scale`."""
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 
     def _perturb_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns noise that changes z as much as perturbed images change it.
+        """Returns noise of z that changes z as much as perturbed images change z.
 
-        Perturbed noise alone hardly changes a z of small variance, which rounding of its mean does change.
+        Noise that is only perturbed would hardly change a z of small variance, whereas rounding the mean of z does.
         """
         assert self._unperturbed is not None
         perturbed = self._perturb(noise)
@@ -334,26 +342,26 @@ class KerasAnswers:
         return (other_mean + np.exp(other_log_variance / 2) * perturbed - mean) / np.exp(log_variance / 2)
 
     def _answer_rows(
-        self, question: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
+        self, method: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
     ) -> list[Optional]:
-        """Returns the results of `compute` for all rows of the inputs, of which equal rows are computed once."""
-        given = [array for array in inputs if array is not None]
+        """Returns the results of `compute` for all rows of the inputs; equal rows are computed once and cached."""
+        arrays = [array for array in inputs if array is not None]
         keys = [
-            hashlib.sha256(b"|".join([question.encode(), *(array[row].tobytes() for array in given)])).digest()
-            for row in range(len(given[0]))
+            hashlib.sha256(b"|".join([method.encode(), *(array[row].tobytes() for array in arrays)])).digest()
+            for row in range(len(arrays[0]))
         ]
-        unknown = list({key: row for row, key in enumerate(keys) if key not in self._known}.values())
-        if unknown:
-            results = compute(*(None if array is None else array[unknown] for array in inputs))
-            for number, row in enumerate(unknown):
-                self._known[keys[row]] = [None if result is None else result[number] for result in results]
-        columns = zip(*(self._known[key] for key in keys), strict=True)
+        new_rows = list({key: row for row, key in enumerate(keys) if key not in self._cache}.values())
+        if new_rows:
+            results = compute(*(None if array is None else array[new_rows] for array in inputs))
+            for number, row in enumerate(new_rows):
+                self._cache[keys[row]] = [None if result is None else result[number] for result in results]
+        columns = zip(*(self._cache[key] for key in keys), strict=True)
         return [None if column[0] is None else np.stack(column) for column in columns]
 
-    def _run(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        """Returns the results of a function of the model for any number of images, computed in batches of one size."""
-        given = [array for array in arrays if array is not None]
-        length, pixels = len(given[0]), max(math.prod(array.shape[1:3]) for array in given if array.ndim in (2, 4))
+    def _run_in_batches(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
+        """Calls a function of the model in batches of one size, and returns its results for all rows of the arrays."""
+        inputs = [array for array in arrays if array is not None]
+        length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs if array.ndim in (2, 4))
         at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))
         parts = []
         for start in range(0, length, at_once):

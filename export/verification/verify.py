@@ -1,4 +1,4 @@
-"""The verification of exported files in processes of their own, before publication and of an export folder later."""
+"""The verification of exported files, each format in a process of its own: before publication, and by `--verify`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Progress = Callable[[str], Any]
 def compare_in_process(
     runtime: str, folder: pathlib.Path, vectors: pathlib.Path, options: Mapping[str, Any], report: Progress
 ) -> Report:
-    """Returns the report of `comparison.compare_files` from a process that does not load the Keras model.
+    """Runs `comparison.compare_files` in a process that does not load the Keras model, and returns its report.
 
-    `vectors` is the file of the test vectors, and `options` has further arguments of `compare_files`. A failure of the
-    process is one of the problems in the report.
+    `vectors` is the file of the test vectors, and `options` has further arguments of `compare_files`. If the process
+    fails, the failure is the only problem in the report.
     """
     arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
     started = python_process("-m", "export.verification.comparison", *arguments)
@@ -55,32 +55,32 @@ def compare_in_process(
 
 
 def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[str], list[str]]:
-    """Returns the problems of an export folder, compared with its manifest, and the parts that were not compared.
+    """Returns the problems of an export folder, and the names of its parts whose answers could not be checked.
 
     The problems are a line for each file that is changed, missing or unknown, and for each part with wrong answers. The
-    run is not needed. ONNX files are run with every installed execution provider of ONNX Runtime.
+    run is not needed. ONNX files are run with every execution provider of ONNX Runtime that is installed.
 
     Raises:
         UserError: if the folder has no manifest, or the manifest is damaged.
     """
-    recorded = load_manifest(folder)
+    manifest = load_manifest(folder)
     problems: list[str] = []
     not_compared: list[str] = []
     changed: set[str] = set()
-    for change, name in recorded.find_changes(folder):
+    for change, name in manifest.find_changes(folder):
         if change == "changed" and name in EDITABLE:
             report(f"changed: {name} (settings of a server, which are yours to edit)")
         else:
             problems.append(f"{change}: {name}")
         changed.add(name)
-    same = len({*recorded.files} - changed)
-    report(f"{same} of {len(recorded.files)} files are as they were exported")
-    problems += [f"no part of the manifest: {name}" for name in recorded.find_strays(folder)]
-    if not recorded.parts:
+    same = len({*manifest.files} - changed)
+    report(f"{same} of {len(manifest.files)} files are as they were exported")
+    problems += [f"no part of the manifest: {name}" for name in manifest.find_strays(folder)]
+    if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
-    for name, part in recorded.parts.items():
-        own = {one for one in recorded.files if one.startswith(f"{name}/")} | {part.vectors}
-        if changed & own or not own <= {*recorded.files}:
+    for name, part in manifest.parts.items():
+        own = {one for one in manifest.files if one.startswith(f"{name}/")} | {part.vectors}
+        if changed & own or not own <= {*manifest.files}:
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
         unavailable, compared = [], False
@@ -99,7 +99,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
 
 
 def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields the installed packages or providers that can run a part here, with the options for each."""
+    """Yields the name and the options of `compare_files` for each installed package or provider that runs a part."""
     if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
         report(f"{name}: ai-edge-litert is not installed here: not checked")
     elif runtime != "onnx":

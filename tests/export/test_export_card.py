@@ -40,7 +40,7 @@ def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
 
 
 # The facts by which an entry is known to be of the model of `provenance_of`.
-CONFIG_DIGEST = provenance_of().metadata()["config_sha256"]
+CONFIG_DIGEST = provenance_of().make_metadata()["config_sha256"]
 ABOUT = {"name": "tiny", "config_sha256": CONFIG_DIGEST, "run": "tiny", "step": 1, "any_size": False}
 CHECKED = "44 of 44 images came back in ONNX Runtime in Python; no browser was tried"
 PAGE = {**ABOUT, "files": ["web/index.html"], "checked": CHECKED, "bytes": 34_900_000}

@@ -31,7 +31,7 @@ class TestVersions:
         for name in ("3", "old-7", "8.bak", ".9", "v10", "١١", "-12", "1e3"):
             (tmp_path / "savedmodel" / name).mkdir(parents=True)
         with Staging(tmp_path) as staging:
-            assert staging.versions() == [3]
+            assert staging.list_versions() == [3]
 
     def test_one_that_exists_is_refused_and_everything_is_kept(self, quick, command, refused, tiny_run, tmp_path):
         assert command("--version", 2)[0] == 0
