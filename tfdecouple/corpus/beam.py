@@ -138,12 +138,8 @@ def _add_pipeline_steps(
 class FolderReader:
     """A reader of the image files below a folder, which runs on workers; keys and labels are those of `folder:PATH`.
 
-    Attributes:
-        root: path of the folder, with a "/" at its end.
-        image_shape: height, width and channels of the model's images.
-        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
-        has_splits: whether the sub-folders are splits, because one of them is named "train".
-        labels: names of the labels, in their order.
+    `root` is the path of the folder, with a "/" at its end. `image_shape` and `centre_crop` are those of `read_image`.
+    `has_splits` says that the sub-folders are splits, because one of them is named "train".
     """
 
     root: str

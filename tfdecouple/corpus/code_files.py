@@ -44,10 +44,7 @@ def serialize_examples(
 ) -> Iterator[bytes]:
     """Yields a serialised `tf.train.Example` with key, label and codes of each image.
 
-    Args:
-        keys: names of the images, `[n]`, UTF-8.
-        labels: labels of the images, `[n]`, -1 for none.
-        arrays: codes of the images by field, float32 `[n, ...]`.
+    Keys are UTF-8, the label of an unlabelled image is -1, and `arrays` are the codes, float32 `[n, ...]`, by field.
     """
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         features = {

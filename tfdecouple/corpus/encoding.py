@@ -85,14 +85,8 @@ def encode_shards(
 ) -> list[bytes]:
     """Encodes images into code files; returns the keys of the images whose v is written and `far_from_training`.
 
-    Args:
-        folder: the folder to write to.
-        manifest: the manifest of the folder.
-        shards: the code files to write, in the order of the manifest.
-        source: the data set.
-        encoder: the function that `make_image_encoder` returns.
-        batch_size: number of images in a batch.
-        counter: a callback that receives the number of encoded images.
+    `shards` are the code files to write, in the order of the manifest; `encoder` is what `make_image_encoder` returns;
+    and `counter` is a callback that receives the number of encoded images.
 
     Raises:
         DataError: where an image cannot be read.

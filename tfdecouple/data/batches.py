@@ -118,7 +118,7 @@ def make_evaluation_batches(
         split: "train", "validation" or "test".
         batch_size: number B of images in a batch, over all devices.
         limit: number of images from the beginning of the split; 0 for all.
-        indices: indices of the images, `[n]`, as for `read_chosen_batches`; None for all images.
+        indices: indices of the images, as for `read_chosen_batches`; None for all images.
 
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
@@ -162,12 +162,9 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 
 
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first `count` readable images of a split and their labels, in the order of the split.
+    """Returns the first `count` readable images of a split, uint8 [count, ...], and their labels, int32 [count].
 
     If the split has fewer readable images, `at_most` returns all of them, at least one, instead of raising an error.
-
-    Returns:
-        The images, uint8 [count, height, width, channels], and their labels, int32 [count] (-1 for none).
 
     Raises:
         DataError: where the split is unknown or has too few images, or an image is unreadable and not skipped.

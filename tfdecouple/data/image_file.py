@@ -168,11 +168,8 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     images become grey, as Pillow's "L". For any other number of channels the file must have this number: LA, RGBA,
     CMYK, or an array of NumPy (.npy), uint8 [H, W, channels].
 
-    Args:
-        path: path of the file.
-        image_shape: height, width and channels of the result, as for `crop_and_resize`.
-        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
-        file: the open file; None to open `path`, which otherwise only names the file in messages.
+    `image_shape` and `centre_crop` are those of `crop_and_resize`. If `file` is the open file, `path` only names it in
+    messages.
 
     Raises:
         DataError: where the file is no regular file, is no image of the formats that its ending allows, or has more

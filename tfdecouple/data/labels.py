@@ -84,10 +84,7 @@ def make_step_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfi
 class Attributes:
     """The numeric attributes of images, such as an age or a pose, or 1 and 0 for yes and no, from a CSV file.
 
-    Attributes:
-        path: path of the CSV file, for messages.
-        names: names of the attributes.
-        rows: the attributes of an image, float64 `[attributes]`, by file name; NaN for an empty cell.
+    `rows` has the attributes of each image, float64 `[attributes]`, by file name; NaN for an empty cell.
     """
 
     path: str

@@ -203,9 +203,10 @@ class MemorySplit(Split):
     def load_arrays(self) -> None:
         """Loads images and labels at the first call."""
         if self._load is not None:
-            # The array is placed on the CPU, because tf.data reads it there.
+            # The arrays are placed on the CPU, because tf.data reads them there.
             with tf.device("/CPU:0"):
                 self._arrays = tuple(tf.convert_to_tensor(array) for array in self._load())
+            # The function may hold the memory of the arrays that it returned.
             self._load = None
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
@@ -217,12 +218,8 @@ class MemorySplit(Split):
 class RecordSplit(Split):
     """A split that is too large for the memory and can only be read in order.
 
-    Args:
-        size: number of records.
-        description: description of the split's images for messages.
-        records: dataset of the encoded records, equal in every pass, dense tensors of fixed shapes.
-        decode: function that returns image and label of a record, as `Split.decode_record` does.
-        window: number of encoded records that are shuffled together, in memory.
+    `records` is a dataset of encoded records, dense tensors of fixed shapes, which is equal in every pass. `decode` is
+    a function that returns image and label of a record. `window` records are shuffled together, in memory.
     """
 
     def __init__(

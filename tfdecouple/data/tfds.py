@@ -64,12 +64,8 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
     """Returns the parts of a TFDS data set for "train", "validation" and "test", in TFDS' notation ("train[:-1000]").
 
     The splits of the data set are used. If it has no test split, its validation split is the test set, as in the paper.
-    Each split that is still missing gets `held_out` images from the end of the training split.
-
-    Args:
-        source: the data set's name, for messages.
-        sizes: number of images in each split that the data set has.
-        held_out: number of images to hold out of training for each missing split.
+    Each split that is still missing gets `held_out` images from the end of the training split. `sizes` has the number
+    of images in each split that the data set has, and `source` is its name for messages.
     """
     if "train" not in sizes:
         raise DataError(f"the data set {source} has no split train (it has {', '.join(sizes) or 'none'}); use another")

@@ -118,12 +118,9 @@ def describe_draw_count(k: int) -> str:
 
 
 def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> None:
-    """Raises RunError, with the numbers of the images, if a value of an image is not finite.
+    """Raises RunError, with the indices of the images, `[images]`, if `values`, `[images, ...]`, are not all finite.
 
-    Args:
-        what: the name of the values in the message, such as "the bound".
-        values: the values, float `[images, ...]`.
-        index: the indices of the images in their split, `[images]`.
+    The argument `what` names the values in the message, such as "the bound".
     """
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):

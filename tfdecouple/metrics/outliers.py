@@ -154,10 +154,7 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
 class OutlierScorer:
     """A callable that computes outlier scores of images on one device; scores do not depend on the batch of an image.
 
-    Args:
-        model: a model with weights.
-        samples: the number of draws of (z, u) per image, over which the scores are averaged.
-        seed: the seed of the draws, which depend on the seed and the index of the image alone.
+    Scores are the mean over `samples` draws of (z, u) per image, which depend on the seed and the index of the image.
     """
 
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
@@ -183,10 +180,8 @@ class OutlierScorer:
     def __call__(self, images: np.ndarray, index: np.ndarray, count: int | None = None) -> Scores:
         """Returns the scores of the first `count` images, float64 `[count]`, by name: all `SCORES` that the model has.
 
-        Args:
-            images: the images, uint8 `[n, height, width, channels]`; TensorFlow traces the model once for each n.
-            index: the numbers of the images in their split, `[n]`.
-            count: the number of images before the padding; None for n.
+        The images are uint8 `[n, height, width, channels]`, followed by padding if `count` is less than n. `index` are
+        their indices in the split, `[n]`. TensorFlow traces the model once for each n.
         """
         import tensorflow as tf
 

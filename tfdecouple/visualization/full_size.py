@@ -114,13 +114,11 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class UserPhotograph:
-    """A photograph of the user at its original size.
+    """A photograph of the user at its original size, from the file `path`, with the name of its format in Pillow.
 
     Attributes:
-        path: the path of the photograph's file.
         pixels: the upright pixels in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images.
         alpha: the transparency, uint8 `[H, W]`; None for a photograph without transparency.
-        format: the format of the file, as Pillow names it.
     """
 
     path: str

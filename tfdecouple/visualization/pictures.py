@@ -29,15 +29,10 @@ _SIDE = 128
 
 @dataclasses.dataclass(frozen=True)
 class PictureInputs:
-    """The model and the images that the pictures of an evaluation show.
+    """The model and the images, uint8 `[n, height, width, channels]`, that the pictures of an evaluation show.
 
-    Attributes:
-        model: the model.
-        images: the images, uint8 `[n, height, width, channels]`, at least one.
-        seed: the seed of the samples.
-        most: the approximate number of images in a picture.
-        labels: the labels of the images, int32 `[n]`; None for a model without labels.
-        label_names: the names of all labels.
+    `seed` is the seed of samples, `most` the approximate number of images in a picture, and `labels` are the labels of
+    the images, int32 `[n]`, or None for a model without labels.
     """
 
     model: DecoupledModel
