@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
-    """Runs `throughput.py` for a phase in a process of its own, and returns the measurements by name."""
+    """Runs `throughput.py` for a phase such as "train16" in a new process, and returns the measurements by name."""
     return run_json([sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, *arguments])
 
 
@@ -76,7 +76,7 @@ def replace_table(document: str, name: str, table: str) -> str:
 
 
 def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
-    """Replaces tables in a Markdown file by tables of the same names; does nothing if `page` is None."""
+    """Replaces tables in the Markdown file `page` by `tables`, which have the same names; does nothing for None."""
     if page:
         document = page.read_text(encoding="utf-8")
         for name, table in tables.items():

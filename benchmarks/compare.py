@@ -40,7 +40,7 @@ from tfdecouple.doctor.installation import describe_machine, list_instruction_se
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# The yardstick's kind of phase for each kind of this project.
+# For each kind of phase of `throughput.py`, the kind of phase of the yardstick with which it is compared.
 COUNTERPARTS = {"train": "train", "eval": "eval", "encode": "eval", "decode": "decode", "sample": "decode"}
 # Arguments of `throughput.py` for each variant of training.
 VARIANTS = {

@@ -117,7 +117,7 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """A text with the class, config and shapes, which are the same for all layers of the kind."""
+        """A text with the class, the config and the shapes of the layer, which identifies the kind."""
         config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
         return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)} {self.condition}"
 

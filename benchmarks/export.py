@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def measure_export(options: argparse.Namespace) -> int:
-    """Exports the run unless an export folder is given, and measures the runtimes; returns the exit status.
+    """Exports a run or takes an export folder, measures the runtimes, and returns the exit status.
 
     Raises:
         UserError: if the run or export folder is missing, or the z of the model is a function of the label.

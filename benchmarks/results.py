@@ -34,7 +34,7 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
-# The name of each compared model on the page, by the folder of its run.
+# The name of each compared model in the tables of docs/RESULTS.md, by the folder of its run.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
 # The part of each model that z conditions.
 CONDITIONED = {
@@ -160,14 +160,14 @@ def run_command(line: str, options: argparse.Namespace) -> None:
 
 
 def replace_tables(page: str) -> str:
-    """Returns the text of the page with all tables made from the files."""
+    """Returns the text of docs/RESULTS.md with all tables made from the files in docs/results."""
     for name, make in TABLES.items():
         page = replace_table(page, name, make())
     return page
 
 
 def list_differences(page: str, made: str) -> list[str]:
-    """Returns a message for each line of the page that differs from the page `made` from the files."""
+    """Returns a message for each line of docs/RESULTS.md that differs from `made`, the text with new tables."""
     pairs = itertools.zip_longest(page.splitlines(), made.splitlines(), fillvalue="")
     return [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
 
@@ -178,7 +178,7 @@ def load_result(name: str) -> Any:
     return json.loads((FILES / name).read_text(encoding="utf-8"))
 
 
-# --- tables, in the order of the page ---
+# --- tables, in the order of docs/RESULTS.md ---
 
 
 def _render_models() -> str:
@@ -335,7 +335,7 @@ def _render_exactness() -> str:
 
 
 def load_by_length(run: str) -> dict[int, dict[str, Any]]:
-    """Returns metrics of a run by the number of updates, for earlier weights and for the committed weights."""
+    """Returns metrics of a run by its number of updates, for earlier weights and for the weights in the repository."""
     earlier = {row["updates"]: row for row in load_result("by_length.json")["rows"] if row["run"] == run}
     now = {"bits_per_dim": load_result(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]}
     if run == "conditional":
@@ -365,13 +365,8 @@ def _render_by_length() -> str:
 
 
 # Titles of the scores and of the kinds of outliers in the table "outliers".
-SCORES = {
-    "bits_per_dim": "bits/dim",
-    "bits_per_dim_minus_codec": "bits/dim less WebP",
-    "prior_nats": "-log p(z)",
-    "shell": "shell of v",
-    "typicality": "typicality",
-}
+SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim less WebP", "prior_nats": "-log p(z)"}
+SCORES |= {"shell": "shell of v", "typicality": "typicality"}
 OUTLIERS = {"photographs": "embedded photographs", "noise": "noise", "constant": "single colours"}
 OUTLIERS |= {"permuted": "permuted pixels"}
 

@@ -283,7 +283,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
 
 
 def render_memory(rows: Rows) -> str:
-    """Returns the table of memory for the presets at their own depth."""
+    """Returns the table of calculated memory for the presets in LARGE, whose depth is unchanged."""
     header = ["preset", "parameters", "state, GiB", *(f"GiB/image, {memory}" for memory in MEMORY)]
     header += [f"{gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [

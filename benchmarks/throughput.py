@@ -118,7 +118,7 @@ def measure_phase(options: argparse.Namespace) -> int:
 
 
 def parse_phase(text: str) -> tuple[str, int]:
-    """Returns the kind and the number of images of a phase.
+    """Splits a phase such as "train16" into its kind and its number of images.
 
     Raises:
         UserError: if the phase is unknown.

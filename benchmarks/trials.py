@@ -100,7 +100,7 @@ def run_action(options: argparse.Namespace) -> int:
         for trial in waiting:
             print(f"{trial.key}: {trial.command}")
         return 0
-    signal.signal(signal.SIGTERM, stop_on_signal)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERRUPTED))
     for trial in waiting:
         others = [row for row in rows if (row["name"], row["seed"]) != (trial.name, trial.seed)]
         rows = [*others, run_trial(trial, options)]
@@ -236,10 +236,6 @@ def _format_metrics(row: dict[str, Any]) -> list[str]:
     if "probe_accuracy" not in row:
         return [bits, "", ""]
     return [bits, f"{row['validation_kl']:.1f}", f"{100 * row['probe_accuracy']:.1f}"]
-
-
-def stop_on_signal(number: int, frame: object) -> None:
-    raise SystemExit(EXIT_INTERRUPTED)
 
 
 if __name__ == "__main__":

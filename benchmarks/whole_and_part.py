@@ -119,9 +119,8 @@ def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
         pairs = list(zip(photographs, photographs[7:] + photographs[:7], strict=True))
         others = {"unchanged": lambda a, b: a, "Reinhard": match_moments, "`match_histograms`": match_colours}
         for name, function in others.items():
-            metrics[f"{name}, {size}"] = measure_transfer(
-                [(a.pixels, b.pixels, function(a.pixels, b.pixels)) for a, b in pairs]
-            )
+            rows = [(a.pixels, b.pixels, function(a.pixels, b.pixels)) for a, b in pairs]
+            metrics[f"{name}, {size}"] = measure_transfer(rows)
         columns = [[a.pixels for a, _ in pairs], [b.pixels for _, b in pairs]]
         for name, arrays in weights.items():
             for key, variable in model.named_variables().items():

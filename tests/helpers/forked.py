@@ -69,7 +69,7 @@ def _receive_number(connection: socket.socket) -> int:
 
 
 def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables of an environment that must have the server's values, because libraries read them early."""
+    """Returns the environment variables that libraries read while they are loaded; the server has loaded them."""
     return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
@@ -135,7 +135,7 @@ class ForkedPopen(subprocess.Popen):
 
     @staticmethod
     def connect() -> ServerConnection | None:
-        # There is only one server: a second one would be garbage collected, and the status of its programs lost.
+        # There is only one server. A second one would be garbage collected, and its programs would report no status.
         with _starting:
             return _start_server_once()
 

@@ -178,7 +178,7 @@ def open_onnx(name, endpoint):
 
 
 def run_onnx(name, endpoint, **given):
-    """Returns the outputs by name of an endpoint's ONNX model for `make_inputs`, with inputs replaced by `given`."""
+    """Runs the ONNX model of an endpoint on `make_inputs`, with inputs replaced by `given`; returns outputs by name."""
     session, arrays = open_onnx(name, endpoint), {**make_inputs(VARIANTS[name]), **given}
     values = session.run(None, {array.name: arrays[array.name] for array in session.get_inputs()})
     return dict(zip((output.name for output in session.get_outputs()), values, strict=True))

@@ -194,7 +194,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _look(self, name, version):
         response, signatures = self.owner.metadata(name, int(version or 0))
-        # Each part is converted by itself, so that the reply has no "@type" (http_rest_api_util.cc).
+        # Each message is converted separately, so that the reply has no "@type" (http_rest_api_util.cc).
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
         spec, signatures = (json_format.MessageToDict(part, **options) for part in (response.model_spec, signatures))
         return {"model_spec": spec, "metadata": {"signature_def": signatures}}
