@@ -186,7 +186,7 @@ def tiny_run(tmp_path_factory):
     """The run folder "tiny" of a small model whose z changes the decoded image. Do not change it."""
 
     def make(folder):
-        from helpers.models import SMALL, give_effect, let_z_show, random_images
+        from helpers.models import SMALL, give_effect, random_images, strengthen_z
         from helpers.runs import write_run
 
         from tfdecouple.model import DecoupledModel
@@ -194,7 +194,7 @@ def tiny_run(tmp_path_factory):
         random.seed(0)
         model = DecoupledModel(SMALL)
         model.initialize(random_images(16))
-        write_run(folder / "tiny", let_z_show(give_effect(model)))
+        write_run(folder / "tiny", strengthen_z(give_effect(model)))
 
     return copy_once(tmp_path_factory, "runs", make) / "tiny"
 

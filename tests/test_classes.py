@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import scipy.special
 import tensorflow as tf
-from helpers.models import every_weight_has_a_gradient, random_images
+from helpers.models import assert_gradients_reach_weights, random_images
 from helpers.refusals import message_of
-from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, variant, weights
+from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh, images_of, read_weights, variant
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import ConfigError, DataError, UserError
@@ -149,7 +149,7 @@ class TestPriorOfLabels:
         plain = fresh(SMALLEST)
         model = DecoupledModel(OF_CLASSES["prior-classes"])
         model.initialize(random_images(8, 4))
-        for name, value in weights(plain).items():
+        for name, value in read_weights(plain).items():
             model.named_variables()[name].assign(value)
         images, (z_noise, u) = images_of(model), noise(model)
         z = plain.posterior(images).mean()
@@ -211,7 +211,7 @@ def test_gradients_reach_every_weight(name, labels):
     model, images = variant(name), images_of(variant(name))
     draws = noise(model)
     loss = lambda: tf.reduce_sum(model.elbo_from_noise(images, *draws, True, labels).bits_per_dim)  # noqa: E731
-    every_weight_has_a_gradient(model, loss)
+    assert_gradients_reach_weights(model, loss)
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from helpers import refusals
 from helpers.densities import counted_batches
-from helpers.models import SMALL, give_effect, let_z_show, random_images
+from helpers.models import SMALL, give_effect, random_images, strengthen_z
 from helpers.runs import write_run
 
 from tfdecouple.cli import main
@@ -31,7 +31,7 @@ def make_run(folder, images, **changes):
     model = DecoupledModel(dataclasses.replace(SMALL, **changes))
     model.initialize(random_images(16))
     data = DataConfig(source=f"folder:{images}")
-    return write_run(folder, let_z_show(give_effect(model)), data=data, training=TrainingConfig(ema_decay=0.5))
+    return write_run(folder, strengthen_z(give_effect(model)), data=data, training=TrainingConfig(ema_decay=0.5))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from helpers.evaluations import compute_mean_colours, write_onnx
-from helpers.models import SMALL, give_effect, let_z_show, random_images
+from helpers.models import SMALL, give_effect, random_images, strengthen_z
 from helpers.places import ROOT, user_environment
 from helpers.refusals import refused
 from helpers.runs import write_run
@@ -50,7 +50,7 @@ def run(labelled, tmp_path_factory):
     random.seed(0)
     model = DecoupledModel(SMALL)
     model.initialize(random_images(32))
-    model = let_z_show(give_effect(model))
+    model = strengthen_z(give_effect(model))
     data = DataConfig(source=f"folder:{labelled}")
     return write_run(
         tmp_path_factory.mktemp("runs") / "run", model, data=data, training=TrainingConfig(evaluation_batch_size=8)

@@ -9,11 +9,11 @@ from helpers.numbered import (
     SIZE,
     TRAINING_IMAGES,
     assert_same,
-    memory_source,
+    make_memory_source,
     numbered_images,
-    numbers,
     one_line_error,
-    take,
+    read_numbers,
+    take_batches,
 )
 
 from tfdecouple.config import DataConfig
@@ -34,22 +34,22 @@ from tfdecouple.errors import DataError
 @pytest.mark.parametrize("source", ["memory", "records"], indirect=True)
 class TestTrainingOrder:
     def test_each_step_continues_bit_for_bit(self, source):
-        unbroken = take(source, AUGMENTED, 15)
+        unbroken = take_batches(source, AUGMENTED, 15)
         # 6 batches an epoch: starts at, before and after its borders.
         for step in (5, 6, 14):
-            assert_same(take(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
+            assert_same(take_batches(source, AUGMENTED, 15 - step, start_step=step), unbroken[step:])
 
     def test_order_depends_on_the_seed_alone(self, source):
         tf.random.set_seed(1)
-        first = take(source, AUGMENTED, 8)
+        first = take_batches(source, AUGMENTED, 8)
         tf.random.set_seed(2)
-        assert_same(take(source, AUGMENTED, 8), first)
-        assert numbers(take(source, AUGMENTED, 6, seed=2)) != numbers(first[:6])
+        assert_same(take_batches(source, AUGMENTED, 8), first)
+        assert read_numbers(take_batches(source, AUGMENTED, 6, seed=2)) != read_numbers(first[:6])
 
     def test_epochs_hold_each_image_once_and_differ_in_order_and_in_what_is_left_over(self, source):
         assert count_epoch_steps(source, 4) == 6
-        batches = take(source, PLAIN, 36)
-        epochs = [numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
+        batches = take_batches(source, PLAIN, 36)
+        epochs = [read_numbers(batches[6 * epoch : 6 * epoch + 6]) for epoch in range(6)]
         assert all(len(set(epoch)) == len(epoch) == 24 for epoch in epochs)
         assert len({tuple(epoch) for epoch in epochs}) == 6
         assert len({frozenset(epoch) for epoch in epochs}) > 1
@@ -71,10 +71,10 @@ def test_start_in_mid_epoch_decodes_nothing_before():
 
             return tf.zeros([SIZE, SIZE, 3], tf.uint8), tf.numpy_function(note, [record], tf.int32)
 
-    source = memory_source(numbered_images(2))
+    source = make_memory_source(numbered_images(2))
     # An epoch so long that what is read ahead does not reach its end.
     source.splits["train"] = InOrder(8000, "all")
-    batch = take(source, PLAIN, 1, start_step=1000)[0]
+    batch = take_batches(source, PLAIN, 1, start_step=1000)[0]
     assert batch["label"].tolist() == [4000, 4001, 4002, 4003]
     assert min(decoded) == 4000
 
@@ -98,7 +98,7 @@ def test_windows_of_records_cover_an_epoch_and_move():
 
 def test_order_is_pinned():
     # A change here means that old runs no longer continue on the same images.
-    batches = take(memory_source(numbered_images(10)), PLAIN, 3, seed=7, batch_size=5)
+    batches = take_batches(make_memory_source(numbered_images(10)), PLAIN, 3, seed=7, batch_size=5)
     assert [batch["label"].tolist() for batch in batches] == [[5, 6, 7, 9, 0], [8, 4, 3, 2, 1], [9, 7, 5, 8, 6]]
 
 
@@ -121,7 +121,7 @@ class TestEvaluation:
         assert not joined["image"][TRAINING_IMAGES:].any()
 
     def test_limit_takes_the_first(self):
-        source = memory_source(numbered_images(26))
+        source = make_memory_source(numbered_images(26))
         batches = list(make_evaluation_batches(source, "train", batch_size=4, limit=7).as_numpy_iterator())
         indices = [batch["index"][batch["weight"] > 0].tolist() for batch in batches]
         assert indices == [[0, 1, 2, 3], [4, 5, 6]]
@@ -155,7 +155,7 @@ class TestChosenBatches:
 
 
 def test_impossible_requests_are_refused():
-    source = memory_source(numbered_images(26))
+    source = make_memory_source(numbered_images(26))
     assert "27, but numbers has 26 training images" in one_line_error(lambda: count_epoch_steps(source, 27))
     assert "no split 'tset'; use one of train" in one_line_error(lambda: load_images(source, "tset", 1))
     assert "numbers has 26 of them in train" in one_line_error(lambda: load_images(source, "train", 30))
@@ -196,8 +196,10 @@ def test_augmentation_agrees_with_numpy_and_reaches_every_case(pad, flip, shape)
 
 
 def test_augmentation_differs_between_epochs_and_between_images():
-    source = memory_source(np.repeat(numbered_images(1), 12, axis=0))
+    source = make_memory_source(np.repeat(numbered_images(1), 12, axis=0))
     config = DataConfig(pad_and_crop=3)
-    epochs = [np.concatenate([batch["image"] for batch in take(source, config, 3, start_step=s)]) for s in (0, 3)]
+    epochs = [
+        np.concatenate([batch["image"] for batch in take_batches(source, config, 3, start_step=s)]) for s in (0, 3)
+    ]
     assert len({picture.tobytes() for picture in epochs[0]}) > 3
     assert not np.array_equal(epochs[0], epochs[1])

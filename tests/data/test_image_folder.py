@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.numbered import PLAIN, SIZE, assert_same, numbered_images, numbers, one_line_error, take, write_images
+from helpers.numbered import (
+    PLAIN,
+    SIZE,
+    assert_same,
+    numbered_images,
+    one_line_error,
+    read_numbers,
+    take_batches,
+    write_images,
+)
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import (
@@ -128,12 +137,12 @@ class TestFolder:
     def test_bad_image_is_skipped_in_a_large_folder(self, damaged):
         source = self._open(damaged, cache_gib=0, on_bad_image="skip")
         assert source.skipped == 0
-        batches = take(source, PLAIN, 4, batch_size=5)
+        batches = take_batches(source, PLAIN, 4, batch_size=5)
         assert source.skipped == 2
         # The next readable image stands in for a bad one, in every epoch alike.
         for epoch in (batches[:2], batches[2:]):
-            assert sorted(numbers(epoch)) == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9]
-        assert_same(take(source, PLAIN, 1, start_step=3, batch_size=5), batches[3:])
+            assert sorted(read_numbers(epoch)) == [0, 1, 2, 4, 4, 5, 6, 8, 8, 9]
+        assert_same(take_batches(source, PLAIN, 1, start_step=3, batch_size=5), batches[3:])
         weighed = list(make_evaluation_batches(source, "train", batch_size=3).as_numpy_iterator())
         indices = [int(i) for batch in weighed for i, w in zip(batch["index"], batch["weight"], strict=True) if w]
         assert indices == [0, 1, 2, 4, 5, 6, 8, 9] and source.skipped == 2
@@ -149,7 +158,7 @@ class TestFolder:
 
         def train():
             with source.guard():
-                take(source, PLAIN, 1)
+                take_batches(source, PLAIN, 1)
 
         assert "none of the 10" in one_line_error(train)
 

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.models import let_z_show, random_images
+from helpers.models import random_images, strengthen_z
 from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.program_inputs import SIZE, make_png_header, write_picture_files
 from helpers.runs import write_run
@@ -126,7 +126,7 @@ def page(steered_run, tools, tmp_path_factory):
 @pytest.mark.slow
 def test_the_page_of_a_model_of_7_bits_whose_prior_knows_labels_works_in_a_browser(tools, tmp_path):
     config = dataclasses.replace(OF_CLASSES["prior-classes"], class_probabilities=(3, 1, 2), n_bits=7)
-    model = let_z_show(fresh(config))
+    model = strengthen_z(fresh(config))
     runtime = tools / "node_modules" / "onnxruntime-web"
     run = write_run(tmp_path / "run", model)
     export(ExportConfig(run=run, to=tmp_path / "to", formats=("web",), web_runtime=runtime), report=lambda text: None)

@@ -32,7 +32,7 @@ SCALES = {
 }
 
 
-def all_layers(layer):
+def list_layers(layer):
     """Returns a layer and all layers inside the layer, as a list; Keras has no public method for this."""
     return layer._flatten_layers()
 
@@ -80,7 +80,7 @@ CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 
 @functools.cache
-def case(name):
+def get_case(name):
     """Returns the layer of an entry of CASES with inputs and conditions, as `build_case` does; tests share them."""
     return build_case(name, *CASES[name])
 
@@ -96,20 +96,20 @@ def build_case(name, make, shape, condition_size):
     return layer, x, condition
 
 
-def close(a, b, tolerance=1e-9):
+def assert_close(a, b, tolerance=1e-9):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
 
 
-def built(layer, shape):
+def build_layer(layer, shape):
     layer.build(shape)
     return layer
 
 
-def check(layer, shape):
+def check_layer(layer, shape):
     """Builds a layer, and asserts that its inverse and log-determinant are right for inputs of this shape."""
-    give_effect(built(layer, (None, *shape[1:])), scale=0.3)
+    give_effect(build_layer(layer, (None, *shape[1:])), scale=0.3)
     rng = np.random.default_rng(0)
     x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))
     y, log_det = layer.forward_and_log_det(x, condition)
-    close(layer.inverse_and_log_det(y, condition)[0], x, 1e-8)
-    close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)
+    assert_close(layer.inverse_and_log_det(y, condition)[0], x, 1e-8)
+    assert_close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition), 1e-8)

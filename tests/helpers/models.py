@@ -61,7 +61,7 @@ def give_effect(layer, seed=0, scale=0.1):
     return layer
 
 
-def let_z_show(model):
+def strengthen_z(model):
     """Scales weights of a model so that z changes the decoded pixels, and returns the model."""
     for variable in model.trainable_variables:
         if "condition_kernel" in variable.path or variable.path.endswith("encoder/last_gain"):
@@ -75,7 +75,7 @@ def random_images(count=4, size=8, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
-def every_weight_has_a_gradient(layer, loss):
+def assert_gradients_reach_weights(layer, loss):
     """Asserts that the gradient of `loss()` reaches every trainable weight of a layer or model."""
     with tf.GradientTape() as tape:
         value = loss()
@@ -107,7 +107,7 @@ def jacobian_log_det(forward, x, condition=None):
     return np.linalg.slogdet(np.reshape(rows, [x.shape[0], size, size]))[1]
 
 
-def walk_with(network, x, condition, look):
+def visit_layers_with(network, x, condition, look):
     """Returns the output of an invertible network; calls `look(layer, x, condition)` before each elementary layer."""
 
     def visit(leaf, h, z):

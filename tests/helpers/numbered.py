@@ -38,7 +38,7 @@ def one_line_error(call: Callable[[], object]) -> str:
     return message_of(DataError, call)
 
 
-def memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
+def make_memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Source:
     labels = np.arange(len(images), dtype=np.int32) if labels is None else labels
     split = MemorySplit(len(images), "all", lambda: (images, labels))
     return Source(
@@ -50,7 +50,9 @@ def memory_source(images: np.ndarray, labels: np.ndarray | None = None) -> Sourc
     )
 
 
-def take(source: Source, config: DataConfig, count: int, *, seed: int = 1, start_step: int = 0, batch_size: int = 4):
+def take_batches(
+    source: Source, config: DataConfig, count: int, *, seed: int = 1, start_step: int = 0, batch_size: int = 4
+):
     batches = make_training_batches(source, config, batch_size=batch_size, seed=seed, start_step=start_step)
     return list(batches.take(count).as_numpy_iterator())
 
@@ -63,5 +65,5 @@ def assert_same(first: list[dict], second: list[dict]) -> None:
             np.testing.assert_array_equal(one[name], other[name])
 
 
-def numbers(batches: list[dict]) -> list[int]:
+def read_numbers(batches: list[dict]) -> list[int]:
     return [int(number) for batch in batches for number in batch["image"][:, 0, 0, 0]]

@@ -53,7 +53,7 @@ def write_run(folder, model, **config):
     return folder
 
 
-def checkpoint_values(run, name):
+def read_checkpoint(run, name):
     """Returns the values of all variables in a run's checkpoint, by key."""
     reader = tf.train.load_checkpoint(str(run / "checkpoints" / name))
     keys = [key for key in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in key]
@@ -61,13 +61,13 @@ def checkpoint_values(run, name):
 
 
 def assert_same_checkpoint(ours, theirs, name):
-    ours, theirs = checkpoint_values(ours, name), checkpoint_values(theirs, name)
+    ours, theirs = read_checkpoint(ours, name), read_checkpoint(theirs, name)
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():
         np.testing.assert_array_equal(value, theirs[key], err_msg=key)
 
 
-def log_rows(run):
+def read_log(run):
     """Returns the rows of a run's log by kind and step, and asserts that no pair of kind and step repeats."""
     found = read_metrics(run / "metrics.jsonl")
     values = {(row["kind"], row["step"]): row for row in found}
@@ -75,9 +75,9 @@ def log_rows(run):
     return values
 
 
-def figures(run):
+def read_log_without_timing(run):
     """Returns the rows of a run's log by kind and step, without images per second."""
-    return {key: {k: v for k, v in row.items() if k not in TIMING} for key, row in log_rows(run).items()}
+    return {key: {k: v for k, v in row.items() if k not in TIMING} for key, row in read_log(run).items()}
 
 
 class FakeStep:
@@ -102,13 +102,13 @@ class FakeStep:
             for buffer in (self.state.optimizer._averages, self.state.optimizer._means):
                 buffer.variable.assign_add(tf.fill(buffer.variable.shape, 1e-3))
         stopping = stop or step == self.told_to_stop
-        figures = map(tf.constant, (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1))
-        result = StepResult(*figures, tf.constant(applied), tf.constant(float(stopping)))
+        numbers = map(tf.constant, (kl + 1, 1.0, kl, 0.0, kl + 2, 0.1))
+        result = StepResult(*numbers, tf.constant(applied), tf.constant(float(stopping)))
         self.state.count_step(result)
         return result
 
 
-def before_steps(monkeypatch, act, of=TrainStep):
+def call_before_steps(monkeypatch, act, of=TrainStep):
     """Makes runs call `act(step_function, step)` before each step, for one test."""
     original = of.__call__
 

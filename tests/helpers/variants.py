@@ -109,14 +109,14 @@ def images_of(model, count=3, seed=1):
     return random_images(count, model.config.image_shape, seed)
 
 
-def weights(model):
+def read_weights(model):
     """Returns the values of all weights of a model by name."""
     return {name: variable.numpy() for name, variable in model.named_variables().items()}
 
 
-def same_weights(model, before):
+def has_weights(model, before):
     """Returns whether all weights of a model equal the values in `before`, which `weights` has returned."""
-    return all(np.array_equal(value, before[name]) for name, value in weights(model).items())
+    return all(np.array_equal(value, before[name]) for name, value in read_weights(model).items())
 
 
 def equal(a, b):
@@ -124,7 +124,7 @@ def equal(a, b):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def quantised(images, n_bits):
+def quantize(images, n_bits):
     """Returns 8-bit images quantised to `n_bits` bits: bin k becomes the value k * 256 / n_bins."""
     step = 256 // 2**n_bits
     return images // step * step

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import BATCH, SCALES, built, case, close
+from helpers.layers import BATCH, SCALES, assert_close, build_layer, get_case
 from helpers.models import give_effect
 from tensorflow_probability import bijectors as tfb
 
@@ -19,17 +19,17 @@ class TestAgainstTFP:
 
     @pytest.mark.parametrize("name", ["conv1x1", "linear"])
     def test_linear_map_is_a_matrix_at_every_position(self, name):
-        layer, x, _ = case(name)
+        layer, x, _ = get_case(name)
         theirs = tfb.ScaleMatvecLinearOperator(tf.linalg.LinearOperatorFullMatrix(layer.kernel.value))
         y, log_det = layer.forward_and_log_det(x)
-        close(y, theirs.forward(x))
-        close(layer.inverse_and_log_det(y)[0], theirs.inverse(tf.identity(y)))
+        assert_close(y, theirs.forward(x))
+        assert_close(layer.inverse_and_log_det(y)[0], theirs.inverse(tf.identity(y)))
         # TFP's is that of one application; the layer applies the matrix at every position.
         once = theirs.forward_log_det_jacobian(tf.reshape(x, [-1, x.shape[-1]])[0], event_ndims=1)
-        close(log_det, tf.fill([BATCH], math.prod(x.shape[1:-1]) * once))
+        assert_close(log_det, tf.fill([BATCH], math.prod(x.shape[1:-1]) * once))
 
     def test_squeeze_is_a_reshape_and_a_transpose(self):
-        layer, x, _ = case("squeeze")
+        layer, x, _ = get_case("squeeze")
         theirs = tfb.Chain(
             [
                 tfb.Reshape(event_shape_out=[2, 1, 12], event_shape_in=[2, 1, 2, 2, 3]),
@@ -48,8 +48,8 @@ class TestActNorm:
         layer.build(shape)
         layer.initialize(tf.constant(x))
         y = np.reshape(layer.forward_and_log_det(x)[0], [-1, shape[-1]])
-        close(y.mean(0), np.zeros(shape[-1]))
-        close(y.std(0, ddof=1), np.ones(shape[-1]))
+        assert_close(y.mean(0), np.zeros(shape[-1]))
+        assert_close(y.std(0, ddof=1), np.ones(shape[-1]))
 
     def test_a_constant_channel_is_shifted_and_not_scaled(self):
         x = np.random.default_rng(0).standard_normal((4, 3, 3, 2)).astype("float32")
@@ -67,8 +67,8 @@ class TestLinear:
         layer.build((None, 7))
         matrix = layer.kernel.numpy()
         # Keras draws it in float32.
-        close(matrix @ matrix.T, np.eye(7), 1e-6)
-        close(layer.compute_condition_number(), 1, 1e-6)
+        assert_close(matrix @ matrix.T, np.eye(7), 1e-6)
+        assert_close(layer.compute_condition_number(), 1, 1e-6)
 
     def test_float32_inverse_of_a_badly_conditioned_matrix_keeps_float32_precision(self):
         layer = InvertibleLinear()
@@ -106,7 +106,7 @@ class TestCoupling:
     @pytest.mark.parametrize("scale", SCALES)
     @pytest.mark.parametrize("shape", [(2, 2, 4), (4,)], ids=["image", "vector"])
     def test_coupling_is_the_identity_at_the_start_and_after_initialize(self, scale, shape):
-        layer = built(Coupling(4, **SCALES[scale]), (None, *shape))
+        layer = build_layer(Coupling(4, **SCALES[scale]), (None, *shape))
         x = tf.random.stateless_normal([2, *shape], [0, 1])
         for _ in range(2):
             y, log_det = layer.forward_and_log_det(x)
@@ -117,7 +117,7 @@ class TestCoupling:
             layer.initialize(x)
 
     def test_log_det_of_alpha_1_stays_right_where_the_scale_underflows(self):
-        layer = built(Coupling(4), (None, 1, 1, 2))
+        layer = build_layer(Coupling(4), (None, 1, 1, 2))
         layer.net.last.bias.assign([0.0, -200.0])
         assert layer.compute_slopes(np.ones((1, 1, 1, 2))).numpy().max() == 0
         log_det = layer.forward_and_log_det(np.ones((1, 1, 1, 2)))[1]

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import BATCH, CASES, CONDITION, CONDITIONAL, KINDS, built, case
+from helpers.layers import BATCH, CASES, CONDITION, CONDITIONAL, KINDS, build_layer, get_case
 from helpers.models import give_effect
 
 from tfdecouple.errors import ConfigError, UserError
@@ -32,7 +32,7 @@ from tfdecouple.runtime.execution import Execution
 
 class TestPrecision:
     def test_bfloat16_reaches_the_net_and_nothing_else(self):
-        layer = give_effect(built(Coupling(8, CONDITION), (None, 4, 4, 6)), scale=0.3)
+        layer = give_effect(build_layer(Coupling(8, CONDITION), (None, 4, 4, 6)), scale=0.3)
         x, z = tf.random.stateless_normal([2, 4, 4, 6], [0, 1]), tf.ones([2, CONDITION])
         exact, exact_log_det = layer.forward_and_log_det(x, z)
         with net_precision("bfloat16"):
@@ -51,7 +51,7 @@ class TestPrecision:
         keras.config.set_dtype_policy("mixed_bfloat16")
         try:
             layer = make.func(*make.args, **{k: v for k, v in make.keywords.items() if k != "dtype"})
-            give_effect(built(layer, (None, *shape)))
+            give_effect(build_layer(layer, (None, *shape)))
             x, condition = tf.ones([BATCH, *shape]), tf.ones([BATCH, condition_size]) if condition_size else None
 
             class OfAUser(keras.layers.Layer):
@@ -87,7 +87,7 @@ class TestTraces:
     def test_layers_of_one_kind_share_a_trace_and_keep_their_own_weights(self):
         CountingActNorm.runs = 0
         traces, x = Execution(), tf.random.stateless_normal([2, 2, 2, 3], [0, 1])
-        layers = [give_effect(built(CountingActNorm(), (None, 2, 2, 3)), seed) for seed in range(3)]
+        layers = [give_effect(build_layer(CountingActNorm(), (None, 2, 2, 3)), seed) for seed in range(3)]
         outputs = [traces.run_layer(layer.forward_and_log_det, x, None) for layer in layers]
         assert CountingActNorm.runs == 1
         for layer, (y, log_det) in zip(layers, outputs, strict=True):
@@ -98,7 +98,7 @@ class TestTraces:
 
     def test_each_precision_has_a_trace_of_its_own(self):
         traces, x = Execution(), tf.random.stateless_normal([2, 4, 4, 6], [0, 1])
-        layer = give_effect(built(Coupling(8), (None, 4, 4, 6)), scale=0.3)
+        layer = give_effect(build_layer(Coupling(8), (None, 4, 4, 6)), scale=0.3)
         exact = traces.run_layer(layer.forward_and_log_det, x, None)[0]
         with net_precision("bfloat16"):
             rough = traces.run_layer(layer.forward_and_log_det, x, None)[0]
@@ -129,7 +129,7 @@ OFF_DEFAULT = {
 @pytest.mark.parametrize("kind", OFF_DEFAULT, ids=lambda kind: kind.__name__)
 def test_config_round_trip_keeps_every_option_and_the_function(kind):
     layer, shape = OFF_DEFAULT[kind]
-    give_effect(built(layer, (None, *shape)))
+    give_effect(build_layer(layer, (None, *shape)))
     again = keras.layers.deserialize(keras.layers.serialize(layer))
     assert type(again) is kind and again.get_config() == layer.get_config()
     assert {*inspect.signature(kind).parameters} - {"kwargs", "dtype"} <= {*layer.get_config()}
@@ -177,7 +177,7 @@ class TestBadArguments:
     @pytest.mark.parametrize("name", CONDITIONAL)
     @pytest.mark.parametrize("direction", ["forward_and_log_det", "inverse_and_log_det"])
     def test_missing_or_misshapen_condition_is_refused(self, name, direction):
-        layer, x, _ = case(name)
+        layer, x, _ = get_case(name)
         with pytest.raises(UserError, match=r"pass condition=z of shape \[batch, 3\]"):
             getattr(layer, direction)(x)
         with pytest.raises(UserError, match=r"condition of shape \(2, 4\); it needs \[batch, 3\]"):

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import random_images
 from helpers.refusals import message_of
-from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantised, variant
+from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantize, variant
 
 import tfdecouple
 from tfdecouple.errors import DataError, UserError
@@ -22,7 +22,7 @@ SIZES = [(11, 9), (1, 1), (2, 40)]
 
 
 def pictures(model, height, width, count=2, seed=1):
-    return quantised(random_images(count, (height, width, model.config.image_shape[-1]), seed), model.config.n_bits)
+    return quantize(random_images(count, (height, width, model.config.image_shape[-1]), seed), model.config.n_bits)
 
 
 def average_areas(values, count):

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from helpers.models import random_images
 from helpers.refusals import message_of
-from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantised, variant, weights
+from helpers.variants import SMALLEST, VARIANTS, equal, fresh, images_of, quantize, read_weights, variant
 from tensorflow_probability import distributions as tfd
 
 from tfdecouple import randomness
@@ -43,7 +43,7 @@ class TestExactness:
         model, images = of_bits(n_bits), np.concatenate([make(3) for make in IMAGES.values()])
         decoded = model.decode(*model.encode(images, verify=True))
         assert decoded.dtype == tf.uint8
-        expected = quantised(images, n_bits)
+        expected = quantize(images, n_bits)
         for number, kind in enumerate(IMAGES):
             part = slice(3 * number, 3 * number + 3)
             np.testing.assert_array_equal(decoded[part], expected[part], err_msg=kind)
@@ -61,7 +61,7 @@ class TestExactness:
     @pytest.mark.parametrize("n_bits", [8, 5, 1])
     def test_below_8_bits_images_of_a_level_have_the_same_code(self, of_bits, n_bits):
         images = random_images(1)
-        same, other = quantised(images, n_bits), images ^ 0x80
+        same, other = quantize(images, n_bits), images ^ 0x80
         v = of_bits(n_bits).encode(np.concatenate([images, same, other])).v
         np.testing.assert_allclose(v[0], v[1], rtol=1e-5, atol=1e-5)
         assert np.abs(v[0] - v[2]).max() > 0.1
@@ -174,7 +174,7 @@ class TestBaseConditioning:
     def test_v_is_the_plain_flows_code_whitened_by_z(self):
         model = variant("base-additive")
         plain = DecoupledModel(dataclasses.replace(model.config, conditioning="none"))
-        values = weights(model)
+        values = read_weights(model)
         for key, variable in plain.named_variables().items():
             variable.assign(values[key])
         images = images_of(model)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import every_weight_has_a_gradient, random_images
+from helpers.models import assert_gradients_reach_weights, random_images
 from helpers.variants import (
     SMALLEST,
     STAGES,
@@ -44,7 +44,7 @@ def every_weight_learns(model):
     z_noise = rng.standard_normal((4, model.config.latent_dim)).astype("float32")
     u_noise = rng.random(images.shape, "float32")
     assert len(model.trainable_variables) > 30
-    every_weight_has_a_gradient(
+    assert_gradients_reach_weights(
         model, lambda: tf.reduce_mean(model.elbo_from_noise(images, z_noise, u_noise, training=True).bits_per_dim)
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.emulation import emulated_accelerator
-from helpers.layers import all_layers
+from helpers.layers import list_layers
 from helpers.models import SMALL, TINY, give_effect, random_images
 from helpers.places import PATIENCE, ROOT
 from helpers.variants import images_of, variant
@@ -131,7 +131,7 @@ COARSE = {"sample", "interpolate", "folding"}
 
 
 def scales(model):
-    layer = next(layer for layer in all_layers(model.flow) if isinstance(layer, Coupling))
+    layer = next(layer for layer in list_layers(model.flow) if isinstance(layer, Coupling))
     x = tf.ones([3, 8, 8, layer._channels])
     return [
         layer.compute_slopes(x, z_of(model) if layer.condition_size else None),

@@ -11,17 +11,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.models import give_effect, random_images, walk_with
+from helpers.models import give_effect, random_images, visit_layers_with
 from helpers.variants import (
     ODD,
     SMALLEST,
     VARIANTS,
     equal,
     fresh,
+    has_weights,
     images_of,
-    quantised,
-    same_weights,
-    weights,
+    quantize,
+    read_weights,
 )
 
 from tfdecouple import randomness
@@ -51,29 +51,29 @@ class TestInitialize:
         z = None
         if config.has_latent:
             z = tf.random.stateless_normal([32, 4], randomness.derive_seed(3, "initialize"))
-            walk_with(model.prior_flow, z, None, look)
-        walk_with(model.flow, 2 * images.astype("float32") / 256 - 1, z, look)
+            visit_layers_with(model.prior_flow, z, None, look)
+        visit_layers_with(model.flow, 2 * images.astype("float32") / 256 - 1, z, look)
         assert len(norms) == sum(name.endswith("/log_scale") for name in model.named_variables())
 
     def test_it_repeats_and_depends_on_the_images(self):
         model = DecoupledModel(SMALLEST)
         model.initialize(random_images(16, 4))
-        first = weights(model)
+        first = read_weights(model)
         for variable in model.variables:
             variable.assign(tf.zeros_like(variable))
         # Whose seeds Keras draws for a new model.
         random.seed(0)
         model.initialized.assign(True)
         model.initialize(random_images(16, 4), force=True)
-        assert same_weights(model, first)
+        assert has_weights(model, first)
         model.initialize(random_images(16, 4, seed=9), force=True)
-        assert not same_weights(model, first)
+        assert not has_weights(model, first)
 
     @pytest.mark.parametrize("value", [0, 255])
     def test_constant_images_give_finite_weights_and_an_exact_model(self, value):
         model, images = DecoupledModel(SMALLEST), np.full((4, 4, 4, 3), value, "uint8")
         model.initialize(images)
-        assert all(np.all(np.isfinite(array)) for array in weights(model).values())
+        assert all(np.all(np.isfinite(array)) for array in read_weights(model).values())
         both = np.concatenate([images, random_images(2, 4)])
         equal(model.decode(*model.encode(both, verify=True)), both)
 
@@ -95,12 +95,12 @@ class TestUninitialised:
     @pytest.mark.parametrize("use", USES)
     def test_use_is_refused_and_changes_nothing(self, use):
         model = blank()
-        before = weights(model)
+        before = read_weights(model)
         with pytest.raises(NotInitializedError) as caught:
             USES[use](model, images_of(model))
         # Keras adds lines of its own where one calls the model itself.
         assert "initialize" in str(caught.value) and ("\n" not in str(caught.value) or use == "call")
-        assert same_weights(model, before) and not before["initialized"]
+        assert has_weights(model, before) and not before["initialized"]
 
 
 @functools.cache
@@ -118,19 +118,19 @@ class TestSaving:
         assert type(again) is DecoupledModel and again.config == config
         # Equal, and of the same types: tuples are not lists.
         assert repr(again.config) == repr(config)
-        assert list(weights(again)) == list(weights(model)) and same_weights(again, weights(model))
+        assert list(read_weights(again)) == list(read_weights(model)) and has_weights(again, read_weights(model))
         again.require_initialized()
         images = images_of(model)
         for ours, theirs in zip(tf.nest.flatten(model(images)), tf.nest.flatten(again(images)), strict=True):
             equal(ours, theirs)
-        equal(again.decode(*again.encode(images)), quantised(images, config.n_bits))
+        equal(again.decode(*again.encode(images)), quantize(images, config.n_bits))
         equal(model.sample(2, seed=1), again.sample(2, seed=1))
 
     def test_a_model_that_was_not_initialised_stays_so(self, tmp_path):
         model = DecoupledModel(SMALLEST)
         model.save(tmp_path / "model.keras")
         again = keras.saving.load_model(tmp_path / "model.keras")
-        assert same_weights(again, weights(model))
+        assert has_weights(again, read_weights(model))
         with pytest.raises(NotInitializedError):
             again.sample(1)
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import all_layers
+from helpers.layers import list_layers
 from helpers.models import TINY, give_effect, jacobian_log_det
 from helpers.variants import VARIANTS, images_of, variant
 
@@ -65,8 +65,8 @@ class TestFlow:
 
     def test_the_map_conditions_each_coupling_and_reaches_each_place(self):
         layer, noise, local = flow_of(THREE_LEVELS)
-        nets = [one for one in all_layers(layer) if isinstance(one, LocalConvNet)]
-        assert len(nets) == sum(isinstance(one, Coupling) for one in all_layers(layer)) == 13
+        nets = [one for one in list_layers(layer) if isinstance(one, LocalConvNet)]
+        assert len(nets) == sum(isinstance(one, Coupling) for one in list_layers(layer)) == 13
         # Squeezed beside the image: four times the channels a level.
         assert sorted({net.condition_size for net in nets}) == [3, 12, 48]
         u = layer.forward_and_log_det(noise, local)[0]

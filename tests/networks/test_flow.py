@@ -9,8 +9,8 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import BATCH, CONDITION, build_case, check, close
-from helpers.models import TINY, give_effect, jacobian_log_det, walk_with
+from helpers.layers import BATCH, CONDITION, assert_close, build_case, check_layer
+from helpers.models import TINY, give_effect, jacobian_log_det, visit_layers_with
 from helpers.variants import STAGES, VARIANTS
 
 from tfdecouple.errors import UserError
@@ -74,19 +74,19 @@ class TestProperties:
     def test_inverts_with_the_log_det_of_its_jacobian(self, name):
         layer, x, condition = made(name)
         y, log_det = layer.forward_and_log_det(x, condition)
-        close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
+        assert_close(log_det, jacobian_log_det(layer.forward_and_log_det, x, condition))
         assert y.shape == x.shape and np.abs(y - x).max() > 0.1 and np.all(np.abs(log_det) > 1e-3)
         back, inverse = layer.inverse_and_log_det(y, condition)
-        close(back, x)
-        close(log_det + inverse, tf.zeros(BATCH, tf.float64))
-        close(layer.forward_and_log_det(layer.inverse_and_log_det(x, condition)[0], condition)[0], x)
+        assert_close(back, x)
+        assert_close(log_det + inverse, tf.zeros(BATCH, tf.float64))
+        assert_close(layer.forward_and_log_det(layer.inverse_and_log_det(x, condition)[0], condition)[0], x)
 
     @pytest.mark.parametrize("name", [*BLOCKS, *FLOWS])
     def test_walk_visits_every_elementary_layer_once_in_order_and_gives_the_output(self, name):
         layer, x, condition = made(name)
         visited = []
-        output = walk_with(layer, x, condition, lambda leaf, h, z: visited.append(leaf))
-        close(output, layer.forward_and_log_det(x, condition)[0])
+        output = visit_layers_with(layer, x, condition, lambda leaf, h, z: visited.append(leaf))
+        assert_close(output, layer.forward_and_log_det(x, condition)[0])
         own = {id(variable) for leaf in visited for variable in leaf.variables}
         assert own == {id(variable) for variable in layer.variables}
         assert len({id(leaf) for leaf in visited}) == len(visited)
@@ -95,11 +95,11 @@ class TestProperties:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 2, 1, 9), (2, 1, 3, 4)])
 def test_layers_take_any_shape(shape):
-    check(FlowStep(COUPLINGS, **F64), shape)
-    check(FactorOut(shape[-1] // 2, COUPLINGS, **F64), shape)
-    check(PriorStep({"hidden": 3}, **F64), (shape[0], shape[-1]))
-    check(ConditionalWhitening(3, CONDITION, **F64), shape)
-    check(Squeeze(**F64), (shape[0], 2 * shape[1], 2 * shape[2], shape[3]))
+    check_layer(FlowStep(COUPLINGS, **F64), shape)
+    check_layer(FactorOut(shape[-1] // 2, COUPLINGS, **F64), shape)
+    check_layer(PriorStep({"hidden": 3}, **F64), (shape[0], shape[-1]))
+    check_layer(ConditionalWhitening(3, CONDITION, **F64), shape)
+    check_layer(Squeeze(**F64), (shape[0], 2 * shape[1], 2 * shape[2], shape[3]))
 
 
 class TestStep:
@@ -108,7 +108,7 @@ class TestStep:
         step.build(x.shape)
         give_effect(step)
         y = step.initialize(x)
-        close(y, step.forward_and_log_det(x)[0])
+        assert_close(y, step.forward_and_log_det(x)[0])
         # After the second actnorm the couplings are the identity.
         np.testing.assert_allclose(np.mean(y, (0, 1, 2)), 0, atol=1e-4)
         np.testing.assert_allclose(np.std(y, (0, 1, 2)), 1, atol=1e-2)
@@ -170,8 +170,8 @@ class TestMultiScale:
         z = tf.ones([1, config.latent_dim], tf.float64)
         v, log_det = layer.forward_and_log_det(x, z)
         back, inverse = layer.inverse_and_log_det(v, z)
-        close(back, x)
-        close(log_det, -inverse)
+        assert_close(back, x)
+        assert_close(log_det, -inverse)
 
 
 @pytest.mark.usefixtures("eager")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.models import LEAST
 from helpers.places import PATIENCE, ROOT, user_environment
-from helpers.runs import assert_same_checkpoint, checkpoint_values, log_rows, run_config
+from helpers.runs import assert_same_checkpoint, read_checkpoint, read_log, run_config
 from helpers.worker_pairs import WorkerProcesses, WorkerThreads
 
 from tfdecouple.data import open_source
@@ -86,7 +86,7 @@ class TestTwoRanks:
         states, (chiefs, others) = ranks(steps=5)
         assert chiefs == others == json.loads((tmp_path / "run" / "summary.json").read_text())
         assert chiefs["test"]["bits_per_dim"] == 8.0
-        rows = set(log_rows(tmp_path / "run"))
+        rows = set(read_log(tmp_path / "run"))
         assert rows == {("train", 2), ("train", 4), ("train", 5), ("validation", 5), ("test", 5)}
         self.assert_same(*states)
 
@@ -123,7 +123,7 @@ class TestTwoProcesses:
     def test_weights_are_those_of_one_process(self, shared_run, finished_run, step):
         # Ten steps of Adam at a learning rate of 0.01 enlarge what another order of additions changes; two devices of
         # one process differ from one by as much.
-        ours, theirs = (checkpoint_values(run, f"step-{step:09d}") for run in (shared_run.folder, finished_run))
+        ours, theirs = (read_checkpoint(run, f"step-{step:09d}") for run in (shared_run.folder, finished_run))
         assert ours.keys() == theirs.keys()
         for key, value in ours.items():
             np.testing.assert_allclose(value, theirs[key], rtol=5e-5, atol=5e-5, err_msg=key)
@@ -176,7 +176,7 @@ class TestInterruption:
         assert f"goes on from step {stopped + 2}\n" in out
         # Every second step has a row, and the last one of each run that came to its end.
         expected = {*range(2, stopped + 5, 2), stopped + 2, stopped + 4}
-        assert {step for kind, step in log_rows(pair.run) if kind == "train"} == expected
+        assert {step for kind, step in read_log(pair.run) if kind == "train"} == expected
 
     @pytest.mark.parametrize("killed", [0, 1])
     def test_after_a_killed_worker_the_same_command_goes_on(self, pair, killed):

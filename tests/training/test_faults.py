@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST
-from helpers.runs import before_steps, checkpoint_values, figures, run_config
+from helpers.runs import call_before_steps, read_checkpoint, read_log_without_timing, run_config
 
 from tfdecouple.errors import DataError, RunError, UserError
 from tfdecouple.runs.run_folder import read_summary
@@ -29,7 +29,7 @@ class TestMistakeBeforeTheFirstStep:
         def act(*_):
             raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
 
-        before_steps(monkeypatch, act)
+        call_before_steps(monkeypatch, act)
         with pytest.raises(RunError, match="out of memory; start again with a smaller training.batch_size"):
             train(run_config(image_folder), tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -97,7 +97,7 @@ def test_run_goes_on_with_the_evaluation_amid_which_it_ended(image_folder, tmp_p
         with pytest.raises(InterruptedRunError, match=message):
             train_measuring("run", *measured)
     train_measuring("run", 10, 10)
-    assert figures(tmp_path / "run") == figures(tmp_path / "whole")
+    assert read_log_without_timing(tmp_path / "run") == read_log_without_timing(tmp_path / "whole")
     assert read_summary(tmp_path / "run") == read_summary(tmp_path / "whole")
     assert read_summary(tmp_path / "run")["best_step"] == 10
 
@@ -107,12 +107,12 @@ def test_damaged_summary_and_log_are_measured_again(image_folder, tmp_path, stan
     seen, run = [], tmp_path / "run"
     stand_ins(lambda split: seen.append(split) or 8.0)
     config = run_config(image_folder, model=LEAST, steps=2, evaluate_every=2)
-    summary, whole = train(config, run).summary, figures(run)
+    summary, whole = train(config, run).summary, read_log_without_timing(run)
     os.truncate(run / "summary.json", 20)
     lost = {**whole, ("validation", 2): {"step": 2, "kind": "validation", "bits_per_dim": None}}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lost.values()))
     assert train(config, run).summary == summary
-    assert seen == ["validation", "test"] * 2 and figures(run) == whole
+    assert seen == ["validation", "test"] * 2 and read_log_without_timing(run) == whole
     out = capsys.readouterr().out
     assert "summary.json is damaged; the best weights are measured on the test images again" in out
     assert "metrics.jsonl: 1 damaged rows are left out" in out
@@ -128,19 +128,19 @@ class TestWeightsThatAreNotFinite:
                 weight.assign(tf.fill(weight.shape, np.nan))
 
         monkeypatch.setattr(fake_step, "bad", bad)
-        before_steps(monkeypatch, act, of=fake_step)
+        call_before_steps(monkeypatch, act, of=fake_step)
         config = run_config(image_folder, model=LEAST, checkpoint_every=2, keep_checkpoints=3, evaluate_every=100)
         with pytest.raises(DivergedError, match="weights are not finite at step 8, which is not saved"):
             train(config, tmp_path / "run")
         saved = CheckpointFolder(tmp_path / "run" / "checkpoints").checkpoint_steps()
         assert saved == [6, 4, 2]
-        values = checkpoint_values(tmp_path / "run", "step-000000006")
+        values = read_checkpoint(tmp_path / "run", "step-000000006")
         assert all(np.isfinite(value).all() for key, value in values.items() if key.startswith("model/"))
 
 
 @pytest.mark.usefixtures("fake_step", "stand_ins")
 def test_folder_that_is_deleted_amid_a_run_is_not_made_again(image_folder, tmp_path, monkeypatch, fake_step):
-    before_steps(monkeypatch, lambda _, step: step == 7 and shutil.rmtree(tmp_path / "run"), of=fake_step)
+    call_before_steps(monkeypatch, lambda _, step: step == 7 and shutil.rmtree(tmp_path / "run"), of=fake_step)
     with pytest.raises(RunError, match="cannot write to the run folder .*: No such file"):
         train(run_config(image_folder, model=LEAST), tmp_path / "run")
     assert not (tmp_path / "run").exists()

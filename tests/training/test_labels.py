@@ -13,7 +13,7 @@ import pytest
 from helpers.models import random_images
 from helpers.places import copy_once, make_once
 from helpers.refusals import message_of
-from helpers.runs import assert_same_checkpoint, figures, log_rows, run_config, write_run
+from helpers.runs import assert_same_checkpoint, read_log, read_log_without_timing, run_config, write_run
 from helpers.trainers import Trainer, assert_close
 from helpers.variants import OF_CLASSES, SMALLEST, equal, fresh
 from helpers.worker_pairs import WorkerProcesses
@@ -69,11 +69,11 @@ class TestRun:
         assert Run.open(labelled_run).label_names == tuple(NAMES)
 
     def test_kl_is_the_cost_of_the_label(self, labelled_run, labelled_folder):
-        row = log_rows(labelled_run)["validation", 2]
+        row = read_log(labelled_run)["validation", 2]
         shares = np.array(CODED.class_probabilities) / 8
         assert row["kl"] == pytest.approx(-np.log(shares).mean(), rel=1e-5)
         # Of a batch with labels drawn without replacement it lies between the ends.
-        assert -np.log(shares.max()) < log_rows(labelled_run)["train", 2]["kl"] < -np.log(shares.min())
+        assert -np.log(shares.max()) < read_log(labelled_run)["train", 2]["kl"] < -np.log(shares.min())
 
     @pytest.mark.slow
     def test_goes_on_bit_for_bit(self, labelled_run, labelled_folder, tmp_path):
@@ -81,7 +81,8 @@ class TestRun:
         train(config_of(labelled_folder, micro_batches=2), tmp_path / "run")
         assert_same_checkpoint(tmp_path / "run", labelled_run, "step-000000004")
         validation = [
-            {k: v for k, v in figures(run).items() if k[0] == "validation"} for run in (tmp_path / "run", labelled_run)
+            {k: v for k, v in read_log_without_timing(run).items() if k[0] == "validation"}
+            for run in (tmp_path / "run", labelled_run)
         ]
         assert validation[0] == validation[1]
 
@@ -226,6 +227,6 @@ def test_two_workers_train_as_one(labelled_folder, labelled_run, tmp_path):
     ended = pair.end()
     assert [status for status, *_ in ended] == [0, 0], ended
     assert json.loads((pair.run / LABELS).read_text()) == NAMES
-    ours, theirs = (log_rows(run)["validation", 4] for run in (pair.run, labelled_run))
+    ours, theirs = (read_log(run)["validation", 4] for run in (pair.run, labelled_run))
     assert ours["bits_per_dim"] == pytest.approx(theirs["bits_per_dim"], rel=1e-3)
     assert ours["kl"] == pytest.approx(theirs["kl"], rel=1e-5)

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from helpers.runs import figures
+from helpers.runs import read_log_without_timing
 
 from tfdecouple.storage.files import parse_json
 from tfdecouple.training.metrics_log import MetricsLog
@@ -45,7 +45,7 @@ def test_rows_after_the_checkpoint_and_a_row_cut_short_are_removed(tmp_path, is_
     if not is_last:
         # A look at the test images is a look, though the run goes on; at the last step they are measured again.
         expected["test", 2] = {"step": 2, "kind": "test", "bits_per_dim": 9.0}
-    assert figures(tmp_path) == expected
+    assert read_log_without_timing(tmp_path) == expected
 
 
 def test_every_row_is_json_even_where_figures_are_not_finite(tmp_path):
@@ -59,7 +59,7 @@ def test_rows_that_are_none_are_counted_and_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, *NO_ROWS, second, b'{"step": 3, "ki']))
     # A last line cut short is what a crash leaves, and no damage.
     assert MetricsLog(tmp_path).open(2) == len(NO_ROWS)
-    assert list(figures(tmp_path).values()) == ROWS
+    assert list(read_log_without_timing(tmp_path).values()) == ROWS
     assert (tmp_path / "metrics.jsonl").read_bytes().count(b"\n") == len(ROWS)
 
 

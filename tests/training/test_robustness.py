@@ -15,7 +15,7 @@ import pytest
 from helpers.forked import forked_programs
 from helpers.models import LEAST
 from helpers.places import PATIENCE, ROOT, user_environment
-from helpers.runs import assert_same_checkpoint, figures, run_config
+from helpers.runs import assert_same_checkpoint, read_log_without_timing, run_config
 
 from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
@@ -146,7 +146,7 @@ class TestKill:
         assert (status, err) == (0, "")
         assert "goes on from step 5" in out
         assert_same_checkpoint(run, unbroken_run, "step-000000010")
-        assert figures(run) == figures(unbroken_run)
+        assert read_log_without_timing(run) == read_log_without_timing(unbroken_run)
         ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, unbroken_run))
         assert ours == theirs
 
@@ -183,7 +183,7 @@ class TestKill:
         assert len(list((run / "checkpoints").iterdir())) == 4
         names = {".lock", "checkpoints", "config.json", "metrics.jsonl", "tensorboard"}
         assert {path.name for path in run.iterdir()} == names
-        steps = [step for _, step in figures(run)]
+        steps = [step for _, step in read_log_without_timing(run)]
         assert steps == sorted(steps)
 
 
@@ -262,7 +262,7 @@ class TestFullDisk:
         assert (status, err) == (0, "")
         assert f"goes on from step {newest}\n" in out
         assert_same_checkpoint(run, whole_run, "step-000000010")
-        assert figures(run) == figures(whole_run)
+        assert read_log_without_timing(run) == read_log_without_timing(whole_run)
 
     def test_as_a_run_begins_is_one_line(self, image_folder, small_disk, tmp_path):
         fill(small_disk)

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import LEAST, SMALL
-from helpers.runs import TIMING, assert_same_checkpoint, before_steps, checkpoint_values, figures, log_rows, run_config
+from helpers.runs import (
+    TIMING,
+    assert_same_checkpoint,
+    call_before_steps,
+    read_checkpoint,
+    read_log,
+    read_log_without_timing,
+    run_config,
+)
 from PIL import Image
 
 from tfdecouple.cli import train_main
@@ -48,7 +56,7 @@ def stop_before_step(monkeypatch, number):
         assert step == number
         raise FirstStepError
 
-    before_steps(monkeypatch, act)
+    call_before_steps(monkeypatch, act)
 
 
 class TestFolder:
@@ -61,7 +69,7 @@ class TestFolder:
             assert set(written[section]) == {field.name for field in fields}
 
     def test_log_has_each_row_once(self, finished_run):
-        rows = figures(finished_run)
+        rows = read_log_without_timing(finished_run)
         expected = {("train", step) for step in (2, 4, 6, 8, 10)} | {
             ("validation", 5),
             ("validation", 10),
@@ -82,7 +90,7 @@ class TestFolder:
 
         events = EventAccumulator(str(finished_run / "tensorboard"), size_guidance={"tensors": 0})
         events.Reload()
-        rows = figures(finished_run)
+        rows = read_log_without_timing(finished_run)
         tags = set(events.Tags()["tensors"])
         assert {"samples", "reconstructions", "switch", "interpolation"} <= tags
         # The config is there, too, for the tab of hyperparameters.
@@ -106,7 +114,7 @@ class TestFolder:
 
     def test_summary_says_how_it_ended(self, finished_run):
         summary = json.loads((finished_run / "summary.json").read_text())
-        rows = figures(finished_run)
+        rows = read_log_without_timing(finished_run)
         assert summary["steps"] == 10
         assert summary["test"]["images"] == 5
         assert summary["test"]["bits_per_dim"] == rows["test", 10]["bits_per_dim"]
@@ -147,7 +155,9 @@ class TestResumption:
         write_json(tmp_path / "config.json", run_config(image_folder, model=LEAST).to_dict())
         arguments = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run")]
         with pytest.MonkeyPatch.context() as patch:
-            before_steps(patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None, fake_step)
+            call_before_steps(
+                patch, lambda _, step: os.kill(os.getpid(), signal.SIGTERM) if step == 6 else None, fake_step
+            )
             assert train_main(arguments) == 75
         err = capsys.readouterr().err
         assert err.count("\n") == 1
@@ -156,11 +166,13 @@ class TestResumption:
         assert train_main(arguments) == 0
         assert "goes on from step 7" in capsys.readouterr().out
         # Of the two steps of this row one was taken by each program.
-        assert figures(tmp_path / "run")["train", 8]["kl"] == np.mean([fake_step.kl(6), fake_step.kl(7)])
+        assert read_log_without_timing(tmp_path / "run")["train", 8]["kl"] == np.mean(
+            [fake_step.kl(6), fake_step.kl(7)]
+        )
 
     def test_ends_in_the_same_state_bit_for_bit_with_the_same_log_and_summary(self, resumed_run, finished_run):
         assert_same_checkpoint(resumed_run, finished_run, "step-000000010")
-        assert figures(resumed_run) == figures(finished_run)
+        assert read_log_without_timing(resumed_run) == read_log_without_timing(finished_run)
         ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (resumed_run, finished_run))
         assert ours == theirs
 
@@ -181,7 +193,7 @@ class TestResumption:
         assert "passed over: the checkpoint" in out and "step-000000010 is damaged" in out
         assert "goes on from step 5" in out
         assert (checkpoints.checkpoint_steps(), checkpoints.checkpoint_steps("best")) == ([5], [])
-        assert max(step for _, step in figures(run)) == 5
+        assert max(step for _, step in read_log_without_timing(run)) == 5
 
     def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
         shutil.copytree(finished_run, tmp_path / "run")
@@ -293,7 +305,7 @@ class TestWarmStart:
             started.append((weights, {name: average.numpy() for name, average in state.optimizer.averages.items()}))
             raise FirstStepError
 
-        before_steps(monkeypatch, look)
+        call_before_steps(monkeypatch, look)
         monkeypatch.chdir(finished_run.parent)
         with pytest.raises(FirstStepError):
             train(run_config(image_folder, init_from=finished_run.name), tmp_path / "run")
@@ -325,7 +337,7 @@ class TestSelection:
         summary = train(config, tmp_path / "run").summary
         assert seen == ["validation"] and summary["test"] is None
         assert "lossless_codecs_bits_per_dim" not in summary and summary["validation_bits_per_dim"] == 2.0
-        assert {kind for kind, _ in log_rows(tmp_path / "run")} == {"train", "validation"}
+        assert {kind for kind, _ in read_log(tmp_path / "run")} == {"train", "validation"}
         # Such a run is complete all the same.
         assert train(config, tmp_path / "run").summary == summary and seen == ["validation"]
 
@@ -359,10 +371,10 @@ class TestSelection:
         assert (summary["best_step"], summary["validation_bits_per_dim"]) == (2, 2.0)
         names = {path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.index")}
         assert names == {"best-000000002", *(f"step-{step:09d}" for step in (1, 2, 3, 4))}
-        best = checkpoint_values(tmp_path / "run", "best-000000002")
-        state = checkpoint_values(tmp_path / "run", "step-000000002")
+        best = read_checkpoint(tmp_path / "run", "best-000000002")
+        state = read_checkpoint(tmp_path / "run", "step-000000002")
         averages = [key for key in state if key.startswith("averages/")]
-        later = checkpoint_values(tmp_path / "run", "step-000000004")
+        later = read_checkpoint(tmp_path / "run", "step-000000004")
         assert averages and all(np.any(state[key] != later[key]) for key in averages)
         for key in averages:
             np.testing.assert_array_equal(best[key.replace("averages/", "model/", 1)], state[key], err_msg=key)
@@ -383,17 +395,17 @@ class TestDivergence:
         assert "training diverged: 3 steps in a row were not applied (at step 8:" in err
         assert "kl" in err
         assert "step 2 was not applied: bits per dim, kl, gradient norm not finite" in out
-        rows = figures(tmp_path / "run")
+        rows = read_log_without_timing(tmp_path / "run")
         assert rows["train", 4]["skipped_steps"] == 2
         assert math.isfinite(rows["train", 4]["bits_per_dim"])
-        good, last = (checkpoint_values(tmp_path / "run", f"step-{step:09d}") for step in (5, 8))
+        good, last = (read_checkpoint(tmp_path / "run", f"step-{step:09d}") for step in (5, 8))
         for key, value in good.items():
             if not key.startswith("counters/"):
                 np.testing.assert_array_equal(last[key], value, err_msg=key)
         # The cause is gone: the same command goes on.
         monkeypatch.setattr(fake_step, "bad", ())
         assert train_main(arguments) == 0
-        row = figures(tmp_path / "run")["train", 10]
+        row = read_log_without_timing(tmp_path / "run")["train", 10]
         assert row["skipped_steps"] == 5
         assert math.isfinite(row["bits_per_dim"])
 
@@ -407,7 +419,7 @@ class TestDivergence:
         with pytest.raises(DivergedError, match=r"3 steps in a row were not applied \(at step 7: "):
             train(config, tmp_path / "run")
         assert "3 of the steps 2 to 7 were not applied: " in capsys.readouterr().out
-        saved = checkpoint_values(tmp_path / "run", "step-000000007")
+        saved = read_checkpoint(tmp_path / "run", "step-000000007")
         counters = {
             name: saved[f"counters/{name}/.ATTRIBUTES/VARIABLE_VALUE"] for name in ("step", "updates", "skipped")
         }

@@ -2,7 +2,7 @@
 
 import pytest
 from helpers.recipes import append_rows, copy_packages, insert_text, read_recipe, run_in_copy
-from helpers.runs import log_rows, run_config
+from helpers.runs import read_log, run_config
 
 from tfdecouple.storage.files import write_json
 
@@ -22,6 +22,6 @@ def test_figures_of_an_evaluation_and_of_a_step_are_in_the_log(image_folder, tmp
     write_json(folder / "config.json", run_config(image_folder, steps=2, pictures=0).to_dict())
     trained = run_in_copy(folder, "train.py", "--config", "config.json", "--workdir", "run")
     assert trained.returncode == 0, trained.stderr
-    rows = log_rows(folder / "run")
+    rows = read_log(folder / "run")
     assert rows["train", 2]["size_of_weights"] > 1
     assert rows["validation", 2]["largest_v"] > rows["validation", 2]["smallest_scale"] > 0

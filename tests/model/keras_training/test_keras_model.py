@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers.layers import all_layers
+from helpers.layers import list_layers
 from helpers.variants import OF_CLASSES, SMALLEST, VARIANTS, variant
 from PIL import Image
 
@@ -27,7 +27,7 @@ class TestLooking:
         model.summary(expand_nested=True, line_length=200, print_fn=printed.append)
         (text,) = printed
         rows = [line for line in text.splitlines() if line.startswith("│")]
-        assert len(rows) == len(all_layers(model)) - 1
+        assert len(rows) == len(list_layers(model)) - 1
         shapes = [row.split("│")[2].strip() for row in rows]
         assert all("(None," in shape for shape in shapes), shapes
         by_name = {re.sub(r"[^\w]*(\w+) \(.*", r"\1", row.split("│")[1].strip()): row for row in rows}
