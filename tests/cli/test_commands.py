@@ -15,7 +15,7 @@ from PIL import Image
 
 from tfdecouple.cli import main
 from tfdecouple.cli.curves import read_curves
-from tfdecouple.cli.run_images import pair_up
+from tfdecouple.cli.run_images import pair_images
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
 from tfdecouple.model import DecoupledModel
@@ -236,15 +236,15 @@ class TestSwitch:
 
 def test_pairs_are_within_or_across_labels_which_take_turns():
     labels = np.array([0, 0, 0, 1, 1, 2, -1, 2, 0])
-    assert pair_up(labels, "within", 3).tolist() == [[0, 1], [3, 4], [5, 7]]
-    assert pair_up(labels, "within", 99).tolist() == [[0, 1], [3, 4], [5, 7], [2, 8]]
-    pairs = pair_up(labels, "across", 99)
+    assert pair_images(labels, "within", 3).tolist() == [[0, 1], [3, 4], [5, 7]]
+    assert pair_images(labels, "within", 99).tolist() == [[0, 1], [3, 4], [5, 7], [2, 8]]
+    pairs = pair_images(labels, "across", 99)
     assert len(pairs) >= 3 and len(set(pairs.ravel().tolist())) == pairs.size
     assert (labels[pairs] >= 0).all() and (labels[pairs[:, 0]] != labels[pairs[:, 1]]).all()
-    assert len(pair_up(labels, "across", 2)) == 2
-    assert pair_up(labels, "any", 99).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert len(pair_images(labels, "across", 2)) == 2
+    assert pair_images(labels, "any", 99).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
     unlabelled = np.full(4, -1)
-    assert pair_up(unlabelled, "within", 5).shape == pair_up(unlabelled, "across", 5).shape == (0, 2)
+    assert pair_images(unlabelled, "within", 5).shape == pair_images(unlabelled, "across", 5).shape == (0, 2)
 
 
 class TestInterpolate:
@@ -370,7 +370,7 @@ class TestCurves:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("name", "says"), [("sample", "no checkpoint yet"), ("curves", "no figures")])
+    @pytest.mark.parametrize(("name", "says"), [("sample", "no checkpoint yet"), ("curves", "no metrics")])
     def test_run_without_a_checkpoint_or_metrics(self, capsys, image_folder, tmp_path, name, says):
         line = refused(capsys, lambda: main([name, "--run", str(tmp_path / "none")]))
         assert f"there is no run folder {tmp_path / 'none'}" in line

@@ -98,7 +98,7 @@ def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
     line = refused(capsys, lambda: main(["directions", "--run", "photographs"]))
     assert "make one of it first, with python -m tfdecouple publish --run photographs --to DIR" in line
     line = refused(capsys, lambda: main(["curves", "--run", "photographs"]))
-    assert "photographs has no figures" in line
+    assert "photographs has no metrics" in line
     # Nothing was written where they lie.
     assert installed(others) == before
 

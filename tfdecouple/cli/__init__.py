@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tfdecouple import __version__
-from tfdecouple.cli.options import Parser, program_name
+from tfdecouple.cli.options import Parser, get_program_name
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
 
@@ -42,24 +42,24 @@ COMMANDS = [
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status of `python train.py`, run with these arguments or those of the command line."""
+    """Runs `python train.py` with arguments, by default those of the command line, and returns the exit status."""
     return run_program(lambda: run_command(["train", *get_arguments(arguments)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status of `python -m tfdecouple`, run with these arguments or those of the command line."""
+    """Runs `python -m tfdecouple` with arguments, by default those of the command line; returns the exit status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed[:1] == ["export"]:
-        return int(import_export().main(typed[1:], f"{program_name()} export"))
+        return int(import_export().main(typed[1:], f"{get_program_name()} export"))
     return run_program(lambda: run_command(get_arguments(typed)))
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Returns the exit status of the command that the first argument names; UserError where there is a mistake."""
+    """Runs the command that the first argument names, and returns the exit status; raises UserError for a mistake."""
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
         hint = nearest(name, [*COMMANDS, "export"])
-        raise UserError(f"there is no command {name!r}{hint} ({program_name()} --help lists them)")
+        raise UserError(f"there is no command {name!r}{hint} ({get_program_name()} --help lists them)")
     parser = make_parser([name] if name in COMMANDS else COMMANDS)
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -69,9 +69,9 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """Returns a parser for the named commands, whose modules it imports."""
+    """Returns a parser of the named commands, after importing their modules."""
     parser = Parser(
-        prog=program_name(),
+        prog=get_program_name(),
         description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
         "local code v (all its detail). `python -m tfdecouple COMMAND --help` explains a command.",
     )
@@ -84,12 +84,12 @@ def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def import_command(name: str) -> Any:
-    """Returns the module of the command with this name."""
+    """Imports the module of a command, such as "encode-beam", and returns the module."""
     return importlib.import_module(f"tfdecouple.cli.{name.replace('-', '_')}")
 
 
 def import_export() -> Any:
-    """Returns the module `export.cli` of the package `export` beside the package `tfdecouple`."""
-    # The folder is put first, because with -m the working directory, which may hold another `export`, comes first.
+    """Imports `export.cli` from the folder that contains the package `tfdecouple`, and returns the module."""
+    # With `python -m` the working folder is first in `sys.path`, and it can have another package `export`.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     return importlib.import_module("export.cli")

@@ -20,14 +20,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes curves.png and curves.json, for several runs into the folder of the first run; returns 0."""
+    """Writes curves.png and curves.json into --out, by default the folder of the first run; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name
     from tfdecouple.visualization.plots import plot_curves, render_figure
 
     names = [run_name(path) for path in options.run]
-    # Runs with the same name are shown with their paths, so that the reader can distinguish them.
+    # The picture names runs by their paths if several runs have one name.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
     curves = [read_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
     runs = []
@@ -36,28 +36,29 @@ def run(options: argparse.Namespace) -> int:
         runs.append({"run": path, "name": run.name, "last_step": last})
     summary = "; ".join(f"{run['name']} to update {run['last_step']:,}" for run in runs)
     path = find_results_folder(options.run[0], options.out, PICTURES) / "curves.png"
-    write_picture(path, render_figure(plot_curves(curves)), {"command": "curves", "runs": runs}, summary)
+    write_picture(path, render_figure(plot_curves(curves)), {"command": "curves", "runs": runs})
+    print(f"{path}: {summary}", flush=True)
     return 0
 
 
 def read_curves(path: str, name: str) -> Any:
-    """Returns the `Curves` of the run at `path`; `name` is the run's name in the picture."""
+    """Returns the metrics in the log of the run at `path` as `Curves`; `name` is the run's name in the picture."""
     from tfdecouple.runs.run_folder import find_run, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
     config = load_config(path)
-    # Terms that the model lacks are left out, because the log has a 0 for them.
+    # The log has a 0 for terms of the bound that the model does not have.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
     for row in read_metrics(find_run(path) / "metrics.jsonl"):
         for metric in _METRICS:
-            # Only numbers are drawn: a value that is not finite is a text in the log.
+            # A value that is not finite is a text in the log, and cannot be drawn.
             value = row.get(metric)
             if row["kind"] in lines and isinstance(value, int | float) and not absent.get(metric):
                 steps, values = lines[row["kind"]].setdefault(metric, ([], []))
                 steps.append(row["step"])
                 values.append(value)
     if not any("bits_per_dim" in curves for curves in lines.values()):
-        raise RunError(f"{path} has no figures: its metrics.jsonl is missing or has no rows yet")
+        raise RunError(f"{path} has no metrics: its metrics.jsonl is missing or has no rows yet")
     return Curves(name, lines["train"], lines["validation"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tfdecouple.runs.latent_directions import Direction
     from tfdecouple.runs.opened_run import Run
 
-# Default number of training images, and of held-out images.
+# Largest number of training images, and of held-out images, unless --images names another.
 _IMAGES = 10_000
 
 
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
         "steps along each direction.",
     )
-    # Bundled weights are not accepted, because directions.json is written into the run folder.
+    # The help does not mention bundled weights, because directions.json is written into the run folder.
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder, into which directions.json is written")
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes directions.json into the run folder, and direction-NAME.png and .json for each direction; returns 0."""
+    """Writes directions.json into the run folder, and a picture and a JSON file for each direction; returns 0."""
     if options.attributes and options.labels:
         raise UserError("--attributes excludes --labels: give one of them, then the other")
     if options.split == "train":
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     source = open_data(opened, options)
     names = choose_labels(source, options.labels) if attributes is None else list(attributes.names)
     training, held_out = (
-        read_split(opened, source, split, options, names, attributes) for split in ("train", options.split)
+        encode_examples(opened, source, split, options, names, attributes) for split in ("train", options.split)
     )
     about = {"data": source.title, "source": source.name, "split": options.split, "seed": options.seed}
     directions = [
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         earlier = opened.directions() or ()
     except RunError as error:
-        # The old directions are dropped: they belong to other weights, or their file is damaged.
+        # Earlier directions of other weights, or in a damaged file, are dropped.
         print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
     found = {one.name for one in directions}
     kept = (one for one in earlier if one.name not in found)
@@ -93,12 +93,12 @@ def run(options: argparse.Namespace) -> int:
     for one in directions:
         print(f"{one.name:{width}}  {one.method:10}  {one.describe_accuracy() or 'held-out images of one kind alone'}")
     print(f"{path}: {len(directions)} directions in z", flush=True)
-    save_pictures(opened, source, options, directions)
+    save_direction_pictures(opened, source, options, directions)
     return 0
 
 
 def choose_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
-    """Returns the names of the labels to find directions for: those of `--labels`, or all."""
+    """Returns the labels in the option `--labels`, by default all labels of the data set, after checking them."""
     if len(source.label_names) < 2:
         raise DataError(
             f"{source.title} has {len(source.label_names)} labels, and directions need two or more, such as "
@@ -110,7 +110,7 @@ def choose_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(labels or source.label_names))
 
 
-def read_split(
+def encode_examples(
     opened: Run,
     source: Source,
     split: str,
@@ -118,9 +118,9 @@ def read_split(
     names: Sequence[str],
     attributes: Attributes | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns z of drawn images of a split, float32 `[n, d_z]`, and their values, float64 `[n, directions]`.
+    """Returns z of images drawn from a split, float32 `[n, d_z]`, and the images' values, float64 `[n, directions]`.
 
-    A value is 1 with and 0 without a label, or a number; it is NaN where the direction ignores the image.
+    For a label a value is 1 or 0; for a column of --attributes it is the number; NaN excludes an image of a direction.
     """
     import numpy as np
 
@@ -147,9 +147,9 @@ def read_split(
 def find_directions(
     names: Sequence[str], training: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], seed: int
 ) -> list[Direction]:
-    """Returns the directions that can be found in the images, and prints the names of all other directions.
+    """Returns the directions that the images allow, and prints the names of the other directions.
 
-    Training and held-out images are z and values, as `read_split` returns them.
+    `training` and `held_out` are z and values from `encode_examples`.
     """
     import numpy as np
 
@@ -177,13 +177,15 @@ def find_directions(
     return directions
 
 
-def save_pictures(opened: Run, source: Source, options: argparse.Namespace, directions: Sequence[Direction]) -> None:
-    """Writes a picture for each name of a direction, with a row for each image and method."""
-    from tfdecouple.cli.run_images import draw_images, save_picture
+def save_direction_pictures(
+    opened: Run, source: Source, options: argparse.Namespace, directions: Sequence[Direction]
+) -> None:
+    """Writes a picture and a JSON file for each name of a direction, with a row for each image and method."""
+    from tfdecouple.cli.run_images import choose_images, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_edit_grid
 
-    images, amounts = draw_images(opened, options, source), options.amounts
+    images, amounts = choose_images(opened, options, source), options.amounts
     methods: dict[str, list[Direction]] = {}
     for one in directions:
         methods.setdefault(one.name, []).append(one)

@@ -9,6 +9,7 @@ from typing import Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError, nearest
 
+# Exit status if a promise does not hold on this machine.
 EXIT_FAILS = 5
 
 
@@ -37,7 +38,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Checks this machine, prints the report, and returns the exit status."""
+    """Runs the checks of this machine, prints and writes the report, and returns the exit status."""
     from tfdecouple.doctor.benchmark import make_doctor_config
     from tfdecouple.doctor.check_runner import CHECKS, run_checks
     from tfdecouple.doctor.report import (
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         if name not in CHECKS:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
     request = Request(options.preset, tuple(options.set), options.quick, options.devices, options.timeout)
-    # The config is made and a file written first, so that mistakes show before minutes of work.
+    # A wrong preset, option or folder is reported here, before minutes of work.
     make_doctor_config(request)
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes edit.png, edit.json and, for each amount but 0, NAME-DIRECTION+AMOUNT at each photograph's own size."""
+    """Writes edit.png and edit.json, and each photograph at its own size for each amount but 0; returns 0."""
     amounts = options.amounts
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, read_image_files, save_picture
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.visualization.grids import draw_edit_grid
 
     opened = Run.open(options.run, z_for="edit")
-    # A run without directions has the error of `load_directions`.
+    # `load_directions` raises the error of a run without directions.
     directions = opened.directions() or load_directions(options.run)
     direction = directions.find(options.direction, options.method)
     images = read_image_files(opened, options.files)
@@ -56,5 +56,5 @@ def run(options: argparse.Namespace) -> int:
         for amount in filter(None, amounts):
             edited = np.asarray(opened.model.decode(z + np.float32(amount) * direction.vector, v))
             for index, image in enumerate(edited):
-                results.save(index, image, f"{change}{amount:+g}")
+                results.save_photograph(index, image, f"{change}{amount:+g}")
     return 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("tfrecord", "parquet")
 _SPLITS = ("train", "validation", "test")
-# Largest numbers of images and bytes in a file. They are small, because a kill loses the work of one file.
+# Largest numbers of images and of bytes in a file. If the program is killed, the work on one file is lost.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
@@ -48,9 +48,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files of codes and their manifest, or with --verify checks them and returns 1 if a file differs."""
+    """Writes the files of codes and their manifest, or checks them with --verify; returns the exit status."""
     if options.verify:
-        return _verify(options.out)
+        return _verify_codes(options.out)
     if options.run is None:
         raise UserError("encode needs --run RUN, the run folder whose model encodes")
     if options.split not in (*_SPLITS, "all"):
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     opened = Run.open(options.run)
     _require_fields(opened, options)
-    # With cache_gib=0 images are read when they are encoded, because each is needed only once.
+    # The images are not cached (cache_gib=0), because each is needed once.
     data = {"on_bad_image": options.on_bad_image, "cache_gib": 0.0}
     source = opened.open_source(options.data, options.data_dir, options.download, **data)
     if opened.config.model.has_class_codes:
@@ -111,8 +111,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(out: pathlib.Path) -> int:
-    """Returns the exit status of --verify, after printing a line for each file that differs from its record."""
+def _verify_codes(out: pathlib.Path) -> int:
+    """Prints a line for each file of codes that differs from the manifest; returns 1 if there is one, else 0."""
     start_tensorflow()
     from tfdecouple.corpus.codes_folder import verify_codes
     from tfdecouple.corpus.codes_manifest import CodesManifest
@@ -134,7 +134,7 @@ def _verify(out: pathlib.Path) -> int:
 
 
 def _require_fields(opened: Run, options: argparse.Namespace) -> None:
-    """Raises UserError if the model has not the codes that the options name."""
+    """Raises UserError if the options ask for codes that the model does not have."""
     if options.z_std and opened.config.model.has_class_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if opened.config.model.has_latent:
@@ -145,7 +145,7 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    """Returns the manifest of the job, which lists no files yet."""
+    """Returns the manifest of the codes that the options ask for; the manifest lists no files yet."""
     from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
     from tfdecouple.corpus.encoding import hash_image_keys
     from tfdecouple.runs.opened_run import hash_weights

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the pipeline, prints the number of encoded images, and returns 0."""
+    """Encodes the images with Apache Beam, prints the number of images, and returns 0."""
     start_tensorflow()
     try:
         import apache_beam  # noqa: F401

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import pathlib
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from tfdecouple.data import Source
 
-# The metrics in the order of options, computation and output; metrics that take longer come later.
+# The metrics in the order of their options and of their computation; metrics that take longer come later.
 METRICS: list[type[Metric]] = [
     BitsPerDim,
     ImportanceWeighted,
@@ -62,11 +61,11 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Computes, prints and writes the requested metrics one by one, so that results before a failure stay."""
+    """Computes, prints and writes the requested metrics one by one, so that a failure keeps earlier results."""
     start_tensorflow()
     import tensorflow as tf
 
-    from tfdecouple.cli.run_images import find_results_folder, name_unwritable
+    from tfdecouple.cli.run_images import find_results_folder, name_unwritable_path
 
     metrics = [metric for metric in (each(options) for each in METRICS) if metric.is_requested()]
     out = find_results_folder(options.run, options.out, "evaluation")
@@ -80,14 +79,14 @@ def run(options: argparse.Namespace) -> int:
             for metric in metrics:
                 result = metric.compute(evaluation)
                 if not files:
-                    with name_unwritable(out):
+                    with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
-                    # The evaluation is counted only now, because a failed one without a result does not count.
+                    # An evaluation counts from its first result on, so that a failed evaluation does not count.
                     if options.split == "test" or not all(each.on_split for each in metrics):
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
-                    print("\n".join(evaluation.describe(test_evaluations)))
+                    print("\n".join(evaluation.describe_inputs(test_evaluations)))
                 print("\n" + "\n".join(result.lines), flush=True)
-                files.append(write_result(out, evaluation, metric, result, test_evaluations))
+                files.append(write_metric_result(out, evaluation, metric, result, test_evaluations))
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(f"out of memory; try a smaller --batch-size ({one_line(error, first=True)})") from error
     except (KeyboardInterrupt, Exception) as error:
@@ -100,16 +99,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Evaluation:
-    """The run, the images and the devices that all metrics of an evaluation share.
+    """The run, the images and the devices that all metrics of the command `evaluate` share.
 
     Attributes:
         options: the options of the command.
         strategy: the strategy over all GPUs if the machine has several, else TensorFlow's default strategy.
         opened: the run.
         source: the data set.
-        size: the number of images of --split.
-        count: the number of images that are evaluated.
-        batch_size: the number of images in a batch.
+        size: the number of images in the split `--split`.
+        count: the number of these images that are evaluated.
+        batch_size: the number of images in a batch, before it is rounded to a multiple of the devices.
     """
 
     def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
@@ -148,14 +147,14 @@ class Evaluation:
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        # Images are drawn, because the first images of a folder, which is sorted by class, would be of one class.
+        # The images are chosen at random, because the first images of a folder belong to one class.
         drawn = self.count < self.size
         indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
-    def describe(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields the lines above all results: run, images, and number of evaluations of the test images."""
+    def describe_inputs(self, test_evaluations: int | None) -> Iterator[str]:
+        """Yields lines about the run, the images, and the number of evaluations of the test images so far."""
         split = self.options.split
         averaged = "averaged " if self.opened.averaged else ""
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"
@@ -165,12 +164,11 @@ class Evaluation:
             yield f"evaluations of these test images, with this one: {test_evaluations}"
 
 
-def write_result(
+def write_metric_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Returns the name of the JSON file to which it writes a result, with the run and the data of the result."""
-    from tfdecouple.cli.run_images import name_unwritable
-    from tfdecouple.storage.files import write_bytes, write_json
+    """Writes the result of a metric, with the run and the data, as a JSON file, and returns the name of the file."""
+    from tfdecouple.cli.run_images import write_picture
 
     opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split
     values = {"command": "evaluate", "run": opened.path, "step": opened.step, "averaged_weights": opened.averaged}
@@ -181,30 +179,23 @@ def write_result(
         values |= {"split": split, "split_description": source.descriptions[split], "split_images": evaluation.size}
     if test_evaluations is not None:
         values["test_evaluations"] = test_evaluations
-    with name_unwritable(out):
-        # The picture is written first, so that a result with a JSON file is complete.
-        if result.picture is not None:
-            picture = io.BytesIO()
-            result.picture.save(picture, "PNG")
-            write_bytes(out / f"{name}.png", picture.getvalue())
-        write_json(out / f"{name}.json", {**values, **result.values})
+    write_picture(out / f"{name}.png", result.picture, {**values, **result.values})
     return f"{name}.json"
 
 
 def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
-    """Returns the number of evaluations of a data set's test images, after adding one to the log.
+    """Adds a line to the log of evaluations of test images, and returns the number of lines for these test images.
 
-    The number is printed, because test images by which a model was chosen say less about new images.
-    The log is in RUN/evaluation, even if results go to another folder; it is in `out`, their folder, if the run is no
-    folder or cannot be written.
+    Users see the number, because results on test images by which a model was chosen say less about new images. The log
+    is RUN/evaluation/test_evaluations.log; it is in `out` if RUN is no folder or cannot be written.
     """
-    from tfdecouple.cli.run_images import name_unwritable
+    from tfdecouple.cli.run_images import name_unwritable_path
     from tfdecouple.runs.run_folder import is_run_folder
 
     own = pathlib.Path(run) / "evaluation"
     folder = own if is_run_folder(run) and os.access(own if own.exists() else own.parent, os.W_OK) else out
     line = json.dumps(f"{source.name}: {source.title}, test ({source.descriptions['test']})") + "\n"
-    with name_unwritable(folder):
+    with name_unwritable_path(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "test_evaluations.log").open("a+", encoding="utf-8") as file:
             file.write(line)

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple explain`: prints what the options of a run mean."""
+"""`python -m tfdecouple explain`: prints what the options of a config mean."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the options of a run with their defaults and meanings, and returns 0."""
+    """Prints the options of a config with their defaults and descriptions, and returns 0."""
     for name in options.names:
         if not any(name in option for option in list_option_names()):
             raise make_unknown_option_error(name)

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple import-wolf`: makes a run folder of a checkpoint of the paper's code."""
+"""`python -m tfdecouple import-wolf`: converts a checkpoint of the authors' code, wolf, to a run folder."""
 
 import argparse
 from typing import Any
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Makes a run folder of the checkpoint, prints how to open it, and returns 0."""
+    """Converts the checkpoint to a run folder, prints how to open the run, and returns 0."""
     start_tensorflow()
     from tfdecouple.interop.wolf import import_wolf
 

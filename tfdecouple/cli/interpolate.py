@@ -31,12 +31,12 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Writes interpolate.png and interpolate.json, and results at the size of the user's photographs; returns 0.
 
-    The result NAME-z-X-of-OTHER has v of the photograph NAME, and z at the fraction X of the way to OTHER. There are no
-    results between two v, because neither photograph has their detail.
+    The result A-z-X-of-B has v of photograph A, and z at the fraction X of the way from A to B. No result lies between
+    the v of two photographs, because a result takes its detail from one photograph.
     """
     arguments.check_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, pair_labels, save_picture
+    from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, get_pair_labels, save_picture
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_interpolation_grid, interpolate_pairs
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     paths = ("lerp", "slerp") if options.path == "both" else (options.path,)
     rows = len(places) if opened.config.model.has_latent else 1
     with Counter("interpolating", len(a.pixels) * len(paths) * rows * len(places)) as counter:
-        of_pair = pair_labels(a, b)
+        of_pair = get_pair_labels(a, b)
         tiles = interpolate_pairs(opened.model, a.pixels, b.pixels, places, paths, counter, of_pair)
     picture = draw_interpolation_grid(tiles, places, paths, f"\n{a.note} {opened.note()}")
     facts = {"first": a.facts, "second": b.facts, "seed": options.seed, "count": len(a.pixels), "places": places}
@@ -62,6 +62,6 @@ def run(options: argparse.Namespace) -> int:
         names = [pathlib.PurePath(path).stem for path in options.files]
         for pair, images in enumerate(made):
             for step, place in enumerate(places[1:], 1):
-                results.save(2 * pair, images[step, 0], f"z-{place:.2g}-of-{names[2 * pair + 1]}")
-                results.save(2 * pair + 1, images[-1 - step, 1], f"z-{place:.2g}-of-{names[2 * pair]}")
+                results.save_photograph(2 * pair, images[step, 0], f"z-{place:.2g}-of-{names[2 * pair + 1]}")
+                results.save_photograph(2 * pair + 1, images[-1 - step, 1], f"z-{place:.2g}-of-{names[2 * pair]}")
     return 0

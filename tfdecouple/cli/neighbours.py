@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         distances = np.concatenate(columns[name], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :count]
         indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
-        # An image may be near to several samples.
+        # Each image is read once, even if it is near several samples.
         different, rows = np.unique(indices, return_inverse=True)
         nearest[name] = read_drawn_images(model, source, split, different)[0][rows.reshape(indices.shape)]
         results[name] = {"indices": indices.tolist(), "distances": distances.tolist()}

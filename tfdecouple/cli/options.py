@@ -1,4 +1,4 @@
-"""Functions that add options shared by several commands to a parser, and check their values."""
+"""Options that several commands share: functions that add them to a parser, and checks of their values."""
 
 import argparse
 import pathlib
@@ -11,17 +11,19 @@ from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.option_types import add_choice, add_number, make_number_type
 
-# Largest temperature, the factor of v.
+# Largest value of --temperature and --temperatures, factors of v.
 MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
-# Largest value of --max-side; files of every format can have this side.
+# Largest value of --max-side, in pixels; files of every image format can have sides of this length.
 _LONGEST_SIDE = 16_383
-# Largest number of images in a picture, largest number of steps along a direction, and largest step.
-MOST_IN_A_PICTURE, MOST_AMOUNTS, MOST_AMOUNT = 100_000, 50, 1000.0
+# Largest value of --count, the number of images in a picture.
+MOST_IN_A_PICTURE = 100_000
+# Largest number of values in --amounts, and largest value, a multiple of a direction in z.
+MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
 
 
-def program_name() -> str:
-    """Returns the name by which the user called the program: `tfdecouple`, or `python -m tfdecouple`."""
+def get_program_name() -> str:
+    """Returns the command by which the user called the program: `tfdecouple`, or `python -m tfdecouple`."""
     return "tfdecouple" if pathlib.PurePath(sys.argv[0]).stem == "tfdecouple" else "python -m tfdecouple"
 
 
@@ -30,26 +32,26 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """Returns the help text with the program's name as the user wrote it."""
-        return super().format_help().replace("python -m tfdecouple", program_name())
+        return super().format_help().replace("python -m tfdecouple", get_program_name())
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError with the message, which programs print as one line, instead of printing the usage."""
-        # The messages of option types, such as "is 0; it must be at least 1", need the option's name before them.
+        """Raises UserError with argparse's message, instead of printing the usage and ending the program."""
+        # A message of `option_types`, such as "is 0; it must be at least 1", follows the name of the option.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
 
 def add_command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
-    """Returns the new parser of a command, which it adds to `commands`, the sub-parsers of `python -m tfdecouple`.
+    """Adds the parser of a command to `commands`, the sub-parsers of `python -m tfdecouple`, and returns the parser.
 
-    The summary is a line for the list of commands without a full stop; the details are sentences for the own help.
+    The summary, without a full stop, stands in the list of commands; the details are sentences for the command's help.
     """
     description = f"{summary[0].upper()}{summary[1:]}.{details and f' {details}'}"
     return commands.add_parser(name, help=summary, description=description)
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
-    """Adds the options --run and --out to a parser; a run that is not required is by default the bundled weights."""
+    """Adds the options --run and --out to a parser; without `required` --run is by default the bundled weights."""
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
     else:
@@ -59,19 +61,19 @@ def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: boo
 
 
 def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
-    """Adds the option --out to a parser; its default is the sub-folder `what` of the run folder."""
+    """Adds the option --out, a folder for results, to a parser; by default the sub-folder `what` of the run folder."""
     text = f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder"
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help=text)
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
-    """Adds the options --count (the number of `what`, by default `count`) and --seed to a parser."""
+    """Adds the options --count and --seed to a parser; `count` is the default number of `what`, such as "samples"."""
     add_number(parser, "--count", count, f"number of {what}", 1, MOST_IN_A_PICTURE)
     add_number(parser, "--seed", 0, "seed of all draws")
 
 
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
-    """Adds the options --split, --data, --data-dir and --download to a parser."""
+    """Adds the options of a data set to a parser: --split with its default, --data, --data-dir and --download."""
     parser.add_argument("--split", default=split, metavar="NAME", help=f"part of the data: {splits} (default {split})")
     parser.add_argument("--data", metavar="SOURCE", help=f"data set: {list_source_kinds()}; default that of the run")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default that of the run")
@@ -79,7 +81,7 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str =
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument FILE and the option --pairing to a parser; `check_pairs` checks them."""
+    """Adds the argument FILE, for pairs of the user's images, and the option --pairing to a parser."""
     text = "pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]"
     parser.add_argument("files", nargs="*", metavar="FILE", help=text)
     text = "pairs of the data set: within a class, across classes or any; auto: within and across if there are classes"
@@ -87,7 +89,7 @@ def add_pairs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_size(parser: argparse.ArgumentParser) -> None:
-    """Adds the options --size and --max-side to a parser."""
+    """Adds the options --size and --max-side, for results at a photograph's own size, to a parser."""
     text = (
         "own: also write each result at your photograph's own size, where a guided filter repeats the change of "
         "colours that the model made at its size; model: only the picture at the model's size, whose pixels are exact"
@@ -98,7 +100,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
 
 
 def check_pairs(options: argparse.Namespace) -> None:
-    """Raises UserError if the number of the user's image files is odd, or `--pairing` is given for them."""
+    """Raises UserError if the number of the user's image files is odd, or if the user names files and --pairing."""
     if len(options.files) % 2:
         raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
     if options.files and options.pairing != "auto":
@@ -106,13 +108,13 @@ def check_pairs(options: argparse.Namespace) -> None:
 
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
-    """Adds the option --amounts, a list of numbers, to a parser."""
+    """Adds the option --amounts, multiples of a direction in z, to a parser."""
     text = "multiples of the direction that are added to z; 0 gives the image itself (default --amounts=-2,-1,0,1,2)"
     parser.add_argument("--amounts", type=parse_amounts, default="-2,-1,0,1,2", metavar="A,B,...", help=text)
 
 
 def parse_amounts(text: str) -> list[float]:
-    """Returns the numbers in the text of --amounts."""
+    """Returns the numbers in the text of the option --amounts; raises UserError if there are too many."""
     amounts = [make_number_type(float, -MOST_AMOUNT, MOST_AMOUNT)(part) for part in text.split(",")]
     if len(amounts) > MOST_AMOUNTS:
         raise UserError(f"--amounts has {len(amounts)} numbers; a picture shows at most {MOST_AMOUNTS}")
@@ -120,7 +122,7 @@ def parse_amounts(text: str) -> list[float]:
 
 
 def make_file_name(name: str) -> str:
-    """Returns the name of a direction with only letters, digits, `_`, `.` and `-`, for the name of a file.
+    """Returns the name of a direction as a part of a file's name: letters, digits, `_`, `.` and `-`.
 
     >>> make_file_name("a/b c")
     'a_b_c'

@@ -29,6 +29,6 @@ def run(options: argparse.Namespace) -> int:
 
     print(f"{config.name} {count_parameters(config.model)['total']:,} parameters  {config.description}")
     values = {name: value for name, value in config.to_dict().items() if name not in ("description", "notes")}
-    print(f"\n{config.notes}\n\nWhat each option means: {arguments.program_name()} explain\n")
+    print(f"\n{config.notes}\n\nWhat each option means: {arguments.get_program_name()} explain\n")
     print(json.dumps(values, indent=2))
     return 0

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple publish`: writes the weights of a run for other people."""
+"""`python -m tfdecouple publish`: publishes the weights of a run in a folder or on the Hugging Face Hub."""
 
 import argparse
 from typing import Any
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Publishes the weights of a run, prints how to open them, and returns 0."""
+    """Publishes the weights of a run, prints how to load the weights, and returns 0."""
     start_tensorflow()
     from tfdecouple.runs.publishing import publish
 

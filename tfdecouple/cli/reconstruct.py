@@ -23,9 +23,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes reconstruct.png and reconstruct.json; with --own-size reconstruct-NAME.png and .json for each image."""
+    """Writes reconstruct.png and reconstruct.json, with --own-size a picture and a JSON file for each image."""
     start_tensorflow()
-    from tfdecouple.cli.run_images import draw_images, save_picture
+    from tfdecouple.cli.run_images import choose_images, save_picture
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_reconstruction_grid, reconstruct_images
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     opened = Run.open(options.run)
     if options.own_size:
         return _reconstruct_at_own_size(opened, options)
-    images = draw_images(opened, options)
+    images = choose_images(opened, options)
     count = len(images.pixels)
     with Counter("reconstructing", count) as counter:
         decoded, exact = reconstruct_images(opened.model, images.pixels, counter, images.labels)
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _reconstruct_at_own_size(opened: Any, options: argparse.Namespace) -> int:
+    """Writes a picture and a JSON file for each image at its own size, and returns 0."""
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.metrics.drawn_images import draw_uncropped_images
     from tfdecouple.visualization.grids import draw_grid

@@ -1,4 +1,4 @@
-"""Functions that the commands about a run share: they open the run, choose its images, and save pictures."""
+"""Functions that commands share: they choose images for a run, and write pictures and JSON files of results."""
 
 import argparse
 import contextlib
@@ -21,18 +21,19 @@ from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import is_run_folder
 from tfdecouple.storage.files import write_bytes, write_json
 
+# Name of the sub-folder of a run folder for pictures.
 PICTURES = "pictures"
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images that a command uses, with texts and values about them.
+    """The images that a command shows to the model, with values and a text about the images.
 
     Attributes:
-        pixels: the images as the model sees them, uint8 `[n, height, width, channels]`.
-        facts: the values for the JSON file: data set, split, indices and labels, or the files.
-        note: the sentence about the data set in the caption.
-        labels: the label of each image, int32 `[n]`, for a model that knows labels; otherwise None.
+        pixels: the images, quantised to the bits of the model, uint8 `[n, height, width, channels]`.
+        facts: the values for the JSON file: data set, split, indices and labels; or the paths of the user's files.
+        note: the sentence for the caption that names the data set.
+        labels: the label of each image, int32 `[n]`, for a model with labels; otherwise None.
     """
 
     pixels: np.ndarray
@@ -42,25 +43,24 @@ class Images:
 
 
 def open_data(run: Run, options: argparse.Namespace) -> Source:
-    """Returns the run's data set, or the data set of `--data` and `--data-dir`."""
+    """Opens the data set of `--data` and `--data-dir`, by default that of the run, and loads its split `--split`."""
     source = run.open_source(options.data, options.data_dir, options.download)
     source.open_split(options.split)
     return source
 
 
-def draw_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
-    """Returns `--count` images of `--split`, or all, drawn with `--seed` from `source` or what `open_data` returns."""
+def choose_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
+    """Returns at most `--count` images of `--split`, drawn at random with `--seed`, by default from `open_data`."""
     source = source or open_data(run, options)
     indices = draw_image_indices(source, options.split, options.count, options.seed)
-    return describe_images(
-        run, source, options.split, indices, *read_drawn_images(run.model, source, options.split, indices)
-    )
+    pixels, labels = read_drawn_images(run.model, source, options.split, indices)
+    return _make_images(run, source, options.split, indices, pixels, labels)
 
 
-def describe_images(
+def _make_images(
     run: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
-    """Returns quantised images of a split with the values about them for the JSON file."""
+    """Returns the `Images` of quantised pixels, with the indices of the images in their split and their labels."""
     run.require_labels(source)
     names = name_labels(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
@@ -68,12 +68,12 @@ def describe_images(
 
 
 def name_labels(source: Source, labels: np.ndarray) -> list[str | None]:
-    """Returns the name of each image's label; None for an image without a label."""
+    """Returns the name of each image's label, or None for an image without a label; `labels` are int `[n]`."""
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
 def read_image_files(run: Run, paths: list[str]) -> Images:
-    """Returns the images in files, of any size, cropped and resized as the images of a folder are."""
+    """Returns the user's image files, of any size, cropped and resized as the images of a folder data set are."""
     crop = choose_user_crop(run.config.data)
     images = []
     for path in paths:
@@ -82,28 +82,28 @@ def read_image_files(run: Run, paths: list[str]) -> Images:
         try:
             images.append(read_image(path, run.config.model.image_shape, crop))
         except DataError as error:
-            # The message is made anew, because the advice of `read_image` is about folders of images.
+            # The error of `read_image` advises on folders of images, so it gets another message.
             raise DataError(f"cannot read the image {path}: {one_line(error.__cause__ or error)}") from error
     pixels = np.asarray(run.model.quantize_images(np.stack(images)))
     return Images(pixels, {"files": list(paths)}, "Own images.")
 
 
-def pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the labels of the first and of the second images of pairs; None if `a` or `b` has no labels."""
+def get_pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the labels of the images `a` and of the images `b` of pairs; None if `a` or `b` has no labels."""
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 
 def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...]) -> dict[str, tuple[Images, Images]]:
-    """Returns by pairing the first and the second images of at most `--count` pairs, drawn from `--split`.
+    """Returns for each pairing the first and the second images of at most `--count` pairs, drawn from `--split`.
 
-    The pairings are `pairings` for `--pairing auto` and images with labels. Where the user names files, the only
-    pairing is "pairs".
+    For `--pairing auto` and images with labels the result has all `pairings`, else only that of `--pairing`. If the
+    user names files, the result has the pairing "pairs" only.
     """
     if options.files:
         return {"pairs": (read_image_files(run, options.files[::2]), read_image_files(run, options.files[1::2]))}
     source, split = open_data(run, options), options.split
     by_label = options.pairing != "any" and len(source.label_names) > 1
-    # The pool is large, so that it has enough images of each label for pairs within the label.
+    # The pool is larger than the pairs need, so that it has several images of most labels.
     size = max(500, 8 * options.count) if by_label else 2 * options.count
     pool = draw_image_indices(source, split, size, options.seed)
     images, labels = read_drawn_images(run.model, source, split, pool)
@@ -113,11 +113,9 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
         raise UserError(f"--pairing {how} needs images of several labels, but {split} of {source.title} has none")
     chosen = {}
     for pairing in pairings if options.pairing == "auto" and has_labels else (how,):
-        pairs = pair_up(labels, pairing, options.count)
+        pairs = pair_images(labels, pairing, options.count)
         if len(pairs):
-            first, second = (
-                describe_images(run, source, split, pool[side], images[side], labels[side]) for side in pairs.T
-            )
+            first, second = (_make_images(run, source, split, pool[i], images[i], labels[i]) for i in pairs.T)
             chosen[pairing] = (first, second)
     if not chosen:
         raise DataError(
@@ -127,60 +125,65 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
     return chosen
 
 
-def pair_up(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
-    """Returns at most `count` pairs of images, as indices into `labels`, int64 `[pairs, 2]`; each image at most once.
+def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
+    """Returns at most `count` pairs of indices of images, int64 `[pairs, 2]`; each image is in one pair at most.
 
-    The argument `pairing` is "within" (a label), "across" (labels) or "any". Pairs of all labels, int `[n]` with -1 for
-    none, take turns, so that a few pairs show many labels.
+    The labels are int `[n]`, -1 for none. `pairing` is "within", for pairs of one label; "across", for pairs of two
+    labels; or "any". The labels alternate, so that a few pairs show many labels.
     """
     groups = [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
     if pairing == "any":
         groups = [list(range(len(labels)))]
     if pairing != "across":
-        pairs = _take_turns(groups)
+        pairs = _alternate_groups(groups)
     elif groups:
-        # Two images of a label follow each other and fall into two pairs, so that each label meets several others.
-        images = [groups[0][0], *itertools.chain(*_take_turns([*groups[1:], groups[0][1:]]))]
+        # Two images of a label follow each other but are in different pairs, so that a label meets several others.
+        images = [groups[0][0], *itertools.chain(*_alternate_groups([*groups[1:], groups[0][1:]]))]
         pairs = [pair for pair in zip(images[::2], images[1::2], strict=False) if labels[pair[0]] != labels[pair[1]]]
     else:
         pairs = []
     return np.array(pairs[:count], np.int64).reshape(-1, 2)
 
 
-def _take_turns(groups: list[list[int]]) -> list[tuple[int, ...]]:
-    """Returns pairs of neighbours within groups: the first pair of each group, then the second pairs, and so on."""
+def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
+    """Returns pairs of images within groups: the first pair of each group, then the second pair of each, and so on."""
     pairs = (zip(group[::2], group[1::2], strict=False) for group in groups)
     return [pair for turn in itertools.zip_longest(*pairs) for pair in turn if pair]
 
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
-    """Returns the folder for results: `out` if given, else RUN/NAME, or ./NAME for weights that are no folder."""
+    """Returns the folder for results: `out`, else the sub-folder `name` of a run folder, or of the working folder."""
     return out or (pathlib.Path(run) / name if is_run_folder(run) else pathlib.Path(name))
 
 
 def save_picture(
     opened: Run, options: argparse.Namespace, name: str, picture: Image.Image | bytes, summary: str, **facts: Any
 ) -> None:
-    """Writes NAME.png and NAME.json, with the command, the run and `facts`, and prints the path and the summary."""
+    """Writes NAME.png, and NAME.json with the command, the run and `facts`; prints the path and the summary."""
     facts = {"command": options.command, **opened.facts(), **facts}
-    write_picture(find_results_folder(options.run, options.out, PICTURES) / f"{name}.png", picture, facts, summary)
+    path = find_results_folder(options.run, options.out, PICTURES) / f"{name}.png"
+    write_picture(path, picture, facts)
+    print(f"{path}: {summary}", flush=True)
 
 
-def write_picture(path: pathlib.Path, picture: Image.Image | bytes, facts: dict[str, Any], summary: str) -> None:
-    """Writes a picture (or the bytes of a PNG) and a JSON file beside it, and prints the path and the summary."""
+def write_picture(path: pathlib.Path, picture: Image.Image | bytes | None, facts: dict[str, Any]) -> None:
+    """Writes a picture, if there is one, as PNG file `path`, and then `facts` as a JSON file of the same name.
+
+    A result whose JSON file exists is therefore complete. The picture is a Pillow image or the bytes of a PNG file.
+    """
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         picture = buffer.getvalue()
-    with name_unwritable(path):
-        write_bytes(path, picture)
+    with name_unwritable_path(path):
+        if picture is not None:
+            write_bytes(path, picture)
         write_json(path.with_suffix(".json"), facts)
-    print(f"{path}: {summary}", flush=True)
 
 
 @contextlib.contextmanager
-def name_unwritable(path: pathlib.Path) -> Iterator[None]:
-    """Turns errors of the system while a result is written into a UserError that names its path and `--out`."""
+def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
+    """Converts an OSError inside the context to a UserError that names the path of a result, and the option --out."""
     try:
         yield
     except OSError as error:
@@ -188,10 +191,10 @@ def name_unwritable(path: pathlib.Path) -> Iterator[None]:
 
 
 class OwnSizeResults:
-    """The user's photographs at their own size, and the writer of results at this size.
+    """The user's photographs of `--files`, to which the model's changes are applied at each photograph's own size.
 
     Attributes:
-        small: the photographs shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.
+        small: the photographs, shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.
     """
 
     def __init__(self, options: argparse.Namespace, model: DecoupledModel) -> None:
@@ -204,10 +207,10 @@ class OwnSizeResults:
         small = np.stack([photograph.shrink(shape) for photograph in self._photographs])
         self.small = np.asarray(model.quantize_images(small))
 
-    def save(self, index: int, after: np.ndarray, change: str) -> None:
-        """Writes a photograph with the change that the model made to its small copy, and prints the path of the file.
+    def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
+        """Writes photograph `index` with the change from `small[index]` to `after`, and prints the path of the file.
 
-        `after` is the changed small copy; the name of the change follows the photograph's name in the file's name.
+        The name of the file is that of the photograph and `change`.
         """
         from tfdecouple.visualization.full_size import change_at_full_size
 
@@ -215,12 +218,12 @@ class OwnSizeResults:
         pixels = change_at_full_size(photograph.pixels, self.small[index], after)
         content, suffix = photograph.encode_file(pixels)
         name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
-        # A number is added, because photographs in several folders may have the same name.
+        # The name gets a number if photographs from several folders have one name.
         path, number = self._folder / f"{name}{suffix}", 1
         while path in self._written:
             number += 1
             path = self._folder / f"{name}-{number}{suffix}"
         self._written.add(path)
-        with name_unwritable(path):
+        with name_unwritable_path(path):
             write_bytes(path, content)
         print(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels", flush=True)

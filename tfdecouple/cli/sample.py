@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes sample.png and sample.json, or with --labels sample-TEMPERATURE.png and .json for each temperature."""
+    """Writes sample.png and sample.json, with --labels a picture and a JSON file for each temperature; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import save_picture
     from tfdecouple.runs.opened_run import Run

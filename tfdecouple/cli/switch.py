@@ -10,7 +10,7 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
 
 _TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
-# Default of --strength, chosen by eye on photographs that the weights were not trained on.
+# Default of --strength, chosen by eye on photographs that the bundled weights were not trained on.
 DEFAULT_STRENGTH = 0.7
 
 
@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "switch",
         "exchange the global codes z of pairs of images (paper Figure 1)",
-        f"With your own photographs: {arguments.program_name()} switch a.jpg b.jpg. Without files, pairs come from "
+        f"With your own photographs: {arguments.get_program_name()} switch a.jpg b.jpg. Without files, pairs come from "
         "the data set; where it has labels, one picture shows pairs within classes and another pairs across classes.",
     )
     arguments.add_run(parser)
@@ -33,13 +33,13 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes switch-HOW.png and switch-HOW.json for each pairing: within, across, any, pairs.
+    """Writes a picture and a JSON file for each pairing, and results at the size of the user's photographs; returns 0.
 
-    For the user's own photographs it also writes NAME-z-of-OTHER at the photographs' own size.
+    The pairings are "within" labels, "across" labels, "any", and "pairs" for the user's photographs.
     """
     arguments.check_pairs(options)
     start_tensorflow()
-    from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, pair_labels, save_picture
+    from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, get_pair_labels, save_picture
     from tfdecouple.model.interpolation import interpolate_codes
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.runtime.progress import Counter
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     opened = Run.open(options.run, z_for="switch")
     results = OwnSizeResults(options, opened.model) if options.files and options.size == "own" else None
     for how, (a, b) in choose_pairs(opened, options, ("within", "across")).items():
-        title, labels = _TITLES.get(how, "Switch"), pair_labels(a, b)
+        title, labels = _TITLES.get(how, "Switch"), get_pair_labels(a, b)
         note = f"\n{a.note} {opened.note()}"
         with Counter("switching", 2 * len(a.pixels)) as counter:
             picture = draw_switch_grid(
@@ -65,5 +65,5 @@ def run(options: argparse.Namespace) -> int:
             images = np.asarray(opened.model.decode(z, own.v))
             for pair, image in enumerate(images):
                 other_path = options.files[2 * pair + 1 - side]
-                results.save(2 * pair + side, image, f"z-of-{pathlib.PurePath(other_path).stem}")
+                results.save_photograph(2 * pair + side, image, f"z-of-{pathlib.PurePath(other_path).stem}")
     return 0

@@ -7,7 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
-from tfdecouple.cli.options import program_name
+from tfdecouple.cli.options import get_program_name
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.runtime.process import start_tensorflow
@@ -43,7 +43,7 @@ exit status:
 def add_parser(commands: Any) -> None:
     """Adds the parser of the command `train` with its options."""
     is_script = pathlib.PurePath(sys.argv[0]).name == "train.py"
-    program = "python train.py" if is_script else f"{program_name()} train"
+    program = "python train.py" if is_script else f"{get_program_name()} train"
     parser = commands.add_parser(
         "train",
         help="train a model: python train.py",
@@ -82,7 +82,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_shortcut(group: Any, name: str, option: str, text: str, **settings: Any) -> None:
-    """Adds a command-line option that sets an option of the config, such as "training.seed"."""
+    """Adds a command-line option, such as --seed, that sets an option of the config, such as "training.seed"."""
     group.add_argument(name, dest=option, default=None, help=f"{text} ({option})", **settings)
 
 
@@ -106,12 +106,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        # The process ends at once, because an ordinary exit would wait half a minute or more for the lost worker.
+        # An ordinary exit would wait half a minute or more for the lost worker.
         os._exit(EXIT_LOST)
     if not outcome.is_chief:
         return 0
     print()
-    # Only existing folders are printed, because training.pictures=0 and training.loggers=[] leave them out.
+    # The folders do not exist with training.pictures=0 and training.loggers=[].
     for title, command, folder in (("Pictures:", "", "images"), ("Curves:", "tensorboard --logdir ", "tensorboard")):
         if (workdir / folder).is_dir():
             print(f"{title:10} {command}{workdir / folder}")
