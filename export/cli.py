@@ -43,12 +43,12 @@ exit status:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> int:
-    """Returns the exit status of the command `export`, after it has run; `prog` is its name in messages."""
-    return run_program(lambda: _export(arguments, prog))
+    """Runs the command `export` and returns its exit status; `prog` is the name of the command in messages."""
+    return run_program(lambda: _run_command(arguments, prog))
 
 
-def export_parser(prog: str) -> argparse.ArgumentParser:
-    """Returns the parser of the command `export`; `prog` is the name of the command in its help."""
+def make_export_parser(prog: str) -> argparse.ArgumentParser:
+    """Returns the argument parser of the command `export`; `prog` is the name of the command in its help."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=_HELP.replace("python -m export", prog),
@@ -103,14 +103,14 @@ def export_parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _export(arguments: Sequence[str] | None, prog: str) -> int:
-    parser = export_parser(prog)
+def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
+    parser = make_export_parser(prog)
     options = parser.parse_args(get_arguments(arguments))
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
     if options.verify is not None:
         if options.run or options.to:
             parser.error("--verify takes an export folder and neither --run nor --to")
-        return _verify(options.verify, options.expect)
+        return _verify_export(options.verify, options.expect)
     if options.expect:
         parser.error("--expect belongs to --verify")
     if not options.run or not options.to:
@@ -122,18 +122,10 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
     from export.verification.comparison import RefusedError
 
     try:
-        config = ExportConfig(
-            run=options.run,
-            to=options.to,
-            formats=tuple(dict.fromkeys(options.format)),
-            endpoints=tuple(options.endpoints),
-            any_size=options.any_size,
-            version=options.version,
-            name=options.name,
-            web_runtime=options.web_runtime,
-            web_gpu=options.web_gpu,
-        )
-        published = export(config, _print)
+        fields = {key: getattr(options, key) for key in ("any_size", "version", "name", "web_runtime", "web_gpu")}
+        formats, endpoints = tuple(dict.fromkeys(options.format)), tuple(options.endpoints)
+        config = ExportConfig(run=options.run, to=options.to, formats=formats, endpoints=endpoints, **fields)
+        published = export(config, _print_now)
     except RefusedError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -145,7 +137,7 @@ def _export(arguments: Sequence[str] | None, prog: str) -> int:
     return 0
 
 
-def _verify(folder: pathlib.Path, expected: str | None) -> int:
+def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.comparison import join_problems
     from export.verification.verify import verify_folder
@@ -155,17 +147,15 @@ def _verify(folder: pathlib.Path, expected: str | None) -> int:
     if expected is not None and digest != expected.lower():
         print(f"error: {folder / MANIFEST} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
         return EXIT_REFUSED
-    problems, not_compared = verify_folder(folder, _print)
-    _print(f"{MANIFEST} has the SHA-256 {digest}")
+    problems, not_compared = verify_folder(folder, _print_now)
+    _print_now(f"{MANIFEST} has the SHA-256 {digest}")
     if problems:
         print(f"error: {folder} is not as it was exported: {join_problems(problems)}", file=sys.stderr)
         return EXIT_REFUSED
-    answers = (
-        f"; answers were not checked of {', '.join(not_compared)}" if not_compared else ", and answers as the model did"
-    )
-    print(f"{folder} is as it was exported{answers}")
+    unchecked = f"; answers were not checked of {', '.join(not_compared)}"
+    print(f"{folder} is as it was exported{unchecked if not_compared else ', and answers as the model did'}")
     return 0
 
 
-def _print(text: str) -> None:
+def _print_now(text: str) -> None:
     print(text, flush=True)

@@ -15,6 +15,7 @@ images = model.sample(8)               returns new images; options seed=1, tempe
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -26,13 +27,13 @@ import numpy as np
 import onnxruntime
 
 FOLDER = pathlib.Path(__file__).parent
-MODES = {1: "L", 3: "RGB"}  # Pillow's mode for images of 1 and of 3 channels.
+MODES = {1: "L", 3: "RGB"}  # {number of channels: mode of Pillow's images}
 # Formats that Pillow reads without another program, and the most pixels: a small file can expand to a huge picture.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
 class Model:
-    """A model in the ONNX files of a folder, run on `batch` images at once; `shape` is (height, width, channels)."""
+    """The model in the ONNX files of a folder, run on `batch` images at once; `shape` is (height, width, channels)."""
 
     def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
         inner = pathlib.Path(folder, "onnx")
@@ -50,46 +51,53 @@ class Model:
     def _open(self, name):
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
-    def _run(self, session, given):
-        """Returns the outputs of a file by name, computed in batches; an input of one row counts for all rows."""
-        names, count = [output.name for output in session.get_outputs()], max(map(len, given.values()))
+    def _run(self, session, inputs):
+        """Returns {output name: array} of a file for {input name: array}, computed in batches.
+
+        An input with a single row is used for all rows of the other inputs.
+        """
+        names, count = [output.name for output in session.get_outputs()], max(map(len, inputs.values()))
         parts = [
-            session.run(names, {k: a if len(a) == 1 else a[start : start + self.batch] for k, a in given.items()})
+            session.run(names, {k: a if len(a) == 1 else a[start : start + self.batch] for k, a in inputs.items()})
             for start in range(0, max(count, 1), self.batch)
         ]
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def encode(self, images, labels=None):
-        """Returns the codes "z" and "v" of images, uint8 `[n, *shape]`. Some models have no z, some need labels.
+        """Returns {"z": codes, "v": codes} of images, uint8 `[n, *shape]`; a model without z returns v alone.
 
-        Files exported with --any-size take images of any height and width, and return them as "size".
+        `labels` are needed by some models. Files exported with --any-size take images of any height and width, and the
+        result also has "size", the (height, width) of the images.
         """
-        given = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
-        return self._run(self.encoder, given) | ({"size": images.shape[1:3]} if self.any_size else {})
+        inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
+        return self._run(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
 
     def decode(self, size=(None, None), **codes):
-        """Returns the images that the model decodes from z and v, uint8 `[n, *shape]`, cropped to `size`."""
+        """Decodes images from z and v, uint8 `[n, *shape]`, and crops them to `size`, (height, width)."""
         return self._run(self.decoder, codes)["images"][:, : size[0], : size[1]]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
-        """Returns `count` new images from sampler.onnx, uint8 `[count, *shape]`, the same images for the same seed."""
+        """Returns `count` new images, uint8 `[count, *shape]`; a seed makes the images reproducible."""
         sampler, rng = self._open("sampler"), np.random.default_rng(seed)
         shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
         if "labels" in shapes and labels is None:
             raise ValueError("this model samples by label; call Model.sample(labels=[...]) in a program")
         noise = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items() if "noise" in name}
-        given = {"temperature": np.full(count, temperature, np.float32)}
+        inputs = {**noise, "temperature": np.full(count, temperature, np.float32)}
         if "labels" in shapes:
-            given["labels"] = np.broadcast_to(np.asarray(labels, np.int32), [count])
-        return self._run(sampler, {**noise, **given})["images"]
+            inputs["labels"] = np.broadcast_to(np.asarray(labels, np.int32), [count])
+        return self._run(sampler, inputs)["images"]
 
     def switch(self, a, b, labels_a=None, labels_b=None):
-        """Returns the images with z of `a` and v of `b`, and the images with z of `b` and v of `a`."""
+        """Returns two arrays of images: with z of images `a` and v of images `b`, and with z of `b` and v of `a`."""
         a, b = self.encode(a, labels_a), self.encode(b, labels_b)
         return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
 
     def fit(self, picture):
-        """Returns the centre of a picture in the model's shape, cropped and resized exactly as in training."""
+        """Crops the centre of a picture, uint8 `[height, width, channels]`, and resizes it to the model's shape.
+
+        The result has the same bytes as in training.
+        """
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
         columns = min(width, max(height * columns_as // rows_as, 1))
@@ -98,11 +106,11 @@ class Model:
             rows = min(rows, self.crop * rows_as // shorter)
             columns = min(columns, self.crop * columns_as // shorter)
         top, left = (height - rows) // 2, (width - columns) // 2
-        return _resized(_resized(picture[top : top + rows, left : left + columns], columns_as, 1), rows_as, 0)
+        return _resize_axis(_resize_axis(picture[top : top + rows, left : left + columns], columns_as, 1), rows_as, 0)
 
 
-def _resized(pixels, size, axis):
-    """Returns uint8 pixels resized along an axis, bilinearly with antialiasing, with the bytes of Pillow's `resize`."""
+def _resize_axis(pixels, size, axis):
+    """Resizes uint8 pixels along an axis, bilinearly with antialiasing; the result equals Pillow's `resize`."""
     scale = pixels.shape[axis] / size
     if scale == 1:
         return pixels
@@ -117,8 +125,8 @@ def _resized(pixels, size, axis):
     return np.stack(rows, axis).astype(np.uint8)
 
 
-def known_images(height, width, channels):
-    """Returns 16 images (2 if large) of smooth colour waves, uint8, identical on every machine."""
+def make_known_images(height, width, channels):
+    """Returns 16 images of smooth colour waves, 2 above 128 pixels, uint8 `[n, height, width, channels]`."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
@@ -126,7 +134,7 @@ def known_images(height, width, channels):
 
 
 def read_picture(path, channels):
-    """Returns the upright pixels of a picture file, as training reads them, uint8 [height, width, channels]."""
+    """Reads a picture file as training does, turned upright by its EXIF data; uint8 [height, width, channels]."""
     from PIL import Image, ImageOps
 
     if not os.path.isfile(path):  # A pipe is refused, because reading it could take forever.
@@ -144,16 +152,25 @@ def read_picture(path, channels):
 
 
 def _fail(text):
+    """Prints an error and returns the exit status 2; status 1 means that images are not decoded exactly."""
     print(f"error: {text}", file=sys.stderr)
-    return 2  # The status is 2, because 1 means lost images.
+    return 2
 
 
-def _one_line(error):
-    return " ".join(str(error).split())
+@contextlib.contextmanager
+def _explain_errors(action):
+    """Ends the program with one line, which says that it cannot do `action`, after an exception in the context.
+
+    Pillow and ONNX Runtime raise many classes of exception for files that are missing, damaged or of another export.
+    """
+    try:
+        yield
+    except Exception as error:
+        sys.exit(_fail(f"cannot {action}: {' '.join(str(error).split())}"))
 
 
 def main(arguments=None):
-    """Returns the exit status of the command line, after it has switched pictures, sampled or checked the model."""
+    """Switches pictures, samples images or checks the model, and returns the exit status of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
@@ -168,83 +185,68 @@ def main(arguments=None):
     if count is not None and count < 1:
         return _fail(f"--sample is {count}; it must be at least 1")
     folder = paths[0] if options.check and paths else FOLDER
-    try:
+    with _explain_errors(f"open encoder.onnx and decoder.onnx of an export in {folder}"):
         model = Model(folder)
-    except Exception as error:  # ONNX Runtime raises many classes for a missing or damaged file.
-        return _fail(f"cannot open encoder.onnx and decoder.onnx of an export in {folder}: {_one_line(error)}")
     if options.check:
-        return _check(model)
+        return _check_model(model)
     if model.shape[-1] not in MODES:
         return _fail(f"files have no {model.shape[-1]} channels here; call Model in a program")
     try:
         from PIL import Image
     except ImportError as error:
-        return _fail(f"picture files need Pillow (pip install pillow): {_one_line(error)}")
+        return _fail(f"picture files need Pillow (pip install pillow): {error}")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS replaces Pillow's limit.
     if options.own_size:
-        return _own_size(model, *paths)
+        return _decode_at_own_size(model, *paths)
     if count is None:
-        return _switch(model, paths)
-    try:
-        drawn = model.sample(count)
-    except Exception as error:  # sampler.onnx may be missing or damaged, or need labels.
-        return _fail(f"cannot draw with sampler.onnx in {model.folder}: {_one_line(error)}")
-    return _write({"samples.png": (np.concatenate(drawn, 1), f"{count} new images")})
+        return _switch_pictures(model, paths)
+    with _explain_errors(f"draw with sampler.onnx in {model.folder}"):
+        samples = model.sample(count)
+    return _write_pictures({"samples.png": (np.concatenate(samples, 1), f"{count} new images")})
 
 
-def _check(model):
-    images = known_images(*model.shape) // model.step * model.step
-    try:
+def _check_model(model):
+    images = make_known_images(*model.shape) // model.step * model.step
+    with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
         lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
-    except Exception as error:  # Encoder and decoder may be of different exports.
-        return _fail(f"cannot encode and decode with the files in {model.folder}: {_one_line(error)}")
     numbers = f"; lost: {', '.join(map(str, lost))}" if lost else ""
     print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{numbers}")
     return int(bool(lost))
 
 
-def _own_size(model, path):
+def _decode_at_own_size(model, path):
     if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
-    try:
+    with _explain_errors(f"read {path}"):
         picture = read_picture(path, model.shape[-1]) // model.step * model.step
-    except Exception as error:  # Pillow raises many classes of exception for a damaged file.
-        return _fail(f"cannot read {path}: {_one_line(error)}")
-    try:
+    with _explain_errors(f"encode and decode {path} with the files in {model.folder}"):
         (decoded,) = model.decode(**model.encode(picture[None], [0]))  # Any label's codes decode exactly.
-    except Exception as error:  # Memory may be exhausted; ONNX Runtime raises many classes.
-        return _fail(f"cannot encode and decode {path} with the files in {model.folder}: {_one_line(error)}")
     (height, width, _), lost = picture.shape, int((decoded != picture).sum())
     description = f"{path} decoded at {width} x {height}; {lost:,} of {picture.size:,} values are lost"
-    return _write({"own_size.png": (decoded, description)}) or int(bool(lost))
+    return _write_pictures({"own_size.png": (decoded, description)}) or int(bool(lost))
 
 
-def _switch(model, paths):
+def _switch_pictures(model, paths):
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []
     for path in paths:
-        try:
+        with _explain_errors(f"read {path}"):
             pictures.append(model.fit(read_picture(path, model.shape[-1]))[None])
-        except Exception as error:  # Pillow raises many classes of exception for a damaged file.
-            return _fail(f"cannot read {path}: {_one_line(error)}")
-    try:
+    with _explain_errors(f"encode and decode with the files in {model.folder}"):
         (ab,), (ba,) = model.switch(*pictures)
-    except Exception as error:  # Encoder and decoder may be of different exports.
-        return _fail(f"cannot encode and decode with the files in {model.folder}: {_one_line(error)}")
     a, b = paths
-    return _write({"ab.png": (ab, f"z of {a}, v of {b}"), "ba.png": (ba, f"z of {b}, v of {a}")})
+    return _write_pictures({"ab.png": (ab, f"z of {a}, v of {b}"), "ba.png": (ba, f"z of {b}, v of {a}")})
 
 
-def _write(pictures):
+def _write_pictures(pictures):
+    """Writes the files {name: (pixels, description)} to the working folder, and returns the exit status 0."""
     from PIL import Image
 
     for name, (pixels, description) in pictures.items():
-        try:
+        with _explain_errors(f"write {name}"):
             Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(name)
-        except OSError as error:
-            return _fail(f"cannot write {name}: {_one_line(error)}")
         print(f"{name}: {description}")
     return 0
 

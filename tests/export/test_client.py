@@ -103,7 +103,7 @@ def test_lost_images_are_named(run, monkeypatch):
 
 @pytest.mark.parametrize(("height", "width", "count"), [(8, 8, 16), (12, 20, 16), (130, 10, 2)])
 def test_known_images_are_waves_and_fewer_large_ones(height, width, count):
-    images = source.known_images(height, width, 3)
+    images = source.make_known_images(height, width, 3)
     number, y, x, channel = np.indices(images.shape)
     wave = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // max(height, width) + 85 * channel
     np.testing.assert_array_equal(images, np.minimum(abs(wave % 512 - 256), 255))
