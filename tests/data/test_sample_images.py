@@ -39,15 +39,13 @@ class TestPhotographs:
         assert {known[name].licence for name in PHOTOGRAPHS} == {"public domain", "CC0", "CC BY 2.0"}
         assert set(known) - set(PHOTOGRAPHS) == {"motorcycle_left"}
 
-    def test_some_can_be_chosen(self):
+    def test_some_can_be_chosen_and_an_unknown_one_is_refused(self):
         source = open_source(DataConfig(photographs=("rocket", "coffee")), (32, 32, 3))
         images, labels = load_images(source, "test", 4)
         assert source.label_names == ("rocket", "coffee") and labels.tolist() == [0, 1, 0, 1]
         # A photograph's crops take the numbers that fall to it.
         alone = load_images(open_source(DataConfig(photographs=("rocket",)), (32, 32, 3)), "test", 4)[0]
         np.testing.assert_array_equal(images[::2], alone[::2])
-
-    def test_an_unknown_photograph_is_refused(self):
         message = one_line_error(lambda: open_source(DataConfig(photographs=("cofee",)), (32, 32, 3)))
         assert "names 'cofee', and there is no such photograph; did you mean coffee?; there are astronaut," in message
 

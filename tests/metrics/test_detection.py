@@ -20,14 +20,11 @@ def test_two_normal_distributions_have_their_closed_forms(shift):
     assert found["false_positives"] == pytest.approx(passing, abs=0.01)
 
 
-def test_auroc_is_the_share_of_pairs_with_ties_by_half():
+def test_separate_equal_and_tied_scores():
     rng = np.random.default_rng(1)
     inliers, outliers = rng.integers(0, 6, 70), rng.integers(2, 9, 50)
     difference = outliers[:, None] - inliers[None]
     assert compute_auroc(inliers, outliers) == pytest.approx(np.mean((difference > 0) + 0.5 * (difference == 0)))
-
-
-def test_separate_and_equal_scores():
     inliers, outliers = np.arange(100.0), np.arange(100.0) + 200
     found = compare_outlier_scores(inliers, outliers, resamples=20)
     assert (found["auroc"], found["false_positives"]) == (1.0, 0.0) and found["auroc_interval"] == (1.0, 1.0)
