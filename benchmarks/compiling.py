@@ -132,7 +132,7 @@ def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
     for flow in flows:
         for stage in flow.stages:
             shape = stage.plan.height, stage.plan.width, stage.plan.channels
-            condition = flow.condition_shape(stage.plan)[1:] if flow.condition_size else None
+            condition = flow.compute_condition_shape(stage.plan)[1:] if flow.condition_size else None
             layers += [Kind(layer, shape, condition) for layer in stage.layers]
         if flow.whitening is not None:
             layers.append(Kind(flow.whitening, config.image_shape, (config.latent_dim,)))

@@ -20,7 +20,7 @@ from tfdecouple.data import open_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError
 from tfdecouple.model.networks import Networks
 from tfdecouple.networks import architecture
-from tfdecouple.networks.architecture import count_parameters, require_memory, weight_shapes
+from tfdecouple.networks.architecture import compute_weight_shapes, count_parameters, require_memory
 from tfdecouple.runs.run_folder import load_config
 from tfdecouple.runtime import devices
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
@@ -125,7 +125,7 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
 def test_checkpoints_say_which_weights_they_hold(run):
     folder = CheckpointFolder(run / "checkpoints")
-    assert folder.read_weight_shapes("best", folder.checkpoint_steps("best")[0]) == weight_shapes(
+    assert folder.read_weight_shapes("best", folder.checkpoint_steps("best")[0]) == compute_weight_shapes(
         load_config(run).model
     )
 

@@ -17,12 +17,12 @@ from tfdecouple.errors import DataError, UserError, one_line
 
 
 def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.Tensor:
-    """Returns a value (an array, a tensor, or lists of numbers of one shape) as a tensor, or raises the error."""
+    """Returns an array, a tensor, or nested lists of numbers as a tensor; raises `error` for any other value."""
     if value is None or isinstance(value, tf.RaggedTensor | tf.SparseTensor):
         raise error(f"{name} is {'None' if value is None else type(value).__name__}; it must be a dense array")
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(part, np.ndarray) for part in value):
-            # TensorFlow would turn a list of uint8 arrays into int32.
+            # TensorFlow would convert a list of uint8 arrays to an int32 tensor.
             value = np.stack(value)
         return tf.convert_to_tensor(value)
     except (ValueError, TypeError, OverflowError, AttributeError, tf.errors.OpError) as problem:
@@ -48,9 +48,9 @@ def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = Fa
 
 
 def require_images(images: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
-    """Raises DataError unless `images`, a tensor or a `tf.TensorSpec`, are uint8 images of the right shape.
+    """Raises DataError unless `images`, a tensor or a `tf.TensorSpec`, are uint8 images of the shape `image_shape`.
 
-    With `any_size` they may have another height and width, at least 1.
+    With `any_size` their height and width can be any number of at least 1.
     """
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
     if dtype != tf.uint8:
@@ -117,9 +117,9 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
     """Returns the labels of `count` images, int32 `[count]`; None for no labels.
 
     Args:
-        value: whole numbers, `[count]`, or one for all images; -1 or None for no label, unless labels are required.
+        value: whole numbers, `[count]`, or one number for all images; -1 or None for no label, unless `required`.
         count: the number of images, a number or a scalar tensor; None for as many images as labels.
-        classes: the number of labels that the model knows; 0 for a model without labels.
+        classes: the number of different labels; 0 for a model without labels.
         required: whether each image must have a label.
     """
     if not classes:
@@ -151,7 +151,7 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
 
 
 def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
-    """Returns the change of z of each image, amount * direction, float32 `[batch or 1, d_z]`.
+    """Returns amount * direction, the number that is added to z of each image, float32 `[batch, d_z]` or `[1, d_z]`.
 
     Args:
         direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object with a vector or array as attribute `vector`.
@@ -203,7 +203,7 @@ def as_number(value: Any, name: str) -> float | tf.Tensor:
     """Returns a value of a Python, NumPy or TensorFlow type as a finite number >= 0; a tensor while tracing."""
     if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
-    array = _as_finite(value)
+    array = _as_finite_array(value)
     if array.shape != () or not array >= 0:
         raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a finite number, at least 0")
     return float(array)
@@ -211,7 +211,7 @@ def as_number(value: Any, name: str) -> float | tf.Tensor:
 
 def as_numbers(value: Any, name: str) -> np.ndarray:
     """Returns a list of numbers, or one number, as an array of finite numbers, float64 `[n]`."""
-    array = np.atleast_1d(_as_finite(value))
+    array = np.atleast_1d(_as_finite_array(value))
     if array.ndim != 1 or np.isnan(array).any():
         raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a number or a list of numbers, all finite")
     return array
@@ -222,11 +222,11 @@ def _is_symbolic(value: Any) -> bool:
     return tf.is_tensor(value) and not hasattr(value, "numpy")
 
 
-def _as_finite(value: Any) -> np.ndarray:
+def _as_finite_array(value: Any) -> np.ndarray:
     """Returns a value as a float64 array, or NaN if any part of the value is not a finite real number."""
     try:
         array = np.asarray(value)
-        # NumPy gives booleans, text, and whole numbers beyond 64 bits other kinds than these.
+        # The NumPy kinds "i", "u" and "f" exclude booleans, text, and whole numbers beyond 64 bits.
         array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.asarray(math.nan)
     except (ValueError, TypeError, NotImplementedError, OverflowError):
         return np.asarray(math.nan)

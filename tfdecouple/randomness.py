@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 
-# TensorFlow's number for Philox, its default random generator on CPUs and GPUs.
+# TensorFlow's number for Philox, the default random generator on CPUs and GPUs.
 _PHILOX = 1
 
 
@@ -43,7 +43,7 @@ def make_seed(seed: Any) -> tf.Tensor:
 
 
 def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
-    """Returns a seed, int32 `[2]`, derived from another seed and some parts; equal parts give equal seeds.
+    """Returns a seed, int32 `[2]`, that is a function of another seed and some parts.
 
     A part is the name of a purpose, or a whole number (also a tensor), for example the number of a step.
     """
@@ -76,23 +76,25 @@ def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Returns the standard normal noise of n draws of z, as all evaluations draw it, float32 `[n, latent_dim]`.
+    """Returns the standard normal noise with which evaluations draw z, float32 `[n, latent_dim]`.
 
-    A draw depends only on the seed, on its number among the draws for its image, and on the index of the image in its
-    split; number and index are integers `[n]`.
+    Each of the n rows depends only on the seed, on `number[i]`, the number of the draw for an image, and on `index[i]`,
+    the index of the image in its split.
     """
-    return _draw_each(lambda own: tf.random.stateless_normal([latent_dim], derive_seed(own, "z")), seed, number, index)
+    return _draw_by_index(
+        lambda own: tf.random.stateless_normal([latent_dim], derive_seed(own, "z")), seed, number, index
+    )
 
 
 def draw_u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """Returns the dequantisation noise of n draws, `[n, *image_shape]`; see `draw_z_noise` and `draw_pixel_noise`."""
-    return _draw_each(
+    """Returns the dequantisation noise of evaluations, `[n, *image_shape]`, with arguments as for `draw_z_noise`."""
+    return _draw_by_index(
         lambda own: draw_pixel_noise(image_shape, derive_seed(own, "u"), normal_noise), seed, number, index
     )
 
 
-def _draw_each(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+def _draw_by_index(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     base = derive_seed(seed, "evaluate")
     return tf.map_fn(lambda which: draw(derive_seed(base, *which)), (number, index), fn_output_signature=tf.float32)

@@ -62,7 +62,7 @@ class Affine(Transform):
         return BoundedAffine(shift, unbounded, alpha)
 
     def count_activations(self, alpha: float) -> int:
-        """Returns 3 stored numbers per entry of x_b (x_b, u and the scale), or 4 if alpha < 1, which needs a tanh."""
+        """Returns 3, for x_b, u and the scale, or 4 if alpha < 1, for the tanh as well."""
         return 3 if alpha == 1 else 4
 
 
@@ -79,7 +79,7 @@ class Additive(Transform):
         return Shift(*raw)
 
     def count_activations(self, alpha: float) -> int:
-        """Returns 0 stored numbers: the gradients for x_b and for the shift both equal the gradient for the output."""
+        """Returns 0, because the gradients for x_b and the shift are equal to the gradient for the output."""
         return 0
 
 

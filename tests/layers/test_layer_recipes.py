@@ -20,7 +20,7 @@ from export.pipeline import ExportConfig, export
 from tfdecouple.config import CONDITIONERS, STEP_LAYERS
 from tfdecouple.layers import Coupling
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import count_multiply_adds, count_parameters, weight_shapes
+from tfdecouple.networks.architecture import compute_weight_shapes, count_multiply_adds, count_parameters
 from tfdecouple.runs.opened_run import load_model
 
 # A function of this file runs a few times.
@@ -80,7 +80,7 @@ def trained(name, conditioner, eager_file):
 
 def test_both_are_planned_counted_and_trained(name, trained):
     model, losses = trained
-    shapes = weight_shapes(model.config)
+    shapes = compute_weight_shapes(model.config)
     assert shapes == {path: tuple(value.shape) for path, value in model.named_variables().items()}
     assert shapes[f"flow/level_0_part_0_step_0/{name}/axis"] == (3,)
     assert model.parameter_count() == count_parameters(model.config)

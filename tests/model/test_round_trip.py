@@ -251,7 +251,7 @@ class TestPrograms:
         "outliers": ("none", lambda m: list(OutlierScorer(m)(images_of(m), np.arange(3)).values())),
         "code of each label": ("classes", lambda m: m.code_net.compute_codes()),
         "codes of labels": ("classes", lambda m: m.code_net(LABELS)),
-        "z by its label": ("prior-classes", lambda m: m.prior_affine.invert(NOISE, LABELS)),
+        "z by its label": ("prior-classes", lambda m: m.prior_affine.invert_for_labels(NOISE, LABELS)),
         "map of u": ("dequantization", lambda m: m.dequantizer.encoder(centres(m))),
         "map of u, fast": ("dequantization", lambda m: m.dequantizer.encoder.run_inference(centres(m))),
     }

@@ -13,7 +13,7 @@ from helpers.places import DATA
 from keras.src.backend.common import global_state
 
 from tfdecouple.config import STEP_LAYERS, load_preset, preset_names
-from tfdecouple.networks.architecture import count_by_network, count_parameters, weight_shapes
+from tfdecouple.networks.architecture import compute_weight_shapes, count_by_network, count_parameters
 
 # Smaller ones of the options of the dequantisation.
 DEQUANTIZING = dataclasses.replace(
@@ -61,7 +61,7 @@ def check_weights(config):
     from tfdecouple.model import DecoupledModel
 
     model = DecoupledModel(config)
-    assert weight_shapes(config) == {name: tuple(v.shape) for name, v in model.named_variables().items()}
+    assert compute_weight_shapes(config) == {name: tuple(v.shape) for name, v in model.named_variables().items()}
     assert count_parameters(config) == model.parameter_count()
     assert model.parameter_count()["total"] == sum(math.prod(v.shape) for v in model.trainable_variables)
 
@@ -98,7 +98,7 @@ def test_presets_count_as_the_code_of_the_papers_authors(preset):
     config, expected = load_preset(preset).model, REFERENCE[preset]
     networks = ("flow", "encoder", "prior", "class_codes", "dequantizer", "total")
     assert count_parameters(config) == {name: expected[name] for name in networks if name in expected}
-    shapes = weight_shapes(config)
+    shapes = compute_weight_shapes(config)
     for part, count in expected.get("dequantizer parts", {}).items():
         own = {name: shape for name, shape in shapes.items() if name.startswith(f"dequantizer/{part}/")}
         assert count_by_network(own)["total"] == count

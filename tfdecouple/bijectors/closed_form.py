@@ -43,7 +43,7 @@ class ClosedForm(tfb.Bijector):
     Args:
         event_ndims: number of last axes that are mapped together: 0 (numbers), 1 (channels) or 3 (images).
         arguments: `locals()` of the subclass's constructor, with the parameters and perhaps a `name`.
-        is_constant_jacobian: whether the log-determinant is the same for all x.
+        is_constant_jacobian: whether the log-determinant is equal for all x.
 
     Attributes:
         parameter_ndims: the number of axes of each parameter tensor, by name; 0 for a parameter of any shape that

@@ -63,7 +63,7 @@ class BoundedAffine(ClosedForm):
     def _scale_with_gradient(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns s x and the log-determinant of each image, for x of the shape of u.
 
-        The gradient in closed form takes half as many operations as TensorFlow's own.
+        The gradient in closed form needs half as many operations as the gradient that TensorFlow derives.
         """
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 

@@ -29,9 +29,9 @@ Shape = tuple[int, ...]
 Condition: TypeAlias = "tf.Tensor | None"
 # A layer returns, in either direction, its output and the log-determinant for each image, `[batch]`.
 Mapped = tuple[tf.Tensor, tf.Tensor]
-# A function of this type replaces the forward direction of a layer; it gets the layer, its input and the condition.
+# A function of this type gets a layer, an input and a condition, and returns the output in place of the layer.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
-# A function of this type runs layers one after the other on an input; all get the same condition and keep the shape.
+# A function of this type runs a list of layers that keep the shape, one after the other, on an input and a condition.
 RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, "Condition"], Mapped]
 
 
@@ -93,12 +93,12 @@ class Nested:
 
 
 class BaseLayer(keras.layers.Layer):
-    """A Keras layer that specifies its weights before it is built, and never reads them in half precision.
+    """A Keras layer that specifies its weights before it is built, and whose weights Keras never casts.
 
-    Methods of the layer may be called directly, even inside a user's layer in mixed precision, where Keras would
-    otherwise cast the weights. Subclasses specify the layer's own weights (`declare`) and the layers inside
-    (`children`) for inputs of any shape. From these specifications follow the names, shapes and number of a model's
-    weights and the cost of a model, before a weight is created.
+    So methods of the layer can be called directly, even inside a user's layer in mixed precision. Subclasses specify
+    the layer's own weights (`declare`) and the layers inside (`children`) for inputs of any shape. From these
+    specifications follow the names, shapes and number of a model's weights and the cost of a model, before a weight is
+    created.
 
     Attributes:
         saved_arguments: names of the constructor's arguments that `get_config` returns; each is also an attribute.
@@ -118,11 +118,11 @@ class BaseLayer(keras.layers.Layer):
         """Returns (layer, input shape, condition shape) of each layer inside this layer, in the order of building."""
         return []
 
-    def weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
-        """Returns `{path: shape}` of all weights; a path is the names of the layers around a weight, and its name."""
+    def compute_weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
+        """Returns {path: shape} of the layer's weights and of all weights of layers inside."""
         shapes = {name: weight.shape for name, weight in self.declare(x_shape, condition_shape).items()}
         for layer, *inputs in self.children(x_shape, condition_shape):
-            shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.weight_shapes(*inputs).items()}
+            shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.compute_weight_shapes(*inputs).items()}
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
@@ -136,6 +136,8 @@ class BaseLayer(keras.layers.Layer):
         """Creates the weights that `declare` specifies, and builds the layers inside."""
         self._sides = tuple((x_shape or ())[1:-1])
         declared = self.declare(x_shape, condition_shape)
+        # An initializer draws its seed when it is created. Creating all of them here, and none in a constructor, keeps
+        # the initial weights of a model independent of models that are made but never built.
         for name, (shape, initializer, dtype, trainable) in declared.items():
             initializer = initializer if isinstance(initializer, str) else initializer()
             # Without autocasting Keras never casts a weight that is read inside a user's layer in mixed precision.
@@ -154,7 +156,7 @@ class BaseLayer(keras.layers.Layer):
         return {**super().get_config(), **plain}
 
     def read_tensors(self) -> dict[str, tf.Tensor]:
-        """Returns the values of the layer's own weights by name."""
+        """Returns {name: value} of the layer's own weights, without those of layers inside."""
         return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
 
@@ -189,13 +191,13 @@ class InvertibleLayer(BaseLayer):
             condition: z, `[batch, d_z]`, or a map of the size of x, `[batch, height, width, c]`, for a layer that takes
                 a condition.
         """
-        x, condition = self._prepare(x, condition)
+        x, condition = self._prepare_inputs(x, condition)
         return self._forward(x, condition)
 
     @full_float32()
     def inverse_and_log_det(self, y: Any, condition: Any = None) -> Mapped:
         """Returns the x that `forward_and_log_det` maps to y for the same condition, and log |det dx/dy|, `[batch]`."""
-        y, condition = self._prepare(y, condition)
+        y, condition = self._prepare_inputs(y, condition)
         return self._inverse(y, condition)
 
     @full_float32()
@@ -226,7 +228,7 @@ class InvertibleLayer(BaseLayer):
         return LayerBijector(self, condition)
 
     def call(self, x: tf.Tensor, condition: Condition = None) -> Mapped:
-        """Returns the output of `forward_and_log_det`; Keras calls this method where a model calls the layer."""
+        """Returns the output of `forward_and_log_det`; Keras calls this method for `layer(x, condition)`."""
         return self.forward_and_log_det(x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
@@ -237,9 +239,10 @@ class InvertibleLayer(BaseLayer):
         """Returns the bijector that maps a batch in the forward direction (towards v).
 
         The bijector may act on numbers, on channels (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or
-        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or one of TFP's, and must be invertible for any weights,
-        which it gets by the names of `declare`. To be exported, it uses only operations that tf2onnx converts (exp,
-        tanh, sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p), and no arrays except the weights.
+        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP, and must be invertible for any values
+        of `weights`, a dict with the names of `declare`. In a layer that is exported, the bijector uses only operations
+        that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p), and
+        no arrays except the weights.
         """
         raise NotImplementedError
 
@@ -258,7 +261,7 @@ class InvertibleLayer(BaseLayer):
         return own.add_cost(super().cost(x_shape, condition_shape))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the weights that depend on data, if the layer has any, from a batch of inputs; returns the outputs."""
+        """Sets the weights that are initialised from data from a batch of inputs x, and returns the outputs."""
         return self.forward_and_log_det(x, condition)[0]
 
     @full_float32()
@@ -288,7 +291,7 @@ class InvertibleLayer(BaseLayer):
         (x_gradient, *rest), weight_gradients = tape.gradient(outputs, [inputs, weights], output_gradients=upstream)
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
-    def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
+    def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
         """Returns input and condition as tensors of the layer's dtype; builds the layer if needed, checks shapes."""
         x = cast_to_tensor(x, self.compute_dtype)
         if condition is not None:
@@ -329,13 +332,13 @@ class InvertibleComposite(Nested, InvertibleLayer):
     execution: Execution | None = None
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the weights that depend on data in every layer inside, from a batch of inputs; returns the outputs."""
+        """Sets the weights of all layers inside that are initialised from data, and returns the outputs for x."""
         return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
         """Returns the output of the forward direction, with `visit` instead of each layer that has no layers inside."""
-        x, condition = self._prepare(x, condition)
+        x, condition = self._prepare_inputs(x, condition)
 
         def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
             for layer in layers:
@@ -345,15 +348,15 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self.run_forward(x, condition, run_layers)[0]
 
     def _forward(self, x: tf.Tensor, condition: Condition) -> Mapped:
-        return self._bind(self.run_forward, "_forward", x, condition)()
+        return self._bind_run(self.run_forward, "_forward", x, condition)()
 
     def _inverse(self, y: tf.Tensor, condition: Condition) -> Mapped:
-        return self._bind(self.run_inverse, "_inverse", y, condition)()
+        return self._bind_run(self.run_inverse, "_inverse", y, condition)()
 
-    def _bind(self, run: Callable[..., Mapped], method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
+    def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
         """Returns a function without arguments that calls `run`, which is `run_forward` or `run_inverse`, on a batch.
 
-        `method` is the name of the method, of the layers inside, for the direction of `run`.
+        `method` names the method of the layers inside for this direction, "_forward" or "_inverse".
         """
         if self.execution is None:
             return functools.partial(run, x, condition, functools.partial(_run_layers, method))
@@ -398,9 +401,9 @@ class InvertibleSequence(InvertibleComposite):
         """Returns the x that the whole sequence maps to y, and the log-determinant."""
         return run_layers(self.sequence[::-1], y, condition)
 
-    def _bind(self, run: Callable[..., Mapped], method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
+    def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
         if self.execution is not None:
-            return super()._bind(run, method, x, condition)
+            return super()._bind_run(run, method, x, condition)
         return functools.partial(_run_layers, method, self.sequence[:: 1 if method == "_forward" else -1], x, condition)
 
     def _inverse_and_gradients(
@@ -415,27 +418,26 @@ class InvertibleSequence(InvertibleComposite):
                 y = tf.identity(y)
             found = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
             y, y_gradient = found.x, found.x_gradient
-            weight_gradients.update(zip(map(id, _trainable(layer)), found.weight_gradients, strict=True))
+            weight_gradients.update(zip(map(id, _list_trainable(layer)), found.weight_gradients, strict=True))
             previous = [each for each in (y_gradient, *found.weight_gradients) if each is not None]
             if found.condition_gradient is not None:
                 condition_gradients.append(found.condition_gradient)
         condition_gradient = tf.add_n(condition_gradients) if condition_gradients else None
-        return Gradients(
-            y, y_gradient, condition_gradient, [weight_gradients[id(variable)] for variable in _trainable(self)]
-        )
+        own_gradients = [weight_gradients[id(variable)] for variable in _list_trainable(self)]
+        return Gradients(y, y_gradient, condition_gradient, own_gradients)
 
 
 def read_trainable_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
     """Returns the values of a layer's trainable variables as tensors."""
-    return [tf.convert_to_tensor(variable) for variable in _trainable(layer)]
+    return [tf.convert_to_tensor(variable) for variable in _list_trainable(layer)]
 
 
-def _trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
+def _list_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [variable for variable in layer.variables if variable.trainable]
 
 
 def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Raises UserError if a layer's condition is missing, or is no vector (if `local`: no map) of so many channels."""
+    """Raises UserError if a condition is missing or has other than `size` channels; `local` means that it is a map."""
     expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
     if condition is None:
         what = "a map" if local else "z"

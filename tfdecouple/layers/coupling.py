@@ -78,7 +78,7 @@ class ChannelSplit:
         """Returns the channels x_a and the channels x_b of an array `[batch, ..., channels]`."""
         channels = x.shape[-1]
         unchanged, transformed = self.count_channels(channels)
-        if self._alternates(channels):
+        if self._is_alternating(channels):
             even, odd = _split_even_and_odd(x)
             return (even, odd) if self.part == "last" else (odd, even)
         if self.part == "last":
@@ -88,19 +88,19 @@ class ChannelSplit:
     def merge_channels(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
         """Returns one array with the channels of x_a and x_b, in the order before the split."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
-        if self._alternates(x_a.shape[-1] + x_b.shape[-1]):
-            return _interleave(*pair)
+        if self._is_alternating(x_a.shape[-1] + x_b.shape[-1]):
+            return _interleave_channels(*pair)
         return tf.concat(pair, -1)
 
-    def _alternates(self, channels: int) -> bool:
+    def _is_alternating(self, channels: int) -> bool:
         return self.pattern == "alternate" and channels % 2 == 0
 
 
 # The next two functions transpose a matrix with two rows, which takes half the time of `tf.stack` on the last axis.
 
 
-def _interleave(even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-    """Returns a map `[..., 2n]` whose channels are taken in turn from two maps `[..., n]`."""
+def _interleave_channels(even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
+    """Returns a map `[..., 2n]` with channels 0, 2, 4, ... from one map `[..., n]` and 1, 3, 5, ... from another."""
     pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
     return tf.reshape(pairs, [*get_sizes(even)[:-1], 2 * even.shape[-1]])
 
@@ -167,7 +167,7 @@ class Coupling(Nested, InvertibleLayer):
         self.net: Any = None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns the conditioner with the shapes of x_a and the condition."""
+        """Returns (layer, input shape, condition shape) of the conditioner, whose input is x_a."""
         unchanged, transformed = self.split.count_channels(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -192,14 +192,14 @@ class Coupling(Nested, InvertibleLayer):
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Resets the net, so that the coupling is the identity, and returns x."""
-        x, _ = self._prepare(x, condition)
+        x, _ = self._prepare_inputs(x, condition)
         self.net.reset_to_zero()
         return x
 
     @full_float32()
     def compute_slopes(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Returns the slope dy_b/dx_b for each entry of x_b: s for an affine transform, 1 for an additive one."""
-        x, condition = self._prepare(x, condition)
+        x, condition = self._prepare_inputs(x, condition)
         x_a, x_b = self.split(x)
         bijector = self._make_bijector(self.net.call(x_a, condition))
         with tf.GradientTape() as tape:

@@ -18,7 +18,7 @@ from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, 
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
 from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
 
-# Standard deviation below which a channel counts as constant; neighbouring pixel values are 2/256 apart.
+# Standard deviation below which a channel counts as constant; the step between two pixel values is 2/256.
 _CONSTANT = 1e-4
 
 
@@ -42,7 +42,7 @@ class ActNorm(InvertibleLayer):
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Sets scale and bias from a batch x `[batch, ..., channels]`, and returns the output for x."""
-        x, _ = self._prepare(x, condition)
+        x, _ = self._prepare_inputs(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
         count = multiply_sizes(get_sizes(flat)[:1], x.dtype)
@@ -195,7 +195,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
         """Resets the net, so that the layer is the identity, and returns x."""
-        x, _ = self._prepare(x, condition)
+        x, _ = self._prepare_inputs(x, condition)
         self.reset_to_zero()
         return x
 

@@ -46,22 +46,22 @@ class LayerBijector(tfb.Bijector):
         return None if self._condition is None else cast_to_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:
-        # TFP caches by this key. It is unique per bijector, so that a cache never outlives a change of the weights.
+        # TFP's caches use this key. It is unique per bijector, so a new bijector finds no results of former weights.
         return self._number
 
     def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.forward_and_log_det, x, condition)[0]
+        return self._run_layer_method(self._layer.forward_and_log_det, x, condition)[0]
 
     def _inverse(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.inverse_and_log_det, y, condition)[0]
+        return self._run_layer_method(self._layer.inverse_and_log_det, y, condition)[0]
 
     def _forward_log_det_jacobian(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.forward_and_log_det, x, condition)[1]
+        return self._run_layer_method(self._layer.forward_and_log_det, x, condition)[1]
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor, condition: Any = None) -> tf.Tensor:
-        return self._apply(self._layer.inverse_and_log_det, y, condition)[1]
+        return self._run_layer_method(self._layer.inverse_and_log_det, y, condition)[1]
 
-    def _apply(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
+    def _run_layer_method(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns output and log-determinants of a method of the layer, for any number of leading axes of x."""
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims

@@ -1,4 +1,4 @@
-"""Functions for images of another size than the model's: shrinking, padding, checks, and the memory that they take.
+"""Functions for images of another size than the model's: shrinking, padding, checks, and the memory for them.
 
 The flow and the dequantizer consist of convolutions, which work at any size. The encoder of z ends in a dense layer,
 which works at one size only. So z is the code of the image shrunk to the size of the model's images, and v is the
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, UserError
-from tfdecouple.networks.architecture import count_inference_bytes, weight_shapes
+from tfdecouple.networks.architecture import compute_weight_shapes, count_inference_bytes
 from tfdecouple.runtime.devices import format_bytes, read_free_memory
 from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import full_float32
@@ -70,7 +70,7 @@ def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def pad_and_shrink_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns `images` padded for the flow, and `images` shrunk for the encoder; neither changes the model's size."""
+    """Returns `images` padded for the flow, and `images` shrunk for the encoder."""
     if images.shape[1:3] == config.image_shape[:2]:
         return images, images
     return pad_images(images, compute_size_multiple(config)), shrink_images(images, *config.image_shape[:2])
@@ -109,8 +109,8 @@ def find_weight_of_fixed_size(config: ModelConfig) -> str:
     """Returns the name of a weight outside the encoder whose shape depends on the image size; "" if there is none."""
     height, width, channels = config.image_shape
     larger = dataclasses.replace(config, image_shape=(2 * height, 2 * width, channels))
-    other = weight_shapes(larger)
-    fixed = (name for name, shape in weight_shapes(config).items() if shape != other[name])
+    other = compute_weight_shapes(larger)
+    fixed = (name for name, shape in compute_weight_shapes(config).items() if shape != other[name])
     return next((name for name in fixed if not name.startswith("encoder/")), "")
 
 
@@ -130,10 +130,9 @@ def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
 
 
 def count_images_at_once(config: ModelConfig, height: int, width: int) -> int:
-    """Returns how many images of a size are encoded or decoded at once, at least 1.
+    """Returns the number of images of a size that are encoded or decoded at once, at least 1.
 
-    Raises:
-        UserError: if a single image takes more memory than is free.
+    An image that needs more memory than is free raises UserError.
     """
     needed, free = count_inference_bytes(config, height, width), read_free_memory()
     if needed > free:

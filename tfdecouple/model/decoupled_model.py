@@ -28,8 +28,8 @@ from tfdecouple.model import keras_training
 from tfdecouple.model.any_size import SizedCodes, compute_size_multiple, require_any_size, round_side_up
 from tfdecouple.model.interpolation import interpolate_codes
 from tfdecouple.model.networks import Codes, Networks, run_in_parts
-from tfdecouple.model.round_trip import format_image_numbers, require_finite, require_same, warn_of_far_images
-from tfdecouple.networks.architecture import weight_shapes
+from tfdecouple.model.round_trip import format_image_numbers, require_exact_images, require_finite, warn_of_far_images
+from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
 from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting_weights
 from tfdecouple.runs.run_folder import load_weights as read_weights
@@ -38,7 +38,7 @@ from tfdecouple.runtime.execution import disable_autograph
 from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
-# Number of images that `sample` and `interpolate` decode at once; it limits the memory and changes no result.
+# Number of images that `sample` and `interpolate` decode at once, which limits the memory and changes no result.
 CHUNK = 64
 
 
@@ -47,7 +47,7 @@ CHUNK = 64
 class DecoupledModel(Networks):
     """The paper's model (encoder, prior and flow), built and ready for weights.
 
-    Methods take and return images as uint8 `[batch, height, width, channels]` with values 0..255, at any `n_bits`.
+    All images are uint8 `[batch, height, width, channels]` with values 0..255, at any `n_bits`.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(
@@ -60,9 +60,7 @@ class DecoupledModel(Networks):
     >>> bool(tf.reduce_all(model.decode(*model.encode(images)) == images))
     True
 
-    Args:
-        config: the architecture, also as a plain dict.
-        **kwargs: arguments of `Networks`, for example `jit_compile`.
+    The arguments are those of `Networks`: `config`, the architecture, and for example `jit_compile`.
     """
 
     @classmethod
@@ -74,16 +72,12 @@ class DecoupledModel(Networks):
                 the path of a run folder; with `load_weights=False` also the name of a preset like "cifar10".
             load_weights: whether to load the trained weights; False leaves the weights uninitialised.
             **kwargs: arguments of the constructor.
-
-        Raises:
-            ConfigError: if the preset is unknown, or has no weights to load.
-            UserError: if the weights cannot be loaded; see `tfdecouple.load_pretrained`.
         """
         if not (find_run(preset) / CONFIG).is_file():
             known = (*list_pretrained(), *preset_names())
             if preset not in known:
-                there = f"{nearest(preset, known)}; there are {', '.join(known)}"
-                raise ConfigError(f"there is no preset {preset!r}{there}")
+                hint = nearest(preset, known)
+                raise ConfigError(f"there is no preset {preset!r}{hint}; there are {', '.join(known)}")
             if load_weights:
                 raise ConfigError(
                     f"the preset {preset} has no weights; give load_weights=False, or one that has: "
@@ -91,23 +85,23 @@ class DecoupledModel(Networks):
                 )
             return cls(load_preset(preset).model, **kwargs)
         config = load_config(preset)
-        require_fitting_weights(preset, weight_shapes(config.model))
+        require_fitting_weights(preset, compute_weight_shapes(config.model))
         model = cls(config.model, **kwargs)
         if load_weights:
             read_weights(preset, model, averaged=config.training.ema_decay > 0)
         return model
 
     def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes | SizedCodes:
-        """Returns the codes of images, as `encode` does; Keras calls this method where a model calls this one."""
+        """Returns the codes of images, as `encode` does; Keras calls this method for `model(images)`."""
         return self.encode(images, labels)
 
     def encode(self, images: Any, labels: Any = None, verify: bool = False) -> Codes | SizedCodes:
-        """Returns the codes of images, deterministically: z is the posterior mean, v the flow's output at bin centres.
+        """Returns the codes of images: z is the posterior mean, and v the flow's output for x at the bin centres.
 
-        Images may have another height and width than the model's. Then z is the code of the image shrunk to the model's
-        size (`tfdecouple.model.any_size.shrink_images`), and v is the flow's output for the full image, given this z.
-        Sides that the flow cannot halve are padded with the last row and column. A model with weights whose shape
-        depends on the image size, as with `conditioning` "base", takes images of its own size only.
+        Images may have another height and width than the images of the training. Then z is the code of the image shrunk
+        to their size (`tfdecouple.model.any_size.shrink_images`), and v is the flow's output for the full image given
+        this z. Sides that the flow cannot halve are padded with the last row and column. A model with weights whose
+        shape depends on the image size, as with `conditioning` "base", accepts images of one size only.
 
         Args:
             images: uint8 images, `[batch, height, width, channels]`.
@@ -118,7 +112,7 @@ class DecoupledModel(Networks):
                 `tf.function` neither warns nor refuses codes that are not finite.
 
         Returns:
-            `Codes(z, v)`; for images of another size than the model's `SizedCodes(z, v, size)`, whose v is padded.
+            `Codes(z, v)`; for images of another size than in training `SizedCodes(z, v, size)`, whose v is padded.
 
         Raises:
             InversionError: if codes are not finite, or `verify` finds images that are not recovered exactly.
@@ -130,23 +124,19 @@ class DecoupledModel(Networks):
                 "outside, or leave verify out"
             )
         self.require_initialized()
-        images = self._accept_images(images)
-        labels = self._labels_of(labels, images)
+        images = self._check_images(images)
+        labels = self._check_labels(labels, images)
         z, v = self._run_within_memory(self._encode_images, images, labels)
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
-                # `decode` would raise an error that names images with NaN only; `require_same` names all lost images.
-                x = self._run_within_memory(self._invert, v, z)[:, : images.shape[1], : images.shape[2]]
-                require_same(
-                    self.quantizer.round_to_pixels(x),
-                    x,
-                    self.quantizer.quantize_pixels(images),
-                    self.config.bound_of_scales,
-                )
+                # `decode` would raise an error for images that are not finite and not name those with other pixels.
+                x = self._run_within_memory(self._invert_flow, v, z)[:, : images.shape[1], : images.shape[2]]
+                decoded, expected = self.quantizer.round_to_pixels(x), self.quantizer.quantize_pixels(images)
+                require_exact_images(decoded, x, expected, self.config.bound_of_scales)
             else:
                 warn_of_far_images(v)
-        size = self._own_size(images)
+        size = self._get_other_size(images)
         return Codes(z, v) if size is None else SizedCodes(z, v, size)
 
     def _encode_images(self, images: tf.Tensor, labels: tf.Tensor | None) -> Codes:
@@ -156,7 +146,7 @@ class DecoupledModel(Networks):
             z = self.encoder.run_inference(self.quantizer.place_at_edges(encoder_bins))[0]
         return Codes(z, self.flow.forward_and_log_det(self.quantizer.place_at_centres(bins), z)[0])
 
-    def _invert(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
+    def _invert_flow(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
         return self.flow.inverse_and_log_det(v, z)[0]
 
     def decode(self, z: Any, v: Any, size: tuple[int, int] | None = None) -> tf.Tensor:
@@ -175,7 +165,7 @@ class DecoupledModel(Networks):
         self.require_initialized()
         multiple = compute_size_multiple(self.config)
         z, v = as_codes(z, v, self._d_z, self.config.image_shape, multiple)
-        if self._own_size(v) is not None:
+        if self._get_other_size(v) is not None:
             require_any_size(self.config, "v", v)
         if size is not None and not any(map(tf.is_tensor, size)):
             padded = [round_side_up(as_whole_number(side, "a side in size"), multiple) for side in size]
@@ -184,14 +174,13 @@ class DecoupledModel(Networks):
                     f"size is {tuple(size)}, for which v is [batch, *{padded}, ...]; v is of shape {tuple(v.shape)}"
                 )
         try:
-            x = self._run_within_memory(self._invert, v, z)
+            x = self._run_within_memory(self._invert_flow, v, z)
         except tf.errors.InvalidArgumentError as error:
             if "not invertible" not in error.message:
                 raise
-            every = format_image_numbers(range(v.shape[0]))
-            raise InversionError(
-                f"a 1x1 convolution is singular or not finite, for image {every} of the batch"
-            ) from error
+            numbers = format_image_numbers(range(v.shape[0]))
+            message = f"a 1x1 convolution is singular or not finite, for image {numbers} of the batch"
+            raise InversionError(message) from error
         if tf.executing_eagerly():
             require_finite("decode gave pixels that are not finite", x)
         return self.quantizer.round_to_pixels(x if size is None else x[:, : size[0], : size[1]])
@@ -205,8 +194,8 @@ class DecoupledModel(Networks):
             n: number of images.
             temperature: scale of v; z does not depend on the temperature.
             seed: whole number or `[2]` integer tensor; None draws a fresh seed, in a `tf.function` in each call.
-            labels: labels of the new images, whole numbers `[n]`, or one for all images; None draws labels from p(y) if
-                the model knows labels.
+            labels: labels of the new images, whole numbers `[n]`, or one for all images. If they are None, a model with
+                labels draws labels from p(y).
 
         Returns:
             The images, uint8 `[n, height, width, channels]`.
@@ -297,7 +286,7 @@ class DecoupledModel(Networks):
         if z_a is not None and z_b is not None:
             z = tf.repeat(interpolate_codes(z_a, z_b, of_z)[:, :, None], columns, 2)
             z = tf.reshape(z, [-1, self.config.latent_dim])
-        # While a user's function is traced the batch size may be unknown, so the batch cannot be divided.
+        # The batch size may be unknown while a user's function is traced; then the batch cannot be divided.
         decode = functools.partial(self.decode, size=size[0] if size else None)
         images = decode(z, v) if v.shape[0] is None else run_in_parts(decode, CHUNK, z, v)
         return tf.reshape(images, [-1, rows, columns, *get_sizes(a)[1:]])
@@ -317,37 +306,33 @@ class DecoupledModel(Networks):
             The edited images, uint8 of the same shape.
         """
         self._require_latent("a direction in z")
-        images = self._accept_images(images)
+        images = self._check_images(images)
         step = as_z_change(direction, amount, images.shape[0], self.config.latent_dim)
         z, *local = self.encode(images, labels)
         assert z is not None
         return self.decode(z + step, *local)
 
     def classify(self, images: Any) -> tf.Tensor:
-        """Returns log p(y|x) of each label y, by Bayes' rule: p(x|y) p(y), normalised to add up to 1.
+        """Returns log p(y|x) of each label y, float32 `[batch, classes]`: p(x|y) p(y), normalised to add up to 1.
 
-        The result is deterministic. If z is a function of the label, p(x|y) is the density at the pixels' bin centres,
-        computed by one pass of the flow for each label. Otherwise the label changes p(z|y) only, which is evaluated at
-        the posterior mean.
-
-        Returns:
-            float32 `[batch, classes]`; `tf.argmax(model.classify(images), -1)` are the most probable labels.
+        If z is a function of the label, p(x|y) is the density at the bin centres of the pixels, computed by one pass of
+        the flow for each label. Otherwise the label only changes p(z|y), which is evaluated at the posterior mean. So
+        `tf.argmax(model.classify(images), -1)` are the most probable labels.
         """
         self.require_initialized()
         self._require_classes()
-        bins = self._find_bins(images)
-        return tf.math.log_softmax(self.evaluate_log_joint(bins))
+        return tf.math.log_softmax(self.evaluate_log_joint(self._find_bins(images)))
 
     def quantize_images(self, images: Any) -> tf.Tensor:
-        """Returns images as the model sees them: unchanged at 8 bits, otherwise pixels of bin k as k * 256 / n_bins."""
+        """Returns images with each pixel replaced by the lowest value in its bin; at 8 bits they are unchanged."""
         return self.quantizer.quantize_pixels(as_images(images, self.config.image_shape))
 
     def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes | SizedCodes, Codes | SizedCodes]:
         try:
             of_a, of_b = (None, None) if labels is None else labels
         except (TypeError, ValueError):
-            given = " ".join(repr(labels).split())[:60]
-            raise DataError(f"labels are {given}; they must be a pair, those of a and those of b") from None
+            shown = " ".join(repr(labels).split())[:60]
+            raise DataError(f"labels are {shown}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)
 
     # --- methods of Keras; the functions that they call are in keras_training.py ---
@@ -404,11 +389,7 @@ class DecoupledModel(Networks):
         return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
 
     def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:
-        """Returns the options and the metrics that `compile` has set.
-
-        Raises:
-            UserError: if the model was not compiled; the message names `method`.
-        """
+        """Returns the options and the metrics that `compile` has set, or raises UserError, which names `method`."""
         if self._options is None or self._bound_metrics is None:
             raise UserError(f"call model.compile(optimizer) before {method}")
         return self._options, self._bound_metrics
@@ -422,10 +403,10 @@ class DecoupledModel(Networks):
         Args:
             x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
                 images, a tuple of images and labels, or a dict with `image` and `label`.
-            y: labels of the images, ignored by a model that knows no labels.
+            y: labels of the images, ignored by a model without labels.
             *rest: further arguments of `keras.Model.fit`.
-            **options: further options of `keras.Model.fit`; `validation_data` are images in the form of x, or a tuple
-                of images and labels.
+            **options: further options of `keras.Model.fit`. The option `validation_data` has the form of x, or is a
+                tuple of images and labels.
 
         Returns:
             The history, by the names of `metrics`; names of validation metrics begin with "val_".
@@ -442,8 +423,8 @@ class DecoupledModel(Networks):
         validation = options.get("validation_data")
         if validation is not None:
             is_pair = isinstance(validation, tuple) and len(validation) == 2
-            given = validation if is_pair else (validation, None)
-            keras_training.check_images(given[0], given[1], self.config)
+            validation_x, validation_y = validation if is_pair else (validation, None)
+            keras_training.check_images(validation_x, validation_y, self.config)
             options["validation_data"] = keras_training.wrap_generator(validation)
         if not self.has_weights():
             split = 0.0 if validation is not None else options.get("validation_split", 0.0)
@@ -457,13 +438,11 @@ class DecoupledModel(Networks):
         if isinstance(x, tf.data.Dataset):
             # Keras does not shuffle data sets, and would warn about its default, shuffle=True.
             options.setdefault("shuffle", False)
-        callbacks = [
-            keras_training.SkippedSteps(metrics, training),
-            *tf.nest.flatten(options.pop("callbacks", None) or []),
-        ]
+        callbacks = tf.nest.flatten(options.pop("callbacks", None) or [])
+        callbacks.insert(0, keras_training.SkippedSteps(metrics, training))
         names = {metric.name for metric in metrics.metrics}
         for callback in callbacks:
-            # In the mode "auto" Keras knows only for its own metrics whether smaller is better.
+            # The mode "auto" means "min" here: all metrics of the bound are better if they are smaller.
             if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
                 callback.mode = "min"
         return super().fit(keras_training.wrap_generator(x), y, *rest, callbacks=callbacks, **options)
@@ -474,11 +453,7 @@ class DecoupledModel(Networks):
         The noise of an image depends only on the seed and on the index of the image. So every batch size gives the same
         results, and so does `python -m tfdecouple evaluate` for the same images.
 
-        Args:
-            x: images, in the forms that `fit` accepts.
-            y: labels of the images, ignored by a model that knows no labels.
-            *rest: further arguments of `keras.Model.evaluate`.
-            **options: further options of `keras.Model.evaluate`.
+        The arguments are those of `keras.Model.evaluate`, with x and y in the forms that `fit` accepts.
         """
         self.require_compiled("evaluate")
         keras_training.require_one_device(self)
@@ -507,7 +482,7 @@ class DecoupledModel(Networks):
     predict_step = keras_training.predict_step
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes the function that runs training steps, in full float32 unless training uses TF32; Keras calls it."""
+        """Makes the function that runs training steps, in full float32 unless training uses TF32, for Keras' `fit`."""
         if self.train_function is not None and not force:
             return
         training, _ = self.require_compiled("fit")
@@ -521,13 +496,13 @@ class DecoupledModel(Networks):
         self.train_function = context()(self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes the function that evaluates batches, in full float32; Keras calls this method."""
+        """Makes the function that evaluates batches, in full float32, for Keras' `evaluate`."""
         if self.test_function is None or force:
             super().make_test_function(force)
             self.test_function = full_float32()(self.test_function)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """Makes the function that encodes batches, in full float32; Keras calls this method."""
+        """Makes the function that encodes batches, in full float32, for Keras' `predict`."""
         if self.predict_function is None or force:
             super().make_predict_function(force)
             self.predict_function = full_float32()(self.predict_function)

@@ -1,4 +1,4 @@
-"""The parts of Keras' `fit`, `evaluate` and `predict`: metrics, checks before the first step, and the steps."""
+"""What Keras' `fit`, `evaluate` and `predict` need: metrics, checks before the first step, and functions of a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_imag
 # Names of arguments of Keras' `compile` that are refused, because the loss is the bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
-# The precision of training for each global Keras policy; any other policy gives float32 or is refused.
+# The precision of training under a global Keras policy. Other policies with float16 are refused; the rest train in
+# float32.
 _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
@@ -67,7 +68,7 @@ class BoundMetrics:
 
     Attributes:
         metrics: Keras metrics: the loss in nats per image, bits per dimension, and the terms in nats per image.
-        skipped: number of consecutive skipped steps, up to now.
+        skipped: number of steps skipped since the last step that was applied.
         not_applied: number of steps that were skipped in this epoch.
     """
 
@@ -77,7 +78,7 @@ class BoundMetrics:
         self.skipped, self.not_applied = (tf.Variable(np.int64(0), trainable=False) for _ in range(2))
 
     @property
-    def images(self) -> tf.Tensor:
+    def image_count(self) -> tf.Tensor:
         """The number of images in the means, int64."""
         return tf.cast(self.metrics[0].count, tf.int64)
 
@@ -86,11 +87,11 @@ class BoundMetrics:
         """Whether fewer than `max_skipped_steps` consecutive steps were skipped, a boolean scalar."""
         return self.skipped < self._training.max_skipped_steps
 
-    def results(self) -> dict[str, tf.Tensor]:
+    def collect_results(self) -> dict[str, tf.Tensor]:
         """Returns {name: value} of all metrics."""
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def add(self, terms: tf.Tensor, count: tf.Tensor) -> None:
+    def add_images(self, terms: tf.Tensor, count: tf.Tensor) -> None:
         """Adds `count` images to the means, given the mean of their three terms, float64 `[3]`, in nats."""
         reconstruction, kl, dequantization = each = tf.unstack(terms)
         loss = reconstruction + self._training.kl_weight * kl + dequantization
@@ -99,7 +100,7 @@ class BoundMetrics:
 
     def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
         """Counts a step as applied or skipped, and adds its images if the step was applied."""
-        self.add(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
+        self.add_images(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
         # After divergence the count stays, because the host fetches the count only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
@@ -107,7 +108,7 @@ class BoundMetrics:
 
 
 class _MeanOfImages(keras.metrics.Mean):
-    """A mean that is NaN without images, so that no callback takes it for the best."""
+    """A mean that is NaN without images, so that no callback mistakes the mean of a skipped epoch for the best."""
 
     def result(self) -> tf.Tensor:
         """Returns the mean, a float64 scalar."""
@@ -122,7 +123,7 @@ class SkippedSteps(keras.callbacks.Callback):
         self._bound_metrics, self._every, self._steps = metrics, training.max_skipped_steps, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Sets the count of skipped steps in the epoch to 0."""
+        """Resets the count of the epoch's skipped steps to 0."""
         self._bound_metrics.not_applied.assign(0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -162,7 +163,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if weights is not None:
         raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-    # In fit((images, labels)) Keras treats the pair as a single input; a list of plain numbers is one array.
+    # Keras treats the pair in fit((images, labels)) as one input. A list of numbers is an array, not a pair.
     is_pair = isinstance(images, tuple | list) and labels is None and 1 <= len(images) <= 2
     if is_pair and all(hasattr(part, "shape") or tf.is_tensor(part) for part in images):
         images, labels = [*images, None][:2]
@@ -179,9 +180,9 @@ def is_read_by_batches(x: Any) -> bool:
 
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
-    """Raises DataError if images x, or their labels y, do not match the model.
+    """Raises DataError if images x or labels y do not fit the model; warns if a model without labels gets labels.
 
-    Generators are checked later, while they are read. A model that knows no labels ignores labels with a warning.
+    The batches of generators are checked later, in each step.
     """
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
@@ -207,10 +208,11 @@ def require_one_device(model: keras.Model) -> None:
 
 
 def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
-    """Returns up to `count` training images from which a model is initialised, for the x of `fit`.
+    """Returns up to `count` training images of the x of `fit`, from which `fit` initialises a model.
 
-    The images are drawn at random from an array without its end, the share `split` that Keras uses for validation. A
-    data set or another iterable gives its first images; an iterator raises DataError, because it cannot be read twice.
+    If x is an array, the images are drawn at random, but not from the last part, the share `split` for validation. If x
+    is a data set or another iterable, they are its first images. An iterator raises DataError, because after this
+    function Keras could not read its images again.
     """
     if isinstance(x, Iterator):
         raise DataError("fit would use up images of a generator: call model.initialize(images) before")
@@ -244,11 +246,11 @@ def wrap_generator(x: Any) -> Any:
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     """Returns {name: metric} after a training step on a batch; a step that is not applied changes no weight."""
     training, metrics = model.require_compiled("fit")
-    images, labels = _take_images(model, data)
+    images, labels = _read_batch(model, data)
     seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
     if model.optimizer.gradient_accumulation_steps:
         # Steps whose gradients are accumulated share an iteration, so the number of images distinguishes their seeds.
-        seed = randomness.derive_seed(seed, metrics.images)
+        seed = randomness.derive_seed(seed, metrics.image_count)
     count = get_sizes(images)[0]
     share = differentiate_bound(
         model,
@@ -274,27 +276,27 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     # An update by zero would still change the state of a Keras optimizer, so a skipped step does not call it.
     tf.cond(applied, apply, lambda: tf.constant(False))
     metrics.count_step(applied, tf.cast(tf.stack(share.terms), tf.float64), tf.cast(count, tf.float64))
-    return {**metrics.results(), "skipped_steps": metrics.not_applied + 0}
+    return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
 
 
 def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     """Returns {name: metric} after the bound of a batch was added."""
     training, metrics = model.require_compiled("evaluate")
-    images, labels = _take_images(model, data)
-    index = metrics.images + tf.range(tf.shape(images, tf.int64)[0])
+    images, labels = _read_batch(model, data)
+    index = metrics.image_count + tf.range(tf.shape(images, tf.int64)[0])
     which = training.seed, tf.zeros_like(index), index
     config = model.config
     z = randomness.draw_z_noise(config.latent_dim, *which)
     u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)
     elbo = model.elbo_from_noise(images, z, u, labels=labels)
     terms = tf.cast(tf.stack([elbo.reconstruction, elbo.kl, elbo.dequantization], -1), tf.float64)
-    metrics.add(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64))
-    return metrics.results()
+    metrics.add_images(tf.reduce_mean(terms, 0), tf.cast(tf.shape(terms)[0], tf.float64))
+    return metrics.collect_results()
 
 
 def predict_step(model: Networks, data: Any) -> Any:
     """Returns the codes of a batch; v alone for a model without z."""
-    codes = model.encode(*_take_images(model, data))
+    codes = model.encode(*_read_batch(model, data))
     return codes.v if codes.z is None else tuple(codes)
 
 
@@ -303,8 +305,8 @@ def list_moving_statistics(model: Networks) -> list[keras.Variable]:
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 
 
-def _take_images(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
-    """Returns the images of a batch, and the labels (None for a model that knows no labels)."""
+def _read_batch(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
+    """Returns the images of a batch, and the labels, or None for a model without labels."""
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)

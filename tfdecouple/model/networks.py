@@ -1,4 +1,4 @@
-"""The Keras model of all networks: its weights, their initialisation and diagnosis, the distributions, the bound."""
+"""The base class of the model: all networks, the start of their weights, the distributions, and the bound."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class Codes(NamedTuple):
 class Networks(keras.Model):
     """A Keras model with all networks and their weights, the distributions of the networks, and the bound.
 
-    Methods that take images raise DataError for images of the wrong type or shape; methods that use the weights raise
-    NotInitializedError before the weights are initialised or loaded; methods that need z, a density of z or labels
-    raise UserError if the model has none.
+    Methods with the argument `images` raise DataError for images of the wrong type or shape. Methods that use the
+    weights raise NotInitializedError before the weights are initialised or loaded. Methods that need z, a density of z
+    or labels raise UserError if the model has none.
 
     Args:
         config: the architecture, also as a plain dict.
@@ -81,7 +81,7 @@ class Networks(keras.Model):
         flow: maps x, given z, to v.
         encoder: computes q(z|x); None for a model without z, or if z is a function of the label.
         prior_flow: maps z to standard normal noise; None if p(z) is standard normal, or has no density.
-        prior_affine: shifts and scales z by the label before `prior_flow`; None if the prior knows no labels.
+        prior_affine: shifts and scales z by the label before `prior_flow`; None if p(z) does not depend on labels.
         code_net: maps labels to z; None unless z is a function of the label.
         dequantizer: draws u from q(u|x); None if u is uniform.
     """
@@ -91,7 +91,7 @@ class Networks(keras.Model):
         # The model computes in float32 under every global Keras policy.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
-        # Configs may be untrusted, and a few characters can ask for a model of any size.
+        # A config may come from an untrusted file and ask for a model that does not fit in memory.
         require_memory(self.config)
         made = {name: network for name, (network, _) in make_networks(self.config).items()}
         self.flow: Flow = made["flow"]
@@ -149,7 +149,7 @@ class Networks(keras.Model):
 
     @property
     def input(self) -> keras.KerasTensor:
-        """The symbolic images that the model takes, from which another Keras model can be made."""
+        """The symbolic input images, from which another Keras model can be made."""
         self._call_symbolically()
         return super().input
 
@@ -162,7 +162,7 @@ class Networks(keras.Model):
     def _call_symbolically(self) -> None:
         """Calls the model once on symbolic images, so that Keras knows its input and output.
 
-        Keras takes an AttributeError, for a model without z or whose z needs labels, to mean "no output".
+        An AttributeError, for a model without z or whose z needs labels, tells Keras that the model has no output.
         """
         if not self.config.has_latent:
             raise AttributeError("a model without z has no output of Keras, which takes no None among them")
@@ -195,26 +195,26 @@ class Networks(keras.Model):
         return self.code_net.compute_codes()
 
     def named_variables(self) -> dict[str, keras.Variable]:
-        """Returns every weight by its path, for example `flow/level_0_part_0_step_0/actnorm_1/bias`.
+        """Returns {path: variable} of all weights, with paths such as `flow/level_0_part_0_step_0/actnorm_1/bias`.
 
         The paths depend only on the config; checkpoints and imports identify weights by path.
         """
-        return self._by_name(self.variables)
+        return self._name_variables(self.variables)
 
     def parameter_count(self) -> dict[str, int]:
-        """Returns the number of trainable parameters of each network, and in total."""
-        named = self._by_name(self.trainable_variables)
+        """Returns {network: number of trainable parameters}, and the sum as "total"."""
+        named = self._name_variables(self.trainable_variables)
         return count_by_network({name: variable.shape for name, variable in named.items()})
 
-    def _by_name(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
+    def _name_variables(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
         # Keras puts the model's own path in front of the paths of variables.
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in variables}
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
         """Initialises the weights from images, once, before training (paper section 2.1 and the paper's code).
 
-        Every actnorm gets the scale and shift that give its output mean 0 and standard deviation 1 on these images
-        (without dequantisation noise). Every coupling starts as the identity, the posterior as N(0, I), and a learned
+        Every actnorm gets the scale and shift for which its output has mean 0 and standard deviation 1 on these images,
+        without dequantisation noise. Every coupling starts as the identity, the posterior as N(0, I), and a learned
         q(u|x) as nearly uniform.
 
         Args:
@@ -237,7 +237,7 @@ class Networks(keras.Model):
             for name, variable in self.named_variables().items():
                 variable.assign(new[name])
 
-        z, labels = None, self._labels_in_turn(bins.shape[0])
+        z, labels = None, self._make_labels_in_turn(bins.shape[0])
         if self.prior_affine is not None:
             self.prior_affine.reset_to_zero()
         if self.encoder is not None:
@@ -255,13 +255,15 @@ class Networks(keras.Model):
         self.initialized.assign(True)
 
     def diagnose(self, images: Any) -> dict[str, float]:
-        """Returns two numbers that show whether training is about to diverge, as a dict.
+        """Returns {"smallest_scale": s, "worst_condition": c}, which show whether training is about to diverge.
 
-        `smallest_scale` is the smallest scale s of a coupling for any number of these images; the inverse divides by s.
-        `worst_condition` is the largest condition number of an invertible matrix. The images are uint8
-        `[batch, height, width, channels]`; if the model knows labels, the images get all labels in turn.
+        Here s is the smallest scale of a coupling for any pixel of these images, by which the inverse divides, and c is
+        the largest condition number of an invertible matrix. The images are uint8 `[batch, height, width, channels]`;
+        in a model with labels the images get all labels in turn.
         """
         bins = self._find_bins(images)
+        if bins.shape[0] == 0:
+            raise DataError("diagnose got no images; it needs at least one")
         scales, conditions = [tf.constant(1.0)], [tf.constant(1.0, tf.float64)]
 
         def visit(layer: Any, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
@@ -273,7 +275,7 @@ class Networks(keras.Model):
 
         inputs = self.quantizer.place_at_edges(bins)
         z = None if self.encoder is None else self.encoder.run_inference(inputs)[0]
-        labels = self._labels_in_turn(bins.shape[0])
+        labels = self._make_labels_in_turn(bins.shape[0])
         if self.code_net is not None:
             z = self.code_net(labels)
         self._visit_flows(self.quantizer.place_at_centres(bins), z, labels, visit)
@@ -285,7 +287,7 @@ class Networks(keras.Model):
             "worst_condition": float(tf.reduce_max(tf.stack(conditions))),
         }
 
-    def _labels_in_turn(self, count: int) -> tf.Tensor:
+    def _make_labels_in_turn(self, count: int) -> tf.Tensor:
         return tf.range(count) % max(self.config.classes, 1)
 
     def _require_classes(self) -> None:
@@ -325,11 +327,7 @@ class Networks(keras.Model):
     def export(
         self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
     ) -> Any:
-        """Exports `encode` as a SavedModel, as `keras.Model.export` does; `python -m export` exports all endpoints.
-
-        Raises:
-            UserError: if the model has no z, or the format is not "tf_saved_model".
-        """
+        """Exports `encode` as a SavedModel, as `keras.Model.export` does; `python -m export` exports all endpoints."""
         if format != "tf_saved_model":
             raise UserError(
                 f"Keras' export to {format!r} lacks operations that this model needs; python -m export makes files "
@@ -359,8 +357,8 @@ class Networks(keras.Model):
         self._require_latent("a prior over z", density=True)
         self.require_initialized()
         if self.prior_affine is None:
-            return self._prior_behind([], [])
-        of_labels = self._prior_behind([self.prior_affine.as_bijector()], [self.config.classes])
+            return self._make_prior([], [])
+        of_labels = self._make_prior([self.prior_affine.as_bijector()], [self.config.classes])
         weights = tfd.Categorical(logits=self.class_log_probabilities)
         return tfd.MixtureSameFamily(weights, of_labels, name="prior")
 
@@ -371,10 +369,10 @@ class Networks(keras.Model):
         self.require_initialized()
         labels = as_labels(labels, None, self.config.classes, required=True)
         assert self.prior_affine is not None and labels is not None
-        return self._prior_behind([self.prior_affine.as_bijector(labels)], tf.shape(labels))
+        return self._make_prior([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
-    def _prior_behind(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the distribution, of batch shape `batch`, of z that `first` and the prior flow map to N(0, I)."""
+    def _make_prior(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
+        """Returns the distribution over z that the bijectors `first`, then the prior flow, map to N(0, I)."""
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
         # A chain applies its last bijector first.
@@ -389,7 +387,7 @@ class Networks(keras.Model):
         self._require_latent("a posterior over z", density=True)
         self.require_initialized()
         assert self.encoder is not None
-        bins = self._find_bins_of_any_size(self._accept_images(images))[1]
+        bins = self._find_bins_of_any_size(self._check_images(images))[1]
         mean, log_variance = self.encoder.run_inference(self.quantizer.place_at_edges(bins))
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
@@ -424,11 +422,11 @@ class Networks(keras.Model):
             seed: whole number or `[2]` integer tensor; None draws a fresh seed, in a `tf.function` in each call.
             training: whether the caller's own loop trains on the bound; the encoder then normalises by the statistics
                 of the batch and updates its moving statistics.
-            labels: labels of the images, whole numbers `[batch]`, for a model that knows labels. If z is a function of
-                the label, every image needs a label; otherwise None or -1 means no label.
+            labels: labels of the images, whole numbers `[batch]`, for a model with labels. If z is a function of the
+                label, every image needs a label; otherwise None or -1 means no label.
         """
         self.require_initialized()
-        images = self._accept_images(images)
+        images = self._check_images(images)
         batch, *sides, channels = get_sizes(images)
         shape = [batch, *(round_side_up(side, compute_size_multiple(self.config)) for side in sides), channels]
         z_noise = tf.random.stateless_normal([batch, self.config.latent_dim], randomness.derive_seed(seed, "z"))
@@ -448,20 +446,22 @@ class Networks(keras.Model):
     def elbo_and_latents(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> tuple[Elbo, Latents]:
-        """Returns the terms of the bound, as `elbo_from_noise` does, and the latents at which it was evaluated."""
-        images = self._accept_images(images)
-        labels = self._labels_of(labels, images)
-        if self._own_size(images) is not None and not training:
-            return self._run_within_memory(self._bound_other_sizes, images, z_noise, u_noise, labels)
+        """Returns the terms of the bound, as `elbo_from_noise` does, and the latents of the same draw."""
+        images = self._check_images(images)
+        labels = self._check_labels(labels, images)
+        # The encoder cannot normalise by the statistics of an empty batch.
+        training = training and images.shape[0] != 0
+        if self._get_other_size(images) is not None and not training:
+            return self._run_within_memory(self._evaluate_bound_at_other_size, images, z_noise, u_noise, labels)
         # The training loop of a user need not enter `backward_memory`, so this method does.
         with backward_memory("keep") if training and get_backward_mode() is None else contextlib.nullcontext():
-            if self._own_size(images) is not None:
-                return self._bound_other_sizes(images, z_noise, u_noise, labels, training)
+            if self._get_other_size(images) is not None:
+                return self._evaluate_bound_at_other_size(images, z_noise, u_noise, labels, training)
             return negative_elbo(
                 self, self.quantizer.find_bins(images), z_noise, u_noise, labels=labels, training=training
             )
 
-    def _bound_other_sizes(
+    def _evaluate_bound_at_other_size(
         self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any, training: bool = False
     ) -> tuple[Elbo, Latents]:
         """Returns the result of `elbo_and_latents` for images of another size than the model's."""
@@ -498,12 +498,12 @@ class Networks(keras.Model):
     def z_from_noise(self, noise: tf.Tensor, labels: tf.Tensor | None = None) -> tf.Tensor:
         """Returns draws of z from the prior, `[batch, d_z]`, for standard normal noise `[batch, d_z]`.
 
-        A model that knows labels needs labels, int32 `[batch]`; if z is a function of the label, the noise is ignored.
+        A model with labels needs labels, int32 `[batch]`; if z is a function of the label, the noise is ignored.
         """
         if self.code_net is not None:
             return self.code_net(labels)
         z = noise if self.prior_flow is None else self.prior_flow.inverse_and_log_det(noise)[0]
-        return z if self.prior_affine is None else self.prior_affine.invert(z, labels)
+        return z if self.prior_affine is None else self.prior_affine.invert_for_labels(z, labels)
 
     def draw_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
         """Returns labels drawn from p(y) for the samples number `first` to `last` - 1 of a seed, int32."""
@@ -512,7 +512,7 @@ class Networks(keras.Model):
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
 
     def drop_unused_labels(self, labels: Any) -> Any:
-        """Returns the labels unchanged, or None if the model knows no labels."""
+        """Returns the labels unchanged, or None for a model without labels."""
         return labels if self.config.has_classes else None
 
     def nats_to_bits_per_dim(self, nats: Any) -> Any:
@@ -524,14 +524,14 @@ class Networks(keras.Model):
 
     # --- images of another size than the model's; the functions are in any_size.py ---
 
-    def _accept_images(self, images: Any) -> tf.Tensor:
-        """Returns images as a tensor, uint8 `[batch, height, width, channels]`, of any size that the model takes."""
+    def _check_images(self, images: Any) -> tf.Tensor:
+        """Returns images as a tensor, uint8 `[batch, height, width, channels]`; checks whether the size is allowed."""
         images = as_images(images, self.config.image_shape, any_size=True)
-        if self._own_size(images) is not None:
+        if self._get_other_size(images) is not None:
             require_any_size(self.config, "images", images)
         return images
 
-    def _own_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
+    def _get_other_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
         """Returns height and width of images or local codes; None if these are the model's height and width."""
         _, height, width, _ = get_sizes(images)
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
@@ -543,19 +543,19 @@ class Networks(keras.Model):
         return bins, bins if shrunk is padded else self.quantizer.find_bins(shrunk)
 
     def _run_within_memory(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
-        """Returns the results of a function of a batch and other tensors `[n, ...]` or None.
+        """Calls a function with a batch and other tensors `[n, ...]` or None, and returns the results.
 
         The function must treat each image separately. Images of another size than the model's are passed a few at a
         time, so that they fit in memory, unless a graph is traced.
         """
-        if not tf.executing_eagerly() or self._own_size(batch) is None:
+        if not tf.executing_eagerly() or self._get_other_size(batch) is None:
             return function(batch, *others)
         count = count_images_at_once(self.config, *batch.shape[1:3])
         if batch.shape[0] <= count:
             return function(batch, *others)
         return run_in_parts(function, count, batch, *others)
 
-    def _labels_of(self, labels: Any, bins: tf.Tensor) -> tf.Tensor | None:
+    def _check_labels(self, labels: Any, bins: tf.Tensor) -> tf.Tensor | None:
         return as_labels(labels, get_sizes(bins)[0], self.config.classes, self.config.has_class_codes)
 
     def _require_latent(self, what: str, density: bool = False) -> None:
@@ -573,7 +573,7 @@ class Networks(keras.Model):
 
 
 def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
-    """Returns the joined results of a function for `count` entries of tensors `[n, ...]` (or None) at a time."""
+    """Calls a function with `count` entries of tensors `[n, ...]` (or None) at a time; returns the joined results."""
     starts = range(0, next(batch.shape[0] for batch in batches if batch is not None), count)
     parts = [
         function(*(None if batch is None else batch[start : start + count] for batch in batches)) for start in starts
@@ -582,7 +582,7 @@ def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor |
 
 
 def _walk_layers(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yields a layer with the path "", and then every layer inside with its path, outer layers first."""
+    """Yields (path, layer) of a layer, with the path "", and of all layers inside, outer layers first."""
     yield path, layer
     for child in layer._flatten_layers(include_self=False, recursive=False):
         yield from _walk_layers(child, f"{path}/{child.name}".lstrip("/"))

@@ -20,7 +20,7 @@ class Elbo(NamedTuple):
     Attributes:
         reconstruction: -log p(x|z) in nats.
         kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. With the label y of an image it
-            is log q(z|x) - log p(z, y), or -log p(y) if z is a function of y, and the bound is one of -log p(x, y).
+            is log q(z|x) - log p(z, y), or -log p(y) if z is a function of y, and the sum of terms bounds -log p(x, y).
         dequantization: log q(u|x) in nats; 0 for uniform noise.
         bits_per_dim: sum of the three terms in bits per colour value of the image, for pixels in 2**n_bits bins.
     """
@@ -35,9 +35,9 @@ class Latents(NamedTuple):
     """The latents at which a bound is evaluated, from one draw of z and of the dequantization noise.
 
     Attributes:
-        prior_noise: output of the prior's flow for z, standard normal under the model, float32 `[batch, d_z]`; None for
-            a model without z, or if z is a function of the label. A prior that knows labels takes the image's label,
-            or the most probable label if the image has none.
+        prior_noise: output of the prior flow for z, standard normal under the model, float32 `[batch, d_z]`; None for a
+            model without z, or if z is a function of the label. In a model with labels it is the output for the image's
+            label, or for the most probable label if the image has no label.
         log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. With the label y of an image it is
             log p(z, y), or log p(y) if z is a function of y.
         v: local code, standard normal under the model, float32 `[batch, height, width, channels]`.
@@ -109,7 +109,7 @@ def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tu
     """Returns the output of the prior flow for z, `[batch, d_z]`, and log p(z), or log p(z, y) with a label."""
     if networks.prior_affine is not None:
         return select_prior_by_label(*evaluate_class_priors(networks, z), labels)
-    return _flow_prior(networks, z)
+    return _evaluate_flow_prior(networks, z)
 
 
 def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -119,12 +119,12 @@ def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Te
     """
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
-    noise, log_prob = _flow_prior(networks, tf.reshape(shifted, [-1, latent_dim]))
+    noise, log_prob = _evaluate_flow_prior(networks, tf.reshape(shifted, [-1, latent_dim]))
     log_joint = tf.reshape(log_prob, [-1, classes]) + log_det + networks.class_log_probabilities
     return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
 
-def _flow_prior(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _evaluate_flow_prior(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     if networks.prior_flow is None:
         return z, standard_normal_log_prob(z)
     noise, log_det = networks.prior_flow.forward_and_log_det(z)

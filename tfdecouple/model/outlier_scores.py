@@ -80,7 +80,7 @@ def score_shell(v: tf.Tensor) -> tf.Tensor:
     distribution in the dimension of v.
     """
     mean, deviation = compute_chi_moments(math.prod(v.shape[1:]))
-    excess = _excess(v)
+    excess = _compute_excess(v)
     # The difference |v| - mean would be inexact. As |v|^2 = n + excess and mean^2 + deviation^2 = n, this quotient is
     # equal to the difference divided by sd.
     length = tf.sqrt(tf.maximum(excess + (mean**2 + deviation**2), 0.0))
@@ -95,7 +95,7 @@ def score_typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     the mean n, in units of the standard deviation sqrt(2 n). The result is the root mean square of these deviations
     over the parts; the mean square is 1 under the model.
     """
-    squares = [tf.square(_excess(part)) / (2 * math.prod(part.shape[1:])) for part in parts]
+    squares = [tf.square(_compute_excess(part)) / (2 * math.prod(part.shape[1:])) for part in parts]
     return tf.sqrt(tf.add_n(squares) / len(squares))
 
 
@@ -108,6 +108,6 @@ def compute_chi_moments(dimensions: int) -> tuple[float, float]:
     return math.sqrt(dimensions - variance), math.sqrt(variance)
 
 
-def _excess(x: tf.Tensor) -> tf.Tensor:
+def _compute_excess(x: tf.Tensor) -> tf.Tensor:
     """Returns |x|^2 - n, `[batch]`, for n entries of x, as the sum over x^2 - 1, which is more exact."""
     return tf.reduce_sum(tf.square(x) - 1, list(range(1, len(x.shape))))

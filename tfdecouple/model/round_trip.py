@@ -52,7 +52,7 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
         raise InversionError(f"{what}, for image {format_image_numbers(np.flatnonzero(~finite))} of the batch")
 
 
-def require_same(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
+def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
     """Raises InversionError, with the images' numbers, if decoded images differ from `images` or x is not finite.
 
     All arrays are `[batch, height, width, channels]`; x is `decoded` before rounding to pixels. The message advises a

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-# Bytes of a number.
+# Bytes of a number in each precision.
 FLOAT32, BFLOAT16 = 4, 2
 
 # Number of maps, each of the size of a layer's input, that a backward pass by inversion holds at once: values and
@@ -35,7 +35,7 @@ _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the unbuilt networks of a model by name, each with the shape of its input, batch first."""
+    """Returns {name: (network, input shape)} of the unbuilt networks of a model; shapes are batch first."""
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
@@ -60,7 +60,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 
 @functools.lru_cache(maxsize=8)
-def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
+def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     """Returns the networks of `make_networks` with one step a stage, because all steps of a stage have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
@@ -70,11 +70,11 @@ def _smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
 
 
-def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Returns `{name: shape}` of every weight of a model, with the names of `DecoupledModel.named_variables`.
+def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Returns {path: shape} of all weights of a model, with the paths of `DecoupledModel.named_variables`.
 
     >>> tiny = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
-    >>> weight_shapes(tiny)["flow/level_0_part_0_step_0/linear/kernel"]
+    >>> compute_weight_shapes(tiny)["flow/level_0_part_0_step_0/linear/kernel"]
     (3, 3)
     """
     repeated = {"prior_flow/step_0": [f"prior_flow/{name}" for name in step_names(config.prior_steps)]}
@@ -82,8 +82,8 @@ def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
         for stage in itertools.chain(*levels):
             repeated[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]
     shapes: dict[str, Shape] = {"initialized": ()}
-    for name, (network, x_shape) in _smallest_networks(config).items():
-        for path, shape in network.weight_shapes(x_shape).items():
+    for name, (network, x_shape) in _make_smallest_networks(config).items():
+        for path, shape in network.compute_weight_shapes(x_shape).items():
             parts = f"{name}/{path}".split("/")
             end = 3 if name == "dequantizer" else 2
             step, weight = "/".join(parts[:end]), "/".join(parts[end:])
@@ -92,7 +92,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
-    """Returns the number of trainable parameters of each of a model's networks, and in total.
+    """Returns {network: number of trainable parameters}, and the sum as "total", for {path: shape} of all weights.
 
     Flow, encoder and prior are always listed; dequantizer and class codes only if the model has them.
 
@@ -110,11 +110,11 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns the numbers of trainable parameters, as `DecoupledModel.parameter_count`, without building a model."""
-    return count_by_network(weight_shapes(config))
+    """Returns the result of `DecoupledModel.parameter_count` without building a model."""
+    return count_by_network(compute_weight_shapes(config))
 
 
-def _widest_map(config: ModelConfig) -> int:
+def _count_widest_map(config: ModelConfig) -> int:
     """Returns the number of values in the largest map of a model, for a single image."""
     sizes = [math.prod(config.image_shape)]
     sizes += [stage.positions * stage.hidden for stage in _list_stages(config)]
@@ -132,7 +132,7 @@ def require_memory(config: ModelConfig) -> None:
     """
     memory = read_total_memory()
     counts = count_parameters(config)
-    weights, image = counts["total"] * FLOAT32, _widest_map(config) * FLOAT32
+    weights, image = counts["total"] * FLOAT32, _count_widest_map(config) * FLOAT32
     if max(weights, image) <= memory:
         return
     largest = max((name for name in counts if name != "total"), key=counts.__getitem__)
@@ -152,7 +152,7 @@ def require_memory(config: ModelConfig) -> None:
 
 def count_multiply_adds(config: ModelConfig) -> int:
     """Returns the multiply-adds of the forward pass through all flows over images and all encoders, per image."""
-    in_flows = sum(cost.multiply_adds for cost in _flow_costs(config))
+    in_flows = sum(cost.multiply_adds for cost in _compute_flow_costs(config))
     return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in _list_encoders(config))
 
 
@@ -174,7 +174,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
     if memory == "invert":
         stored = sum(2 * FLOAT32 * stage.positions * stage.channels for stage in stages)
     else:
-        stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in _flow_costs(config))
+        stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in _compute_flow_costs(config))
     stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in _list_encoders(config))
     # The backward pass of a net holds three gradients of the size of a hidden map, and the two maps unless stored.
     hidden = net_bytes * (3 if memory == "keep" else 5)
@@ -184,7 +184,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
 
 
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the bytes, without weights, that encoding, decoding or a bound takes at most for one image of a size."""
+    """Returns the most bytes, without weights, that `encode`, `decode` or `elbo` needs for one image of a size."""
     own_height, own_width, channels = config.image_shape
     # The maps are counted for an image of the model's size; their sizes are proportional to the number of pixels.
     stages = _list_stages(config)
@@ -198,18 +198,18 @@ def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
 
 
 def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
-    """Returns the bytes that a layer stores for its backward pass, per image, for the memory "keep" or "recompute"."""
+    """Returns the bytes that a layer stores for the backward pass, per image, with the memory "keep" or "recompute"."""
     hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
     return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
 
 
-def _flow_costs(config: ModelConfig) -> Iterator[Cost]:
+def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
     """Yields the `Cost` of each step of the flows of decoder and dequantizer, and of each `FactorOut` layer."""
-    networks = _smallest_networks(config)
+    networks = _make_smallest_networks(config)
     flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
     stages = ((flow, stage) for flow in flows for stage in flow.stages)
     for (flow, stage), plan in zip(stages, _list_stages(config), strict=True):
-        inputs = (None, plan.height, plan.width, plan.channels), flow.condition_shape(plan)
+        inputs = (None, plan.height, plan.width, plan.channels), flow.compute_condition_shape(plan)
         yield from [stage.steps[0].cost(*inputs)] * plan.steps
         if stage.factor_out is not None:
             yield stage.factor_out.cost(*inputs)
@@ -222,7 +222,7 @@ def _list_stages(config: ModelConfig) -> list[StagePlan]:
 
 def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
     """Returns the unbuilt encoders of z and of the dequantizer, if the model has them, each with its input shape."""
-    networks = _smallest_networks(config)
+    networks = _make_smallest_networks(config)
     found = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:
         dequantizer, x_shape = networks["dequantizer"]

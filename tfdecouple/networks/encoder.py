@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -42,16 +43,15 @@ class Convolution(BaseLayer):
         self.size = size
         self.strides = strides
         self.transposed = transposed
-        # An initializer draws its seed when it is created, so the order of creation decides the initial weights. In the
-        # constructor this order does not depend on the order of building.
-        self._initializers = [fan_in_uniform(), *([make_bias_initializer(bias_fan_in)] if bias_fan_in else [])]
+        self.bias_fan_in = bias_fan_in
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns {name: `Weight`} of kernel `[size, size, inputs, outputs]` (outputs first if transposed) and bias."""
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
-        kernel, *bias = self._initializers
-        weights = {"kernel": Weight((self.size, self.size, *channels), lambda: kernel)}
-        return weights | ({"bias": Weight((self.planes,), lambda: bias[0])} if bias else {})
+        weights = {"kernel": Weight((self.size, self.size, *channels), fan_in_uniform)}
+        if self.bias_fan_in:
+            weights["bias"] = Weight((self.planes,), functools.partial(make_bias_initializer, self.bias_fan_in))
+        return weights
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
         """Returns the shape of the output maps, which a Keras model's `summary` shows."""
@@ -74,7 +74,7 @@ class Convolution(BaseLayer):
             y = tf.nn.conv2d(x, kernel, 1, "SAME")
         else:
             y = tf.nn.conv2d(tf.pad(x, [[0, 0], [border] * 2, [border] * 2, [0, 0]]), kernel, step, "VALID")
-        return y + tf.convert_to_tensor(self.bias) if len(self._initializers) > 1 else y
+        return y + tf.convert_to_tensor(self.bias) if self.bias_fan_in else y
 
     def _transpose(self, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         images, rows, columns, _ = get_sizes(x)
@@ -120,7 +120,7 @@ class BatchNorm(BaseLayer):
         else:
             mean, variance = map(tf.convert_to_tensor, (self.moving_mean, self.moving_variance))
         scale = tf.math.rsqrt(variance + self.epsilon) * tf.convert_to_tensor(self.gamma)
-        return _scale(x, scale, tf.convert_to_tensor(self.beta) - mean * scale)
+        return _scale_and_shift(x, scale, tf.convert_to_tensor(self.beta) - mean * scale)
 
 
 def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
@@ -142,7 +142,7 @@ def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 @accept_shards
-def _scale(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+def _scale_and_shift(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     return x * scale + shift
 
 
@@ -154,9 +154,8 @@ _elu_of_sum = accept_shards(lambda x, y: tf.nn.elu(x + y))
 class ResNetBlock(Nested, BaseLayer):
     """A ResNet block: conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
 
-    The shortcut is the identity if neither size nor planes change, otherwise conv1x1 - BatchNorm.
-
-    The number of output channels is `planes`. With `strides` 2 height and width are halved, or doubled if all
+    The shortcut is the identity if the output has the shape of the input, and otherwise conv1x1 - BatchNorm. The number
+    of output channels is `planes`. With `strides` 2 height and width are halved, or doubled if all
     convolutions are `transposed`.
     """
 
@@ -174,7 +173,7 @@ class ResNetBlock(Nested, BaseLayer):
         self.shortcut: list[BaseLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns convolutions and normalisations with their input shapes, for `[batch, height, width, channels]`."""
+        """Returns (layer, input shape, None) of convolutions and normalisations, for maps of shape `x_shape`."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -225,7 +224,7 @@ class _BlockNetwork(Nested, BaseLayer):
         ]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns the blocks with their input shapes, for images `[batch, height, width, channels]`."""
+        """Returns (block, input shape, None) of all blocks, for images `[batch, height, width, channels]`."""
         children: list[tuple[BaseLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
@@ -238,12 +237,12 @@ class _BlockNetwork(Nested, BaseLayer):
 
         def run(x: tf.Tensor, condition: None) -> tuple[tf.Tensor, ...]:
             # The network runs in one trace, so that XLA, where it is used, compiles one program.
-            return self.execution.run_layer(self._infer, x)
+            return self.execution.run_layer(self._infer_as_tuple, x)
 
-        outputs = self.execution.trace_network(self, "_infer", run, x)()
+        outputs = self.execution.trace_network(self, "_infer_as_tuple", run, x)()
         return outputs if len(outputs) > 1 else outputs[0]
 
-    def _infer(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, ...]:
+    def _infer_as_tuple(self, x: tf.Tensor, condition: None = None) -> tuple[tf.Tensor, ...]:
         return tuple(tf.nest.flatten(self(x, training=False)))
 
     def _run_blocks(self, x: tf.Tensor, training: bool) -> Batch:
@@ -283,7 +282,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         return weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns the blocks and the 1x1 convolution after them, with their input shapes."""
+        """Returns (layer, input shape, None) of the blocks and of the 1x1 convolution after them."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]

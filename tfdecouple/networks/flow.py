@@ -114,7 +114,7 @@ class Stage:
 
     @property
     def layers(self) -> tuple[InvertibleLayer, ...]:
-        """All layers of the stage, in the forward direction."""
+        """All layers of the stage, in the order of the forward direction."""
         return (*self.steps, self.factor_out) if self.factor_out else self.steps
 
 
@@ -163,10 +163,10 @@ class Flow(InvertibleComposite):
 
     @property
     def stages(self) -> Iterator[Stage]:
-        """All stages in the forward direction."""
+        """The stages of all levels, in the order of the forward direction."""
         return (stage for level in self.levels for stage in level)
 
-    def condition_shape(self, stage: StagePlan) -> tuple[int | None, ...]:
+    def compute_condition_shape(self, stage: StagePlan) -> tuple[int | None, ...]:
         """Returns the shape of the condition of a stage's couplings, batch first."""
         if not self.local:
             return (None, self.condition_size)
@@ -178,12 +178,12 @@ class Flow(InvertibleComposite):
         children: list[tuple[BaseLayer, Any, Any]] = []
         for stage in self.stages:
             shape = (None, stage.plan.height, stage.plan.width, stage.plan.channels)
-            children += [(layer, shape, self.condition_shape(stage.plan)) for layer in stage.layers]
+            children += [(layer, shape, self.compute_condition_shape(stage.plan)) for layer in stage.layers]
         children.append((self.squeeze, image, None))
         return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Builds every layer, with weights that serve images of any height and width."""
+        """Builds every layer; the weights do not depend on the height and width of the images."""
         BaseLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
 
@@ -206,7 +206,7 @@ class Flow(InvertibleComposite):
         dtype = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:
-            own = {"hidden": plan.hidden, "condition_size": self.condition_shape(plan)[-1] or 0, **couplings}
+            own = {"hidden": plan.hidden, "condition_size": self.compute_condition_shape(plan)[-1] or 0, **couplings}
             in_steps, before_leaving = {**own, "transform": transform}, {**own, "transform": multiscale_transform}
             steps = tuple(FlowStep(in_steps, step_layers, name=name, dtype=dtype) for name in plan.step_names)
             if not plan.dropped:
@@ -223,7 +223,7 @@ class Flow(InvertibleComposite):
             parts += dropped
         return [*parts, v]
 
-    def _prepare(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
+    def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
         shape, multiple = tuple(tf.convert_to_tensor(x).shape), self.levels[-1][0].plan.reduction
         if self.whitening is not None and shape[1:] != self.config.image_shape:
             raise UserError(f"the flow got an array of shape {shape}; it needs [batch, *{self.config.image_shape}]")
@@ -234,7 +234,7 @@ class Flow(InvertibleComposite):
             )
         if not self.condition_size and self.whitening is None:
             condition = None
-        return super()._prepare(x, condition)
+        return super()._prepare_inputs(x, condition)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Returns the output for x, and the log-determinant."""
@@ -283,7 +283,7 @@ class Flow(InvertibleComposite):
         return h, log_det if self.whitening is None else whitening_log_det + log_det
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        """Returns the input and the condition of a level: both are squeezed, except a condition that is a vector."""
+        """Squeezes the input of a level, and a condition that is a map; returns input and condition."""
         if not (depth or self.squeezes_first):
             return h, condition
         if condition is not None and self.local:
@@ -294,7 +294,7 @@ class Flow(InvertibleComposite):
         return self.squeeze.inverse_and_log_det(h)[0] if depth or self.squeezes_first else h
 
     def _split_level(self, depth: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Returns the channels that remain after a level, and those that left at each stage, in order of leaving."""
+        """Splits v at a level into the channels that remained and a list of the channels that left at each stage."""
         counts = [stage.plan.dropped for stage in self.levels[depth] if stage.plan.dropped]
         remaining, *dropped = tf.split(v, [v.shape[-1] - sum(counts), *counts[::-1]], -1)
         return remaining, dropped[::-1]

@@ -34,7 +34,7 @@ class PriorStep(FlowStep):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class PriorFlow(InvertibleSequence):
-    """The flow of the prior, from z `[batch, d_z]` to a standard normal of the same size.
+    """The prior flow, which maps z `[batch, d_z]` to standard normal noise `[batch, d_z]`.
 
     Args:
         steps: number of steps.
@@ -111,7 +111,7 @@ class ClassCodes(_ClassLayer):
 class ClassAffine(_ClassLayer):
     """A layer y = z * scale + shift, with its own scale and shift for each label, before the flow of the prior over z.
 
-    The layer starts as the identity, so that the prior of every label is the same.
+    The layer starts as the identity, so p(z|y) does not depend on the label y at first.
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
@@ -134,7 +134,7 @@ class ClassAffine(_ClassLayer):
         return y, tf.reduce_sum(log_scale, -1)
 
     @full_float32()
-    def invert(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def invert_for_labels(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Returns z `[batch, d_z]`, given y `[batch, d_z]`, by the scale and shift of each label `[batch]`."""
         log_scale, shift = (
             self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)

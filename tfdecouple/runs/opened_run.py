@@ -16,7 +16,7 @@ from tfdecouple.data.labels import require_classes
 from tfdecouple.data.sources import replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, one_line
 from tfdecouple.model import DecoupledModel
-from tfdecouple.networks.architecture import weight_shapes
+from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.run_folder import (
     CHECKPOINTS,
@@ -66,7 +66,7 @@ class Run:
         config = load_config(run)
         if z_for and not config.model.has_latent:
             raise UserError(f"the model of {run} has no z (model.conditioning is 'none'), and {z_for} needs one")
-        require_fitting_weights(run, weight_shapes(config.model))
+        require_fitting_weights(run, compute_weight_shapes(config.model))
         model = DecoupledModel(config.model, jit_compile=jit_compile)
         step = load_weights(run, model, averaged=config.training.ema_decay > 0)
         return cls(str(run), config, model, step)
