@@ -1,20 +1,21 @@
-# make help lists the targets. Everything is installed into .venv; a stamp per extra keeps it from being installed again.
+# `make help` lists the targets. Packages are installed into .venv. A stamp file for each extra records the installation, so
+# that make installs an extra only once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Appended to the command of `make train` and of the tests, for example: make train ARGS="--preset cifar10_small"
+# Options that are appended to the command of `make train` and of the tests: make train ARGS="--preset cifar10_small"
 ARGS ?=
-# Two processes; a file's tests, and so its fixtures, stay in one.
+# Two processes run the tests. All tests of a file run in one process, so that they share its fixtures.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
-# By `make test-loggers`.
+# `make test-loggers` runs these tests in another environment, so `make test-slow` leaves them out.
 LOGGERS := tests/loggers/test_loggers_real.py
-# Of the long tests a class stays in one process: whole files would leave the other process without work at the end. In
-# the order of the files: xdist's own begins with the classes of many tests and ends with the single ones, the longest.
+# All long tests of a class run in one process. If all tests of a file did, one process would be idle at the end. The tests
+# run in the order of the files, because the order of xdist puts single tests last, which take longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
 
-# What uses each of the packages: a trained model, SavedModel, ONNX and a fresh export; images; TFDS; Parquet. And that
-# pytest collects what needs packages that the extra `test` does not bring.
+# Tests that use each required package: a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet.
+# They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
 	tests/corpus/test_encode.py::TestCodes
 
@@ -39,12 +40,12 @@ test-all: $(VENV)/.stamp-test-all tools ## run all tests; a skip fails unless te
 	$(PYTEST) -o strict_skips=true $(ARGS) && \
 	$(PYTEST_SLOW) -o strict_skips=true $(ARGS)
 
-test-versions: test-lowest test-newest ## run the short suite with both
+test-versions: test-lowest test-newest ## run the short suite with the lowest and with the newest versions
 
 test-lowest: $(VENV)/lowest/.stamp ## run a short suite with the lowest versions that setup.cfg admits
 	$(VENV)/lowest/bin/python -m pytest $(SHORT) $(ARGS)
 
-# Newer ones than those of test-all, where Apache Beam holds some back.
+# The versions are newer than those of test-all, where Apache Beam requires older ones of some packages.
 test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions of constraints/newest.txt
 	$(VENV)/newest/bin/python -m pytest $(SHORT) $(ARGS)
 
@@ -86,7 +87,8 @@ $(VENV)/.stamp-%: setup.cfg pyproject.toml | $(VENV)/.stamp-venv
 	$(PIP) install -e '.[$*]'
 	@touch $@
 
-# Beside the packages of test-all, which it sees: these would bring pandas into every process of the other tests.
+# The loggers have an environment of their own, because wandb would load pandas in every process of the other tests. The
+# file shared.pth makes the packages of test-all visible in it.
 $(VENV)/loggers/.stamp: $(VENV)/.stamp-test-all
 	@echo "Installing the extra loggers into $(VENV)/loggers"
 	$(BIN)/python -m venv $(VENV)/loggers
