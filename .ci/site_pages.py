@@ -1,6 +1,6 @@
-"""A hook of MkDocs that adds pages from outside docs/, the tour notebook and the API, and rewrites links.
+"""A hook of MkDocs that adds pages from outside docs/, the tour and the API to the site, and rewrites links.
 
-MkDocs calls the functions named on_*. mkdocs.yml names this file.
+mkdocs.yml names this file, and MkDocs calls its functions on_*.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import logging
 import pathlib
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import griffe
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Pages from outside docs/: their path in the repository, and their path in the site.
-ELSEWHERE = {
+# The path in the site of each page from outside docs/, by its path in the repository.
+SITE_PATHS = {
     "README.md": "index.md",
     "SECURITY.md": "security_policy.md",
     "examples/tour.ipynb": "tour.md",
@@ -29,9 +29,9 @@ ELSEWHERE = {
         for path in ROOT.glob("examples/*/README.md")
     },
 }
-# Packages below tfdecouple whose `__all__` is public.
-PUBLIC = ("config", "data", "layers", "bijectors", "training", "corpus")
-# The networks have no `__all__`; these are the parts of a model.
+# The packages below tfdecouple whose `__all__` the API documents.
+PUBLIC_PACKAGES = ("config", "data", "layers", "bijectors", "training", "corpus")
+# The classes in tfdecouple.networks that the API documents, because that package has no `__all__`.
 NETWORKS = (
     "tfdecouple.networks.flow.Flow",
     "tfdecouple.networks.encoder.Encoder",
@@ -44,59 +44,60 @@ _LOG = logging.getLogger("mkdocs.plugins.tfdecouple")
 
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages from outside docs/, the tour with its pictures, and the pages of the API."""
-    made = {place: (ROOT / source).read_text(encoding="utf-8") for source, place in ELSEWHERE.items()}
-    made["tour.md"], pictures = tour(json.loads(made["tour.md"]))
-    for place, content in {**made, **dict(api()), **pictures}.items():
-        files.append(File.generated(config, place, content=content))
+    pages = {path: (ROOT / source).read_text(encoding="utf-8") for source, path in SITE_PATHS.items()}
+    pages["tour.md"], pictures = convert_notebook(json.loads(pages["tour.md"]))
+    for path, content in {**pages, **dict(make_api_pages()), **pictures}.items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turns links within the repository into links within the site.
+    """Returns the text of a page with links within the repository replaced by links within the site.
 
-    A link to a file outside the site becomes plain text, and a link to a missing file is a warning.
+    A link to a file that is not in the site becomes plain text. A link to a missing file causes a warning.
     """
-    places = {place: source for source, place in ELSEWHERE.items()}
-    own = places.get(page.file.src_uri, f"docs/{page.file.src_uri}")
+    sources = {path: source for source, path in SITE_PATHS.items()}
+    own_source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
-    def rewritten(match: re.Match) -> str:
+    def rewrite_link(match: re.Match) -> str:
         mark, text, target = match.groups()
-        # The text may be a picture with a link of its own.
-        text = _LINK.sub(rewritten, text)
+        # The text of a link can itself contain the link to a picture.
+        text = _LINK.sub(rewrite_link, text)
         if re.match(r"[a-z]+:|#", target) or page.file.src_uri == "tour.md" and target.startswith("tour/"):
             return f"{mark}[{text}]({target})"
         path, hash_, anchor = target.partition("#")
-        source = posixpath.normpath(posixpath.join(posixpath.dirname(own), path))
-        place = ELSEWHERE.get(source, source.removeprefix("docs/") if source.startswith("docs/") else None)
-        there = None if place is None else files.get_file_from_path(place)
-        if place is None or there is None or there.inclusion.is_excluded():
+        source = posixpath.normpath(posixpath.join(posixpath.dirname(own_source), path))
+        default_path = source.removeprefix("docs/") if source.startswith("docs/") else None
+        site_path = SITE_PATHS.get(source, default_path)
+        file = None if site_path is None else files.get_file_from_path(site_path)
+        if site_path is None or file is None or file.inclusion.is_excluded():
             if not (ROOT / source).exists():
-                _LOG.warning("%s links to %s, which is not in the repository", own, target)
+                _LOG.warning("%s links to %s, which is not in the repository", own_source, target)
             return text
-        relative = posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".")
+        relative = posixpath.relpath(site_path, posixpath.dirname(page.file.src_uri) or ".")
         return f"{mark}[{text}]({relative}{hash_}{anchor})"
 
-    return _outside_of_code(markdown, lambda text: _LINK.sub(rewritten, text))
+    return _change_outside_code(markdown, lambda text: _LINK.sub(rewrite_link, text))
 
 
 class Doctests(griffe.Extension):
-    """Turns the examples of docstrings into blocks of code."""
+    """An extension of griffe that turns the examples in docstrings into code blocks."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Rewrites the docstring of an object."""
+        """Puts the examples in the docstring of an object into code blocks."""
         if obj.docstring is not None:
             example = re.compile(r"^>>> .*(?:\n(?! *$).*)*", re.M)
             obj.docstring.value = example.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
 
 
-def _outside_of_code(markdown: str, change: Any) -> str:
-    """Applies a function to the text between fenced blocks."""
+def _change_outside_code(markdown: str, change: Callable[[str], str]) -> str:
+    """Returns a text in which `change` was applied to all parts outside fenced code blocks."""
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
     return "".join(part if index % 2 else change(part) for index, part in enumerate(parts))
 
 
-def tour(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """Returns a notebook as Markdown, and its pictures by their paths in the site."""
+def convert_notebook(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """Returns a notebook with its outputs as Markdown, and its pictures as PNG bytes by their paths in the site."""
     lines: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
@@ -111,42 +112,42 @@ def tour(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
             data = output.get("data", {})
             printed = "".join(output.get("text", data.get("text/plain", "")))
             if "image/png" in data:
-                place = f"tour/{len(pictures)}.png"
-                pictures[place] = base64.b64decode("".join(data["image/png"]))
-                lines += [f"![The picture that the cell above draws]({place})", ""]
+                path = f"tour/{len(pictures)}.png"
+                pictures[path] = base64.b64decode("".join(data["image/png"]))
+                lines += [f"![The picture that the cell above draws]({path})", ""]
             elif printed:
                 lines += ["```text", printed.rstrip(), "```", ""]
     return "\n".join(lines), pictures
 
 
-def public_names() -> dict[str, list[str]]:
-    """Returns the full public names of the project, by page of the API."""
-    pages = {"tfdecouple": [f"tfdecouple.{name}" for name in _all("tfdecouple")]}
-    for package in PUBLIC:
-        pages[package] = [f"tfdecouple.{package}.{name}" for name in _all(f"tfdecouple/{package}")]
+def list_public_names() -> dict[str, list[str]]:
+    """Returns the full names of the public classes and functions of each page of the API, by the name of the page."""
+    pages = {"tfdecouple": [f"tfdecouple.{name}" for name in _read_all("tfdecouple")]}
+    for package in PUBLIC_PACKAGES:
+        pages[package] = [f"tfdecouple.{package}.{name}" for name in _read_all(f"tfdecouple/{package}")]
     pages["networks"] = list(NETWORKS)
     return pages
 
 
-def _all(folder: str) -> list[str]:
-    """Returns `__all__` of a package, without importing it."""
+def _read_all(folder: str) -> list[str]:
+    """Returns `__all__` of a package, read from the source without importing the package."""
     module = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
-    (stated,) = (
+    (value,) = (
         node.value
         for node in module.body
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "__all__"
     )
-    return ast.literal_eval(stated)
+    return ast.literal_eval(value)
 
 
-def api() -> Iterator[tuple[str, str]]:
-    """Yields the path and the text of each page of the API."""
-    for page, names in public_names().items():
+def make_api_pages() -> Iterator[tuple[str, str]]:
+    """Yields the path in the site and the Markdown of each page of the API."""
+    for page, names in list_public_names().items():
         package = ROOT / "tfdecouple" / ("" if page == "tfdecouple" else page) / "__init__.py"
         about = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
         title = page if page == "tfdecouple" else f"tfdecouple.{page}"
-        # The docstring without its examples.
-        lines = [f"# {title}", "", about.split("\n>>>")[0], ""]
+        description = about.split("\n>>>")[0]
+        lines = [f"# {title}", "", description, ""]
         for name in names:
             lines += [f"::: {name}", ""]
         yield f"api/{page}.md", "\n".join(lines)

@@ -25,14 +25,14 @@ def hook():
 
 
 def test_the_api_has_all_public_names(hook):
-    found = hook.public_names()
+    found = hook.list_public_names()
     assert found["tfdecouple"] == [f"tfdecouple.{name}" for name in tfdecouple.__all__]
-    for package in hook.PUBLIC:
+    for package in hook.PUBLIC_PACKAGES:
         names = importlib.import_module(f"tfdecouple.{package}").__all__
         assert found[package] == [f"tfdecouple.{package}.{name}" for name in names]
     # Users import the names of this package from `tfdecouple` itself.
     others = {path.parent.name for path in (ROOT / "tfdecouple").glob("*/__init__.py") if "__all__" in path.read_text()}
-    assert others - set(hook.PUBLIC) == {"model"}
+    assert others - set(hook.PUBLIC_PACKAGES) == {"model"}
     for name in hook.NETWORKS:
         module, _, last = name.rpartition(".")
         assert hasattr(importlib.import_module(module), last)
@@ -45,7 +45,7 @@ def test_the_site_is_complete_and_fetches_nothing_from_elsewhere(hook, tmp_path)
     done = subprocess.run(command, cwd=ROOT, env=user_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
-    for page, names in hook.public_names().items():
+    for page, names in hook.list_public_names().items():
         anchors = re.findall(r'id="([^"]+)"', pages[tmp_path / "api" / page / "index.html"])
         assert set(names) <= set(anchors), page
     for path, text in pages.items():
