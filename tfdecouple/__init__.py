@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Other names are imported at first use, so that a program answers --help, or a mistake, before TensorFlow is imported.
+# These names are imported at first use, so that --help and messages about mistakes do not wait for TensorFlow.
 _NAMES = {
     "config": ("Config", "DataConfig", "ModelConfig", "TrainingConfig", "load_preset", "override", "preset_names"),
     "model": ("Codes", "DecoupledModel", "Elbo"),

@@ -1,1 +1,1 @@
-"""The command `doctor`, which checks the promises of the project on the user's machine and times the model."""
+"""The checks of the command `doctor`, which test this project's promises on a machine and time the model."""

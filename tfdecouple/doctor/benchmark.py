@@ -17,26 +17,29 @@ from tfdecouple.errors import UserError
 from tfdecouple.networks.architecture import count_activation_bytes
 from tfdecouple.runtime.devices import format_bytes
 
-# Decay of averaged weights if a preset has none, so that every benchmark includes the work of averaging.
+# Decay of averaged weights for presets without averages, so that every benchmark includes the work of averaging.
 EMA_DECAY = 0.999
-# Environment variable that makes TensorFlow count bytes on CPUs, which is slower. TensorFlow reads it at its start.
+# Environment of a process in which TensorFlow counts bytes of memory on CPUs, which makes the process slower.
 COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
-# Batch sizes that are timed on CPUs and on GPUs, in this order, until the memory does not suffice.
+# Batch sizes that `doctor` times on CPUs and on GPUs; on GPUs the memory can be too small for the last of them.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
+# Batch size that `doctor --quick` times, and of each device where several devices are timed.
 QUICK_BATCH = 16
-# Shortest duration of a repetition in seconds, with and without --quick, and number of repetitions.
-_SECONDS, _REPETITIONS = {True: 0.3, False: 2.0}, 3
+# Shortest duration of a repetition in seconds, with --quick (True) and without.
+_SECONDS = {True: 0.3, False: 2.0}
+# Number of repetitions, whose median is reported.
+_REPETITIONS = 3
 MIB = 2**20
-# Difference in memory of the two batches that are compared, large enough to stand out from all other memory.
+# Bytes of activations by which two batches differ, so that the difference is larger than variations of other memory.
 _DIFFERENCE = {"CPU": 256 * MIB, "GPU": 2048 * MIB}
-# Largest factor between the measured and the calculated memory of an image, in either direction.
+# Largest allowed ratio between the measured and the calculated memory of an image, in either direction.
 WITHIN = 4 / 3
 
 
 def make_timed_config(config: Config, batch: int) -> Config:
-    """Returns a config for timing: with batch size `batch`, without micro-batches, and with averaged weights.
+    """Returns a config for timing: batch size `batch`, no micro-batches, averaged weights and a tiny learning rate.
 
-    The learning rate is tiny, because a preset's own learning rate can diverge on few images that repeat.
+    With the learning rate of the preset, training can diverge on few images that repeat.
     """
     return override(
         config,
@@ -51,9 +54,10 @@ def make_timed_config(config: Config, batch: int) -> Config:
 
 
 class Work(NamedTuple):
-    """Work that is timed: a function that does it once and waits for its end, and the number of images of a call.
+    """Work that is timed, such as a training step of a number of images.
 
-    The function `begin` starts the work without waiting for a GPU; it is None if only `call` is available.
+    The function `call` does the work once and waits for the result. The function `begin`, if there is one, starts the
+    work and does not wait for a GPU.
     """
 
     call: Callable[[], Any]
@@ -89,21 +93,21 @@ class Benchmark:
         self.state.optimizer.start_averages()
 
     def make_work(self, phase: str, batch: int) -> Work:
-        """Returns the work of a phase, one of `PHASES`, on `batch` images."""
+        """Returns the work of a phase, such as "train", on `batch` images; `report.PHASES` lists the phases."""
         import numpy as np
 
         from tfdecouple.data import load_images, make_evaluation_batches
         from tfdecouple.metrics.bits_per_dim import BoundEvaluator
         from tfdecouple.runtime.execution import jit_compiled
 
-        # With training.jit_compile, inference is compiled too, as `load_model(run, jit_compile=True)` compiles it.
+        # With training.jit_compile XLA also compiles inference, as for `load_model(run, jit_compile=True)`.
         compiled, model = jit_compiled(self.config.training.jit_compile), self.model
         if phase == "train":
             begin = self._make_step()
             return Work(compiled(lambda: _require_applied(begin().read())), batch, compiled(begin))
         if phase == "eval":
             evaluator = BoundEvaluator(model, self.strategy)
-            # A call evaluates several batches, because the first batch of a pass takes longer.
+            # A call evaluates several batches, because the first batch of an evaluation takes longer.
             count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
             batches = make_evaluation_batches(self.source, "test", batch_size=batch, limit=count)
             return Work(compiled(lambda: evaluator(batches, seed=0)), count)
@@ -120,7 +124,7 @@ class Benchmark:
         return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
 
     def _make_step(self) -> Callable[[], Any]:
-        """Returns a function that begins the next training step and returns its result, which may not be there yet."""
+        """Returns a function that starts the next training step, and returns its result without waiting for it."""
         from tfdecouple.data import make_training_batches
         from tfdecouple.data.labels import make_step_inputs
         from tfdecouple.training.workers import device_input_options
@@ -134,11 +138,13 @@ class Benchmark:
 
 
 def _require_applied(result: Any) -> None:
+    """Raises UserError if a training step did not change the weights."""
     if not result.applied:
         raise UserError(f"a step was not applied: {result}")
 
 
 def _make_random_source(config: Config) -> Any:
+    """Returns a data source of random images and labels that fit the model of a config."""
     import numpy as np
 
     from tfdecouple.data.splits import MemorySplit, Source
@@ -174,7 +180,7 @@ def time_calls(
 
 
 def read_live_bytes(device: str, kind: str = "peak") -> int:
-    """Returns the "peak" or "current" bytes of TensorFlow's tensors on a device; for a CPU, `COUNTING` must be set."""
+    """Returns the "peak" or "current" bytes of tensors on a device; a CPU counts them in the environment `COUNTING`."""
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])
@@ -186,13 +192,13 @@ def read_live_bytes(device: str, kind: str = "peak") -> int:
 def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Variant = DEFAULT) -> Config:
     """Returns the config that `doctor` times: a preset, or the bundled small model, at a batch size."""
     config = load_preset(request.preset) if request.preset else load_small_config()
-    # The model is initialised from few images, which is fast and takes less memory than a step.
+    # Data-dependent initialisation from 16 images is fast and takes less memory than a training step.
     settings = ["training.init_images=16", *request.settings, *variant.settings]
     return override(make_timed_config(config, batch), settings)
 
 
 def measure_speed(task: Task) -> Iterator[Result]:
-    """Yields a result for each batch size and phase: the number of images per second."""
+    """Yields the speed of each phase at each batch size, in images per second."""
     request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[device[:3]])]
     if count > 1 and variant == DEFAULT:
@@ -214,20 +220,20 @@ def measure_speed(task: Task) -> Iterator[Result]:
 
 
 def measure_memory(task: Task) -> Iterator[Result]:
-    """Yields the peak memory of training at two batch sizes, and whether their difference is as calculated."""
+    """Yields the peak memory of training at two batch sizes, and whether an image takes the calculated memory."""
     from tfdecouple.runtime.execution import count_shards
 
     request, variant, device = task.request, task.variant, task.devices[0]
     config = make_doctor_config(request, 2, variant)
     training = config.training
     per_image = count_activation_bytes(config.model, memory=training.memory, precision=training.precision)
-    # Shards of equal size leave free blocks that fit the next request; TensorFlow's allocator hands out any other block
-    # whole, unless it is twice as large as the request, and counts all of it.
+    # Both batches are multiples of the shards, so that freed memory of one shard fits another shard exactly. Otherwise
+    # TensorFlow's allocator hands out blocks of up to twice the requested size, and counts all of their bytes.
     shards = count_shards()
     small = shards * max(2, round(_DIFFERENCE[device[:3]] / per_image / shards))
     peaks = []
     for batch in (small, 2 * small):
-        # The first model is part of a reference cycle; until it is collected, its memory would count for the second.
+        # The model of the first batch is in a reference cycle, whose memory must not count for the second batch.
         gc.collect()
         before = read_live_bytes(device, "current")
         work = Benchmark(make_doctor_config(request, batch, variant)).make_work("train", batch)
@@ -240,7 +246,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
 
 
 def _measure_peak(device: str, work: Work) -> int:
-    """Returns the most bytes that TensorFlow's tensors take on a device during one call of `work`."""
+    """Returns the peak of the bytes that TensorFlow's tensors take on a device during one call of `work`."""
     import tensorflow as tf
 
     tf.config.experimental.reset_memory_stats(device)

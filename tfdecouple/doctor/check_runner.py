@@ -23,6 +23,7 @@ from tfdecouple.runtime.process import python_process, run_program, start_tensor
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+# Remedies for a process that failed, by the kind of its failure.
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
@@ -37,9 +38,9 @@ class Check(NamedTuple):
 
     Attributes:
         title: the title of the part.
-        run: a function that yields the results of a task; it runs in a process of its own.
+        run: a function that yields the results of a task; each task runs in a new process.
         takes: a function that returns whether the check runs for a task; by default it runs for the default variant.
-        promises: whether the check tests a promise; if not, too little time or memory is no failure.
+        promises: whether the check tests a promise. Without a promise, too little time or memory is no failure.
         environment: environment variables of the process.
     """
 
@@ -50,7 +51,7 @@ class Check(NamedTuple):
     environment: dict[str, str] = {}
 
 
-# All checks by name; the first check finds the devices that the following checks use.
+# All checks by name, in the order of the report; "build" finds the devices that the other checks use.
 CHECKS = {
     "build": Check("what is installed and what is there", installation.inspect_machine),
     "numerics": Check(

@@ -1,7 +1,7 @@
-"""Checks of `doctor` with a small trained model: the same numbers and exact round trips on every device, and training.
+"""Checks of `doctor` with a small trained model: on every device equal numbers, equal training and exact round trips.
 
-The run folder `doctor/model/` has `numbers.npz` beside its checkpoint: what the model computed on the machine of its
-training, and photographs that it was not trained on. `benchmarks/doctor_model.py` makes both.
+The run folder `doctor/model/` has `numbers.npz` beside its checkpoint: photographs that the model was not trained on,
+and what the model computes from some of them in float32 on a CPU. `benchmarks/doctor_model.py` makes this folder.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from tfdecouple.errors import ExactnessWarning
 
 MODEL = pathlib.Path(__file__).parent / "model"
 NUMBERS = "numbers.npz"
-# Number of images whose numbers are compared, also the batch size of a training step; and seed of the noise.
-IMAGES, SEED = 16, 1
-# Number of bundled photographs.
+# Number of photographs from which numbers are computed, and batch size of a training step.
+IMAGES = 16
+# Seed of the noise from which numbers are computed.
+SEED = 1
+# Number of photographs in `numbers.npz`.
 PHOTOGRAPHS = 128
-# Largest relative distance of each kind of number but the gradient; docs/gpu.md, "The bounds", has the measurements.
+# Largest allowed distance of numbers from the bundled numbers, in the Euclidean norm relative to the bundled numbers;
+# variants have other bounds for the gradient. docs/gpu.md, "The bounds", has the measurements.
 BOUND = 1e-4
-# Number of steps that several devices train, and largest distance of their weights from the weights of one device,
-# relative to the change of the weights. Adam divides by the gradient's size and so enlarges rounding in tiny gradients.
-STEPS, WEIGHTS_BOUND = 10, 1e-3
+# Number of training steps whose weights are compared between several devices and one.
+STEPS = 10
+# Largest allowed distance between these weights, relative to the change in training. It is larger than the rounding of
+# gradients, because Adam divides each gradient by its size, so that tiny gradients count as much as large ones.
+WEIGHTS_BOUND = 1e-3
 _RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
 _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
 
@@ -42,13 +47,13 @@ def load_small_config() -> Config:
 
 
 def load_numbers() -> dict[str, np.ndarray]:
-    """Returns the numbers of the model on the machine of its training, by name, with the photographs as `images`."""
+    """Returns the arrays in `numbers.npz` by name: the bundled numbers, and the photographs as `images`."""
     with np.load(MODEL / NUMBERS) as archive:
         return dict(archive)
 
 
 def load_photographs(count: int) -> np.ndarray:
-    """Returns photographs that the model was not trained on, uint8 `[count, 16, 16, 3]`, repeated if needed."""
+    """Returns photographs that the small model was not trained on, uint8 `[count, 16, 16, 3]`, repeated if needed."""
     images = load_numbers()["images"]
     return np.resize(images, (count, *images.shape[1:]))
 
@@ -71,7 +76,7 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
 
 
 def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
-    """Returns codes, images, samples and bits/dim, computed by the trained model on a device, by name."""
+    """Returns what the small model computes on a device, by name: codes and bits/dim of images, decoded x, samples."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -93,18 +98,18 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
 def compute_gradient(
     device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
 ) -> np.ndarray:
-    """Returns the gradient of all weights in one training step on a device, float32 `[weights]`, read from Adam."""
+    """Returns the gradient of all weights in a training step on a device, float32 `[weights]`."""
     from tfdecouple.training.workers import get_mirrored_strategy
 
     state, step = make_training(get_mirrored_strategy((device,)), tuple(settings), folder)
     step([images], 0)
-    # Before the first step Adam's means are 0, so that they are the gradient times 1 - beta_1 after it.
+    # After the first step, Adam's running means of gradients are the gradient times 1 - beta_1.
     means = [variable.numpy().ravel() for _, variable in sorted(state.optimizer.means.items())]
     return np.concatenate(means) / (1 - load_small_config().training.beta_1)
 
 
 def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns the relative distance of each kind of number from the right numbers, in the Euclidean norm.
+    """Returns the distance of each array from the right array, in the Euclidean norm relative to the right array.
 
     >>> measure_distances({"z": np.array([3.0, 4.1])}, {"z": np.array([3.0, 4.0])})
     {'z': 0.02}
@@ -116,7 +121,7 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
 
 
 def compare_numbers(task: Task) -> Iterator[Result]:
-    """Yields a result for each device: whether its numbers equal the bundled numbers within their bounds."""
+    """Yields a result for each device: whether the device computes the bundled numbers, within their bounds."""
     right, images = load_numbers(), load_photographs(IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant == DEFAULT else {}
@@ -125,7 +130,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
 
 
 def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
-    """Returns the result of one device: whether its distances are within their bounds; NaN is outside."""
+    """Returns the result of one device: whether the distances of its numbers are within their bounds; NaN is not."""
     listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
     bounds = dict.fromkeys(distances, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]
@@ -144,7 +149,7 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
 
 
 def compare_devices(task: Task) -> Iterator[Result]:
-    """Yields one result: whether training on all devices together gives the same weights as on one device."""
+    """Yields one result: whether training on all devices together gives the weights that one device gives."""
     from tfdecouple.training.workers import make_strategy
 
     count = len(task.devices)
@@ -156,7 +161,7 @@ def compare_devices(task: Task) -> Iterator[Result]:
 
 
 def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all weights, `[weights]`, before and after training on `images`, batches `[steps, batch, 16, 16, 3]`."""
+    """Trains the small model on batches `[steps, batch, ...]`; returns all weights before and after, `[weights]`."""
     import tensorflow as tf
 
     state, step = make_training(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
@@ -172,7 +177,7 @@ def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
-    """Returns a result: whether the weights from several devices equal those from one, within `WEIGHTS_BOUND`."""
+    """Returns the result `what`: whether weights from several devices equal those from one, within `WEIGHTS_BOUND`."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
     is_bitwise = bool(np.array_equal(alone, together))
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
@@ -187,12 +192,12 @@ def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns how many subpixels encoding and decoding change in each image, int `[n]`, and the size of its v.
+    """Returns for each image how many subpixels encoding and decoding change, and the root mean square of its v.
 
-    The size is the root mean square, float `[n]`, which is near 1 for images like the training images.
+    The arrays are int `[n]` and float `[n]`. The root mean square is near 1 for images like the training images.
     """
     with warnings.catch_warnings():
-        # The warning is ignored, because the returned number of changed subpixels says more.
+        # The warning of images that may change is ignored, because changed subpixels are counted.
         warnings.simplefilter("ignore", ExactnessWarning)
         z, v = model.encode(images)
     changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
@@ -200,7 +205,7 @@ def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray,
 
 
 def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns artificial extreme images by kind, uint8 `[n, height, width, channels]`; only RGB has coloured kinds."""
+    """Returns synthetic images that are hard to encode, uint8 `[n, height, width, channels]`, by a description."""
     height, width, channels = image_shape
     rng = np.random.default_rng(seed)
     odd = np.indices((height, width)).sum(0)[..., None] % 2
@@ -227,7 +232,7 @@ def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[s
 
 
 def try_round_trips(task: Task) -> Iterator[Result]:
-    """Yields a result for each device: whether the small model recovers all images from their codes."""
+    """Yields a result for each device: whether the small model reconstructs all images exactly from their codes."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -237,7 +242,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
     names = np.repeat(list(kinds), list(map(len, kinds.values())))
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         with tf.device(device):
-            # All images are one batch, because TensorFlow would trace the model once for each batch size.
+            # All images are one batch, because TensorFlow traces the model once for each batch size.
             changed, _ = count_changed_subpixels(load_model(MODEL), np.concatenate(list(kinds.values())))
         lost = {kind: int((changed[names == kind] > 0).sum()) for kind in kinds}
         listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)

@@ -13,15 +13,17 @@ from typing import Any
 from tfdecouple.doctor.report import Request, Result, Task
 from tfdecouple.runtime.devices import count_cores, format_bytes, read_cpuinfo, read_total_memory
 
+# Packages whose versions the report lists.
 _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu12", "nvidia-nccl-cu12",
 )  # fmt: skip
-# Environment variables of oneDNN that let a CPU compute float32 in fewer bits, and their harmless values.
+# Environment variables of oneDNN that let a CPU round float32, unless their value is one of `_STRICT`.
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _STRICT = ("", "STRICT", "strict")
 # Names of environment variables that change how TensorFlow computes.
 _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
+# Fields of the report of nvidia-smi, and seconds after which nvidia-smi is stopped.
 _SMI = ("driver_version", "name", "memory.total", "memory.used", "compute_cap", "mig.mode.current")
 _SMI_SECONDS = 30
 # Environment variable that names the GPUs that a program may use; Slurm sets it in each job.
@@ -29,7 +31,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns the facts that measured times depend on: processor, cores, versions and the load of the machine."""
+    """Returns facts about this machine on which speed depends, by name: processor, cores, load, versions."""
     return {
         "processor": read_cpuinfo("model name") or platform.processor(),
         "cores": count_cores(),
@@ -47,7 +49,7 @@ def list_instruction_sets() -> list[str]:
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
-    """Yields results about the machine: facts, and whether its GPUs and environment variables are right."""
+    """Yields results about this machine: facts, whether TensorFlow sees the GPUs, whether variables lower precision."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -69,7 +71,7 @@ def inspect_machine(task: Task) -> Iterator[Result]:
 
 
 def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
-    """Returns the names of the devices that all checks use, from the results of `inspect_machine`."""
+    """Returns TensorFlow's names of the devices that all checks use, from the results of `inspect_machine`."""
     facts = next((result.figures for result in results if "devices" in result.figures), None)
     if facts is None:
         return ("CPU:0",)
@@ -77,7 +79,7 @@ def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...
 
 
 def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
-    """Yields results from facts: whether TensorFlow sees the GPUs, and whether the CPU computes full float32."""
+    """Yields the results of `inspect_machine` for facts about a machine."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield Result("versions", None, versions, figures=facts)
     sets, memory = ", ".join(facts["instructions"]), format_bytes(facts["memory_bytes"])
@@ -90,7 +92,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
     holds = seen >= len(present) if present else None
     if _VISIBLE in environment:
-        # CUDA ignores an entry that names no GPU, and all entries after it, so only the first entry is sure to count.
+        # CUDA ignores all entries from the first entry on that names no GPU, so at least the first entry must count.
         message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         names_one = re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE])
@@ -102,7 +104,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
 
 
 def _read_driver() -> list[dict[str, str]]:
-    """Returns the report of NVIDIA's driver on each GPU, by field; an empty list if there is no driver."""
+    """Returns the fields of nvidia-smi for each GPU, by name; an empty list if there is no driver."""
     command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)

@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# The phases of a model's work that can be timed.
+# Parts of the work with a model that can be timed.
 PHASES = ("train", "eval", "encode", "decode", "sample")
 # Version of the JSON report, raised when a field changes its meaning or is removed.
 SCHEMA = 1
-# Smallest gain in speed for which another option is recommended.
+# Smallest speed, relative to the default variant, for which another variant is recommended.
 GAIN = 1.05
 _WIDTH = 120
 _MARKS = {True: "holds", False: "FAILS", None: ""}
@@ -21,12 +21,12 @@ _MARKS = {True: "holds", False: "FAILS", None: ""}
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The result of a check or measurement, which is one line of the report.
+    """The result of a check or measurement: one line of the report.
 
     Attributes:
         what: the subject of the check, in a few words.
         holds: whether a promise holds; None for a measurement that belongs to no promise.
-        message: the result in words.
+        message: the outcome in words.
         advice: the remedy if the promise does not hold.
         figures: the numbers behind the message, as plain values for JSON.
     """
@@ -43,15 +43,14 @@ Results = Mapping[str, Sequence[Result]]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A variant of training and inference that is checked and timed, such as another precision.
+    """A variant of training and inference that `doctor` checks and times, such as another precision.
 
     Attributes:
         settings: the settings `NAME=VALUE`, as for `--set`, that select the variant.
-        phases: the phases of `PHASES` that the variant changes.
-        gradient: the largest relative distance of the gradient from the gradient in float32 on a CPU; docs/gpu.md, "The
-            bounds", has the measurements.
+        phases: those of `PHASES` whose speed the variant changes.
+        gradient: the largest allowed distance of a gradient from the bundled gradient, relative to the latter.
         gpu_only: whether the variant changes nothing on CPUs.
-        in_quick: whether `--quick` tries the variant.
+        in_quick: whether `--quick` includes the variant.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Variant:
     in_quick: bool = False
 
 
-# All variants in the order of the report; the first is the default.
+# All variants in the order of the report; the first has the default options.
 VARIANTS = (
     Variant("float32", phases=PHASES[:4], in_quick=True),
     Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
@@ -87,7 +86,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The task of one process: to check one variant, on the devices with these names of TensorFlow."""
+    """The task of one process: the variant to check, and TensorFlow's names of the devices, such as "GPU:0"."""
 
     request: Request
     variant: Variant = DEFAULT
@@ -95,9 +94,10 @@ class Task:
 
 
 def recommend_settings(results: Results) -> dict[str, list[str]]:
-    """Returns `settings`, the fastest of each option whose numbers are right and whose gain is `GAIN`, and `why`.
+    """Returns the `settings` of training to use on this machine, and the reasons `why`.
 
-    The settings are `NAME=VALUE`, none if the defaults are the best; `why` has a sentence about each variant.
+    For each option the fastest setting with right numbers is chosen, if it is at least `GAIN` times as fast as default.
+    The settings are texts `NAME=VALUE`; `why` has a sentence about each variant.
     """
     rates: dict[str, dict[int, float]] = {}
     for figures in (result.figures for result in results.get("speed", ())):
@@ -111,7 +111,7 @@ def recommend_settings(results: Results) -> dict[str, list[str]]:
         if not common:
             continue
         gain = rates[variant.name][max(common)] / rates[DEFAULT.name][max(common)]
-        # A failure that names no variant concerns all variants.
+        # A failed result without the name of a variant counts for all variants.
         is_wrong = bool({(variant.name, False), (None, False)} & compared)
         is_right = not is_wrong and (variant.name, True) in compared
         verdict = "are wrong here" if is_wrong else "are right" if is_right else "were not compared"
@@ -150,7 +150,7 @@ def make_json(request: Request, results: Results, recommendation: Mapping[str, S
 def make_text(
     request: Request, results: Results, titles: Mapping[str, str], recommendation: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """Yields the lines of the report as a text for people; `titles` are the titles of the checks by name."""
+    """Yields the lines of the report for people; `titles` are the titles of the checks by name."""
     for name, each in results.items():
         yield f"\n{name}: {titles[name]}"
         width = max([len(result.what) for result in each], default=0)
