@@ -129,7 +129,7 @@ def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
             for a, b in pairs:
                 (z, _, _), (_, v, sides) = (model.encode(tf.constant(one.pixels[None])) for one in (b, a))
                 by_flow.append(np.asarray(model.decode(z, v, sides))[0])
-                before = model.quantize_images(a.shrink(model.config.image_shape)[None])
+                before = model.quantize_images(a.shrink_photograph(model.config.image_shape)[None])
                 after = model.decode(z, model.encode(before)[1])
                 by_filter.append(change_at_full_size(a.pixels, np.asarray(before)[0], np.asarray(after)[0]))
             for way, results in (("flow", by_flow), ("filter", by_filter)):

@@ -35,7 +35,7 @@ except Exception as error:
     print(error)
 images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
 np.save("images.npy", images)
-kept = sources.resolve_paths(DataConfig(source="array:images.npy"))
+kept = sources.resolve_image_paths(DataConfig(source="array:images.npy"))
 os.chdir("/")
 assert (load_images(open_source(kept, (8, 8, 3)), "train", 10)[0] == images[::2]).all()
 print(kept.source, *sources.locate_images(kept))

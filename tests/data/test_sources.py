@@ -7,7 +7,7 @@ from helpers.numbered import one_line_error
 
 from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
-from tfdecouple.data.sources import resolve_paths
+from tfdecouple.data.sources import resolve_image_paths
 
 
 @pytest.mark.parametrize(
@@ -45,5 +45,5 @@ def test_paths_become_absolute(typed, found, tmp_path, monkeypatch):
         folder = config.data_dir and config.data_dir.format(**places)
         return DataConfig(source=config.source.format(**places), data_dir=folder)
 
-    assert resolve_paths(filled(typed)) == filled(found)
-    assert resolve_paths(filled(found)) == filled(found)
+    assert resolve_image_paths(filled(typed)) == filled(found)
+    assert resolve_image_paths(filled(found)) == filled(found)

@@ -79,7 +79,7 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
         after.tofile(tmp_path / "after")
         command = ["node", "run.js", str(width), str(height), str(size)]
         subprocess.run(command, cwd=tmp_path, check=True, timeout=PATIENCE)
-        before = UserPhotograph("", rgba[..., :3], None, "PNG").shrink((size, size, 3))
+        before = UserPhotograph("", rgba[..., :3], None, "PNG").shrink_photograph((size, size, 3))
         np.testing.assert_array_equal(np.fromfile(tmp_path / "before", np.uint8).reshape(before.shape), before)
         result = np.fromfile(tmp_path / "result", np.uint8).reshape(rgba.shape)
         np.testing.assert_array_equal(result[..., 3], rgba[..., 3])

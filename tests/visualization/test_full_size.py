@@ -78,8 +78,8 @@ class TestPhotograph:
     def test_results_are_of_the_same_type(self, tmp_path, name):
         path = written(tmp_path, Image.fromarray(smooth_photograph(30, 50)), name)
         photograph = read_photograph(path, 3, 2048)
-        assert photograph.pixels.shape == (30, 50, 3) and photograph.shrink(SHAPE).shape == SHAPE
-        content, suffix = photograph.encode_file(photograph.pixels)
+        assert photograph.pixels.shape == (30, 50, 3) and photograph.shrink_photograph(SHAPE).shape == SHAPE
+        content, suffix = photograph.encode_photograph(photograph.pixels)
         with Image.open(io.BytesIO(content)) as again, Image.open(path) as first:
             assert again.format == first.format and again.size == (50, 30) and name.endswith(suffix)
 
@@ -87,7 +87,7 @@ class TestPhotograph:
     def test_of_any_proportions_is_shrunk_to_the_longest_side(self, tmp_path, size, read):
         path = written(tmp_path, Image.fromarray(np.full((*size, 3), 90, np.uint8)), "a.png")
         photograph = read_photograph(path, 3, 100)
-        small = photograph.shrink(SHAPE)
+        small = photograph.shrink_photograph(SHAPE)
         result = change_at_full_size(photograph.pixels, small, np.full(SHAPE, 200, np.uint8))
         assert result.shape == photograph.pixels.shape == (*read, 3)
         assert np.abs(result.astype(int) - 200).max() <= 1
@@ -100,7 +100,7 @@ class TestPhotograph:
         photograph = read_photograph(written(tmp_path, image, "a.png", exif=exif), 3, 2048)
         upright = np.rot90(pixels, -1)
         np.testing.assert_array_equal(photograph.pixels, upright[..., :3])
-        with Image.open(io.BytesIO(photograph.encode_file(255 - photograph.pixels)[0])) as again:
+        with Image.open(io.BytesIO(photograph.encode_photograph(255 - photograph.pixels)[0])) as again:
             np.testing.assert_array_equal(np.asarray(again)[..., 3], upright[..., 3])
             assert 0x0112 not in again.getexif()
 

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     with CodesFolder(options.out) as folder:
         manifest = CodesManifest.read_manifest(folder.path)
         if manifest is None:
-            folder.begin_codes(manifest := job, opened.model, opened.config, opened.step)
+            folder.begin_codes_folder(manifest := job, opened.model, opened.config, opened.step)
         else:
             manifest.require_same_job(job, folder.path)
         shards = manifest.list_shard_ranges()
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
                 text = "far from what the model was trained on and may not decode to the very same pixels"
                 print(f"{len(far):,} of the images, such as {far[0].decode()}, are {text}")
         if missing or not manifest.complete:
-            manifest = folder.finish_codes(manifest)
+            manifest = folder.finish_codes_folder(manifest)
     skipped = f", {manifest.totals['skipped']} unreadable skipped" if manifest.totals["skipped"] else ""
     fields = ", ".join(f"{field.name} {list(field.shape)}" for field in manifest.fields)
     print(

@@ -204,7 +204,7 @@ class OwnSizeResults:
         self._written: set[pathlib.Path] = set()
         shape = model.config.image_shape
         self._photographs = [read_photograph(path, shape[-1], options.max_side) for path in options.files]
-        small = np.stack([photograph.shrink(shape) for photograph in self._photographs])
+        small = np.stack([photograph.shrink_photograph(shape) for photograph in self._photographs])
         self.small = np.asarray(model.quantize_images(small))
 
     def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
@@ -216,7 +216,7 @@ class OwnSizeResults:
 
         photograph = self._photographs[index]
         pixels = change_at_full_size(photograph.pixels, self.small[index], after)
-        content, suffix = photograph.encode_file(pixels)
+        content, suffix = photograph.encode_photograph(pixels)
         name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
         # The name gets a number if photographs from several folders have one name.
         path, number = self._folder / f"{name}{suffix}", 1

@@ -21,7 +21,7 @@ from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tfdecouple.config.shapes import Shape
-from tfdecouple.corpus.code_files import make_schema, make_table, serialize_examples
+from tfdecouple.corpus.code_files import make_parquet_schema, make_parquet_table, serialize_examples
 from tfdecouple.corpus.codes_manifest import (
     MANIFEST,
     NO_LABEL,
@@ -56,7 +56,7 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
     if crop is None:
         # `describe_cropping` wrote this text, whose only number is the side of the centre crop.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
-    out, root = _absolute_path(options.out), _absolute_path(options.images) + "/"
+    out, root = _make_path_absolute(options.out), _make_path_absolute(options.images) + "/"
     if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
         raise UserError(f"{options.out} is not empty; name a new folder with --out")
     paths = [file.path for file in FileSystems.match([f"{root}**"])[0].metadata_list]
@@ -117,9 +117,9 @@ def _add_pipeline_steps(
     codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encoder.encode_batch)
     if options.format == "parquet":
         fields = encoder.fields
-        codes = codes | "To tables" >> beam.Map(lambda batch: make_table(*batch, fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(*batch, fields))
         write: Any = beam.io.parquetio.WriteToParquetBatched(
-            f"{out}/{SPLIT}", make_schema(fields), file_name_suffix=".parquet", num_shards=options.shards
+            f"{out}/{SPLIT}", make_parquet_schema(fields), file_name_suffix=".parquet", num_shards=options.shards
         )
     else:
         codes = codes | "To examples" >> beam.FlatMap(lambda batch: serialize_examples(*batch))
@@ -239,7 +239,7 @@ def make_digest_line(path: str) -> str:
 
 
 def _find_encoder_file(model: str) -> str:
-    base = _absolute_path(model)
+    base = _make_path_absolute(model)
     candidates = [base] if base.endswith(".onnx") else [f"{base}/onnx/encoder.onnx", f"{base}/encoder.onnx"]
     for path in candidates:
         if FileSystems.exists(path):
@@ -269,6 +269,6 @@ def _read_file_bytes(path: str) -> bytes:
         return file.read()
 
 
-def _absolute_path(path: str) -> str:
+def _make_path_absolute(path: str) -> str:
     """Returns the absolute form of a path; an address with a scheme is returned unchanged."""
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))

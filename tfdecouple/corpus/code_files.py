@@ -36,7 +36,7 @@ def write_codes(
     else:
         import pyarrow.parquet as pq
 
-        pq.write_table(make_table(keys, labels, arrays, fields), path, row_group_size=_GROUP_ROWS)
+        pq.write_table(make_parquet_table(keys, labels, arrays, fields), path, row_group_size=_GROUP_ROWS)
 
 
 def serialize_examples(
@@ -58,7 +58,7 @@ def serialize_examples(
         yield tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
-def make_schema(fields: Sequence[Field]) -> pa.Schema:
+def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
     """Returns the schema of a Parquet file of codes; the metadata of a column has the shape of its array."""
     import pyarrow as pa
 
@@ -70,7 +70,7 @@ def make_schema(fields: Sequence[Field]) -> pa.Schema:
     return pa.schema(columns)
 
 
-def make_table(
+def make_parquet_table(
     keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
 ) -> pa.Table:
     """Returns the codes of some images as an Arrow table; the arguments are those of `serialize_examples`."""
@@ -80,7 +80,7 @@ def make_table(
     for field in fields:
         numbers = pa.array(np.asarray(arrays[field.name], np.float32).ravel())
         columns.append(pa.FixedSizeListArray.from_arrays(numbers, field.size) if field.shape else numbers)
-    return pa.Table.from_arrays(columns, schema=make_schema(fields))
+    return pa.Table.from_arrays(columns, schema=make_parquet_schema(fields))
 
 
 def _read_tfrecords(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Dataset:

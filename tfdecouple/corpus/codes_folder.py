@@ -87,7 +87,7 @@ class CodesFolder:
                 f"cannot write to {self.path}: {reason}; what is whole there is kept, the same command goes on from it"
             ) from error
 
-    def begin_codes(self, manifest: CodesManifest, model: DecoupledModel, config: Config, step: int) -> None:
+    def begin_codes_folder(self, manifest: CodesManifest, model: DecoupledModel, config: Config, step: int) -> None:
         """Writes the run folder with the encoding weights, and the first manifest, which lists no files yet."""
         run = self.path / RUN
         with self.convert_write_errors():
@@ -132,7 +132,7 @@ class CodesFolder:
             move_into_place(temporary, self.path / shard.name)
             self._shards[shard.name] = entry
 
-    def finish_codes(self, manifest: CodesManifest) -> CodesManifest:
+    def finish_codes_folder(self, manifest: CodesManifest) -> CodesManifest:
         """Writes the manifest of the complete folder, with all files and totals, and returns it."""
         shards = tuple(self._shards[shard.name] for shard in manifest.list_shard_ranges())
         images = sum(shard.images or 0 for shard in shards)

@@ -121,7 +121,7 @@ class CodesManifest(_Model):
     shards: tuple[Shard, ...]
 
     @pydantic.model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_consistency(self) -> Self:
         if any(field.size > _MOST_VALUES for field in self.fields):
             raise ValueError("a field has more numbers than any image")
         if self.complete and not {"images", "skipped", "bytes"} <= set(self.totals):

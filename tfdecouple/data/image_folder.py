@@ -67,7 +67,7 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
     splits: dict[str, Split] = {}
     for name, (split_files, description) in files.items():
         split = FileSplit(split_files, folder, labels, description, image_shape, config.centre_crop, bad_images)
-        splits[name] = split.load_into_memory() if decoded_bytes <= config.cache_gib * 2**30 else split
+        splits[name] = split.load_folder_into_memory() if decoded_bytes <= config.cache_gib * 2**30 else split
     return Source(
         name=config.source,
         title=f"images in {folder}",
@@ -176,7 +176,7 @@ class FileSplit(Split):
         self._centre_crop = centre_crop
         self._bad_images = bad_images
 
-    def load_into_memory(self) -> MemorySplit:
+    def load_folder_into_memory(self) -> MemorySplit:
         """Reads all readable images now, and returns a split that has them in memory.
 
         Raises:
@@ -227,7 +227,7 @@ class FileSplit(Split):
             for position in itertools.chain(range(index, self.size), range(index)):
                 if (image := self._read_unless_skipped(position)) is not None:
                     return image, self._labels[position], np.int64(position)
-            raise self._bad_images.store_error(self._make_none_readable_error())
+            raise self._bad_images.store_image_error(self._make_none_readable_error())
 
         image, label, position = tf.numpy_function(read, [index], [tf.uint8, tf.int32, tf.int64])
         return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), position

@@ -15,8 +15,8 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, one_line
 
 NO_LABEL = -1
-# Text of TensorFlow's assertion on labels, by which `BadImages.find_error` finds our message. TensorFlow escapes some
-# characters of a message; this text has none of them.
+# TensorFlow raises an error with this text for an unknown label; `BadImages.find_image_error` finds our message by the
+# text, which has no characters that TensorFlow escapes.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
@@ -41,7 +41,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
     return labels
 
 
-def require_classes(source: Source, model: ModelConfig) -> None:
+def require_label_count(source: Source, model: ModelConfig) -> None:
     """Raises DataError if a model with labels is for another number of labels than the source has."""
     count = len(source.label_names)
     if model.has_classes and count != model.classes:
@@ -62,7 +62,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
     message = f"an image of {source.title} has a label that is none of {least} to {model.classes - 1}"
     if model.has_class_codes:
         message += "; where model.prior is 'classes' each image needs one, as sub-folders give"
-    source.bad_images.store_error(DataError(message), _UNKNOWN)
+    source.bad_images.store_image_error(DataError(message), _UNKNOWN)
 
     def check(batch: dict[str, Any]) -> dict[str, Any]:
         label = batch["label"]
@@ -73,7 +73,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
     return batches.map(check)
 
 
-def make_step_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
+def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
     """Returns the inputs of training steps: a dataset of images, or of (images, labels) for a model with labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])

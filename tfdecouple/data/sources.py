@@ -133,10 +133,10 @@ KINDS: tuple[SourceKind, ...] = (
 )
 
 
-def find_kind(source: str) -> SourceKind | None:
+def find_source_kind(source: str) -> SourceKind | None:
     """Returns the kind of a `data.source`; None for an unknown source.
 
-    >>> find_kind("folder:mine").title, find_kind("nothing")
+    >>> find_source_kind("folder:mine").title, find_source_kind("nothing")
     ('folder:PATH', None)
     """
     return next((kind for kind in KINDS if kind.matches_source(source)), None)
@@ -152,9 +152,9 @@ def list_source_kinds() -> str:
     return f"{', '.join(others)} or {last}"
 
 
-def resolve_paths(config: DataConfig) -> DataConfig:
+def resolve_image_paths(config: DataConfig) -> DataConfig:
     """Returns the config with absolute paths, so that its images are found from any working directory."""
-    kind = find_kind(config.source)
+    kind = find_source_kind(config.source)
     if kind and kind.pattern.endswith(":PATH") and config.source != kind.prefix:
         path = os.path.expanduser(config.source.removeprefix(kind.prefix))
         config = dataclasses.replace(config, source=kind.prefix + os.path.abspath(path))
@@ -165,12 +165,12 @@ def resolve_paths(config: DataConfig) -> DataConfig:
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
     """Returns the name of the option that has the path of the images, and the path; None if no option has one."""
-    return (find_kind(config.source) or SourceKind()).locate_images(config)
+    return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 
 def choose_user_crop(config: DataConfig) -> int:
     """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for no limit."""
-    return config.centre_crop if (find_kind(config.source) or SourceKind()).crops_user_images else 0
+    return config.centre_crop if (find_source_kind(config.source) or SourceKind()).crops_user_images else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
@@ -191,7 +191,7 @@ def describe_image_rights(config: DataConfig) -> str:
     >>> describe_image_rights(DataConfig(source="tfds:mnist"))
     'Images of the TFDS data set mnist: see its own page for their licence.'
     """
-    return (find_kind(config.source) or SourceKind()).describe_image_rights(config)
+    return (find_source_kind(config.source) or SourceKind()).describe_image_rights(config)
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
@@ -202,7 +202,7 @@ def open_source(config: DataConfig, image_shape: Shape, download: bool = False) 
     Raises:
         DataError: where the name is unknown, or data are missing, unreadable or unusable.
     """
-    kind = find_kind(config.source)
+    kind = find_source_kind(config.source)
     if kind is None:
         names = [name for kind in KINDS for name in kind.names]
         *others, last = [*names, *(kind.pattern for kind in KINDS if kind.pattern)]

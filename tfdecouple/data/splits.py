@@ -28,7 +28,7 @@ class BadImages:
     """The unreadable images of a data set, which raise an error or are skipped, as `data.on_bad_image` says.
 
     tf.data reports an exception of a Python function as a text inside an error of its own. Errors are therefore stored
-    here, and `find_error` returns the stored error that the text quotes.
+    here, and `find_image_error` returns the stored error that the text quotes.
 
     Attributes:
         skipped: paths of the skipped images.
@@ -39,18 +39,18 @@ class BadImages:
         self._skips = rule == "skip"
         self._errors: dict[str, DataError] = {}
 
-    def store_error(self, error: DataError, quoted: str = "") -> DataError:
-        """Stores and returns an error; `find_error` finds it in texts that have `quoted`, by default its message."""
+    def store_image_error(self, error: DataError, quoted: str = "") -> DataError:
+        """Stores and returns an error, which `find_image_error` finds in texts with `quoted` or with its message."""
         return self._errors.setdefault(quoted or str(error), error)
 
-    def find_error(self, text: str) -> DataError | None:
+    def find_image_error(self, text: str) -> DataError | None:
         """Returns the stored error that a message of TensorFlow quotes; None if the message quotes no stored error."""
         return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
 
     def skip_or_raise(self, path: str, error: DataError) -> None:
         """Adds an unreadable image to `skipped`, or raises `error` if `data.on_bad_image` is "stop"."""
         if not self._skips:
-            raise self.store_error(error)
+            raise self.store_image_error(error)
         if path not in self.skipped:
             self.skipped.add(path)
             _LOGGER.warning("skipped: %s", error)
@@ -95,7 +95,7 @@ class Source:
         """Returns the split with this name, ready to be read; raises DataError for an unknown name."""
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
-        self.splits[name].load_arrays()
+        self.splits[name].load_split_arrays()
         return self.splits[name]
 
     def find_image_key(self, split: str, index: int) -> str:
@@ -114,7 +114,7 @@ class Source:
             yield
         except tf.errors.OpError as error:
             # The message finds the error: files are read ahead, so the latest stored error may be of a later image.
-            cause = self.bad_images.find_error(error.message)
+            cause = self.bad_images.find_image_error(error.message)
             if cause is None:
                 raise
             raise cause from None
@@ -137,7 +137,7 @@ class Split(abc.ABC):
         self.description = description
         self.keys = keys
 
-    def load_arrays(self) -> None:  # noqa: B027 - most splits need nothing
+    def load_split_arrays(self) -> None:  # noqa: B027 - most splits need nothing
         """Loads the arrays that `decode_record` needs; the base class has none.
 
         This happens before TensorFlow traces `decode_record`, because an array that is loaded during the trace becomes
@@ -200,7 +200,7 @@ class MemorySplit(Split):
         self._load: Callable[[], Arrays] | None = load
         self._arrays: tuple[tf.Tensor, ...] = ()
 
-    def load_arrays(self) -> None:
+    def load_split_arrays(self) -> None:
         """Loads images and labels at the first call."""
         if self._load is not None:
             # The arrays are placed on the CPU, because tf.data reads them there.

@@ -260,14 +260,14 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
-    def coefficients(*products: np.ndarray, axis: int = -1) -> np.ndarray:
+    def solve_normal_equations(*products: np.ndarray, axis: int = -1) -> np.ndarray:
         """Returns the solution of the normal equations of y = p a + q b, `[2, ...]`."""
         aa, ab, bb, ay, by = (each.sum(axis) for each in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
 
     products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
-    follows_z, follows_v = _bootstrap_errors(coefficients, *products, seed=seed)
+    follows_z, follows_v = _bootstrap_errors(solve_normal_equations, *products, seed=seed)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
     # A statistic with equal distances to both images is a tie and does not count.
     nearer = (to_z < to_v)[to_z != to_v]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfdecouple.data.sources import find_kind, list_source_kinds
+from tfdecouple.data.sources import find_source_kind, list_source_kinds
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.metrics.base import Metric, Result, describe_draw_count, require_finite_values
 from tfdecouple.metrics.drawn_images import draw_image_indices
@@ -63,7 +63,7 @@ class Outliers(Metric):
         for name in options.outliers:
             if name in MADE:
                 continue
-            if not find_kind(name):
+            if not find_source_kind(name):
                 listed = f"{', '.join(MADE)}, and {list_source_kinds()}"
                 raise UserError(f"--outliers has {name!r}{nearest(name, MADE)}; there are {listed}")
             data = replace_source(config.data, name)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdecouple.config import Config, DataConfig, override
 from tfdecouple.data import Source, open_source, read_chosen_batches
-from tfdecouple.data.labels import require_classes
+from tfdecouple.data.labels import require_label_count
 from tfdecouple.data.sources import replace_source
 from tfdecouple.errors import ConfigError, DataError, RunError, UserError, one_line
 from tfdecouple.model import DecoupledModel
@@ -135,7 +135,7 @@ class Run:
         """Raises DataError if a data set has other labels than the model; the message names the first one."""
         if not self.config.model.has_classes:
             return
-        require_classes(source, self.config.model)
+        require_label_count(source, self.config.model)
         if changed := find_changed_label(self.path, self.config.model.classes, source.label_names):
             here, other = changed
             raise DataError(

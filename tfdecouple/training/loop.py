@@ -17,7 +17,7 @@ from tfdecouple import randomness
 from tfdecouple.config import Config, describe_config
 from tfdecouple.data import Source, make_evaluation_batches, make_training_batches, open_source
 from tfdecouple.data.batches import round_batch_size
-from tfdecouple.data.labels import check_batch_labels, make_step_inputs, require_classes
+from tfdecouple.data.labels import check_batch_labels, make_training_inputs, require_label_count
 from tfdecouple.errors import DivergedError, RunError, one_line
 from tfdecouple.loggers import require_loggers
 from tfdecouple.metrics.bits_per_dim import Bound, BoundEvaluator
@@ -116,7 +116,7 @@ def train(
 def _open_source(config: Config, download: bool) -> Source:
     """Opens the images of a run; raises DataError if they have another number of labels than the model."""
     source = open_source(config.data, config.model.image_shape, download)
-    require_classes(source, config.model)
+    require_label_count(source, config.model)
     return source
 
 
@@ -324,7 +324,7 @@ class Trainer:
                 micro_batches=self.training.micro_batches,
                 context=context,
             )
-            return make_step_inputs(batches, self.source, self.config.model)
+            return make_training_inputs(batches, self.source, self.config.model)
 
         return iter(self.strategy.distribute_datasets_from_function(load_examples, device_input_options()))
 

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tfdecouple.config import Config, compare_configs
-from tfdecouple.data.sources import find_kind, locate_images, resolve_paths
+from tfdecouple.data.sources import find_source_kind, locate_images, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
 from tfdecouple.runs.run_folder import (
@@ -42,7 +42,7 @@ def make_paths_absolute(config: Config) -> Config:
     if start and is_run_folder(start):
         start = os.path.abspath(os.path.expanduser(start))
     training = dataclasses.replace(config.training, init_from=start)
-    return dataclasses.replace(config, data=resolve_paths(config.data), training=training)
+    return dataclasses.replace(config, data=resolve_image_paths(config.data), training=training)
 
 
 class RunDirectory:
@@ -102,7 +102,7 @@ class RunDirectory:
             changed.pop(name, None)
         option, was = locate_images(before.data) or ("", "")
         _, now = locate_images(self._config.data) or ("", "")
-        is_same_kind = find_kind(before.data.source) is find_kind(self._config.data.source)
+        is_same_kind = find_source_kind(before.data.source) is find_source_kind(self._config.data.source)
         if option in changed and now and is_same_kind and not os.path.exists(was):
             del changed[option]
             self._messages.append(f"images are read from {now}; {was}, where they were, is not there any more")

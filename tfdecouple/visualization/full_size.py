@@ -126,11 +126,11 @@ class UserPhotograph:
     alpha: np.ndarray | None
     format: str
 
-    def shrink(self, image_shape: tuple[int, int, int]) -> np.ndarray:
+    def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
         """Returns the uncropped photograph at the model's size, uint8 `[height, width, channels]`."""
         return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
 
-    def encode_file(self, pixels: np.ndarray) -> tuple[bytes, str]:
+    def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
         """Returns `pixels` as the bytes of an image file in the photograph's format, and the ending of its name."""
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if self.alpha is not None:
