@@ -46,7 +46,7 @@ def describe_rights(provenance: Provenance) -> str:
     return describe_image_rights(provenance.config.data)
 
 
-def make_card(
+def make_model_card(
     provenance: Provenance, endpoints: Sequence[Endpoint], images: str, formats: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the model card as a dict for JSON.
@@ -172,14 +172,14 @@ def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict
     try:
         exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
         merged = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
-        render_card(merged)
+        render_model_card(merged)
     except (ValueError, KeyError, TypeError, AttributeError):
         # The earlier model card is damaged, so that the new model card describes this export alone.
         return dict(card)
     return merged
 
 
-def render_card(card: Mapping[str, Any]) -> str:
+def render_model_card(card: Mapping[str, Any]) -> str:
     """Returns the model card as Markdown text."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim, any_size = architecture["latent_dim"], any(entry.get("any_size") for entry in card["formats"].values())
@@ -217,8 +217,8 @@ def render_card(card: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for name, endpoint in card["endpoints"].items():
-        takes = ", ".join(map(_describe_array, endpoint["inputs"]))
-        returns = ", ".join(map(_describe_array, endpoint["outputs"]))
+        takes = ", ".join(map(_describe_endpoint_array, endpoint["inputs"]))
+        returns = ", ".join(map(_describe_endpoint_array, endpoint["outputs"]))
         lines.append(f"| `{name}` | {takes} | {returns} | {endpoint['onnx'] or ''} |")
     lines += ["", "## Measured before publication", ""]
     for name, entry in card["formats"].items():
@@ -249,7 +249,7 @@ def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
     return ", ".join(parts) + " (ELBO)"
 
 
-def _describe_array(array: Mapping[str, Any]) -> str:
+def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
     return f"{array['name']} {array['dtype']} [{', '.join(map(str, array['shape']))}]"
 
 

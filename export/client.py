@@ -38,7 +38,7 @@ class Model:
     def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
         inner = pathlib.Path(folder, "onnx")
         self.folder, self.providers, self.batch = inner if inner.is_dir() else pathlib.Path(folder), providers, batch
-        self.encoder, self.decoder = map(self._open, ("encoder", "decoder"))
+        self.encoder, self.decoder = map(self._open_session, ("encoder", "decoder"))
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about["image_shape"]))
         self.size = self.shape[0]
@@ -48,10 +48,10 @@ class Model:
         self.needs_labels = any(given.name == "labels" for given in inputs)
         self.any_size = any(isinstance(given.shape[1], str) for given in inputs if given.name == "images")
 
-    def _open(self, name):
+    def _open_session(self, name):
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
-    def _run(self, session, inputs):
+    def _run_session(self, session, inputs):
         """Returns {output name: array} of a file for {input name: array}, computed in batches.
 
         An input with a single row is used for all rows of the other inputs.
@@ -70,15 +70,15 @@ class Model:
         result also has "size", the (height, width) of the images.
         """
         inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
-        return self._run(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
+        return self._run_session(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
 
     def decode(self, size=(None, None), **codes):
         """Decodes images from z and v, uint8 `[n, *shape]`, and crops them to `size`, (height, width)."""
-        return self._run(self.decoder, codes)["images"][:, : size[0], : size[1]]
+        return self._run_session(self.decoder, codes)["images"][:, : size[0], : size[1]]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
         """Returns `count` new images, uint8 `[count, *shape]`; a seed makes the images reproducible."""
-        sampler, rng = self._open("sampler"), np.random.default_rng(seed)
+        sampler, rng = self._open_session("sampler"), np.random.default_rng(seed)
         shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
         if "labels" in shapes and labels is None:
             raise ValueError("this model samples by label; call Model.sample(labels=[...]) in a program")
@@ -86,7 +86,7 @@ class Model:
         inputs = {**noise, "temperature": np.full(count, temperature, np.float32)}
         if "labels" in shapes:
             inputs["labels"] = np.broadcast_to(np.asarray(labels, np.int32), [count])
-        return self._run(sampler, inputs)["images"]
+        return self._run_session(sampler, inputs)["images"]
 
     def switch(self, a, b, labels_a=None, labels_b=None):
         """Returns two arrays of images: with z of images `a` and v of images `b`, and with z of `b` and v of `a`."""

@@ -172,7 +172,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Encodes images deterministically; decode gives the very same pixels back.",
         inputs=(images, *labels),
         outputs=(*z, v),
-        build=_encode,
+        build=_build_encode_graph,
         answer=_answer_encode,
         onnx="encoder",
     )
@@ -181,7 +181,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="The posterior of z given images, a diagonal Gaussian.",
         inputs=(images,),
         outputs=(vector("z_mean", "the z of encode"), vector("z_log_variance", "natural logarithm of the variance")),
-        build=_encode_global,
+        build=_build_encode_global_graph,
         answer=_answer_encode_global,
         needs_z=True,
     )
@@ -190,7 +190,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Decodes codes to images.",
         inputs=(*z, v),
         outputs=(images,),
-        build=_decode,
+        build=_build_decode_graph,
         answer=lambda model, inputs: {"images": model.decode(inputs.get("z"), inputs["v"])},
         onnx="decoder",
     )
@@ -199,7 +199,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Turns noise into new images.",
         inputs=(*([label("labels")] if has_labels else []), *z_noise, v_noise, temperature),
         outputs=(images,),
-        build=_sample,
+        build=_build_sample_graph,
         answer=_answer_sample,
         onnx="sampler",
     )
@@ -208,7 +208,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="Switches the global codes of two images.",
         inputs=(images_a, *labels_a, images_b, *labels_b),
         outputs=(picture("images_ab", "z of a with v of b"), picture("images_ba", "z of b with v of a")),
-        build=_switch,
+        build=_build_switch_graph,
         answer=_answer_switch,
         needs_z=True,
     )
@@ -224,7 +224,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
             scalar("beta", "place of v between a (0) and b (1)", 1.0, 0.0),
         ),
         outputs=(images,),
-        build=_interpolate,
+        build=_build_interpolate_graph,
         answer=_answer_interpolate,
         needs_z=True,
     )
@@ -238,7 +238,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
             scalar("amount", "multiples of the direction", 0.0, 2.0),
         ),
         outputs=(picture("edited", "the image with the other z, its v as it was"),),
-        build=_edit,
+        build=_build_edit_graph,
         answer=_answer_edit,
         needs_z=True,
     )
@@ -318,24 +318,24 @@ def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
     return next(one for one in list_endpoints(config) if one.name == name)
 
 
-# --- functions that build the graphs of endpoints ---
+# --- functions that build the graphs of endpoints: {input name: tensor} -> {output name: tensor} ---
 
 
-def _encode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+def _build_encode_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {**({} if z is None else {"z": z}), "v": deployed.layout.to_nhwc(v)}
 
 
-def _encode_global(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+def _build_encode_global_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     mean, log_variance = deployed.infer_posterior(deployed.to_bins(inputs["images"]))
     return {"z_mean": mean, "z_log_variance": log_variance}
 
 
-def _decode(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+def _build_decode_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     return {"images": deployed.decode(inputs.get("z"), deployed.layout.from_nhwc(inputs["v"]))}
 
 
-def _sample(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+def _build_sample_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
     z = deployed.z_from_noise(inputs.get("z_noise"), inputs.get("labels"))
@@ -355,7 +355,7 @@ def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tens
     return tf.split(z, 2), tf.split(v, 2)
 
 
-def _switch(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+def _build_switch_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
     z, v = _encode_both(deployed, inputs)
@@ -363,7 +363,7 @@ def _switch(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     return {"images_ab": images_ab, "images_ba": images_ba}
 
 
-def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+def _build_interpolate_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
     z, v = _encode_both(deployed, inputs)
@@ -372,14 +372,14 @@ def _interpolate(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tenso
     return {"images": deployed.decode((1 - alpha) * z[0] + alpha * z[1], (1 - beta) * v[0] + beta * v[1])}
 
 
-def _edit(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
+def _build_edit_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, tf.Tensor]:
     import tensorflow as tf
 
     z, v = deployed.encode(inputs["images"], inputs.get("labels"))
     return {"edited": deployed.decode(z + tf.reshape(inputs["amount"], [-1, 1]) * inputs["direction"], v)}
 
 
-# --- functions that compute the right answers of endpoints with the Keras model ---
+# --- functions that compute the answers of the Keras model: {input name: array} -> {output name: array} ---
 
 
 def _answer_encode(model: KerasAnswers, inputs: Arrays) -> Arrays:

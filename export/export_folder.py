@@ -86,7 +86,9 @@ class Manifest(_Model):
         """The names of the files of test vectors that the parts need."""
         return {part.vectors for part in self.parts.values()}
 
-    def update(self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]) -> Manifest:
+    def record_export(
+        self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
+    ) -> Manifest:
         """Returns a manifest with the new parts and files of an export, and without parts that `folder` lacks."""
         old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
         all_parts = {**old_parts, **parts}
@@ -99,7 +101,7 @@ class Manifest(_Model):
         }
         return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
 
-    def find_changes(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+    def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         """Yields for each file that differs from the manifest ("changed", "missing", "unknown" or "link", its path)."""
         present = dict(_list_entries(folder))
         for name, file_type in present.items():
@@ -113,7 +115,7 @@ class Manifest(_Model):
             elif present[name] == "file" and FileDigest.from_file(folder / name) != digest:
                 yield "changed", name
 
-    def find_strays(self, folder: pathlib.Path) -> Iterator[str]:
+    def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
         """Yields paths of files that belong to no part, and of files in the model card that the manifest lacks."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
@@ -139,7 +141,7 @@ def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDiges
     return {prefix + path.relative_to(folder).as_posix(): FileDigest.from_file(path) for path in files}
 
 
-def name_vectors(file: pathlib.Path) -> str:
+def name_vectors_file(file: pathlib.Path) -> str:
     """Returns the path that a file of test vectors gets in the export folder, made of the digest of its bytes.
 
     So parts of several exports of the same model share the file.
@@ -222,7 +224,7 @@ class Staging:
 
     def __exit__(self, *_: object) -> None:
         """Removes the hidden folder and the lock, and the folders that `__enter__` made if they are empty."""
-        with uninterrupted():
+        with ignore_interruptions():
             shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()
             for folder in self._made:
@@ -242,7 +244,7 @@ class Staging:
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
-    def put_version(self, built: pathlib.Path, version: int) -> None:
+    def publish_version(self, built: pathlib.Path, version: int) -> None:
         """Renames a built SavedModel into place as a version, which a server sees whole or not at all.
 
         Raises:
@@ -253,7 +255,7 @@ class Staging:
         require_free_version(target)
         os.rename(built, target)
 
-    def put_folder(self, built: pathlib.Path, name: str) -> None:
+    def publish_folder(self, built: pathlib.Path, name: str) -> None:
         """Renames a built folder into place; an older folder of that name is restored if this fails."""
         target, old = self.folder / name, self.area / f"{_OLD}{name}"
         if target.exists():
@@ -264,14 +266,14 @@ class Staging:
             self._restore_folders(self.area)
             raise
 
-    def put_file(self, built: pathlib.Path, name: str | None = None) -> None:
+    def publish_file(self, built: pathlib.Path, name: str | None = None) -> None:
         """Renames a built file into place under `name`, by default its own name, and replaces an older file."""
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)
 
 
-def interruptible() -> contextlib.AbstractContextManager[None]:
+def interrupt_on_sigterm() -> contextlib.AbstractContextManager[None]:
     """Returns a context in which SIGTERM raises KeyboardInterrupt, so that a stopped export cleans up as for Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
@@ -280,7 +282,7 @@ def interruptible() -> contextlib.AbstractContextManager[None]:
     return _handle_signals(interrupt, signal.SIGTERM)
 
 
-def uninterrupted() -> contextlib.AbstractContextManager[None]:
+def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
     """Returns a context that ignores SIGINT and SIGTERM, in which files are put in place, which cannot be undone.
 
     A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.

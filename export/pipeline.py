@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from export.card import JSON_NAME, TEXT_NAME, make_card, merge_earlier_formats, render_card, require_same_model
+from export.card import (
+    JSON_NAME,
+    TEXT_NAME,
+    make_model_card,
+    merge_earlier_formats,
+    render_model_card,
+    require_same_model,
+)
 from export.deployed.deployed_model import DeployedModel
 from export.endpoints import list_endpoints, list_onnx_names
 from export.export_folder import (
@@ -25,22 +32,22 @@ from export.export_folder import (
     Part,
     Staging,
     digest_folder,
-    interruptible,
+    ignore_interruptions,
+    interrupt_on_sigterm,
     load_manifest,
-    name_vectors,
+    name_vectors_file,
     require_free_version,
-    uninterrupted,
 )
 from export.formats import FILE_FORMATS, FORMATS
 from export.formats.litert import write_litert_files
 from export.formats.onnx import write_onnx_files
 from export.formats.saved_model import save_saved_model, write_serving_files, write_warmup_requests
-from export.formats.web import PAGE_MODELS, build_page, describe_model, find_runtime, require_page
+from export.formats.web import PAGE_MODELS, describe_model, find_web_runtime, require_page_support, write_web_page
 from export.provenance import open_run
 from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
 from export.verification.runtimes import RUNTIMES
-from export.verification.vectors import choose_sizes, load_real_images, make_vectors
+from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
 from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
@@ -121,7 +128,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
         UserError: if the run cannot be opened, the disk is full, or the files do not pass their verification.
         MemoryError, ResourceExhaustedError: if memory is exhausted.
     """
-    with interruptible():
+    with interrupt_on_sigterm():
         exporter = _Exporter(config, report)
         try:
             return exporter.build_and_publish()
@@ -165,7 +172,7 @@ class _Exporter:
                 raise UserError(f"this model has no endpoint {name!r}; it has {', '.join(offered)}")
         self._signatures = [offered[name] for name in dict.fromkeys(config.endpoints or offered)]
         if "web" in config.formats:
-            require_page(self._model.config)
+            require_page_support(self._model.config)
         # The facts that identify the model of the files, for the model card and for later exports into the same folder.
         self._about: dict[str, Any] = {
             **{name: getattr(self._provenance, name) for name in ("name", "run", "step")},
@@ -187,7 +194,7 @@ class _Exporter:
             runtime = None
             if "web" in config.formats:
                 self._report("looking for onnxruntime-web")
-                runtime = find_runtime(config.web_runtime, _make_folder(staging.area / "npm"), config.web_gpu)
+                runtime = find_web_runtime(config.web_runtime, _make_folder(staging.area / "npm"), config.web_gpu)
             self._report("folding the weights")
             layouts = {RUNTIMES[name].layout for name in needed - {"web"}}
             deployed = {layout: DeployedModel(self._model, layout) for layout in sorted(layouts)}
@@ -205,7 +212,7 @@ class _Exporter:
             if runtime is not None:
                 self._make_page(staging.area, runtime)
             formats = {name: self._formats[name] for name in config.formats}
-            card = make_card(provenance, self._endpoints, hide_path(source, provenance.config), formats)
+            card = make_model_card(provenance, self._endpoints, hide_path(source, provenance.config), formats)
             return self._publish(staging, card, version)
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
@@ -213,12 +220,12 @@ class _Exporter:
         data, shape = self._provenance.config.data, self._model.config.image_shape
         if not self._config.any_size:
             images, source = load_real_images(data, shape)
-            return make_vectors(self._model, images, self._report), source
-        sizes = choose_sizes(*shape[:2])
+            return make_test_vectors(self._model, images, self._report), source
+        sizes = choose_image_sizes(*shape[:2])
         vectors = {"sizes": np.array([f"{width}x{height}" for height, width in sizes])}
         for name, (height, width) in zip(vectors["sizes"], sizes, strict=True):
             images, source = load_real_images(data, (height, width, shape[-1]))
-            made = make_vectors(self._model, images, self._report, any_size=True)
+            made = make_test_vectors(self._model, images, self._report, any_size=True)
             vectors |= {f"{name}/{key}": array for key, array in made.items()}
         return vectors, source
 
@@ -251,7 +258,7 @@ class _Exporter:
         found = compare_in_process(name, folder, file, {"names": dict(names)}, self._report)
         if found.problems:
             raise RefusedError(f"not published: {join_problems(found.problems)}")
-        recorded = {"runtime": name, "folder": part, "vectors": name_vectors(file), "names": dict(names)}
+        recorded = {"runtime": name, "folder": part, "vectors": name_vectors_file(file), "names": dict(names)}
         self._parts[part] = Part.model_validate(recorded)
         measured = {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
         self._formats[name] = {**self._about, "files": paths, **measured}
@@ -260,7 +267,7 @@ class _Exporter:
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
-        build_page(area / "web", area / "onnx", runtime, about)
+        write_web_page(area / "web", area / "onnx", runtime, about)
         self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})
         # The model card states the round trips of the ONNX files, because the browser's runtime was not tried.
         trips = self._formats["onnx"]["round_trip"].values()
@@ -284,26 +291,26 @@ class _Exporter:
             shutil.copyfile(CLIENT, files / CLIENT.name)
         merged = merge_earlier_formats(card, staging.folder)
         write_json(files / JSON_NAME, merged)
-        write_text(files / TEXT_NAME, render_card(merged))
+        write_text(files / TEXT_NAME, render_model_card(merged))
         # Existing settings of a server are kept, because the user may have edited them.
         for name in EDITABLE:
             if (staging.folder / name).exists():
                 shutil.copyfile(staging.folder / name, files / name)
-        record, old_vectors = self._make_manifest(staging, name_vectors(vectors))
+        record, old_vectors = self._make_manifest(staging, name_vectors_file(vectors))
         write_json(staging.area / MANIFEST, record.model_dump())
         published = []
-        with uninterrupted():
-            staging.put_file(vectors, name_vectors(vectors))
+        with ignore_interruptions():
+            staging.publish_file(vectors, name_vectors_file(vectors))
             if version is not None:
-                staging.put_version(staging.area / "savedmodel", version)
+                staging.publish_version(staging.area / "savedmodel", version)
                 published.append(staging.folder / "savedmodel" / str(version))
             for name in (*FILE_FORMATS, "web"):
                 if name in self._config.formats:
-                    staging.put_folder(staging.area / name, name)
+                    staging.publish_folder(staging.area / name, name)
                     published.append(staging.folder / name)
             for file in sorted(files.iterdir()):
-                staging.put_file(file)
-            staging.put_file(staging.area / MANIFEST)
+                staging.publish_file(file)
+            staging.publish_file(staging.area / MANIFEST)
             for name in old_vectors:
                 (staging.folder / name).unlink(missing_ok=True)
         return [*published, staging.folder / TEXT_NAME]
@@ -322,7 +329,7 @@ class _Exporter:
                 before = load_manifest(staging.folder)
             except UserError as error:
                 self._report(f"the manifest is written anew, of this export alone, and nothing is removed: {error}")
-        after = before.update(staging.folder, parts, files)
+        after = before.record_export(staging.folder, parts, files)
         return after, before.vectors - after.vectors
 
 

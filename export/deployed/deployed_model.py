@@ -99,7 +99,7 @@ class DeployedModel(Deployed):
     def infer_posterior(self, bins: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of q(z|x), each `[batch, d_z]`."""
         assert self.encoder is not None
-        return self.encoder.infer(self.quantizer.place_at_edges(bins))
+        return self.encoder.infer_posterior(self.quantizer.place_at_edges(bins))
 
     def infer_z(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
         """Returns the z of images, `[batch, d_z]`: the mean of q(z|x), or the z of the label; None without z."""

@@ -271,7 +271,7 @@ class DeployedEncoder(Deployed):
             "encoder/last", kernel[layout.order_flattened(*sides, encoder.out_channels)], bias, layout
         )
 
-    def infer(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def infer_posterior(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the mean and log-variance of q(z|x), each `[batch, d_z]`, for x in [-1, 1)."""
         for block in self.blocks:
             x = block(x)

@@ -50,7 +50,7 @@ def save_saved_model(
     shared.flow = _share_methods(stored.flow, "forward_and_log_det", "inverse")
     shared.flow.split_v = stored.flow.split_v  # type: ignore[method-assign]
     if stored.encoder is not None:
-        shared.encoder = _share_methods(stored.encoder, "infer")
+        shared.encoder = _share_methods(stored.encoder, "infer_posterior")
     # The functions are traced here once; `keras.export.ExportArchive` would trace them a second time.
     signatures = {endpoint.name: _trace_endpoint(shared, endpoint, report) for endpoint in endpoints}
     for name, function in signatures.items():

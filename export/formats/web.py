@@ -48,7 +48,7 @@ EXAMPLES = {
 }
 
 
-def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
+def write_web_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Writes the web page into a new folder, with ONNX files and files of onnxruntime-web from two other folders.
 
     `about` has the facts of `describe_model`, and "web_gpu", whether the page also gets the runtime for graphics cards.
@@ -68,7 +68,7 @@ def build_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, 
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def require_page(model: ModelConfig) -> None:
+def require_page_support(model: ModelConfig) -> None:
     """Raises UserError for a model that the page cannot run."""
     if not model.has_latent:
         raise UserError("the web page switches z, and this model has none; leave the format web out")
@@ -134,7 +134,7 @@ def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     ]
 
 
-def find_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
+def find_web_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bool) -> pathlib.Path:
     """Returns the folder with the files of onnxruntime-web that the web page needs.
 
     `chosen` is the folder that the user named; if it is None, npm fetches the files into `scratch`.
@@ -167,4 +167,4 @@ def find_runtime(chosen: pathlib.Path | None, scratch: pathlib.Path, web_gpu: bo
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         raise UserError(f"npm cannot fetch {package} ({lines[0][:200] if lines else 'no message'}); {advice}")
-    return find_runtime(scratch, scratch, web_gpu)
+    return find_web_runtime(scratch, scratch, web_gpu)

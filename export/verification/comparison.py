@@ -41,7 +41,8 @@ class Report:
     """The report of one comparison of files with test vectors.
 
     Attributes:
-        parity: the differences from the Keras model, {endpoint: {output: differences of `Answer.compare`}}. For files
+        parity: the differences from the Keras model, {endpoint: {output: differences of `Answer.compare_file`}}. For
+        files
             that take images of any size, the size follows the name of the endpoint: "encode 8x8".
         round_trip: {type of images, such as "real" or "black": counts}, in which the counts are all "images", the
             images that are "identical" after encode and decode, and the images that the Keras "model" recovers.
@@ -68,7 +69,8 @@ def compare_files(
     Args:
         runtime: the key of the runtime.
         folder: the folder of the files.
-        vectors: the arrays of `vectors.make_vectors` and `folded_weights.digest_weights`. For files that take images of
+        vectors: the arrays of `vectors.make_test_vectors` and `folded_weights.digest_weights`. For files that take
+        images of
             any size, `sizes` has the names of the sizes, and the arrays for a size have its name and "/" in front.
         names: the name of each endpoint's file, without suffix.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
@@ -85,7 +87,7 @@ def compare_files(
         if not opened.available:
             found.notes["unavailable"] = provider
             return found
-        found.problems += _compare_weights(opened, vectors)
+        found.problems += _compare_weight_digests(opened, vectors)
         groups = {f" {size}": select_arrays(vectors, f"{size}/") for size in vectors.get("sizes", ())} or {"": vectors}
         for (size, group), endpoint in itertools.product(groups.items(), [*names, *opened.aliases]):
             problems, differences = _compare_answers(opened, endpoint, group)
@@ -103,15 +105,16 @@ def compare_files(
 
 
 def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the problems of an endpoint's answers to all batches, and {output: differences of `Answer.compare`}."""
+    """Returns the problems of an endpoint's answers, and by output the differences from the Keras model's answers."""
     own_name = opened.aliases.get(endpoint, endpoint)
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
         return ["it cannot be compared: there are no answers of the model to it"], {}
     sizes, start, answers = vectors["batches"].tolist(), 0, []
     for size in sizes:
+        batch = {name: array[start : start + size] for name, array in inputs.items()}
         try:
-            answers.append(opened.call(endpoint, {name: array[start : start + size] for name, array in inputs.items()}))
+            answers.append(opened.call_endpoint(endpoint, batch))
         except Exception as error:  # noqa: BLE001 - a runtime raises any class of error
             return [f"it fails at batch {size}: {find_first_reason(error)}"], {}
         start += size
@@ -129,7 +132,7 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
         if shapes != right:
             problems.append(f"{name} is {shapes} where the model has {right}")
             continue
-        differences[name], problem = answer.compare(np.concatenate(arrays))
+        differences[name], problem = answer.compare_file(np.concatenate(arrays))
         problems += [f"{name}: {problem}"] if problem else []
     return problems, differences
 
@@ -149,7 +152,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
         identical = np.zeros(len(images), bool)
         for start in range(0, len(images), batch):
             rows = {name: array[start : start + batch] for name, array in inputs.items()}
-            decoded = opened.call("decode", opened.call("encode", rows))["images"][:, :height, :width]
+            decoded = opened.call_endpoint("decode", opened.call_endpoint("encode", rows))["images"][:, :height, :width]
             identical[start : start + batch] = (decoded == rows["images"]).all((1, 2, 3))
         recovered = vectors[f"kept/{image_type}"]
         counts = {"images": len(images), "identical": int(identical.sum()), "model": int(recovered.sum())}
@@ -162,7 +165,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
             )
 
 
-def _compare_weights(opened: Runtime, vectors: Arrays) -> Iterator[str]:
+def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
     """Yields a line for each weight in the files that is not finite float32, and for weights that no digest matches."""
     digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []

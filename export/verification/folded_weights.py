@@ -38,7 +38,7 @@ def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel])
     Raises:
         RefusedError: if a deployed weight differs from the model's weights.
     """
-    if problems := [problem for one in deployed.values() for problem in compare_weights(model, one)]:
+    if problems := [problem for one in deployed.values() for problem in compare_deployed_weights(model, one)]:
         raise RefusedError(f"not published: {join_problems(problems)}")
     return {
         f"weights/{layout}": np.array(sorted(map(digest_array, one.collect_arrays().values())))
@@ -46,7 +46,7 @@ def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel])
     }
 
 
-def compare_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[str]:
+def compare_deployed_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[str]:
     """Yields a line for each deployed weight that differs from the weights of the model."""
     numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.iterate_layers()}
     found = deployed.collect_arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}

@@ -39,10 +39,10 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         title: the name of the file format in messages.
         package: the name of the Python package that computes.
         layout: the order of axes of the deployed weights in the files.
-        sorts_outputs: whether `call` returns outputs in the order of their names, instead of the endpoint's order.
-        share: the fraction of the numbers in the files' weights that must equal the deployed weights, to the last bit.
-        aliases: {further name: name} of endpoints that can be called by a further name.
-        available: whether the runtime can compute on this machine.
+        sorts_outputs: whether `call_endpoint` returns outputs in the order of their names, instead of the endpoint's
+        order. share: the fraction of the numbers in the files' weights that must equal the deployed weights, to the
+        last bit. aliases: {further name: name} of endpoints that can be called by a further name. available: whether
+        the runtime can compute on this machine.
     """
 
     title: ClassVar[str]
@@ -58,7 +58,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         self.available = True
 
     @abc.abstractmethod
-    def call(self, endpoint: str, inputs: Arrays) -> Arrays:
+    def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs an endpoint and returns `{output name: array}` for `{input name: array}`."""
 
     @abc.abstractmethod
@@ -93,7 +93,7 @@ class SavedModel(Runtime):
             self.push(stack.pop_all())
         self.aliases = {_DEFAULT: next(iter(names))}
 
-    def call(self, endpoint: str, inputs: Arrays) -> Arrays:
+    def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs a signature and returns `{output name: array}` for `{input name: array}`."""
         import tensorflow as tf
 
@@ -130,7 +130,7 @@ class OnnxFiles(Runtime):
         # If a provider cannot start, ONNX Runtime silently takes another provider.
         self.available = all(provider in one.get_providers() for one in self._sessions.values())
 
-    def call(self, endpoint: str, inputs: Arrays) -> Arrays:
+    def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs the ONNX file of an endpoint and returns `{output name: array}` for `{input name: array}`."""
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
@@ -162,7 +162,7 @@ class LiteRTFiles(Runtime):
         interpreters = {endpoint: Interpreter(model_path=path, num_threads=threads) for endpoint, path in paths.items()}
         self._runners = {endpoint: one.get_signature_runner(endpoint) for endpoint, one in interpreters.items()}
 
-    def call(self, endpoint: str, inputs: Arrays) -> Arrays:
+    def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs the LiteRT file of an endpoint and returns `{output name: array}` for `{input name: array}`."""
         return self._runners[endpoint](**inputs)
 

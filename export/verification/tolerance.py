@@ -70,7 +70,7 @@ class Answer:
         values = (np.clip(np.floor(inside), 0, n_bins - 1) * step).astype(np.uint8)
         return cls(values, bound.astype(np.float32), exact, np.array(step))
 
-    def compare(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
+    def compare_file(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
         """Returns how a file's answer differs from the model's answer, and the problem in one line, or None.
 
         The differences are a dict of numbers for the model card: over the compared images "max" and "mean", for floats

@@ -59,13 +59,13 @@ def choose_batch_sizes(side: int) -> tuple[int, int, int]:
     return (1, 2, 1)
 
 
-def choose_sizes(height: int, width: int) -> list[tuple[int, int]]:
+def choose_image_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """Returns the (height, width) at which files for images of any size are verified, first those of the model."""
     return [(height, width), (height + 1, width * 2 // 3), (height * 3 // 2 - 3, width * 2 + 5)]
 
 
 @full_float32()
-def make_vectors(
+def make_test_vectors(
     model: DecoupledModel,
     images: np.ndarray,
     report: Callable[[str], Any] = lambda text: None,
@@ -248,11 +248,11 @@ class KerasAnswers:
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
         """Returns the codes of uint8 images of any size; labels are used only if z is a function of the label."""
         labels = labels if self.config.has_class_codes else None
-        return Encoding(*self._answer_rows("encode", self._encode, images, labels))  # type: ignore[arg-type]
+        return Encoding(*self._answer_rows("encode", self._compute_codes, images, labels))  # type: ignore[arg-type]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
         """Returns decoded images before rounding to pixels, float64, in units of bins: bin k is from k to k + 1."""
-        (x,) = self._answer_rows("decode", self._decode, z, v)
+        (x,) = self._answer_rows("decode", self._compute_images, z, v)
         assert x is not None
         return self._model.quantizer.scale_to_bins(x.astype(np.float64))
 
@@ -296,7 +296,7 @@ class KerasAnswers:
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
 
-    def _encode(self, images: np.ndarray, labels: Optional) -> list[Optional]:
+    def _compute_codes(self, images: np.ndarray, labels: Optional) -> list[Optional]:
         padded, shrunk = pad_and_shrink_images(self.config, tf.constant(images))
         bins, mean, log_variance = self._to_bins(padded), None, None
         if labels is not None:
@@ -312,7 +312,7 @@ class KerasAnswers:
         )
         return [mean, log_variance, v]
 
-    def _decode(self, z: Optional, v: np.ndarray) -> list[np.ndarray]:
+    def _compute_images(self, z: Optional, v: np.ndarray) -> list[np.ndarray]:
         if self._unperturbed is not None:
             z, v = None if z is None else self._perturb(z), self._perturb(v)
         return self._run_in_batches(lambda z, v: self._model.flow.inverse_and_log_det(v, z)[:1], z, v)

@@ -67,7 +67,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     problems: list[str] = []
     not_compared: list[str] = []
     changed: set[str] = set()
-    for change, name in manifest.find_changes(folder):
+    for change, name in manifest.find_changed_files(folder):
         if change == "changed" and name in EDITABLE:
             report(f"changed: {name} (settings of a server, which are yours to edit)")
         else:
@@ -75,7 +75,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
         changed.add(name)
     same = len({*manifest.files} - changed)
     report(f"{same} of {len(manifest.files)} files are as they were exported")
-    problems += [f"no part of the manifest: {name}" for name in manifest.find_strays(folder)]
+    problems += [f"no part of the manifest: {name}" for name in manifest.find_stray_files(folder)]
     if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
     for name, part in manifest.parts.items():

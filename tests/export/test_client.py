@@ -158,7 +158,7 @@ def test_new_images_are_drawn(client, run, tmp_path):
     served, rng = client.Model(), np.random.default_rng(5)
     shapes = {"z_noise": (4,), "v_noise": (8, 8, 3)}
     given = {name: rng.standard_normal((40, *shape), np.float32) for name, shape in shapes.items()}
-    right = served._open("sampler").run(None, {**given, "temperature": np.full(40, 0.5, np.float32)})[0]
+    right = served._open_session("sampler").run(None, {**given, "temperature": np.full(40, 0.5, np.float32)})[0]
     # These are more images than run at once.
     np.testing.assert_array_equal(served.sample(40, 0.5, seed=5), right)
     assert np.any(served.sample(2) != served.sample(2))

@@ -23,7 +23,7 @@ from export.deployed.graph import Layout
 from export.endpoints import find_endpoint, list_endpoints
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import RefusedError
-from export.verification.folded_weights import compare_weights
+from export.verification.folded_weights import compare_deployed_weights
 from tfdecouple.errors import InversionError, NotInitializedError
 from tfdecouple.model import DecoupledModel
 from tfdecouple.model.outlier_scores import outlier_scores
@@ -133,7 +133,7 @@ class TestDeployedWeights:
     )
     def test_each_is_compared_with_the_models(self, name, order):
         model, deployed = get_model(name), get_deployed_model(name, order)
-        assert list(compare_weights(model, deployed)) == []
+        assert list(compare_deployed_weights(model, deployed)) == []
         # One number of each array, by so little that no pixel need move.
         rng = np.random.default_rng(0)
 
@@ -143,7 +143,7 @@ class TestDeployedWeights:
             array.flat[number] = array.flat[number] * np.float32(1.001) or 1e-3
             return array
 
-        problems = list(compare_weights(model, deployed.replace_arrays(spoil)))
+        problems = list(compare_deployed_weights(model, deployed.replace_arrays(spoil)))
         named = [one.partition("deployed weight ")[2].split()[0] for one in problems]
         assert named == sorted(deployed.collect_arrays())
 
@@ -153,7 +153,7 @@ class TestDeployedWeights:
     )
     def test_export_with_a_wrong_one_is_refused(self, run, formats, tmp_path, monkeypatch):
         monkeypatch.setattr("export.pipeline.DeployedModel", OffByAThousandth)
-        monkeypatch.setattr("export.pipeline.make_vectors", lambda model, images, report: {})
+        monkeypatch.setattr("export.pipeline.make_test_vectors", lambda model, images, report: {})
         message = "1 of [0-9]* numbers of deployed weight flow/level_1_part_0_step_0/coupling"
         with pytest.raises(RefusedError, match=message):
             export(ExportConfig(run=run, to=tmp_path / "to", formats=formats), str)

@@ -19,9 +19,9 @@ from export.card import (
     TEXT_NAME,
     describe_rights,
     judge_exactness,
-    make_card,
+    make_model_card,
     merge_earlier_formats,
-    render_card,
+    render_model_card,
     require_same_model,
 )
 from export.endpoints import list_endpoints
@@ -55,7 +55,7 @@ def entry(lost: int = 0, **more: object) -> dict:
 
 def card_of(formats: dict, **options: object) -> dict:
     provenance = provenance_of(**options)  # type: ignore[arg-type]
-    return make_card(provenance, list_endpoints(provenance.config.model), "4 test images", formats)
+    return make_model_card(provenance, list_endpoints(provenance.config.model), "4 test images", formats)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def model_with(**options):
     ],
 )
 def test_text_states_the_model_and_its_calls(card, said, unsaid) -> None:
-    text = render_card(card)
+    text = render_model_card(card)
     assert [words for words in said if words not in text] == [words for words in unsaid if words in text] == []
 
 
@@ -161,9 +161,10 @@ class TestEarlierFormats:
         assert now["exact"]["promised"] is True
         whole = merge_earlier_formats(now, folder)
         assert set(whole["formats"]) == {"onnx", "savedmodel"} and whole["exact"]["promised"] is False
-        assert "savedmodel 25 of 25" in render_card(whole)
+        text = render_model_card(whole)
+        assert "savedmodel 25 of 25" in text
         onnx_files = {one["onnx"] for one in whole["endpoints"].values()} - {None}
-        assert onnx_files == set(re.findall(r"onnx/\w+\.onnx(?= \|)", render_card(whole))) >= {"onnx/encoder.onnx"}
+        assert onnx_files == set(re.findall(r"onnx/\w+\.onnx(?= \|)", text)) >= {"onnx/encoder.onnx"}
 
     def test_that_were_removed_do_not_count(self, folder) -> None:
         (folder / "onnx" / "encoder.onnx").unlink()
@@ -197,7 +198,7 @@ class TestRights:
         # As `import_wolf` leaves it.
         (run / "summary.json").write_text(json.dumps({"imported_from": "some/model.npz", "parameters": {}}))
         _, origin = open_run(run)
-        text = render_card(make_card(origin, list_endpoints(SMALL), "4 test images", {"onnx": entry()}))
+        text = render_model_card(make_model_card(origin, list_endpoints(SMALL), "4 test images", {"onnx": entry()}))
         line = "".join(re.findall(r"\| (?:trained on|rights in the images) \|.*", text))
         assert "data unknown (imported from a checkpoint of the reference, model.npz)" in line
         assert "No licence is claimed" in line
@@ -208,7 +209,7 @@ class TestRights:
         save_run(model, tmp_path / "mine")
         save_run(model, tmp_path / "told", Config(model=SMALL, data=DataConfig(source="folder:/home/ada/faces")))
         _, origin = open_run(tmp_path / "mine")
-        card = make_card(origin, list_endpoints(SMALL), "any", {"onnx": entry()})
+        card = make_model_card(origin, list_endpoints(SMALL), "any", {"onnx": entry()})
         assert card["data"]["source"] == "data unknown" and "No licence is claimed" in card["data"]["licence"]
         _, origin = open_run(tmp_path / "told")
         assert origin.images_known and origin.data == "folder:faces" and "No licence" not in describe_rights(origin)
@@ -224,7 +225,7 @@ def without_z(tmp_path_factory):
     folder = tmp_path_factory.mktemp("without_z")
     card = card_of({"onnx": entry()}, model=model_with(conditioning="none"))
     (folder / JSON_NAME).write_text(json.dumps(card))
-    (folder / TEXT_NAME).write_text(render_card(card))
+    (folder / TEXT_NAME).write_text(render_model_card(card))
     write_onnx_models(folder / "onnx", WITHOUT_Z)
     return folder
 

@@ -12,7 +12,7 @@ from helpers.refusals import message_of
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
-from export.formats.web import describe_model, require_page
+from export.formats.web import describe_model, require_page_support
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.errors import UserError
@@ -60,7 +60,7 @@ def test_passes_verification(run, tmp_path, forked, npm_example):
 def test_the_web_page_is_refused_or_told_how_often_it_samples_which_label(run, tmp_path):
     model = load_config(run).model
     if model.has_class_codes:
-        message = message_of(UserError, lambda: require_page(model))
+        message = message_of(UserError, lambda: require_page_support(model))
         assert "knows no labels" in message and "leave the format web out, or train" in message
     else:
         assert describe_model(open_run(run)[1])["label_shares"] == [1, 2, 5, 0.5, 3, 0.25, 4]

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
-from export.card import JSON_NAME, TEXT_NAME, render_card
+from export.card import JSON_NAME, TEXT_NAME, render_model_card
 from export.endpoints import list_endpoints
 from export.formats import web
 from export.provenance import open_run
@@ -31,7 +31,7 @@ class TestCard:
                 assert stated.pop("endpoint") == name and stated["precision"] == "float32"
                 assert stated == {key: card[key] for key in stated}
                 assert {"run", "step", "averaged", "config_sha256", "image_shape", "n_bits", "d_z", "crop"} <= {*stated}
-        assert (exported / TEXT_NAME).read_text() == render_card(card)
+        assert (exported / TEXT_NAME).read_text() == render_model_card(card)
         inner = json.loads((exported / "savedmodel" / "1" / "assets.extra" / JSON_NAME).read_text())
         assert inner == card
 
@@ -145,7 +145,7 @@ class TestWeb:
             assert config["web_gpu"] == bool(options)
 
     def test_runtime_that_is_missing_is_refused_before_anything_takes_time(self, quick, refused, monkeypatch, tmp_path):
-        monkeypatch.setattr(pipeline, "make_vectors", lambda *_, **__: pytest.fail("this takes time"))
+        monkeypatch.setattr(pipeline, "make_test_vectors", lambda *_, **__: pytest.fail("this takes time"))
         line = refused("--format", "web", "--web-runtime", tmp_path)
         assert str(tmp_path) in line and web.RUNTIME_FILES[2] in line
         monkeypatch.setenv("PATH", str(tmp_path))

@@ -14,11 +14,11 @@ from helpers.places import ROOT
 from helpers.runs import run_config, write_run
 from PIL import Image
 
-from export.card import JSON_NAME, TEXT_NAME, judge_exactness, render_card
+from export.card import JSON_NAME, TEXT_NAME, judge_exactness, render_model_card
 from export.endpoints import find_endpoint, list_endpoints
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
-from export.verification.vectors import KerasAnswers, load_real_images, make_vectors
+from export.verification.vectors import KerasAnswers, load_real_images, make_test_vectors
 from tfdecouple.config import DataConfig
 from tfdecouple.data import load_images, open_source
 from tfdecouple.model import DecoupledModel
@@ -52,11 +52,11 @@ def passed(card, *formats):
 
 
 def test_committed_card_is_made_of_its_figures_and_these_are_of_its_run():
-    """Where its words change: `render_card` of the JSON is the new one; where the figures do, export the run again."""
+    """If words change, render the JSON again by `render_model_card`; if numbers change, export the run again."""
     assert {"base", "conditional", "glow"} <= {run.name for run in COMMITTED}
     run = ROOT / "docs" / "results" / "conditional"
     card, text = json.loads((run / JSON_NAME).read_text("utf-8")), (run / TEXT_NAME).read_text("utf-8")
-    assert text == render_card(card)
+    assert text == render_model_card(card)
     architecture = card["architecture"]
     assert card["exact"] == judge_exactness(architecture["alpha"], architecture["n_bits"], card["formats"])
     config, summary = load_config(run), json.loads((run / "summary.json").read_text())
@@ -136,7 +136,7 @@ def test_vectors_have_every_endpoint_of_every_kind_of_model(conditioning, n_bits
     random.seed(0)
     model = DecoupledModel(dataclasses.replace(SMALL, conditioning=conditioning, n_bits=n_bits))
     model.initialize(random_images(16))
-    vectors = make_vectors(model, random_images(21))
+    vectors = make_test_vectors(model, random_images(21))
     for one in list_endpoints(model.config):
         for array in one.inputs:
             assert vectors[f"in/{one.name}/{array.name}"].shape == (21, *array.shape)

@@ -13,7 +13,7 @@ from helpers.exporting import PARTS, RECORDS, SERVING, ignore_message, list_inco
 
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME
-from export.export_folder import Staging, interruptible, uninterrupted
+from export.export_folder import Staging, ignore_interruptions, interrupt_on_sigterm
 from export.pipeline import ExportConfig, export
 from tfdecouple.errors import UserError
 
@@ -85,7 +85,7 @@ class TestPlace:
     def test_folder_is_back_in_its_place_where_its_successor_cannot_take_it(self, tmp_path):
         (tmp_path / "onnx").mkdir()
         with Staging(tmp_path) as staging, pytest.raises(OSError):
-            staging.put_folder(staging.area / "never built", "onnx")
+            staging.publish_folder(staging.area / "never built", "onnx")
         assert (tmp_path / "onnx").is_dir()
 
     @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -103,7 +103,7 @@ class TestPlace:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_signal_amid_the_renames_comes_too_late(self, quick, command, monkeypatch, tmp_path, number):
         # TensorFlow's threads are about, which may take a signal that the main thread has blocked.
-        put = Staging.put_version
+        put = Staging.publish_version
 
         def signalled(staging, built, version):
             os.kill(os.getpid(), number)
@@ -111,7 +111,7 @@ class TestPlace:
             put(staging, built, version)
 
         before = signal.getsignal(number)
-        monkeypatch.setattr(Staging, "put_version", signalled)
+        monkeypatch.setattr(Staging, "publish_version", signalled)
         status, out, err = command()
         assert (status, err) == (0, "")
         assert (tmp_path / "to" / "savedmodel" / "1" / "saved_model.pb").exists()
@@ -130,7 +130,7 @@ class TestPlace:
 
     def test_signals_are_left_alone_in_other_threads(self):
         def enter():
-            with interruptible(), uninterrupted():
+            with interrupt_on_sigterm(), ignore_interruptions():
                 return "entered"
 
         with ThreadPoolExecutor(1) as pool:
@@ -186,13 +186,13 @@ def test_only_listed_vectors_are_removed(quick, command, monkeypatch, tmp_path):
     own = {"mine.npz", f"{'0' * 16}.npz"}
     for name in own:
         (folder / name).write_text("mine")
-    monkeypatch.setattr(pipeline, "make_vectors", lambda model, images, report: {"more": np.zeros(3)})
+    monkeypatch.setattr(pipeline, "make_test_vectors", lambda model, images, report: {"more": np.zeros(3)})
     assert command("--format", "onnx")[0] == 0
     left = {path.name for path in folder.iterdir()}
     assert own < left and len(left) == 3 and first.name not in left
     # A manifest that cannot be read lists nothing.
     (tmp_path / "to" / "manifest.json").write_text("{")
-    monkeypatch.setattr(pipeline, "make_vectors", lambda model, images, report: {"more": np.zeros(4)})
+    monkeypatch.setattr(pipeline, "make_test_vectors", lambda model, images, report: {"more": np.zeros(4)})
     status, out, err = command("--format", "onnx")
     assert (status, err) == (0, "") and left < {path.name for path in folder.iterdir()}
     assert "the manifest is written anew, of this export alone, and nothing is removed: " in out

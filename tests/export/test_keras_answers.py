@@ -10,7 +10,7 @@ from helpers.variants import fresh
 from export.endpoints import find_endpoint, list_endpoints
 from export.verification import vectors
 from export.verification.tolerance import FACTOR, PERTURBATION, Answer
-from export.verification.vectors import KerasAnswers, make_vectors
+from export.verification.vectors import KerasAnswers, make_test_vectors
 from tfdecouple.model.outlier_scores import compute_chi_moments
 
 # The counts below are of these endpoints; a new one may ask for more.
@@ -35,12 +35,12 @@ def test_vectors_of_a_large_model_are_computed_once_and_pair_images_of_no_batch(
     rows = []
 
     class Counted(KerasAnswers):
-        def _decode(self, z, v):
+        def _compute_images(self, z, v):
             rows.append(len(v))
-            return super()._decode(z, v)
+            return super()._compute_images(z, v)
 
     monkeypatch.setattr(vectors, "KerasAnswers", Counted)
-    found = make_vectors(model, IMAGES)
+    found = make_test_vectors(model, IMAGES)
     assert all(len(array) == 1 for name, array in found.items() if name.startswith("extreme/"))
     # Codes of 9 images; 4 switched pairs, mixtures, edits and samples, once as they are and once perturbed.
     assert sum(rows) <= 2 * (9 + 4 + 4 + 4 + 4) + 2
@@ -61,7 +61,7 @@ def test_kept_images_come_back_also_from_perturbed_codes(model, monkeypatch):
 
     monkeypatch.setattr(vectors, "list_endpoints", lambda config, any_size: ())
     monkeypatch.setattr(KerasAnswers, "decode", shifted)
-    assert make_vectors(model, IMAGES)["kept/real"].tolist() == [False, False, True, True]
+    assert make_test_vectors(model, IMAGES)["kept/real"].tolist() == [False, False, True, True]
 
 
 def answers_of(model, name, images):
@@ -97,8 +97,8 @@ def test_the_length_of_v_may_be_off_by_the_rounding_of_one_weight(tiny_model):
     lengths = mean + deviation * answers["shell"].values
     # Every weight that v is multiplied by may be rounded up: then all of v is longer by about as much.
     off = 0.99 * FACTOR * PERTURBATION * lengths / deviation
-    assert answers["shell"].compare(answers["shell"].values + off.astype("float32"))[1] is None
-    assert "image 0 differ" in answers["shell"].compare(answers["shell"].values + np.float32([1e-2, 0, 0]))[1]
+    assert answers["shell"].compare_file(answers["shell"].values + off.astype("float32"))[1] is None
+    assert "image 0 differ" in answers["shell"].compare_file(answers["shell"].values + np.float32([1e-2, 0, 0]))[1]
 
 
 def test_z_of_small_variance_is_perturbed_as_far_as_that_of_perturbed_images(tiny_model, monkeypatch):

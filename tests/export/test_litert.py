@@ -14,7 +14,7 @@ from helpers.exporting import read_vectors
 from helpers.models import SMALL
 from tensorflow.lite.tools import flatbuffer_utils
 
-from export.card import render_card
+from export.card import render_model_card
 from export.endpoints import list_onnx_names
 from export.pipeline import ExportConfig, export
 from export.verification.comparison import compare_files
@@ -48,7 +48,7 @@ class TestForPhones:
         entry = card["formats"]["litert"]
         assert set(NAMES) == set(entry["parity"]) and "ai-edge-litert" in entry and card["exact"]["promised"]
         assert all(trip["identical"] == trip["images"] for trip in entry["round_trip"].values())
-        assert (phone / "MODEL_CARD.md").read_text() == render_card(card)
+        assert (phone / "MODEL_CARD.md").read_text() == render_model_card(card)
         cards.run_python_blocks(phone)
 
     def test_they_are_verified_where_they_lie(self, phone):

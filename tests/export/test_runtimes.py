@@ -48,7 +48,7 @@ class SavedModelSession:
             self.signatures = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder)).signature_def
         self.session._extend_graph()
 
-    def call(self, endpoint, inputs):
+    def call_endpoint(self, endpoint, inputs):
         signature = self.signatures[endpoint]
         feeds = {self._output(signature.inputs[name]): array for name, array in inputs.items()}
         fetches = [self._output(info) for info in signature.outputs.values()]
@@ -119,9 +119,9 @@ def draw(endpoint, count=COUNT):
 def spoil(runtime, endpoint, output, name, value):
     """Returns the right output of an endpoint, and the output with `value` in one row of an input."""
     given = draw(endpoint)
-    right = runtime.call(endpoint, given)[output]
+    right = runtime.call_endpoint(endpoint, given)[output]
     given[name][BAD] = value * given[name][BAD] if value == 1e30 else value
-    return right, runtime.call(endpoint, given)[output]
+    return right, runtime.call_endpoint(endpoint, given)[output]
 
 
 class TestNotFinite:
@@ -180,12 +180,12 @@ class TestShapesAndTypes:
     def test_inputs_of_another_shape_are_refused(self, runtimes, kind, endpoint):
         """Each by itself, and nothing else is the worse for it: a server goes on."""
         runtime, given = runtimes(kind), draw(endpoint)
-        right, (error, words) = runtime.call(endpoint, given), runtime.wrong_shape
+        right, (error, words) = runtime.call_endpoint(endpoint, given), runtime.wrong_shape
         for name, array in given.items():
             for shape in wrong_shapes(array.shape):
                 with pytest.raises(error, match=words.replace("{name}", name)):
-                    runtime.call(endpoint, {**given, name: np.zeros(shape, array.dtype)})
-        for output, array in runtime.call(endpoint, given).items():
+                    runtime.call_endpoint(endpoint, {**given, name: np.zeros(shape, array.dtype)})
+        for output, array in runtime.call_endpoint(endpoint, given).items():
             np.testing.assert_array_equal(array, right[output])
 
     @pytest.mark.parametrize(("kind", "endpoint", "name", "count"), in_each_runtime(*UNEQUAL))
@@ -194,21 +194,22 @@ class TestShapesAndTypes:
         runtime, given = runtimes(kind), draw(endpoint)
         error, words = runtime.unequal
         with pytest.raises(error, match=words):
-            runtime.call(endpoint, {**given, name: given[name][:count]})
+            runtime.call_endpoint(endpoint, {**given, name: given[name][:count]})
 
     @pytest.mark.parametrize("count", [1, 17])
     def test_batches_of_any_size_are_answered(self, runtime, count):
         for endpoint in runtime.offered:
-            assert {len(array) for array in runtime.call(endpoint, draw(endpoint, count)).values()} == {count}, endpoint
+            outputs = runtime.call_endpoint(endpoint, draw(endpoint, count))
+            assert {len(array) for array in outputs.values()} == {count}, endpoint
 
     @pytest.mark.parametrize("dtype", ["float32", "int8", "int64", "bool"])
     def test_images_of_another_type_are_refused(self, runtime, dtype):
         error, words = runtime.wrong_type
         with pytest.raises(error, match=words):
-            runtime.call("encode", {"images": random_images().astype(dtype)})
+            runtime.call_endpoint("encode", {"images": random_images().astype(dtype)})
 
     @pytest.mark.parametrize("dtype", ["float64", "float16", "uint8"])
     def test_codes_of_another_type_are_refused(self, runtime, dtype):
         given, (error, words) = draw("decode"), runtime.wrong_type
         with pytest.raises(error, match=words):
-            runtime.call("decode", {**given, "v": given["v"].astype(dtype)})
+            runtime.call_endpoint("decode", {**given, "v": given["v"].astype(dtype)})

@@ -29,7 +29,7 @@ def pixels(values, effect=1e-3, n_bins=256):
 
 class TestFloats:
     def test_equal_ones_pass_with_figures_of_zero(self):
-        assert floats().compare(FLOATS) == ({"max": 0, "mean": 0, "unstable": 0}, None)
+        assert floats().compare_file(FLOATS) == ({"max": 0, "mean": 0, "unstable": 0}, None)
 
     @pytest.mark.parametrize(("times", "passes"), [(0.9, True), (1.1, False)])
     def test_bound_is_a_multiple_of_the_effect_on_that_image(self, times, passes):
@@ -41,7 +41,7 @@ class TestFloats:
         assert answer.bound[3] == pytest.approx(answer.bound[2], rel=0.1) and answer.bound[3] < answer.bound[4] / 20
         found = FLOATS.copy()
         found[3, 7] += times * answer.bound[3]
-        problem = answer.compare(found)[1]
+        problem = answer.compare_file(found)[1]
         assert (problem is None) == passes
         if problem:
             assert problem.startswith("1 values of image 3 differ from the model, by up to ")
@@ -51,31 +51,31 @@ class TestFloats:
         # As the log-variances of a posterior that is the prior.
         right = np.full((COUNT, 4), 1e-9, np.float32)
         answer = Answer.from_floats(right, right)
-        assert answer.compare(np.zeros_like(right))[1] is None
-        assert answer.compare(right + np.float32(1e-5))[1] is not None
-        assert Answer.from_floats(right, right, scale=10).compare(right + np.float32(1e-5))[1] is None
+        assert answer.compare_file(np.zeros_like(right))[1] is None
+        assert answer.compare_file(right + np.float32(1e-5))[1] is not None
+        assert Answer.from_floats(right, right, scale=10).compare_file(right + np.float32(1e-5))[1] is None
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_one_value_that_is_not_finite_is_a_problem(self, value):
         found = FLOATS.copy()
         found[-1, -1] = value
-        assert f"image {COUNT - 1} differ from the model, by up to " in floats().compare(found)[1]
+        assert f"image {COUNT - 1} differ from the model, by up to " in floats().compare_file(found)[1]
 
     def test_image_to_which_the_model_has_no_finite_answer_is_counted_and_not_compared(self):
         right = FLOATS.copy()
         right[2, 0] = np.nan
-        figures, problem = floats(right).compare(right)
+        figures, problem = floats(right).compare_file(right)
         assert (figures["unstable"], problem) == (1, None)
         found = right.copy()
         found[1] += 1
-        assert "image 1 differ" in floats(right).compare(found)[1]
-        assert "no stable answer to any" in floats(np.full_like(FLOATS, np.nan)).compare(FLOATS)[1]
+        assert "image 1 differ" in floats(right).compare_file(found)[1]
+        assert "no stable answer to any" in floats(np.full_like(FLOATS, np.nan)).compare_file(FLOATS)[1]
 
     def test_every_image_that_is_off_is_counted(self):
         found = FLOATS.copy()
         found[[2, 5, 9]] += 1
         found[5] += 1
-        problem = floats().compare(found)[1]
+        problem = floats().compare_file(found)[1]
         assert "image 5 " in problem and problem.endswith(f"(and 2 more of {COUNT} images are wrong)")
 
 
@@ -84,10 +84,10 @@ class TestPixels:
     def test_right_ones_pass_and_one_subpixel_far_from_a_border_that_is_off_is_a_problem(self, n_bins):
         answer = pixels(bins(n_bins), n_bins=n_bins)
         assert np.array_equal(answer.values, np.floor(bins(n_bins)) * (256 // n_bins))
-        assert answer.compare(answer.values) == ({"max": 0, "mean": 0, "unstable": 0, "differing": 0}, None)
+        assert answer.compare_file(answer.values) == ({"max": 0, "mean": 0, "unstable": 0, "differing": 0}, None)
         found = answer.values.copy()
         found[20, 7, 7, 2] ^= 256 // n_bins
-        assert answer.compare(found)[1].startswith("1 values of image 20 differ from the model, by up to ")
+        assert answer.compare_file(found)[1].startswith("1 values of image 20 differ from the model, by up to ")
 
     @pytest.mark.parametrize("n_bins", [256, 32])
     @pytest.mark.parametrize(("place", "sign"), [(0.0001, -1), (0.9999, 1)])
@@ -98,7 +98,7 @@ class TestPixels:
         for change in (sign * step, 2 * sign * step, sign * (step // 2 or 3)):
             found = answer.values.copy()
             found[4, 1, 2, 0] = int(found[4, 1, 2, 0]) + change
-            figures, problem = answer.compare(found)
+            figures, problem = answer.compare_file(found)
             assert (problem is None) == (change == sign * step), change
             assert figures["max"] == abs(change)
 
@@ -125,14 +125,14 @@ class TestPixels:
         answer = pixels(values, effect)
         found = answer.values.copy()
         found[unstable] += 77
-        figures, problem = answer.compare(found)
+        figures, problem = answer.compare_file(found)
         assert (figures["unstable"], figures["max"], problem) == (len(unstable), 0, None)
         found[1, 0, 0, 0] ^= 2
-        assert "1 values of image 1" in answer.compare(found)[1]
+        assert "1 values of image 1" in answer.compare_file(found)[1]
 
     def test_model_that_is_unstable_everywhere_is_a_problem(self):
         answer = pixels(bins(), effect=0.3)
-        assert "the Keras model itself has no stable answer" in answer.compare(answer.values)[1]
+        assert "the Keras model itself has no stable answer" in answer.compare_file(answer.values)[1]
 
 
 @pytest.mark.parametrize("size", [8, 64, 256])
@@ -147,7 +147,7 @@ class Made(Runtime):
     title, package, sorts_outputs = "Made", "numpy", False
     functions = {}
 
-    def call(self, endpoint, inputs):
+    def call_endpoint(self, endpoint, inputs):
         return self.functions[endpoint](**inputs)
 
     def read_weights(self):

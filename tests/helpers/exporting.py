@@ -60,7 +60,7 @@ def write_placeholders(patch, opened):
         opened: model and provenance of the exported run; only the model's config is used.
     """
     parts = {
-        "pipeline.make_vectors": lambda model, images, report: {},
+        "pipeline.make_test_vectors": lambda model, images, report: {},
         "formats.onnx.build_onnx": lambda deployed, endpoint, metadata: onnx.ModelProto(producer_name="it"),
         "pipeline.save_saved_model": _save_placeholder_model,
         "pipeline.compare_in_process": lambda runtime, folder, vectors, options, report: Report(),
@@ -72,7 +72,7 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
     """Makes exports copy the ONNX files of the export folder `exported` and a SavedModel, instead of building them."""
     onnx_files = exported / "onnx"
     parts = {
-        "pipeline.make_vectors": lambda model, images, report: vectors,
+        "pipeline.make_test_vectors": lambda model, images, report: vectors,
         "formats.onnx.build_onnx": lambda deployed, one, metadata: onnx.load(onnx_files / f"{one.onnx}.onnx"),
         "pipeline.save_saved_model": lambda deployed, chosen, folder, report: shutil.copytree(saved_model, folder),
         "pipeline.write_warmup_requests": lambda folder, name, chosen: None,

@@ -20,7 +20,7 @@ import tfdecouple
 from export.deployed.deployed_model import DeployedModel
 from export.verification.comparison import compare_files
 from export.verification.vectors import choose_batch_sizes as batch_sizes
-from export.verification.vectors import make_vectors
+from export.verification.vectors import make_test_vectors
 from tfdecouple.config import PHOTOGRAPHS, DataConfig
 from tfdecouple.corpus.codes_manifest import Field
 from tfdecouple.corpus.encoding import make_image_encoder
@@ -238,7 +238,7 @@ class TestPrograms:
         "bounds": lambda m: list(BoundEvaluator(m)(batches(), k=2).to_log_row().values()),
         "latent use": lambda m: list(dataclasses.asdict(compute_latent_use(m, batches())).values()),
         "corpus": lambda m: make_image_encoder(m, FIELDS, 4)(IMAGES, np.arange(3), np.zeros(3, np.int32)),
-        "test vectors": lambda m: make_vectors(m, random_images(sum(batch_sizes(8)), seed=2)),
+        "test vectors": lambda m: make_test_vectors(m, random_images(sum(batch_sizes(8)), seed=2)),
     }
 
     @pytest.mark.parametrize("name", ["bounds", "corpus", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
