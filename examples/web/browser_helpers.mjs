@@ -1,5 +1,5 @@
 /**
- * Helpers of the checks: functions that run inside the browser, and functions that wait for the page.
+ * Defines functions that the checks call inside the browser, and waits for the page.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * Checks of the page's layout and accessibility, and screenshots, on a desktop screen and on a phone.
+ * Checks the page's layout and accessibility, and takes screenshots, on a desktop screen and on a phone.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * Checks of the files that the page reads and saves, and functions that read or switch files given on the command line.
+ * Checks that the page reads and saves picture files correctly, and reads or switches the images of a folder.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * Checks of the page's sections: the grid, interpolation, directions, sampling and credits.
+ * Checks the page's sections: the grid, interpolation, directions, sampling and credits.
  *
  * Each check throws an error if the page is wrong, and returns its result as a text.
  * @module
@@ -58,7 +58,8 @@ export async function checkSwap(page) {
   }, GRID_CANVASES);
   expect(seen.isSwitched, "the switched pictures do not differ from A and B");
   expect(String(seen.rows) === String(seen.expectedRows), `the rows are called ${seen.rows}, not ${seen.expectedRows}`);
-  expect(!seen.verdictMeanwhile.includes("xact"), `while new pictures compute the page says “${seen.verdictMeanwhile}”`);
+  const { verdictMeanwhile } = seen;
+  expect(!verdictMeanwhile.includes("xact"), `while new pictures are computed the page says “${verdictMeanwhile}”`);
   await waitForPixels(page, GRID_CANVASES, seen.a, "the first example is not shown again");
   await waitForGrid(page);
   return `${seen.rows.join(", ")}; “${await page.textContent("#verdict")}”`;
@@ -193,7 +194,7 @@ export async function checkSampling(page) {
   return "progress at the first start; same seed, same pictures; temperature and seed change them";
 }
 
-/** Checks that the page credits each example picture and links to the paper. @param {Page} page @returns {Promise<string>} */
+/** Checks that the page credits the examples and links to the paper. @param {Page} page @returns {Promise<string>} */
 export async function checkCredits(page) {
   const { examples } = await page.evaluate(() => window.check.fetchConfig());
   const credits = await page.textContent("#credits");

@@ -1,6 +1,6 @@
 /**
- * A static file server that makes things hard for the page, as real servers do: it serves from a sub-path, and sends no
- * MIME types for .wasm and .mjs files.
+ * Serves the page in the way that is hardest for it: from a sub-path, and without MIME types for .wasm and .mjs files, as
+ * some real servers do.
  * @module
  */
 

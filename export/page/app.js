@@ -28,12 +28,12 @@ const interpolationSection = new InterpolationSection(model);
 const swapGrid = new SwapGrid(model, (codes, decoded, milliseconds) => {
   interpolationSection.setCodes(codes, decoded, milliseconds);
   directionsSection.setCodes(codes);
-  if (codes) fullSizePictures.start();
+  if (codes) fullSizePictures.requestPictures();
 });
 const choosers = LETTERS.map(
   (letter, index) => new PictureChooser(letter, (blob, name) => choosePicture(index, blob, name)),
 );
-/** How many pictures were chosen for A and for B. A picture that is read too late for its count is dropped. */
+/** How many pictures were chosen for A and for B. A file is dropped if a newer one was chosen while it was read. */
 const choiceCounts = [0, 0];
 /** The picture that the next pasted file replaces: 0 for A, 1 for B. */
 let nextPasteIndex = 0;
@@ -78,7 +78,7 @@ async function startPage() {
     showConfig(config);
     await ready;
     getElement("load").hidden = true;
-    swapGrid.start();
+    swapGrid.enable();
     samplingSection.enable(config);
     model.onDeviceChange = () => (getElement("device").textContent = `runs on ${model.describeDevice()}`);
     model.onDeviceChange();
@@ -104,7 +104,7 @@ function showConfig(config) {
 }
 
 /**
- * Reads a picture and puts it into the page, unless the reader chooses another one meanwhile.
+ * Reads a picture and shows it as A or B, unless the reader chooses another picture meanwhile.
  * @param {number} index The picture to replace: 0 for A, 1 for B.
  * @param {Blob | Promise<Blob>} blob
  * @param {string} name What the page calls the picture.
@@ -140,7 +140,7 @@ function listenForFiles() {
 }
 
 /**
- * Puts one file into A or B, or two files into both.
+ * Replaces picture A or B by one file, or both pictures by two files.
  * @param {FileList} files
  * @param {number} index The picture that the first file replaces: 0 for A, 1 for B.
  */

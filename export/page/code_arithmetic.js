@@ -1,5 +1,5 @@
 /**
- * Functions on flat arrays of codes and images: joining and splitting batches, interpolation, and steps along directions.
+ * Joins and splits batches, interpolates codes, and moves z along directions. All arrays are flat.
  * @module
  */
 
@@ -9,11 +9,11 @@
  * @property {Float32Array} v The local code, as many numbers as the image has values.
  */
 
-/** Below this sine of the angle between two vectors, the arc from one to the other is not unique. */
+/** Below this sine of the angle between two vectors, the arc from one to the other is treated as not unique. */
 const SMALLEST_SINE = 1e-6;
 
 /**
- * Concatenates arrays into one batch.
+ * Concatenates the images or codes of several pictures into one batch.
  * @template {Uint8Array | Float32Array} T
  * @param {T[]} parts Arrays of one length.
  * @returns {T}
@@ -26,7 +26,7 @@ export function joinBatch(parts) {
 }
 
 /**
- * Splits a batch into `count` arrays of one length.
+ * Splits a batch into the arrays of its `count` pictures.
  * @template {Uint8Array | Float32Array} T
  * @param {T} batch
  * @param {number} count
@@ -86,8 +86,8 @@ function computeDotProduct(a, b) {
 }
 
 /**
- * Returns z plus `amount` times `vector` for each step. Each operation rounds to float32, so that Python gives the same
- * codes.
+ * Returns z moved along directions: z plus the sum of `amount * vector` over all steps. Each operation rounds to float32,
+ * so that Python gives the same codes.
  * @param {Float32Array} z
  * @param {{amount: number, vector: Float32Array}[]} steps
  * @returns {Float32Array}

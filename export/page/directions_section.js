@@ -1,5 +1,5 @@
 /**
- * The section "Change one thing": one slider for each direction in z, and a picture that the sliders change.
+ * Runs the section "Change one thing": a slider for each direction in z, and a picture that the sliders change.
  * @module
  */
 

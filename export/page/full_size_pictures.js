@@ -1,5 +1,5 @@
 /**
- * The four pictures of the grid at the size of the reader's photographs.
+ * Computes the four pictures of the grid at the size of the reader's photographs.
  * @module
  */
 
@@ -11,12 +11,13 @@ import { getElement } from "./page_elements.js";
 
 /** The longest side of a picture at full size, in pixels. Larger photographs are shrunk. */
 const LONGEST_SIDE = 2048;
-/** The share of the way from a photograph's own z to the other's z, as in `tfdecouple switch`. */
+/** How far z is interpolated from one photograph to the other: 0 is the z of the first, 1 of the second. */
 const STRENGTH = 0.7;
-/** How many rows are computed before the page handles events again. */
+/** How many rows of a picture are computed before the page handles events again. */
 const ROWS_AT_ONCE = 64;
-/** The cells of the grid that show A and B, and the cells that show v of A and v of B with the other's z. */
+/** The cells of the grid that show A and B. */
 const ORIGINAL_CELLS = [0, 3];
+/** The cell that shows v of A with z of B, and the cell that shows v of B with z of A. */
 const SWITCHED_CELLS = [2, 1];
 
 /** @typedef {{blob: Blob, name: string, photograph?: Promise<any>}} File A picture file, and its pixels once read. */
@@ -28,7 +29,7 @@ export class FullSizePictures {
   #config;
   /** @type {(File | null)[]} */
   #files = [null, null];
-  #requestPictures = runLatestOnly((files) => this.#computePictures(files));
+  #queuePictures = runLatestOnly((files) => this.#computePictures(files));
 
   /**
    * @param {import("./model.js").Model} model
@@ -47,9 +48,9 @@ export class FullSizePictures {
     this.#files = this.#files.with(index, { blob, name });
   }
 
-  /** Starts the computation. It needs the files of A and B, and a loaded model. */
-  start() {
-    this.#requestPictures(this.#files);
+  /** Starts computing the pictures. The files of A and B must be set, and the model must be loaded. */
+  requestPictures() {
+    this.#queuePictures(this.#files);
   }
 
   /** Shows the grid at the size that the reader selected. */

@@ -1,23 +1,25 @@
 /**
- * The guided filter of `tfdecouple/visualization/full_size.py`: changes a photograph as the model changed a small copy of
- * it. Each pixel of the small copy gets a colour map, an affine map from colours before to colours after the change.
+ * Changes the colours of a photograph as the model changed the colours of a small copy, with the guided filter of
+ * `tfdecouple/visualization/full_size.py`. Each pixel of the small copy gets a colour map, which is an affine map from
+ * colours before the change to colours after it.
  * @module
  */
 
 const CHANNELS = 3;
 /** How many numbers a colour map has: three gains and an offset for each channel of the result. */
 const NUMBERS_PER_MAP = 12;
+/** The weights of red, green and blue in the brightness of a pixel. */
 const LUMINANCE = [0.299, 0.587, 0.114];
 /** How far a window reaches from its middle pixel, in pixels of the small picture. */
 const WINDOW_RADIUS = 4;
 /**
- * The ridge strength of a window. If the colours of a window, from 0 to 1, have this variance, its map lies halfway between
- * the window's own fit and the map of the whole image.
+ * The ridge strength of a window. If the colours of a window, from 0 to 1, have this variance, its map lies halfway
+ * between the window's own fit and the map of the whole image.
  */
 const WINDOW_RIDGE = 0.01;
 /** The ridge strength of the map that is fitted to the whole image. */
 const IMAGE_RIDGE = 1e-3;
-/** The smallest contrast of a map, so that a photograph keeps its detail where the model lost it, as in a white sky. */
+/** The smallest brightness gain of a colour map, so that a photograph keeps detail that the model lost. */
 const LEAST_CONTRAST = 0.8;
 
 /**

@@ -1,5 +1,5 @@
 /**
- * Reading of picture files into pixels, drawing of pixels on canvases, and saving as PNG files.
+ * Reads picture files into pixels, draws pixels on canvases, and saves canvases as PNG files.
  * @module
  */
 
@@ -9,7 +9,7 @@ const CHANNELS = 3;
 /** How many pixels are read at a time, because some browsers allow no canvas as large as a photograph. */
 const STRIP_PIXELS = 2 ** 20;
 
-/** The largest picture in pixels. A small file can expand to a huge picture, and the browser decodes all of it. */
+/** The most pixels that a picture may have. The browser decodes all pixels, and a small file can have very many. */
 const MOST_PIXELS = 2 ** 27;
 
 /** Says, in a sentence for the reader of the page, why a file cannot be used as a picture. */

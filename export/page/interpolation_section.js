@@ -1,5 +1,5 @@
 /**
- * The section "Walk from A to B": interpolates z and v separately between two pictures.
+ * Runs the section "Walk from A to B", which interpolates z and v separately between two pictures.
  * @module
  */
 
@@ -10,7 +10,7 @@ import { Picture, createElement, getElement } from "./page_elements.js";
 
 /** @typedef {import("./code_arithmetic.js").Code} Code */
 
-/** How many cells each side of the map has. The middles of the outer cells lie at 0 and 1, as in the style sheet. */
+/** How many cells each side of the map has. `.map` and `.track` in style.css depend on this number. */
 const CELLS_PER_SIDE = 5;
 const CORNER_CELLS = [0, CELLS_PER_SIDE - 1, CELLS_PER_SIDE * (CELLS_PER_SIDE - 1), CELLS_PER_SIDE * CELLS_PER_SIDE - 1];
 /** If the four pictures of the grid take longer than this, the map is not filled, because that would take minutes. */
@@ -38,7 +38,7 @@ export class InterpolationSection {
   }
 
   /**
-   * Sets the codes of A and B and fills the map, or empties the map.
+   * Sets the codes of A and B, and fills the map with pictures between them. Null empties the map.
    * @param {[Code, Code] | null} codes
    * @param {Uint8Array[]} corners The four pictures of the grid, row by row.
    * @param {number} milliseconds How long the four pictures took to compute.

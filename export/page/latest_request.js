@@ -1,5 +1,5 @@
 /**
- * A queue of length one for slow work.
+ * Runs slow work for the newest request only.
  * @module
  */
 

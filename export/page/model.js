@@ -1,5 +1,5 @@
 /**
- * The model: encodes images to the codes z and v, decodes codes, and samples.
+ * Encodes images to the codes z and v, decodes codes, and samples new images.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * A module worker that runs the model with ONNX Runtime Web, so that the page stays responsive.
+ * Runs the model with ONNX Runtime Web in a module worker, so that the page stays responsive.
  *
  * Messages to the worker are `{id, task: "load" | "encode" | "decode" | "sample", ...}`. The first one must be "load",
  * whose `provider` selects WebAssembly or the graphics card. Messages from the worker are `{id, result}`, `{id, error}`,

@@ -1,5 +1,5 @@
 /**
- * Elements that several parts of the page use: pictures, progress bars, and the verdict.
+ * Finds and creates elements of the page: pictures, progress bars, and the message below the grid.
  * @module
  */
 
@@ -129,7 +129,11 @@ export function formatMegabytes(bytes) {
   return (bytes / 1e6).toFixed(1);
 }
 
-/** Shows a message below the grid of pictures. @param {string} text @param {"good" | "bad" | "open"} state */
+/**
+ * Shows a message below the grid of pictures.
+ * @param {string} text
+ * @param {"good" | "bad" | "open"} state Selects the colour: green, red, or the colour of text for a result still to come.
+ */
 export function showVerdict(text, state) {
   getElement("verdict").textContent = text;
   getElement("verdict").className = `verdict ${state}`;

@@ -1,5 +1,5 @@
 /**
- * The choice of picture A or B among the examples and the reader's files.
+ * Lets the reader choose picture A or B among the examples and own files.
  * @module
  */
 

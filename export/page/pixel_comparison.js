@@ -1,5 +1,5 @@
 /**
- * Comparison of images: how many values differ, and which of two images is nearer in colour.
+ * Counts the values in which images differ, and compares the colours of images.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * The section "Make new pictures": samples from the model.
+ * Runs the section "Make new pictures", which samples from the model.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * Random numbers that depend on a seed and a stream alone. Streams of one seed are independent of each other.
+ * Draws random numbers that depend on a seed and a stream alone. Different streams of a seed are independent.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * The grid of four pictures: A, B, and the two pictures that result from swapping their z.
+ * Runs the grid of four pictures: A, B, and the two pictures that decode the z of one with the v of the other.
  * @module
  */
 
@@ -12,15 +12,16 @@ import { countDifferences, hasColoursOfZ } from "./pixel_comparison.js";
 /** @typedef {[Uint8Array, Uint8Array]} Images The RGB values of A and of B. */
 
 const LETTERS = ["A", "B"];
-/** The cells row by row: the picture that gives z, the picture that gives v, and the name of a saved file. */
+/** For each cell, row by row, the picture that gives z, the picture that gives v (0 is A, 1 is B), and a file name. */
 const CELLS = [
   { z: 0, v: 0, file: "a" },
   { z: 0, v: 1, file: "v-of-b-z-of-a" },
   { z: 1, v: 0, file: "v-of-a-z-of-b" },
   { z: 1, v: 1, file: "b" },
 ];
-/** The cells of A and of B, and the cells of the switched pictures in rows A and B. */
+/** The cells that show A and B. */
 const ORIGINAL_CELLS = [0, 3];
+/** The cells that show the switched pictures, with the z of A and with the z of B. */
 const SWITCHED_CELLS = [1, 2];
 
 /** Shows the four pictures, and whether A and B are decoded exactly. */
@@ -31,7 +32,7 @@ export class SwapGrid {
   #rowLabels = LETTERS.map(() => createElement("p", { class: "row z" }));
   /** @type {(Uint8Array | null)[]} */
   #images = [null, null];
-  #started = false;
+  #enabled = false;
   #requestSwap = runLatestOnly((images) => this.#swapCodes(images));
 
   /**
@@ -70,15 +71,15 @@ export class SwapGrid {
     this.#pictures[cell].showFullSize(image);
   }
 
-  /** Starts the computation, once the model is loaded. */
-  start() {
-    this.#started = true;
+  /** Lets the grid compute its pictures, once the model is loaded. */
+  enable() {
+    this.#enabled = true;
     this.#startSwap();
   }
 
   /** Requests the four pictures if the model and both images are there. */
   #startSwap() {
-    if (!this.#started || this.#images.includes(null)) return;
+    if (!this.#enabled || this.#images.includes(null)) return;
     showVerdict("Computing …", "open");
     this.#requestSwap(/** @type {Images} */ (this.#images));
   }

@@ -1,5 +1,5 @@
 /**
- * The trial that decides whether the graphics card runs the model instead of the processor.
+ * Decides by a trial whether the graphics card runs the model instead of the processor.
  *
  * A graphics card that rounds more than float32 does would decode images inexactly, and nothing would show it. The card
  * is therefore used only if it decodes all test images exactly, and faster than the processor.

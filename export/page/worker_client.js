@@ -1,5 +1,5 @@
 /**
- * The page's side of the worker that runs the model: sends requests and waits for the answers.
+ * Sends requests to the worker that runs the model, and waits for the answers.
  * @module
  */
 

@@ -1,5 +1,5 @@
 /**
- * Checks of the web page's modules in Node.js, without a browser. The document shows nothing, workers run in this thread,
+ * Checks the web page's modules in Node.js, without a browser. The document shows nothing, workers run in this thread,
  * and the runtime returns the image as v, and v as the image.
  *
  *     node page_checks.mjs FOLDER CHECK
@@ -173,7 +173,7 @@ const checks = {
     const [a, mixed] = byId("grid").children.filter((node) => node.class === "picture");
     const makeImage = () => new Uint8Array(valuesPerImage);
     [0, 1].forEach((index) => grid.setImage(index, makeImage()));
-    grid.start();
+    grid.enable();
     await waitForRequests(1);
     waiting[0](new Float32Array(2 * valuesPerImage));
     while (!codes.at(-1)) await new Promise(setImmediate);

@@ -115,7 +115,7 @@ class TestContents:
         assert (metadata.name, str(metadata.version)) == ("tfdecouple", tfdecouple.__version__)
         assert metadata.description_content_type == "text/markdown" and metadata.license_files == ["LICENSE"]
         # The README is the long description.
-        assert "Decoupling Global and Local Representations via Invertible" in metadata.description
+        assert "Decoupling Global and Local Representations via Invertible" in " ".join(metadata.description.split())
         printed = run([sys.executable, "-m", "twine", "check", "--strict", source, wheel], ROOT)
         assert printed.count("PASSED") == 2
 
