@@ -18,7 +18,8 @@ const page = new URL(`${pathToFileURL(folder)}/`);
 const config = { image_shape: [2, 2, 3], latent_dim: 2, n_bits: 8, web_gpu: true };
 const valuesPerImage = config.image_shape.reduce((product, side) => product * side);
 
-class Element {
+/** Replaces elements of the page: stores what the page sets, and draws nothing. */
+class FakeElement {
   children = [];
   dataset = {};
   style = { setProperty() {} };
@@ -50,8 +51,9 @@ class Element {
 }
 
 const elements = new Map();
-function byId(id) {
-  if (!elements.has(id)) elements.set(id, new Element());
+/** Returns the element with this id, which is created on the first call. */
+function getElement(id) {
+  if (!elements.has(id)) elements.set(id, new FakeElement());
   return elements.get(id);
 }
 
@@ -98,11 +100,11 @@ Object.assign(globalThis, {
   ImageData: class {
     data = [];
   },
-  document: { getElementById: byId, createElement: () => new Element() },
+  document: { getElementById: getElement, createElement: () => new FakeElement() },
   fetch: async (url) => (existsSync(url) ? new Response(readFileSync(url)) : new Response("", { status: 404 })),
 });
-const card = { gpu: { requestAdapter: async () => ({}) } };
-Object.defineProperty(globalThis, "navigator", { value: card, configurable: true });
+const navigatorWithGpu = { gpu: { requestAdapter: async () => ({}) } };
+Object.defineProperty(globalThis, "navigator", { value: navigatorWithGpu, configurable: true });
 /** The clock advances only while the runtime computes, so that the speed of this machine does not matter. */
 Object.defineProperty(globalThis, "performance", { value: { now: () => clock }, configurable: true });
 
@@ -170,50 +172,50 @@ const checks = {
     const waitForRequests = async (count) => {
       while (waiting.length < count) await new Promise(setImmediate);
     };
-    const [a, mixed] = byId("grid").children.filter((node) => node.class === "picture");
+    const [a, mixed] = getElement("grid").children.filter((node) => node.class === "picture");
     const makeImage = () => new Uint8Array(valuesPerImage);
     [0, 1].forEach((index) => grid.setImage(index, makeImage()));
     grid.enable();
     await waitForRequests(1);
     waiting[0](new Float32Array(2 * valuesPerImage));
     while (!codes.at(-1)) await new Promise(setImmediate);
-    assert.match(byId("verdict").textContent, /^Exact/);
+    assert.match(getElement("verdict").textContent, /^Exact/);
     assert(!mixed.classes.has("stale"));
     // While a new picture is encoded, the page must not call the pictures of the last one exact.
     grid.setImage(0, makeImage());
     await waitForRequests(2);
-    assert.doesNotMatch(byId("verdict").textContent + byId("verdict").className, /Exact|good/);
+    assert.doesNotMatch(getElement("verdict").textContent + getElement("verdict").className, /Exact|good/);
     assert(mixed.classes.has("stale") && !a.classes.has("stale"));
     assert.equal(codes.at(-1), null);
     // The page must not show the problem of a picture that was replaced meanwhile.
     grid.setImage(1, makeImage());
     waiting[1](new Float32Array(2 * valuesPerImage).fill(NaN));
     await waitForRequests(3);
-    assert.doesNotMatch(byId("verdict").textContent, /not finite/);
+    assert.doesNotMatch(getElement("verdict").textContent, /not finite/);
     waiting[2](new Float32Array(2 * valuesPerImage));
     while (!codes.at(-1)) await new Promise(setImmediate);
-    assert.match(byId("verdict").textContent, /^Exact/);
+    assert.match(getElement("verdict").textContent, /^Exact/);
     assert(!mixed.classes.has("stale"));
   },
 
   async first_start_of_the_sampler_shows_progress() {
-    const [text, progress] = [new Element(), new Element()];
-    byId("sample-load").children = [text, progress];
-    byId("sample-load").hidden = true;
+    const [text, progress] = [new FakeElement(), new FakeElement()];
+    getElement("sample-load").children = [text, progress];
+    getElement("sample-load").hidden = true;
     const { SamplingSection } = await import(new URL("sampling_section.js", page));
     let answer;
     const section = new SamplingSection({ sample: () => new Promise((resolve) => (answer = resolve)) });
     section.enable(config);
     section.loadBar.setSizes({ sampler: 2e6 });
-    byId("sample-form").listeners.submit({ preventDefault() {} });
-    assert.equal(byId("sample-load").hidden, false);
+    getElement("sample-form").listeners.submit({ preventDefault() {} });
+    assert.equal(getElement("sample-load").hidden, false);
     section.loadBar.showProgress({ file: "sampler", loaded: 1e6 });
     assert.match(text.textContent, /1\.0 of 2\.0 MB/);
     assert.equal(progress.value, 0.5);
     section.loadBar.showProgress({ file: "sampler", loaded: 2e6 });
     assert.match(text.textContent, /^Starting/);
     answer(new Uint8Array(valuesPerImage));
-    while (!byId("sample-load").hidden) await new Promise(setImmediate);
+    while (!getElement("sample-load").hidden) await new Promise(setImmediate);
   },
 };
 
