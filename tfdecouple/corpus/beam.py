@@ -117,7 +117,7 @@ def _add_pipeline_steps(
     codes = read.images | "Batch" >> batches | "Encode" >> beam.Map(encoder.encode_batch)
     if options.format == "parquet":
         fields = encoder.fields
-        codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(*batch, fields))
+        codes = codes | "To tables" >> beam.Map(lambda batch: make_parquet_table(batch[0], batch[1], batch[2], fields))
         write: Any = beam.io.parquetio.WriteToParquetBatched(
             f"{out}/{SPLIT}", make_parquet_schema(fields), file_name_suffix=".parquet", num_shards=options.shards
         )
@@ -233,6 +233,7 @@ def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) 
 
 def make_digest_line(path: str) -> str:
     """Returns a line of JSON with name, size and SHA-256 of a file."""
+    file: Any
     with FileSystems.open(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return json.dumps({"name": path.rpartition("/")[2], "bytes": file.tell(), "sha256": digest})
