@@ -3,7 +3,7 @@
 python client.py a.jpg b.jpg           writes ab.png (z of a, v of b) and ba.png (z of b, v of a) to the working folder
 python client.py --sample 8            writes samples.png, 8 new images side by side
 python client.py --own-size a.jpg      encodes and decodes a picture at its own size, for files exported with --any-size
-python client.py --check [FOLDER]      checks that known images come back exactly from their codes on this machine
+python client.py --check [FOLDER]      checks that test images decode exactly on this machine
 
 from client import Model               in a Python program
 model = Model()                        or Model(folder of an export, providers=[...], batch=64)
@@ -125,7 +125,7 @@ def _resize_axis(pixels, size, axis):
     return np.stack(rows, axis).astype(np.uint8)
 
 
-def make_known_images(height, width, channels):
+def make_test_images(height, width, channels):
     """Returns 16 images of smooth colour waves, 2 above 128 pixels, uint8 `[n, height, width, channels]`."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
@@ -175,8 +175,8 @@ def main(arguments=None):
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
     parser.add_argument("--sample", type=int, metavar="N", help="draw so many images")
-    parser.add_argument("--own-size", action="store_true", help="encode and decode one picture; status 1: some is lost")
-    parser.add_argument("--check", action="store_true", help="encode and decode known images; status 1: some are lost")
+    parser.add_argument("--own-size", action="store_true", help="encode and decode one picture; status 1: not exact")
+    parser.add_argument("--check", action="store_true", help="encode and decode test images; status 1: not exact")
     options = parser.parse_args(arguments)
     paths, count = options.paths, options.sample
     counts = (0, 1) if options.check else (1,) if options.own_size else (2,) if count is None else (0,)
@@ -206,12 +206,12 @@ def main(arguments=None):
 
 
 def _check_model(model):
-    images = make_known_images(*model.shape) // model.step * model.step
+    images = make_test_images(*model.shape) // model.step * model.step
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
         lost = np.flatnonzero((model.decode(**codes) != images).any((1, 2, 3))).tolist()
-    numbers = f"; lost: {', '.join(map(str, lost))}" if lost else ""
-    print(f"{len(images) - len(lost)} of {len(images)} known images come back exactly{numbers}")
+    numbers = f"; not exact: {', '.join(map(str, lost))}" if lost else ""
+    print(f"{len(images) - len(lost)} of {len(images)} test images decode exactly{numbers}")
     return int(bool(lost))
 
 

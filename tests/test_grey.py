@@ -140,7 +140,7 @@ def test_every_endpoint_and_format_passes_the_gate(tmp_path, forked, shape):
 def test_client_crops_resizes_encodes_and_switches(exported, run, eager, tmp_path):
     command = [sys.executable, "-I", str(exported / "client.py")]
     done = subprocess.run([*command, "--check"], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("16 of 16 known images come back exactly\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("16 of 16 test images decode exactly\n", 0), done.stderr
     for name, shape in {"a.png": (30, 20, 3), "b.png": (8, 12, 1)}.items():
         pixels = random_images(1, shape)[0]
         Image.fromarray(pixels[..., 0] if shape[-1] == 1 else pixels).save(tmp_path / name)

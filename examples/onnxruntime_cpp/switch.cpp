@@ -343,7 +343,7 @@ int check_exactness(Models& models) {
   const auto decoded = models.decode(models.encode(images, kTestImages));
   const auto differences = count_differences(images, decoded, kTestImages);
   const auto exact = std::count(differences.begin(), differences.end(), 0);
-  std::cout << exact << " of " << kTestImages << " known images come back exactly\n";
+  std::cout << exact << " of " << kTestImages << " test images decode exactly\n";
   return exact == kTestImages ? 0 : 1;
 }
 

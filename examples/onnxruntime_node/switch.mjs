@@ -193,7 +193,7 @@ async function checkExactness(models) {
   roundToBins(images, models.binSize);
   const decoded = await models.decode(await models.encode(images, TEST_IMAGES));
   const exact = countDifferences(images, decoded, TEST_IMAGES).filter((count) => count === 0).length;
-  console.log(`${exact} of ${TEST_IMAGES} known images come back exactly`);
+  console.log(`${exact} of ${TEST_IMAGES} test images decode exactly`);
   process.exitCode = exact === TEST_IMAGES ? 0 : 1;
 }
 

@@ -289,7 +289,7 @@ def check_exactness(server):
     images = make_test_images(*get_input_shape(server, "encode", "images")) // bin_size * bin_size
     # The images are sent one by one, because the server limits the size of a batch.
     exact = sum(np.array_equal(reconstruct_image(server, image), image) for image in images)
-    print(f"{exact} of {len(images)} known images come back exactly")
+    print(f"{exact} of {len(images)} test images decode exactly")
     return 0 if exact == len(images) else 1
 
 

@@ -22,7 +22,7 @@ from export import client as source
 from export.pipeline import CLIENT
 from tfdecouple.data.image_file import read_image
 
-ALL_COME_BACK = "16 of 16 known images come back exactly\n"
+ALL_COME_BACK = "16 of 16 test images decode exactly\n"
 # Models of 5 bits: without z, with a z that is v once more, and with labels as well.
 OF_5_BITS = {**WITHOUT_Z, "encoder": quantize_to_5_bits(WITHOUT_Z["encoder"])}
 WITH_Z = {
@@ -98,12 +98,12 @@ def test_lost_images_are_named(run, monkeypatch):
         return np.concatenate([~found[:2], found[2:]])
 
     monkeypatch.setattr(source.Model, "decode", decode)
-    assert run("--check") == (1, "14 of 16 known images come back exactly; lost: 0, 1\n", "")
+    assert run("--check") == (1, "14 of 16 test images decode exactly; not exact: 0, 1\n", "")
 
 
 @pytest.mark.parametrize(("height", "width", "count"), [(8, 8, 16), (12, 20, 16), (130, 10, 2)])
 def test_known_images_are_waves_and_fewer_large_ones(height, width, count):
-    images = source.make_known_images(height, width, 3)
+    images = source.make_test_images(height, width, 3)
     number, y, x, channel = np.indices(images.shape)
     wave = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // max(height, width) + 85 * channel
     np.testing.assert_array_equal(images, np.minimum(abs(wave % 512 - 256), 255))

@@ -248,7 +248,7 @@ class CodesAreImages:
 def test_the_check_says_what_comes_back(client, address, capsys):
     for transport in TRANSPORTS:
         assert client.main(["--check", *address(transport)]) == 0
-        assert capsys.readouterr().out == "16 of 16 known images come back exactly\n"
+        assert capsys.readouterr().out == "16 of 16 test images decode exactly\n"
 
 
 @pytest.mark.parametrize("n_bits", [1, 5, 8])
@@ -275,7 +275,7 @@ def test_rectangles_are_switched_checked_and_sampled(client, pictures, tmp_path,
     client.sample_pictures(server, options)
     with Image.open(tmp_path / "sample_0.png") as made:
         assert made.size == (6, 4)
-    assert client.check_exactness(server) == 0 and "16 of 16 known images come back" in capsys.readouterr().out
+    assert client.check_exactness(server) == 0 and "16 of 16 test images decode exactly" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ from helpers.places import PATIENCE, ROOT, user_environment
 from helpers.program_inputs import WITHOUT_Z, make_png_header, quantize_to_5_bits, write_onnx_models
 from PIL import Image
 
-from export.client import make_known_images
+from export.client import make_test_images
 from tfdecouple.data.image_file import read_image
 
 EXAMPLES = ROOT / "examples"
 NEEDED = {"node": ("node", "npm"), "cpp": ("g++", "make")}
 ENDINGS = {"node": ".png", "cpp": ".ppm"}
 COLUMNS, ROWS = 61, 37
-CHECKED = "of 16 known images come back exactly\n"
+CHECKED = "of 16 test images decode exactly\n"
 
 pytestmark = pytest.mark.slow
 
@@ -175,7 +175,7 @@ def test_the_check_counts_the_images_that_come_back(example, exported, tmp_path)
         ended = example(mean_colours(tmp_path, **arguments), "--check")
         assert (ended.returncode, ended.stdout, ended.stderr) == all_of_them
     assert example(write_onnx_models(tmp_path / "without z", WITHOUT_Z), "--check").stdout == f"16 {CHECKED}"
-    kept = np.sum(make_known_images(8, 8, 3).max((1, 2, 3)) <= 253)
+    kept = np.sum(make_test_images(8, 8, 3).max((1, 2, 3)) <= 253)
     ended = example(mean_colours(tmp_path, 253), "--check")
     assert kept < 16 and (ended.returncode, ended.stdout) == (1, f"{kept} {CHECKED}")
 
