@@ -164,7 +164,7 @@ class TestRefusals:
             (["--temperature", "nan"], "--temperature is nan"),
             (["--frechet", "no/such.onnx"], "there is no extractor file no/such.onnx"),
             (["--image-statistics", "--split", "train"], "--split is 'train', which --image-statistics is fitted on"),
-            (["--split", "tset"], "there is no split 'tset'; use one of train, validation, test"),
+            (["--split", "tset"], "argument --split: invalid choice: 'tset'"),
             (["--data", "folder:no/such"], "no/such"),
         ],
     )

@@ -385,14 +385,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("reconstruct --split tests", "there is no split 'tests'"),
+            ("reconstruct --split tests", "argument --split: invalid choice: 'tests'"),
             ("reconstruct --count 0", "--count is 0"),
             ("sample --temperatures 0.5 -1", "--temperatures is -1"),
             ("neighbours --temperature inf", "--temperature is inf"),
             ("switch --max-side 99999", "--max-side is 99999"),
             ("project --count 3", "at least 4"),
             ("reconstruct --data folder:/no/such/folder", "there is no folder /no/such/folder"),
-            ("switch --pairing like", "--pairing is 'like'"),
+            ("switch --pairing like", "argument --pairing: invalid choice: 'like'"),
             ("switch --pairing within", "has none"),
             ("switch a.png", "switch got 1 images"),
             ("switch a.png b.png --pairing any", "own images have no labels"),

@@ -141,8 +141,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("--format csv", "--format is 'csv'; it must be tfrecord or parquet"),
-            ("--split tests", "--split is 'tests'"),
+            ("--format csv", "argument --format: invalid choice: 'csv'"),
+            ("--split tests", "argument --split: invalid choice: 'tests'"),
             ("--images-per-shard 0", "--images-per-shard is 0"),
             ("--on-bad-image ignore", "data.on_bad_image is 'ignore'"),
         ],

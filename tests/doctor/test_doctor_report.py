@@ -23,7 +23,7 @@ FACTS = {
     "tf32_by_default": True,
     "devices": ["CPU:0"],
 }
-GPU = {"driver_version": "570.1", "name": "a GPU", "memory.total": "16384 MiB"}
+GPU = "570.1, a GPU, 16384 MiB"
 
 
 def of_machine(**changes):
@@ -46,7 +46,7 @@ class TestBuild:
         environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
         found = of_machine(nvidia_smi=[GPU] * present, gpus=[{}] * seen, environment=environment)
         assert found["GPUs in use"].holds is holds
-        assert not present or "driver_version 570.1" in found["GPU"].message
+        assert not present or "570.1, a GPU" in found["GPU"].message
         if visible is not None:
             assert (
                 "CUDA_VISIBLE_DEVICES" in found["GPUs in use"].message and "names GPUs" in found["GPUs in use"].advice

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tfdecouple.runs.opened_run import Run
 
 FORMATS = ("tfrecord", "parquet")
-_SPLITS = ("train", "validation", "test")
 # Largest numbers of images and of bytes in a file. If the program is killed, the work on one file is lost.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
@@ -32,7 +31,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--run", metavar="RUN", help=arguments.RUN_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
-    arguments.add_data(parser, split="all", splits="train, validation, test or all")
+    arguments.add_data(parser, "all", (*arguments.SPLITS, "all"))
     arguments.add_choice(parser, "--format", FORMATS, "tfrecord or parquet")
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
     parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
@@ -53,8 +52,6 @@ def run(options: argparse.Namespace) -> int:
         return _verify_codes(options.out)
     if options.run is None:
         raise UserError("encode needs --run RUN, the run folder whose model encodes")
-    if options.split not in (*_SPLITS, "all"):
-        raise UserError(f"--split is {options.split!r}; it must be {', '.join(_SPLITS)} or all")
     if options.format == "parquet":
         require_packages("pyarrow", what="--format parquet")
     start_tensorflow()
@@ -151,7 +148,7 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
     from tfdecouple.runs.opened_run import hash_weights
 
     fields = choose_code_fields(opened.config.model, v=options.v, z_std=options.z_std, scores=options.scores)
-    splits = _SPLITS if options.split == "all" else (options.split,)
+    splits = arguments.SPLITS if options.split == "all" else (options.split,)
     image_bytes = 64 + sum(4 * field.size for field in fields)
     most = max(1, min(_MOST_IMAGES, _SHARD_BYTES // image_bytes))
     return CodesManifest(

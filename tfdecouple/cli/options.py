@@ -4,13 +4,15 @@ import argparse
 import pathlib
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfdecouple.data.sources import list_source_kinds
 from tfdecouple.errors import UserError
 from tfdecouple.runs.pretrained import DEFAULT, HUB
-from tfdecouple.runtime.option_types import add_choice, add_number, make_number_type
+from tfdecouple.runtime.option_types import add_number, make_number_type
 
+SPLITS = ("train", "validation", "test")
 # Largest value of --temperature and --temperatures, factors of v.
 MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
@@ -72,9 +74,16 @@ def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
     add_number(parser, "--seed", 0, "seed of all draws")
 
 
-def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: str = "train, validation or test") -> None:
+def add_choice(parser: argparse.ArgumentParser, name: str, values: Sequence[str], text: str) -> None:
+    """Adds an option to a parser, whose value is one of `values`, by default the first; `text` is its help."""
+    text = f"{text} (default {values[0]})"
+    parser.add_argument(name, choices=values, default=values[0], metavar="NAME", help=text)
+
+
+def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: Sequence[str] = SPLITS) -> None:
     """Adds the options of a data set to a parser: --split with its default, --data, --data-dir and --download."""
-    parser.add_argument("--split", default=split, metavar="NAME", help=f"part of the data: {splits} (default {split})")
+    text = f"part of the data: {', '.join(splits)} (default {split})"
+    parser.add_argument("--split", choices=splits, default=split, metavar="NAME", help=text)
     parser.add_argument("--data", metavar="SOURCE", help=f"data set: {list_source_kinds()}; default that of the run")
     parser.add_argument("--data-dir", metavar="DIR", help="folder of prepared TFDS data sets; default that of the run")
     parser.add_argument("--download", action="store_true", help="download and prepare the TFDS data set if missing")

@@ -23,9 +23,6 @@ _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DE
 _STRICT = ("", "STRICT", "strict")
 # Names of environment variables that change how TensorFlow computes.
 _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
-# Fields of the report of nvidia-smi, and seconds after which nvidia-smi is stopped.
-_SMI = ("driver_version", "name", "memory.total", "memory.used", "compute_cap", "mig.mode.current")
-_SMI_SECONDS = 30
 # Environment variable that names the GPUs that a program may use; Slurm sets it in each job.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -85,8 +82,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     sets, memory = ", ".join(facts["instructions"]), format_bytes(facts["memory_bytes"])
     yield Result("machine", None, f"{facts['processor']}, {facts['cores']} cores ({sets}), {memory} of memory")
     present, seen, environment = facts["nvidia_smi"], len(facts["gpus"]), facts["environment"]
-    for line in present:
-        yield Result("GPU", None, ", ".join(f"{name} {value}" for name, value in line.items()))
+    yield from (Result("GPU", None, line) for line in present)
     cuda = f"CUDA {facts['cuda']}, cuDNN {facts['cudnn']}" if facts["cuda"] else "no CUDA"
     message = f"TensorFlow was built with {cuda} and sees {seen} GPUs, the driver {len(present)}"
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
@@ -103,12 +99,12 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
         yield Result("float32 of the CPU", False, f"rounded by {', '.join(wrong)}", f"unset {' '.join(rounding)}")
 
 
-def _read_driver() -> list[dict[str, str]]:
-    """Returns the fields of nvidia-smi for each GPU, by name; an empty list if there is no driver."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI)}", "--format=csv,noheader"]
+def _read_driver() -> list[str]:
+    """Returns a line of nvidia-smi for each GPU: driver, name, memory and others; an empty list without a driver."""
+    fields = "driver_version,name,memory.total,memory.used,compute_cap,mig.mode.current"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    lines = [line.split(",") for line in done.stdout.splitlines() if line.strip()]
-    return [dict(zip(_SMI, (value.strip() for value in line), strict=False)) for line in lines]
+    return done.stdout.splitlines()

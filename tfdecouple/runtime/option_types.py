@@ -1,10 +1,10 @@
-"""Options of command lines whose values are numbers or one of some names; other values are refused in one line."""
+"""Options of command lines whose values are numbers from a range; other values are refused in one line."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tfdecouple.errors import one_line
@@ -41,15 +41,3 @@ def add_number(
     help_text = text if default is None else f"{text} (default {default:g})"
     metavar = "X" if isinstance(default, float) else "N"
     parser.add_argument(name, type=kind, default=default, metavar=metavar, help=help_text)
-
-
-def add_choice(parser: Any, name: str, values: Sequence[str], text: str) -> None:
-    """Adds an option to a parser, whose value is one of `values`, by default the first; `text` is its help."""
-
-    def convert(value: str) -> str:
-        if value not in values:
-            listed = f"{', '.join(values[:-1])} or {values[-1]}"
-            raise argparse.ArgumentTypeError(f"is {one_line(repr(value), 60)}; it must be {listed}")
-        return value
-
-    parser.add_argument(name, type=convert, default=values[0], metavar="NAME", help=f"{text} (default {values[0]})")
