@@ -48,7 +48,7 @@ VARIANTS = {
     "recompute": ("--memory", "recompute"),
     "invert": ("--memory", "invert"),
 }
-# Texts that may follow `PHASE:`; A/B compares variant A with variant B, and A alone compares it with the default.
+# Texts that may follow `PHASE:` in --phases. A/B compares variant A with variant B, and A compares A with the default.
 COMPARED_VARIANTS = (*VARIANTS, "invert/recompute")
 PHASES = "train16,eval16,encode16,decode16,sample16"
 

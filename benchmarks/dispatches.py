@@ -33,7 +33,7 @@ from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Kinds of operation with which TensorFlow fetches constants before the first step; they are not part of the step.
+# Kinds of operation with which TensorFlow fetches constants before the first step, and which no step contains.
 _OF_FOLDING = {"_Send", "_Recv"}
 # Number of kinds of operation that have a row in the table; the rarer kinds share one row.
 _KINDS = 24

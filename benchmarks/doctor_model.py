@@ -31,7 +31,7 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def train_small_model(folder: pathlib.Path) -> None:
-    """Trains the small model; writes a folder with its config, best weights, and results that it computes on this CPU.
+    """Trains the small model of `doctor`; writes its config, its best weights, and its results on this CPU to a folder.
 
     Raises:
         UserError: if the folder exists.

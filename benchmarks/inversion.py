@@ -190,7 +190,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _round_products(precision: str) -> Iterator[None]:
-    """Makes products round to TF32 inside the context if `precision` is "tf32"; emulates this without such a GPU."""
+    """Selects TF32 for products inside the context if `precision` is "tf32"; emulates TF32 where no GPU has it."""
     from helpers.emulation import emulated_accelerator
 
     from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32

@@ -246,7 +246,7 @@ def _read_validation(run: pathlib.Path) -> dict[int, float]:
 
 
 def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean of the values and its standard error."""
+    """Returns the mean of some values and the standard error of the mean."""
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
@@ -299,7 +299,7 @@ def _render_probe() -> str:
 
 
 def _render_statistics() -> str:
-    """Returns the table of image statistics: R2 from z, v and pixels, and which code they follow in a switch."""
+    """Returns the table of image statistics: R2 from z, v and pixels, and whether each follows z or v in a switch."""
     rows = []
     for name, each in load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
         explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]

@@ -54,15 +54,15 @@ DEPTHS = (1, 2, 4, 8, 16)
 DEPTH_BATCH = 16
 # Presets of the table "memory".
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
-# Presets of the table "large", each with the depths that a machine of 24 GB can train, and their batch size.
+# Presets and batch size of the table "large"; a machine with 24 GB can train these numbers of flow steps in a stage.
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
 LARGE_BATCH = 2
 GPUS_GIB = (24, 80)
 # Fraction of a GPU's memory for tensors; the CUDA context, workspaces of convolutions and gaps take the rest.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# MiB of activations in the smaller batch of a memory measurement, and bounds of its number of images. The activations
-# must be large compared with workspaces and weights, and the batch small enough for a CPU.
+# MiB of activations in the smaller batch of a memory measurement, and bounds of the number of images in the batch. The
+# activations must be large compared with workspaces and weights, and the batch small enough for a CPU.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
 # Number of images in the data-dependent initialisation during a memory measurement. With so few images the training

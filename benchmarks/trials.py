@@ -38,7 +38,7 @@ from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E4
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
-# Number of training images that the classifier is fitted on, and of other training images that test it.
+# The classifier is fitted on this number of training images, and tested on as many other training images.
 PROBED = 10_000
 
 

@@ -84,7 +84,7 @@ def make_update(name: str, updates: int) -> tuple[Any, Callable]:
 
 
 def train_models(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
-    """Trains both models in turns and writes the weights of each to `out/NAME.npz` after every 100 updates."""
+    """Trains the models "part" and "whole" in turns; writes their weights to `out/NAME.npz` after every 100 updates."""
     pairs, models = draw_pairs(files), {name: make_update(name, updates) for name in NAMES}
     history: dict[str, list[list[float]]] = {name: [] for name in NAMES}
     for step in range(1, updates + 1):
@@ -104,7 +104,7 @@ def read_weights(model: Any) -> dict[str, np.ndarray]:
 
 
 def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Prints a table of metrics of switches at both sizes; writes the table as JSON, and the pictures, to `out`."""
+    """Prints a table of metrics of switches for each of SIZES; writes the metrics as JSON and the pictures to `out`."""
     import tensorflow as tf
 
     import tfdecouple

@@ -33,7 +33,7 @@ class Density:
 
 
 class Uniform(Density):
-    """A uniform density with an exact ELBO: the noise of z adds to the reconstruction what it takes from the KL."""
+    """A uniform density with an exact ELBO: the noise of z cancels in the sum of reconstruction term and KL term."""
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         spread = tf.reduce_sum(tf.cast(z_noise, tf.float64), 1)

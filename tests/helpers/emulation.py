@@ -106,7 +106,7 @@ class _Emulation:
 
     def __init__(self, noise: float):
         self._noise = noise
-        # Each product perturbs its results by another stream of random numbers.
+        # Each product takes the noise from another stream of random numbers.
         self._streams = itertools.count(1)
         self._lock = threading.RLock()
         self._copies: dict[tuple[bytes, bool], bytes] = {}
@@ -172,7 +172,7 @@ class _Emulation:
             return self._copies[name, rounds]
 
     def _replace_products(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Emulates the products in a traced function and in functions that it calls; returns whether there are any."""
+        """Replaces products by emulated ones in the definition of a traced function; returns whether it has changed."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:
@@ -199,7 +199,7 @@ class _Emulation:
         return changed or bool(products)
 
     def _make_nodes_around(self, node: node_def_pb2.NodeDef, mark: str, rounds: bool) -> Iterator[node_def_pb2.NodeDef]:
-        """Yields nodes that round the operands of a product and perturb its result, and connects them with it."""
+        """Yields nodes that round the operands of the product `node` and perturb its result; rewires `node` to them."""
 
         def make_node(suffix: str, operation: str, inputs: list[str], **types: Any) -> node_def_pb2.NodeDef:
             new = node_def_pb2.NodeDef(name=node.name + mark + suffix, op=operation, input=inputs, device=node.device)

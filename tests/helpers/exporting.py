@@ -24,7 +24,7 @@ PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
 # Names of the file and the folder of an export that `--verify` compares with the other files.
 RECORDS = ("manifest.json", "test_vectors")
-# Files beside an export that start a server of its SavedModel.
+# Names of the files in an export folder with which a server of the SavedModel is started.
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 # Signatures of a small SavedModel, which loads faster than a SavedModel with all signatures.
 SIGNATURES = ("encode", "decode")
@@ -40,7 +40,7 @@ def _save_placeholder_model(deployed, chosen, folder, report):
 
 
 def _replace_slow_parts(patch, opened, **parts):
-    """Replaces functions of the export by those of a test; `parts` has further ones by dotted name below `export`."""
+    """Replaces slow functions of the export by stand-ins; `parts` has more stand-ins, by dotted name below `export`."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
         "pipeline.load_real_images": lambda data, shape: (None, "test images"),

@@ -41,7 +41,7 @@ READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Variables with these prefixes that may differ: the server sets them, they are read later, or they change no result.
+# Variables with these prefixes that may differ: the server sets them, libraries read them later, or no result changes.
 EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
@@ -73,7 +73,7 @@ def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
-# The values of these variables at the import of this module: the server gets them, whatever a test sets later.
+# The server gets the values that these variables have when this module is imported, whatever a test sets later.
 _START_VARIABLES = _select_start_variables(os.environ)
 
 
@@ -120,7 +120,7 @@ def _start_server_once() -> ServerConnection | None:
     return ServerConnection.start_server()
 
 
-# The original class starts the server. `_execute_child` is replaced below, and its arguments have these names.
+# The original class, which starts the server, and the names of the arguments of `_execute_child`, overridden below.
 _Popen = subprocess.Popen
 _ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
 # Arguments of `subprocess.Popen` that prevent forking unless they have these values, which are the defaults.

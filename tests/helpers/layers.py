@@ -81,12 +81,12 @@ CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 @functools.cache
 def get_case(name):
-    """Returns the layer of an entry of CASES with inputs and conditions, as `build_case` does; tests share them."""
+    """Returns a shared layer of CASES with inputs and conditions, as `build_case` makes them."""
     return build_case(name, *CASES[name])
 
 
 def build_case(name, make, shape, condition_size):
-    """Returns a layer whose weights all change its results, with inputs `[2, *shape]` and conditions, or None."""
+    """Returns a layer whose weights all change its results, inputs `[2, *shape]`, and conditions (None for size 0)."""
     rng = np.random.default_rng(1)
     layer = make(name=name.replace(".", "_").replace("-", "_"))
     layer.build((None, *shape))

@@ -54,7 +54,7 @@ LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hi
 
 
 def give_effect(layer, seed=0, scale=0.1):
-    """Adds noise to the trainable weights of a layer or model, whose couplings start as the identity; returns it."""
+    """Adds noise to trainable weights, because couplings start as the identity; returns the layer or model."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))

@@ -150,7 +150,7 @@ class WatchedTensor:
 
 
 class ReadCounter:
-    """A counter of values that are copied from a device to the host; `after` has their number after each step."""
+    """A counter of values that are copied from a device to the host; `after` is {step: number of copies after it}."""
 
     def __init__(self):
         self.after = {}

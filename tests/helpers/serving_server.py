@@ -37,7 +37,7 @@ class Servable:
         with self.session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder))
         self.signatures = meta_graph.signature_def
-        # The warmup file is optional, but a failing request in it prevents loading (saved_model_warmup_util.cc).
+        # The warmup file is optional, but a failing request in the file prevents loading (saved_model_warmup_util.cc).
         path = folder / "assets.extra" / "tf_serving_warmup_requests"
         records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) if path.exists() else []
         if len(records) > 1000:
