@@ -28,6 +28,7 @@ from tfdecouple import randomness
 from tfdecouple.errors import NotInitializedError
 from tfdecouple.layers import ActNorm
 from tfdecouple.model import DecoupledModel
+from tfdecouple.networks.architecture import make_networks
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -68,6 +69,13 @@ class TestInitialize:
         assert has_weights(model, first)
         model.initialize(random_images(16, 4, seed=9), force=True)
         assert not has_weights(model, first)
+
+    def test_weights_do_not_depend_on_networks_that_are_never_built(self):
+        keras.utils.set_random_seed(0)
+        expected = read_weights(DecoupledModel(VARIANTS["dequantization"]))
+        keras.utils.set_random_seed(0)
+        make_networks(VARIANTS["dequantization"])
+        assert has_weights(DecoupledModel(VARIANTS["dequantization"]), expected)
 
     @pytest.mark.parametrize("value", [0, 255])
     def test_constant_images_give_finite_weights_and_an_exact_model(self, value):
