@@ -26,7 +26,7 @@ using Bytes = std::vector<std::uint8_t>;
 
 constexpr int kChannels = 3;
 constexpr int kTestImages = 16;
-// The largest image in pixels. The header of a small file can claim any number of pixels.
+// The most pixels that an image may have. The header of a small file can claim any number of pixels.
 constexpr std::int64_t kMostPixels = std::int64_t{1} << 27;
 constexpr char kUsage[] =
     "usage: ./switch FOLDER A B [--crop N], or ./switch FOLDER --check, where FOLDER has encoder.onnx and decoder.onnx, "
@@ -138,8 +138,9 @@ std::vector<Tap> compute_taps(int from, int to) {
   return taps;
 }
 
-// Filters the middle axis of an array. The input has the shape [lines, from_length / inner, inner], and the output has
-// the shape [lines, taps.size(), inner], where to_length is taps.size() * inner.
+// Applies the weights `taps` along the middle axis of an array. The input has the shape
+// [lines, from_length / inner, inner]. The output has the shape [lines, taps.size(), inner], and to_length is
+// taps.size() * inner.
 void filter_axis(const Bytes& in, Bytes& out, const std::vector<Tap>& taps, std::size_t lines, std::size_t inner,
             std::size_t from_length, std::size_t to_length) {
   for (std::size_t line = 0; line < lines; ++line) {
@@ -336,7 +337,7 @@ void swap_v(Codes& codes) {
 
 // --- Commands ---
 
-// Prints how many test images are decoded exactly, and returns the exit status.
+// Prints how many test images are decoded exactly, and returns the exit status: 0 if all are, else 1.
 int check_exactness(Models& models) {
   Bytes images = make_test_images(models.size());
   round_to_bins(images, models.bin_size());

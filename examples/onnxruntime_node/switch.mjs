@@ -20,7 +20,7 @@ const USAGE =
 
 /** The accepted formats. Sharp would also render SVG, which can refer to other files. */
 const FORMATS = ["gif", "jpeg", "png", "tiff", "webp"];
-/** The largest image in pixels. A small file can expand to a huge image. */
+/** The most pixels that an image may have. A small file can have very many pixels. */
 const MOST_PIXELS = 2 ** 27;
 
 /** An error that is printed as one line. */
@@ -71,8 +71,8 @@ async function readSquare(path, size, crop) {
 }
 
 /**
- * Returns the size of a bin: the difference between neighbouring pixel values of the model. ONNX Runtime for Node.js has no
- * function that returns the metadata of a model, so this function searches the bytes of the file.
+ * Returns the size of a bin: the difference between neighbouring pixel values of the model. ONNX Runtime for Node.js
+ * cannot read the metadata of a model, so this function searches the bytes of the file.
  * @param {string} path Path of an ONNX file.
  * @returns {Promise<number>}
  */
@@ -172,13 +172,22 @@ class Models {
     return models;
   }
 
-  /** Encodes `count` images. @param {Uint8Array} images @param {number} count @returns {Promise<Record<string, Tensor>>} */
+  /**
+   * Encodes a batch of images.
+   * @param {Uint8Array} images RGB, `[count, size, size, 3]`.
+   * @param {number} count
+   * @returns {Promise<Record<string, Tensor>>} The codes by name: z and v, or v alone.
+   */
   encode(images, count) {
     const inputs = { images: new Tensor("uint8", images, [count, this.size, this.size, CHANNELS]) };
     return explainErrors(`encode with ${this.paths[0]}`, () => this.encoder.run(inputs));
   }
 
-  /** Decodes a batch of codes. @param {Record<string, Tensor>} codes @returns {Promise<Uint8Array>} RGB images. */
+  /**
+   * Decodes a batch of codes.
+   * @param {Record<string, Tensor>} codes The result of `encode`.
+   * @returns {Promise<Uint8Array>} RGB, `[count, size, size, 3]`.
+   */
   async decode(codes) {
     return (await explainErrors(`decode with ${this.paths[1]}`, () => this.decoder.run(codes))).images.data;
   }

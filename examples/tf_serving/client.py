@@ -20,7 +20,7 @@ TIMEOUT = 60
 MODES = {1: "L", 3: "RGB"}
 # Formats that Pillow reads without another program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# The largest picture in pixels. A small file can expand to a huge picture.
+# The most pixels that a picture may have. A small file can have very many pixels.
 MOST_PIXELS = 2**27
 DTYPES = {"DT_UINT8": np.uint8, "DT_FLOAT": np.float32}
 
@@ -36,7 +36,7 @@ class Rest:
         self.address = f"{options.host}:{options.rest_port}"
         self.model = options.model
         self.by_row = options.transport == "rest-row"
-        # {signature: {"inputs": {name: {"dtype": ..., "tensor_shape": ...}}, "outputs": ...}}
+        # {signature: {"inputs": {name: {"dtype": ..., "tensor_shape": ...}}, "outputs": {...}}}
         self.signatures = self._request("/metadata")["metadata"]["signature_def"]["signature_def"]
 
     def predict(self, signature, inputs):
@@ -223,7 +223,7 @@ def save_picture(pixels, path):
 
 
 def switch_pictures(server, options):
-    """Writes the picture with z of the first and v of the second picture, and the reverse."""
+    """Switches z between two pictures and writes both results as PNG files."""
     get_input_shape(server, "switch", "images_a")  # This raises Problem for a model without z.
     a, b = read_pictures(server, options)
     inputs = {"images_a": a[None], "images_b": b[None], **select_labels(server, "switch", [1, 1], options.labels)}
@@ -247,7 +247,7 @@ def encode_pictures(server, options):
 
 
 def sample_pictures(server, options):
-    """Writes new pictures."""
+    """Samples pictures and writes them as PNG files."""
     noise = draw_noise(server, "sample", options.count, options.seed)
     temperature = np.full([options.count], options.temperature, np.float32)
     labels = select_labels(server, "sample", [options.count], options.labels)

@@ -10,14 +10,14 @@ const CHANNELS = 3;
 const NUMBERS_PER_MAP = 12;
 /** The weights of red, green and blue in the brightness of a pixel. */
 const LUMINANCE = [0.299, 0.587, 0.114];
-/** How far a window reaches from its middle pixel, in pixels of the small picture. */
+/** The radius of the square windows to which colour maps are fitted, in pixels of the small picture. */
 const WINDOW_RADIUS = 4;
 /**
- * The ridge strength of a window. If the colours of a window, from 0 to 1, have this variance, its map lies halfway
- * between the window's own fit and the map of the whole image.
+ * The ridge penalty of the colour map of a window. If the colours of a window, from 0 to 1, have this variance, its map
+ * lies halfway between the fit without a penalty and the map of the whole image.
  */
 const WINDOW_RIDGE = 0.01;
-/** The ridge strength of the map that is fitted to the whole image. */
+/** The ridge penalty of the colour map that is fitted to the whole image. */
 const IMAGE_RIDGE = 1e-3;
 /** The smallest brightness gain of a colour map, so that a photograph keeps detail that the model lost. */
 const LEAST_CONTRAST = 0.8;

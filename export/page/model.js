@@ -23,7 +23,8 @@ import { WorkerClient } from "./worker_client.js";
  * @property {Record<string, number>} sizes The size in bytes of each file that the page downloads.
  * @property {{file: string, title: string, author: string, licence: string, seen: boolean | null}[]} examples The example
  *   pictures; `seen` says whether the model was trained on one, and is null if that is not known.
- * @property {{name: string, vector: number[], description?: string}[]} [directions] Directions in z.
+ * @property {{name: string, vector: number[], description?: string}[]} [directions] Directions in z. The page shows the
+ *   description as a tooltip.
  */
 
 /** Runs the model in a worker, with WebAssembly or on the graphics card. */

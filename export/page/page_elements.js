@@ -62,7 +62,7 @@ export class Picture {
     this.#fullSizeCanvas.hidden = false;
   }
 
-  /** Uncovers the image of the model's size. */
+  /** Hides the picture at the size of a photograph, so that the image of the model's size is visible. */
   hideFullSize() {
     this.#fullSizeCanvas.hidden = true;
   }

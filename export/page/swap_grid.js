@@ -1,5 +1,5 @@
 /**
- * Runs the grid of four pictures: A, B, and the two pictures that decode the z of one with the v of the other.
+ * Shows the grid of four pictures: A, B, and two pictures that are decoded from the z of one and the v of the other.
  * @module
  */
 
