@@ -101,15 +101,6 @@ def test_lost_images_are_named(run, monkeypatch):
     assert run("--check") == (1, "14 of 16 test images decode exactly; not exact: 0, 1\n", "")
 
 
-@pytest.mark.parametrize(("height", "width", "count"), [(8, 8, 16), (12, 20, 16), (130, 10, 2)])
-def test_known_images_are_waves_and_fewer_large_ones(height, width, count):
-    images = source.make_test_images(height, width, 3)
-    number, y, x, channel = np.indices(images.shape)
-    wave = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // max(height, width) + 85 * channel
-    np.testing.assert_array_equal(images, np.minimum(abs(wave % 512 - 256), 255))
-    assert len(images) == len(np.unique(images.reshape(count, -1), axis=0)) == count
-
-
 def test_codes_and_switches_are_the_models_in_batches_of_any_size(client, model, eager):
     images = np.random.default_rng(1).integers(0, 256, (10, 8, 8, 3), np.uint8)
     for served in (client.Model(), client.Model(batch=3)):

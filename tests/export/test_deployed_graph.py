@@ -104,18 +104,6 @@ class TestDeployedGraph:
         for found in call("alpha-0.8", "switch", images_b=images["images_a"]).values():
             np.testing.assert_array_equal(found, images["images_a"])
 
-    @pytest.mark.parametrize("count", [1, 3, 64])
-    def test_batches_of_any_size_give_the_same_codes(self, count):
-        images = random_images(64, seed=7)
-        every, part = call("alpha-0.8", "encode", images=images), call("alpha-0.8", "encode", images=images[:count])
-        assert_same(part, {output: array[:count] for output, array in every.items()})
-
-    def test_extreme_images_come_back(self):
-        board = np.indices((8, 8, 3)).sum(0) % 2 * 255
-        images = np.stack([np.zeros_like(board), np.full_like(board, 255), board, 255 - board]).astype("uint8")
-        codes = call("alpha-0.8", "encode", images=images)
-        np.testing.assert_array_equal(call("alpha-0.8", "decode", **codes)["images"], images)
-
 
 class OffByAThousandth(DeployedModel):
     """A deployed model with a fault in one number of one weight."""

@@ -189,30 +189,27 @@ class TestEarlierFormats:
 
 
 class TestRights:
-    def test_an_import_says_data_unknown_and_claims_no_licence(self, tiny_run, tmp_path) -> None:
-        run = tmp_path / "imported"
-        shutil.copytree(tiny_run / "checkpoints", run / "checkpoints")
+    def test_an_import_and_a_model_that_was_saved_alone_claim_no_licence(self, tiny_run, tmp_path) -> None:
+        shutil.copytree(tiny_run / "checkpoints", tmp_path / "imported" / "checkpoints")
         config = json.loads((tiny_run / "config.json").read_text())
         config["description"] = "imported from a checkpoint of the reference, model.npz"
-        (run / "config.json").write_text(json.dumps(config))
-        # As `import_wolf` leaves it.
-        (run / "summary.json").write_text(json.dumps({"imported_from": "some/model.npz", "parameters": {}}))
-        _, origin = open_run(run)
-        text = render_model_card(make_model_card(origin, list_endpoints(SMALL), "4 test images", {"onnx": entry()}))
-        line = "".join(re.findall(r"\| (?:trained on|rights in the images) \|.*", text))
-        assert "data unknown (imported from a checkpoint of the reference, model.npz)" in line
-        assert "No licence is claimed" in line
-        assert not re.search("CC0|CC BY|public domain|photograph", line)
-
-    def test_a_model_that_was_saved_alone_claims_none_unless_its_config_says_more(self, tiny_run, tmp_path) -> None:
+        (tmp_path / "imported" / "config.json").write_text(json.dumps(config))
+        # `import_wolf` writes this summary.
+        summary = {"imported_from": "some/model.npz", "parameters": {}}
+        (tmp_path / "imported" / "summary.json").write_text(json.dumps(summary))
         model = load_model(tiny_run)
-        save_run(model, tmp_path / "mine")
-        save_run(model, tmp_path / "told", Config(model=SMALL, data=DataConfig(source="folder:/home/ada/faces")))
-        _, origin = open_run(tmp_path / "mine")
-        card = make_model_card(origin, list_endpoints(SMALL), "any", {"onnx": entry()})
-        assert card["data"]["source"] == "data unknown" and "No licence is claimed" in card["data"]["licence"]
-        _, origin = open_run(tmp_path / "told")
-        assert origin.images_known and origin.data == "folder:faces" and "No licence" not in describe_rights(origin)
+        save_run(model, tmp_path / "alone")
+        sources = {"imported": f"data unknown ({config['description']})", "alone": "data unknown"}
+        for name, source in sources.items():
+            _, provenance = open_run(tmp_path / name)
+            card = make_model_card(provenance, list_endpoints(SMALL), "4 test images", {"onnx": entry()})
+            assert card["data"]["source"] == source and "No licence is claimed" in card["data"]["licence"]
+            lines = "".join(re.findall(r"\| (?:trained on|rights in the images) \|.*", render_model_card(card)))
+            assert source in lines and not re.search("CC0|CC BY|public domain|photograph", lines)
+        save_run(model, tmp_path / "with data", Config(model=SMALL, data=DataConfig(source="folder:/home/ada/faces")))
+        _, provenance = open_run(tmp_path / "with data")
+        assert provenance.images_known and provenance.data == "folder:faces"
+        assert "No licence" not in describe_rights(provenance)
 
     def test_other_runs_say_whose_images_they_are(self) -> None:
         for source, said in {"photographs": "CC0", "cifar10": "Krizhevsky", "folder:faces": "not recorded"}.items():

@@ -5,10 +5,8 @@ import shutil
 
 import onnx
 import pytest
-import tensorflow as tf
 from helpers.exporting import ON_PAGE, RECORDS, read_card, read_tree
 from PIL import Image
-from tensorflow.core.protobuf import saved_model_pb2
 
 from export import pipeline
 from export.card import JSON_NAME, TEXT_NAME, render_model_card
@@ -48,20 +46,6 @@ class TestCard:
         text = (exported / TEXT_NAME).read_text()
         assert all(f"| `{key}` |" in text and f"| {key} |" in text for key in every)
         assert "nan" not in text.lower().split()
-
-    def test_signatures_are_those_of_the_saved_model(self, exported):
-        message = saved_model_pb2.SavedModel.FromString((exported / "savedmodel" / "1" / "saved_model.pb").read_bytes())
-        signatures = dict(message.meta_graphs[0].signature_def)
-        card = read_card(exported)
-        assert {name for name in signatures if not name.startswith("__")} == {*card["endpoints"], "serving_default"}
-        for name, endpoint in card["endpoints"].items():
-            for kind, infos in (("inputs", signatures[name].inputs), ("outputs", signatures[name].outputs)):
-                found = {
-                    key: [tf.as_dtype(info.dtype).name, *(dimension.size for dimension in info.tensor_shape.dim)]
-                    for key, info in infos.items()
-                }
-                stated = {array["name"]: [array["dtype"], -1, *array["shape"][1:]] for array in endpoint[kind]}
-                assert found == stated, name
 
     def test_of_a_run_that_averages_has_its_figures(self, quick, monkeypatch, finished_run, command, tmp_path):
         monkeypatch.setattr(pipeline, "open_run", open_run)

@@ -86,11 +86,10 @@ def test_committed_run_exports_without_its_data(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_weights_that_come_along_export(tmp_path):
+def test_bundled_weights_export(tmp_path):
     card = exported_card("photographs", tmp_path / "to", formats=("onnx",))
     passed(card, "onnx")
-    assert (card["run"], card["image_shape"]) == ("photographs", "[64, 64, 3]")
-    assert "photographs" in card["checked"]["real_images"]
+    assert card["run"] == "photographs" and "photographs" in card["checked"]["real_images"]
     real = card["formats"]["onnx"]["round_trip"]["real"]
     assert real["identical"] == real["images"] >= 12
 

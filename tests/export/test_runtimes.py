@@ -149,12 +149,6 @@ class TestNotFinite:
         np.testing.assert_allclose(found[OTHERS], right[OTHERS], rtol=1e-6)
         assert not np.isfinite(found[BAD])
 
-    @pytest.mark.parametrize("name", ["alpha", "beta"])
-    def test_interpolation_harms_no_other_row(self, saved_model, name):
-        right, found = spoil(saved_model, "interpolate", "images", name, np.nan)
-        np.testing.assert_array_equal(found[OTHERS], right[OTHERS])
-        assert np.all(found[BAD] == 0)
-
 
 def wrong_shapes(right):
     """Shapes that an input `[batch, ...]` does not have: of another rank and size, and such as have as many numbers."""

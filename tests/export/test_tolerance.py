@@ -135,12 +135,6 @@ class TestPixels:
         assert "the Keras model itself has no stable answer" in answer.compare_file(answer.values)[1]
 
 
-@pytest.mark.parametrize("size", [8, 64, 256])
-def test_there_are_three_batches_of_any_size_of_images(size):
-    sizes = choose_batch_sizes(size)
-    assert len(sizes) == 3 and len(set(sizes)) >= 2 and sizes[0] == 1
-
-
 class Made(Runtime):
     """A runtime whose endpoints are functions of a test."""
 
