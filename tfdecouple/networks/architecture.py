@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,13 @@ def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
 
     fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
-    return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
+    # Keras draws the seeds of initialisers from Python's generator. Its state is restored, so that a model has the same
+    # initial weights whether or not this result was cached.
+    state = random.getstate()
+    try:
+        return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
+    finally:
+        random.setstate(state)
 
 
 def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
