@@ -54,7 +54,7 @@ def outlier_scores(
     >>> outlier_scores(model, images, z_noise=tf.zeros([2, 0]), u_noise=tf.zeros([2, 4, 4, 3])).shell.shape.as_list()
     [2]
 
-    The other arguments are those of `DecoupledModel.elbo_from_noise`.
+    All arguments but the model are those of `DecoupledModel.elbo_from_noise`.
     """
     if labels is None and model.config.has_class_codes:
         labels = tf.argmax(model.classify(images), -1, tf.int32)

@@ -28,7 +28,7 @@ def far_from_training(v: Any) -> np.ndarray:
         v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
-    # The negated comparison makes a v with NaN count as far.
+    # Comparisons with NaN are false, so the negated comparison is true for a v with NaN.
     return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
 
 
@@ -56,7 +56,7 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
     """Raises InversionError, with the images' numbers, if decoded images differ from `images` or x is not finite.
 
     All arrays are `[batch, height, width, channels]`; x is `decoded` before rounding to pixels. The message advises a
-    smaller alpha than `alpha`, unless this is None, because the couplings of the model do not scale.
+    smaller alpha than `alpha`, the model's; `alpha` is None if the couplings of the model do not scale.
     """
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
@@ -68,7 +68,7 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
 
 
 def format_image_numbers(indices: Any, most: int = 8) -> str:
-    """Returns text with the first few of some numbers of images, and the count of the remaining numbers.
+    """Returns the numbers of images as text for a message: the first `most` numbers, and the count of the rest.
 
     >>> format_image_numbers([3, 5]), format_image_numbers(range(10), 2)
     ('3, 5', '0, 1 and 8 more')

@@ -109,7 +109,7 @@ class ClassCodes(_ClassLayer):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ClassAffine(_ClassLayer):
-    """A layer y = z * scale + shift, with its own scale and shift for each label, before the flow of the prior over z.
+    """A layer y = z * scale + shift, with its own scale and shift for each label, before the prior flow.
 
     The layer starts as the identity, so p(z|y) does not depend on the label y at first.
     """
@@ -119,7 +119,7 @@ class ClassAffine(_ClassLayer):
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of the two outputs of `call`."""
+        """Returns the shapes of y and of the log-determinants, which a Keras model's `summary` shows."""
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset_to_zero(self) -> None:
@@ -128,7 +128,7 @@ class ClassAffine(_ClassLayer):
             weight.assign(tf.zeros_like(weight))
 
     def call(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns z mapped for every label, `[batch, classes, d_z]`, and the log-determinants, `[classes]`."""
+        """Returns y `[batch, classes, d_z]` for z `[batch, d_z]` and every label, and log-determinants `[classes]`."""
         log_scale = tf.convert_to_tensor(self.log_scale)
         y = z[:, None] * tf.exp(log_scale) + tf.convert_to_tensor(self.shift)
         return y, tf.reduce_sum(log_scale, -1)
@@ -142,7 +142,7 @@ class ClassAffine(_ClassLayer):
         return (y - shift) * tf.exp(-log_scale)
 
     def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
-        """Returns the layer as a TFP bijector, for labels `[batch]`, or for all labels and z `[..., 1, d_z]`."""
+        """Returns a TFP bijector of z `[batch, d_z]` for labels, or of z `[..., classes, d_z]` for all labels."""
         log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
         if labels is not None:
             log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))
