@@ -1,10 +1,12 @@
-"""The work that doctor and the benchmarks time."""
+"""The speed and the memory that doctor and the benchmarks measure."""
 
 import pytest
 from helpers.models import SMALL_SETTINGS
 
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor.benchmark import Benchmark, make_timed_config, time_calls
+from tfdecouple.doctor.benchmark import Benchmark, compare_memory, make_timed_config, time_calls
+from tfdecouple.doctor.check_runner import run_in_process
+from tfdecouple.doctor.report import VARIANTS, Request, Task
 
 BATCH = 2
 
@@ -27,3 +29,31 @@ def test_steps_of_training_begin_without_waiting_for_the_one_before(benchmark_of
 def test_a_batch_may_be_larger_than_what_is_held_out(benchmark_of_tiny_model):
     count = benchmark_of_tiny_model.source.sizes["test"] + 1
     assert benchmark_of_tiny_model.make_work("encode", count).call().shape == (count, 8, 8, 3)
+
+
+# The quickstart with so few layers that an image is most of what is computed.
+SMALL = (
+    "model.image_shape=[64,64,3]",
+    "model.steps=[1,1]",
+    "model.hidden_channels=[16,16]",
+    "model.encoder_channels=[16]",
+    "model.latent_dim=4",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["float32", "invert"])
+def test_an_image_takes_the_memory_that_was_calculated(name):
+    (variant,) = [variant for variant in VARIANTS if variant.name == name]
+    smaller, larger, judged = run_in_process("memory", Task(Request(preset="quickstart", settings=SMALL), variant))
+    assert larger.figures["batch"] == 2 * smaller.figures["batch"]
+    # Above everything else in memory, and not far beyond.
+    difference = larger.figures["peak_bytes"] - smaller.figures["peak_bytes"]
+    assert 180 * 2**20 < difference < 360 * 2**20
+    assert judged.holds, judged.message
+
+
+@pytest.mark.parametrize(("measured", "holds"), [(100.0, True), (140.0, False), (70.0, False)])
+def test_memory_that_is_off_by_more_than_a_third_does_not_hold(measured, holds):
+    judged = compare_memory(VARIANTS[0], measured, 103.0)
+    assert judged.holds is holds and "training.micro_batches" in judged.advice

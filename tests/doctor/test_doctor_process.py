@@ -5,6 +5,7 @@ import sys
 import pytest
 from helpers.places import PATIENCE, TESTS
 from helpers.planted_checks import PLANTED
+from helpers.recipes import copy_packages, insert_text, read_recipe, run_in_copy
 
 from tfdecouple.doctor import check_runner
 from tfdecouple.doctor.report import Request, Result, Task
@@ -75,3 +76,16 @@ def test_each_check_gets_the_variants_that_it_takes_and_the_devices_that_build_f
     asked.clear()
     check_runner.run_checks(Request(quick=True), ["memory", "speed"], lambda text: None)
     assert {name for name, _, _ in asked} == {"build", "speed"} and len(asked) == 4
+
+
+def test_the_check_of_the_recipe_in_docs_extending_runs_and_is_reported(tmp_path):
+    copy = copy_packages(tmp_path)
+    module, _, registered = read_recipe("doctor check").partition("# in `CHECKS`\n")
+    folder = copy / "tfdecouple" / "doctor"
+    (folder / "repetition.py").write_text(module, encoding="utf-8")
+    insert_text(folder / "check_runner.py", "installation", "repetition, ", after="from tfdecouple.doctor import")
+    insert_text(folder / "check_runner.py", "\n}", "\n" + registered, after="CHECKS = {")
+    done = run_in_copy(copy, "-m", "tfdecouple", "doctor", "--only", "repetition", anew=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "repetition: the same numbers in each call" in done.stdout
+    assert "0 numbers of v differ in a second call" in done.stdout

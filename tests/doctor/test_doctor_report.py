@@ -6,7 +6,7 @@ import pytest
 
 from tfdecouple.cli import main
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor import benchmark, check_runner, installation
+from tfdecouple.doctor import check_runner, installation
 from tfdecouple.doctor.report import VARIANTS, Request, Result, format_settings, make_text, recommend_settings
 
 FACTS = {
@@ -104,18 +104,11 @@ class TestRecommendation:
         assert recommended(*self.ROWS, numerics=RIGHT[1:2])[0] == ["training.precision=tf32"]
 
 
-class TestVariants:
-    def test_every_one_is_an_option_that_there_is(self):
-        names = [variant.name for variant in VARIANTS]
-        assert len(set(names)) == len(names) and not VARIANTS[0].settings
-        for variant in VARIANTS[1:]:
-            override(load_preset("quickstart"), list(variant.settings))
-            assert len(variant.settings) == 1
-
-    def test_memory_that_is_off_by_more_than_a_third_does_not_hold(self):
-        for measured, holds in ((100.0, True), (140.0, False), (70.0, False)):
-            judged = benchmark.compare_memory(VARIANTS[0], measured, 103.0)
-            assert judged.holds is holds and "training.micro_batches" in judged.advice
+def test_every_variant_is_an_option_that_there_is():
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS) and not VARIANTS[0].settings
+    for variant in VARIANTS[1:]:
+        override(load_preset("quickstart"), list(variant.settings))
+        assert len(variant.settings) == 1
 
 
 class TestReport:

@@ -48,13 +48,14 @@ def test_it_says_how_many_parameters_came_and_how_to_open_them(imported):
         (["--weights", "no/such.npz"], "no/such.npz"),
         (["--config", "no/such.json"], "no/such.json"),
         (["--image-shape", 48, 48, 3], "48"),
-        (["--n-bits", 9], "9"),
+        (["--n-bits", 9], "n_bits is 9"),
+        (["--n-bits", 0], "n_bits is 0"),
     ],
 )
 def test_mistake_is_one_line_and_leaves_no_run(tmp_path, capsys, arguments, message):
     line = refused(capsys, lambda: imports("--workdir", tmp_path / "run", *arguments))
     assert message in line
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_a_run_is_not_overwritten(imported, capsys):

@@ -255,10 +255,6 @@ class TestUnsupported:
     def test_image_shape_that_does_not_fit_is_refused(self, size, word):
         assert word in refusal(lambda: translate_config(CONFIG, image_shape=(size, size, 3)))
 
-    @pytest.mark.parametrize("n_bits", [0, 9])
-    def test_impossible_bits_are_refused(self, n_bits):
-        assert "n_bits" in refusal(lambda: translate_config(CONFIG, image_shape=(32, 32, 3), n_bits=n_bits))
-
 
 STEP = "generator.flow.blocks.0.steps.0"
 
@@ -318,20 +314,6 @@ def archived(first=b"", flag=0):
 
 
 class TestFiles:
-    def importing(self, tmp_path, config=DATA / "config.json", weights=DATA / "model.npz"):
-        return lambda: import_wolf(config, weights, image_shape=(32, 32, 3), workdir=tmp_path / "run")
-
-    def test_folder_in_use_is_not_touched(self, tmp_path):
-        (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "mine.txt").write_text("mine")
-        assert "not empty" in refusal(self.importing(tmp_path))
-        assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["mine.txt"]
-
-    def test_missing_files_are_named(self, tmp_path):
-        assert "none.json" in refusal(self.importing(tmp_path, config=tmp_path / "none.json"))
-        assert "none.npz" in refusal(self.importing(tmp_path, weights=tmp_path / "none.npz"))
-        assert not (tmp_path / "run").exists()
-
     @pytest.mark.parametrize(
         ("name", "content", "word"),
         [
