@@ -23,7 +23,7 @@ def augment_images(state, images, step, number=0, **training):
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
     take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
     seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
-    return take._augment(images, seed, slice(start, start + len(images)))
+    return take._augment_images(images, seed, slice(start, start + len(images)))
 
 
 class Trainer:
@@ -62,7 +62,7 @@ class Trainer:
             )
             result = self.step_function(list(micro_batches), self.steps)
             self.steps += 1
-        return result.read()
+        return result.fetch_numbers()
 
     def values(self, device=None):
         """Returns the values of all variables in checkpoints by name; with `device`, the values on that device."""
@@ -76,13 +76,13 @@ class Trainer:
 
         return {
             f"{group}/{name}": read(variable)
-            for group, variables in self.state.checkpoint_groups().items()
+            for group, variables in self.state.group_checkpoint_variables().items()
             for name, variable in variables.items()
         }
 
     def put(self, values):
-        """Assigns to the variables the values that the method `values` has returned."""
-        for group, variables in self.state.checkpoint_groups().items():
+        """Assigns values that the method `values` has returned to the variables."""
+        for group, variables in self.state.group_checkpoint_variables().items():
             for name, variable in variables.items():
                 variable.assign(values[f"{group}/{name}"])
 

@@ -14,7 +14,7 @@ from helpers.refusals import message_of
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime import process
 from tfdecouple.runtime.execution import count_shards
-from tfdecouple.training.workers import device_input_options
+from tfdecouple.training.workers import make_device_input_options
 
 
 @pytest.fixture
@@ -40,11 +40,11 @@ def set_to(monkeypatch):
 def test_graphs_are_rewritten_and_memory_grows_on_gpus_alone(set_to, monkeypatch):
     process.start_tensorflow()
     assert set_to["disable_meta_optimizer"] and not set_to["growth"]
-    assert device_input_options().experimental_per_replica_buffer_size == 1
+    assert make_device_input_options().experimental_per_replica_buffer_size == 1
     set_to["gpus"] = ["GPU:0", "GPU:1"]
     process.start_tensorflow()
     assert not set_to["disable_meta_optimizer"] and set_to["growth"] == [("GPU:0", True), ("GPU:1", True)]
-    assert device_input_options().experimental_per_replica_buffer_size == 2
+    assert make_device_input_options().experimental_per_replica_buffer_size == 2
     monkeypatch.setenv(process.ALLOW_GROWTH, "false")
     process.start_tensorflow()
     assert len(set_to["growth"]) == 2

@@ -105,8 +105,8 @@ class TestTwoRanks:
         self.assert_same(*states)
 
     def assert_same(self, ours, theirs):
-        for group, values in ours.checkpoint_groups().items():
-            for name, value in theirs.checkpoint_groups()[group].items():
+        for group, values in ours.group_checkpoint_variables().items():
+            for name, value in theirs.group_checkpoint_variables()[group].items():
                 np.testing.assert_array_equal(values[name].numpy(), value.numpy(), err_msg=f"{group}: {name}")
 
 

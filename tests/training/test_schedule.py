@@ -136,5 +136,5 @@ def test_patterns_are_of_the_update_and_of_the_place_in_the_batch(state):
 def test_weights_that_saw_no_patterns_are_no_rivals_of_those_that_did():
     state = TrainingState(Config(model=LEAST, training=TrainingConfig(patterns=0.1, patterns_after=20)))
     figures = [(10, 4.0), (20, 3.0), (30, np.nan), (40, 5.0), (50, 5.5), (60, 4.5)]
-    assert [state.update_best(*figure) for figure in figures] == [True, True, False, True, False, True]
+    assert [state.update_best_evaluation(*figure) for figure in figures] == [True, True, False, True, False, True]
     assert int(state.best_step.numpy()) == 60

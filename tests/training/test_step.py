@@ -166,10 +166,10 @@ class TestStep:
         assert result.inversion_error > INVERSION_BOUND["float32"]
         assert_equal(trainer.values(), before, but=("counters/step", "counters/skipped"))
         assert (
-            trainer.state.read_skip_reasons()
+            trainer.state.describe_skip_reasons()
             == f"inverting came back {result.inversion_error:.2g} off (training.memory=invert)"
         )
-        assert trainer.state.read_skip_reasons() == ""
+        assert trainer.state.describe_skip_reasons() == ""
 
     def test_bfloat16_nets_keep_float32_weights_and_nearly_the_loss(self, one_device, eager):
         trainer = Trainer(precision="mixed_bfloat16")

@@ -55,7 +55,7 @@ class TestWorkers:
 
         def act(workers):
             variables = [tf.Variable(value if (workers.rank == 0) else np.zeros_like(value)) for value in values]
-            workers.broadcast(variables)
+            workers.broadcast_variables(variables)
             return [variable.numpy().tobytes() for variable in variables]
 
         assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
@@ -66,7 +66,7 @@ class TestWorkers:
         assert workers.call_on_chief(lambda: pathlib.Path("x")) == pathlib.Path("x")
         assert workers.call_on_all(lambda: 3) == 3
         workers.require_equal("nothing", {})
-        workers.broadcast([])
+        workers.broadcast_variables([])
 
     def test_loss_is_one_line_with_the_reason(self):
         message = "Graph execution error:\n\nDetected at x\nCollective ops is aborted by: Connection reset by peer\n"

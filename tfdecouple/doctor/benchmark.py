@@ -127,13 +127,13 @@ class Benchmark:
         """Returns a function that starts the next training step, and returns its result without waiting for it."""
         from tfdecouple.data import make_training_batches
         from tfdecouple.data.labels import make_training_inputs
-        from tfdecouple.training.workers import device_input_options
+        from tfdecouple.training.workers import make_device_input_options
 
         training, steps = self.config.training, itertools.count()
         options = {"batch_size": training.batch_size, "seed": training.seed, "micro_batches": training.micro_batches}
         examples = make_training_batches(self.source, self.config.data, **options)
         inputs = make_training_inputs(examples, self.source, self.config.model)
-        batches = iter(self.strategy.experimental_distribute_dataset(inputs, device_input_options()))
+        batches = iter(self.strategy.experimental_distribute_dataset(inputs, make_device_input_options()))
         return lambda: self.step([next(batches) for _ in range(training.micro_batches)], next(steps))
 
 

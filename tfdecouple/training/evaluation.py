@@ -1,4 +1,4 @@
-"""Reports of the evaluations of a run: pictures, diagnostics, the best weights, and a summary at the end."""
+"""The results of a run's evaluations: metrics, pictures, the best weights, and the summary at the end of the run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct_images
 from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, save_pictures
 
-# Largest number of test images that are compared with lossless codecs.
+# Largest number of test images that are compressed with lossless codecs, for comparison.
 _CODED = 1000
 # Smallest number of images that each evaluation encodes and decodes, whatever `training.pictures` is.
 _LEAST_RECONSTRUCTED = 4
 
-# Functions that compute further metrics of an evaluation, by name, from the model and some validation images, uint8.
+# Functions from a model and some validation images, uint8, to metrics by name, which every evaluation logs.
 DIAGNOSTICS = [
     DecoupledModel.diagnose,
 ]
@@ -32,7 +32,7 @@ DIAGNOSTICS = [
 class EvaluationReports:
     """A writer of the results of evaluations to the run folder; only the chief of several workers uses it.
 
-    `state` holds the model with the evaluated weights; `note` receives the name of each part as it begins.
+    `note` shows the user which part of the report is being computed.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class EvaluationReports:
         self._directory = directory
 
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
-        """Returns a message with the results of an evaluation, after saving the best weights, pictures and metrics."""
+        """Saves pictures, metrics and, if they are the best, the weights; returns a message with the results."""
         model = self._state.model
         count = min(self._shown_images(step), self._source.sizes["validation"])
-        # Unreadable images of a large folder are found only when they are read, so fewer images may be returned.
+        # Fewer images are returned if some files cannot be read.
         images, labels = load_images(self._source, "validation", count, at_most=True)
         images = np.asarray(model.quantize_images(images))
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
@@ -69,18 +69,15 @@ class EvaluationReports:
         )
 
     def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
-        """Returns the content of `summary.json`, which it writes, and messages with the results of the run.
+        """Writes summary.json, and returns its content and messages with the results of the run.
 
-        Args:
-            step: the last step.
-            test: the bound on the test images; None if they were not evaluated.
-            count: number of test images.
+        `test` has the metrics on the `count` test images; it is None if they were not evaluated.
         """
-        best, loaded = int(self._state.best_step.numpy()), self._directory.loaded
+        best, loaded = int(self._state.best_step.numpy()), self._directory.loaded_step
         averages = bool(self._config.training.ema_decay)
         summary: dict[str, Any] = {
             "steps": step,
-            # This is the step of the loaded weights, because opening the run gives the same weights.
+            # Opening the run loads the weights of this step, too.
             "best_step": loaded,
             "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()) if loaded == best else None,
             "test": test.to_log_row() if test else None,
@@ -97,7 +94,7 @@ class EvaluationReports:
         else:
             images, labels = load_images(self._source, "test", min(_CODED, count), at_most=True)
             self._note("lossless codecs")
-            # A codec stores all 8 bits of a channel, so its size says nothing about a model of fewer bits.
+            # Codecs store all 8 bits of a channel, so they are not compared with models of fewer bits.
             codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
             shown = self._shown_images(step)
@@ -118,7 +115,7 @@ class EvaluationReports:
         return summary, lines
 
     def _shown_images(self, step: int) -> int:
-        """Returns the number of held-out images that are encoded, decoded and shown after a step."""
+        """Returns how many held-out images are encoded, decoded and drawn after a step."""
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)
@@ -126,7 +123,7 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Returns a text on how many reconstructions are exact, and the paths of the pictures of a step by name."""
+        """Draws the pictures of a step; returns a text on the exactness of reconstructions, and paths by picture."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
@@ -135,7 +132,7 @@ class EvaluationReports:
             inputs = PictureInputs(self._state.model, images, seed, self._shown_images(step), labels, label_names)
             exact = save_pictures(inputs, folder, prefix, lambda name: self._note(f"drawing {name}"))
         except UserError as error:
-            # The run continues without pictures, because a model with alpha = 1 sometimes fails to invert an image.
+            # A model with alpha = 1 sometimes fails to invert an image; the run then continues without pictures.
             return f"no pictures ({error})", {}
         pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
         return f"reconstruction: {_count_exact(exact, images)}", pictures

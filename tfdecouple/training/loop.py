@@ -1,4 +1,4 @@
-"""The training loop: checks before the first step, steps, evaluations, checkpoints, and a summary at the end."""
+"""The training loop: checks, training steps, evaluations, checkpoints, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import keras
 import tensorflow as tf
@@ -32,21 +32,21 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import StepResult, TrainStep, add_image_noise, compute_noise_deviation
 from tfdecouple.training.workers import (
     Workers,
-    device_input_options,
     find_cluster,
     lost_worker_errors,
     make_collective_sum,
+    make_device_input_options,
     make_strategy,
     require_divisible_batch,
 )
 
-# Number of images on which even a run of a single step is evaluated.
+# Smallest number of images in an evaluation; otherwise a run is evaluated on at most as many as it was trained on.
 _LEAST_EVALUATED = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a training: its run folder, the content of `summary.json`, and whether this process wrote it."""
+    """The outcome of a training: the run folder, the content of summary.json, and whether this process is the chief."""
 
     workdir: pathlib.Path
     summary: dict[str, Any]
@@ -60,24 +60,24 @@ def train(
     devices: int | None = None,
     download: bool = False,
 ) -> Outcome:
-    """Returns the outcome of a run after training it to its last step, from the beginning or from where it stopped.
+    """Trains a run to its last step, from its beginning or from its newest checkpoint, and returns the outcome.
 
-    The global seed of Keras is set, since initial weights are drawn from it. In a cluster, which TF_CONFIG describes,
-    all workers call `train` with the same arguments, before TensorFlow has run anything; only the first worker, the
-    chief, reads and writes the run folder.
+    The global seed of Keras is set, because initial weights are drawn from it. In a cluster, which TF_CONFIG describes,
+    all workers call `train` with the same arguments before TensorFlow runs its first operation. Only the first worker,
+    the chief, reads and writes the run folder.
 
     Args:
         config: the config of the run.
-        workdir: the run folder; made if absent.
+        workdir: the run folder, which is made if it is missing.
         devices: number of devices of each worker; None for all GPUs, or one CPU.
-        download: whether TFDS prepares the data set where it is missing.
+        download: whether TFDS downloads and prepares a missing data set.
 
     Raises:
         ConfigError: where options contradict each other or the devices, or the processor lacks the precision.
         DataError: where images are missing or unreadable.
         InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
-        DivergedError: where training.max_skipped_steps steps in a row were not applied.
-        LostWorkerError: where another worker has ended.
+        DivergedError: after training.max_skipped_steps steps in a row that were not applied.
+        LostWorkerError: if another worker has ended.
         RunError: where the folder holds another run, is in use, or cannot be written.
     """
     path = pathlib.Path(workdir)
@@ -122,7 +122,7 @@ def _open_source(config: Config, download: bool) -> Source:
 
 @contextlib.contextmanager
 def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
-    """Returns a context in which an error of a full disk or too little memory becomes a RunError with one line."""
+    """Returns a context in which errors about a full disk or too little memory become RunError, with one line."""
     try:
         yield
     except OSError as error:
@@ -131,7 +131,7 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
             "checkpoint"
         ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        # A run that took no step has no config yet, so its folder can be used again and no other is advised.
+        # Before the first step the folder has no config, so the command may use the same folder again.
         where = " in another --workdir" if (path / CONFIG).is_file() else ""
         raise RunError(
             f"out of memory; start again{where} with a smaller training.batch_size or more "
@@ -140,10 +140,10 @@ def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 class Trainer:
-    """The training of a run, from the newest step in its folder to its last step.
+    """The training of a run, from the newest checkpoint in its folder to its last step.
 
-    Several workers take every step together. Only the chief uses the run directory, and broadcasts the variables that
-    it reads; a process that trains alone is its own chief.
+    All workers take every step together. Only the chief uses the run directory, and broadcasts the variables that were
+    read from it. A process that trains alone is the chief.
     """
 
     def __init__(
@@ -162,10 +162,10 @@ class Trainer:
         self.source = source
         self.strategy = strategy
         self.workers = workers
-        self.directory = cast(RunDirectory, _OnChief(workers, directory))
-        self.log = cast(MetricsLog, _OnChief(workers, directory.log))
+        self.directory = cast(RunDirectory, _ChiefProxy(workers, directory))
+        self.log = cast(MetricsLog, _ChiefProxy(workers, directory.log))
         reports = EvaluationReports(config, state, source, directory, progress.note)
-        self.reports = cast(EvaluationReports, _OnChief(workers, reports))
+        self.reports = cast(EvaluationReports, _ChiefProxy(workers, reports))
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
         self.evaluator = BoundEvaluator(state.model, strategy)
@@ -174,28 +174,28 @@ class Trainer:
         self._files_written = False
 
     def train_to_end(self) -> dict[str, Any]:
-        """Returns the run's summary after training to the last step; raises the errors of `train`."""
-        messages, is_new = self.directory.restore(self.state)
+        """Trains to the last step and returns the run's summary; raises the errors of `train`."""
+        messages, is_new = self.directory.restore_newest_state(self.state)
         if not is_new:
-            self.workers.broadcast(
-                variable for group in self.state.checkpoint_groups().values() for variable in group.values()
+            self.workers.broadcast_variables(
+                variable for group in self.state.group_checkpoint_variables().values() for variable in group.values()
             )
         self.step = self._read_at = int(self.state.step.numpy())
         self.skipped = self.step - int(self.state.updates.numpy())
-        if summary := self.directory.finished_summary():
+        if summary := self.directory.read_finished_summary():
             return summary
         self.progress.begin(self.step)
-        self._introduce(messages)
+        self._print_run_description(messages)
         if is_new:
             self._initialize_weights()
         else:
             self._write_run_files()
         with StopRequest() as stop:
-            self._take_steps(stop)
+            self._train_to_last_step(stop)
             return self._measure_test_images(stop)
 
-    def _introduce(self, messages: list[str]) -> None:
-        """Prints a summary of model, devices and images, then `messages`."""
+    def _print_run_description(self, messages: list[str]) -> None:
+        """Prints a description of model, devices and images, then `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -226,7 +226,7 @@ class Trainer:
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
             images = next(iter(first))["image"]
             if self.training.noise:
-                # The first update sees images with noise, and scales set from clean images would take long to adapt.
+                # The first updates train on images with noise, so the scales of the layers are set from such images.
                 normal = tf.random.stateless_normal(
                     images.shape, randomness.derive_seed(self.training.seed, "start", "images")
                 )
@@ -234,18 +234,19 @@ class Trainer:
             self.state.model.initialize(images, seed=self.training.seed)
         else:
             self.directory.load_initial_weights(self.state, run, self.source.label_names)
-        # The hardware of the workers may round differently, so all of them take the chief's weights.
+        # Different processors may round differently, so all workers continue with the chief's weights.
         self._broadcast_model()
         self.state.optimizer.start_averages()
 
     def _broadcast_model(self) -> None:
-        """Copies the chief's weights to all workers."""
-        self.workers.broadcast(self.state.checkpoint_groups()["model"].values())
+        """Copies the weights of the chief's model to all workers."""
+        self.workers.broadcast_variables(self.state.group_checkpoint_variables()["model"].values())
 
     def _write_run_files(self) -> None:
-        """Writes the config of the run and opens its log, at the first call only.
+        """Writes the config of the run and opens its log; later calls do nothing.
 
-        A new run calls it after its first step, because a folder with a mistaken config refuses the corrected command.
+        A new run calls it after the first step, which shows that the options work: a folder with the config of a
+        mistaken command would refuse the corrected command.
         """
         if self._files_written:
             return
@@ -255,16 +256,16 @@ class Trainer:
                 f"metrics.jsonl: {damaged} damaged rows are left out; the checkpoints are not touched"
             )
 
-    def _take_steps(self, stop: StopRequest) -> None:
-        """Takes training steps up to the last one, or saves the state and raises InterruptedRunError after a signal.
+    def _train_to_last_step(self, stop: StopRequest) -> None:
+        """Takes training steps up to the last one; after a signal it saves the state and raises InterruptedRunError.
 
-        Steps are dispatched one after the other. Their results are read from the devices only after the first step of
-        this process, for a row of the log and before a checkpoint, because a GPU is idle meanwhile.
+        Steps are dispatched without waiting for their results, so that a GPU is never idle. Results are copied from the
+        devices only after the first step of this process, for a row of the log, and before a checkpoint.
         """
         training = self.training
-        batches, begun = self._training_batches(), self.step
+        batches, begun = self._load_training_batches(), self.step
         if begun:
-            self._finish_evaluation(stop)
+            self._restore_or_repeat_evaluation(stop)
         since, last = time.monotonic(), begun
         result: StepResult | None = None
         stopping = self._should_stop(stop)
@@ -272,21 +273,21 @@ class Trainer:
             micro_batches = [next(batches) for _ in range(training.micro_batches)]
             result = self.take_step(micro_batches, self.step, bool(stop.reason))
             self.step += 1
-            evaluates = self._evaluates()
+            evaluates = self._is_evaluation_step()
             logs = self.step == training.steps or self.step % training.log_every == 0
             saves = evaluates or self.step % training.checkpoint_every == 0
             is_first = self.step == begun + 1
-            read = self._read_step(result) if logs or saves or is_first else None
+            read = self._fetch_step_result(result) if logs or saves or is_first else None
             if logs and read:
                 now = time.monotonic()
-                self._log_row(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
+                self._log_training_row(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif is_first:
-                # The time of the first step is left out of the speed, because it includes tracing.
+                # The first step includes the time for tracing, so it does not count for the speed.
                 since, last = time.monotonic(), self.step
             self.progress.step(self.step)
             if saves:
-                # The state is saved before the evaluation, because the program may be ended during the evaluation.
+                # A signal may end the program during the evaluation, so the state is saved before.
                 self._save_checkpoint()
                 if evaluates:
                     self._evaluate_validation(stop)
@@ -294,7 +295,7 @@ class Trainer:
             stopping = self._should_stop(stop, read)
         if stopping and self.step < training.steps:
             if result is not None:
-                self._read_step(result)
+                self._fetch_step_result(result)
             self._write_run_files()
             self._save_checkpoint(overwrite=False)
             cause = stop.reason or "a signal to another worker"
@@ -303,16 +304,16 @@ class Trainer:
             )
 
     def _should_stop(self, stop: StopRequest, read: StepResult | None = None) -> bool:
-        """Returns whether to stop after this step; `read` is the result of the step, if it was read.
+        """Returns whether to stop after this step; `read` is the result of the step if it was copied to the host.
 
-        Several workers stop only after a step that was read, because its result has the stop flags of all workers.
+        Several workers stop only after such a step, because its result has the stop flags of all workers.
         """
         if self.workers.count > 1:
             return read is not None and bool(read.stop)
         return bool(stop.reason)
 
-    def _training_batches(self) -> Iterator[Any]:
-        """Returns an iterator over the inputs of `TrainStep`, one micro-batch each, from the run's current step on."""
+    def _load_training_batches(self) -> Iterator[Any]:
+        """Returns an iterator over micro-batches, the inputs of `TrainStep`, from the run's current step on."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
@@ -326,42 +327,38 @@ class Trainer:
             )
             return make_training_inputs(batches, self.source, self.config.model)
 
-        return iter(self.strategy.distribute_datasets_from_function(load_examples, device_input_options()))
+        return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
-    def _read_step(self, result: StepResult) -> StepResult:
-        """Returns the result of the last step after waiting for it; prints how many steps were newly skipped.
+    def _fetch_step_result(self, result: StepResult) -> StepResult:
+        """Waits for the last step and returns its result; prints how many steps were skipped since the last call.
 
-        It raises DivergedError where too many steps in a row were skipped.
+        DivergedError is raised if too many steps in a row were skipped.
         """
-        read = result.read()
-        # The folder is written now because a step was taken, which shows that the options are right.
+        read = result.fetch_numbers()
         self._write_run_files()
         step = int(self.state.step.numpy())
         skipped = step - int(self.state.updates.numpy())
         if skipped > self.skipped:
-            new, reasons = skipped - self.skipped, self.state.read_skip_reasons()
+            new, reasons = skipped - self.skipped, self.state.describe_skip_reasons()
             first = self._read_at + 1
             which = f"step {step}" if first == step else f"{new} of the steps {first} to {step}"
             self.progress.print_line(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
             self.skipped = skipped
             if self.state.halted.numpy():
-                self._end_diverged_run(step, reasons)
+                # Later steps, which may already be dispatched, change nothing, so the state is saved under this step.
+                self.step = step
+                self._save_checkpoint()
+                raise DivergedError(
+                    f"training diverged: {int(self.state.skipped.numpy())} steps in a row were not applied (at step "
+                    f"{step}: {reasons}); the weights before them are saved in {self.directory.checkpoints.path}. See "
+                    "docs/divergence.md"
+                )
         self._read_at = step
         return read
 
-    def _end_diverged_run(self, step: int, reasons: str) -> NoReturn:
-        # More steps may have been dispatched, but they changed nothing, so the state is saved under this step.
-        self.step = step
-        self._save_checkpoint()
-        in_a_row = int(self.state.skipped.numpy())
-        raise DivergedError(
-            f"training diverged: {in_a_row} steps in a row were not applied (at step {step}: {reasons}); "
-            f"the weights before them are saved in {self.directory.checkpoints.path}. See docs/divergence.md"
-        )
-
-    def _log_row(self, learning_rate: float, images_per_second: float) -> None:
+    def _log_training_row(self, learning_rate: float, images_per_second: float) -> None:
         row = {
-            **self.state.read_running_means(),
+            **self.state.fetch_running_means(),
             "learning_rate": learning_rate,
             "images_per_second": images_per_second,
             "skipped_steps": self.skipped,
@@ -370,63 +367,63 @@ class Trainer:
         self.progress.update(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
-        """Saves the state of the training; with `overwrite=False` only where this step has no checkpoint yet.
+        """Saves the state of the training; with `overwrite=False` only if this step has no checkpoint yet.
 
-        It raises DivergedError where a weight is not finite, so that no later step could be applied.
+        DivergedError is raised if a weight is not finite, because no later step could be applied.
         """
-        if not self.state.is_finite():
+        if not self.state.has_finite_weights():
             raise DivergedError(
                 f"training diverged: weights are not finite at step {self.step}, which is not saved; all weights of "
                 f"the checkpoints in {self.directory.checkpoints.path} are finite. See docs/divergence.md"
             )
-        self.directory.save_state(self.state, self.step, overwrite)
+        self.directory.save_training_state(self.state, self.step, overwrite)
 
-    def _evaluates(self) -> bool:
+    def _is_evaluation_step(self) -> bool:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
-    def _finish_evaluation(self, stop: StopRequest) -> None:
-        """Restores the result of this step's evaluation from the log, or evaluates if the log should have it.
+    def _restore_or_repeat_evaluation(self, stop: StopRequest) -> None:
+        """Restores the result of the evaluation at the current step from the log, or repeats a missing evaluation.
 
-        The log also has a row for each step that was once the last one, whatever `evaluate_every` is.
+        The log also has a row for each step that was the last one when the run had fewer steps.
         """
         bits_per_dim = self.log.validation_bits_per_dim(self.step)
         if bits_per_dim is not None:
-            self.state.update_best(self.step, bits_per_dim)
-        elif self._evaluates():
+            self.state.update_best_evaluation(self.step, bits_per_dim)
+        elif self._is_evaluation_step():
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
         """Evaluates the (averaged) weights on the validation images, logs the result and saves the best weights.
 
-        The state was saved before, so a signal ends the evaluation at once; the resumed run begins with the evaluation.
+        A signal ends the evaluation at once, because the state is saved; the resumed run repeats the evaluation.
         """
-        count = self._evaluated_images("validation", self.training.evaluation_images)
+        count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
             f"while the validation images were measured at step {self.step} of {self.training.steps}, saved; "
             "the same command goes on from here"
         )
-        with self._ended_by(stop, where), self.state.optimizer.use_averages():
+        with self._stop_evaluation_at_once(stop, where), self.state.optimizer.use_averages():
             count_batch = self.progress.make_counter("validation", count)
-            batches = self._evaluation_batches("validation", count)
+            batches = self._load_evaluation_batches("validation", count)
             measured = self.evaluator(batches, seed=self.training.seed, on_batch=count_batch)
-            is_best = self.state.update_best(self.step, measured.bits_per_dim)
+            is_best = self.state.update_best_evaluation(self.step, measured.bits_per_dim)
             message = self.reports.report_validation(self.step, measured, is_best)
         self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
-        """Returns the run's summary, after evaluating the best weights on the test images if the config asks for it."""
-        training, count = self.training, self._evaluated_images("test")
+        """Evaluates the best weights on the test images, if the config asks for it, and returns the run's summary."""
+        training, count = self.training, self._count_evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
             "the same command measures them again"
         )
-        with self._ended_by(stop, where):
+        with self._stop_evaluation_at_once(stop, where):
             self.directory.load_best_weights(self.state)
             self._broadcast_model()
             test: Bound | None = None
             if training.evaluation_samples:
                 test = self.evaluator(
-                    self._evaluation_batches("test", count),
+                    self._load_evaluation_batches("test", count),
                     k=training.evaluation_samples,
                     seed=training.seed,
                     on_batch=self.progress.make_counter("test", count),
@@ -436,24 +433,24 @@ class Trainer:
                 self.progress.print_line(line)
             return summary
 
-    def _ended_by(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context whose code a signal ends at once; an empty one, if several workers must stop together."""
+    def _stop_evaluation_at_once(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
+        """Returns a context whose code a signal ends at once; no signal does so if several workers stop together."""
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
-    def _evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns the number of images of a split to evaluate on; a short run evaluates as many as it has seen."""
+    def _count_evaluated_images(self, split: str, limit: int = 0) -> int:
+        """Returns how many images of a split are evaluated: at most `limit`, and as many as the run was trained on."""
         size = self.source.sizes[split]
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
-    def _evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
-        """Returns the first `count` images of a split, in batches that the devices can divide."""
+    def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
+        """Returns the first `count` images of a split in batches of a multiple of the number of devices."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
 
 
-class _OnChief:
-    """A proxy of an object that only the chief uses: methods run on the chief, and every worker gets the result."""
+class _ChiefProxy:
+    """A proxy of an object: its methods are called in the chief's process, and every worker gets the result."""
 
     def __init__(self, workers: Workers, target: Any):
         self._workers = workers

@@ -12,17 +12,17 @@ from tfdecouple.errors import one_line
 from tfdecouple.loggers import Logger
 from tfdecouple.storage.files import parse_json, write_text
 
-# Name of the metric that selects the best weights; every row of an evaluation has it.
+# Name of the metric by which the best weights are chosen; every row of validation metrics has this metric.
 _SELECTED_BY = "bits_per_dim"
-# Texts that stand for NaN and infinities, which JSON does not have.
+# Texts that the log has instead of NaN and infinities, because JSON has no such numbers.
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class MetricsLog:
-    """A writer of metrics to `metrics.jsonl`, which also passes rows and pictures on to loggers.
+    """A writer of metrics to `metrics.jsonl` that also passes rows and pictures on to loggers.
 
-    A logger that calls another project's client is dropped with a message if it fails, because it must not end a run.
-    All methods raise OSError where the disk is full. Nothing in the run folder is touched before `open`.
+    A logger that uses another project's client is dropped with a message if the client fails: no client may end a run.
+    All methods raise OSError if the disk is full. Nothing in the run folder changes before `open`.
     """
 
     def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = (), report: Callable[[str], None] = print):
@@ -31,10 +31,10 @@ class MetricsLog:
         self._report = report
 
     def open(self, step: int, is_last: bool = False) -> int:
-        """Returns the number of damaged lines that it removes while opening the log for new rows.
+        """Opens the log for new rows, and returns the number of damaged lines that were removed.
 
-        Rows after `step`, from which the run resumes, are removed, because the run will write them again; so is the row
-        of the test images at a last step. Other rows of test images show how often a run was evaluated on them.
+        Rows after `step`, from which the run resumes, are removed, because the run will write them again. At the last
+        step the row of test metrics is also removed. Older rows of test metrics stay: they count the test evaluations.
         """
         damaged = 0
         if self._path.exists():
@@ -46,9 +46,9 @@ class MetricsLog:
         return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
-        """Adds a row of metrics by name, of the kind "train", "validation" or "test", to the log.
+        """Adds a row of metrics, by name, to the log; `kind` is "train", "validation" or "test".
 
-        The loggers also receive the pictures, paths of PNG files by name.
+        The loggers also receive the pictures: paths of PNG files by name.
         """
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_to_line({"step": step, "kind": kind, **values}))
@@ -61,12 +61,12 @@ class MetricsLog:
         self._call_loggers(write_pictures)
 
     def validation_bits_per_dim(self, step: int) -> float | None:
-        """Returns the bits/dim of the validation images at a step; None where the log has no row of it."""
+        """Returns the validation bits/dim at a step; None if the log has no such row."""
         rows = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
         return float(rows[-1][_SELECTED_BY]) if rows else None
 
     def flush(self) -> None:
-        """Makes all loggers write out the rows that they hold back."""
+        """Makes all loggers write their buffered rows to disk."""
         self._call_loggers(lambda logger: logger.flush())
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _read_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """Returns the rows and the number of damaged lines; the last line is not counted, as a crash may cut it short."""
+    """Returns the rows and the number of damaged lines, without a last line that a crash may have cut short."""
     *lines, last = path.read_bytes().split(b"\n")
     rows = [_parse_row(line) for line in [*lines, last]]
     return [row for row in rows if row], rows[:-1].count(None)

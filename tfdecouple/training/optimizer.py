@@ -1,4 +1,4 @@
-"""The optimizer: Adam with decoupled weight decay and averaged weights."""
+"""The Adam optimizer, with decoupled weight decay and averages of the weights."""
 
 from __future__ import annotations
 
@@ -15,18 +15,15 @@ from tensorflow.python.trackable import base
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flatten_and_join, is_small_weight
 
-# Number of large weights that are updated at the same time. Without this bound TensorFlow updates all at once and holds
-# temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
+# Number of large weights that are updated at the same time. Without this bound TensorFlow would update all at once and
+# hold temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
 _AT_A_TIME = 2
 
 _Named = Mapping[str, tf.Variable]
 
 
-class _Scalars(NamedTuple):
-    """Float32 scalars that the updates of all variables share.
-
-    For an update that is skipped, the values are chosen so that each variable stays unchanged to the last bit.
-    """
+class _UpdateScalars(NamedTuple):
+    """Float32 scalars for the updates of all variables; those of a skipped update leave every variable unchanged."""
 
     beta_1: tf.Tensor
     beta_2: tf.Tensor
@@ -42,21 +39,21 @@ class _Scalars(NamedTuple):
 class Optimizer:
     """An Adam optimizer with averages of weights and moving statistics; create it in the scope of the strategy.
 
-    Keras' optimizers build some twenty operations for each variable, which takes most of the time to the first step in
-    a deep flow of a thousand variables. Here the moments and averages of all small weights are one vector each, which
-    one operation changes. Large weights are updated by TensorFlow's fused kernel, which needs no temporary copies.
+    Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here the
+    moments of all small weights are one vector, which one operation changes; so are their averages. TensorFlow's fused
+    kernel updates each large weight without temporary copies.
 
-    The graph has no condition, because on a GPU the host would wait for it in the middle of each step. A skipped update
-    is an update by zero.
+    The graph has no condition, because the host would have to wait for a GPU in each step. A skipped update changes
+    everything by zero.
 
     Args:
         config: the options of training.
         weights: the trainable weights by name.
-        statistics: moving statistics by name, which are averaged like the weights.
+        statistics: moving statistics of batch normalisation by name; they are averaged, too.
 
     Attributes:
-        means, variances: the first and second moments by name of the weight.
-        averages: averages over the updates by name of weight or statistic; empty where `ema_decay` is 0.
+        means, variances: the first and second moments of the gradients, by name of the weight.
+        averages: running averages by name of the weight or statistic; empty if `ema_decay` is 0.
     """
 
     def __init__(self, config: TrainingConfig, weights: _Named, statistics: _Named):
@@ -70,19 +67,20 @@ class Optimizer:
         self._means, self._variances = FlatBuffer(small), FlatBuffer(small)
         self._changes = tf.Variable(tf.zeros_like(self._means.variable), trainable=False)
         self.means, self.variances = (
-            {name: buffer.views.get(name) or _zeros_like(weight) for name, weight in weights.items()}
+            {name: buffer.views.get(name) or _make_zero_variable(weight) for name, weight in weights.items()}
             for buffer in (self._means, self._variances)
         )
         together = {**small, **{name: statistic.shape for name, statistic in statistics.items()}}
         self._averages = FlatBuffer(together if config.ema_decay else {})
         self.averages = {
-            name: self._averages.views.get(name) or _zeros_like(variable) for name, variable in self._averaged.items()
+            name: self._averages.views.get(name) or _make_zero_variable(variable)
+            for name, variable in self._averaged.items()
         }
 
     def start_averages(self) -> None:
         """Sets the averages to the current weights and statistics."""
         for name, average in self.averages.items():
-            # The value is copied, because an average that shared its weight's memory would change with the weight.
+            # Without a copy the average would share the memory of its weight and change with it.
             average.assign(tf.raw_ops.DeepCopy(x=self._averaged[name]))
 
     @contextlib.contextmanager
@@ -110,18 +108,18 @@ class Optimizer:
         rate: tf.Tensor,
         gradient_scale: tf.Tensor | None = None,
     ) -> None:
-        """Updates weights, moments, statistics and averages in place; in a replica, those of the replica's device.
+        """Updates weights, moments, statistics and averages on the device of the calling replica.
 
         Args:
             applied: whether to apply the update, a boolean scalar.
-            gradients: gradients of the weights, in their order.
-            statistics: the new values of the statistics, in their order.
+            gradients: gradients in the order of the weights.
+            statistics: new values in the order of the moving statistics.
             updates: number of updates before this one.
             rate: learning rate.
-            gradient_scale: factor of the gradients; None where `clip_norm` is not set.
+            gradient_scale: factor that clips the gradients; None if `clip_norm` is 0.
         """
         applied, updates = tf.identity(applied), tf.identity(updates)
-        scalars = self._scalars(applied, updates, rate, gradient_scale)
+        scalars = self._compute_update_scalars(applied, updates, rate, gradient_scale)
         by_name = dict(zip(self._weights, gradients, strict=True))
         chains: list[list[tf.Operation]] = [[] for _ in range(_AT_A_TIME)]
         for number, name in enumerate(self._large):
@@ -133,62 +131,62 @@ class Optimizer:
             new = tf.where(
                 applied,
                 flatten_and_join(statistics),
-                flatten_and_join([_read(variable.handle) for variable in variables]),
+                flatten_and_join([_read_variable(variable.handle) for variable in variables]),
             )
-            for variable, value in zip(variables, _split_like(new, variables), strict=True):
+            for variable, value in zip(variables, _split_vector_like(new, variables), strict=True):
                 tf.raw_ops.AssignVariableOp(resource=variable.handle, value=value)
             new_values.append(new)
         if self._averages.views:
             average = self._averages.variable.handle
-            change = _read(average) - tf.concat(new_values, 0)
-            # This operation subtracts the scaled change without another copy of the averages.
+            change = _read_variable(average) - tf.concat(new_values, 0)
+            # The operation subtracts alpha times delta in place, without another copy of the averages.
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
-    def _update_small(self, scalars: _Scalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Returns a list with the new values of the small weights as one vector, after updating them together."""
+    def _update_small(self, scalars: _UpdateScalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
+        """Updates all small weights together, and returns a list with one vector of their new values."""
         weights = [self._weights[name] for name in self._small]
-        before, change = flatten_and_join([_read(weight.handle) for weight in weights]), self._changes.handle
+        before, change = flatten_and_join([_read_variable(weight.handle) for weight in weights]), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
-        gradient = _scale(flatten_and_join([gradients[name] for name in self._small]), scalars)
+        gradient = _scale_gradient(flatten_and_join([gradients[name] for name in self._small]), scalars)
         _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
-        difference = _read(change)
-        for weight, value in zip(weights, _split_like(difference, weights), strict=True):
-            # Adding in place keeps each weight at its address; new addresses in each step would leave gaps in memory.
+        difference = _read_variable(change)
+        for weight, value in zip(weights, _split_vector_like(difference, weights), strict=True):
+            # Weights are changed in place, because new buffers in each step would fragment the memory.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
         return [before + difference]
 
-    def _update_large(self, scalars: _Scalars, gradient: tf.Tensor, name: str) -> tf.Operation:
+    def _update_large(self, scalars: _UpdateScalars, gradient: tf.Tensor, name: str) -> tf.Operation:
         weight, mean, variance = (each[name].handle for each in (self._weights, self.means, self.variances))
         if self._config.weight_decay:
-            tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read(weight) * scalars.decay)
-        done = _apply_adam(scalars, _scale(gradient, scalars), weight, mean, variance)
+            tf.raw_ops.AssignSubVariableOp(resource=weight, value=_read_variable(weight) * scalars.decay)
+        done = _apply_adam(scalars, _scale_gradient(gradient, scalars), weight, mean, variance)
         if name not in self.averages:
             return done
-        # Adam's kernel averages weights as it averages gradients, in one operation instead of three. At a rate of 0 it
-        # leaves its variable (here the mean) unchanged, and at a beta_2 of 1 the variance.
+        # Adam's kernel averages gradients in its slot m; given the weight as gradient and the average as m, it averages
+        # weights in one operation. A rate of 0 keeps the variable (here the mean), and a beta_2 of 1 the variance.
         still = scalars._replace(rate=tf.zeros([]), beta_1=scalars.average_decay, beta_2=tf.ones([]))
-        return _apply_adam(still, _read(weight), mean, self.averages[name].handle, variance)
+        return _apply_adam(still, _read_variable(weight), mean, self.averages[name].handle, variance)
 
-    def _scalars(
+    def _compute_update_scalars(
         self, applied: tf.Tensor, updates: tf.Tensor, rate: tf.Tensor, gradient_scale: tf.Tensor | None
-    ) -> _Scalars:
+    ) -> _UpdateScalars:
         config = self._config
         count = tf.cast(updates + 1, tf.float64)
         power_1, power_2 = (
             tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)
         )
-        # The decay is small in the first updates, so that the averages soon forget the initial weights.
+        # A smaller decay in the first updates makes the averages forget the initial weights soon.
         before = tf.cast(updates, tf.float32)
         average_decay = tf.minimum(config.ema_decay, (1 + before) / (10 + before))
         rate = tf.where(applied, rate, 0.0)
-        return _Scalars(
+        return _UpdateScalars(
             beta_1=tf.where(applied, config.beta_1, 1.0),
             beta_2=tf.where(applied, config.beta_2, 1.0),
             beta_1_power=power_1,
             beta_2_power=power_2,
             rate=rate,
             decay=rate * config.weight_decay,
-            # Epsilon is scaled, because the kernel adds it before the bias correction, and Adam's definition after it.
+            # The kernel adds epsilon before the bias correction, and Adam's definition after it: so epsilon is scaled.
             epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
@@ -196,39 +194,39 @@ class Optimizer:
 
 
 def _apply_adam(
-    scalars: _Scalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+    scalars: _UpdateScalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
 ) -> tf.Operation:
-    """Updates a weight and its moments, given by their resource handles, and returns the operation."""
+    """Updates a weight and its moments, given as resource handles, by Adam's rule; returns the operation."""
     powers = {"beta1_power": scalars.beta_1_power, "beta2_power": scalars.beta_2_power}
     options = {"beta1": scalars.beta_1, "beta2": scalars.beta_2, "epsilon": scalars.epsilon, "lr": scalars.rate}
     return tf.raw_ops.ResourceApplyAdam(var=weight, m=mean, v=variance, grad=gradient, **powers, **options)
 
 
-def _scale(gradient: tf.Tensor, scalars: _Scalars) -> tf.Tensor:
-    """Returns a gradient times the scale in `scalars`; where the scale is 0, the product is 0 even for NaN."""
+def _scale_gradient(gradient: tf.Tensor, scalars: _UpdateScalars) -> tf.Tensor:
+    """Returns a gradient times `gradient_scale`; the product is 0 where the scale is 0, even for NaN."""
     return tf.math.multiply_no_nan(gradient, scalars.gradient_scale)
 
 
-def _split_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """Returns consecutive parts of a vector, each in the shape of one of the variables."""
+def _split_vector_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """Splits a vector into consecutive parts, one for each variable and in the variable's shape."""
     parts = tf.split(vector, [math.prod(variable.shape) for variable in variables])
     return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 
 
-def _read(handle: tf.Tensor) -> tf.Tensor:
+def _read_variable(handle: tf.Tensor) -> tf.Tensor:
     return tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
 
 
-def _zeros_like(variable: tf.Variable) -> tf.Variable:
+def _make_zero_variable(variable: tf.Variable) -> tf.Variable:
     return tf.Variable(tf.zeros(variable.shape, variable.dtype), trainable=False)
 
 
 class FlatBuffer:
-    """A vector of zeros instead of many float32 variables, so that one operation changes all of them.
+    """A vector of zeros that replaces many float32 variables, so that one operation changes all of them.
 
     Attributes:
         variable: the vector.
-        views: a `BufferView` for each of the variables that it replaces, by name.
+        views: by name of a replaced variable, the `BufferView` of its part of the vector.
     """
 
     def __init__(self, shapes: Mapping[str, tf.TensorShape]):
@@ -242,7 +240,7 @@ class FlatBuffer:
 
 
 class BufferView(base.Trackable):
-    """A view of a part of a vector, from an index on, that is read, assigned and saved like a variable of a shape."""
+    """A part of a vector, from an index on, that is read, assigned and saved like a variable of a given shape."""
 
     dtype = tf.float32
 
@@ -265,7 +263,7 @@ class BufferView(base.Trackable):
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")
         for copy in self.device_copies():
-            # The sliced assignment of `tf.Variable` would read the slice first, which costs a copy.
+            # The sliced assignment of `tf.Variable` would first copy the slice.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=copy._vector.handle,
                 begin=[self._part.start],

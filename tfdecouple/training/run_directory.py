@@ -1,4 +1,4 @@
-"""The run folder of a training: its checks, its lock, and the reading and writing of its files."""
+"""The run folder of a training: checks before the training, the lock of the folder, and its files."""
 
 from __future__ import annotations
 
@@ -32,34 +32,31 @@ from tfdecouple.storage.files import TEMPORARY, require_own_files, write_json, w
 from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
-# Names of the options that may change when a run is resumed.
+# Names of the options that a resumed run may change.
 _FREE = ("training.steps", "training.loggers")
 
 
 def make_paths_absolute(config: Config) -> Config:
     """Returns the config with absolute paths, so that its run can be resumed from any working directory."""
-    start = config.training.init_from
+    training, start = config.training, config.training.init_from
     if start and is_run_folder(start):
-        start = os.path.abspath(os.path.expanduser(start))
-    training = dataclasses.replace(config.training, init_from=start)
+        training = dataclasses.replace(training, init_from=os.path.abspath(os.path.expanduser(start)))
     return dataclasses.replace(config, data=resolve_image_paths(config.data), training=training)
 
 
 class RunDirectory:
-    """The run folder of a training, which only the chief of several workers uses; it need not exist yet.
+    """The run folder of a training, which need not exist yet; only the chief of several workers uses it.
 
     Attributes:
-        path: the folder.
-        checkpoints: the checkpoints of the run.
         log: the log of the run; `write_run_files` opens it.
         is_resumed: whether `require_same_run` has found this run in the folder.
-        loaded: the step, skipped ones included, of the weights that `load_best_weights` has loaded; 0 before the call.
+        loaded_step: the step of the weights that `load_best_weights` has loaded; 0 before the call.
     """
 
     def __init__(self, path: pathlib.Path, config: Config, report: Callable[[str], None] = print):
         self.path = path
         self.checkpoints = CheckpointFolder(path / CHECKPOINTS, config.training.keep_checkpoints)
-        self.loaded = 0
+        self.loaded_step = 0
         self._config = config
         self._report = report
         self.log = MetricsLog(path, [LOGGERS[name](path, config) for name in config.training.loggers], report)
@@ -76,25 +73,26 @@ class RunDirectory:
             self._lock.release()
 
     def require_same_run(self) -> None:
-        """Raises RunError if the folder holds anything but this run or is in use, and locks a folder that exists."""
+        """Raises RunError if the folder is in use or holds anything but this run; locks the folder if it exists."""
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
 
     def _holds_this_run(self) -> bool:
+        """Returns whether the folder holds this run; False for a new folder, RunError for anything else."""
         path = self.path
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
         if path.is_dir():
             require_own_files(path)
         if not (path / CONFIG).is_file():
-            # A folder with only these files counts as new: a program that ended before its first step leaves them.
+            # A program that ends before its first step leaves these files, so a folder with only them counts as new.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         before = make_paths_absolute(load_config(path))
         changed = compare_configs(before, self._config)
-        # Texts for people may change; so may the set of photographs, which has no effect on a run of other images.
+        # Descriptions may change, and so may the list of photographs if the run does not train on photographs.
         free = [*_FREE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
@@ -116,7 +114,7 @@ class RunDirectory:
         return True
 
     def _acquire_lock(self) -> None:
-        """Prevents a second program from training in the same folder at the same time."""
+        """Locks the folder; raises RunError if another program is training in it."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -126,7 +124,7 @@ class RunDirectory:
             ) from error
 
     def require_label_names(self, names: Sequence[str]) -> None:
-        """Raises RunError if a label has another name than when the run began; the message has the first such label."""
+        """Raises RunError if a label has another name than at the beginning of the run; the message names the label."""
         classes = self._config.model.classes
         if self.is_resumed and classes and (changed := find_changed_label(self.path, classes, names)):
             was, now = changed
@@ -135,10 +133,10 @@ class RunDirectory:
                 "their names back, or choose another --workdir"
             )
 
-    def restore(self, state: TrainingState) -> tuple[list[str], bool]:
-        """Returns messages for the user and whether the run is new, after restoring the newest readable checkpoint.
+    def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
+        """Restores the newest readable checkpoint; returns messages for the user, and whether the run is new.
 
-        It raises RunError where the folder has checkpoints, but none can be read.
+        RunError is raised if the folder has checkpoints, but none can be read.
         """
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
@@ -151,12 +149,12 @@ class RunDirectory:
         messages: list[str] = []
         for step in self.checkpoints.checkpoint_steps():
             try:
-                self.checkpoints.read_checkpoint("step", step, state.checkpoint_groups())
+                self.checkpoints.read_checkpoint("step", step, state.group_checkpoint_variables())
             except DamagedCheckpointError as error:
                 messages.append(f"passed over: {error}")
                 continue
             messages.append(f"goes on from step {int(state.step.numpy())}")
-            # The run is now at the restored step, so later checkpoints and later best weights are removed.
+            # The run will repeat the later steps, so their checkpoints and best weights are removed.
             for kind in ("step", "best"):
                 for newer in (s for s in self.checkpoints.checkpoint_steps(kind) if s > step):
                     self.checkpoints.remove_checkpoint(kind, newer)
@@ -168,8 +166,8 @@ class RunDirectory:
             )
         return messages
 
-    def finished_summary(self) -> dict[str, Any] | None:
-        """Returns the summary of a complete run, and prints that it is complete; None for an incomplete run."""
+    def read_finished_summary(self) -> dict[str, Any] | None:
+        """Returns the summary of a run that has taken all steps, and prints this; None for any other run."""
         step = self._begun
         if step < self._config.training.steps:
             return None
@@ -184,13 +182,14 @@ class RunDirectory:
         return summary
 
     def load_initial_weights(self, state: TrainingState, run: str, label_names: Sequence[str]) -> None:
-        """Loads the best weights of another run or import into the model.
+        """Loads the best weights of another run into the model.
 
-        A model with labels may start from a run without labels: weights of labels keep their initial values, and where
-        z is a function of the label, encoder and prior of the other run are left out.
+        A model with labels may start from a run without labels. The weights that depend on labels then keep their
+        initial values; where z is a function of the label, encoder and prior of the other run are not loaded.
 
-        It raises ConfigError where architecture or labels differ in any other way, and RunError where the other run
-        holds no weights.
+        Raises:
+            ConfigError: where architecture or labels differ in any other way.
+            RunError: where the other run has no weights.
         """
         other, model = load_config(run), self._config.model
         changed = {k: v for k, v in compare_configs(other, self._config).items() if k.startswith("model.")}
@@ -212,9 +211,9 @@ class RunDirectory:
         load_weights(run, state.model, averaged=other.training.ema_decay > 0, names=names)
 
     def write_run_files(self, label_names: Sequence[str] = ()) -> int:
-        """Returns how many damaged rows the log had, after writing config and label names and opening the log.
+        """Writes config and label names, opens the log, and returns the number of damaged rows in the log.
 
-        It raises RunError where another program has started a run in the folder meanwhile.
+        RunError is raised if another program has started a run in the folder meanwhile.
         """
         if not self._lock.is_locked:
             self._acquire_lock()
@@ -225,27 +224,27 @@ class RunDirectory:
             write_json(self.path / LABELS, label_names)
         return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
-    def save_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
-        """Saves the state of the training; with `overwrite=False` only where the step has no checkpoint yet.
+    def save_training_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
+        """Saves the state of the training; with `overwrite=False` only if the step has no checkpoint yet.
 
-        After SIGTERM use `overwrite=False`: a SIGKILL may follow while a complete checkpoint is being replaced.
+        After SIGTERM use `overwrite=False`, because a SIGKILL may follow while a complete checkpoint is replaced.
         """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         if overwrite or step not in self.checkpoints.checkpoint_steps():
             self.log.flush()
-            self.checkpoints.write_checkpoint("step", step, state.checkpoint_groups())
+            self.checkpoints.write_checkpoint("step", step, state.group_checkpoint_variables())
 
     def save_best_weights(self, state: TrainingState, step: int) -> None:
         """Saves the model's weights as the best weights of the run."""
-        self.checkpoints.write_checkpoint("best", step, {"model": state.checkpoint_groups()["model"]})
+        self.checkpoints.write_checkpoint("best", step, {"model": state.group_checkpoint_variables()["model"]})
 
     def load_best_weights(self, state: TrainingState) -> None:
-        """Loads the best weights into the model, or the newest checkpoint's weights if the best cannot be read."""
-        self.loaded = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
+        """Loads the best weights into the model; those of the newest checkpoint if the best cannot be read."""
+        self.loaded_step = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json, and a row of the log if the test images were evaluated."""
+        """Writes summary.json, and the test metrics to the log if the test images were evaluated."""
         if summary["test"] is not None:
             self.log.write("test", summary["steps"], summary["test"])
         write_json(self.path / SUMMARY, summary)

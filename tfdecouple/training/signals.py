@@ -1,4 +1,4 @@
-"""The handling of signals that stop a run: the run saves its state after the current step, then raises an error."""
+"""Signals that stop a run: the run finishes the current step, saves its state and raises an error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if
 
 
 class InterruptedRunError(RunError):
-    """An error that ends a run that was asked to stop and has saved its state."""
+    """The error after a signal: the run has stopped and saved its state."""
 
-    # The exit status is EX_TEMPFAIL of sysexits.h, because the same command resumes the run.
+    # This exit status is EX_TEMPFAIL of sysexits.h, a temporary failure: the same command resumes the run.
     status = 75
 
 
 class _Stopped(BaseException):
-    """An exception that ends the code inside `StopRequest.stop_at_once`; libraries might catch an `Exception`."""
+    """The exception that ends the code inside `stop_at_once`; no `Exception`, because libraries catch those."""
 
 
 class StopRequest:
@@ -34,31 +34,31 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._old_handlers: dict[signal.Signals, object] = {}
         self._raises = False
 
     def __enter__(self) -> StopRequest:
         """Returns the context after installing its handlers, which Python allows in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # A program under nohup ignores SIGHUP, so that it continues when the terminal is closed.
+                # A program under nohup ignores SIGHUP, so that it survives the end of its terminal.
                 if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                     continue
-                self._before[number] = signal.signal(number, self._note)
+                self._old_handlers[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Restores the previous signal handlers."""
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def stop_at_once(self, where: str) -> Iterator[None]:
-        """Returns a context whose code a signal, even one received before, ends at once; everything must be saved.
+        """Returns a context whose code a signal ends at once, even a signal that came before; save the state first.
 
-        InterruptedRunError then has the message "stopped by SIGTERM " and `where`.
+        It raises InterruptedRunError with the message "stopped by SIGTERM " and `where`.
         """
         try:
             if self.reason:
@@ -70,7 +70,7 @@ class StopRequest:
         finally:
             self._raises = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason == "SIGINT" and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.reason = signal.Signals(number).name

@@ -1,4 +1,8 @@
-"""A training step: noise, bound and gradient on each device, then sum of the gradients, its check, and one update."""
+"""A training step: gradients on all devices, their sum, a check, and one update; and the schedules over the updates.
+
+The learning rate is scheduled as in paper appendix C.2. The argument `update` of a schedule is the number of updates
+before this one, an integer scalar.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +24,18 @@ WARMUP_START = 1e-7
 
 
 class StepResult(NamedTuple):
-    """The result of a training step: scalar tensors, or plain numbers after `read`.
+    """The result of a training step: scalar tensors on the devices, or Python numbers after `fetch_numbers`.
 
     Attributes:
         bits_per_dim: bits/dim of the batch, the mean over its images.
         reconstruction, kl, dequantization: the terms of the bound, mean nats per image.
-        gradient_norm: global norm of the gradient, before any clipping.
-        learning_rate: the learning rate of the update.
-        applied: whether the update was applied: False if the loss or the gradient norm was not finite,
-            `inversion_error` was above its bound, or training has halted.
+        gradient_norm: global norm of the gradient before clipping.
+        applied: whether the update was applied. It is not applied if the loss or the gradient norm is not finite,
+            `inversion_error` is above its bound, or training has halted.
         stop: a number above 0 if any worker was asked to stop; all workers have the same number.
-        inversion_error: error of the activations that `training.memory=invert` reconstructs, else 0: the largest
-            difference at the input of a stage relative to the largest number there, summed over the stages of an
-            image; the maximum over the batch.
+        inversion_error: error of the activations that `training.memory=invert` reconstructs, 0 in other modes. At the
+            input of each stage it is the largest difference relative to the largest number; these errors are summed
+            over the stages, and the largest sum in the batch is taken.
     """
 
     bits_per_dim: Any
@@ -45,49 +48,47 @@ class StepResult(NamedTuple):
     stop: Any
     inversion_error: Any = 0.0
 
-    def read(self) -> StepResult:
-        """Returns the result as plain numbers, after waiting for the step."""
+    def fetch_numbers(self) -> StepResult:
+        """Waits for the step and returns its result as Python numbers, copied from the devices."""
         return StepResult(*(np.asarray(value).item() for value in self))
 
 
 class TrainStep:
-    """A function that takes a training step of a run: noise, gradients on each device, their sum, and one update.
+    """A function that takes a training step: it draws noise, adds up the devices' gradients, and updates the weights.
 
-    The noise of an image depends on seed, step and the image's index in the batch, not on the device that processes the
-    image: each device draws the noise of the whole batch and takes its slice. So a repeated step gives the same result,
-    with any number of devices.
+    The noise of an image depends on the seed, the step and the image's index in the batch. Each device draws the noise
+    of the whole batch and uses a slice of it, so a step gives the same result with any number of devices.
 
-    Micro-batches are processed one after the other, each with its slice of the noise. Batch normalisation uses the
-    statistics of a micro-batch (as in the paper's code); its moving statistics change once per update, towards the mean
-    of the micro-batches' statistics. `state` must be created in the scope of the strategy.
+    Micro-batches are processed one after the other. Batch normalisation uses the statistics of a micro-batch (as in the
+    paper's code). Its moving statistics change once per update, towards the mean of the micro-batches' statistics.
+    `state` must be created in the scope of the strategy.
     """
 
     def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
         self.state = state
         self._training = config.training
         self._strategy = strategy
-        # The inversion errors of a step lie in a vector with a slot for each micro-batch of each device.
+        # Devices can only be summed over, and the largest error is wanted, so each part of the batch has its own entry.
         self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
         self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
-        # AutoGraph is off because no Python control flow depends on tensors, and its search for control flow in loops
-        # over a thousand variables takes seconds.
-        self._whole = tf.function(self._take_whole, autograph=False)
-        self._start = tf.function(self._start_sums, autograph=False)
+        # AutoGraph is off because it would take seconds to search loops over a thousand variables for control flow.
+        self._whole = tf.function(self._take_undivided_step, autograph=False)
+        self._start = tf.function(self._make_zero_sums, autograph=False)
         self._add = tf.function(self._add_micro_batch, autograph=False)
-        self._finish = tf.function(self._finish_micro_batches, autograph=False)
+        self._finish = tf.function(self._apply_micro_batches, autograph=False)
 
     def __call__(self, micro_batches: Sequence[Any], step: int, stop: bool = False) -> StepResult:
-        """Returns the result of one step, as tensors; on a GPU the call dispatches the step without waiting for it.
+        """Takes one step and returns its result as tensors; on a GPU it does not wait for the end of the step.
 
-        The graph of the step has no condition on a computed value, which would wait for the host.
+        The graph of the step has no condition on a computed value, because the host would have to wait for the value.
 
         Args:
-            micro_batches: the (distributed) images of each micro-batch, uint8; for a model with labels, pairs of images
-                and labels.
-            step: number of steps taken before this one.
-            stop: whether this process was asked to stop; the result combines the stop flags of all workers.
+            micro_batches: the images of each micro-batch, uint8, as one tensor per device; for a model with labels,
+                pairs of images and labels.
+            step: number of steps before this one.
+            stop: whether this process was asked to stop.
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
         with tensor_float_32() if self._training.precision == "tf32" else full_float32():
@@ -98,33 +99,34 @@ class TrainStep:
                 sums = self._add(sums, examples, step, tf.constant(number))
             return self._finish(sums, stop)
 
-    def _take_whole(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
-        return self._update(self._strategy.run(self._compute_share, args=(examples, step, 0)), stop)
+    def _take_undivided_step(self, examples: Any, step: tf.Tensor, stop: tf.Tensor) -> StepResult:
+        results = self._strategy.run(self._compute_device_result, args=(examples, step, 0))
+        return self._apply_device_results(results, stop)
 
-    def _start_sums(self) -> Any:
+    def _make_zero_sums(self) -> Any:
         return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
-        """Returns the sums of each device, with the result of one more micro-batch added.
+        """Adds each device's result for a micro-batch to the device's sums, and returns the new sums.
 
-        The sums are one long vector instead of a thousand tensors, which would take long to pass on.
+        The sums are one long vector, because a thousand tensors would take long to pass on.
         """
 
         def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
-            share = self._compute_share(examples, step, number)
+            share = self._compute_device_result(examples, step, number)
             return sums + tf.concat([tf.reshape(value, [-1]) for value in tf.nest.flatten(share)], 0)
 
         return self._strategy.run(add, args=(sums, examples))
 
-    def _finish_micro_batches(self, sums: Any, stop: tf.Tensor) -> StepResult:
+    def _apply_micro_batches(self, sums: Any, stop: tf.Tensor) -> StepResult:
         def split(sums: tf.Tensor) -> Share:
             flat = tf.nest.pack_sequence_as(self._shapes, tf.split(sums, self._sizes))
             return tf.nest.map_structure(tf.reshape, flat, self._shapes)
 
-        return self._update(self._strategy.run(split, args=(sums,)), stop)
+        return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
-    def _compute_share(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
-        """Returns this device's result for its slice of micro-batch `number`."""
+    def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
+        """Returns bound and gradient of the images of this device in micro-batch `number`."""
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -133,7 +135,7 @@ class TrainStep:
         start = number * size + replica * count
         seed, own = randomness.derive_seed(training.seed, "step", step), slice(start, start + count)
         images = tf.ensure_shape(images, (count, *state.model.config.image_shape))
-        images = self._augment(images, seed, own)
+        images = self._augment_images(images, seed, own)
         if labels is not None:
             labels = tf.ensure_shape(labels, (count,))
         variables = state.model.named_variables()
@@ -156,8 +158,8 @@ class TrainStep:
             share = share._replace(moving=[statistic / training.micro_batches for statistic in share.moving])
         return share
 
-    def _augment(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Returns images with the noise and patterns of the update; `own` is the images' slice of the batch."""
+    def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
+        """Adds noise to images and replaces some by patterns; `own` is the slice of the batch that the images are."""
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
@@ -170,12 +172,12 @@ class TrainStep:
             images = tf.where(is_replaced[:, None, None, None], drawn, images)
         return images
 
-    def _update(self, shares: Share, stop: tf.Tensor) -> StepResult:
-        """Returns the result of the step, after applying the sum of the devices' results if it passes its check."""
+    def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
+        """Adds up the devices' results, applies the update if the sum passes the check, and returns the result."""
         training, state = self._training, self.state
-        # No condition surrounds the reduction, because all workers must take part in every reduction.
-        total = self._reduce(shares)
-        # `run` turns the flag into one tensor per device, because only tensors of devices can be added up.
+        # Every step has this reduction, also a step that is not applied, because all workers must take part in it.
+        total = self._sum_device_results(shares)
+        # `run` turns the flag into one tensor per device, because `reduce` adds up tensors of devices only.
         stop = self._strategy.reduce(
             tf.distribute.ReduceOp.SUM, self._strategy.run(tf.identity, args=(stop,)), axis=None
         )
@@ -206,17 +208,14 @@ class TrainStep:
         state.count_step(result)
         return result
 
-    def _reduce(self, shares: Share) -> Share:
-        """Returns the sum of the devices' results, with the mean of the moving statistics.
-
-        All devices get the gradients and the statistics.
-        """
+    def _sum_device_results(self, shares: Share) -> Share:
+        """Returns the sums of the devices' results, but the means of the moving statistics; both on all devices."""
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
 
         def reduce_to_devices(reduction: Any, values: list[Any], variables: dict[str, tf.Variable]) -> list[Any]:
             pairs = list(zip(values, variables.values(), strict=True))
-            # An empty list is left out, because TensorFlow cannot reduce it; a model without an encoder has one.
+            # A model without an encoder has no moving statistics, and TensorFlow cannot reduce an empty list.
             return list(self._strategy.extended.batch_reduce_to(reduction, pairs, options)) if pairs else []
 
         return Share(
@@ -230,9 +229,10 @@ class TrainStep:
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the learning rate of an update, float32.
 
-    It rises linearly from 1e-7 to the peak over `warmup_steps` updates, then decays exponentially, without a floor.
+    The rate rises linearly from 1e-7 to `learning_rate` over `warmup_steps` updates. Then each update multiplies it by
+    `decay_rate`.
     """
-    # The powers are taken in float64, because float32 rounds a base like 0.999997 too coarsely for its millionth power.
+    # The power is computed in float64, because a rounding error of 0.999997 in float32 grows in its millionth power.
     update = tf.cast(update, tf.float64)
     peak, warmup = tf.constant(config.learning_rate, tf.float64), float(config.warmup_steps)
     rising = WARMUP_START + (peak - WARMUP_START) * update / max(warmup, 1.0)
@@ -243,7 +243,7 @@ def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tenso
 def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss of an update, float32.
 
-    It rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates, then it is constant. In the paper it is 1.
+    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper it is 1.
     """
     if not config.kl_warmup_steps:
         return tf.constant(config.kl_weight)
@@ -253,7 +253,7 @@ def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the standard deviation of the noise on the images of an update, in pixel values, float32.
 
-    It falls from `noise` to 0 as half a cosine over `noise_steps` updates, then it is 0 (Tschannen et al., 2024).
+    It falls from `noise` to 0 along half a cosine over `noise_steps` updates (Tschannen et al., 2024).
     """
     done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
@@ -266,11 +266,11 @@ def add_image_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) 
 
 
 def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
-    """Returns random patterns, half of them noise and half checkerboards of two colours, uint8 of the given shape.
+    """Returns synthetic images, uint8 of the given shape: half are noise, half are checkerboards of two colours.
 
-    The values of noise are drawn independently. The fields of a checkerboard are squares with a side of 1, 2, 4, ...
-    pixels, all equally likely, up to one field as large as the image. Half of the patterns of either kind have only the
-    values 0 and 255; a quarter have equal channels. The kind of a pattern depends on its index and the seed.
+    The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
+    to one field as large as the image, all equally likely. Half of all images have only the values 0 and 255, and a
+    quarter have equal channels. What an image shows depends on the seed and on its index alone.
     """
     batch, height, width, channels = shape
 
@@ -285,7 +285,7 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     sides = 1 + math.ceil(math.log2(max(height, width)))
     side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int32)
     rows, columns = tf.range(height)[None, :, None], tf.range(width)[None, None, :]
-    # The two colours of a checkerboard are the first two values of the noise, so that nothing more is drawn.
+    # The first two values of the noise are the two colours of a checkerboard.
     board = (rows // side + columns // side) % 2
     positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
     return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)

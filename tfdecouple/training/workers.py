@@ -1,8 +1,4 @@
-"""The devices and the workers that train together; a worker is a process.
-
-The module finds the cluster of all workers and makes the strategy over their devices. Workers wait for each other,
-broadcast variables, and call functions on the chief.
-"""
+"""The workers (processes) and devices that train together: the cluster, the strategy, and calls across workers."""
 
 from __future__ import annotations
 
@@ -23,20 +19,20 @@ from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.storage.files import parse_json
 
-# Errors about TF_CONFIG end with this example.
+# Example of TF_CONFIG for error messages.
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 _Address = Annotated[str, pydantic.Field(pattern=r"^\S+:\d{1,5}$")]
 
 
-# Seconds without a heartbeat after which a worker counts as dead. A worker killed during a step is noticed at once.
+# Seconds without a heartbeat after which a worker counts as dead. A worker that dies during a step is noticed at once.
 _SILENCE = 40
 
 _Communication = tf.distribute.experimental.CommunicationImplementation
 
 
 class Task(pydantic.BaseModel):
-    """The job of a worker, and its index among the workers of this job."""
+    """The job of a worker, "chief" or "worker", and its index among the workers with this job."""
 
     type: Literal["chief", "worker", ""] = ""
     index: pydantic.NonNegativeInt = 0
@@ -65,7 +61,7 @@ class Cluster(pydantic.BaseModel):
 
 
 def find_cluster() -> Cluster | None:
-    """Returns the cluster in the environment variable TF_CONFIG; None where it names fewer than two workers.
+    """Returns the cluster that the environment variable TF_CONFIG describes; None if it has fewer than two workers.
 
     Raises:
         ConfigError: where TF_CONFIG describes no cluster.
@@ -77,39 +73,38 @@ def find_cluster() -> Cluster | None:
         cluster = Cluster.model_validate(parse_json(text))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        raise _malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise _make_cluster_error(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     except ValueError as error:
-        raise _malformed(str(error)) from error
+        raise _make_cluster_error(str(error)) from error
     workers, task = cluster.workers, cluster.task
     if len(workers) < 2:
         return None
     if len(set(workers)) < len(workers) or len(cluster.cluster.get("chief", [])) > 1:
-        raise _malformed("it names an address twice, or more than one chief")
+        raise _make_cluster_error("it names an address twice, or more than one chief")
     if not task.type or task.index >= len(cluster.cluster.get(task.type, [])):
-        raise _malformed("task must name one of the workers")
+        raise _make_cluster_error("task must name one of the workers")
     return cluster
 
 
-def _malformed(problem: str) -> ConfigError:
+def _make_cluster_error(problem: str) -> ConfigError:
     return ConfigError(f"TF_CONFIG is no description of a cluster ({one_line(problem)}); such as {_EXAMPLE}")
 
 
 def make_strategy(devices: int | None = None, cluster: Cluster | None = None) -> tf.distribute.MirroredStrategy:
-    """Returns a MirroredStrategy over all visible GPUs, or over the CPU where there is no GPU.
+    """Returns a MirroredStrategy over all visible GPUs, or over the CPU if there is no GPU.
 
-    In a cluster it is a MultiWorkerMirroredStrategy over the devices of all workers, which must have equally many. The
-    call waits until all workers have started, and must come before TensorFlow runs its first operation.
+    In a cluster the function waits until all workers have started, and returns a MultiWorkerMirroredStrategy over the
+    devices of all workers. Call it before TensorFlow runs its first operation.
 
     Args:
-        devices: number of devices of each worker. Without GPUs and outside of a cluster, more than one means logical
-            CPU devices, which show how a run behaves on several devices but make nothing faster; they must be made
-            before TensorFlow runs its first operation.
+        devices: number of devices of each worker; None for all GPUs, or one CPU. Several devices without a GPU are
+            logical CPU devices: they show how a run behaves on several devices, but are no faster.
         cluster: the cluster of all workers; None for this process alone.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
     if cluster is not None:
-        return _cluster_strategy(cluster, devices)
+        return _make_cluster_strategy(cluster, devices)
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
     cpu = tf.config.list_physical_devices("CPU")[0]
     if kind == "CPU" and (devices or 1) > max(1, len(tf.config.get_logical_device_configuration(cpu) or [])):
@@ -129,12 +124,12 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
 def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Returns the MirroredStrategy over some devices, always the same object for the same devices.
 
-    Two strategies in one process would give their collective operations the same numbers.
+    A second strategy in the process would number its collective operations like the first one.
     """
     return tf.distribute.MirroredStrategy(list(devices))
 
 
-def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
+def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.MultiWorkerMirroredStrategy:
     gpus = tf.config.get_visible_devices("GPU")
     present = len(gpus) or 1
     if devices is not None and devices > present:
@@ -153,8 +148,8 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=_Communication.AUTO if gpus else _Communication.RING
     )
-    # TensorFlow's coordination service takes a worker on a busy host for dead after 10 seconds without a heartbeat. It
-    # has no public option for this time, so the call that configures the service is wrapped.
+    # After 10 seconds without a heartbeat TensorFlow's coordination service takes a worker for dead, which is too short
+    # for a busy host. No public option changes this time, so the method that configures the service is wrapped.
     current = context.context()
     configure = current.configure_coordination_service
     current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _SILENCE)
@@ -164,14 +159,14 @@ def _cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribute.Mu
         del current.configure_coordination_service
 
 
-def device_input_options() -> tf.distribute.InputOptions:
-    """Returns the input options that copy some batches to the devices before their step."""
+def make_device_input_options() -> tf.distribute.InputOptions:
+    """Returns the input options with which the next batches are copied to the devices during a step."""
     batches = 2 if tf.config.get_visible_devices("GPU") else 1
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
 
 def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
-    """Raises ConfigError if the batch size is no multiple of devices times micro-batches."""
+    """Raises ConfigError unless the batch size is a multiple of the number of devices times micro-batches."""
     slices = replicas * config.micro_batches
     if config.batch_size % slices:
         micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
@@ -182,7 +177,7 @@ def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
         )
 
 
-# Errors that TensorFlow raises where another process has ended and the collective operations of this one are aborted.
+# Errors of TensorFlow's collective operations after another worker has ended.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -192,17 +187,17 @@ _LOST = (
     tf.errors.UnknownError,
     tf.errors.FailedPreconditionError,
 )
-# About how many bytes of variables are broadcast together.
+# Number of bytes of variables that are broadcast together.
 _BROADCAST_BYTES = 2**24
 
 
 class LostWorkerError(RunError):
-    """An error that ends this worker because another worker has ended."""
+    """The error of a worker that cannot continue because another worker has ended."""
 
 
 @contextlib.contextmanager
 def lost_worker_errors(rank: int) -> Iterator[None]:
-    """Returns a context in the process of a rank, in which an error about an ended worker becomes LostWorkerError."""
+    """Returns a context in which errors after the end of another worker become LostWorkerError; `rank` is our own."""
     try:
         yield
     except _LOST as error:
@@ -215,10 +210,10 @@ def lost_worker_errors(rank: int) -> Iterator[None]:
 
 
 class Workers:
-    """The processes of a run, called workers, and the calls and values that they exchange; often there is only one.
+    """All workers of a run, which may be this process alone: calls and values are exchanged between them.
 
-    The only collective operation is the sum over devices, which exists wherever training works. Every method is a
-    barrier: all workers must call the same methods in the same order.
+    Every method is a barrier: all workers must call the same methods in the same order. The exchange uses one
+    collective operation only, the sum over devices, because training needs it anyway.
 
     >>> alone = Workers()
     >>> alone.call_on_chief(lambda: 1), alone.call_on_all(lambda: 2)
@@ -226,9 +221,9 @@ class Workers:
 
     Args:
         count: number of processes.
-        rank: the rank of this process. Rank 0 is the chief, the only one that writes the run folder and prints.
-        add: function that returns the sum of the byte arrays of all ranks, of which at most one is above 0 at each
-            index; see `make_collective_sum`.
+        rank: the rank of this process. Rank 0 is the chief, the only worker that prints and writes the run folder.
+        add: function that returns the sum of the byte arrays of all workers (`make_collective_sum`). At each index only
+            one worker may have a byte above 0.
     """
 
     def __init__(self, count: int = 1, rank: int = 0, add: Callable[[np.ndarray], np.ndarray] = np.array):
@@ -237,38 +232,38 @@ class Workers:
         self._add = add
 
     def call_on_all(self, act: Callable[[], Any]) -> Any:
-        """Returns the result of `act` in this process, after every process has called `act`.
+        """Calls `act` in every process and returns this process's result.
 
-        It raises the error of `act`, or RunError with the first message where `act` failed in other processes only.
+        It raises the error of `act`; where `act` failed in other processes only, RunError with their first message.
         """
         return self._call(act)[0]
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
-        """Returns in every process the result of `act`, JSON values, which only the chief's process calls.
+        """Calls `act` in the chief's process, and returns its result, JSON values, in every process.
 
-        It raises the error of `act` in the chief's process, and RunError with its message in the other processes.
+        An error of `act` is raised in the chief's process; the other processes raise RunError with its message.
         """
         result, texts = self._call(act if self.rank == 0 else lambda: None)
         return result if self.rank == 0 else json.loads(texts[0])
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
-        """Raises RunError in every process if JSON values differ between workers; the message lists the differences."""
-        chiefs, *others = map(json.loads, self._exchange(json.dumps(values)))
+        """Raises RunError in every process if some JSON values differ between workers; the message lists them."""
+        chiefs, *others = map(json.loads, self._exchange_texts(json.dumps(values)))
         for rank, other in enumerate(others, 1):
             if changed := [f"{k} is {v!r} and {other[k]!r}" for k, v in chiefs.items() if other[k] != v]:
                 raise RunError(f"{what} of worker 0 and worker {rank} differ: {'; '.join(changed)}")
 
-    def broadcast(self, variables: Iterable[tf.Variable]) -> None:
-        """Sets the variables of every process to the values in the chief's process."""
+    def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
+        """Copies the values of variables from the chief's process to all other processes."""
         if self.count == 1:
             return
         variables = list(variables)
         ends = itertools.accumulate(variable.shape.num_elements() * variable.dtype.size for variable in variables)
         numbered = zip(variables, ends, strict=True)
-        # All variables together would not fit into memory, and one sum for each would take long.
+        # Copies of all variables at once would need too much memory, and one sum for each variable would take long.
         for _, pack in itertools.groupby(numbered, lambda pair: pair[1] // _BROADCAST_BYTES):
             chosen = [variable for variable, _ in pack]
-            # Bytes are summed instead of numbers, because sums of bytes are exact for every type and for NaN.
+            # Bytes are summed up instead of numbers, because sums of bytes are exact for every type, and for NaN.
             values = [variable.numpy() for variable in chosen]
             data = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
             data = self._add(data if self.rank == 0 else np.zeros_like(data))
@@ -277,7 +272,7 @@ class Workers:
                 variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
 
     def _call(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
-        """Returns the result of `act` in this process, and one JSON text per worker; the chief's text is its result."""
+        """Calls `act`, and returns its result and a list with a JSON text of each worker: the result on the chief."""
         if self.count == 1:
             return act(), []
         result, failure, message = None, None, ""
@@ -287,9 +282,9 @@ class Workers:
             failure = error
             line = one_line(error)
             message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
-        # Results of `call_on_all` may be no JSON, as no other process reads them, so they may become any text.
+        # Results of `call_on_all` may be no JSON values; `default` accepts them, because no other process reads them.
         text = json.dumps(result, default=str) if self.rank == 0 and not failure else "null"
-        answers = [json.loads(answer) for answer in self._exchange(json.dumps([message, text]))]
+        answers = [json.loads(answer) for answer in self._exchange_texts(json.dumps([message, text]))]
         if failure is not None:
             raise failure
         for index, (other, _) in enumerate(answers):
@@ -297,8 +292,8 @@ class Workers:
                 raise RunError(f"worker {index}: {other}")
         return result, [answer for _, answer in answers]
 
-    def _exchange(self, text: str) -> list[str]:
-        """Returns the texts of all workers, in the order of their ranks."""
+    def _exchange_texts(self, text: str) -> list[str]:
+        """Sends a text to all workers, and returns the texts of all workers in the order of their ranks."""
         if self.count == 1:
             return [text]
         data = np.frombuffer(text.encode("utf-8"), np.uint8)
@@ -312,12 +307,12 @@ class Workers:
 
 
 def make_collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that adds up the byte arrays of `count` workers over the devices of a strategy."""
+    """Returns a function that adds up a byte array of each of `count` workers, on the devices of a strategy."""
     devices = strategy.num_replicas_in_sync // count
 
     def add(data: np.ndarray) -> np.ndarray:
         def value_on_device(device: tf.distribute.ValueContext) -> tf.Tensor:
-            # Only one device of each worker contributes, so that its data is added once; float32 holds bytes exactly.
+            # Only one device of each worker has the worker's data, so that they are added once.
             has_data = device.replica_id_in_sync_group % devices == 0
             return tf.constant(data if has_data else np.zeros_like(data), tf.float32)
 
