@@ -148,7 +148,7 @@ class Models {
    * @param {string} folder
    * @returns {Promise<Models>}
    */
-  static async open(folder) {
+  static async openFolder(folder) {
     const models = new Models();
     models.paths = ["encoder.onnx", "decoder.onnx"].map((name) => join(folder, name));
     const options = { executionProviders: EXECUTION_PROVIDERS };
@@ -257,7 +257,7 @@ function readArguments() {
 
 try {
   const options = readArguments();
-  const models = await Models.open(options.folder);
+  const models = await Models.openFolder(options.folder);
   if (options.check) await checkExactness(models);
   else await switchImages(models, options.paths, options.crop);
 } catch (error) {

@@ -37,16 +37,16 @@ class Rest:
         self.model = options.model
         self.by_row = options.transport == "rest-row"
         # {signature: {"inputs": {name: {"dtype": ..., "tensor_shape": ...}}, "outputs": {...}}}
-        self.signatures = self._request("/metadata")["metadata"]["signature_def"]["signature_def"]
+        self.signatures = self._send_request("/metadata")["metadata"]["signature_def"]["signature_def"]
 
     def predict(self, signature, inputs):
         """Calls a signature with arrays by name, and returns its outputs by name. The first axis is the batch."""
         columns = {name: array.tolist() for name, array in inputs.items()}
         if self.by_row:
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-            reply = self._request(":predict", {"signature_name": signature, "instances": rows})["predictions"]
+            reply = self._send_request(":predict", {"signature_name": signature, "instances": rows})["predictions"]
         else:
-            reply = self._request(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
+            reply = self._send_request(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
         outputs = self.signatures[signature]["outputs"]
         if len(outputs) == 1:  # The server leaves the name of a single output out.
             reply = dict.fromkeys(outputs, reply)
@@ -54,7 +54,7 @@ class Rest:
             reply = {name: [row[name] for row in reply] for name in outputs}
         return {name: np.array(reply[name], DTYPES[info["dtype"]]) for name, info in outputs.items()}
 
-    def _request(self, path, body=None):
+    def _send_request(self, path, body=None):
         """Sends a GET request, or a POST request if there is a body, and returns the reply's JSON value."""
         url = f"http://{self.address}/v1/models/{self.model}{path}"
         data = None if body is None else json.dumps(body).encode()
@@ -101,7 +101,7 @@ class Grpc:
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
         request.model_spec.name = self.model
         signatures = get_model_metadata_pb2.SignatureDefMap()
-        self._call(self.stub.GetModelMetadata, request).metadata["signature_def"].Unpack(signatures)
+        self._call_method(self.stub.GetModelMetadata, request).metadata["signature_def"].Unpack(signatures)
         self.signatures = MessageToDict(signatures, preserving_proto_field_name=True)["signature_def"]
 
     def predict(self, signature, inputs):
@@ -110,10 +110,10 @@ class Grpc:
         request.model_spec.name, request.model_spec.signature_name = self.model, signature
         for name, array in inputs.items():
             request.inputs[name].CopyFrom(self.tf.make_tensor_proto(array))
-        reply = self._call(self.stub.Predict, request)
+        reply = self._call_method(self.stub.Predict, request)
         return {name: self.tf.make_ndarray(tensor) for name, tensor in reply.outputs.items()}
 
-    def _call(self, method, request):
+    def _call_method(self, method, request):
         """Calls a remote method and returns its reply."""
         try:
             return method(request, timeout=TIMEOUT)

@@ -22,7 +22,7 @@ import {
   checkExactFile,
   checkFullSize,
   checkSave,
-  readFiles,
+  readPictureFiles,
   switchPairs,
 } from "./picture_file_checks.mjs";
 import {
@@ -155,7 +155,7 @@ await runCheck("exact file", () => checkExactFile(page));
 await runCheck("drop and paste", () => checkDropAndPaste(page));
 await runCheck("full size", () => checkFullSize(page));
 const pairs = options.pairs && (await switchPairs(page, options.pairs));
-const read = options.read && (await readFiles(page, options.read));
+const read = options.read && (await readPictureFiles(page, options.read));
 await runCheck("clean", async () => {
   expect(problems.length === 0, problems.join("; "));
   return `no errors, no failed and no foreign requests; ${await page.textContent("#device")}`;

@@ -160,7 +160,7 @@ export async function switchPairs(page, folder) {
  * @returns {Promise<Record<string, string>>} By file name, the RGB values of the image of the model's size in base64, or
  *   "refused: " and the page's error message.
  */
-export async function readFiles(page, folder) {
+export async function readPictureFiles(page, folder) {
   const results = {};
   for (const name of (await readdir(folder)).sort()) {
     const content = (await readFile(join(folder, name))).toString("base64");

@@ -45,7 +45,7 @@ export function splitBatch(batch, count) {
  * @returns {Float32Array}
  */
 export function interpolateLinearly(a, b, share) {
-  return addWeighted(a, b, Math.fround(1 - Math.fround(share)), Math.fround(share));
+  return addWeightedCodes(a, b, Math.fround(1 - Math.fround(share)), Math.fround(share));
 }
 
 /**
@@ -65,7 +65,7 @@ export function interpolateOnArc(a, b, share) {
   const length = (1 - share) * lengthA + share * lengthB;
   const factorA = ((length / lengthA) * Math.sin((1 - share) * angle)) / sine;
   const factorB = ((length / lengthB) * Math.sin(share * angle)) / sine;
-  return addWeighted(a, b, Math.fround(factorA), Math.fround(factorB));
+  return addWeightedCodes(a, b, Math.fround(factorA), Math.fround(factorB));
 }
 
 /**
@@ -76,7 +76,7 @@ export function interpolateOnArc(a, b, share) {
  * @param {number} factorB
  * @returns {Float32Array}
  */
-function addWeighted(a, b, factorA, factorB) {
+function addWeightedCodes(a, b, factorA, factorB) {
   return a.map((value, index) => Math.fround(factorA * value) + Math.fround(factorB * b[index]));
 }
 

@@ -188,11 +188,11 @@ function invertMatrix([a, b, c, d, e, f, g, h, i]) {
  * @param {number} end The row after the last one.
  */
 export function applyColourMaps(maps, size, { width, height, rgba }, result, first, end) {
-  const columns = Array.from({ length: width }, (_, x) => findNeighbours(x, width, size));
+  const columns = Array.from({ length: width }, (_, x) => findNeighbourPixels(x, width, size));
   // The maps of one row of the photograph, interpolated between two rows of the small picture.
   const rowMaps = new Float32Array(size * NUMBERS_PER_MAP);
   for (let y = first; y < end; y++) {
-    const [upper, lower, lowerShare] = findNeighbours(y, height, size);
+    const [upper, lower, lowerShare] = findNeighbourPixels(y, height, size);
     for (let k = 0; k < rowMaps.length; k++) {
       rowMaps[k] = (1 - lowerShare) * maps[upper * rowMaps.length + k] + lowerShare * maps[lower * rowMaps.length + k];
     }
@@ -219,7 +219,7 @@ export function applyColourMaps(maps, size, { width, height, rgba }, result, fir
  * @param {number} size Length of the small picture in pixels.
  * @returns {[number, number, number]} The indices of the two pixels, and the weight of the second one.
  */
-function findNeighbours(index, count, size) {
+function findNeighbourPixels(index, count, size) {
   const position = Math.min(Math.max(((index + 0.5) / count) * size - 0.5, 0), size - 1);
   const before = Math.floor(position);
   return [before, Math.min(before + 1, size - 1), position - before];
