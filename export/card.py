@@ -239,6 +239,7 @@ def _describe_labels(architecture: Mapping[str, Any]) -> str:
 
 
 def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
+    """Returns the model card's words on `Provenance.bits_per_dim`."""
     if not bits:
         return "not recorded for these weights"
     parts = []

@@ -104,6 +104,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
+    """Parses the command line, exports or verifies, and returns the exit status."""
     parser = make_export_parser(prog)
     options = parser.parse_args(get_arguments(arguments))
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
@@ -138,6 +139,10 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
+    """Verifies an export folder, prints the result, and returns the exit status.
+
+    `expected` is the SHA-256 that the manifest must have; None for any.
+    """
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.comparison import join_problems
     from export.verification.verify import verify_folder

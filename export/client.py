@@ -206,6 +206,7 @@ def main(arguments=None):
 
 
 def _check_model(model):
+    """Encodes and decodes the test images, prints how many are exact, and returns the exit status."""
     images = make_test_images(*model.shape) // model.step * model.step
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
@@ -216,6 +217,7 @@ def _check_model(model):
 
 
 def _decode_at_own_size(model, path):
+    """Encodes and decodes a picture at its own size, writes own_size.png, and returns the exit status."""
     if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
     with _explain_errors(f"read {path}"):
@@ -228,6 +230,7 @@ def _decode_at_own_size(model, path):
 
 
 def _switch_pictures(model, paths):
+    """Switches z of two pictures, writes ab.png and ba.png, and returns the exit status."""
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []

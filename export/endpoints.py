@@ -314,7 +314,7 @@ def list_onnx_names(config: ModelConfig, any_size: bool = False) -> dict[str, st
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
-    """Returns the endpoint named `name` of a model with this config."""
+    """Returns the endpoint of a model with this config that has the name `name`."""
     return next(one for one in list_endpoints(config) if one.name == name)
 
 

@@ -74,7 +74,7 @@ class Manifest(_Model):
     Attributes:
         format: the version of the manifest's format.
         parts: the parts that can be verified, by name.
-        files: the digests of all files, by their paths in the folder.
+        files: the size and SHA-256 of each file, by its path in the folder.
     """
 
     format: Literal[1]
@@ -89,7 +89,7 @@ class Manifest(_Model):
     def record_export(
         self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
     ) -> Manifest:
-        """Returns a manifest with the new parts and files of an export, and without parts that `folder` lacks."""
+        """Returns this manifest with the new parts and files of an export, without old parts that `folder` lacks."""
         old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
         all_parts = {**old_parts, **parts}
         within = tuple(f"{name}/" for name in old_parts)
@@ -179,9 +179,9 @@ def require_free_version(target: pathlib.Path) -> None:
 class Staging:
     """A context manager that locks an export folder for this process and makes a hidden folder to build files in.
 
-    The hidden folder lies in the export folder, so that files can be renamed into place on the same file system, and
-    a server that polls `savedmodel/` for versions does not see it. It is removed when the context ends; the next export
-    removes the hidden folder of a killed process.
+    The hidden folder lies in the export folder, so that files can be renamed into place on the same file system. It
+    lies outside of `savedmodel/`, which a server polls for versions. The hidden folder is removed when the context
+    ends; the next export removes the hidden folder of a killed process.
 
     Attributes:
         folder: the absolute path of the export folder, which is made if it does not exist.
@@ -274,7 +274,7 @@ class Staging:
 
 
 def interrupt_on_sigterm() -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which SIGTERM raises KeyboardInterrupt, so that a stopped export cleans up as for Ctrl-C."""
+    """Returns a context in which SIGTERM raises KeyboardInterrupt, so that an export cleans up as after Ctrl-C."""
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -283,7 +283,7 @@ def interrupt_on_sigterm() -> contextlib.AbstractContextManager[None]:
 
 
 def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
-    """Returns a context that ignores SIGINT and SIGTERM, in which files are put in place, which cannot be undone.
+    """Returns a context that ignores SIGINT and SIGTERM, for renames into place, which cannot be undone.
 
     A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
     """
@@ -292,7 +292,7 @@ def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[..., None] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
-    """Handles signals by `handler` within the context, if it is entered in the main thread, the only one that can."""
+    """Handles signals by `handler` within the context; in other threads than the main thread it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -230,14 +230,16 @@ class _Exporter:
         return vectors, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
+        """Builds the SavedModel in the hidden folder `area` and verifies it as `part`, such as "savedmodel/3"."""
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
         folder = area / "savedmodel"
         save_saved_model(deployed, self._signatures, folder, lambda name: self._report(f"SavedModel: {name}"))
         write_warmup_requests(folder, self._provenance.name, self._signatures)
-        self._verify("savedmodel", "SavedModel", folder, part, names, [part])
+        self._verify_files("savedmodel", "SavedModel", folder, part, names, [part])
         self._formats["savedmodel"]["signatures"] = [*names]
 
     def _make_files(self, area: pathlib.Path, name: str, deployed: DeployedModel) -> None:
+        """Builds the files of the format `name` from `FILE_FORMATS` in the hidden folder `area` and verifies them."""
         chosen = [endpoint for endpoint in self._endpoints if endpoint.onnx]
         folder = _make_folder(area / name)
         if name == "onnx":
@@ -247,12 +249,16 @@ class _Exporter:
             write_litert_files(deployed, chosen, folder, self._report)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         paths = [f"{name}/{file}" for file in sizes]
-        self._verify(name, f"{name} files", folder, name, self._names, paths)
+        self._verify_files(name, f"{name} files", folder, name, self._names, paths)
         self._formats[name]["bytes"] = sizes
 
-    def _verify(
+    def _verify_files(
         self, name: str, title: str, folder: pathlib.Path, part: str, names: Mapping[str, str], paths: list[str]
     ) -> None:
+        """Compares files with the Keras model, and records the result for the model card and the manifest.
+
+        `name` is the format, `title` its name in messages, and `paths` are the paths of the files for the model card.
+        """
         self._report(f"verifying the {title} in a process of its own")
         file = folder.parent / _VECTORS
         found = compare_in_process(name, folder, file, {"names": dict(names)}, self._report)
@@ -264,6 +270,7 @@ class _Exporter:
         self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
+        """Writes the web page into the hidden folder `area`, with the ONNX files there and the folder `runtime`."""
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
@@ -281,6 +288,7 @@ class _Exporter:
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
+        """Writes model card, client, settings and manifest, renames all files into place, and returns their paths."""
         self._report("putting it in place")
         # All files are written before the first is renamed into place, so that a full disk leaves no half export.
         files, vectors = _make_folder(staging.area / "files"), staging.area / _VECTORS
@@ -294,7 +302,7 @@ class _Exporter:
         write_text(files / TEXT_NAME, render_model_card(merged))
         # Existing settings of a server are kept, because the user may have edited them.
         for name in EDITABLE:
-            if (staging.folder / name).exists():
+            if (staging.folder / name).is_file():
                 shutil.copyfile(staging.folder / name, files / name)
         record, old_vectors = self._make_manifest(staging, name_vectors_file(vectors))
         write_json(staging.area / MANIFEST, record.model_dump())

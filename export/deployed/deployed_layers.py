@@ -130,7 +130,7 @@ class DeployedUnfolded(Deployed):
 
 
 class DeployedRegistered(DeployedUnfolded):
-    """A deployed layer of a registered type at the end of a flow step; it applies the bijector of the model's layer."""
+    """A deployed step layer (`config.STEP_LAYERS`), which applies the bijector of the model's layer."""
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
         """Returns the value of the bijector, and the log-determinant."""
@@ -143,7 +143,7 @@ class DeployedRegistered(DeployedUnfolded):
 
 
 class DeployedConditioner(DeployedUnfolded):
-    """A deployed net of a coupling of a registered type, which applies the function of the model's net."""
+    """A deployed coupling net of a registered type (not the paper's), which applies the function of the model's net."""
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
         """Returns the parameters of the transform before they are bounded, concatenated along the channels."""
@@ -159,7 +159,7 @@ class Conditioning:
         self.biases: list[np.ndarray] = []
 
     def add_net(self, net: Any) -> int | None:
-        """Adds the weights for z of a net and returns the index of the net; None for a net without a vector z."""
+        """Adds the weights by which a net multiplies z and returns the net's index; None if the net has no vector z."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(to_float64(net.condition_kernel))
@@ -254,13 +254,13 @@ class DeployedCoupling(Deployed):
             self.net = DeployedConditioner(layer.net, f"{name}/net", layout)
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns x with x_b transformed, and the log-determinant."""
+        """Returns y, which is x with x_b transformed, and the log-determinant."""
         x_a, x_b = self._split(x)
         y_b, log_det = forward_and_log_det(self._make_bijector(x_a, conditions), x_b)
         return self._split.merge_channels(x_a, y_b), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns y with x_b instead of the transformed x_b."""
+        """Returns x, which is y with x_b transformed back."""
         y_a, y_b = self._split(y)
         return self._split.merge_channels(y_a, self._make_bijector(y_a, conditions).inverse(y_b))
 

@@ -68,7 +68,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns the deployed layers at the end of a stage, where channels leave: a linear map, a coupling, an actnorm."""
+    """Returns the deployed layers before channels leave the flow: a linear map, a coupling and an actnorm."""
     matrix = to_float64(layer.mixing.kernel)
     channels = len(matrix)
     layers = [
@@ -87,7 +87,7 @@ def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
 
 
 class DeployedStage(DeployedSequence):
-    """A deployed stage: flow steps, and the layers at whose end `dropped` channels leave and `remaining` go on."""
+    """A deployed stage: flow steps, then layers after which `dropped` channels leave the flow and `remaining` stay."""
 
     def __init__(self, stage: Any, name: str, layout: Layout, conditioning: Conditioning):
         layers = []
@@ -128,7 +128,7 @@ class DeployedWhitening(Deployed):
 
 
 class DeployedFlow(Deployed):
-    """The deployed flow between images x, in the layout of the graph, and v."""
+    """The deployed flow, which maps images x to v and v to x, both in the layout of the graph."""
 
     def __init__(self, flow: Flow, layout: Layout, name: str = "flow"):
         super().__init__(name, layout)
@@ -214,7 +214,7 @@ class DeployedFlow(Deployed):
 
 
 def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, strides: int) -> DeployedLinear:
-    """Returns one plain convolution that equals a convolution, which may be transposed, and its batch normalisation.
+    """Returns one plain convolution that equals a (transposed) convolution followed by batch normalisation.
 
     A transposed convolution of stride 2 turns each input pixel into four output pixels, each with one of four parts of
     the kernel. It equals a plain convolution to four times the channels, unsqueezed, which every runtime computes fast.

@@ -48,10 +48,10 @@ Optional = np.ndarray | None
 
 
 def choose_batch_sizes(side: int) -> tuple[int, int, int]:
-    """Returns the sizes of the three batches that files answer, for images whose longer side has `side` pixels.
+    """Returns the sizes of the three batches in which files are run, for images whose longer side has `side` pixels.
 
-    The Keras model computes its answers in batches of other sizes. So a file is found in which one image of a batch
-    changes the answer to another.
+    The Keras model computes its answers in batches of other sizes, so that the comparison finds a file in which one
+    image of a batch changes the answer to another image.
     """
     for most, largest in ((32, 17), (64, 8), (128, 4)):
         if side <= most:
