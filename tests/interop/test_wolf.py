@@ -1,4 +1,4 @@
-"""Tests of interop.wolf: the reference's weights give the reference's numbers, and what does not fit is refused."""
+"""The command import-wolf: the authors' weights give the authors' numbers, and what does not fit is refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers.models import random_images
-from helpers.refusals import message_of
+from helpers.refusals import message_of, refused
 from helpers.traces import run_eagerly
 from helpers.wolf import Reference, assert_refused
 
 import tfdecouple
+from tfdecouple.cli import main
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import assign_weights, import_wolf, read_state_dict, translate_config
 from tfdecouple.runtime.requirements import MissingPackageError
@@ -24,17 +25,25 @@ DATA, CONFIG, IMAGES, edited = REFERENCE.folder, REFERENCE.config, REFERENCE.ima
 STATE = read_state_dict(DATA / "model.npz")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The run folder of the import."""
-    folder = tmp_path_factory.mktemp("wolf") / "run"
-    REFERENCE.imported(folder)
-    return folder
+def run_command(*arguments):
+    """Runs `import-wolf` on the checkpoint; arguments after its own replace them."""
+    files = ["--config", DATA / "config.json", "--weights", DATA / "model.npz", "--image-shape", 32, 32, 3]
+    return main(list(map(str, ["import-wolf", *files, *arguments])))
 
 
 @pytest.fixture(scope="module")
-def model(run):
-    return tfdecouple.load_model(run)
+def imported(tmp_path_factory):
+    """The run folder that the command made, and what it printed."""
+    run, printed = tmp_path_factory.mktemp("imported") / "wolf", []
+    with pytest.MonkeyPatch.context() as patch, run_eagerly():
+        patch.setattr("builtins.print", lambda *text, **options: printed.append(" ".join(map(str, text))))
+        assert run_command("--workdir", run) == 0
+    return run, "\n".join(printed)
+
+
+@pytest.fixture(scope="module")
+def model(imported):
+    return tfdecouple.load_model(imported[0])
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +86,35 @@ class TestNumbers:
         np.testing.assert_array_equal(model.decode(*model.encode(IMAGES, verify=True)), IMAGES)
 
 
-class TestRunFolder:
-    def test_config_is_that_of_the_reference(self, run):
-        assert tfdecouple.runs.run_folder.load_config(run).model == tfdecouple.ModelConfig(
+class TestCommand:
+    def test_it_says_how_many_parameters_came_and_how_to_open_them(self, imported):
+        run, said = imported
+        summary = json.loads((run / "summary.json").read_text())
+        assert f"{run}: {summary['parameters']['total']:,} parameters imported" in said
+        assert f"tfdecouple.load_model({str(run)!r})" in said
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--weights", "no/such.npz"], "no/such.npz"),
+            (["--config", "no/such.json"], "no/such.json"),
+            (["--image-shape", 48, 48, 3], "48"),
+            (["--n-bits", 9], "n_bits is 9"),
+            (["--n-bits", 0], "n_bits is 0"),
+        ],
+    )
+    def test_mistake_is_one_line_and_leaves_no_run(self, tmp_path, eager, capsys, arguments, message):
+        line = refused(capsys, lambda: run_command("--workdir", tmp_path / "run", *arguments))
+        assert message in line
+        assert not (tmp_path / "run").exists()
+
+    def test_a_folder_with_a_run_is_not_overwritten(self, imported, eager, capsys):
+        before = (imported[0] / "config.json").read_bytes()
+        assert str(imported[0]) in refused(capsys, lambda: run_command("--workdir", imported[0]))
+        assert (imported[0] / "config.json").read_bytes() == before
+
+    def test_config_is_that_of_the_reference(self, imported):
+        assert tfdecouple.runs.run_folder.load_config(imported[0]).model == tfdecouple.ModelConfig(
             image_shape=(32, 32, 3),
             n_bits=8,
             latent_dim=8,
