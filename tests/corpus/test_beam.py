@@ -105,8 +105,8 @@ class TestPipeline:
         bad = out / manifest["shards"][1]["name"]
         bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
         assert main(["encode", "--verify", "--out", str(out)]) == 1
-        told = capsys.readouterr().out
-        assert f"{bad} has another content" in told and "anew" not in told
+        output = capsys.readouterr().out
+        assert f"{bad} has another content" in output and "anew" not in output
         bad.write_bytes(bytes([bad.read_bytes()[0] ^ 1]) + bad.read_bytes()[1:])
         assert not list(out.glob("beam-temp*"))
         arguments = ["encode", "--run", tiny_run, "--data", f"folder:{pictures}", "--out", out]
@@ -156,7 +156,7 @@ class TestRefusals:
         assert not (tmp_path / "codes").exists()
 
     @pytest.mark.parametrize(
-        ("arguments", "message"), [("--format csv", "--format is"), ("--threads 0", "--threads is")]
+        ("arguments", "message"), [("--format csv", "--format: invalid choice"), ("--threads 0", "--threads is")]
     )
     def test_mistake_in_the_arguments(self, encode, capsys, arguments, message):
         assert message in refused(capsys, lambda: encode(*arguments.split()))

@@ -1,4 +1,4 @@
-"""Folders of codes that were damaged: found out, told in a line for each file, and made good by the same command."""
+"""Damaged folders of codes: each bad file is named in a line, and the same command writes it again."""
 
 import json
 import shutil
@@ -34,11 +34,11 @@ def pictures(tmp_path_factory):
 def arguments(tiny_run, pictures):
     """Returns a function that gives the arguments of the command: nine images, two to a file."""
 
-    def given(kind, out):
+    def make_arguments(kind, out):
         chosen = ["--run", tiny_run, "--data", f"folder:{pictures}", "--format", kind, "--v", "--out", out]
         return list(map(str, ["encode", *chosen, "--images-per-shard", 2, "--batch-size", 4]))
 
-    return given
+    return make_arguments
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ class TestFlippedBit:
         bad = out / f"test-00001-of-00002.{kind}"
         flip(bad, at)
         assert main(arguments(kind, out)) == 0
-        told = capsys.readouterr().out
-        assert f"{bad} has another content than was written (its SHA-256 differs): it is made anew" in told
-        assert "5 of 6 files are there already" in told
+        output = capsys.readouterr().out
+        assert f"{bad} has another content than was written (its SHA-256 differs): it is written again" in output
+        assert "5 of 6 files are there already" in output
         assert contents(out) == contents(written[kind])
 
 

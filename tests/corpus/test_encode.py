@@ -82,8 +82,10 @@ class TestCodes:
         monkeypatch.setattr("tfdecouple.model.round_trip.FAR", float(by_rms[1][0] + by_rms[2][0]) / 2)
         far = {key for _, key in by_rms[2:]}
         assert encode("--split", "test", "--v") == 0
-        said = capsys.readouterr().out
-        line = re.search(r"^(\d+) of the images, such as (\S+), are far from what the model was trained on", said, re.M)
+        output = capsys.readouterr().out
+        line = re.search(
+            r"^(\d+) of the images, such as (\S+), are far from what the model was trained on", output, re.M
+        )
         assert int(line[1]) == len(far) and line[2] in far
         assert encode("--split", "test", out=tmp_path / "z") == 0
         assert "are far from" not in capsys.readouterr().out
@@ -212,7 +214,7 @@ class TestRefusals:
 
         monkeypatch.setattr(code_files, "serialize_examples", fails)
         line = refused(capsys, encode)
-        assert "No space left on device" in line and "the same command goes on from it" in line
+        assert "No space left on device" in line and "the same command resumes" in line
         assert list(read_files(tmp_path / "codes", "*.tfrecord")) == [f"{FILES[0]}.tfrecord"]
         assert encode() == 0
         assert read_codes_by_key(tmp_path / "codes").keys() == list_image_keys(pictures)

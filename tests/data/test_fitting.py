@@ -81,7 +81,7 @@ class TestArrays:
         np.testing.assert_array_equal(read_image(path, (16, 24, 1), 0), pixels[..., :1])
 
     @pytest.mark.parametrize(
-        ("content", "said"),
+        ("content", "message"),
         [
             (noise(8, 12, 3), "uint8 [8, 12, 3], and the model takes uint8 [height, width, 7]"),
             (np.zeros((8, 12, 7), np.float32), "float32"),
@@ -89,9 +89,9 @@ class TestArrays:
             (np.zeros((0, 12, 7), np.uint8), "[0, 12, 7]"),
         ],
     )
-    def test_other_arrays_are_refused(self, tmp_path, content, said):
+    def test_other_arrays_are_refused(self, tmp_path, content, message):
         np.save(tmp_path / "image.npy", content)
-        assert said in one_line_error(lambda: read_image(str(tmp_path / "image.npy"), (8, 12, 7), 0))
+        assert message in one_line_error(lambda: read_image(str(tmp_path / "image.npy"), (8, 12, 7), 0))
 
     def test_hostile_files_are_refused(self, tmp_path):
         whole = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Tests that image files of strangers start no other program, take no memory without end and keep nobody waiting."""
+"""Untrusted image files start no other program, take limited memory, and never block."""
 
 import io
 import os
@@ -21,7 +21,7 @@ from tfdecouple.errors import DataError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
 
-# Formats that Pillow writes, and opens under any name unless told otherwise.
+# Formats that Pillow writes, and by default opens whatever the ending of the name is.
 OTHERS = ("EPS", "PDF", "ICO", "ICNS", "TGA", "SGI", "PCX", "DDS", "IM", "JPEG2000", "SPIDER", "PPM", "TIFF", "AVIF")
 PSD = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 8, 8, 8, 3) + bytes(4 * 3) + bytes(2 + 8 * 8 * 3)
 
@@ -130,13 +130,13 @@ class TestPythonClients:
     def refuses(self, request):
         """Returns what the example says of a file that it must refuse."""
         module = load_program(ROOT / request.param)
-        taken = 3 if request.param == "export/client.py" else (8, 8, 3)
+        shape = 3 if request.param == "export/client.py" else (8, 8, 3)
         # What its `main` makes one line of.
         expected = getattr(module, "Problem", Exception)
 
         def refuse(path):
             with pytest.raises(expected) as caught:
-                within_a_minute(lambda: module.read_picture(str(path), taken))
+                within_a_minute(lambda: module.read_picture(str(path), shape))
             return str(caught.value)
 
         return refuse

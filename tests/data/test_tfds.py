@@ -56,7 +56,7 @@ class TestTfds:
             assert_same(*examples)
 
     @pytest.mark.parametrize(
-        ("sizes", "wanted"),
+        ("sizes", "expected"),
         [
             ({"train": 9, "test": 3, "validation": 2}, ("train", "validation", "test")),
             ({"train": 9, "test": 3}, ("train[:-2]", "train[-2:]", "test")),
@@ -64,9 +64,9 @@ class TestTfds:
             ({"train": 9}, ("train[:-4]", "train[-4:-2]", "train[-2:]")),
         ],
     )
-    def test_choice_of_splits(self, sizes, wanted):
+    def test_choice_of_splits(self, sizes, expected):
         chosen = choose_tfds_splits("some", sizes, 2)
-        assert (chosen["train"], chosen["validation"], chosen["test"]) == wanted
+        assert (chosen["train"], chosen["validation"], chosen["test"]) == expected
 
     def test_splits_too_small(self):
         assert "9" in one_line_error(lambda: choose_tfds_splits("some", {"train": 9, "test": 3}, 9))

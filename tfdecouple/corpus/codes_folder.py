@@ -84,7 +84,7 @@ class CodesFolder:
             if isinstance(error, tf.errors.ResourceExhaustedError):
                 reason = os.strerror(errno.ENOSPC)
             raise UserError(
-                f"cannot write to {self.path}: {reason}; what is whole there is kept, the same command goes on from it"
+                f"cannot write to {self.path}: {reason}; complete files are kept, and the same command resumes"
             ) from error
 
     def begin_codes_folder(self, manifest: CodesManifest, model: DecoupledModel, config: Config, step: int) -> None:
@@ -110,7 +110,7 @@ class CodesFolder:
         for done, shard in enumerate(manifest.list_shard_ranges(), 1):
             path = self.path / shard.name
             if path.exists() and (problem := find_shard_problem(path, self._shards.get(shard.name))):
-                report(f"{path} {problem}: it is made anew")
+                report(f"{path} {problem}: it is written again")
                 with self.convert_write_errors():
                     path.unlink()
             if not path.exists():
