@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.export_worker import OTHERS, RUNTIMES  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
-from tfdecouple.runs.run_folder import find_run, load_config  # noqa: E402
+from tfdecouple.runs.run_folder import find_run_folder, load_config  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 
@@ -64,7 +64,7 @@ def measure_export(options: argparse.Namespace) -> int:
         raise UserError("z of this model is a function of the label, and the benchmark has no labels")
     with tempfile.TemporaryDirectory() as folder:
         run, exported, runtimes = (
-            find_run(options.run).resolve(),
+            find_run_folder(options.run).resolve(),
             pathlib.Path(folder) / "exported",
             options.runtimes or [*RUNTIMES],
         )

@@ -11,7 +11,7 @@ from export.formats import FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.process import get_arguments, run_program, start_tensorflow
 from tfdecouple.runtime.requirements import require_packages
-from tfdecouple.storage.files import file_sha256
+from tfdecouple.storage.files import hash_file
 
 EXIT_REFUSED = 4
 
@@ -133,7 +133,7 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
     print()
     for path in published:
         print(path)
-    digest = file_sha256(options.to / MANIFEST)
+    digest = hash_file(options.to / MANIFEST)
     print(f"\n{MANIFEST} has the SHA-256 {digest}; keep it elsewhere, for --verify DIR --expect DIGEST")
     return 0
 
@@ -148,7 +148,7 @@ def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     from export.verification.verify import verify_folder
 
     load_manifest(folder)
-    digest = file_sha256(folder / MANIFEST)
+    digest = hash_file(folder / MANIFEST)
     if expected is not None and digest != expected.lower():
         print(f"error: {folder / MANIFEST} has the SHA-256 {digest}; expected {expected}", file=sys.stderr)
         return EXIT_REFUSED

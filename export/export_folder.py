@@ -20,7 +20,7 @@ import pydantic
 from filelock import FileLock, Timeout
 
 from tfdecouple.errors import UserError
-from tfdecouple.storage.files import FileDigest, file_sha256, read_json, read_model
+from tfdecouple.storage.files import FileDigest, hash_file, read_json, read_model
 
 MANIFEST = "manifest.json"
 VECTORS = "test_vectors"
@@ -146,7 +146,7 @@ def name_vectors_file(file: pathlib.Path) -> str:
 
     So parts of several exports of the same model share the file.
     """
-    return f"{VECTORS}/{file_sha256(file)[:16]}.npz"
+    return f"{VECTORS}/{hash_file(file)[:16]}.npz"
 
 
 def load_manifest(folder: pathlib.Path) -> Manifest:

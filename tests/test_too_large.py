@@ -125,7 +125,7 @@ def test_checkpoint_of_as_many_parameters_is_refused_by_its_first_other_weight(
 @pytest.mark.parametrize("run", COMMITTED, ids=lambda run: f"{run.parent.name}/{run.name}")
 def test_checkpoints_say_which_weights_they_hold(run):
     folder = CheckpointFolder(run / "checkpoints")
-    assert folder.read_weight_shapes("best", folder.checkpoint_steps("best")[0]) == compute_weight_shapes(
+    assert folder.read_weight_shapes("best", folder.list_checkpoint_steps("best")[0]) == compute_weight_shapes(
         load_config(run).model
     )
 

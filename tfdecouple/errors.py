@@ -1,4 +1,4 @@
-"""Errors and warnings for users: each message is one line that names the mistake, the value and the remedy."""
+"""Errors and warnings for users. Each message is one line that names the mistake, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import sys
 import warnings
 from collections.abc import Iterable
 
-# Escape sequences of terminals (colours, for example), which `one_line` removes from messages.
+# Pattern of the escape sequences of terminals, such as colours, which `one_line` removes from messages.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# A warning points at the first line outside of these packages.
+# Names of packages whose lines `warn_user` never names as the place of a warning.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
 class UserError(Exception):
     """The error for a mistake that the user can correct; programs print it as one line, without a traceback."""
 
-    # Keras and AutoGraph would replace the message by a long text; they leave errors with these attributes as they are.
+    # Keras and AutoGraph replace the messages of errors by long texts, unless the errors have these attributes.
     _keras_call_info_injected = True
     ag_pass_through = True
 
@@ -55,7 +55,7 @@ class WolfError(UserError, ValueError):
 
 
 class ExtractorError(UserError):
-    """The error for a feature extractor (for FID) that cannot be used."""
+    """The error for a feature extractor (for the FID) that cannot be used."""
 
 
 class ExactnessWarning(UserWarning):
@@ -71,9 +71,9 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
-    r"""Returns the text of an exception as a single line of `limit` characters; its type if the text is empty.
+    r"""Returns the message of an error as one line of at most `limit` characters; the error's type if it has none.
 
-    With `first` only the first line is returned, since TensorFlow adds lines for its developers.
+    With `first` only the first line of the message is used, because TensorFlow adds lines for its developers.
 
     >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
     ('no such file', 'OSError')
@@ -86,7 +86,7 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the hint `"; did you mean X?"` with the most similar of some names, or `""` if no name is similar.
+    """Returns the text "; did you mean X?" with the name that is most similar to `name`; "" if none is similar.
 
     >>> nearest("cifar", ["cifar10", "mnist"])
     '; did you mean cifar10?'

@@ -139,7 +139,7 @@ class DeployedFlow(Deployed):
         # This layer multiplies z with the matrices of all nets at once; it is None if z is a feature map or absent.
         self.condition = conditioning.make_linear(f"{name}/condition", layout)
         self._widths = tuple(map(len, conditioning.biases))
-        self._local, self._squeezes_first = flow.local, flow.squeezes_first
+        self._local, self._squeezes_first = flow.local, flow.is_squeezed_first
         self.whitening = None
         if flow.whitening is not None:
             self.whitening = DeployedWhitening(flow.whitening, f"{name}/whitening", layout, flow.config.image_shape)

@@ -22,7 +22,7 @@ from tfdecouple.runs import pretrained
 from tfdecouple.runs.latent_directions import METHODS
 from tfdecouple.runs.opened_run import hash_weights
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
-from tfdecouple.runs.run_folder import find_run, is_run_folder, load_config, read_summary
+from tfdecouple.runs.run_folder import find_run_folder, is_run_folder, load_config, read_summary
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -104,13 +104,13 @@ def test_commands_take_them_where_no_run_is_named(others, tmp_path, capsys):
 
 
 def test_a_run_folder_of_that_name_goes_before(others, tiny_run, tmp_path):
-    assert find_run("photographs") == others and not is_run_folder("photographs")
+    assert find_run_folder("photographs") == others and not is_run_folder("photographs")
     (tmp_path / "here" / "photographs").mkdir()
     # A folder of that name that is no run, of images for example, does not.
-    assert find_run("photographs") == others
+    assert find_run_folder("photographs") == others
     shutil.copytree(tiny_run, tmp_path / "here" / "photographs", dirs_exist_ok=True)
     assert is_run_folder("photographs")
-    assert (find_run("photographs") / "config.json").samefile("photographs/config.json")
+    assert (find_run_folder("photographs") / "config.json").samefile("photographs/config.json")
 
 
 def test_where_results_go(others, tmp_path):

@@ -57,7 +57,7 @@ DAMAGE = {
 
 class TestCheckpointFolder:
     def test_lists_the_newest_first_and_gives_back_what_was_written(self, folder):
-        assert (folder.checkpoint_steps(), folder.checkpoint_steps("best")) == ([2, 1], [])
+        assert (folder.list_checkpoint_steps(), folder.list_checkpoint_steps("best")) == ([2, 1], [])
         for step in (1, 2):
             groups = variables(0)
             folder.read_checkpoint("step", step, groups)
@@ -68,7 +68,7 @@ class TestCheckpointFolder:
         for step in range(5):
             folder.write_checkpoint("step", step, variables(step))
             folder.write_checkpoint("best", step, variables(step))
-        assert (folder.checkpoint_steps(), folder.checkpoint_steps("best")) == ([4, 3], [4])
+        assert (folder.list_checkpoint_steps(), folder.list_checkpoint_steps("best")) == ([4, 3], [4])
         assert len(list(tmp_path.iterdir())) == 2 * 3
 
     @pytest.mark.parametrize(("kind", "steps"), [("step", [1000, 700]), ("best", [700])])
@@ -76,7 +76,7 @@ class TestCheckpointFolder:
         folder = CheckpointFolder(tmp_path, keep=1)
         for step in (1000, 700):
             folder.write_checkpoint(kind, step, variables(step))
-        assert folder.checkpoint_steps(kind) == steps
+        assert folder.list_checkpoint_steps(kind) == steps
 
     @pytest.mark.parametrize("kind", DAMAGE)
     def test_damage_is_found_before_anything_is_read(self, folder, kind):
@@ -120,7 +120,7 @@ class TestCheckpointFolder:
         monkeypatch.setattr(pathlib.Path, "replace", replace)
         with pytest.raises(Killed):
             folder.write_checkpoint("step", 3, variables(3))
-        assert folder.checkpoint_steps() == [2, 1]
+        assert folder.list_checkpoint_steps() == [2, 1]
         assert len(list(folder.path.iterdir())) > len(whole)
         folder.remove_remains()
         assert sorted(folder.path.iterdir()) == whole
@@ -154,7 +154,7 @@ def averages_of(prefix):
 
 class TestLoadModel:
     def test_gives_the_best_weights_which_are_averages(self, finished_run, image_folder):
-        (best,) = CheckpointFolder(finished_run / "checkpoints").checkpoint_steps("best")
+        (best,) = CheckpointFolder(finished_run / "checkpoints").list_checkpoint_steps("best")
         state = averages_of(finished_run / "checkpoints" / f"step-{best:09d}")
         model = tfdecouple.load_model(finished_run)
         assert model.config == load_config(finished_run).model

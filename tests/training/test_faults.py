@@ -132,7 +132,7 @@ class TestWeightsThatAreNotFinite:
         config = run_config(image_folder, model=LEAST, checkpoint_every=2, keep_checkpoints=3, evaluate_every=100)
         with pytest.raises(DivergedError, match="weights are not finite at step 8, which is not saved"):
             train(config, tmp_path / "run")
-        saved = CheckpointFolder(tmp_path / "run" / "checkpoints").checkpoint_steps()
+        saved = CheckpointFolder(tmp_path / "run" / "checkpoints").list_checkpoint_steps()
         assert saved == [6, 4, 2]
         values = read_checkpoint(tmp_path / "run", "step-000000006")
         assert all(np.isfinite(value).all() for key, value in values.items() if key.startswith("model/"))

@@ -82,7 +82,7 @@ class Program:
 
     def newest(self):
         """The step of the newest checkpoint; -1 where there is none."""
-        return max([-1, *CheckpointFolder(self.run / "checkpoints").checkpoint_steps()])
+        return max([-1, *CheckpointFolder(self.run / "checkpoints").list_checkpoint_steps()])
 
     def end(self, number=None):
         """Sends a signal, waits for the end, and returns status, output and errors."""
@@ -135,7 +135,7 @@ def killed_after_step_5(config, run):
             [sys.executable, "-c", KILLED, *arguments], cwd=ROOT, env=user_environment(), capture_output=True, text=True
         )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert CheckpointFolder(run / "checkpoints").checkpoint_steps() == [5] and not (run / "summary.json").exists()
+    assert CheckpointFolder(run / "checkpoints").list_checkpoint_steps() == [5] and not (run / "summary.json").exists()
     return run
 
 
@@ -246,7 +246,7 @@ class TestFullDisk:
         run = small_disk / "run"
         shutil.copytree(stopped_run, run)
         checkpoints = CheckpointFolder(run / "checkpoints")
-        before = checkpoints.checkpoint_steps()
+        before = checkpoints.list_checkpoint_steps()
         assert before == [5]
         fill(small_disk, leave=room * 1024)
         status, _, err = Program(config, run, tmp_path).end()
@@ -254,10 +254,10 @@ class TestFullDisk:
         assert err.count("\n") == 1 and err.startswith("error: cannot write")
         assert "No space left on device" in err
         assert "{{" not in err and "Traceback" not in err
-        assert set(before) <= set(checkpoints.checkpoint_steps())
+        assert set(before) <= set(checkpoints.list_checkpoint_steps())
         assert not list(run.glob(".*.tmp"))
         (small_disk / "filler").unlink()
-        newest = checkpoints.checkpoint_steps()[0]
+        newest = checkpoints.list_checkpoint_steps()[0]
         status, out, err = Program(config, run, tmp_path).end()
         assert (status, err) == (0, "")
         assert f"goes on from step {newest}\n" in out

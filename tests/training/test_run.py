@@ -192,7 +192,7 @@ class TestResumption:
         out = capsys.readouterr().out
         assert "passed over: the checkpoint" in out and "step-000000010 is damaged" in out
         assert "goes on from step 5" in out
-        assert (checkpoints.checkpoint_steps(), checkpoints.checkpoint_steps("best")) == ([5], [])
+        assert (checkpoints.list_checkpoint_steps(), checkpoints.list_checkpoint_steps("best")) == ([5], [])
         assert max(step for _, step in read_log_without_timing(run)) == 5
 
     def test_run_without_any_whole_checkpoint_is_refused_in_one_line(self, finished_run, image_folder, tmp_path):
@@ -351,7 +351,7 @@ class TestSelection:
             config = run_config(image_folder, model=LEAST, steps=steps, evaluate_every=2, evaluation_samples=0)
             summary = train(config, tmp_path / "run").summary
         assert (summary["steps"], summary["best_step"], summary["validation_bits_per_dim"]) == (4, 3, 2.0)
-        assert CheckpointFolder(tmp_path / "run" / "checkpoints").checkpoint_steps("best") == [3]
+        assert CheckpointFolder(tmp_path / "run" / "checkpoints").list_checkpoint_steps("best") == [3]
         assert "measured instead" not in capsys.readouterr().out
 
     def test_best_checkpoint_is_chosen_by_validation_and_test_is_seen_once(

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 def read_curves(path: str, name: str) -> Any:
     """Returns the metrics in the log of the run at `path` as `Curves`; `name` is the run's name in the picture."""
-    from tfdecouple.runs.run_folder import find_run, load_config
+    from tfdecouple.runs.run_folder import find_run_folder, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
@@ -51,7 +51,7 @@ def read_curves(path: str, name: str) -> Any:
     # The log has a 0 for terms of the bound that the model does not have.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
-    for row in read_metrics(find_run(path) / "metrics.jsonl"):
+    for row in read_metrics(find_run_folder(path) / "metrics.jsonl"):
         for metric in _METRICS:
             # A value that is not finite is a text in the log, and cannot be drawn.
             value = row.get(metric)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from tfdecouple.config.shapes import Shape, StagePlan, flow_levels, squeezes_first
+from tfdecouple.config.shapes import Shape, StagePlan, is_squeezed_first, plan_flow_levels
 from tfdecouple.config.values import (
     Count,
     Fraction,
@@ -193,8 +193,8 @@ class ModelConfig:
         flat = [count for entry in steps for count in (entry if isinstance(entry, tuple) else (entry,))]
         require(min(flat) >= 1, f"an entry of {option}steps is {min(flat)}; it must be at least 1")
         require(sum(flat) <= MOST_STEPS, f"{option}steps adds up to {sum(flat)} steps; at most {MOST_STEPS} are built")
-        planned = flow_levels(self.image_shape, steps, widths, factors)
-        first = ", with a squeeze before the first" if squeezes_first(self.image_shape[-1]) else ""
+        planned = plan_flow_levels(self.image_shape, steps, widths, factors)
+        first = ", with a squeeze before the first" if is_squeezed_first(self.image_shape[-1]) else ""
         self._check_halving(planned[-1][0].reduction, f"{levels} levels halve", f"{option}steps{first}")
         for level, factor in enumerate(inner_factors, start=1):
             channels = planned[level][0].channels
@@ -267,7 +267,7 @@ class ModelConfig:
     @property
     def levels(self) -> tuple[tuple[StagePlan, ...], ...]:
         """The stages of each level of the flow."""
-        return flow_levels(self.image_shape, self.steps, self.hidden_channels, self.factors)
+        return plan_flow_levels(self.image_shape, self.steps, self.hidden_channels, self.factors)
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
@@ -275,4 +275,4 @@ class ModelConfig:
         if not self.has_dequantizer:
             return ()
         widths, factors = self.dequantization_hidden_channels, self.dequantization_factors
-        return flow_levels(self.image_shape, self.dequantization_steps, widths, factors)
+        return plan_flow_levels(self.image_shape, self.dequantization_steps, widths, factors)

@@ -13,26 +13,25 @@ from typing import NamedTuple
 Shape = tuple[int, int, int]
 
 RGB_CHANNELS = 3
-# Pillow's modes by number of channels; images in one of the modes can be converted to the other mode.
+# Pillow's modes of images by number of channels.
 PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
 
-# Smallest number of channels at the first level. Images with fewer are squeezed first: a coupling cannot split one
-# channel, and both of its patterns split two channels in the same way.
+# Smallest number of channels at the first level. Images with fewer channels are squeezed first: a coupling cannot split
+# one channel, and of two channels all couplings would split off the same one.
 LEAST_CHANNELS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """A stage of the flow: steps with the same number of channels, after which some of the channels may leave.
+    """A stage of the flow: steps with the same number of channels, after which some channels may leave the flow.
 
     Attributes:
-        name: beginning of the names of the stage's layers, such as `level_0_part_0`.
-        level: number of the stage's level, from 0 on.
-        reduction: ratio of the image's height to that of the maps.
-        height, width, channels: shape of the maps.
-        hidden: width of the coupling nets.
-        steps: number of steps.
-        dropped: number of channels that leave at the end; 0 where all stay.
+        name: prefix of the names of the stage's layers, such as `level_0_part_0`.
+        reduction: ratio of the height of the image to the height of the stage's maps.
+        height, width, channels: shape of the stage's maps.
+        hidden: channels of the hidden maps of the coupling nets.
+        steps: number of flow steps.
+        dropped: number of channels that leave at the end of the stage.
     """
 
     name: str
@@ -47,7 +46,7 @@ class StagePlan:
 
     @property
     def remaining(self) -> int:
-        """The number of channels that stay after the stage."""
+        """The number of channels that stay in the flow after the stage."""
         return self.channels - self.dropped
 
     @property
@@ -58,7 +57,7 @@ class StagePlan:
     @property
     def step_names(self) -> tuple[str, ...]:
         """The names of the stage's steps, such as `level_0_part_0_step_0`, in the forward direction."""
-        return step_names(self.steps, f"{self.name}_")
+        return name_flow_steps(self.steps, f"{self.name}_")
 
     @property
     def factor_out_name(self) -> str:
@@ -85,12 +84,12 @@ def is_square_of_rgb(image_shape: Shape) -> bool:
 
 
 def describe_channels(channels: int) -> str:
-    """Returns a text for a number of channels: "grey", "RGB" or, for example, "5 channels"."""
+    """Returns "grey", "RGB" or a text such as "5 channels", for a number of channels."""
     return {1: "grey", RGB_CHANNELS: "RGB"}.get(channels, f"{channels} channels")
 
 
 def describe_images(image_shape: Shape) -> str:
-    """Returns a text that describes images of a shape, height first.
+    """Returns a text that describes images by height, width and channels.
 
     >>> describe_images((28, 28, 1)), describe_images((32, 32, 3)), describe_images((48, 64, 5))
     ('grey images of 28 x 28 pixels', 'images of 32 x 32 pixels', 'images of 48 x 64 pixels and 5 channels')
@@ -101,12 +100,12 @@ def describe_images(image_shape: Shape) -> str:
     return f"{grey}images of {height} x {width} pixels{more}"
 
 
-def squeezes_first(channels: int) -> bool:
+def is_squeezed_first(channels: int) -> bool:
     """Returns whether a flow squeezes images with this number of channels before its first level."""
     return channels < LEAST_CHANNELS
 
 
-def flow_levels(
+def plan_flow_levels(
     image_shape: Shape,
     steps: Sequence[int | Sequence[int]],
     hidden_channels: Sequence[int],
@@ -121,11 +120,11 @@ def flow_levels(
     Args:
         image_shape: height, width and channels of the images.
         steps: number of steps of each level; for an inner level, a list with the number of steps of each stage.
-        hidden_channels: width of the coupling nets of each level.
+        hidden_channels: for each level, the channels of the hidden maps of the coupling nets.
         factors: for each level between the first and the last, one over the fraction of its channels that leave after
             each stage (4: a quarter); a single entry holds for all of these levels.
 
-    >>> for level in flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
+    >>> for level in plan_flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
     ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])
     [('level_0_part_0', 8, 3, 0)]
     [('level_1_part_0', 4, 12, 3), ('level_1_part_1', 4, 9, 3)]
@@ -133,7 +132,7 @@ def flow_levels(
     """
     levels = []
     height, width, channels = image_shape
-    first = int(squeezes_first(channels))
+    first = int(is_squeezed_first(channels))
     channels *= 4**first
     for level, (counts, hidden) in enumerate(zip(steps, hidden_channels, strict=True)):
         channels *= 4 if level else 1
@@ -160,10 +159,10 @@ def flow_levels(
     return tuple(levels)
 
 
-def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
+def plan_encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
     """Returns the blocks of the encoder: two per level, of which the second halves height and width.
 
-    >>> [(block.name, block.planes, block.strides) for block in encoder_blocks((8, 16))][:3]
+    >>> [(block.name, block.planes, block.strides) for block in plan_encoder_blocks((8, 16))][:3]
     [('level_0_block_1', 8, 1), ('level_0_block_2', 8, 2), ('level_1_block_1', 16, 1)]
     """
     return tuple(
@@ -173,13 +172,13 @@ def encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
     )
 
 
-def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
-    """Returns the blocks of a network from an image to a map of the same size: first down like an encoder, then up.
+def plan_map_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
+    """Returns the blocks of a network from an image to a map of the same height and width.
 
-    On the way up a level has two blocks of transposed convolutions. The second block doubles height and width; its
-    number of planes is that of the next higher resolution, or of the map.
+    The blocks of an encoder come first. Then each level has two blocks of transposed convolutions, the second of which
+    doubles height and width and has the channels of the next higher resolution, or of the map.
 
-    >>> [(block.name, block.planes, block.strides) for block in local_blocks((8, 16), 4)[4:]]
+    >>> [(block.name, block.planes, block.strides) for block in plan_map_blocks((8, 16), 4)[4:]]
     [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]
     """
     narrower = (map_channels, *planes)
@@ -188,20 +187,20 @@ def local_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
         for level in reversed(range(len(planes)))
         for strides, width in ((1, planes[level]), (2, narrower[level]))
     )
-    return (*encoder_blocks(planes), *back)
+    return (*plan_encoder_blocks(planes), *back)
 
 
-def step_names(count: int, prefix: str = "") -> tuple[str, ...]:
-    """Returns the names of `count` steps of flow, in the forward direction.
+def name_flow_steps(count: int, prefix: str = "") -> tuple[str, ...]:
+    """Returns the names of `count` flow steps, in the forward direction.
 
-    >>> step_names(2)
+    >>> name_flow_steps(2)
     ('step_0', 'step_1')
     """
     return tuple(f"{prefix}step_{number}" for number in range(count))
 
 
 def halve_channels(channels: int) -> tuple[int, int]:
-    """Returns the number of channels that a coupling leaves unchanged, and the number (half, rounded down) it changes.
+    """Returns how many channels a coupling leaves unchanged, and how many it changes: half of them, rounded down.
 
     >>> halve_channels(7)
     (4, 3)

@@ -31,9 +31,9 @@ class TrainingConfig:
         beta_1, beta_2, epsilon: Adam's parameters (Kingma and Ba, 2015).
         weight_decay: decoupled decay of every trainable parameter, times the learning rate.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
-        ema_decay: decay of the averaged weights used for evaluation and sampling; 0 for none.
-        kl_weight: weight of the KL term in the loss; 1 in the paper. Below 1, z keeps more of the image. Reported
-            bounds always have weight 1.
+        ema_decay: decay of the running averages of the weights, which evaluation and sampling use; 0 for no averages.
+        kl_weight: weight of the KL term in the loss; 1 in the paper. With a smaller weight, z keeps more of the image.
+            Reported bounds always have weight 1.
         kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
         noise: standard deviation, in pixel values 0..255, of normal noise that is added to the training images at the
             first update and falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to

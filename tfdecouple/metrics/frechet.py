@@ -20,7 +20,7 @@ from tfdecouple.metrics.base import Metric, Result
 from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
-from tfdecouple.storage.files import file_sha256
+from tfdecouple.storage.files import hash_file
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -106,7 +106,7 @@ class FrechetDistance(Metric):
             "floor_images": floor_images,
             "features": features,
             # An ONNX file may keep its weights in a second file, which this digest does not cover.
-            "extractor": {"file": path.name, "sha256": file_sha256(path)},
+            "extractor": {"file": path.name, "sha256": hash_file(path)},
             "temperature": options.temperature,
             "seed": options.seed,
             "warnings": warnings,

@@ -31,7 +31,7 @@ from tfdecouple.model.networks import Codes, Networks, run_in_parts
 from tfdecouple.model.round_trip import format_image_numbers, require_exact_images, require_finite, warn_of_far_images
 from tfdecouple.networks.architecture import compute_weight_shapes
 from tfdecouple.runs.pretrained import list_pretrained
-from tfdecouple.runs.run_folder import CONFIG, find_run, load_config, require_fitting_weights
+from tfdecouple.runs.run_folder import CONFIG, find_run_folder, load_config, require_fitting_weights
 from tfdecouple.runs.run_folder import load_weights as read_weights
 from tfdecouple.runtime.devices import read_free_memory
 from tfdecouple.runtime.execution import disable_autograph
@@ -73,7 +73,7 @@ class DecoupledModel(Networks):
             load_weights: whether to load the trained weights; False leaves the weights uninitialised.
             **kwargs: arguments of the constructor.
         """
-        if not (find_run(preset) / CONFIG).is_file():
+        if not (find_run_folder(preset) / CONFIG).is_file():
             known = (*list_pretrained(), *preset_names())
             if preset not in known:
                 hint = nearest(preset, known)

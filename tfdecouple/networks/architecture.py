@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.config import ModelConfig
-from tfdecouple.config.shapes import StagePlan, step_names
+from tfdecouple.config.shapes import StagePlan, name_flow_steps
 from tfdecouple.errors import ConfigError
 from tfdecouple.runtime.devices import format_bytes, read_total_memory
 
@@ -84,7 +84,7 @@ def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
     >>> compute_weight_shapes(tiny)["flow/level_0_part_0_step_0/linear/kernel"]
     (3, 3)
     """
-    repeated = {"prior_flow/step_0": [f"prior_flow/{name}" for name in step_names(config.prior_steps)]}
+    repeated = {"prior_flow/step_0": [f"prior_flow/{name}" for name in name_flow_steps(config.prior_steps)]}
     for flow, levels in (("flow", config.levels), ("dequantizer/flow", config.dequantization_levels)):
         for stage in itertools.chain(*levels):
             repeated[f"{flow}/{stage.step_names[0]}"] = [f"{flow}/{name}" for name in stage.step_names]

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfdecouple.config.shapes import Block, encoder_blocks, local_blocks
+from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
 from tfdecouple.layers.conditioners import StartsAtZero, fan_in_uniform, make_bias_initializer, weight_norm
 from tfdecouple.runtime.execution import Batch, Execution, accept_shards, join_shards, split_into_shards
@@ -271,7 +271,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
     saved_arguments = ("latent_dim", "channels", "out_channels")
 
     def __init__(self, latent_dim: int, channels: tuple[int, ...], out_channels: int, **kwargs: Any):
-        super().__init__(encoder_blocks(channels), **kwargs)
+        super().__init__(plan_encoder_blocks(channels), **kwargs)
         self.latent_dim = latent_dim
         self.channels = tuple(channels)
         self.out_channels = out_channels
@@ -320,7 +320,7 @@ class LocalResNet(_BlockNetwork):
     saved_arguments = ("channels", "map_channels")
 
     def __init__(self, channels: tuple[int, ...], map_channels: int, **kwargs: Any):
-        super().__init__(local_blocks(channels, map_channels), **kwargs)
+        super().__init__(plan_map_blocks(channels, map_channels), **kwargs)
         self.channels = tuple(channels)
         self.map_channels = map_channels
 

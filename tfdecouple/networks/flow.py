@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.config import STEP_LAYERS, ModelConfig, parse_config
-from tfdecouple.config.shapes import StagePlan, squeezes_first
+from tfdecouple.config.shapes import StagePlan, is_squeezed_first
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
     ActNorm,
@@ -134,7 +134,7 @@ class Flow(InvertibleComposite):
         condition_size: size of the vector, or channels of the full-resolution map, that conditions the flow; 0 for no
             condition.
         local: whether the condition is a map, which is squeezed like the image, level by level.
-        squeezes_first: whether the first level begins with a squeeze.
+        is_squeezed_first: whether the first level begins with a squeeze.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
@@ -150,7 +150,7 @@ class Flow(InvertibleComposite):
         super().__init__(**kwargs)
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
         self.execution = Execution()
-        self.squeezes_first = squeezes_first(self.config.image_shape[-1])
+        self.is_squeezed_first = is_squeezed_first(self.config.image_shape[-1])
         self.squeeze = Squeeze(name="squeeze", dtype=self.dtype_policy)
         self.levels = self._make_levels()
         # Keras finds layers in lists, but not in the dataclass `Stage`.
@@ -284,14 +284,14 @@ class Flow(InvertibleComposite):
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
         """Squeezes the input of a level, and a condition that is a map; returns input and condition."""
-        if not (depth or self.squeezes_first):
+        if not (depth or self.is_squeezed_first):
             return h, condition
         if condition is not None and self.local:
             condition = self.squeeze.forward_and_log_det(condition)[0]
         return self.squeeze.forward_and_log_det(h)[0], condition
 
     def _leave_level(self, depth: int, h: tf.Tensor) -> tf.Tensor:
-        return self.squeeze.inverse_and_log_det(h)[0] if depth or self.squeezes_first else h
+        return self.squeeze.inverse_and_log_det(h)[0] if depth or self.is_squeezed_first else h
 
     def _split_level(self, depth: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Splits v at a level into the channels that remained and a list of the channels that left at each stage."""

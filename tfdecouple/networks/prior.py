@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
-from tfdecouple.config.shapes import step_names
+from tfdecouple.config.shapes import name_flow_steps
 from tfdecouple.layers import InvertibleLinear, InvertibleSequence
 from tfdecouple.layers.base import BaseLayer, Weight
 from tfdecouple.layers.conditioners import fan_in_uniform, make_bias_initializer
@@ -51,7 +51,7 @@ class PriorFlow(InvertibleSequence):
         self.execution = Execution()
         self.steps, self.hidden, self.transform, self.alpha = steps, hidden, transform, alpha
         couplings = {"hidden": hidden, "transform": transform, "alpha": alpha}
-        self.sequence = [PriorStep(couplings, name=name, dtype=self.dtype_policy) for name in step_names(steps)]
+        self.sequence = [PriorStep(couplings, name=name, dtype=self.dtype_policy) for name in name_flow_steps(steps)]
 
 
 class _ClassLayer(BaseLayer):

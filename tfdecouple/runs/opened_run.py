@@ -23,7 +23,7 @@ from tfdecouple.runs.run_folder import (
     CONFIG,
     SUMMARY,
     find_changed_label,
-    find_run,
+    find_run_folder,
     load_config,
     load_weights,
     read_label_names,
@@ -54,7 +54,7 @@ class Run:
         """Returns an opened run. The run may be untrusted (docs/security.md).
 
         Args:
-            run: a run folder, the name of bundled weights, or an address on the Hub (see `find_run`).
+            run: a run folder, the name of bundled weights, or an address on the Hub (see `find_run_folder`).
             z_for: name of the command that needs a model with z, for the error message; "" if z is not needed.
             jit_compile: whether XLA compiles the model's functions.
 
@@ -79,7 +79,7 @@ class Run:
     @property
     def folder(self) -> pathlib.Path:
         """The folder of the run's files."""
-        return find_run(self.path)
+        return find_run_folder(self.path)
 
     @property
     def averaged(self) -> bool:
@@ -251,7 +251,7 @@ def load_directions(run: str | pathlib.Path) -> Directions:
     Raises:
         RunError: where the folder is no run folder, or its directions are missing or damaged.
     """
-    directions = Directions.read(find_run(run), load_config(run).model.latent_dim)
+    directions = Directions.read(find_run_folder(run), load_config(run).model.latent_dim)
     if directions is None:
         raise RunError(f"{run} has no directions yet; find them with python -m tfdecouple directions --run {run}")
     return directions

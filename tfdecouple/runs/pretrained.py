@@ -131,7 +131,7 @@ def download_weights(address: str) -> pathlib.Path:
     The errors are those of `find_pretrained`.
     """
     repository, revision = parse_address(address)
-    hub = _open_hub(address)
+    hub = _open_hub_client(address)
     with _one_line_errors(address):
         # A dry run asks the Hub for the size of a file, so that no file is downloaded that is larger than expected.
         listed = hub.hf_hub_download(repository, MANIFEST, revision=revision, dry_run=True)
@@ -152,7 +152,7 @@ def download_weights(address: str) -> pathlib.Path:
     return folder
 
 
-def _open_hub(address: str) -> Any:
+def _open_hub_client(address: str) -> Any:
     require_packages("huggingface_hub", what=address)
     import huggingface_hub
 
@@ -165,7 +165,7 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
     The target is `hf://OWNER/NAME[@BRANCH]`. A missing repository is made, and hidden if `private` is true.
     """
     repository, branch = parse_address(address)
-    hub = _open_hub(address)
+    hub = _open_hub_client(address)
     from huggingface_hub import CommitOperationAdd
 
     names = [*Manifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]

@@ -23,7 +23,7 @@ from tfdecouple.runs.run_folder import (
     SUMMARY,
     are_images_known,
     describe_unknown_data,
-    find_run,
+    find_run_folder,
     find_test_metrics,
     read_summary,
 )
@@ -75,7 +75,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
 
 def _read_licence(run: str) -> str:
     """Returns the licence in the model card of published weights; raises UserError if there is none."""
-    card = find_run(run) / CARD
+    card = find_run_folder(run) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
     if match is None:

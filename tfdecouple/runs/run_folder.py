@@ -39,7 +39,7 @@ def is_run_folder(run: str | pathlib.Path) -> bool:
     return not text.startswith(HUB) and ((pathlib.Path(run) / CONFIG).is_file() or text not in list_pretrained())
 
 
-def find_run(run: str | pathlib.Path) -> pathlib.Path:
+def find_run_folder(run: str | pathlib.Path) -> pathlib.Path:
     """Returns the folder of a run; raises the errors of `pretrained.find_pretrained`.
 
     A run is named by its folder; by the name of bundled weights, such as "photographs", unless a run folder in the
@@ -61,14 +61,14 @@ def run_name(run: str | pathlib.Path) -> str:
 
 
 def load_config(run: str | pathlib.Path) -> Config:
-    """Returns the config of a run (see `find_run`), after checking that its folder can be trusted.
+    """Returns the config of a run (see `find_run_folder`), after checking that its folder can be trusted.
 
     Raises:
         RunError: where the folder is missing or is no run folder.
         UntrustedError: where the folder holds links that lead out of it, or anything but files and folders.
         ConfigError: where the config is invalid.
     """
-    folder = find_run(run)
+    folder = find_run_folder(run)
     if not folder.is_dir():
         bundled = list_pretrained()
         raise RunError(
@@ -85,9 +85,9 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
     """Yields folder, kind and step of each checkpoint of a run: the best weights first, then the newest states."""
-    folder = CheckpointFolder(find_run(run) / CHECKPOINTS)
+    folder = CheckpointFolder(find_run_folder(run) / CHECKPOINTS)
     for kind in ("best", "step"):
-        for step in folder.checkpoint_steps(kind):
+        for step in folder.list_checkpoint_steps(kind):
             yield folder, kind, step
 
 
@@ -136,7 +136,7 @@ def list_averaged_weights(model: Any) -> set[str]:
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
     """Returns the names of the `classes` labels of a run; "0", "1", ... where an imported run has no names."""
-    path = find_run(run) / LABELS
+    path = find_run_folder(run) / LABELS
     if not path.is_file():
         return tuple(map(str, range(classes)))
     try:
@@ -153,7 +153,7 @@ def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[st
 
     None is also returned for an imported run, because its labels have no names.
     """
-    if not (find_run(run) / LABELS).is_file():
+    if not (find_run_folder(run) / LABELS).is_file():
         return None
     pairs = zip(read_label_names(run, classes), names, strict=True)
     return next((pair for pair in pairs if pair[0] != pair[1]), None)
@@ -176,7 +176,7 @@ class _Summary(pydantic.BaseModel):
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
     """Returns the content of summary.json; None while the file is missing. ValueError is raised for a damaged file."""
-    path = find_run(run) / SUMMARY
+    path = find_run_folder(run) / SUMMARY
     if not path.is_file():
         return None
     summary = read_model(path, _Summary).model_dump(exclude_unset=True)

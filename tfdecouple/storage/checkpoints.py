@@ -1,4 +1,4 @@
-"""The checkpoints of a run; every checkpoint that is listed is complete."""
+"""The checkpoints of a run: writing, reading and removal; a checkpoint is listed only if it is complete."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tfdecouple.errors import RunError, one_line
 
 Variables = Mapping[str, Any]
 
-# Texts before and after the name of a model's variable in a checkpoint.
+# Beginning and end of the keys that TensorFlow gives the model's variables in a checkpoint.
 _BEFORE, _AFTER = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
-
+# Pattern of the name of the index file of a checkpoint.
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
-# Pattern of the names of files that an unfinished write leaves, TensorFlow's temporary files included.
+# Pattern of the names of all files of checkpoints, including those that an interrupted write leaves.
 _OURS = re.compile(r"\.?(step|best)-\d{9}(_temp.*|\.data-.*|\.index(\.tempstate.*)?)")
 
 
 class CheckpointFolder:
     """The `checkpoints/` folder of a run.
 
-    `step-NNNNNNNNN` is the whole state of the training after that many steps; `best-NNNNNNNNN` holds the weights
-    (averaged, where the run averages them) with the best validation bits/dim so far.
+    `step-NNNNNNNNN` is the complete state of the training after a step. `best-NNNNNNNNN` holds the weights with the
+    best validation bits/dim so far (averaged, if the run averages weights).
 
     Args:
-        path: the folder; it need not exist yet.
+        path: the folder, which need not exist yet.
         keep: number of `step` checkpoints to keep.
     """
 
@@ -42,34 +42,34 @@ class CheckpointFolder:
         self.path = path
         self.keep = keep
 
-    def checkpoint_steps(self, kind: str = "step") -> list[int]:
-        """Returns the steps of all checkpoints of a kind, the newest first."""
+    def list_checkpoint_steps(self, kind: str = "step") -> list[int]:
+        """Returns the steps of all "step" or all "best" checkpoints, the newest first."""
         if not self.path.is_dir():
             return []
         matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
         return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
 
     def checkpoint_path(self, kind: str, step: int) -> str:
-        """Returns the path of a checkpoint as TensorFlow takes it, without the endings of its files."""
+        """Returns the path of a checkpoint in TensorFlow's form: without the endings of the files."""
         return str(self.path / f"{kind}-{step:09d}")
 
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Writes a checkpoint, then removes old checkpoints: all but `keep` of kind "step", all but one of kind "best".
+        """Writes a checkpoint, then removes old ones: all but the newest `keep` "step", or all but one "best".
 
-        It is written under another name and renamed when it is complete, its index last. So a listed checkpoint can be
-        read even if the program is killed at any moment. Older checkpoints stay where RunError says that the files
-        cannot be written (a full disk, no permission).
+        The files are written under other names and renamed when they are complete, the index last: a listed checkpoint
+        is complete even if the program is killed at any moment. RunError is raised if the files cannot be written (a
+        full disk, no permission); older checkpoints then stay.
         """
         unfinished = f".{kind}-{step:09d}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _make_checkpoint(groups).write(str(self.path / unfinished))
-            # The files are renamed here because TensorFlow would copy the index, which a kill could cut short.
+            # TensorFlow would copy the index instead of renaming it, and a kill could leave half of the copy.
             for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
                 file.replace(file.with_name(file.name[1:]))
         except (tf.errors.OpError, OSError) as error:
             self.remove_remains()
-            steps = self.checkpoint_steps()
+            steps = self.list_checkpoint_steps()
             newest_name = f"step {steps[0]}" if steps else "its beginning"
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             code = errno.ENOSPC if full else getattr(error, "errno", None)
@@ -79,21 +79,21 @@ class CheckpointFolder:
                 f"{'free some space and ' if code == errno.ENOSPC else ''}start again, the run goes on from "
                 f"{newest_name}"
             ) from error
-        newest = self.checkpoint_steps(kind)[: self.keep] if kind == "step" else []
-        for other in self.checkpoint_steps(kind):
-            # The new checkpoint stays even if it is older than others, which a run that got further has left.
+        newest = self.list_checkpoint_steps(kind)[: self.keep] if kind == "step" else []
+        for other in self.list_checkpoint_steps(kind):
+            # The new checkpoint stays even if older runs in this folder have left checkpoints of later steps.
             if other not in (step, *newest):
                 self.remove_checkpoint(kind, other)
 
     def read_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Assigns the values in a checkpoint to variables, given by group and name.
+        """Assigns the values in a checkpoint to variables, which are given by group and name.
 
         Raises:
-            DamagedCheckpointError: where files are cut short or do not match their checksums.
+            DamagedCheckpointError: where files are incomplete or do not match their checksums.
             RunError: where the checkpoint lacks one of the variables.
         """
         prefix = self.checkpoint_path(kind, step)
-        # Everything is read once before, because a damaged file must not leave half of its values in the variables.
+        # All values are read before any is assigned, because a damaged file must not change half of the variables.
         with _damage_errors(prefix):
             reader = tf.train.load_checkpoint(prefix)
             for name in reader.get_variable_to_shape_map():
@@ -110,7 +110,7 @@ class CheckpointFolder:
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the model's weights in a checkpoint by name, without reading the weights.
 
-        It raises DamagedCheckpointError where that fails, or where they would have more bytes than the files.
+        DamagedCheckpointError is raised if the index cannot be read, or if the weights have more bytes than the files.
         """
         prefix = self.checkpoint_path(kind, step)
         weights, declared = {}, 0
@@ -130,15 +130,15 @@ class CheckpointFolder:
         return weights
 
     def remove_checkpoint(self, kind: str, step: int) -> None:
-        """Removes a checkpoint, its index first, so that a checkpoint without its data is never listed."""
+        """Removes the files of a checkpoint. The index goes first: without it, the checkpoint is not listed."""
         prefix = pathlib.Path(self.checkpoint_path(kind, step))
         prefix.with_name(prefix.name + ".index").unlink(missing_ok=True)
         for data in self.path.glob(prefix.name + ".data-*"):
             data.unlink(missing_ok=True)
 
     def remove_remains(self) -> None:
-        """Removes the remains of an interrupted write: temporary folders, and data without an index."""
-        complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.checkpoint_steps(kind)}
+        """Removes what interrupted writes have left: temporary folders, and data files without an index."""
+        complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.list_checkpoint_steps(kind)}
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             if not _OURS.fullmatch(entry.name):
                 continue
@@ -149,12 +149,12 @@ class CheckpointFolder:
 
 
 class DamagedCheckpointError(RunError):
-    """An error about a checkpoint whose files are cut short or corrupted."""
+    """The error for a checkpoint with incomplete or corrupted files."""
 
 
 @contextlib.contextmanager
 def _damage_errors(prefix: str) -> Iterator[None]:
-    """Returns a context in which an error of reading a damaged checkpoint becomes a DamagedCheckpointError."""
+    """Returns a context in which errors while reading a checkpoint become DamagedCheckpointError."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
@@ -162,7 +162,8 @@ def _damage_errors(prefix: str) -> Iterator[None]:
 
 
 def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    # Keras' variables are unwrapped, because `tf.train.Checkpoint` needs TensorFlow's variables.
+    """Returns TensorFlow's checkpoint object for variables by group and name."""
+    # Keras' variables are unwrapped, because `tf.train.Checkpoint` accepts TensorFlow's variables only.
     return tf.train.Checkpoint(
         **{
             group: {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}

@@ -1,4 +1,4 @@
-"""Functions that read untrusted files within limits, and write files so that no reader sees a part of the content."""
+"""Functions that read untrusted files within limits of size, and write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from tfdecouple.errors import UntrustedError, one_line
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
-# Pattern of the names of files that a program leaves behind when it is ended while it writes.
+# Pattern of the names of temporary files, which a program leaves behind if it is killed while it writes.
 TEMPORARY = ".*.tmp"
 
-# Pattern of a list of numbers in indented JSON; no text matches it, because strings in JSON have no line breaks.
+# Pattern of a list of numbers in indented JSON. It matches no text, because texts in JSON have no line breaks.
 _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
-# Largest depth of nested JSON that is read; the project writes none that is deeper.
+# Largest depth of nested lists and dicts in JSON that is read; files of this project are nested less.
 _DEPTH = 50
 
 
 def require_own_files(folder: pathlib.Path) -> None:
-    """Raises UntrustedError if a folder holds anything but files, folders and links to its own files."""
+    """Raises UntrustedError if a folder holds anything but files, folders and links to files inside the folder."""
     root = os.path.realpath(folder)
     for where, folders, files in os.walk(folder):
         for path in (os.path.join(where, name) for name in (*folders, *files)):
             target = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([root, target]) != root:
                 raise UntrustedError(f"{path} is a link to {target}, out of the folder; put there what it leads to")
-            # A missing path is accepted, because a running training may have removed the file meanwhile.
+            # A path may be missing by now, because a running training removes files.
             if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
         if where == os.path.join(folder, "wandb"):
-            # These folders may have links, because the client of Weights & Biases links its logs to a cache.
+            # The client of Weights & Biases makes links to its cache in these folders, so they are not checked.
             folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
 
 def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
-    """Returns the values of an untrusted JSON file of at most `at_most` bytes.
+    """Returns the content of an untrusted JSON file.
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where it is no regular file, has more bytes, or holds a text that `parse_json` refuses.
+        ValueError: where it is no regular file, has more than `at_most` bytes, or `parse_json` refuses its text.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -63,11 +63,11 @@ def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
 
 
 def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**20) -> Model:
-    """Returns the values of an untrusted JSON file as a pydantic model.
+    """Returns the content of an untrusted JSON file as a pydantic model.
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where `read_json` refuses the file, or a value is wrong; the message names the first such value.
+        ValueError: where `read_json` refuses the file, or the model a value; the message names the first wrong value.
     """
     try:
         return model.model_validate(read_json(path, at_most))
@@ -78,11 +78,11 @@ def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**2
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Returns the values of an untrusted JSON text, or of its bytes in UTF-8.
+    """Returns the content of an untrusted JSON text, or of the bytes of such a text in UTF-8.
 
     Raises:
-        ValueError: where the text is no JSON or no UTF-8, is nested too deeply, or has numbers beyond 64 bits, NaN or
-            Infinity, which JSON does not have.
+        ValueError: where the text is no JSON or no UTF-8, is nested too deeply, or has a number that is NaN, infinite
+            or an integer of more than 64 bits.
     """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
@@ -107,9 +107,9 @@ def parse_json(text: str | bytes) -> Any:
 
 @contextlib.contextmanager
 def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a hidden path beside `path`, whose folder it makes, for a file in the making, which is removed at the end.
+    """Returns a context with a hidden path beside `path`; a file that still has the hidden path at the end is removed.
 
-    A complete file is moved to `path` by `move_into_place`.
+    Write the file to the hidden path, then call `move_into_place`. The folder of `path` is made if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -120,23 +120,23 @@ def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames a complete `temporary_file` to its final path, after its content is on the disk.
+    """Writes the content of a `temporary_file` to the disk, then renames the file to its final path.
 
-    An old file at the path stays unchanged where that raises OSError, for example for a full disk.
+    If this raises OSError, for example for a full disk, an old file at the final path stays unchanged.
     """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
-def file_sha256(path: pathlib.Path) -> str:
+def hash_file(path: pathlib.Path) -> str:
     """Returns the SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class FileDigest(pydantic.BaseModel):
-    """The size of a file in bytes, and its SHA-256, hexadecimal, as manifests have them."""
+    """The size of a file in bytes and its SHA-256, hexadecimal, for a manifest."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
     bytes: Annotated[int, pydantic.Field(ge=0)]
@@ -145,7 +145,7 @@ class FileDigest(pydantic.BaseModel):
     @classmethod
     def from_file(cls, path: pathlib.Path) -> Self:
         """Returns the size and the SHA-256 of a file."""
-        return cls(bytes=path.stat().st_size, sha256=file_sha256(path))
+        return cls(bytes=path.stat().st_size, sha256=hash_file(path))
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
@@ -161,18 +161,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes values to a file as indented JSON, completely or not at all; a list of numbers takes one line.
+    """Writes values to a file as indented JSON, completely or not at all; a list of numbers stands in one line.
 
-    NaN and infinities become null, because JSON does not have them and `parse_json` refuses them.
+    NaN and infinities become null, because JSON has no such numbers.
     """
-    indented = json.dumps(_with_nulls(values), indent=2, allow_nan=False)
+    indented = json.dumps(_replace_nan_by_none(values), indent=2, allow_nan=False)
     text = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
     write_text(path, text + "\n")
 
 
-def _with_nulls(value: Any) -> Any:
+def _replace_nan_by_none(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _with_nulls(entry) for name, entry in value.items()}
+        return {name: _replace_nan_by_none(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_with_nulls(entry) for entry in value]
+        return [_replace_nan_by_none(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

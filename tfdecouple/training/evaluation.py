@@ -43,7 +43,7 @@ class EvaluationReports:
         directory: RunDirectory,
         note: Callable[[str], None],
     ):
-        self._note = note
+        self._show_note = note
         self._config = config
         self._state = state
         self._source = source
@@ -52,7 +52,7 @@ class EvaluationReports:
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
         """Saves pictures, metrics and, if they are the best, the weights; returns a message with the results."""
         model = self._state.model
-        count = min(self._shown_images(step), self._source.sizes["validation"])
+        count = min(self._count_shown_images(step), self._source.sizes["validation"])
         # Fewer images are returned if some files cannot be read.
         images, labels = load_images(self._source, "validation", count, at_most=True)
         images = np.asarray(model.quantize_images(images))
@@ -93,11 +93,11 @@ class EvaluationReports:
             lines.append("test: left alone (training.evaluation_samples=0)")
         else:
             images, labels = load_images(self._source, "test", min(_CODED, count), at_most=True)
-            self._note("lossless codecs")
+            self._show_note("lossless codecs")
             # Codecs store all 8 bits of a channel, so they are not compared with models of fewer bits.
             codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
-            shown = self._shown_images(step)
+            shown = self._count_shown_images(step)
             summary["lossless_codecs_bits_per_dim"] = coded
             summary["lossless_codecs_images"] = len(images)
             summary["reconstruction"] = self._describe_exactness(images[:shown], labels[:shown])
@@ -114,7 +114,7 @@ class EvaluationReports:
         self._directory.write_summary(summary)
         return summary, lines
 
-    def _shown_images(self, step: int) -> int:
+    def _count_shown_images(self, step: int) -> int:
         """Returns how many held-out images are encoded, decoded and drawn after a step."""
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
@@ -129,8 +129,8 @@ class EvaluationReports:
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
         try:
             seed, label_names = self._config.training.seed, self._source.label_names
-            inputs = PictureInputs(self._state.model, images, seed, self._shown_images(step), labels, label_names)
-            exact = save_pictures(inputs, folder, prefix, lambda name: self._note(f"drawing {name}"))
+            inputs = PictureInputs(self._state.model, images, seed, self._count_shown_images(step), labels, label_names)
+            exact = save_pictures(inputs, folder, prefix, lambda name: self._show_note(f"drawing {name}"))
         except UserError as error:
             # A model with alpha = 1 sometimes fails to invert an image; the run then continues without pictures.
             return f"no pictures ({error})", {}

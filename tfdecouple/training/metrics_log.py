@@ -38,10 +38,10 @@ class MetricsLog:
         """
         damaged = 0
         if self._path.exists():
-            rows, damaged = _read_rows(self._path)
+            rows, damaged = _read_log_rows(self._path)
             measured_again = (step, "test") if is_last else None
             kept = [row for row in rows if row["step"] <= step and (row["step"], row["kind"]) != measured_again]
-            write_text(self._path, "".join(_to_line(row) for row in kept))
+            write_text(self._path, "".join(_format_log_row(row) for row in kept))
         self._call_loggers(lambda logger: logger.open(step))
         return damaged
 
@@ -51,7 +51,7 @@ class MetricsLog:
         The loggers also receive the pictures: paths of PNG files by name.
         """
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_to_line({"step": step, "kind": kind, **values}))
+            file.write(_format_log_row({"step": step, "kind": kind, **values}))
         self._call_loggers(lambda logger: logger.write(kind, step, values))
 
         def write_pictures(logger: Logger) -> None:
@@ -87,17 +87,17 @@ class MetricsLog:
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the rows of a `metrics.jsonl`, without damaged lines such as a last one cut short by a crash."""
-    return _read_rows(path)[0] if path.is_file() else []
+    return _read_log_rows(path)[0] if path.is_file() else []
 
 
-def _read_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
+def _read_log_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
     """Returns the rows and the number of damaged lines, without a last line that a crash may have cut short."""
     *lines, last = path.read_bytes().split(b"\n")
-    rows = [_parse_row(line) for line in [*lines, last]]
+    rows = [_parse_log_row(line) for line in [*lines, last]]
     return [row for row in rows if row], rows[:-1].count(None)
 
 
-def _parse_row(line: bytes) -> dict[str, Any] | None:
+def _parse_log_row(line: bytes) -> dict[str, Any] | None:
     try:
         row = parse_json(line)
     except ValueError:
@@ -109,6 +109,6 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
     return row if is_row else None
 
 
-def _to_line(row: Mapping[str, Any]) -> str:
+def _format_log_row(row: Mapping[str, Any]) -> str:
     safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(safe) + "\n"

@@ -143,11 +143,11 @@ class RunDirectory:
             left.unlink(missing_ok=True)
         messages = [*self._messages, *(self._restore_newest(state) if self.is_resumed else [])]
         self._begun = int(state.step.numpy())
-        return messages, self._begun == 0 and not self.checkpoints.checkpoint_steps()
+        return messages, self._begun == 0 and not self.checkpoints.list_checkpoint_steps()
 
     def _restore_newest(self, state: TrainingState) -> list[str]:
         messages: list[str] = []
-        for step in self.checkpoints.checkpoint_steps():
+        for step in self.checkpoints.list_checkpoint_steps():
             try:
                 self.checkpoints.read_checkpoint("step", step, state.group_checkpoint_variables())
             except DamagedCheckpointError as error:
@@ -156,7 +156,7 @@ class RunDirectory:
             messages.append(f"goes on from step {int(state.step.numpy())}")
             # The run will repeat the later steps, so their checkpoints and best weights are removed.
             for kind in ("step", "best"):
-                for newer in (s for s in self.checkpoints.checkpoint_steps(kind) if s > step):
+                for newer in (s for s in self.checkpoints.list_checkpoint_steps(kind) if s > step):
                     self.checkpoints.remove_checkpoint(kind, newer)
             return messages
         if messages:
@@ -231,7 +231,7 @@ class RunDirectory:
         """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
-        if overwrite or step not in self.checkpoints.checkpoint_steps():
+        if overwrite or step not in self.checkpoints.list_checkpoint_steps():
             self.log.flush()
             self.checkpoints.write_checkpoint("step", step, state.group_checkpoint_variables())
 
