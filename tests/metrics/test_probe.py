@@ -13,13 +13,7 @@ from tfdecouple.errors import DataError, NotInitializedError
 from tfdecouple.metrics import classification, linear_classifier
 from tfdecouple.metrics.classification import LinearProbe
 from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
-from tfdecouple.metrics.linear_classifier import (
-    CLASSIFIERS,
-    STRENGTHS,
-    FittedClassifier,
-    fit_classifier,
-    fit_pca,
-)
+from tfdecouple.metrics.linear_classifier import CLASSIFIERS, STRENGTHS, FittedClassifier, fit_classifier, fit_pca
 from tfdecouple.model import DecoupledModel
 
 # The tiny models' work is too small for graphs to pay.

@@ -4,12 +4,7 @@ import numpy as np
 import pytest
 from helpers.models import random_images
 
-from tfdecouple.visualization.grids import (
-    LINE,
-    WIDTH,
-    arrange_rows,
-    draw_grid,
-)
+from tfdecouple.visualization.grids import LINE, WIDTH, arrange_rows, draw_grid
 from tfdecouple.visualization.pictures import PICTURES, PictureInputs, save_pictures
 
 pytestmark = pytest.mark.usefixtures("eager_file")
