@@ -19,7 +19,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 from tensorflow_serving.config import model_server_config_pb2
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-# Paths of requests to the REST API, from http_rest_api_util.cc.
+# Paths of requests to the REST API, as in http_rest_api_util.cc of TensorFlow Serving.
 PREDICT_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
 METADATA_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?/metadata", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ class Servable:
             self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
 
     def predict(self, request):
-        """Returns the response to a request, which must have exactly the signature's inputs (predict_util.cc)."""
+        """Answers a request, which must have exactly the inputs of the signature, as predict_util.cc demands."""
         name = request.model_spec.signature_name or "serving_default"
         if name not in self.signatures:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -79,7 +79,7 @@ def to_proto(array, dtype):
 
 
 def from_json(value, info):
-    """Returns nested JSON lists as a TensorProto; raises Refusal for values of a wrong type (json_tensor.cc)."""
+    """Returns nested JSON lists as a TensorProto; raises Refusal for wrong types, as json_tensor.cc does."""
     dtype, array = tf.as_dtype(info.dtype), np.array(value)
     if array.dtype.kind not in ("i" if dtype.is_integer else "if"):
         raise Refusal(INVALID, f"JSON Value: {str(value)[:40]} is not of expected type: {dtype.name}")
