@@ -13,7 +13,7 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data import open_source
 from tfdecouple.errors import DataError, UserError
 from tfdecouple.interop import wolf
-from tfdecouple.runtime.process import python_process
+from tfdecouple.runtime.process import make_python_command
 
 pytestmark = pytest.mark.usefixtures("eager_file")
 
@@ -62,7 +62,7 @@ class TestDataSet:
 def test_another_python_imports_nothing_from_the_working_folder(tmp_path):
     for name in ("json", "tfdecouple", "export"):
         (tmp_path / f"{name}.py").write_text(PAYLOAD)
-    command = python_process("-c", "import json, tfdecouple, export, os; print(os.environ['MARK'])", MARK="here")
+    command = make_python_command("-c", "import json, tfdecouple, export, os; print(os.environ['MARK'])", MARK="here")
     ended = subprocess.run(**command, cwd=tmp_path, capture_output=True, text=True)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("here\n", "", 0)
     assert not (tmp_path / "ran").exists()

@@ -13,7 +13,7 @@ from typing import Any
 from export.export_folder import EDITABLE, load_manifest
 from export.verification.comparison import REPORT, Report
 from export.verification.runtimes import REMOTE, RUNTIMES
-from tfdecouple.runtime.process import python_process
+from tfdecouple.runtime.process import make_python_command
 
 Progress = Callable[[str], Any]
 
@@ -27,7 +27,7 @@ def compare_in_process(
     fails, the failure is the only problem in the report.
     """
     arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
-    started = python_process("-m", "export.verification.comparison", *arguments)
+    started = make_python_command("-m", "export.verification.comparison", *arguments)
     found = None
     with (
         tempfile.TemporaryFile("w+", errors="replace") as errors,

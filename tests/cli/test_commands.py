@@ -14,7 +14,7 @@ from helpers.runs import run_config, write_run
 from PIL import Image
 
 from tfdecouple.cli import main
-from tfdecouple.cli.curves import read_curves
+from tfdecouple.cli.curves import read_training_curves
 from tfdecouple.cli.run_images import pair_images
 from tfdecouple.config import DataConfig
 from tfdecouple.data.image_file import read_image
@@ -342,7 +342,7 @@ class TestCurves:
         command("curves", "--run", finished_run, "--out", tmp_path)
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.format == "PNG" and picture.size == (900, 660)
-        curves = read_curves(str(finished_run), "run")
+        curves = read_training_curves(str(finished_run), "run")
         rows = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
         for kind in ("train", "validation"):
             values = [(row["step"], row["bits_per_dim"]) for row in rows if row["kind"] == kind]
@@ -364,7 +364,7 @@ class TestCurves:
         command("curves", "--run", run, "--run", finished_run)
         facts = json.loads((run / "pictures" / "curves.json").read_text())["runs"]
         assert [(one["name"], one["last_step"]) for one in facts] == [("still", 4), ("run", 10)]
-        curves = read_curves(str(run), "still")
+        curves = read_training_curves(str(run), "still")
         assert curves.train == {"bits_per_dim": ([2, 4], [7.0, 6.0]), "learning_rate": ([4], [1.0])}
         assert curves.validation == {}
 

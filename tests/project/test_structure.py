@@ -182,7 +182,7 @@ STARTS = (
 
 
 def test_python_is_started_by_one_function():
-    """`runtime.process.python_process` starts Python with -P, so that no module in the working folder is imported."""
+    """`runtime.process.make_python_command` starts Python with -P, which imports no module of the working folder."""
     files = [ROOT / "train.py", *PACKAGE.rglob("*.py"), *EXPORT.rglob("*.py")]
     found = [file for file in files if re.search(STARTS, file.read_text(encoding="utf-8"))]
     assert found == [PACKAGE / "runtime" / "process.py"]

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     names = [run_name(path) for path in options.run]
     # The picture names runs by their paths if several runs have one name.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
-    curves = [read_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
+    curves = [read_training_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
     runs = []
     for path, run in zip(options.run, curves, strict=True):
         last = max(steps[-1] for lines in (run.train, run.validation) for steps, _ in lines.values())
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_curves(path: str, name: str) -> Any:
+def read_training_curves(path: str, name: str) -> Any:
     """Returns the metrics in the log of the run at `path` as `Curves`; `name` is the run's name in the picture."""
     from tfdecouple.runs.run_folder import find_run_folder, load_config
     from tfdecouple.training.metrics_log import read_metrics

@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     attributes = read_attributes(options.attributes) if options.attributes else None
     opened = Run.open(options.run, z_for="directions")
     source = open_data(opened, options)
-    names = choose_labels(source, options.labels) if attributes is None else list(attributes.names)
+    names = choose_direction_labels(source, options.labels) if attributes is None else list(attributes.names)
     training, held_out = (
         encode_examples(opened, source, split, options, names, attributes) for split in ("train", options.split)
     )
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def choose_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
+def choose_direction_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
     """Returns the labels in the option `--labels`, by default all labels of the data set, after checking them."""
     if len(source.label_names) < 2:
         raise DataError(

@@ -138,7 +138,7 @@ class Evaluation:
         self.count = min(options.images or self.size, self.size)
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
-    def batches(self) -> tf.data.Dataset:
+    def make_image_batches(self) -> tf.data.Dataset:
         """Returns a dataset of batches of the evaluated images, as `tfdecouple.data.make_evaluation_batches` does."""
         from tfdecouple.data import make_evaluation_batches
         from tfdecouple.data.batches import round_batch_size

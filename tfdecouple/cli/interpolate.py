@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     The result A-z-X-of-B has v of photograph A, and z at the fraction X of the way from A to B. No result lies between
     the v of two photographs, because a result takes its detail from one photograph.
     """
-    arguments.check_pairs(options)
+    arguments.require_image_pairs(options)
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, get_pair_labels, save_picture
     from tfdecouple.runs.opened_run import Run

@@ -108,7 +108,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--max-side", 2048, text, 1, _LONGEST_SIDE)
 
 
-def check_pairs(options: argparse.Namespace) -> None:
+def require_image_pairs(options: argparse.Namespace) -> None:
     """Raises UserError if the number of the user's image files is odd, or if the user names files and --pairing."""
     if len(options.files) % 2:
         raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")

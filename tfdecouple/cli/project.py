@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     start_tensorflow()
     import numpy as np
 
-    from tfdecouple.cli.run_images import name_labels, open_data, save_picture
+    from tfdecouple.cli.run_images import get_label_names, open_data, save_picture
     from tfdecouple.metrics.drawn_images import draw_image_indices
     from tfdecouple.runs.opened_run import Run
     from tfdecouple.visualization.plots import (
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         points = project_by_t_sne(codes, options.seed)
         axes = ("t-SNE 1", "t-SNE 2")
-    facts |= {"indices": indices.tolist(), "labels": name_labels(source, labels), "points": points.tolist()}
+    facts |= {"indices": indices.tolist(), "labels": get_label_names(source, labels), "points": points.tolist()}
     title = f"z of {count:,} images: {source.title}, {options.split}\n{opened.note()}"
     picture = render_figure(plot_projection(points, labels, source.label_names, axes, title))
     summary = f"z of {count:,} images by {'PCA' if options.method == 'pca' else 't-SNE'}"

@@ -62,12 +62,12 @@ def _make_images(
 ) -> Images:
     """Returns the `Images` of quantised pixels, with the indices of the images in their split and their labels."""
     run.require_labels(source)
-    names = name_labels(source, labels)
+    names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
     return Images(pixels, facts, f"Images: {source.title}, {split}.", run.model.drop_unused_labels(labels))
 
 
-def name_labels(source: Source, labels: np.ndarray) -> list[str | None]:
+def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
     """Returns the name of each image's label, or None for an image without a label; `labels` are int `[n]`."""
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
@@ -191,7 +191,7 @@ def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
 
 
 class OwnSizeResults:
-    """The user's photographs of `--files`, to which the model's changes are applied at each photograph's own size.
+    """The user's photographs (FILE), to which a model's changes are applied at the size of each photograph.
 
     Attributes:
         small: the photographs, shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.

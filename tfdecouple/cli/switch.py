@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
     The pairings are "within" labels, "across" labels, "any", and "pairs" for the user's photographs.
     """
-    arguments.check_pairs(options)
+    arguments.require_image_pairs(options)
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, choose_pairs, get_pair_labels, save_picture
     from tfdecouple.model.interpolation import interpolate_codes

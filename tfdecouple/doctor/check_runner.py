@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tfdecouple.doctor import benchmark, device_checks, installation
 from tfdecouple.doctor.report import DEFAULT, VARIANTS, Request, Result, Task
 from tfdecouple.errors import UserError, one_line
-from tfdecouple.runtime.process import python_process, run_program, start_tensorflow
+from tfdecouple.runtime.process import make_python_command, run_program, start_tensorflow
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -99,7 +99,7 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
 def run_in_process(name: str, task: Task) -> list[Result]:
     """Returns the results of a check that runs in a process of its own; a failed process adds a result."""
     check, limit = CHECKS[name], task.request.timeout
-    python = python_process("-m", _MODULE, **PASSIVE, **check.environment)
+    python = make_python_command("-m", _MODULE, **PASSIVE, **check.environment)
     # With TFDECOUPLE_TRACEBACK the process writes to the user's own standard error, which shows its tracebacks.
     errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
     text = pickle.dumps((name, task))

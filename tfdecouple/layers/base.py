@@ -18,7 +18,7 @@ from tfdecouple.runtime.execution import (
     Execution,
     disable_autograph,
     make_image_probes,
-    read_weights,
+    read_layer_weights,
     substitute_weights,
 )
 from tfdecouple.runtime.numerics import make_zero_log_det
@@ -206,7 +206,7 @@ class InvertibleLayer(BaseLayer):
     ) -> Gradients:
         """Returns the layer's input and gradients in a backward pass for which only the layer's output y was stored."""
         # A gradient tape watches tensors, so each weight becomes a tensor here, and all code below reads this tensor.
-        with substitute_weights(zip(self.variables, read_weights(self), strict=True)):
+        with substitute_weights(zip(self.variables, read_layer_weights(self), strict=True)):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:

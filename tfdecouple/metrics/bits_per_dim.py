@@ -79,7 +79,7 @@ def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
     )
     options: dict[str, Any] = {"k": k, "seed": evaluation.options.seed, "refuse_non_finite": True}
     with Counter(f"{bound}, {draws}", evaluation.count) as counter:
-        result = evaluator(evaluation.batches(), bound=bound, on_batch=counter, **options)
+        result = evaluator(evaluation.make_image_batches(), bound=bound, on_batch=counter, **options)
     bits, name = Estimate(result.bits_per_dim, result.standard_error).to_text(4), bound + " bound" * (bound != ELBO)
     return result, f"{bits} bits/dim: {name}, {draws}, {result.images:,} images"
 

@@ -176,7 +176,7 @@ class Classification(Metric):
 
         opened = evaluation.opened
         with Counter("classifying", evaluation.count) as counter:
-            report = classify_images(opened.model, evaluation.batches(), counter)
+            report = classify_images(opened.model, evaluation.make_image_batches(), counter)
         accuracy = Estimate(100 * report["accuracy"], 100 * report["standard_error"])
         lines = [
             f"{accuracy.to_text(1)} % of {report['images']:,} images classified right by Bayes' rule; the "

@@ -41,7 +41,7 @@ class UseOfZ(Metric):
 
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
         with Counter("use of z", evaluation.count * (1 + draws)) as counter:
-            use = compute_latent_use(model, evaluation.batches(), samples=draws, seed=seed, on_batch=counter)
+            use = compute_latent_use(model, evaluation.make_image_batches(), samples=draws, seed=seed, on_batch=counter)
         return Result(dataclasses.asdict(use), _format_latent_use(use))
 
 

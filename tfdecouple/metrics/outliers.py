@@ -78,7 +78,7 @@ class Outliers(Metric):
 
         options, source, count = self.options, evaluation.source, evaluation.count
         scorer = OutlierScorer(evaluation.opened.model, options.samples, options.seed)
-        inliers = _score_images(scorer, evaluation.batches().as_numpy_iterator(), options.split, count)
+        inliers = _score_images(scorer, evaluation.make_image_batches().as_numpy_iterator(), options.split, count)
         meanings = {name: meaning for name, meaning in SCORES.items() if name in inliers}
         every, reports = {options.split: inliers}, {}
         for name in dict.fromkeys(options.outliers):
@@ -117,7 +117,7 @@ class Outliers(Metric):
 
         options, start = self.options, 0
         if name in MADE:
-            for batch in evaluation.batches().as_numpy_iterator():
+            for batch in evaluation.make_image_batches().as_numpy_iterator():
                 # Noise and constant images are numbered from 0, so that they do not depend on the run's data set.
                 index = batch["index"] if name == "permuted" else start + np.arange(len(batch["index"]))
                 start += len(index)

@@ -99,7 +99,7 @@ class Execution:
     def trace_layer(self, method: Callable[..., Any], x: tf.Tensor) -> Callable[..., Any]:
         """Returns a layer's method as a traced function that all layers with equal shapes and options share.
 
-        The traced function takes the values of the layer's variables (`read_weights`) before the arguments of the
+        The traced function takes the values of the layer's variables (`read_layer_weights`) before the arguments of the
         method. While it is traced, these values replace the weights of the layer.
 
         Args:
@@ -117,7 +117,7 @@ class Execution:
 
     def run_layer(self, method: Callable[..., Any], x: tf.Tensor, condition: tf.Tensor | None = None) -> Any:
         """Runs a layer's method through the traced function of `trace_layer`, and returns the outputs."""
-        return self.trace_layer(method, x)(read_weights(method.__self__), x, condition)  # type: ignore[attr-defined]
+        return self.trace_layer(method, x)(read_layer_weights(method.__self__), x, condition)  # type: ignore[attr-defined]
 
     def run_chain(
         self, method: str, layers: Sequence[Any], h: tf.Tensor, condition: tf.Tensor | None
@@ -132,7 +132,7 @@ class Execution:
             return self._run_for_inversion(layers, h, condition)
         log_dets = []
         for layer in layers:
-            h, log_det = self.trace_layer(getattr(layer, method), h)(read_weights(layer), h, condition)
+            h, log_det = self.trace_layer(getattr(layer, method), h)(read_layer_weights(layer), h, condition)
             log_dets.append(log_det)
         return h, tf.add_n(log_dets)
 
@@ -140,7 +140,7 @@ class Execution:
         self, layers: Sequence[Any], x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Runs layers as `run_chain` does; the backward pass recovers the maps between layers by inverting layers."""
-        weights = [read_weights(layer) for layer in layers]
+        weights = [read_layer_weights(layer) for layer in layers]
         probe, precision, compiled = _get_error_probe(), get_net_precision() or "float32", bool(get_jit_compile())
 
         @tf.custom_gradient
@@ -193,7 +193,7 @@ class Execution:
         return y, y_gradient, z_gradient, weight_gradients
 
 
-def read_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
+def read_layer_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
     """Returns the values of a layer's variables as tensors, since each variable would need a trace of its own."""
     return [tf.convert_to_tensor(variable) for variable in layer.variables]
 

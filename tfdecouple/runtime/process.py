@@ -136,7 +136,7 @@ def _mute_standard_error() -> Iterator[None]:
         os.close(stream)
 
 
-def python_process(*arguments: str, **environment: str) -> dict[str, Any]:
+def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
     """Returns the arguments `args` and `env` of `subprocess.run` that start Python with arguments such as "-m".
 
     The new process imports modules from the same folders as this process, and none from its working folder.

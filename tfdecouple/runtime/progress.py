@@ -34,7 +34,7 @@ def format_duration(seconds: float) -> str:
 class TimeLeft:
     """An estimator of the time that work still takes at its mean speed so far, and a timer for reports.
 
-    The speed is measured from the first call of `is_due` on, so that the time for tracing before it does not count.
+    The speed is measured from the first call of `is_report_due` on, so that earlier time for tracing does not count.
 
     Args:
         total: the amount of work, in any unit.
@@ -46,7 +46,7 @@ class TimeLeft:
         self._start: tuple[float, float] | None = None
         self._next = time.monotonic() + first
 
-    def is_due(self, done: float) -> bool:
+    def is_report_due(self, done: float) -> bool:
         """Returns whether a report is due, and resets the timer if so; `done` is the amount of work done so far."""
         now = time.monotonic()
         self._start = self._start or (now, done)
@@ -94,7 +94,7 @@ class Counter:
         """Shows that `done` images are finished, in the bar, or in a line if a line is due."""
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
-        elif self._left.is_due(done):
+        elif self._left.is_report_due(done):
             rate, left = self._left.measure_rate(done), self._left.format_time_left(done)
             speed = f", {rate:.3g} {self._unit}/s, {left}" if rate else ""
             print(f"{self._what}: {done} of {self._total} {self._unit}{speed}", file=self._file, flush=True)
@@ -113,7 +113,7 @@ class TrainingProgress:
         self._left = TimeLeft(total, 0.0)
         self._bar: tqdm | None = None
 
-    def begin(self, step: int) -> None:
+    def show_start(self, step: int) -> None:
         """Starts the display at a step of the run, 0 or the step at which the run resumes."""
         self._left = TimeLeft(self._total, 0.0)
         if self._file.isatty():
@@ -129,9 +129,9 @@ class TrainingProgress:
             else:
                 print(text, file=self._file, flush=True)
 
-    def step(self, step: int) -> None:
-        """Shows that `step` steps are done; the metrics are those of the last call of `update`."""
-        is_due = self._left.is_due(step)
+    def show_step(self, step: int) -> None:
+        """Shows that `step` steps are done; the metrics are those of the last call of `set_metrics`."""
+        is_due = self._left.is_report_due(step)
         text = ", ".join(part for part in (self._metrics, self._left.format_time_left(step)) if part)
         if self._bar is not None:
             with self._ignore_output_errors():
@@ -140,12 +140,12 @@ class TrainingProgress:
         elif is_due or step >= self._total:
             self.print_line(f"step {step}/{self._total}{text and f': {text}'}")
 
-    def update(self, bits_per_dim: float, images_per_second: float) -> None:
-        """Sets the metrics that `step` shows from now on: bits per dimension and speed, means over the last steps."""
+    def set_metrics(self, bits_per_dim: float, images_per_second: float) -> None:
+        """Sets the metrics that `show_step` shows from now on: means of bits per dimension and of speed."""
         digits = 0 if images_per_second >= 10 else 2
         self._metrics = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
-    def note(self, text: str, at_once: bool = False) -> None:
+    def show_note(self, text: str, at_once: bool = False) -> None:
         """Shows what the training does besides steps.
 
         Without a terminal, a line is printed only if no line was printed for `INTERVAL` seconds, or if `at_once`.
@@ -161,13 +161,13 @@ class TrainingProgress:
         left = TimeLeft(total)
 
         def report(done: int) -> None:
-            left.is_due(done)
+            left.is_report_due(done)
             time_left = left.format_time_left(done)
-            self.note(f"{what}: {done:,} of {total:,} images{time_left and f', {time_left}'}")
+            self.show_note(f"{what}: {done:,} of {total:,} images{time_left and f', {time_left}'}")
 
         return report
 
-    def close(self) -> None:
+    def close_bar(self) -> None:
         """Closes the bar, which shows the last metrics."""
         if self._bar is not None:
             with self._ignore_output_errors():

@@ -87,7 +87,7 @@ def train(
         is_chief = group is None or group.rank == 0
         quiet = None if is_chief else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
         progress = TrainingProgress(config.training.steps, quiet)
-        stack.callback(progress.close)
+        stack.callback(progress.close_bar)
         if group is not None:
             progress.print_line(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
             stack.enter_context(lost_worker_errors(group.rank))
@@ -164,7 +164,7 @@ class Trainer:
         self.workers = workers
         self.directory = cast(RunDirectory, _ChiefProxy(workers, directory))
         self.log = cast(MetricsLog, _ChiefProxy(workers, directory.log))
-        reports = EvaluationReports(config, state, source, directory, progress.note)
+        reports = EvaluationReports(config, state, source, directory, progress.show_note)
         self.reports = cast(EvaluationReports, _ChiefProxy(workers, reports))
         self.progress = progress
         self.take_step = TrainStep(config, state, strategy)
@@ -184,7 +184,7 @@ class Trainer:
         self.skipped = self.step - int(self.state.updates.numpy())
         if summary := self.directory.read_finished_summary():
             return summary
-        self.progress.begin(self.step)
+        self.progress.show_start(self.step)
         self._print_run_description(messages)
         if is_new:
             self._initialize_weights()
@@ -220,7 +220,7 @@ class Trainer:
         run = self.training.init_from
         if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
-            self.progress.note(
+            self.progress.show_note(
                 f"starting the weights from {count} training images, then tracing the first step", at_once=True
             )
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
@@ -285,7 +285,7 @@ class Trainer:
             elif is_first:
                 # The first step includes the time for tracing, so it does not count for the speed.
                 since, last = time.monotonic(), self.step
-            self.progress.step(self.step)
+            self.progress.show_step(self.step)
             if saves:
                 # A signal may end the program during the evaluation, so the state is saved before.
                 self._save_checkpoint()
@@ -364,7 +364,7 @@ class Trainer:
             "skipped_steps": self.skipped,
         }
         self.log.write("train", self.step, row)
-        self.progress.update(row["bits_per_dim"], images_per_second)
+        self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
         """Saves the state of the training; with `overwrite=False` only if this step has no checkpoint yet.
