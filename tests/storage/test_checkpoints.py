@@ -10,7 +10,6 @@ import tensorflow as tf
 
 import tfdecouple
 from tfdecouple.errors import RunError
-from tfdecouple.runs.run_folder import load_config
 from tfdecouple.storage.checkpoints import CheckpointFolder, DamagedCheckpointError
 
 
@@ -153,18 +152,6 @@ def averages_of(prefix):
 
 
 class TestLoadModel:
-    def test_gives_the_best_weights_which_are_averages(self, finished_run, image_folder):
-        (best,) = CheckpointFolder(finished_run / "checkpoints").list_checkpoint_steps("best")
-        state = averages_of(finished_run / "checkpoints" / f"step-{best:09d}")
-        model = tfdecouple.load_model(finished_run)
-        assert model.config == load_config(finished_run).model
-        assert state["averages"]
-        for name, variable in model.named_variables().items():
-            if name in state["averages"]:
-                np.testing.assert_array_equal(variable, state["averages"][name], err_msg=name)
-        differs = [name for name in state["averages"] if np.any(state["averages"][name] != state["model"][name])]
-        assert len(differs) > 10
-
     @pytest.mark.parametrize("spoil", [pathlib.Path.unlink, lambda file: os.truncate(file, 9)])
     def test_gives_averages_where_no_best_checkpoint_can_be_read(self, finished_run, tmp_path, spoil):
         run = shutil.copytree(finished_run, tmp_path / "run")

@@ -25,7 +25,6 @@ from helpers.runs import (
 from PIL import Image
 
 from tfdecouple.cli import train_main
-from tfdecouple.config import load_preset, preset_names
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import load_config
@@ -33,7 +32,6 @@ from tfdecouple.storage.checkpoints import CheckpointFolder
 from tfdecouple.storage.files import write_json
 from tfdecouple.training import DivergedError, evaluation, train
 from tfdecouple.training.run_directory import RunDirectory, make_paths_absolute
-from tfdecouple.training.workers import require_divisible_batch
 
 # But what the fixtures of classes run is traced, as `finished_run` was.
 pytestmark = pytest.mark.usefixtures("eager")
@@ -219,16 +217,16 @@ class TestPlaceOfImages:
             assert "is complete at step 10" in capsys.readouterr().out
         assert files() == before
 
-    def test_a_folder_that_was_moved_can_be_named_anew_and_steps_may_grow(
+    def test_a_folder_that_was_moved_can_be_named_anew_and_steps_and_loggers_may_change(
         self, finished_run, image_folder, tmp_path, monkeypatch, capsys
     ):
         shutil.copytree(finished_run, tmp_path / "run")
         write_json(tmp_path / "run" / "config.json", run_config(tmp_path / "gone").to_dict())
         stop_before_step(monkeypatch, 10)
         with pytest.raises(FirstStepError):
-            train(run_config(image_folder, steps=11), tmp_path / "run")
+            train(run_config(image_folder, steps=11, loggers=()), tmp_path / "run")
         assert f"images are read from {image_folder}; {tmp_path / 'gone'}, where" in capsys.readouterr().out
-        assert load_config(tmp_path / "run") == run_config(image_folder, steps=11)
+        assert load_config(tmp_path / "run") == run_config(image_folder, steps=11, loggers=())
         # Where both are there they are different images.
         (tmp_path / "other").mkdir()
         with pytest.raises(RunError, match="data.source was .* and is now"):
@@ -283,11 +281,6 @@ class TestRefusals:
             train(run_config(image_folder, batch_size=9), tmp_path / "run", devices=2)
         one_line(error)
         assert not (tmp_path / "run").exists()
-
-    @pytest.mark.parametrize("replicas", [2, 4, 8])
-    @pytest.mark.parametrize("preset", preset_names())
-    def test_presets_train_on_as_many_devices_as_machines_have(self, preset, replicas):
-        require_divisible_batch(load_preset(preset).training, replicas)
 
     @pytest.mark.parametrize("devices", [0, 3])
     def test_devices_that_there_are_not(self, tmp_path, image_folder, devices):

@@ -1,7 +1,5 @@
 """What workers tell each other: barriers, broadcasts, failures that are those of all."""
 
-import pathlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +7,7 @@ from helpers.worker_pairs import WorkerThreads
 
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training import workers as workers_module
-from tfdecouple.training.workers import LostWorkerError, Workers, lost_worker_errors
+from tfdecouple.training.workers import LostWorkerError, lost_worker_errors
 
 
 class TestWorkers:
@@ -59,14 +57,6 @@ class TestWorkers:
             return [variable.numpy().tobytes() for variable in variables]
 
         assert WorkerThreads().run(act) == [[value.tobytes() for value in values]] * 2
-
-    def test_alone_there_is_nobody_to_ask(self):
-        workers = Workers()
-        assert workers.rank == 0
-        assert workers.call_on_chief(lambda: pathlib.Path("x")) == pathlib.Path("x")
-        assert workers.call_on_all(lambda: 3) == 3
-        workers.require_equal("nothing", {})
-        workers.broadcast_variables([])
 
     def test_loss_is_one_line_with_the_reason(self):
         message = "Graph execution error:\n\nDetected at x\nCollective ops is aborted by: Connection reset by peer\n"
