@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from export.deployed.deployed_model import DeployedModel
+from export.deployed.graph import Layout
 from export.verification.comparison import RefusedError, digest_array, join_problems
 from tfdecouple.model import DecoupledModel
 
@@ -50,7 +51,7 @@ def compare_deployed_weights(model: DecoupledModel, deployed: DeployedModel) -> 
     """Yields a line for each deployed weight that differs from the weights of the model."""
     numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.iterate_layers()}
     found = deployed.collect_arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
-    expected = _ExpectedWeights(model, deployed.layout.order == "NCHW").weights
+    expected = _ExpectedWeights(model, deployed.layout).weights
     for name in sorted({*found} ^ {*expected}):
         yield f"weight {name} is deployed and not the model's" if name in found else f"weight {name} is not deployed"
     for name in sorted({*found} & {*expected}):
@@ -71,8 +72,8 @@ def compare_deployed_weights(model: DecoupledModel, deployed: DeployedModel) -> 
 class _ExpectedWeights:
     """The expected deployed weights of a model: `weights` has {name: (float64 array, tolerance instead of _FLOOR)}."""
 
-    def __init__(self, model: DecoupledModel, channels_first: bool):
-        self._config, self._channels_first = model.config, channels_first
+    def __init__(self, model: DecoupledModel, layout: Layout):
+        self._config, self._layout = model.config, layout
         encoders = [model.encoder, model.dequantizer and model.dequantizer.encoder]
         blocks = [block for encoder in encoders if encoder is not None for block in encoder.blocks]
         self._blocks = {block.name: (block.norm_1.epsilon, block.strides) for block in blocks}
@@ -116,10 +117,14 @@ class _ExpectedWeights:
             self._expect(f"{layer}/log_det", own["log_scale"].sum(), _ROUNDING)
         elif layer == "flow/whitening":
             self._expect_linear(f"{layer}/first", own["first"], own["first_bias"])
-            self._expect_linear(f"{layer}/last", *(self._order_columns(one) for one in _fold_weight_norm(own)))
+            order = self._layout.order_flattened(*self._config.image_shape)
+            columns = np.concatenate([order, len(order) + order])
+            self._expect_linear(f"{layer}/last", *(array[..., columns] for array in _fold_weight_norm(own)))
         elif layer == "encoder":
             kernel, bias = _fold_weight_norm(own)
-            self._expect_linear("encoder/last", self._order_rows(kernel), bias)
+            channels = self._layers["encoder/top"]["bias"].size
+            rows = self._layout.order_flattened(len(kernel) // channels, 1, channels)
+            self._expect_linear("encoder/last", kernel[rows], bias)
         elif layer == "encoder/top":
             self._expect_linear(layer, own["kernel"], own["bias"])
         elif layer in ("class_codes", "prior_affine"):
@@ -191,20 +196,6 @@ class _ExpectedWeights:
             self._expect("classes/unscale", np.exp(-own["log_scale"]))
             self._expect("classes/shift", own["shift"])
             self._expect("classes/log_det", own["log_scale"].sum(1))
-
-    def _order_rows(self, kernel: np.ndarray) -> np.ndarray:
-        """Returns a matrix for flattened feature maps with its rows in the order of the graph's axes."""
-        if not self._channels_first:
-            return kernel
-        channels = self._layers["encoder/top"]["bias"].size
-        return kernel.reshape(-1, channels, kernel.shape[1]).swapaxes(0, 1).reshape(kernel.shape)
-
-    def _order_columns(self, array: np.ndarray) -> np.ndarray:
-        """Returns an array with a mean and a log-scale for each pixel, its columns in the order of the graph's axes."""
-        if not self._channels_first:
-            return array
-        shape = (*array.shape[:-1], 2, -1, self._config.image_shape[-1])
-        return array.reshape(shape).swapaxes(-1, -2).reshape(array.shape)
 
 
 def _fold_weight_norm(own: Arrays) -> tuple[np.ndarray, np.ndarray]:
