@@ -16,7 +16,7 @@ from export.provenance import Provenance
 from tfdecouple.config.shapes import PILLOW_MODES, Shape, describe_channels
 from tfdecouple.data.sources import describe_image_rights
 from tfdecouple.errors import UserError
-from tfdecouple.runs.publishing import make_card_head
+from tfdecouple.runs.publishing import make_model_card_head
 from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
@@ -207,7 +207,7 @@ def render_model_card(card: Mapping[str, Any]) -> str:
         "checked": f"on {card['checked']['real_images']}; {card['checked']['machine']}",
     }
     lines = [
-        *make_card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows),
+        *make_model_card_head(card["name"], shape, architecture["n_bits"], latent_dim, rows),
         "",
         "## Endpoints",
         "",

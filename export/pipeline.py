@@ -51,7 +51,7 @@ from export.verification.vectors import choose_image_sizes, load_real_images, ma
 from export.verification.verify import compare_in_process
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
-from tfdecouple.runs.publishing import hide_path
+from tfdecouple.runs.publishing import hide_image_path
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, write_json, write_text
 
@@ -212,7 +212,7 @@ class _Exporter:
             if runtime is not None:
                 self._make_page(staging.area, runtime)
             formats = {name: self._formats[name] for name in config.formats}
-            card = make_model_card(provenance, self._endpoints, hide_path(source, provenance.config), formats)
+            card = make_model_card(provenance, self._endpoints, hide_image_path(source, provenance.config), formats)
             return self._publish(staging, card, version)
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:

@@ -19,7 +19,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs import latent_directions
 from tfdecouple.runs.latent_directions import Directions
 from tfdecouple.runs.opened_run import Run
-from tfdecouple.runs.publishing import hide_path
+from tfdecouple.runs.publishing import hide_image_path
 from tfdecouple.runs.run_folder import (
     SUMMARY,
     are_images_known,
@@ -122,7 +122,7 @@ def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[Decouple
     if test := find_test_metrics(summary, step):
         bits |= {"test": test["bits_per_dim"], "test_images": test["images"]}
     known = are_images_known(summary, step)
-    data = hide_path(str(summary.get("data") or config.data.source), config)
+    data = hide_image_path(str(summary.get("data") or config.data.source), config)
     return model, Provenance(
         name=make_safe_name(name or _find_run_name(run)),
         run=_find_run_name(run),

@@ -39,7 +39,7 @@ class DivergedError(RunError):
 
 
 class UntrustedError(UserError):
-    """The error for untrusted files that would run code, or lead outside the folder that the user named."""
+    """The error for untrusted files that would run code, or link to files outside the folder that the user named."""
 
 
 class NotInitializedError(UserError, RuntimeError):
@@ -59,7 +59,7 @@ class ExtractorError(UserError):
 
 
 class ExactnessWarning(UserWarning):
-    """The warning for images that may not be recovered exactly from their codes; in most cases they are."""
+    """The warning that some images are possibly not recovered exactly from their codes."""
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

@@ -40,7 +40,7 @@ class Logger:
         self.config = config
 
     def open(self, step: int) -> None:
-        """Starts a log, or resumes it at a step of the run; rows of later steps will come again."""
+        """Starts the log, or resumes it at a step of the run; the rows of later steps will be written again."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds a row of metrics; the arguments are those of `MetricsLog.write`."""
@@ -75,11 +75,11 @@ class TensorBoard(Logger):
         self._writer = tf.summary.create_noop_writer()
 
     def open(self, step: int) -> None:
-        """Starts a log, or resumes it; TensorBoard drops points of steps that come again."""
+        """Starts the log, or resumes it; TensorBoard drops the older points of steps that are written again."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
-        with _os_errors():
+        with _convert_writer_errors():
             self._writer = tf.summary.create_file_writer(str(self.folder))
             with self._writer.as_default(step=step):
                 options = self.config.flatten_options().items()
@@ -89,7 +89,7 @@ class TensorBoard(Logger):
         """Adds a row of metrics to the event file."""
         import tensorflow as tf
 
-        with _os_errors(), self._writer.as_default(step=step):
+        with _convert_writer_errors(), self._writer.as_default(step=step):
             for name, value in select_numbers(kind, values).items():
                 tf.summary.scalar(name, value)
 
@@ -99,23 +99,23 @@ class TensorBoard(Logger):
         import tensorflow as tf
         from PIL import Image
 
-        with _os_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
+        with _convert_writer_errors(), self._writer.as_default(step=step), Image.open(path) as picture:
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
         """Writes out all rows and pictures that the writer has buffered."""
-        with _os_errors():
+        with _convert_writer_errors():
             self._writer.flush()
 
     def close(self) -> None:
         """Closes the event file."""
-        with _os_errors():
+        with _convert_writer_errors():
             self._writer.close()
 
 
 @contextlib.contextmanager
-def _os_errors() -> Iterator[None]:
-    """Returns a context in which an error of TensorFlow's event writer becomes an OSError."""
+def _convert_writer_errors() -> Iterator[None]:
+    """Returns a context in which errors of TensorFlow's event writer become OSError."""
     import tensorflow as tf
 
     try:
@@ -156,7 +156,7 @@ class WeightsAndBiases(Logger):
             mode=os.environ.get("WANDB_MODE", "offline"),
             config=self.config.to_dict(),
         )
-        # A metric "step" replaces the client's count of steps, which cannot go back to the checkpoint of a resumed run.
+        # The client's own counter of steps cannot go back when a run resumes, so "step" is logged as a metric instead.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:

@@ -218,4 +218,4 @@ class TestRefusals:
 
 def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):
     run = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
-    assert Run.open(run).data_config(f"folder:{pictures}").centre_crop == 0
+    assert Run.open(run).make_data_config(f"folder:{pictures}").centre_crop == 0

@@ -29,7 +29,7 @@ from export.provenance import Provenance, open_run
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import UserError
 from tfdecouple.runs.opened_run import load_model, save_run
-from tfdecouple.runs.publishing import hide_path
+from tfdecouple.runs.publishing import hide_image_path
 
 
 def provenance_of(data: DataConfig | None = None, model=SMALL) -> Provenance:
@@ -144,8 +144,10 @@ def test_text_states_the_model_and_its_calls(card, said, unsaid) -> None:
 
 def test_a_folder_of_images_is_told_by_its_name_alone() -> None:
     config = Config(data=DataConfig(source="folder:/home/somebody/photos"))
-    assert hide_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
-    assert hide_path("TFDS cifar10", Config(data=DataConfig(source="cifar10", data_dir="/data"))) == "TFDS cifar10"
+    assert hide_image_path("3 test images of images in /home/somebody/photos", config).endswith("of images in photos")
+    assert (
+        hide_image_path("TFDS cifar10", Config(data=DataConfig(source="cifar10", data_dir="/data"))) == "TFDS cifar10"
+    )
 
 
 class TestEarlierFormats:

@@ -17,7 +17,7 @@ import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.errors import RunError, UntrustedError, UserError
 from tfdecouple.runs.opened_run import hash_weights, load_model
-from tfdecouple.runs.pretrained import download_weights, find_pretrained, parse_address
+from tfdecouple.runs.pretrained import download_weights, find_pretrained, parse_hub_address
 
 pytest.importorskip("huggingface_hub")
 
@@ -282,7 +282,7 @@ def test_what_is_not_there(hub, weights, capsys, address):
 @pytest.mark.parametrize("address", ["hf://", "hf://ada", "hf://ada/faces@", "hf://ada/../x", "hf://ada/faces@../x"])
 def test_what_is_no_address(address):
     with pytest.raises(UserError, match="is no address on the Hub"):
-        parse_address(address)
+        parse_hub_address(address)
 
 
 def test_a_file_that_is_damaged_here_is_named(hub, weights):

@@ -14,7 +14,7 @@ from tfdecouple.config import Config, DataConfig
 from tfdecouple.errors import RunError, UntrustedError
 from tfdecouple.runs.opened_run import Run, hash_weights, load_model, save_run
 from tfdecouple.runs.pretrained import MANIFEST, Manifest
-from tfdecouple.runs.publishing import make_card
+from tfdecouple.runs.publishing import make_weights_card
 from tfdecouple.runs.run_folder import load_config
 
 SUMMARY = {
@@ -86,13 +86,13 @@ def test_nothing_tells_where_it_was_made(run, published):
 def test_the_card_describes_the_model(run, options, expected, excluded):
     opened = Run.open(run)
     config = dataclasses.replace(opened.config, model=dataclasses.replace(opened.config.model, **options))
-    text = make_card(dataclasses.replace(opened, config=config), "faces", "mit", SUMMARY)
+    text = make_weights_card(dataclasses.replace(opened, config=config), "faces", "mit", SUMMARY)
     assert all(words in text for words in expected) and not any(words in text for words in excluded)
 
 
 def test_the_card_leaves_out_a_figure_that_was_not_finite(run):
     summary = {**SUMMARY, "test": {**SUMMARY["test"], "bits_per_dim": None}}
-    text = make_card(Run.open(run), "faces", "cc-by-4.0", summary)
+    text = make_weights_card(Run.open(run), "faces", "cc-by-4.0", summary)
     assert "model-index" not in text and "bits per dimension" not in text and "4 of 4 images" in text
 
 
@@ -124,16 +124,16 @@ def test_the_manifest_has_every_file_and_sees_a_change(published, tmp_path):
         path.relative_to(published).as_posix() for path in published.rglob("*") if path.is_file()
     }
     assert manifest == Manifest.from_folder(published)
-    manifest.require_match(published, "x")
+    manifest.require_matching_files(published, "x")
     copy = shutil.copytree(published, tmp_path / "copy")
     (data,) = copy.glob("checkpoints/*.data-*")
     content = data.read_bytes()
     data.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     with pytest.raises(RunError, match=r"checkpoints/best-000000001.data-.* of x differs from its manifest"):
-        manifest.require_match(copy, "x")
+        manifest.require_matching_files(copy, "x")
     data.unlink()
     with pytest.raises(RunError, match=r"x lacks checkpoints/best-000000001.data"):
-        manifest.require_match(copy, "x")
+        manifest.require_matching_files(copy, "x")
 
 
 @pytest.mark.parametrize(

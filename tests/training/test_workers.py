@@ -7,7 +7,7 @@ from helpers.worker_pairs import WorkerThreads
 
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.training import workers as workers_module
-from tfdecouple.training.workers import LostWorkerError, lost_worker_errors
+from tfdecouple.training.workers import LostWorkerError, convert_lost_worker_errors
 
 
 class TestWorkers:
@@ -60,7 +60,7 @@ class TestWorkers:
 
     def test_loss_is_one_line_with_the_reason(self):
         message = "Graph execution error:\n\nDetected at x\nCollective ops is aborted by: Connection reset by peer\n"
-        with pytest.raises(LostWorkerError) as error, lost_worker_errors(1):
+        with pytest.raises(LostWorkerError) as error, convert_lost_worker_errors(1):
             raise tf.errors.UnavailableError(None, None, message)
         assert "\n" not in str(error.value)
         assert "worker 1 cannot go on" in str(error.value) and "Connection reset by peer" in str(error.value)

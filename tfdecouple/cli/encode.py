@@ -160,7 +160,7 @@ def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> 
         data=DataFacts(
             title=source.title,
             image_shape=source.image_shape,
-            centre_crop=opened.data_config(options.data).centre_crop,
+            centre_crop=opened.make_data_config(options.data).centre_crop,
             descriptions={split: source.descriptions[split] for split in splits},
             keys_sha256=hash_image_keys(source, splits),
         ),

@@ -31,7 +31,7 @@ CONDITIONERS = {
 Factor = Annotated[int, pydantic.Field(ge=2)]
 # Largest number of levels of a flow or an encoder: with more, a side of the images would have over 16 million pixels.
 MOST_LEVELS = 24
-# Largest number of flow steps, which TensorFlow needs minutes to build; the deepest preset has 92.
+# Largest number of flow steps. TensorFlow needs minutes to build that many; the deepest preset has 92.
 MOST_STEPS = 1000
 
 
@@ -145,7 +145,7 @@ class ModelConfig:
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
 
     def _check_labels(self) -> None:
-        """Raises ConfigError where options of labels contradict each other."""
+        """Raises ConfigError if the options for labels contradict each other."""
         if self.prior == "classes":
             require(
                 self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there"
@@ -164,7 +164,7 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Raises ConfigError where no flow can be built from the options whose names begin with `prefix`."""
+        """Raises ConfigError if no flow can be built from the options whose names begin with `prefix`."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -204,7 +204,7 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
-        """Raises ConfigError where no encoder can have the levels that the option `name` gives it."""
+        """Raises ConfigError if the images cannot be halved as often as an encoder has levels, by the option `name`."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
@@ -221,7 +221,7 @@ class ModelConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the options of the model by name, as plain JSON values."""
+        """Returns the options of the model by name, as JSON values."""
         return to_json_values(dataclasses.asdict(self))
 
     @property
@@ -231,7 +231,7 @@ class ModelConfig:
 
     @property
     def bound_of_scales(self) -> float | None:
-        """The bound `alpha` of the scales; None where all couplings of the decoder's flow are additive."""
+        """The option `alpha`, which bounds the scales of couplings; None if all couplings of the flow are additive."""
         return None if self.transform == self.multiscale_transform == "additive" else self.alpha
 
     @property
@@ -261,7 +261,7 @@ class ModelConfig:
 
     @property
     def n_bins(self) -> int:
-        """The number of bins of a pixel, `2**n_bits`."""
+        """The number of bins to which each value of a pixel is quantised, `2**n_bits`."""
         return 2**self.n_bits
 
     @property
@@ -271,7 +271,7 @@ class ModelConfig:
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages of each level of the dequantisation flow; () where u is uniform."""
+        """The stages of each level of the dequantisation flow; () if u is uniform."""
         if not self.has_dequantizer:
             return ()
         widths, factors = self.dequantization_hidden_channels, self.dequantization_factors

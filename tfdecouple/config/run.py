@@ -149,7 +149,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         try:
             value = parse_json(text)
         except ValueError:
-            # A number beyond 64 bits becomes a float, so that the error says it is too large.
+            # `parse_json` refuses integers beyond 64 bits; as a float, the number is refused as too large.
             value = float(text) if text.strip().removeprefix("-").isdecimal() else text
         section = values
         *path, last = name.split(".")

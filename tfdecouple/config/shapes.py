@@ -61,14 +61,14 @@ class StagePlan:
 
     @property
     def factor_out_name(self) -> str:
-        """The name of the layer that transforms the channels that leave, before they leave."""
+        """The name of the layer after the stage, which transforms the channels that leave the flow."""
         return f"{self.name}_factor_out"
 
 
 class Block(NamedTuple):
-    """A ResNet block of an encoder: its layer's name, and the channels of its output.
+    """A ResNet block of an encoder: the name of its layer, and the channels of its output (`planes`).
 
-    With `strides` 2 it halves height and width, or doubles them if its convolutions are transposed.
+    A block with `strides` 2 halves height and width, or doubles them if its convolutions are transposed.
     """
 
     name: str

@@ -59,7 +59,9 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def validate_options(config: Any, prefix: str = "") -> None:
-    """Replaces the options of a config by values of their types; sections of the config stay unchanged.
+    """Checks all options of a config, and converts each value to the type of its option, in place.
+
+    Sections of the config, such as `model`, were checked when they were made.
 
     Raises:
         ConfigError: where a value has a wrong type or is out of its range, or a list has a name twice.
@@ -120,7 +122,7 @@ def _convert_numbers(value: Any, name: str) -> Any:
         require(not abs(number) > largest, f"{name} is {format_value(value)}; it must be at most {largest:.2g}")
         is_whole = isinstance(value, numbers.Integral) or (abs(number) <= _LARGEST[int] and number == int(number))
         return int(number) if is_whole else float(number)
-    # A NUL character is refused, because TensorFlow and file systems cannot take it.
+    # NUL characters are refused, because TensorFlow and file systems do not accept them.
     require(not isinstance(value, str) or "\0" not in value, f"{name} is {format_value(value)}; it must not hold a NUL")
     return value
 

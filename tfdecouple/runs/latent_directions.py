@@ -109,7 +109,7 @@ class Directions:
         """
         path = pathlib.Path(folder) / FILE
         try:
-            file = read_model(path, _File, 2**26)
+            file = read_model(path, _DirectionsFile, 2**26)
             if wrong := next((one for one in file.directions if len(one.vector) != latent_dim), None):
                 raise ValueError(f"the vector of {wrong.name!r} has not the {latent_dim} numbers of this model's z")
         except (FileNotFoundError, NotADirectoryError):
@@ -125,7 +125,7 @@ class Directions:
         return cls(file.weights_sha256, file.model_extra or {}, tuple(directions))
 
 
-class _Entry(pydantic.BaseModel):
+class _DirectionEntry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
     name: Annotated[str, pydantic.Field(min_length=1)]
     method: Literal["means", "classifier"]
@@ -133,8 +133,8 @@ class _Entry(pydantic.BaseModel):
     vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]
 
 
-class _File(pydantic.BaseModel):
+class _DirectionsFile(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
     version: Literal[1]
     weights_sha256: str
-    directions: list[_Entry]
+    directions: list[_DirectionEntry]

@@ -91,7 +91,7 @@ class Run:
         return {"run": self.path, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
-        """Returns a sentence about the run for the end of a caption."""
+        """Returns a sentence that names the run and its step, for the end of a picture's caption."""
         return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
 
     def encode_z(self, images: np.ndarray) -> np.ndarray:
@@ -151,10 +151,10 @@ class Run:
         Keywords set other options of `data`; where the value is None, the run's own value stays. With `download` TFDS
         downloads and prepares missing data.
         """
-        data = self.data_config(source, data_dir=data_dir, **others)
+        data = self.make_data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
-    def data_config(self, source: str | None, **others: Any) -> DataConfig:
+    def make_data_config(self, source: str | None, **others: Any) -> DataConfig:
         """Returns the data config that `open_source` opens, for the same arguments."""
         config = self.config
         if source is not None:
@@ -180,7 +180,7 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
 
 
 def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns a model with pretrained weights.
+    """Returns a model with weights that come with the installation, or with downloaded weights.
 
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)
@@ -219,7 +219,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
-    # The decay is set to 0 because the run holds no averages beside its weights.
+    # A decay above 0 would say that the run has averaged weights, but it has the weights of the model only.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -23,7 +23,7 @@ from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import FileDigest, read_model, write_json
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
-# Name of the bundled weights that commands take where no run is named.
+# Name of the bundled weights that commands use if the user names no run.
 DEFAULT = "photographs"
 # Prefix of addresses on the Hub.
 HUB = "hf://"
@@ -60,7 +60,7 @@ def find_pretrained(name: str) -> pathlib.Path | None:
 
 
 class Manifest(pydantic.BaseModel):
-    """The list of published files with their sizes and digests, by their names within the folder."""
+    """The list of published files: size and digest by the name of the file within the folder."""
 
     model_config = pydantic.ConfigDict(strict=True)
     format: Literal[1] = 1
@@ -88,7 +88,7 @@ class Manifest(pydantic.BaseModel):
             manifest = read_model(path, cls, MANIFEST_BYTES)
         except (OSError, ValueError) as error:
             raise RunError(f"the manifest of {where} is damaged: {error}; fetch {path.resolve()} again") from error
-        for name in manifest.needed:
+        for name in manifest.model_files:
             if not NEEDED.fullmatch(name):
                 raise UntrustedError(f"the manifest of {where} names {json.dumps(name)[:100]}, which is no weights")
         if "config.json" not in manifest.files or not any("/best-" in name for name in manifest.files):
@@ -96,13 +96,13 @@ class Manifest(pydantic.BaseModel):
         return manifest
 
     @property
-    def needed(self) -> dict[str, FileDigest]:
+    def model_files(self) -> dict[str, FileDigest]:
         """The sizes and digests of the files that a model needs, by name."""
         return {name: facts for name, facts in self.files.items() if name not in FOR_PEOPLE}
 
-    def require_match(self, folder: pathlib.Path, where: str) -> None:
+    def require_matching_files(self, folder: pathlib.Path, where: str) -> None:
         """Raises RunError if a needed file of a folder is missing or has another size or digest."""
-        for name, facts in self.needed.items():
+        for name, facts in self.model_files.items():
             path = folder / name
             if not path.is_file():
                 raise RunError(f"{where} lacks {name}, which its manifest names; fetch or publish it again")
@@ -112,10 +112,10 @@ class Manifest(pydantic.BaseModel):
                 )
 
 
-def parse_address(address: str) -> tuple[str, str | None]:
+def parse_hub_address(address: str) -> tuple[str, str | None]:
     """Splits an address on the Hub into repository and revision; the revision is None for the newest commit.
 
-    >>> parse_address("hf://ada/faces@v1")
+    >>> parse_hub_address("hf://ada/faces@v1")
     ('ada/faces', 'v1')
     """
     match = _ADDRESS.fullmatch(address)
@@ -130,9 +130,9 @@ def download_weights(address: str) -> pathlib.Path:
 
     The errors are those of `find_pretrained`.
     """
-    repository, revision = parse_address(address)
+    repository, revision = parse_hub_address(address)
     hub = _open_hub_client(address)
-    with _one_line_errors(address):
+    with _convert_hub_errors(address):
         # A dry run asks the Hub for the size of a file, so that no file is downloaded that is larger than expected.
         listed = hub.hf_hub_download(repository, MANIFEST, revision=revision, dry_run=True)
         if listed.file_size > MANIFEST_BYTES:
@@ -143,12 +143,12 @@ def download_weights(address: str) -> pathlib.Path:
         commit = listed.commit_hash
         path = pathlib.Path(hub.hf_hub_download(repository, MANIFEST, revision=commit))
         manifest, folder = Manifest.read(path, address), path.parent
-        for name, facts in manifest.needed.items():
+        for name, facts in manifest.model_files.items():
             listed = hub.hf_hub_download(repository, name, revision=commit, dry_run=True)
             if listed.will_download and listed.file_size != facts.bytes:
                 raise RunError(f"{name} of {address} has not the {facts.bytes:,} bytes that its manifest says")
             hub.hf_hub_download(repository, name, revision=commit)
-    manifest.require_match(folder, address)
+    manifest.require_matching_files(folder, address)
     return folder
 
 
@@ -164,13 +164,13 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 
     The target is `hf://OWNER/NAME[@BRANCH]`. A missing repository is made, and hidden if `private` is true.
     """
-    repository, branch = parse_address(address)
+    repository, branch = parse_hub_address(address)
     hub = _open_hub_client(address)
     from huggingface_hub import CommitOperationAdd
 
     names = [*Manifest.read(folder / MANIFEST, str(folder)).files, MANIFEST]
     files = [CommitOperationAdd(name, folder / name) for name in names]
-    with _one_line_errors(address):
+    with _convert_hub_errors(address):
         hub.create_repo(repository, private=private, exist_ok=True)
         if branch:
             hub.create_branch(repository, branch=branch, exist_ok=True)
@@ -179,7 +179,7 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 
 
 @contextlib.contextmanager
-def _one_line_errors(address: str) -> Iterator[None]:
+def _convert_hub_errors(address: str) -> Iterator[None]:
     """Returns a context in which every error of the Hub's client becomes a RunError with one line."""
     try:
         yield

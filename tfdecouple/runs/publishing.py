@@ -17,7 +17,7 @@ from tfdecouple.config.shapes import Shape, describe_images
 from tfdecouple.data.sources import describe_image_rights, locate_images
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.runs.opened_run import Run, write_run
-from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_address, upload_weights
+from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_hub_address, upload_weights
 from tfdecouple.runs.run_folder import (
     LABELS,
     SUMMARY,
@@ -52,7 +52,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
     if not _LICENCE.fullmatch(licence):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
     on_hub = to.startswith(HUB)
-    name = name or (parse_address(to)[0].rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
+    name = name or (parse_hub_address(to)[0].rpartition("/")[2] if on_hub else pathlib.Path(to).absolute().name)
     target = pathlib.Path(to).absolute()
     if not on_hub and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{to} exists and is no empty folder; name another with --to")
@@ -64,7 +64,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
             folder = pathlib.Path(scratch) / "model"
             folder.mkdir()
             address = to if on_hub else name if target.parent == BUNDLED else None
-            _write_folder(opened, folder, name, licence, address)
+            _write_published_files(opened, folder, name, licence, address)
             if on_hub:
                 return upload_weights(folder, to, private=private, message=f"{name}, update {opened.step}")
             os.replace(folder, target)
@@ -83,12 +83,12 @@ def _read_licence(run: str) -> str:
     return match[1]
 
 
-def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
+def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
     """Writes the files of published weights: a run folder with a model card and a manifest."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
     # The published config must not show the paths of this machine.
-    data = dataclasses.replace(config.data, source=hide_path(config.data.source, config), data_dir=None)
+    data = dataclasses.replace(config.data, source=hide_image_path(config.data.source, config), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
     write_run(folder, opened.model, dataclasses.replace(config, data=data, training=training), opened.step)
     summary: dict[str, Any] = {}
@@ -98,7 +98,7 @@ def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, ad
         print(f"{SUMMARY} cannot be read and is left out: {one_line(error)}")
     if summary:
         if summary.get("data"):
-            summary["data"] = hide_path(summary["data"], config)
+            summary["data"] = hide_image_path(summary["data"], config)
         if "imported_from" in summary:
             summary["imported_from"] = re.split(r"[/\\]", summary["imported_from"])[-1]
         write_json(folder / SUMMARY, summary)
@@ -112,17 +112,17 @@ def _write_folder(opened: Run, folder: pathlib.Path, name: str, licence: str, ad
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
     if (metrics := opened.folder / "metrics.jsonl").is_file():
         shutil.copyfile(metrics, folder / metrics.name)
-    write_text(folder / CARD, make_card(opened, name, licence, summary, address))
+    write_text(folder / CARD, make_weights_card(opened, name, licence, summary, address))
     Manifest.from_folder(folder).write(folder)
 
 
-def hide_path(text: str, config: Config) -> str:
+def hide_image_path(text: str, config: Config) -> str:
     """Returns a text with the path of the folder of a run's images, which is private, replaced by the folder's name."""
     option, folder = locate_images(config.data) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
-def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
+def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
     """Returns the text of a model card: a header in YAML for the Hub, then Markdown.
 
     `summary` is the content of summary.json, or {}. `address` is an address on the Hub, the name of bundled weights, or
@@ -131,7 +131,7 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
     config, model = opened.config, opened.config.model
     known = are_images_known(summary, opened.step)
     trained_on = summary.get("data") or config.data.source if known else describe_unknown_data(config)
-    data = hide_path(trained_on, config)
+    data = hide_image_path(trained_on, config)
     rights = describe_image_rights(config.data) if known else "nobody stated what images they are"
     test = find_test_metrics(summary, opened.step) if known else None
     header: dict[str, Any] = {
@@ -170,7 +170,9 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
         "---",
         "",
-        *make_card_head(name, model.image_shape, model.n_bits, model.latent_dim if model.has_latent else None, facts),
+        *make_model_card_head(
+            name, model.image_shape, model.n_bits, model.latent_dim if model.has_latent else None, facts
+        ),
         "",
         "```python",
         "import tfdecouple",
@@ -179,7 +181,7 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
         "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
         "```",
         "",
-        # Only a model with an encoder gets the example: without one, z comes from labels, which image files lack.
+        # Without an encoder, z is a function of labels, which image files do not have.
         *([f"    tfdecouple switch --run {run} a.jpg b.jpg", ""] if model.has_encoder else []),
         "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
         "alone (JSON and numbers), and runs nothing that lies beside them.",
@@ -187,7 +189,9 @@ def make_card(opened: Run, name: str, licence: str, summary: dict[str, Any], add
     return "\n".join(lines) + "\n"
 
 
-def make_card_head(name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]) -> list[str]:
+def make_model_card_head(
+    name: str, shape: Shape, n_bits: int, latent_dim: int | None, facts: Mapping[str, str]
+) -> list[str]:
     """Returns the first lines of a model card, for published weights or an export: a description and a table.
 
     `latent_dim` is None for a model without z. `facts` has the name and the value of each row of the table.

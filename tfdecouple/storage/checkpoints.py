@@ -94,7 +94,7 @@ class CheckpointFolder:
         """
         prefix = self.checkpoint_path(kind, step)
         # All values are read before any is assigned, because a damaged file must not change half of the variables.
-        with _damage_errors(prefix):
+        with _convert_read_errors(prefix):
             reader = tf.train.load_checkpoint(prefix)
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
@@ -114,7 +114,7 @@ class CheckpointFolder:
         """
         prefix = self.checkpoint_path(kind, step)
         weights, declared = {}, 0
-        with _damage_errors(prefix):
+        with _convert_read_errors(prefix):
             reader = tf.train.load_checkpoint(prefix)
             types = reader.get_variable_to_dtype_map()
             for name, shape in reader.get_variable_to_shape_map().items():
@@ -153,7 +153,7 @@ class DamagedCheckpointError(RunError):
 
 
 @contextlib.contextmanager
-def _damage_errors(prefix: str) -> Iterator[None]:
+def _convert_read_errors(prefix: str) -> Iterator[None]:
     """Returns a context in which errors while reading a checkpoint become DamagedCheckpointError."""
     try:
         yield

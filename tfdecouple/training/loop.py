@@ -32,8 +32,8 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.training.step import StepResult, TrainStep, add_image_noise, compute_noise_deviation
 from tfdecouple.training.workers import (
     Workers,
+    convert_lost_worker_errors,
     find_cluster,
-    lost_worker_errors,
     make_collective_sum,
     make_device_input_options,
     make_strategy,
@@ -90,12 +90,12 @@ def train(
         stack.callback(progress.close_bar)
         if group is not None:
             progress.print_line(f"waiting for all of {len(group.workers)} workers: {', '.join(group.workers)}")
-            stack.enter_context(lost_worker_errors(group.rank))
+            stack.enter_context(convert_lost_worker_errors(group.rank))
         strategy, workers = make_strategy(devices, group), Workers()
         if group is not None:
             count = len(group.workers)
             workers = Workers(count, group.rank, make_collective_sum(strategy, count))
-        stack.enter_context(_one_line_errors(path))
+        stack.enter_context(_convert_resource_errors(path))
         workers.require_equal("the options", config.flatten_options())
         workers.call_on_chief(lambda: require_loggers(config.training.loggers))
         directory = RunDirectory(path, config, progress.print_line)
@@ -121,7 +121,7 @@ def _open_source(config: Config, download: bool) -> Source:
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: pathlib.Path) -> Iterator[None]:
+def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
     """Returns a context in which errors about a full disk or too little memory become RunError, with one line."""
     try:
         yield

@@ -196,7 +196,7 @@ class LostWorkerError(RunError):
 
 
 @contextlib.contextmanager
-def lost_worker_errors(rank: int) -> Iterator[None]:
+def convert_lost_worker_errors(rank: int) -> Iterator[None]:
     """Returns a context in which errors after the end of another worker become LostWorkerError; `rank` is our own."""
     try:
         yield
@@ -236,14 +236,14 @@ class Workers:
 
         It raises the error of `act`; where `act` failed in other processes only, RunError with their first message.
         """
-        return self._call(act)[0]
+        return self._call_and_exchange(act)[0]
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
         """Calls `act` in the chief's process, and returns its result, JSON values, in every process.
 
         An error of `act` is raised in the chief's process; the other processes raise RunError with its message.
         """
-        result, texts = self._call(act if self.rank == 0 else lambda: None)
+        result, texts = self._call_and_exchange(act if self.rank == 0 else lambda: None)
         return result if self.rank == 0 else json.loads(texts[0])
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
@@ -271,7 +271,7 @@ class Workers:
             for variable, value, part in zip(chosen, values, parts, strict=True):
                 variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
 
-    def _call(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
+    def _call_and_exchange(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
         """Calls `act`, and returns its result and a list with a JSON text of each worker: the result on the chief."""
         if self.count == 1:
             return act(), []
