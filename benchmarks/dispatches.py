@@ -66,7 +66,7 @@ def count_step(options: argparse.Namespace) -> int:
     # The images are a constant, because the operations of an input pipeline would be counted.
     shape = options.batch, *config.model.image_shape
     images = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
-    counts = count_operations(lambda: benchmark.step([images], 0).read())
+    counts = count_operations(lambda: benchmark.step([images], 0).fetch_numbers())
     total = sum(counts.values())
     most = counts.most_common(_KINDS)
     rows: list[list[Any]] = [[kind, number] for kind, number in most]

@@ -21,7 +21,7 @@ def test_steps_of_training_begin_without_waiting_for_the_one_before(benchmark_of
     work = benchmark_of_tiny_model.make_work("train", BATCH)
     assert work.begin is not None
     before = int(benchmark_of_tiny_model.state.updates.numpy())
-    assert work.begin().read().applied
+    assert work.begin().fetch_numbers().applied
     time_calls(work.call, 1, 3, work.begin)
     assert int(benchmark_of_tiny_model.state.updates.numpy()) == before + 4
 

@@ -38,9 +38,3 @@ def test_a_package_that_an_import_does_not_find(capsys):
 
     line = refused(capsys, lambda: run_program(draw))
     assert "the command needs matplotlib, which is missing: pip install 'tfdecouple[plots]'" in line
-
-    def other():
-        raise ModuleNotFoundError("No module named 'nonsense'", name="nonsense")
-
-    assert run_program(other) == 1
-    assert "a fault of this program" in capsys.readouterr().err

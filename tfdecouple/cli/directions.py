@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
         "steps along each direction.",
     )
-    # The help does not mention bundled weights, because directions.json is written into the run folder.
+    # Bundled weights have no folder for directions.json, so --run has no default here.
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder, into which directions.json is written")
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")

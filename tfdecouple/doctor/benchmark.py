@@ -41,16 +41,10 @@ def make_timed_config(config: Config, batch: int) -> Config:
 
     With the learning rate of the preset, training can diverge on few images that repeat.
     """
-    return override(
-        config,
-        [
-            "training.learning_rate=1e-6",
-            f"training.batch_size={batch}",
-            "training.micro_batches=1",
-            f"training.evaluation_batch_size={batch}",
-            f"training.ema_decay={config.training.ema_decay or EMA_DECAY}",
-        ],
-    )
+    decay = config.training.ema_decay or EMA_DECAY
+    settings = ["training.learning_rate=1e-6", "training.micro_batches=1", f"training.ema_decay={decay}"]
+    settings += [f"training.{name}={batch}" for name in ("batch_size", "evaluation_batch_size")]
+    return override(config, settings)
 
 
 class Work(NamedTuple):
@@ -104,7 +98,7 @@ class Benchmark:
         compiled, model = jit_compiled(self.config.training.jit_compile), self.model
         if phase == "train":
             begin = self._make_step()
-            return Work(compiled(lambda: _require_applied(begin().read())), batch, compiled(begin))
+            return Work(compiled(lambda: _require_applied(begin().fetch_numbers())), batch, compiled(begin))
         if phase == "eval":
             evaluator = BoundEvaluator(model, self.strategy)
             # A call evaluates several batches, because the first batch of an evaluation takes longer.

@@ -130,7 +130,7 @@ def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | Non
     if "out of memory" in last:
         return "memory", last
     if name == "build" and status == 2:
-        # The first process finds that the user asked for more devices than there are.
+        # The check "build" runs first, and ends with status 2 if the user asked for more devices than there are.
         raise UserError(last)
     return ("error", last) if status else None
 

@@ -31,8 +31,8 @@ PHOTOGRAPHS = 128
 BOUND = 1e-4
 # Number of training steps whose weights are compared between several devices and one.
 STEPS = 10
-# Largest allowed distance between these weights, relative to the change in training. It is larger than the rounding of
-# gradients, because Adam divides each gradient by its size, so that tiny gradients count as much as large ones.
+# Largest allowed distance between these weights, relative to their change in training. It is larger than the rounding
+# of gradients, because Adam's steps are as large for tiny gradients as for large ones.
 WEIGHTS_BOUND = 1e-3
 _RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
 _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)

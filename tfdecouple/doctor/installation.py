@@ -88,7 +88,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
     holds = seen >= len(present) if present else None
     if _VISIBLE in environment:
-        # CUDA ignores all entries from the first entry on that names no GPU, so at least the first entry must count.
+        # CUDA ignores an entry that names no GPU and all entries after it, so only the first entry surely names a GPU.
         message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         names_one = re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE])

@@ -181,7 +181,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
     if image_shape[-1] != RGB_CHANNELS:
         raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
     kind = _get_choice(values, "discriminator.type", ("gaussian", "base", "categorical"))
-    # A flow of wolf computes one direction without iteration, which its entry `inverse` names: x to v in the decoder,
+    # The entry `inverse` of wolf's flows tells which direction a flow computes directly: x to v in the decoder, and
     # noise to u in the dequantisation.
     options: dict[str, Any] = {
         "image_shape": image_shape,
