@@ -111,7 +111,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
     have no lower bound. "meaning" says so in words, with the numbers of images.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
-    lost = sorted({kind for trips in tried.values() for kind, e in trips.items() if e["identical"] < e["images"]})
+    lost = sorted({name for trips in tried.values() for name, e in trips.items() if e["identical"] < e["images"]})
     promised = bool(tried) and not lost and (alpha is None or alpha < 1)
     counts = "; ".join(
         f"{name} {sum(e['identical'] for e in trips.values())} of {sum(e['images'] for e in trips.values())}"

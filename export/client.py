@@ -45,8 +45,8 @@ class Model:
         self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, decoding gives images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         inputs = self.encoder.get_inputs()
-        self.needs_labels = any(given.name == "labels" for given in inputs)
-        self.any_size = any(isinstance(given.shape[1], str) for given in inputs if given.name == "images")
+        self.needs_labels = any(array.name == "labels" for array in inputs)
+        self.any_size = any(isinstance(array.shape[1], str) for array in inputs if array.name == "images")
 
     def _open_session(self, name):
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
@@ -120,8 +120,8 @@ def _resize_axis(pixels, size, axis):
         start, end = max(0, int(centre - reach + 0.5)), min(pixels.shape[axis], int(centre + reach + 0.5))
         shares = np.maximum(0, 1 - np.abs((np.arange(start, end) - centre + 0.5) * (1 / reach)))
         weights = (0.5 + shares / sum(shares.tolist()) * 2**22).astype(np.int64)
-        taken = np.take(pixels, range(start, end), axis).astype(np.int64)
-        rows.append((np.tensordot(weights, taken, (0, axis)) + 2**21) >> 22)
+        slices = np.take(pixels, range(start, end), axis).astype(np.int64)
+        rows.append((np.tensordot(weights, slices, (0, axis)) + 2**21) >> 22)
     return np.stack(rows, axis).astype(np.uint8)
 
 

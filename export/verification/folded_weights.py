@@ -84,9 +84,9 @@ class _ExpectedWeights:
             if layer:
                 self._layers.setdefault(layer, {})[name] = np.asarray(variable, np.float64)
         self.weights: dict[str, tuple[np.ndarray, float]] = {}
-        for layer, own in self._layers.items():
-            self._expect_layer(layer, own)
-        nets = [own for layer, own in self._layers.items() if self._is_conditioned(layer)]
+        for layer, arrays in self._layers.items():
+            self._expect_layer(layer, arrays)
+        nets = [arrays for layer, arrays in self._layers.items() if self._is_conditioned(layer)]
         if nets:
             kernel, bias = (np.concatenate([net[f"condition_{key}"] for net in nets], -1) for key in ("kernel", "bias"))
             self._expect_linear("flow/condition", kernel, bias)
@@ -94,43 +94,43 @@ class _ExpectedWeights:
             shares = np.asarray(model.config.label_shares, np.float64)
             self._expect("classes/log_probabilities", np.log(shares / shares.sum()), _SINGLE)
 
-    def _expect_layer(self, layer: str, own: Arrays) -> None:
+    def _expect_layer(self, layer: str, arrays: Arrays) -> None:
         parent, _, kind = layer.rpartition("/")
         if kind == "linear":
-            self._expect_mix(parent, own)
+            self._expect_mix(parent, arrays)
         elif kind == "net" and not self._is_unfolded(layer):
             for name in ("first", "second"):
-                self._expect_linear(f"{parent}/{name}", own[name], own.get(f"{name}_bias"))
-            self._expect_linear(f"{parent}/last", *_fold_weight_norm(own))
-            if "condition_kernel" in own and own["condition_kernel"].ndim == 4:
-                self._expect_linear(f"{parent}/condition", own["condition_kernel"], own["condition_bias"])
+                self._expect_linear(f"{parent}/{name}", arrays[name], arrays.get(f"{name}_bias"))
+            self._expect_linear(f"{parent}/last", *_fold_weight_norm(arrays))
+            if "condition_kernel" in arrays and arrays["condition_kernel"].ndim == 4:
+                self._expect_linear(f"{parent}/condition", arrays["condition_kernel"], arrays["condition_bias"])
         elif kind in _CONVOLUTIONS:
-            self._expect_convolution(parent, kind, own)
+            self._expect_convolution(parent, kind, arrays)
         elif kind == "actnorm_1":
             pass  # This actnorm is folded into the linear map after it.
         elif kind.startswith("actnorm"):
             linear = self._layers[f"{parent}/linear"]
             # The actnorm leaves the first channels unchanged, so their scale is 1 and their bias is 0.
-            unchanged = len(linear["kernel"]) - len(own["bias"])
-            self._expect(f"{layer}/scale", np.exp(np.pad(own["log_scale"], (unchanged, 0))))
-            self._expect(f"{layer}/bias", np.pad(own["bias"], (unchanged, 0)))
-            self._expect(f"{layer}/log_det", own["log_scale"].sum(), _ROUNDING)
+            unchanged = len(linear["kernel"]) - len(arrays["bias"])
+            self._expect(f"{layer}/scale", np.exp(np.pad(arrays["log_scale"], (unchanged, 0))))
+            self._expect(f"{layer}/bias", np.pad(arrays["bias"], (unchanged, 0)))
+            self._expect(f"{layer}/log_det", arrays["log_scale"].sum(), _ROUNDING)
         elif layer == "flow/whitening":
-            self._expect_linear(f"{layer}/first", own["first"], own["first_bias"])
+            self._expect_linear(f"{layer}/first", arrays["first"], arrays["first_bias"])
             order = self._layout.order_flattened(*self._config.image_shape)
             columns = np.concatenate([order, len(order) + order])
-            self._expect_linear(f"{layer}/last", *(array[..., columns] for array in _fold_weight_norm(own)))
+            self._expect_linear(f"{layer}/last", *(array[..., columns] for array in _fold_weight_norm(arrays)))
         elif layer == "encoder":
-            kernel, bias = _fold_weight_norm(own)
+            kernel, bias = _fold_weight_norm(arrays)
             channels = self._layers["encoder/top"]["bias"].size
             rows = self._layout.order_flattened(len(kernel) // channels, 1, channels)
             self._expect_linear("encoder/last", kernel[rows], bias)
         elif layer == "encoder/top":
-            self._expect_linear(layer, own["kernel"], own["bias"])
+            self._expect_linear(layer, arrays["kernel"], arrays["bias"])
         elif layer in ("class_codes", "prior_affine"):
-            self._expect_classes(own)
+            self._expect_classes(arrays)
         elif "norm" not in kind:
-            for name, array in own.items():
+            for name, array in arrays.items():
                 self._expect(f"{layer}/weight_{name}", array)
 
     def _is_unfolded(self, net: str) -> bool:
@@ -138,8 +138,8 @@ class _ExpectedWeights:
         return net.startswith("flow/") and self._config.conditioner != "convolutional"
 
     def _is_conditioned(self, layer: str) -> bool:
-        own = self._layers[layer]
-        return layer.startswith("flow/") and "condition_kernel" in own and not self._is_unfolded(layer)
+        arrays = self._layers[layer]
+        return layer.startswith("flow/") and "condition_kernel" in arrays and not self._is_unfolded(layer)
 
     def _expect(self, name: str, array: np.ndarray, floor: float = _FLOOR) -> None:
         """Adds an expected weight; its tolerance is `floor` times its largest number, besides rounding."""
@@ -150,9 +150,9 @@ class _ExpectedWeights:
         if bias is not None:
             self._expect(f"{name}/bias", bias)
 
-    def _expect_mix(self, step: str, own: Arrays) -> None:
+    def _expect_mix(self, step: str, arrays: Arrays) -> None:
         """Adds the map W (e^s x + b) that an actnorm and a linear map W make, and its inverse e^-s (W^-1 y - b)."""
-        matrix = own["kernel"]
+        matrix = arrays["kernel"]
         channels = len(matrix)
         actnorm = self._layers.get(f"{step}/actnorm_1")
         log_scale, shift = (actnorm["log_scale"], actnorm["bias"]) if actnorm else np.zeros((2, channels))
@@ -167,13 +167,13 @@ class _ExpectedWeights:
         scale = (channels + np.abs(terms).sum()) / max(abs(terms.sum()), np.finfo(float).tiny)
         self._expect(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
 
-    def _expect_convolution(self, block: str, kind: str, own: Arrays) -> None:
+    def _expect_convolution(self, block: str, kind: str, arrays: Arrays) -> None:
         """Adds the kernel and bias of a convolution with its batch normalisation by moving statistics."""
         name, norm_name = _CONVOLUTIONS[kind]
         norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
         epsilon, strides = self._blocks[block_name]
         deviation = np.sqrt(norm["moving_variance"] + epsilon)
-        kernel, scale = own["kernel"], norm["gamma"] / deviation
+        kernel, scale = arrays["kernel"], norm["gamma"] / deviation
         bias = norm["beta"] - norm["gamma"] * norm["moving_mean"] / deviation
         if block_name.startswith("up_"):
             strides = 1 if name == "second" else strides
@@ -184,25 +184,25 @@ class _ExpectedWeights:
             )
         self._expect_linear(f"{block}/{name}", kernel * scale, bias)
 
-    def _expect_classes(self, own: Arrays) -> None:
-        if "embedding" in own:
-            h = own["embedding"]
+    def _expect_classes(self, arrays: Arrays) -> None:
+        if "embedding" in arrays:
+            h = arrays["embedding"]
             for name in ("first", "second", "last"):
-                h = h @ own[name] + own[f"{name}_bias"]
+                h = h @ arrays[name] + arrays[f"{name}_bias"]
                 h = h if name == "last" else np.where(h > 0, h, np.expm1(np.minimum(h, 0)))
             self._expect("classes/codes", h, _SINGLE)
         else:
-            self._expect("classes/scale", np.exp(own["log_scale"]))
-            self._expect("classes/unscale", np.exp(-own["log_scale"]))
-            self._expect("classes/shift", own["shift"])
-            self._expect("classes/log_det", own["log_scale"].sum(1))
+            self._expect("classes/scale", np.exp(arrays["log_scale"]))
+            self._expect("classes/unscale", np.exp(-arrays["log_scale"]))
+            self._expect("classes/shift", arrays["shift"])
+            self._expect("classes/log_det", arrays["log_scale"].sum(1))
 
 
-def _fold_weight_norm(own: Arrays) -> tuple[np.ndarray, np.ndarray]:
+def _fold_weight_norm(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
     """Returns the kernel g V / ||V|| and the bias of a weight-normalised layer."""
-    direction = own["last_direction"]
+    direction = arrays["last_direction"]
     norms = np.linalg.norm(direction.reshape(-1, direction.shape[-1]), axis=0)
-    return direction / norms * own["last_gain"], own["last_bias"]
+    return direction / norms * arrays["last_gain"], arrays["last_bias"]
 
 
 def _as_plain_convolution(kernel: np.ndarray, strides: int) -> np.ndarray:

@@ -141,8 +141,8 @@ class _Inputs:
             # images_b are images_a shifted by half their number. If the number is even, each pair of images occurs in
             # both orders, so that the Keras model computes its answers only once.
             alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
-            whole = self._images if array.holds == IMAGE else array.draw_values(self._rng, len(self._images))
-            return np.roll(whole, len(whole) // 2 * alike.index(array.name), 0)
+            values = self._images if array.holds == IMAGE else array.draw_values(self._rng, len(self._images))
+            return np.roll(values, len(values) // 2 * alike.index(array.name), 0)
         if array.name not in self._made:
             codes = array.holds in (GLOBAL_CODE, LOCAL_CODE)
             self._made |= self._make_codes() if codes else {array.name: array.draw_values(self._rng, len(self._images))}
@@ -199,20 +199,20 @@ def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.
     count = max(needed, min(_ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS // (height * width)))
     side = min(longer, _PHOTOGRAPH_SIDE)
     rows, columns = (-(-one * side // longer) for one in (height, width))
-    of_photographs = rows, columns, 1 if channels == 1 else RGB_CHANNELS
-    for options, taken in ((data, shape), (DataConfig(source="photographs"), of_photographs)):
+    photograph_shape = rows, columns, 1 if channels == 1 else RGB_CHANNELS
+    for options, source_shape in ((data, shape), (DataConfig(source="photographs"), photograph_shape)):
         try:
-            source = open_source(options, taken)
+            source = open_source(options, source_shape)
             # Some files of a large folder may be unreadable, so `at_most` accepts fewer images.
             images, _ = load_images(source, "test", min(count, source.sizes["test"]), at_most=True)
         except (DataError, OSError):
             continue
         available = len(images)
-        if taken[:2] != (height, width):
-            pictures = images if taken[-1] == RGB_CHANNELS else images[..., 0]
+        if source_shape[:2] != (height, width):
+            pictures = images if source_shape[-1] == RGB_CHANNELS else images[..., 0]
             images = np.stack([np.asarray(Image.fromarray(one).resize((width, height))) for one in pictures])
         # A model may have more channels than a photograph; then the channels of the photograph repeat.
-        images = images.reshape(available, height, width, -1)[..., np.arange(channels) % taken[-1]]
+        images = images.reshape(available, height, width, -1)[..., np.arange(channels) % source_shape[-1]]
         # The images of a small test split repeat, because the batches must be full.
         return np.resize(images, (max(available, needed), *shape)), f"{available} test images of {source.title}"
     raise DataError("neither the data of this run nor the sample photographs can be read")

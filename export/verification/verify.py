@@ -79,8 +79,8 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
     for name, part in manifest.parts.items():
-        own = {one for one in manifest.files if one.startswith(f"{name}/")} | {part.vectors}
-        if changed & own or not own <= {*manifest.files}:
+        part_files = {file for file in manifest.files if file.startswith(f"{name}/")} | {part.vectors}
+        if changed & part_files or not part_files <= {*manifest.files}:
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
         unavailable, compared = [], False
