@@ -106,7 +106,7 @@ IMPOSSIBLE = [
     ("data.photographs", (), "leave it out", {}),
     ("data.cache_gib", -0.5, "at least 0", {}),
     ("training.micro_batches", 0, "at least 1", {}),
-    ("training.learning_rate", 1e30, "it must be at most 1: Adam", {}),
+    ("training.learning_rate", 1e30, "is 1e+30; it must be at most 1", {}),
     ("training.epsilon", 0.0, "is 0; it must be above 0", {}),
     ("training.noise", 8.0, "say when the noise is gone", {}),
     ("training.patterns", 1.0, "is 1; it must be below 1", {}),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from tfdecouple.config.values import Count, Decay, Fraction, NonNegative, Positive, require, validate_options
+from tfdecouple.config.values import BelowOne, Count, Fraction, NonNegative, Positive, require, validate_options
 from tfdecouple.loggers import LOGGERS
 
 PRECISIONS = ("float32", "tf32", "mixed_bfloat16")
@@ -78,20 +78,20 @@ class TrainingConfig:
     steps: Positive = 1000
     batch_size: Positive = 64
     micro_batches: Positive = 1
-    learning_rate: NonNegative = 1e-3
+    learning_rate: Annotated[float, pydantic.Field(ge=0, le=1)] = 1e-3
     warmup_steps: Count = 50
     decay_rate: Fraction = 0.999997
-    beta_1: Decay = 0.9
-    beta_2: Decay = 0.999
-    epsilon: float = 1e-8
+    beta_1: BelowOne = 0.9
+    beta_2: BelowOne = 0.999
+    epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8
     weight_decay: NonNegative = 1e-6
     clip_norm: NonNegative = 0.0
-    ema_decay: Decay = 0.0
+    ema_decay: BelowOne = 0.0
     kl_weight: NonNegative = 1.0
     kl_warmup_steps: Count = 0
     noise: NonNegative = 0.0
     noise_steps: Count = 0
-    patterns: NonNegative = 0.0
+    patterns: BelowOne = 0.0
     patterns_after: Count = 0
     precision: Literal[PRECISIONS] = "float32"  # type: ignore[valid-type]
     memory: Literal[MEMORY] = "keep"  # type: ignore[valid-type]
@@ -116,22 +116,8 @@ class TrainingConfig:
         """Raises ConfigError if an option has an impossible value; the message names the option."""
         validate_options(self, "training.")
         require(
-            self.learning_rate <= 1,
-            f"training.learning_rate is {self.learning_rate:g}; it must be at most 1: Adam moves each weight by about "
-            "as much in an update, and a model diverges long before that",
-        )
-        require(
-            self.epsilon > 0,
-            f"training.epsilon is {self.epsilon:g}; it must be above 0: the optimizer divides by the size of the "
-            "gradients so far, and some are 0",
-        )
-        require(
             not self.noise or self.noise_steps >= 1,
             f"training.noise is {self.noise:g} and training.noise_steps 0; say when the noise is gone",
-        )
-        require(
-            self.patterns < 1,
-            f"training.patterns is {self.patterns:g}; it must be below 1: it is the share of the images that give way",
         )
         require(
             self.batch_size % self.micro_batches == 0,

@@ -18,7 +18,7 @@ Count = Annotated[int, pydantic.Field(ge=0)]
 Positive = Annotated[int, pydantic.Field(ge=1)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
-Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 # Largest value of an option by type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
