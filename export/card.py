@@ -111,26 +111,26 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
     have no lower bound. "meaning" says so in words, with the numbers of images.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
-    lost = sorted({name for trips in tried.values() for name, e in trips.items() if e["identical"] < e["images"]})
-    promised = bool(tried) and not lost and (alpha is None or alpha < 1)
+    inexact = sorted({name for trips in tried.values() for name, e in trips.items() if e["identical"] < e["images"]})
+    promised = bool(tried) and not inexact and (alpha is None or alpha < 1)
     counts = "; ".join(
         f"{name} {sum(e['identical'] for e in trips.values())} of {sum(e['images'] for e in trips.values())}"
         for name, trips in tried.items()
     )
-    parts = [f"decode(encode(image)) returned the very same pixels for so many of the tried images: {counts}."]
+    parts = [f"Images that decode exactly from their codes: {counts}."]
     if not tried:
-        parts = ["not measured: decode(encode(image)) was tried with none of these files."]
+        parts = ["Not measured: no format has files that both encode and decode."]
     elif promised:
         parts.append(
-            "Promised for images like the real ones, of float32 files, within one runtime that computes in float32; an "
-            "image that no camera takes can be lost."
+            "Promised for images like the test images, within one runtime that computes in float32; an artificial "
+            "image may decode inexactly."
         )
-    elif lost:
-        parts.append(f"Not promised: images were lost, of the kinds {', '.join(lost)}.")
+    elif inexact:
+        parts.append(f"Not promised: images of these types do not all decode exactly: {', '.join(inexact)}.")
     else:
-        parts.append(f"Not promised for others: alpha is {alpha:g}, with which scales have no lower bound.")
+        parts.append(f"Not promised for other images: alpha is {alpha:g}, so that scales have no lower bound.")
     if n_bits < 8:
-        parts.append(f"Images are those whose pixels are multiples of {256 // 2**n_bits}.")
+        parts.append(f"Pixels of images must be multiples of {256 // 2**n_bits}.")
     for name, entry in formats.items():
         if "round_trip" not in entry:
             parts.append(f"{name}: {entry['checked']}.")
