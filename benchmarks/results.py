@@ -40,7 +40,7 @@ RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
 CONDITIONED = {
     "conditional": "every coupling",
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
-    "glow": "no z",
+    "glow": "nothing (no z)",
 }
 # The run with 256 numbers in z, which is in the tables "models" and "probe" alone; commit 0e3fdba has its weights.
 LATENT_256 = "latent256"
@@ -188,7 +188,7 @@ def _render_models() -> str:
     options = [f"{name}={more[name]}" for name in ("latent_dim", "encoder_out_channels")]
     preset = f"`cifar10_small` with `{' '.join(options)}`"
     rows.append([TITLES[LATENT_256], preset, count_run_parameters(LATENT_256), CONDITIONED["conditional"]])
-    return make_table(["", "preset", "parameters", "z conditions"], rows)
+    return make_table(["model", "preset", "parameters", "what z conditions"], rows)
 
 
 def count_run_parameters(run: str) -> int:
@@ -218,13 +218,13 @@ def _render_bits() -> str:
     rows.append([f"lossless WebP files, {images:,} test images", "", f"{bits['webp']:.3f}", "", "", ""])
     rows.append([f"PNG files, {images:,} test images", "", f"{bits['png']:.3f}", "", "", ""])
     count, draws = weighted["images"], weighted["k"]
-    header = ["", "ELBO, validation images", "ELBO, test images", f"ELBO, {count:,} test images"]
+    header = ["bits/dim", "ELBO, validation images", "ELBO, test images", f"ELBO, {count:,} test images"]
     header.append(f"importance-weighted bound, {draws} draws, {count:,} test images")
-    return make_table([*header, "the paper's"], rows)
+    return make_table([*header, "in the paper"], rows)
 
 
 def _format_bits(evaluation: dict[str, Any]) -> str:
-    return f"{evaluation['bits_per_dim']:.4f} +- {evaluation['standard_error']:.4f}"
+    return f"{evaluation['bits_per_dim']:.4f}±{evaluation['standard_error']:.4f}"
 
 
 def compare_seeds() -> tuple[int, dict[str, list[float]]]:
@@ -266,9 +266,11 @@ def _render_seeds() -> str:
     for run, values in bits.items():
         (mean, error), (difference, its_error) = compute_mean_and_error(values), compare_with_ours(run)
         each = ", ".join(f"{value:.4f}" for value in values)
-        worse = f"{difference:.4f} +- {its_error:.4f}" if run != "conditional" else ""
-        rows.append([RUNS[run], each, f"{mean:.4f} +- {error:.4f}", worse])
-    return make_table(["", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "minus ours"], rows)
+        worse = f"{difference:.4f}±{its_error:.4f}" if run != "conditional" else ""
+        rows.append([RUNS[run], each, f"{mean:.4f}±{error:.4f}", worse])
+    return make_table(
+        ["model", f"validation bits/dim at update {step:,}, seeds 0, 1, ...", "mean", "difference from ours"], rows
+    )
 
 
 def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
@@ -295,7 +297,7 @@ def _render_probe() -> str:
             of = "" if features in names else TITLES[run]
             rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, paper])
     rows.append(["Deep InfoMax, quoted by the paper", "", "", "", "", PAPER_INFOMAX])
-    return make_table(["features", "model", "dimensions", "linear SVM", "logistic regression", "the paper's"], rows)
+    return make_table(["features", "model", "dimensions", "linear SVM", "logistic regression", "in the paper"], rows)
 
 
 def _render_statistics() -> str:
@@ -304,7 +306,7 @@ def _render_statistics() -> str:
     for name, each in load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
         explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
         switch = each["switch"]
-        followed = [f"{switch[code]['mean']:.2f} +- {switch[code]['standard_error']:.2f}" for code in ("z", "v")]
+        followed = [f"{switch[code]['mean']:.2f}±{switch[code]['standard_error']:.2f}" for code in ("z", "v")]
         nearer = f"{100 * switch['nearer_to_z']['mean']:.0f}"
         rows.append([name, *explained, *followed, nearer])
     header = ["statistic", "R2 from z", "R2 from v, PCA", "R2 from pixels, PCA"]
@@ -317,12 +319,12 @@ def _render_frechet() -> str:
         for run, name in RUNS.items()
     ]
     floor = load_result("conditional/evaluation/frechet.json")["floor"]
-    rows.append(["training images instead of samples", f"{floor:.1f}", ""])
-    return make_table(["", "distance", "the paper's FID"], rows)
+    rows.append(["none (training images)", f"{floor:.1f}", ""])
+    return make_table(["model", "Frechet distance", "FID in the paper"], rows)
 
 
 def _render_exactness() -> str:
-    """Returns the table of images that a round trip changes, and of the RMS of v in two runs, by kind of image."""
+    """Returns the table of the images that were decoded, by kind: number, inexact ones if any, RMS of v in two runs."""
     kinds: dict[str, dict[str, Any]] = {}
     for row in load_result("exactness.json")["rows"]:
         kinds.setdefault(row["images"], {})[row["run"]] = row
@@ -330,8 +332,9 @@ def _render_exactness() -> str:
     rows = []
     for kind, by_run in kinds.items():
         lengths = [f"{by_run[run]['least_rms']:.2f} to {by_run[run]['most_rms']:.2f}" for run in titles]
-        rows.append([kind, by_run["quickstart"]["of"], sum(row["lost"] for row in by_run.values()), *lengths])
-    return make_table(["images", "number", "inexact", *(f"RMS of v, {title}" for title in titles.values())], rows)
+        count, lost = by_run["quickstart"]["of"], sum(row["lost"] for row in by_run.values())
+        rows.append([kind, f"{count}, {lost} inexact" if lost else count, *lengths])
+    return make_table(["images", "number", *(f"RMS of v, {title}" for title in titles.values())], rows)
 
 
 def load_by_length(run: str) -> dict[int, dict[str, Any]]:
@@ -348,7 +351,7 @@ def load_by_length(run: str) -> dict[int, dict[str, Any]]:
 def _render_by_length() -> str:
     metrics: dict[str, tuple[str, Callable[[float], str]]] = {
         "bits_per_dim": ("test bits/dim", "{:.4f}".format),
-        "accuracy": ("accuracy of logistic regression on z, %", lambda value: f"{100 * value:.1f}"),
+        "accuracy": ("accuracy of logistic regression on z in %", lambda value: f"{100 * value:.1f}"),
         "noise_lost": ("inexact of 256 noise images", "{:.0f}".format),
     }
     rows = []
@@ -356,17 +359,17 @@ def _render_by_length() -> str:
         for run, name in RUNS.items():
             values = [row[metric] for row in load_by_length(run).values() if metric in row]
             if values:
-                rows.append([title, name, *map(format_value, values)])
+                rows.append([f"{title}, {name}", *map(format_value, values)])
     # Training uses synthetic training images (patterns) after this number of updates.
     begin = load_result("conditional/config.json")["training"]["patterns_after"]
     lengths = load_by_length("conditional")
     header = [f"{updates:,} updates" + ", with patterns" * (updates > begin) for updates in lengths]
-    return make_table(["", "", *header], rows)
+    return make_table(["metric, model", *header], rows)
 
 
 # Titles of the scores and of the kinds of outliers in the table "outliers".
-SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim less WebP", "prior_nats": "-log p(z)"}
-SCORES |= {"shell": "shell of v", "typicality": "typicality"}
+SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim minus WebP's", "prior_nats": "-log p(z)"}
+SCORES |= {"shell": "shell (length of v)", "typicality": "typicality"}
 OUTLIERS = {"photographs": "embedded photographs", "noise": "noise", "constant": "single colours"}
 OUTLIERS |= {"permuted": "permuted pixels"}
 

@@ -88,8 +88,8 @@ class TestSeeds:
         monkeypatch.setattr(results, "FILES", tmp_path)
         assert results.compare_seeds() == (2000, {"conditional": [3.1, 3.0], "base": [3.2, 3.2], "glow": [3.4, 3.5]})
         table = results.TABLES["seeds"]()
-        assert "| ours | 3.1000, 3.0000 | 3.0500 +- 0.0500 |  |" in table
-        assert "| baseline | 3.2000, 3.2000 | 3.2000 +- 0.0000 | 0.1500 +- 0.0500 |" in table
+        assert "| ours | 3.1000, 3.0000 | 3.0500±0.0500 |  |" in table
+        assert "| baseline | 3.2000, 3.2000 | 3.2000±0.0000 | 0.1500±0.0500 |" in table
         # The difference is that of pairs of one seed.
         assert results.compare_with_ours("glow") == (pytest.approx(0.4), pytest.approx(0.1))
 
