@@ -225,7 +225,7 @@ def render_trials(rows: list[dict[str, Any]]) -> str:
     for name, (trial, metrics) in seeds.items():
         cells = [", ".join(values).strip(", ") for values in zip(*metrics, strict=True)]
         lines.append([name, f"`{' '.join(trial.shown)}`" if trial.shown else "", *cells])
-    header = ["trial", "options", "bits/dim, seeds 0, 1, 2", "KL, nats", "accuracy of z, %"]
+    header = ["trial", "options", "bits/dim, seeds 0, 1, 2", "KL of z, nats", "accuracy of z, %"]
     return make_table(header, lines) if lines else "No trial has been run yet."
 
 
