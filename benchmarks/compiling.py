@@ -8,7 +8,7 @@ prior, the program makes one layer, perturbs its weights, and runs it forward an
 TensorFlow, and once compiled by XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset
 has a process of its own, because XLA runs out of room after some two hundred programs. Columns:
 
-  compiled    CPU seconds of the first call less those of a later one, forward and backward, summed over the kinds;
+  compiling   CPU seconds of the first call less those of a later one, forward and backward, summed over the kinds;
               the next column has the slowest kind alone
   step        CPU seconds of a later call (best of three), summed over the kinds: XLA's divided by TensorFlow's
   difference  largest difference between XLA and TensorFlow in the loss or a gradient, over its largest number
@@ -97,7 +97,7 @@ def render_presets(presets: dict[str, dict[str, Any]]) -> str:
         for name, row in presets.items()
     ]
     return make_table(
-        ["preset", "kinds of layer", "compiled, s", "slowest kind, s", "step", "difference", "rounding"], rows
+        ["preset", "kinds of layer", "compiling, s", "slowest kind, s", "step", "difference", "rounding"], rows
     )
 
 

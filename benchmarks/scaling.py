@@ -15,10 +15,10 @@ Each measurement runs in a process of its own (`throughput.py`). The tables are:
 An exponent is the slope of a straight line through the points of a column on logarithmic axes, by least squares; 1 is
 linear growth. Constant costs (reading the images, the encoder) make an exponent smaller than it is for larger work.
 
-"process, MiB" is the largest resident memory of the process. "MiB an image" is the difference between two batches, one
-twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by its
-allocator (`throughput.py --live`), with the batch in one piece, as on a GPU. "calculated" is the prediction of
-`tfdecouple/networks/architecture.py` for the same memory.
+"process, MiB" is the largest resident memory of the process. "MiB/image, measured" is the difference between two
+batches, one twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by
+its allocator (`throughput.py --live`), with the batch in one piece, as on a GPU. "MiB/image, calculated" is the
+prediction of `tfdecouple/networks/architecture.py` for the same memory.
 
 --docs puts each table between the lines `<!-- NAME -->` and `<!-- end NAME -->` of a file. --json is written after
 each table, so that an interrupted run keeps the finished tables.
@@ -262,7 +262,7 @@ def render_batches(rows: Rows) -> str:
 def render_depths(rows: Rows, names: list[str]) -> str:
     """Returns the table of training over the depth, with exponents below the rows that agree in the columns `names`."""
     header = [{"memory": "training.memory"}.get(name, name) for name in names]
-    header += ["flow steps", "ms an update", "tracing, s", "process, MiB", "MiB an image", "calculated"]
+    header += ["flow steps", "ms/update", "tracing, s", "process, MiB", "MiB/image, measured", "MiB/image, calculated"]
     groups: dict[tuple[str, ...], Rows] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)

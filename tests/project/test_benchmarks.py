@@ -61,7 +61,7 @@ class TestScaling:
     def test_measured_memory_in_the_docs_is_near_the_calculation(self):
         table = SCALING.partition("<!-- depth -->")[2].partition("<!-- end depth -->")[0]
         rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.strip().splitlines()]
-        places = [rows[0].index(name) for name in ("MiB an image", "calculated")]
+        places = [rows[0].index(name) for name in ("MiB/image, measured", "MiB/image, calculated")]
         pairs = [[float(row[place]) for place in places] for row in rows[2:] if row[1] != "exponent"]
         assert len(pairs) == 15
         assert all(1 / WITHIN <= measured / calculated <= WITHIN for measured, calculated in pairs)
