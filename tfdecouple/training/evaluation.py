@@ -32,7 +32,7 @@ DIAGNOSTICS = [
 class EvaluationReports:
     """A writer of the results of evaluations to the run folder; only the chief of several workers uses it.
 
-    `note` shows the user which part of the report is being computed.
+    `note` is called with the name of each part of a report before the part is computed.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class EvaluationReports:
             # A model with alpha = 1 sometimes fails to invert an image; the run then continues without pictures.
             return f"no pictures ({error})", {}
         pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
-        return f"reconstruction: {_count_exact(exact, images)}", pictures
+        return f"reconstruction: {_describe_exact_count(exact, images)}", pictures
 
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
         """Returns a text on how many of the images the model reconstructs exactly."""
@@ -145,8 +145,9 @@ class EvaluationReports:
             _, exact = reconstruct_images(model, quantized, labels=model.drop_unused_labels(labels))
         except UserError as error:
             return f"not measured ({error})"
-        return _count_exact(exact, images)
+        return _describe_exact_count(exact, images)
 
 
-def _count_exact(exact: int, images: np.ndarray) -> str:
+def _describe_exact_count(exact: int, images: np.ndarray) -> str:
+    """Returns a text on how many images are reconstructed exactly, given their number."""
     return f"{exact} of {len(images)} images identical to the last pixel"

@@ -40,7 +40,7 @@ from tfdecouple.training.workers import (
     require_divisible_batch,
 )
 
-# Smallest number of images in an evaluation; otherwise a run is evaluated on at most as many as it was trained on.
+# A run is evaluated on at most as many images as it was trained on, but on at least this number of images.
 _LEAST_EVALUATED = 64
 
 
@@ -277,10 +277,10 @@ class Trainer:
             logs = self.step == training.steps or self.step % training.log_every == 0
             saves = evaluates or self.step % training.checkpoint_every == 0
             is_first = self.step == begun + 1
-            read = self._fetch_step_result(result) if logs or saves or is_first else None
-            if logs and read:
+            fetched = self._fetch_step_result(result) if logs or saves or is_first else None
+            if logs and fetched:
                 now = time.monotonic()
-                self._log_training_row(read.learning_rate, (self.step - last) * training.batch_size / (now - since))
+                self._log_training_row(fetched.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif is_first:
                 # The first step includes the time for tracing, so it does not count for the speed.
@@ -292,7 +292,7 @@ class Trainer:
                 if evaluates:
                     self._evaluate_validation(stop)
                 since, last = time.monotonic(), self.step
-            stopping = self._should_stop(stop, read)
+            stopping = self._should_stop(stop, fetched)
         if stopping and self.step < training.steps:
             if result is not None:
                 self._fetch_step_result(result)
@@ -303,13 +303,13 @@ class Trainer:
                 f"stopped by {cause} at step {self.step} of {training.steps}, saved; the same command goes on from here"
             )
 
-    def _should_stop(self, stop: StopRequest, read: StepResult | None = None) -> bool:
-        """Returns whether to stop after this step; `read` is the result of the step if it was copied to the host.
+    def _should_stop(self, stop: StopRequest, fetched: StepResult | None = None) -> bool:
+        """Returns whether to stop after this step; `fetched` is the step's result if it was copied to the host.
 
         Several workers stop only after such a step, because its result has the stop flags of all workers.
         """
         if self.workers.count > 1:
-            return read is not None and bool(read.stop)
+            return fetched is not None and bool(fetched.stop)
         return bool(stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
@@ -334,7 +334,7 @@ class Trainer:
 
         DivergedError is raised if too many steps in a row were skipped.
         """
-        read = result.fetch_numbers()
+        fetched = result.fetch_numbers()
         self._write_run_files()
         step = int(self.state.step.numpy())
         skipped = step - int(self.state.updates.numpy())
@@ -354,7 +354,7 @@ class Trainer:
                     "docs/divergence.md"
                 )
         self._read_at = step
-        return read
+        return fetched
 
     def _log_training_row(self, learning_rate: float, images_per_second: float) -> None:
         row = {

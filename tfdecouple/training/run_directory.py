@@ -141,11 +141,11 @@ class RunDirectory:
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
             left.unlink(missing_ok=True)
-        messages = [*self._messages, *(self._restore_newest(state) if self.is_resumed else [])]
+        messages = [*self._messages, *(self._read_newest_checkpoint(state) if self.is_resumed else [])]
         self._begun = int(state.step.numpy())
         return messages, self._begun == 0 and not self.checkpoints.list_checkpoint_steps()
 
-    def _restore_newest(self, state: TrainingState) -> list[str]:
+    def _read_newest_checkpoint(self, state: TrainingState) -> list[str]:
         messages: list[str] = []
         for step in self.checkpoints.list_checkpoint_steps():
             try:

@@ -22,7 +22,7 @@ class InterruptedRunError(RunError):
 
 
 class _Stopped(BaseException):
-    """The exception that ends the code inside `stop_at_once`; no `Exception`, because libraries catch those."""
+    """The exception that ends the code inside `stop_at_once`. Libraries that catch `Exception` do not catch it."""
 
 
 class StopRequest:

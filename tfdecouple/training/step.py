@@ -68,7 +68,8 @@ class TrainStep:
         self.state = state
         self._training = config.training
         self._strategy = strategy
-        # Devices can only be summed over, and the largest error is wanted, so each part of the batch has its own entry.
+        # The largest inversion error is needed, but values of devices can only be added up. So the errors are a vector,
+        # in which each micro-batch of each device has an entry, and the vectors of the devices are added up.
         self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
         self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))

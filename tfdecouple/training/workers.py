@@ -197,7 +197,10 @@ class LostWorkerError(RunError):
 
 @contextlib.contextmanager
 def convert_lost_worker_errors(rank: int) -> Iterator[None]:
-    """Returns a context in which errors after the end of another worker become LostWorkerError; `rank` is our own."""
+    """Returns a context in which errors after the end of another worker become LostWorkerError.
+
+    The message names this process by its rank.
+    """
     try:
         yield
     except _LOST as error:
@@ -243,8 +246,8 @@ class Workers:
 
         An error of `act` is raised in the chief's process; the other processes raise RunError with its message.
         """
-        result, texts = self._call_and_exchange(act if self.rank == 0 else lambda: None)
-        return result if self.rank == 0 else json.loads(texts[0])
+        result, text = self._call_and_exchange(act if self.rank == 0 else lambda: None)
+        return result if self.rank == 0 else json.loads(text)
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
         """Raises RunError in every process if some JSON values differ between workers; the message lists them."""
@@ -271,10 +274,10 @@ class Workers:
             for variable, value, part in zip(chosen, values, parts, strict=True):
                 variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
 
-    def _call_and_exchange(self, act: Callable[[], Any]) -> tuple[Any, list[str]]:
-        """Calls `act`, and returns its result and a list with a JSON text of each worker: the result on the chief."""
+    def _call_and_exchange(self, act: Callable[[], Any]) -> tuple[Any, str]:
+        """Calls `act`, and returns its result in this process and its result in the chief's process as a JSON text."""
         if self.count == 1:
-            return act(), []
+            return act(), "null"
         result, failure, message = None, None, ""
         try:
             result = act()
@@ -290,7 +293,7 @@ class Workers:
         for index, (other, _) in enumerate(answers):
             if other:
                 raise RunError(f"worker {index}: {other}")
-        return result, [answer for _, answer in answers]
+        return result, answers[0][1]
 
     def _exchange_texts(self, text: str) -> list[str]:
         """Sends a text to all workers, and returns the texts of all workers in the order of their ranks."""
