@@ -1,4 +1,4 @@
-"""The model: its networks, distributions and bound, and its methods to encode, decode, sample, edit and train."""
+"""The model: the class `DecoupledModel`, its networks and distributions, and the evidence lower bound."""
 
 from tfdecouple.model.any_size import SizedCodes
 from tfdecouple.model.decoupled_model import DecoupledModel

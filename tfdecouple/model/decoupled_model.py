@@ -38,16 +38,17 @@ from tfdecouple.runtime.execution import disable_autograph
 from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
-# Number of images that `sample` and `interpolate` decode at once, which limits the memory and changes no result.
+# `sample` and `interpolate` decode at most this many images at once, to limit the memory; no result depends on it.
 CHUNK = 64
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 @disable_autograph
 class DecoupledModel(Networks):
-    """The paper's model (encoder, prior and flow), built and ready for weights.
+    """The paper's model: encoder, prior and flow, with methods to encode, decode, sample, edit, classify and train.
 
-    All images are uint8 `[batch, height, width, channels]` with values 0..255, at any `n_bits`.
+    The constructor creates all weights; `initialize` or `fit` then sets their values, or `from_preset` loads trained
+    ones. All images are uint8 `[batch, height, width, channels]` with values 0..255, for any `config.n_bits`.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(
@@ -60,18 +61,22 @@ class DecoupledModel(Networks):
     >>> bool(tf.reduce_all(model.decode(*model.encode(images)) == images))
     True
 
-    The arguments are those of `Networks`: `config`, the architecture, and for example `jit_compile`.
+    The arguments are those of `Networks`, such as `config` (the architecture) and `jit_compile`.
     """
 
     @classmethod
     def from_preset(cls, preset: str, load_weights: bool = True, **kwargs: Any) -> Self:
-        """Returns the model of a preset, by default with trained weights.
+        """Returns the model of a preset, of a run folder or of the Hugging Face Hub, by default with trained weights.
 
         Args:
-            preset: the name of bundled weights ("photographs"), the address of weights `hf://OWNER/NAME[@REVISION]`, or
-                the path of a run folder; with `load_weights=False` also the name of a preset like "cifar10".
+            preset: the name of bundled weights ("photographs"), the address `hf://OWNER/NAME[@REVISION]` of weights on
+                the Hub, or the path of a run folder; with `load_weights=False` also the name of a preset like
+                "cifar10".
             load_weights: whether to load the trained weights; False leaves the weights uninitialised.
             **kwargs: arguments of the constructor.
+
+        Raises:
+            ConfigError: if no preset has this name, or the preset has no weights and `load_weights` is true.
         """
         if not (find_run_folder(preset) / CONFIG).is_file():
             known = (*list_pretrained(), *preset_names())
@@ -92,30 +97,30 @@ class DecoupledModel(Networks):
         return model
 
     def call(self, images: tf.Tensor, labels: Any = None, training: bool = False) -> Codes | SizedCodes:
-        """Returns the codes of images, as `encode` does; Keras calls this method for `model(images)`."""
+        """Returns the codes z and v of images, as `encode` does; Keras calls this method for `model(images)`."""
         return self.encode(images, labels)
 
     def encode(self, images: Any, labels: Any = None, verify: bool = False) -> Codes | SizedCodes:
-        """Returns the codes of images: z is the posterior mean, and v the flow's output for x at the bin centres.
+        """Returns the codes of images: z is the mean of q(z|x), v the flow's output for x at the centres of the bins.
 
-        Images may have another height and width than the images of the training. Then z is the code of the image shrunk
-        to their size (`tfdecouple.model.any_size.shrink_images`), and v is the flow's output for the full image given
-        this z. Sides that the flow cannot halve are padded with the last row and column. A model with weights whose
-        shape depends on the image size, as with `conditioning` "base", accepts images of one size only.
+        Images may have another height and width than `config.image_shape`. Then z is the code of the image resized to
+        that shape (`tfdecouple.model.any_size.shrink_images`), and v is the flow's output, given this z, for the image
+        at its full size. Sides that the flow cannot halve are padded by repeating the last row and column. A model with
+        weights whose shape depends on the image size, as with `conditioning` "base", accepts images of one size only.
 
         Args:
             images: uint8 images, `[batch, height, width, channels]`.
             labels: labels of the images, whole numbers `[batch]`, for a model whose z is a function of the label.
-            verify: whether to decode the codes and compare the images, which a `tf.function` cannot do. Images far from
-                the training data, for example a checkerboard of two saturated colours, are in rare cases not recovered
-                exactly; without `verify` an `ExactnessWarning` names images that are `far_from_training`. A
-                `tf.function` neither warns nor refuses codes that are not finite.
+            verify: whether to decode the codes and check that they reproduce the images. Images far from the training
+                data, such as a checkerboard of two saturated colours, are in rare cases not reproduced exactly. Without
+                `verify` an `ExactnessWarning` names the images that are `far_from_training`. Within a `tf.function`
+                there is neither a warning nor a check.
 
         Returns:
-            `Codes(z, v)`; for images of another size than in training `SizedCodes(z, v, size)`, whose v is padded.
+            `Codes(z, v)`; for images of another size `SizedCodes(z, v, size)`, where v is the code of the padded image.
 
         Raises:
-            InversionError: if codes are not finite, or `verify` finds images that are not recovered exactly.
+            InversionError: if codes are not finite, or `verify` finds images that are not reproduced exactly.
             UserError: if `verify` is set within a `tf.function`, or images are too large for the free memory.
         """
         if verify and not tf.executing_eagerly():
@@ -130,7 +135,7 @@ class DecoupledModel(Networks):
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
-                # `decode` would raise an error for images that are not finite and not name those with other pixels.
+                # `decode` would stop at images that are not finite, and not name the images whose pixels differ.
                 x = self._run_within_memory(self._invert_flow, v, z)[:, : images.shape[1], : images.shape[2]]
                 decoded, expected = self.quantizer.round_to_pixels(x), self.quantizer.quantize_pixels(images)
                 require_exact_images(decoded, x, expected, self.config.bound_of_scales)
@@ -150,17 +155,21 @@ class DecoupledModel(Networks):
         return self.flow.inverse_and_log_det(v, z)[0]
 
     def decode(self, z: Any, v: Any, size: tuple[int, int] | None = None) -> tf.Tensor:
-        """Returns the images of codes: `decode(*encode(images))` returns exactly the same pixels.
+        """Returns the images of codes; `decode(*encode(images))` returns exactly the pixels of `images`.
 
-        Images that are not finite raise InversionError, except within a `tf.function`.
+        (With `n_bits` below 8, each pixel becomes the lowest value in its bin, as by `quantize_images`.)
 
         Args:
             z: global codes, float32 `[batch, d_z]`; None for a model without z.
             v: local codes, float32 `[batch, height, width, channels]`.
-            size: height and width to which the images are cropped; None for the size of v.
+            size: height and width to which the decoded images are cropped, from `SizedCodes.size`; None crops nothing.
 
         Returns:
             The images, uint8 `[batch, height, width, channels]`.
+
+        Raises:
+            InversionError: if images are not finite (not checked within a `tf.function`), or a 1x1 convolution is
+                singular.
         """
         self.require_initialized()
         multiple = compute_size_multiple(self.config)
@@ -188,14 +197,15 @@ class DecoupledModel(Networks):
     def sample(self, n: int, temperature: float = 1.0, seed: Any = None, labels: Any = None) -> tf.Tensor:
         """Returns new images, decoded from z ~ p(z) and v ~ temperature * N(0, I).
 
-        Memory must hold the noise of a few images at a time, and two copies of all images at the end.
+        The images are decoded a few at a time. At the end memory must hold two copies of all images.
 
         Args:
-            n: number of images.
+            n: how many images to draw.
             temperature: scale of v; z does not depend on the temperature.
-            seed: whole number or `[2]` integer tensor; None draws a fresh seed, in a `tf.function` in each call.
-            labels: labels of the new images, whole numbers `[n]`, or one for all images. If they are None, a model with
-                labels draws labels from p(y).
+            seed: whole number or `[2]` integer tensor; None for a fresh seed (in a `tf.function`, a fresh one in each
+                call).
+            labels: labels of the new images, whole numbers `[n]`, or one label for all images. If they are None, a
+                model with labels draws labels from p(y).
 
         Returns:
             The images, uint8 `[n, height, width, channels]`.
@@ -232,11 +242,11 @@ class DecoupledModel(Networks):
             ) from error
 
     def switch(self, a: Any, b: Any, labels: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns two batches of images with switched global codes z (paper section 3.2, Figure 1).
+        """Exchanges z between the images of two batches, and returns the two batches of new images (paper Figure 1).
 
         Args:
             a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
-            b: as many images, possibly of another height and width.
+            b: as many images as in a, possibly of another height and width.
             labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
 
         Returns:
@@ -256,20 +266,24 @@ class DecoupledModel(Networks):
         labels: Any = None,
         path: str = "lerp",
     ) -> tf.Tensor:
-        """Returns a grid of images between each pair of images of a and b: rows change z, columns v (paper Figure 5).
+        """Returns a grid of images between each image of a and its partner in b: rows change z, columns change v.
+
+        The paper's Figure 5 shows such grids.
 
         Args:
             a: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
-            b: images of the same shape.
+            b: images of the same shape, one partner for each image of a.
             alphas: positions between z of a (0) and z of b (1), a list or one number, ignored by a model without z.
             betas: positions between v of a (0) and v of b (1), a list or one number.
             labels: a pair, the labels of a and the labels of b, each as for `encode`; None for no labels.
             path: path of v: "lerp" for the line between the codes, as in the paper, or "slerp" for the arc around the
-                origin, on which v is as long in the middle as at the ends, so that images keep their contrast. The path
-                of z is always the line.
+                origin. On the arc v is as long in the middle as at the ends, so that images keep their contrast. The
+                path of z is always the line.
 
         Returns:
-            uint8 `[batch, len(alphas), len(betas), height, width, channels]`; positions (0, 0) and (1, 1) give a and b.
+            uint8 `[batch, len(alphas), len(betas), height, width, channels]`. The image for alpha = beta = 0 is that of
+                a, and
+            the image for alpha = beta = 1 is that of b.
         """
         a, b = as_image_batches("interpolate", a, b, self.config.image_shape)
         of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
@@ -286,24 +300,24 @@ class DecoupledModel(Networks):
         if z_a is not None and z_b is not None:
             z = tf.repeat(interpolate_codes(z_a, z_b, of_z)[:, :, None], columns, 2)
             z = tf.reshape(z, [-1, self.config.latent_dim])
-        # The batch size may be unknown while a user's function is traced; then the batch cannot be divided.
+        # While a user's function is traced, the batch size may be unknown, and the batch cannot be divided into parts.
         decode = functools.partial(self.decode, size=size[0] if size else None)
         images = decode(z, v) if v.shape[0] is None else run_in_parts(decode, CHUNK, z, v)
         return tf.reshape(images, [-1, rows, columns, *get_sizes(a)[1:]])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
-        """Returns images whose z is shifted along a direction, with v unchanged.
+        """Returns the images decoded from v of `images` and z of `images` plus `amount` times `direction`.
 
         Args:
             images: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
-            direction: a direction of `tfdecouple.load_directions`, any vector `[d_z]`, or a vector for each image,
+            direction: a direction from `tfdecouple.load_directions`, any vector `[d_z]`, or a vector for each image,
                 `[batch, d_z]`.
-            amount: multiple of the direction that is added to z: one number, or a number for each image, `[batch]`. The
-                amount 0 gives exactly the same pixels.
+            amount: multiple of the direction that is added to z: one number, or a number for each image, `[batch]`.
+                With 0 the returned pixels are exactly those of `images`.
             labels: labels of the images, as for `encode`.
 
         Returns:
-            The edited images, uint8 of the same shape.
+            The edited images, uint8 of the shape of `images`.
         """
         self._require_latent("a direction in z")
         images = self._check_images(images)
@@ -313,18 +327,18 @@ class DecoupledModel(Networks):
         return self.decode(z + step, *local)
 
     def classify(self, images: Any) -> tf.Tensor:
-        """Returns log p(y|x) of each label y, float32 `[batch, classes]`: p(x|y) p(y), normalised to add up to 1.
+        """Returns log p(y|x) of each label y, float32 `[batch, classes]`: log p(x|y) p(y), normalised over the labels.
 
         If z is a function of the label, p(x|y) is the density at the bin centres of the pixels, computed by one pass of
-        the flow for each label. Otherwise the label only changes p(z|y), which is evaluated at the posterior mean. So
-        `tf.argmax(model.classify(images), -1)` are the most probable labels.
+        the flow for each label. Otherwise only the prior p(z|y) depends on the label, and is evaluated at the mean of
+        q(z|x). `tf.argmax(model.classify(images), -1)` returns the most probable label of each image.
         """
         self.require_initialized()
         self._require_classes()
         return tf.math.log_softmax(self.evaluate_log_joint(self._find_bins(images)))
 
     def quantize_images(self, images: Any) -> tf.Tensor:
-        """Returns images with each pixel replaced by the lowest value in its bin; at 8 bits they are unchanged."""
+        """Returns uint8 images with each pixel replaced by the lowest value in its bin; 8 bits change no pixel."""
         return self.quantizer.quantize_pixels(as_images(images, self.config.image_shape))
 
     def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes | SizedCodes, Codes | SizedCodes]:
@@ -335,7 +349,7 @@ class DecoupledModel(Networks):
             raise DataError(f"labels are {shown}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)
 
-    # --- methods of Keras; the functions that they call are in keras_training.py ---
+    # --- methods that override Keras' methods; their functions are in keras_training.py ---
 
     _options: TrainingConfig | None = None
     _bound_metrics: keras_training.BoundMetrics | None = None
@@ -348,14 +362,15 @@ class DecoupledModel(Networks):
 
         Args:
             optimizer: a Keras optimizer, with its schedule, clipping and weight decay, or the name of an optimizer.
-            loss: must be None, because the loss is the bound.
-            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of Keras; and with the defaults of
-                `TrainingConfig` `kl_weight` (weight of the KL term), `precision` ("float32", "tf32" or
-                "mixed_bfloat16"; by default the precision of Keras' global policy), `memory` (how activations reach the
-                backward pass: "keep", "recompute" or "invert"), `jit_compile` (whether XLA compiles the layers), `seed`
-                (of all noise, in steps and in evaluations), `init_images` (number of training images from which `fit`
-                initialises a model without weights) and `max_skipped_steps` (number of skipped steps in a row that ends
-                training; a step is skipped if its loss or gradient is not finite, or its inversion error too large).
+            loss: must be None, because the loss is always the negative evidence lower bound.
+            **options: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` as in Keras, and the following
+                options, with the defaults of `TrainingConfig`: `kl_weight` (weight of the KL term), `precision`
+                ("float32", "tf32" or "mixed_bfloat16"; by default the precision of Keras' global policy), `memory` (how
+                activations reach the backward pass: "keep", "recompute" or "invert"), `jit_compile` (whether XLA
+                compiles the layers), `seed` (of all noise in training and evaluation), `init_images` (number of
+                training images from which `fit` initialises a model without weights) and `max_skipped_steps` (training
+                ends after this many skipped steps in a row; a step is skipped if its loss or gradient is not finite, or
+                its inversion error too large).
 
         Raises:
             UserError: if a loss or metrics are given, or Keras' policy is float16.
@@ -364,13 +379,13 @@ class DecoupledModel(Networks):
         training = keras_training.make_training_config({"loss": loss, **options})
         options = {name: value for name, value in options.items() if name not in keras_training.OPTIONS}
         metrics = keras_training.BoundMetrics(self.nats_to_bits_per_dim, training)
-        # Keras' own `jit_compile` would compile a whole step by XLA, so it stays off.
+        # Keras' `jit_compile` would make XLA compile a whole training step, so it stays off; XLA compiles layers only.
         super().compile(optimizer, jit_compile=False, **options)
-        # These are set last, so that the old options stay if Keras refuses an argument.
+        # These attributes are set last, so that they keep their old values if Keras refuses an argument.
         self._options, self._bound_metrics = training, metrics
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns the arguments of `compile` as plain values."""
+        """Returns {name: value} of the arguments of `compile`, plain values that Keras saves with the model."""
         config = super().get_compile_config()
         if not config or self._options is None:
             return config
@@ -379,17 +394,17 @@ class DecoupledModel(Networks):
         return {**config, **{name: getattr(self._options, name) for name in keras_training.OPTIONS}}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles the model with the options that `get_compile_config` returned when the model was saved."""
+        """Compiles a loaded model with the dict that `get_compile_config` returned when the model was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The metrics of a compiled model: the loss, bits per dimension and the terms of the bound."""
+        """The Keras metrics of a compiled model: the loss, bits per dimension and the terms of the bound."""
         return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
 
     def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:
-        """Returns the options and the metrics that `compile` has set, or raises UserError, which names `method`."""
+        """Returns the training options and metrics that `compile` set; before that, raises UserError with `method`."""
         if self._options is None or self._bound_metrics is None:
             raise UserError(f"call model.compile(optimizer) before {method}")
         return self._options, self._bound_metrics
@@ -397,23 +412,26 @@ class DecoupledModel(Networks):
     def fit(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> keras.callbacks.History:
         """Trains the model on images, as `keras.Model.fit` does, and returns the history.
 
-        A model without weights is first initialised from training images. A step whose loss or gradient is not finite,
-        or whose inversion error is too large, changes nothing.
+        A model that is not initialised yet is first initialised from `init_images` training images. A step is skipped,
+        and changes no weight, if its loss or gradient is not finite or its inversion error is too large.
 
         Args:
             x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
                 images, a tuple of images and labels, or a dict with `image` and `label`.
             y: labels of the images, ignored by a model without labels.
-            *rest: further arguments of `keras.Model.fit`.
+            *rest: further positional arguments of `keras.Model.fit`.
             **options: further options of `keras.Model.fit`. The option `validation_data` has the form of x, or is a
                 tuple of images and labels.
 
         Returns:
-            The history, by the names of `metrics`; names of validation metrics begin with "val_".
+            Keras' `History`; its attribute `history` is {metric: list of a value for each epoch}, with the names of
+                `metrics`.
+            Names of validation metrics begin with "val_".
 
         Raises:
             UserError: if the model was not compiled, or an option or the devices do not suit training on the bound.
-            DivergedError: if `max_skipped_steps` steps in a row were not applied.
+            DataError: if images or labels do not fit the model.
+            DivergedError: if `max_skipped_steps` steps in a row were skipped.
         """
         training, metrics = self.require_compiled("fit")
         if options.get("sample_weight") is not None or options.get("class_weight") is not None:
@@ -436,22 +454,22 @@ class DecoupledModel(Networks):
                 )
             self.initialize(images, seed=training.seed)
         if isinstance(x, tf.data.Dataset):
-            # Keras does not shuffle data sets, and would warn about its default, shuffle=True.
+            # Keras does not shuffle a `tf.data.Dataset`, and would warn about the default of its `fit`, shuffle=True.
             options.setdefault("shuffle", False)
         callbacks = tf.nest.flatten(options.pop("callbacks", None) or [])
         callbacks.insert(0, keras_training.SkippedSteps(metrics, training))
         names = {metric.name for metric in metrics.metrics}
         for callback in callbacks:
-            # The mode "auto" means "min" here: all metrics of the bound are better if they are smaller.
+            # Keras cannot know that smaller values of these metrics are better, so "auto" is replaced by "min".
             if getattr(callback, "mode", "") == "auto" and callback.monitor.removeprefix("val_") in names:
                 callback.mode = "min"
         return super().fit(keras_training.wrap_generator(x), y, *rest, callbacks=callbacks, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
-        """Returns the metrics of the bound for images, as `keras.Model.evaluate` does.
+        """Returns the metrics of the bound, means over all images, in the form of `keras.Model.evaluate`.
 
-        The noise of an image depends only on the seed and on the index of the image. So every batch size gives the same
-        results, and so does `python -m tfdecouple evaluate` for the same images.
+        The noise of an image depends only on the seed of `compile` and on the index of the image. So every batch size
+        gives the same results, and so does `python -m tfdecouple evaluate` for the same images.
 
         The arguments are those of `keras.Model.evaluate`, with x and y in the forms that `fit` accepts.
         """
@@ -463,9 +481,10 @@ class DecoupledModel(Networks):
         return super().evaluate(keras_training.wrap_generator(x), y, *rest, **options)
 
     def predict(self, x: Any, *rest: Any, **options: Any) -> Codes:
-        """Returns the codes of images, NumPy arrays `Codes(z, v)`, encoded batch by batch as by `encode`.
+        """Encodes images batch by batch, and returns all codes as `Codes(z, v)` of NumPy arrays.
 
-        The arguments are those of `keras.Model.predict`, with images in the forms that `fit` accepts.
+        The arguments are those of `keras.Model.predict`, with images in the forms that `fit` accepts. Codes that are
+        not finite raise InversionError.
         """
         self.require_initialized()
         keras_training.require_one_device(self)
@@ -482,30 +501,30 @@ class DecoupledModel(Networks):
     predict_step = keras_training.predict_step
 
     def make_train_function(self, force: bool = False) -> None:
-        """Makes the function that runs training steps, in full float32 unless training uses TF32, for Keras' `fit`."""
+        """Sets `train_function`, which runs the steps of Keras' `fit`: in TF32 for that `precision`, else without."""
         if self.train_function is not None and not force:
             return
         training, _ = self.require_compiled("fit")
         self.require_initialized()
         if not self.optimizer.built:
-            # A step applies the update inside `tf.cond`, where the optimizer's variables cannot be created.
+            # A step calls the optimizer inside `tf.cond`, where the optimizer could not create its variables.
             self.optimizer.build(self.trainable_variables)
         super().make_train_function(force)
         context = tensor_float_32 if training.precision == "tf32" else full_float32
-        # TensorFlow reads the switch for TF32 while a function runs, so the context surrounds the call, not the trace.
+        # TensorFlow reads its switch for TF32 when operations run, so the context surrounds each call, not the trace.
         self.train_function = context()(self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Makes the function that evaluates batches, in full float32, for Keras' `evaluate`."""
+        """Sets `test_function`, which evaluates the batches of Keras' `evaluate`, in full float32."""
         if self.test_function is None or force:
             super().make_test_function(force)
             self.test_function = full_float32()(self.test_function)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """Makes the function that encodes batches, in full float32, for Keras' `predict`."""
+        """Sets `predict_function`, which encodes the batches of Keras' `predict`, in full float32."""
         if self.predict_function is None or force:
             super().make_predict_function(force)
             self.predict_function = full_float32()(self.predict_function)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Does nothing, because the model is built already; Keras would trace a whole step to build it."""
+        """Does nothing: the constructor builds the model, and Keras would trace a whole training step to build it."""

@@ -1,4 +1,4 @@
-"""Interpolation between two codes: on the line between the codes, or on the arc around the origin."""
+"""Interpolation between two codes of images, on the straight line or on the arc around the origin."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import tensorflow as tf
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.numerics import get_sizes
 
-# Smallest sine of the angle between two codes; below it they are parallel, and no unique arc lies between them.
+# Two codes count as parallel if the sine of their angle is at most this number. No unique arc connects parallel codes.
 _LEAST_SINE = 1e-6
 
 
 def interpolate_codes(
     a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray, path: str = "lerp"
 ) -> tf.Tensor:
-    """Returns codes at given positions on the path from a to b; positions 0 and 1 give a and b to the last bit.
+    """Returns codes at `positions` on the path from a to b; positions 0 and 1 give a and b to the bit.
 
     Standard normal codes in many dimensions lie near a sphere around the origin. The middle of the line between two
-    codes is shorter than the codes by a factor of the square root of 2, like a sample at a low temperature. On the path
-    "slerp" (spherical linear interpolation, Shoemake 1985) the direction turns at a constant speed from a to b, and the
-    length changes linearly; the path "lerp" is the line.
+    independent codes has only 1/sqrt(2) of their length, like a sample at a low temperature. On the path "slerp"
+    (spherical linear interpolation, Shoemake 1985) the direction turns at a constant speed from a to b, and the length
+    changes linearly. The path "lerp" is the line. Any other `path` raises UserError.
 
     The codes a and b are float32 `[n, ...]`, and the result for k positions is float32 `[n, k, ...]`.
     """
@@ -34,12 +34,12 @@ def interpolate_codes(
     position = tf.constant(positions, tf.float32)[None]
     of_a, of_b = _weigh_arc(a, b, positions) if path == "slerp" else (1 - position, position)
     of_a, of_b = (tf.reshape(weight, [-1, len(positions), *axes]) for weight in (of_a, of_b))
-    # At the ends the result is exact, since 1 * a + 0 * b equals a to the last bit.
+    # Positions 0 and 1 give a and b exactly, because 1 * a + 0 * b equals a to the bit.
     return of_a * a[:, None] + of_b * b[:, None]
 
 
 def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the weights of a and of b at each position on the arc between them, each float32 `[n, k]`."""
+    """Returns float32 weights `[n, k]` of a and of b; the weighted sums of a and b are the codes at k positions."""
     width = math.prod(get_sizes(a)[1:])
     a, b = (tf.reshape(tf.cast(code, tf.float64), [-1, width]) for code in (a, b))
     position = tf.constant(positions, tf.float64)[None]
@@ -49,7 +49,7 @@ def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarr
     angle = tf.acos(tf.clip_by_value(cosine, -1, 1))
     sine = tf.sin(angle)
     has_arc = (sine > _LEAST_SINE) & (both > 0)
-    # For parallel codes the quotients are not used, but they must not divide by zero.
+    # The divisors become 1 for parallel codes: `tf.where` computes the quotients below for them, too, but drops them.
     sine, length_a, length_b = (tf.where(has_arc, value, 1) for value in (sine, length_a, length_b))
     length = (1 - position) * length_a + position * length_b
     of_a = tf.where(has_arc, length / length_a * tf.sin((1 - position) * angle) / sine, 1 - position)

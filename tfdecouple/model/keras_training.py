@@ -1,4 +1,4 @@
-"""What Keras' `fit`, `evaluate` and `predict` need: metrics, checks before the first step, and functions of a step."""
+"""Functions and classes behind Keras' `fit`, `evaluate` and `predict`: metrics, checks of images, training steps."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tfdecouple.runtime.numerics import get_sizes
 
 # Names of the options of `TrainingConfig` that `compile` accepts besides the arguments of Keras' `compile`.
 OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_images", "max_skipped_steps")
-# Names of arguments of Keras' `compile` that are refused, because the loss is the bound.
+# Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
-# The precision of training under a global Keras policy. Other policies with float16 are refused; the rest train in
-# float32.
+# The default precision of training for a global dtype policy of Keras. Other policies with float16 are refused; models
+# train in float32 under all other policies.
 _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
 def make_training_config(options: dict[str, Any]) -> TrainingConfig:
-    """Returns the training options in `OPTIONS`, checked, from the arguments of `DecoupledModel.compile` by name.
+    """Returns a checked `TrainingConfig` with the training options, given {name: value} of the arguments of `compile`.
 
     Raises:
         UserError: if a loss or metrics are given, or Keras' policy is float16.
@@ -51,7 +51,7 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
                 "compile(precision='float32')"
             )
         values["precision"] = _POLICIES.get(policy, "float32")
-    # The default of Keras' `compile`, "auto", does not mean that the user wants XLA.
+    # Keras' default for this argument, "auto", does not mean that the user wants XLA, so only True switches XLA on.
     values["jit_compile"] = values.get("jit_compile") is True
     return parse_config(TrainingConfig, values, "training.")
 
@@ -60,7 +60,7 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
 
 
 class BoundMetrics:
-    """The metrics of the bound, means over the images since the last reset, and counts of skipped steps.
+    """The Keras metrics of the bound, means over the images since the last reset, and counts of skipped steps.
 
     Args:
         bits_per_dim: function that converts nats per image to bits per colour value.
@@ -68,8 +68,8 @@ class BoundMetrics:
 
     Attributes:
         metrics: Keras metrics: the loss in nats per image, bits per dimension, and the terms in nats per image.
-        skipped: number of steps skipped since the last step that was applied.
-        not_applied: number of steps that were skipped in this epoch.
+        skipped: number of steps skipped since the last applied step, an int64 variable.
+        not_applied: number of steps skipped in this epoch, an int64 variable.
     """
 
     def __init__(self, bits_per_dim: Callable[[Any], Any], training: TrainingConfig):
@@ -79,7 +79,7 @@ class BoundMetrics:
 
     @property
     def image_count(self) -> tf.Tensor:
-        """The number of images in the means, int64."""
+        """The number of images over which the means are taken, an int64 scalar."""
         return tf.cast(self.metrics[0].count, tf.int64)
 
     @property
@@ -88,52 +88,52 @@ class BoundMetrics:
         return self.skipped < self._training.max_skipped_steps
 
     def collect_results(self) -> dict[str, tf.Tensor]:
-        """Returns {name: value} of all metrics."""
+        """Returns {name: value} of all metrics, float64 scalars."""
         return {metric.name: metric.result() for metric in self.metrics}
 
     def add_images(self, terms: tf.Tensor, count: tf.Tensor) -> None:
-        """Adds `count` images to the means, given the mean of their three terms, float64 `[3]`, in nats."""
+        """Adds `count` images to the metrics, given their mean terms of the bound in nats, float64 `[3]`."""
         reconstruction, kl, dequantization = each = tf.unstack(terms)
         loss = reconstruction + self._training.kl_weight * kl + dequantization
         for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):
             metric.update_state(value, count)
 
     def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
-        """Counts a step as applied or skipped, and adds its images if the step was applied."""
+        """Counts a step as applied or skipped, and adds the step's images to the metrics if it was applied."""
         self.add_images(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
-        # After divergence the count stays, because the host fetches the count only every few steps.
+        # Once training has diverged the count stays, so that the host finds it although it looks only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
 
 
 class _MeanOfImages(keras.metrics.Mean):
-    """A mean that is NaN without images, so that no callback mistakes the mean of a skipped epoch for the best."""
+    """A Keras metric, the mean over images; it is NaN without images, which no callback mistakes for the best mean."""
 
     def result(self) -> tf.Tensor:
-        """Returns the mean, a float64 scalar."""
+        """Returns the mean, a float64 scalar; NaN if there are no images."""
         return tf.convert_to_tensor(self.total) / tf.convert_to_tensor(self.count)
 
 
 class SkippedSteps(keras.callbacks.Callback):
-    """A callback that warns of skipped steps, and every `max_skipped_steps` steps ends training that has diverged."""
+    """A callback that warns of skipped steps, and ends training after `max_skipped_steps` skipped steps in a row."""
 
     def __init__(self, metrics: BoundMetrics, training: TrainingConfig):
         super().__init__()
         self._bound_metrics, self._every, self._steps = metrics, training.max_skipped_steps, 0
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Resets the count of the epoch's skipped steps to 0."""
+        """Resets the count of the steps skipped in this epoch to 0."""
         self._bound_metrics.not_applied.assign(0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Raises DivergedError if training has diverged; checks every `max_skipped_steps` steps."""
+        """Checks at every `max_skipped_steps`-th step whether training has diverged, and then raises DivergedError."""
         self._steps += 1
         if self._steps % self._every == 0:
             self._require_convergence()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Raises DivergedError if training has diverged, and warns if steps of the epoch were skipped."""
+        """Raises DivergedError if training has diverged; otherwise warns if steps of this epoch were skipped."""
         self._require_convergence()
         if count := int(self._bound_metrics.not_applied.numpy()):
             warn_user(
@@ -155,15 +155,15 @@ class SkippedSteps(keras.callbacks.Callback):
 
 
 def unpack_images(data: Any) -> tuple[Any, Any]:
-    """Returns images and labels (or None) from the data that `fit` or a step receives.
+    """Returns (images, labels), with None for no labels, from the data that `fit` or a training step receives.
 
     The data are images; a tuple of images and labels; or a dict with `image` and optionally `label`, as from TensorFlow
-    Datasets.
+    Datasets. A dict without `image` raises DataError, and weights of images raise UserError.
     """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if weights is not None:
         raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-    # Keras treats the pair in fit((images, labels)) as one input. A list of numbers is an array, not a pair.
+    # Keras takes the pair in fit((images, labels)) for one input, so it is split here; lists of numbers are arrays.
     is_pair = isinstance(images, tuple | list) and labels is None and 1 <= len(images) <= 2
     if is_pair and all(hasattr(part, "shape") or tf.is_tensor(part) for part in images):
         images, labels = [*images, None][:2]
@@ -175,14 +175,14 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
 
 
 def is_read_by_batches(x: Any) -> bool:
-    """Returns whether data are read batch by batch, as from a data set, a `PyDataset` or a generator."""
+    """Returns whether x yields batches, like a data set, a `PyDataset` or a generator, instead of being an array."""
     return not (isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__"))
 
 
 def check_images(x: Any, y: Any, config: ModelConfig) -> None:
     """Raises DataError if images x or labels y do not fit the model; warns if a model without labels gets labels.
 
-    The batches of generators are checked later, in each step.
+    x and y are arguments of `fit`. The batches of generators are checked later, in each step.
     """
     if isinstance(x, tf.data.Dataset):
         images, labels = unpack_images(x.element_spec)
@@ -201,18 +201,18 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def require_one_device(model: keras.Model) -> None:
-    """Raises UserError if the model was created for several devices."""
+    """Raises UserError if the model was created in the scope of a `tf.distribute` strategy with several devices."""
     if (count := model.distribute_strategy.num_replicas_in_sync) > 1:
         name = type(model.distribute_strategy).__name__
         raise UserError(f"Keras' methods run on one device, not on the {count} of a {name}: train by python train.py")
 
 
 def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
-    """Returns up to `count` training images of the x of `fit`, from which `fit` initialises a model.
+    """Returns a NumPy array of at most `count` training images from `x`, an argument of `fit`, to initialise a model.
 
-    If x is an array, the images are drawn at random, but not from the last part, the share `split` for validation. If x
-    is a data set or another iterable, they are its first images. An iterator raises DataError, because after this
-    function Keras could not read its images again.
+    From an array, the images are drawn at random, except from the last part, the fraction `split`, which `fit` keeps
+    for validation. From a data set or another iterable, the first images are returned. An iterator raises DataError,
+    because Keras could not read the same images again.
     """
     if isinstance(x, Iterator):
         raise DataError("fit would use up images of a generator: call model.initialize(images) before")
@@ -234,7 +234,7 @@ def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray
 
 
 def wrap_generator(x: Any) -> Any:
-    """Returns a generator whose batches are tuples, as Keras requires; returns all other data unchanged."""
+    """Wraps the batches of a generator x in tuples, as Keras requires; returns any other x unchanged."""
     if not isinstance(x, types.GeneratorType):
         return x
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
@@ -244,12 +244,12 @@ def wrap_generator(x: Any) -> Any:
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Returns {name: metric} after a training step on a batch; a step that is not applied changes no weight."""
+    """Runs a training step on a batch and returns {name: value} of the metrics; a skipped step changes no weight."""
     training, metrics = model.require_compiled("fit")
     images, labels = _read_batch(model, data)
     seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
     if model.optimizer.gradient_accumulation_steps:
-        # Steps whose gradients are accumulated share an iteration, so the number of images distinguishes their seeds.
+        # Steps that accumulate gradients for one update have equal `iterations`; the count of images varies the seed.
         seed = randomness.derive_seed(seed, metrics.image_count)
     count = get_sizes(images)[0]
     share = differentiate_bound(
@@ -273,14 +273,14 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
             variable.assign(value)
         return tf.constant(True)
 
-    # An update by zero would still change the state of a Keras optimizer, so a skipped step does not call it.
+    # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call `apply`.
     tf.cond(applied, apply, lambda: tf.constant(False))
     metrics.count_step(applied, tf.cast(tf.stack(share.terms), tf.float64), tf.cast(count, tf.float64))
     return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
 
 
 def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Returns {name: metric} after the bound of a batch was added."""
+    """Adds a batch's terms of the bound to the metrics of `evaluate`, and returns {name: value} of the metrics."""
     training, metrics = model.require_compiled("evaluate")
     images, labels = _read_batch(model, data)
     index = metrics.image_count + tf.range(tf.shape(images, tf.int64)[0])
@@ -295,18 +295,18 @@ def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
 
 
 def predict_step(model: Networks, data: Any) -> Any:
-    """Returns the codes of a batch; v alone for a model without z."""
+    """Returns the codes of a batch, a tuple (z, v); only the tensor v for a model without z."""
     codes = model.encode(*_read_batch(model, data))
     return codes.v if codes.z is None else tuple(codes)
 
 
 def list_moving_statistics(model: Networks) -> list[keras.Variable]:
-    """Returns the variables that hold the moving statistics of batch normalisation."""
+    """Returns the variables with the moving means and variances of all batch normalisations in the model."""
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 
 
 def _read_batch(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
-    """Returns the images of a batch, and the labels, or None for a model without labels."""
+    """Returns the images of a batch, checked, and the labels, which are None for a model without labels."""
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)

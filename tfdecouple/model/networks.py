@@ -1,4 +1,4 @@
-"""The base class of the model: all networks, the start of their weights, the distributions, and the bound."""
+"""The base class `Networks` of the model: networks, initialisation of weights, distributions, evidence lower bound."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Codes(NamedTuple):
 
 @disable_autograph
 class Networks(keras.Model):
-    """A Keras model with all networks and their weights, the distributions of the networks, and the bound.
+    """The base class of `DecoupledModel`: a Keras model with all networks, their distributions and the bound.
 
     Methods with the argument `images` raise DataError for images of the wrong type or shape. Methods that use the
     weights raise NotInitializedError before the weights are initialised or loaded. Methods that need z, a density of z
@@ -71,9 +71,9 @@ class Networks(keras.Model):
 
     Args:
         config: the architecture, also as a plain dict.
-        jit_compile: whether XLA compiles the encoder, and each kind of layer in flow and prior, at the first use and
-            again for each other batch size. The option is not saved with the model and does not affect training, for
-            which there is `training.jit_compile`.
+        jit_compile: whether XLA compiles the encoder and the layers of flow and prior (layers with equal shapes and
+            options share a program), at the first use and again for each other batch size. The option is not saved with
+            the model. It does not affect training, which has its own option `training.jit_compile`.
         **kwargs: arguments of `keras.Model`.
 
     Attributes:
@@ -83,15 +83,15 @@ class Networks(keras.Model):
         prior_flow: maps z to standard normal noise; None if p(z) is standard normal, or has no density.
         prior_affine: shifts and scales z by the label before `prior_flow`; None if p(z) does not depend on labels.
         code_net: maps labels to z; None unless z is a function of the label.
-        dequantizer: draws u from q(u|x); None if u is uniform.
+        dequantizer: draws u, the position of a pixel within its bin, from q(u|x); None if u is uniform.
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], *, jit_compile: bool = False, **kwargs: Any):
         require_backend()
-        # The model computes in float32 under every global Keras policy.
+        # The dtype is set here, so that the model computes in float32 under every global Keras policy.
         super().__init__(**{"name": "decoupled_model", "dtype": "float32", **kwargs})
         self.config = config if isinstance(config, ModelConfig) else parse_config(ModelConfig, config, "model.")
-        # A config may come from an untrusted file and ask for a model that does not fit in memory.
+        # The check comes first, because a config from an untrusted file may ask for more memory than there is.
         require_memory(self.config)
         made = {name: network for name, (network, _) in make_networks(self.config).items()}
         self.flow: Flow = made["flow"]
@@ -122,13 +122,13 @@ class Networks(keras.Model):
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments as plain values, and the paths of layers that are not trainable."""
+        """Returns plain values for `from_config`: the name, the config, and the paths of layers that do not train."""
         untrained = [path for path, layer in _walk_layers(self) if not layer.trainable]
         return {"name": self.name, "config": self.config.to_dict(), **({"untrained": untrained} if untrained else {})}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
-        """Returns the model whose `get_config` returned this config."""
+        """Returns a new, uninitialised model with the name, config and trainable layers of a dict from `get_config`."""
         arguments = dict(config)
         untrained = arguments.pop("untrained", ())
         model = cls(**arguments)
@@ -139,30 +139,31 @@ class Networks(keras.Model):
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """The shape of images, `(None, height, width, channels)`."""
+        """The shape of a batch of images, `(None, height, width, channels)`."""
         return (None, *self.config.image_shape)
 
     @property
     def output_shape(self) -> Codes:
-        """The shapes of the codes."""
+        """The shapes of z and v as `Codes`, with None for the batch size; None instead of the shape of a missing z."""
         return Codes((None, self.config.latent_dim) if self.config.has_latent else None, self.input_shape)
 
     @property
     def input(self) -> keras.KerasTensor:
-        """The symbolic input images, from which another Keras model can be made."""
+        """The symbolic images, a `KerasTensor`, from which a user can make another Keras model."""
         self._call_symbolically()
         return super().input
 
     @property
     def output(self) -> Codes:
-        """The symbolic codes that the model computes from `input`."""
+        """The symbolic codes (`Codes` of `KerasTensor`s) that the model computes from `input`."""
         self._call_symbolically()
         return Codes(*super().output)
 
     def _call_symbolically(self) -> None:
-        """Calls the model once on symbolic images, so that Keras knows its input and output.
+        """Calls the model once on symbolic images, so that Keras registers the model's input and output.
 
-        An AttributeError, for a model without z or whose z needs labels, tells Keras that the model has no output.
+        Raises AttributeError for a model without z, or with a z that needs labels. By this error Keras knows that the
+        model has no symbolic output.
         """
         if not self.config.has_latent:
             raise AttributeError("a model without z has no output of Keras, which takes no None among them")
@@ -178,14 +179,14 @@ class Networks(keras.Model):
 
     @property
     def class_log_probabilities(self) -> tf.Tensor:
-        """The log-probability log p(y) of each label, float32 `[classes]`, fixed by `model.class_probabilities`."""
+        """The logarithm of p(y) for each label y, float32 `[classes]`; the config's `class_probabilities` fix p(y)."""
         self._require_classes()
         shares = np.asarray(self.config.label_shares, np.float64)
         return tf.constant(np.log(shares / shares.sum()), tf.float32)
 
     @property
     def class_codes(self) -> tf.Tensor:
-        """The global code z of each label, float32 `[classes, d_z]`, of a model whose z is a function of the label."""
+        """The global code z of each label, float32 `[classes, d_z]`; UserError unless z is a function of the label."""
         if self.code_net is None:
             raise UserError(
                 f"z of this model is no function of the label (model.prior is {self.config.prior!r}), so there are no "
@@ -202,12 +203,12 @@ class Networks(keras.Model):
         return self._name_variables(self.variables)
 
     def parameter_count(self) -> dict[str, int]:
-        """Returns {network: number of trainable parameters}, and the sum as "total"."""
+        """Returns {network: number of trainable parameters}, and the sum of these numbers as "total"."""
         named = self._name_variables(self.trainable_variables)
         return count_by_network({name: variable.shape for name, variable in named.items()})
 
     def _name_variables(self, variables: list[keras.Variable]) -> dict[str, keras.Variable]:
-        # Keras puts the model's own path in front of the paths of variables.
+        # Keras begins the path of a variable with the model's name, on which a checkpoint must not depend.
         return {variable.path.removeprefix(f"{self.path}/"): variable for variable in variables}
 
     def initialize(self, images: Any, seed: int = 0, force: bool = False) -> None:
@@ -220,7 +221,7 @@ class Networks(keras.Model):
         Args:
             images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
             seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
-            force: whether to overwrite the weights of an initialised or loaded model, which otherwise raises UserError.
+            force: whether to overwrite the weights of an initialised or loaded model, for which False raises UserError.
         """
         bins = self._find_bins(images)
         if bins.shape[0] == 0:
@@ -242,11 +243,11 @@ class Networks(keras.Model):
             self.prior_affine.reset_to_zero()
         if self.encoder is not None:
             self.encoder.reset_to_zero()
-            # The posterior is N(0, I) for every image now, so z is drawn without running the encoder.
+            # The reset has made q(z|x) N(0, I) for every image, so z is drawn without running the encoder.
             shape = [bins.shape[0], self.config.latent_dim]
             z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
         elif self.code_net is not None:
-            # Couplings start as the identity for every z, so any labels serve for the initialisation.
+            # Couplings start as the identity for every z, so the initialisation does not depend on the labels.
             z = self.code_net(labels)
         x = self.quantizer.place_at_edges(bins)
         self._visit_flows(x, z, labels, lambda layer, *inputs: layer.initialize(*inputs))
@@ -257,9 +258,10 @@ class Networks(keras.Model):
     def diagnose(self, images: Any) -> dict[str, float]:
         """Returns {"smallest_scale": s, "worst_condition": c}, which show whether training is about to diverge.
 
-        Here s is the smallest scale of a coupling for any pixel of these images, by which the inverse divides, and c is
-        the largest condition number of an invertible matrix. The images are uint8 `[batch, height, width, channels]`;
-        in a model with labels the images get all labels in turn.
+        The float s is the smallest scale of a coupling for any entry of its input on these images; the inverse divides
+        by the scale. The float c is the largest condition number of the matrix of a 1x1 convolution or linear layer.
+        The images are uint8 `[batch, height, width, channels]`. If the model has labels, image i gets the label i
+        modulo `classes`.
         """
         bins = self._find_bins(images)
         if bins.shape[0] == 0:
@@ -295,7 +297,7 @@ class Networks(keras.Model):
             raise UserError("this model knows no labels (model.classes is 0)")
 
     def _visit_flows(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
-        """Calls `visit` instead of each layer of prior flow and flow; see `InvertibleLayer.visit_layers`."""
+        """Runs prior flow (on z) and flow (on x) with `visit(layer, ...)` instead of each layer; see `visit_layers`."""
         if z is not None and self.prior_flow is not None:
             shifted = z
             if self.prior_affine is not None:
@@ -311,14 +313,14 @@ class Networks(keras.Model):
             )
 
     def has_weights(self) -> bool:
-        """Returns whether the weights were initialised from data or loaded."""
-        # A trace cannot read the flag's value, so `init_scope` leaves the trace. The flag becomes a tensor first,
+        """Returns whether the weights were initialised from images or loaded."""
+        # The flag has no value within a trace, so `init_scope` leaves the trace. The flag becomes a tensor first,
         # because `bool` of a variable on several devices is always true.
         with tf.init_scope():
             return bool(tf.convert_to_tensor(self.initialized.value))
 
     def compute_output_spec(self, images: Any, labels: Any = None, training: bool = False) -> Codes:
-        """Returns the symbolic codes of symbolic images, for a Keras model that contains this model."""
+        """Returns the symbolic codes of symbolic images, so that another Keras model can contain this model."""
         self._require_outputs()
         require_images(images, self.config.image_shape)
         z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
@@ -327,7 +329,10 @@ class Networks(keras.Model):
     def export(
         self, filepath: Any, format: str = "tf_saved_model", *rest: Any, input_signature: Any = None, **options: Any
     ) -> Any:
-        """Exports `encode` as a SavedModel, as `keras.Model.export` does; `python -m export` exports all endpoints."""
+        """Exports `encode` as a SavedModel, as `keras.Model.export` does, and raises UserError for other formats.
+
+        The command `python -m export` exports all functions of the model, also as ONNX and LiteRT files.
+        """
         if format != "tf_saved_model":
             raise UserError(
                 f"Keras' export to {format!r} lacks operations that this model needs; python -m export makes files "
@@ -350,9 +355,10 @@ class Networks(keras.Model):
 
     @property
     def prior(self) -> tfd.Distribution:
-        """The prior p(z), a distribution over z, float32 `[d_z]`.
+        """The prior p(z), a TFP distribution of event shape `[d_z]`.
 
-        With labels the prior is the mixture over all labels y of the distributions p(z|y) (`conditional_prior`).
+        In a model with labels p(z) is the mixture of p(z|y) (`conditional_prior`) over all labels y, with the weights
+        p(y).
         """
         self._require_latent("a prior over z", density=True)
         self.require_initialized()
@@ -363,7 +369,7 @@ class Networks(keras.Model):
         return tfd.MixtureSameFamily(weights, of_labels, name="prior")
 
     def conditional_prior(self, labels: Any) -> tfd.Distribution:
-        """Returns p(z|y) for labels y `[batch]`, a distribution of batch shape `[batch]` and event shape `[d_z]`."""
+        """Returns p(z|y) for labels y `[batch]`, a TFP distribution with batch shape `[batch]`, event shape `[d_z]`."""
         self._require_latent("a prior over z", density=True)
         self._require_classes()
         self.require_initialized()
@@ -372,10 +378,13 @@ class Networks(keras.Model):
         return self._make_prior([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
     def _make_prior(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the distribution over z that the bijectors `first`, then the prior flow, map to N(0, I)."""
+        """Returns the distribution over z that the bijectors `first`, then the prior flow, map to N(0, I).
+
+        `batch` is the batch shape of the distribution.
+        """
         base = tfd.Sample(tfd.Normal(tf.zeros(batch), 1.0), [self.config.latent_dim])
         flow = [] if self.prior_flow is None else [self.prior_flow.as_bijector()]
-        # A chain applies its last bijector first.
+        # `tfb.Chain` applies the last bijector of its list first.
         maps = [*flow, *first]
         return tfd.TransformedDistribution(base, tfb.Invert(tfb.Chain(maps)), name="prior") if maps else base
 
@@ -392,9 +401,9 @@ class Networks(keras.Model):
         return tfd.MultivariateNormalDiag(mean, tf.exp(log_variance / 2))
 
     def likelihood(self, z: Any = None) -> tfd.Distribution:
-        """Returns p(x|z), a density over x = 2*(k + u)/n_bins - 1 in [-1, 1), for bins k of pixels and noise u.
+        """Returns p(x|z), a TFP distribution of x = 2*(k + u)/n_bins - 1 in [-1, 1), for bins k of pixels and noise u.
 
-        The event shape is `[height, width, channels]`; `log_prob` takes leading sample dimensions.
+        The event shape is `[height, width, channels]`. `log_prob` also takes x with further leading dimensions.
 
         Args:
             z: global codes, float32 `[..., d_z]`, whose leading axes are the batch shape of the distribution; None for
@@ -412,14 +421,15 @@ class Networks(keras.Model):
         The bound is evaluated at one draw of z and of the dequantization noise. For an image with a label y it is a
         bound of -log p(x, y).
 
-        Images may have another size than the model's, as for `encode`. The result is still a bound, because q(z|x) may
-        depend on x in any way, here through the image shrunk to the model's size. The terms include the padding: a
-        padded image is at most as probable as the image without padding. `bits_per_dim` divides the bits of the padded
-        image by the number of colour values without padding.
+        Images may have another size than `config.image_shape`, as for `encode`. The result is still a bound, because
+        q(z|x) may depend on x in any way, here through the resized image. The terms include the padding: a padded image
+        is at most as probable as the image without padding. `bits_per_dim` divides the bits of the padded image by the
+        number of colour values without padding.
 
         Args:
             images: uint8 images, `[batch, height, width, channels]`.
-            seed: whole number or `[2]` integer tensor; None draws a fresh seed, in a `tf.function` in each call.
+            seed: whole number or `[2]` integer tensor; None for a fresh seed (in a `tf.function`, a fresh one in each
+                call).
             training: whether the caller's own loop trains on the bound; the encoder then normalises by the statistics
                 of the batch and updates its moving statistics.
             labels: labels of the images, whole numbers `[batch]`, for a model with labels. If z is a function of the
@@ -436,24 +446,25 @@ class Networks(keras.Model):
     def elbo_from_noise(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> Elbo:
-        """Returns the terms of the bound as `elbo` does, for given noise, also if the model is not initialised.
+        """Returns the terms of the bound as `elbo` does, but for given noise, and even if the model is not initialised.
 
-        `z_noise` is standard normal, float32 `[batch, d_z]`, ignored without z or if z is a function of the label;
-        `u_noise` is the noise of `dequantize`, float32 of the shape of the padded images. See `elbo` for the rest.
+        `z_noise` is standard normal, float32 `[batch, d_z]`; a model without z, or whose z is a function of the label,
+        ignores it. `u_noise` is the dequantization noise of the padded images, float32, as for `dequantize`. The other
+        arguments are those of `elbo`.
         """
         return self.elbo_and_latents(images, z_noise, u_noise, training, labels)[0]
 
     def elbo_and_latents(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> tuple[Elbo, Latents]:
-        """Returns the terms of the bound, as `elbo_from_noise` does, and the latents of the same draw."""
+        """Returns the terms of the bound, as `elbo_from_noise` does, and the `Latents` (z and v) behind these terms."""
         images = self._check_images(images)
         labels = self._check_labels(labels, images)
-        # The encoder cannot normalise by the statistics of an empty batch.
+        # An empty batch has no statistics, so the encoder normalises as in evaluation.
         training = training and images.shape[0] != 0
         if self._get_other_size(images) is not None and not training:
             return self._run_within_memory(self._evaluate_bound_at_other_size, images, z_noise, u_noise, labels)
-        # The training loop of a user need not enter `backward_memory`, so this method does.
+        # A user's training loop need not select a memory mode by `backward_memory`, so "keep" is the default here.
         with backward_memory("keep") if training and get_backward_mode() is None else contextlib.nullcontext():
             if self._get_other_size(images) is not None:
                 return self._evaluate_bound_at_other_size(images, z_noise, u_noise, labels, training)
@@ -464,7 +475,7 @@ class Networks(keras.Model):
     def _evaluate_bound_at_other_size(
         self, images: tf.Tensor, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any, training: bool = False
     ) -> tuple[Elbo, Latents]:
-        """Returns the result of `elbo_and_latents` for images of another size than the model's."""
+        """Returns the result of `elbo_and_latents` for images of another size than `config.image_shape`."""
         bins, encoder_bins = self._find_bins_of_any_size(images)
         elbo, latents = negative_elbo(
             self, bins, z_noise, u_noise, labels=labels, encoder_bins=encoder_bins, training=training
@@ -473,11 +484,11 @@ class Networks(keras.Model):
         return elbo._replace(bits_per_dim=elbo.bits_per_dim * padding), latents
 
     def dequantize(self, images: Any, noise: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns u, positions within the bins of the pixels drawn from q(u|x), and log q(u|x), `[batch]`, in nats.
+        """Returns u, the position of each pixel within its bin, drawn from q(u|x), and log q(u|x), `[batch]`, in nats.
 
         So x = 2*(k + u)/n_bins - 1 for a pixel in bin k. Images, noise and u are `[batch, height, width, channels]`,
-        the images uint8. The noise is standard normal for a learned q(u|x), whose u in (0, 1) float32 may round to 0 or
-        1; otherwise the noise is uniform in [0, 1), and u is the noise. Noise and weights get gradients.
+        the images uint8. For a learned q(u|x) the noise is standard normal, and u lies in (0, 1) but float32 may round
+        it to 0 or 1. Otherwise the noise is uniform in [0, 1), and u is the noise. Noise and weights get gradients.
         """
         self.require_initialized()
         bins = self._find_bins(images)
@@ -506,7 +517,7 @@ class Networks(keras.Model):
         return z if self.prior_affine is None else self.prior_affine.invert_for_labels(z, labels)
 
     def draw_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
-        """Returns labels drawn from p(y) for the samples number `first` to `last` - 1 of a seed, int32."""
+        """Returns int32 labels drawn from p(y) for the samples with the indices `first` to `last` - 1 of a seed."""
         normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
@@ -516,37 +527,37 @@ class Networks(keras.Model):
         return labels if self.config.has_classes else None
 
     def nats_to_bits_per_dim(self, nats: Any) -> Any:
-        """Returns bits per colour value of the discrete image, given -log p(x) in nats per image with x in [-1, 1)."""
+        """Converts -log p(x), in nats per image of x in [-1, 1), to bits per colour value of the image of pixels."""
         return self.quantizer.convert_to_bits_per_dim(nats, math.prod(self.config.image_shape))
 
     def _find_bins(self, images: Any) -> tf.Tensor:
         return self.quantizer.find_bins(as_images(images, self.config.image_shape))
 
-    # --- images of another size than the model's; the functions are in any_size.py ---
+    # --- images of another size than `config.image_shape`; the functions are in any_size.py ---
 
     def _check_images(self, images: Any) -> tf.Tensor:
-        """Returns images as a tensor, uint8 `[batch, height, width, channels]`; checks whether the size is allowed."""
+        """Returns images as a uint8 tensor; raises DataError if their size is not `image_shape` and not supported."""
         images = as_images(images, self.config.image_shape, any_size=True)
         if self._get_other_size(images) is not None:
             require_any_size(self.config, "images", images)
         return images
 
     def _get_other_size(self, images: tf.Tensor) -> tuple[Any, Any] | None:
-        """Returns height and width of images or local codes; None if these are the model's height and width."""
+        """Returns (height, width) of images or local codes if they differ from `config.image_shape`; otherwise None."""
         _, height, width, _ = get_sizes(images)
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
     def _find_bins_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the bins of the images padded for the flow, and those of the images shrunk for the encoder."""
+        """Returns the bins of the images' pixels twice: of padded images for the flow, of resized for the encoder."""
         padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.quantizer.find_bins(padded)
         return bins, bins if shrunk is padded else self.quantizer.find_bins(shrunk)
 
     def _run_within_memory(self, function: Callable[..., Any], batch: tf.Tensor, *others: Any) -> Any:
-        """Calls a function with a batch and other tensors `[n, ...]` or None, and returns the results.
+        """Returns `function(batch, *others)`, computed for so few images at a time that the computation fits in memory.
 
-        The function must treat each image separately. Images of another size than the model's are passed a few at a
-        time, so that they fit in memory, unless a graph is traced.
+        The function must treat each image separately; `others` are tensors `[batch, ...]` or None. Only images of
+        another size than `config.image_shape` are divided, and not while a graph is traced.
         """
         if not tf.executing_eagerly() or self._get_other_size(batch) is None:
             return function(batch, *others)
@@ -573,7 +584,7 @@ class Networks(keras.Model):
 
 
 def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
-    """Calls a function with `count` entries of tensors `[n, ...]` (or None) at a time; returns the joined results."""
+    """Calls `function` with `count` entries of tensors `[n, ...]` (or None) at a time; returns the joined results."""
     starts = range(0, next(batch.shape[0] for batch in batches if batch is not None), count)
     parts = [
         function(*(None if batch is None else batch[start : start + count] for batch in batches)) for start in starts
@@ -582,7 +593,7 @@ def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor |
 
 
 def _walk_layers(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yields (path, layer) of a layer, with the path "", and of all layers inside, outer layers first."""
+    """Yields (path, layer) for `layer` itself, with the path "", and for all layers inside, outer layers first."""
     yield path, layer
     for child in layer._flatten_layers(include_self=False, recursive=False):
         yield from _walk_layers(child, f"{path}/{child.name}".lstrip("/"))

@@ -19,8 +19,9 @@ class Elbo(NamedTuple):
 
     Attributes:
         reconstruction: -log p(x|z) in nats.
-        kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. With the label y of an image it
-            is log q(z|x) - log p(z, y), or -log p(y) if z is a function of y, and the sum of terms bounds -log p(x, y).
+        kl: log q(z|x) - log p(z) in nats, at one draw of z; 0 for a model without z. For an image with a label y this
+            term is log q(z|x) - log p(z, y), or -log p(y) if z is a function of y. The sum of terms then bounds -log
+            p(x, y).
         dequantization: log q(u|x) in nats; 0 for uniform noise.
         bits_per_dim: sum of the three terms in bits per colour value of the image, for pixels in 2**n_bits bins.
     """
@@ -32,14 +33,14 @@ class Elbo(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """The latents at which a bound is evaluated, from one draw of z and of the dequantization noise.
+    """The latents at which the bound of an image was evaluated, for one draw of z and of the dequantization noise.
 
     Attributes:
         prior_noise: output of the prior flow for z, standard normal under the model, float32 `[batch, d_z]`; None for a
-            model without z, or if z is a function of the label. In a model with labels it is the output for the image's
-            label, or for the most probable label if the image has no label.
-        log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. With the label y of an image it is
-            log p(z, y), or log p(y) if z is a function of y.
+            model without z, or if z is a function of the label. A model with labels first shifts and scales z by the
+            image's label, or by the most probable label if the image has no label.
+        log_prior: log p(z) in nats, float32 `[batch]`; 0 for a model without z. For an image with a label y this is log
+            p(z, y), or log p(y) if z is a function of y.
         v: local code, standard normal under the model, float32 `[batch, height, width, channels]`.
     """
 
@@ -58,15 +59,17 @@ def negative_elbo(
     encoder_bins: tf.Tensor | None = None,
     training: bool = False,
 ) -> tuple[Elbo, Latents]:
-    """Returns the terms of the bound for one draw of z and of x within the bins, and the latents of this draw.
+    """Returns the terms of the negative bound for one draw of z and of x within the bins, and the latents of the draw.
 
     Args:
-        networks: a model (`Networks`), or an object with the attributes that are read here.
+        networks: a model (`Networks`), or an object with the same attributes for its networks, such as `encoder` and
+            `flow`.
         bins: bins of the pixels, float32 `[batch, height, width, channels]`.
         z_noise: standard normal noise, float32 `[batch, d_z]`; ignored by a model without an encoder.
-        u_noise: dequantization noise, as for `dequantize`.
+        u_noise: dequantization noise of the shape of `bins`: standard normal for a learned q(u|x), otherwise uniform in
+            [0, 1).
         labels: labels of the images, int32 `[batch]`; -1 or None for no label, unless z is a function of the label.
-        encoder_bins: bins of the pixels that the encoder gets, at the model's image size; None for `bins`.
+        encoder_bins: bins of the same images resized to the model's image size, for the encoder; None for `bins`.
         training: whether the encoders normalise by the statistics of the batch.
     """
     quantizer, encoder = networks.quantizer, networks.encoder
@@ -95,8 +98,9 @@ def dequantize(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns u, the positions of x within the bins of the pixels, and log q(u|x), `[batch]`, in nats.
 
-    The noise has the shape of `bins`. A learned q(u|x) maps standard normal noise to u; otherwise the noise is uniform
-    in [0, 1) with log-density 0, and u is the noise. The other arguments are those of `negative_elbo`.
+    `bins`, `u_noise` and u have one shape, `[batch, height, width, channels]`. A learned q(u|x) maps standard normal
+    noise to u; otherwise the noise is uniform in [0, 1) with log-density 0, and u is the noise. The other arguments are
+    those of `negative_elbo`.
     """
     if networks.dequantizer is None:
         return u_noise, make_zero_log_det(bins)
@@ -106,16 +110,16 @@ def dequantize(
 
 
 def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the output of the prior flow for z, `[batch, d_z]`, and log p(z), or log p(z, y) with a label."""
+    """Returns the prior flow's output for z, `[batch, d_z]`, and log p(z), or log p(z, y) for a label y, `[batch]`."""
     if networks.prior_affine is not None:
         return select_prior_by_label(*evaluate_class_priors(networks, z), labels)
     return _evaluate_flow_prior(networks, z)
 
 
 def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns, for each label y, the output of the prior flow for z `[batch, d_z]`, and log p(z, y).
+    """Evaluates p(z, y) for z `[batch, d_z]` and every label y; returns outputs of the prior flow and log p(z, y).
 
-    The output, standard normal under the model, is `[batch, classes, d_z]`, and log p(z, y) is `[batch, classes]`.
+    The outputs are `[batch, classes, d_z]`, standard normal under the model, and log p(z, y) is `[batch, classes]`.
     """
     shifted, log_det = networks.prior_affine(z)
     classes, latent_dim = shifted.shape[1:]
@@ -136,8 +140,8 @@ def select_prior_by_label(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the output of the prior flow for each image's label, `[batch, d_z]`, and log p(z, y), `[batch]`.
 
-    The first two arguments are results of `evaluate_class_priors`. An image without a label (-1, or None for all
-    images) gets the output for the most probable label, and log p(z).
+    The arguments `noise` and `log_joint` are results of `evaluate_class_priors`. An image without a label (-1, or None
+    for all images) gets the output for the image's most probable label, and log p(z).
     """
     chosen, log_prior = tf.argmax(log_joint, -1, tf.int32), tf.reduce_logsumexp(log_joint, -1)
     if labels is not None:
@@ -147,7 +151,7 @@ def select_prior_by_label(
 
 
 def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:
-    """Returns the standard normal log-density, `[batch]`, of each image or vector of x `[batch, ...]`."""
+    """Returns the standard normal log-density, `[batch]` in nats, of each image or vector in x `[batch, ...]`."""
     axes: list[int] = list(range(1, len(x.shape)))
     dimensions = multiply_sizes(get_sizes(x)[1:], x.dtype)
     return -0.5 * (tf.reduce_sum(tf.square(x), axes) + dimensions * math.log(2 * math.pi))

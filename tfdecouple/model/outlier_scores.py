@@ -1,10 +1,10 @@
 """Scores of how unlike the training data an image is, from one pass of the flow.
 
 The density alone misleads: a flow gives unfamiliar smooth images a higher density than the images of its training data
-(Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So there are scores of the latents,
+(Nalisnick et al., "Do Deep Generative Models Know What They Don't Know?", 2019). So the latents z and v are scored,
 too. Latents are standard normal under the model, and in many dimensions nearly all standard normal vectors have the
 same length: they lie in a thin shell, far from the mode. The scores `shell` and `typicality` have units in which a
-typical image deviates by about 1; densities are in bits per dimension and in nats.
+typical image deviates by about 1; the scores from densities are in bits per dimension and in nats.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class OutlierScores(NamedTuple):
         bits_per_dim: the negative evidence lower bound in bits per colour value.
         prior_nats: -log p(z) in nats; None for a model without z, or whose z is a function of the label.
         shell: number of standard deviations by which v is longer (below 0: shorter) than expected under the model.
-        typicality: `score_typicality` of the output of the prior flow and of the parts of v.
+        typicality: how far the output of the prior flow and the parts of v are from typical (`score_typicality`).
     """
 
     bits_per_dim: tf.Tensor
@@ -54,7 +54,7 @@ def outlier_scores(
     >>> outlier_scores(model, images, z_noise=tf.zeros([2, 0]), u_noise=tf.zeros([2, 4, 4, 3])).shell.shape.as_list()
     [2]
 
-    All arguments but the model are those of `DecoupledModel.elbo_from_noise`.
+    The arguments after `model` are those of `DecoupledModel.elbo_from_noise`.
     """
     if labels is None and model.config.has_class_codes:
         labels = tf.argmax(model.classify(images), -1, tf.int32)
@@ -62,7 +62,7 @@ def outlier_scores(
 
 
 def score_latents(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
-    """Returns the outlier scores for the results of `DecoupledModel.elbo_and_latents`."""
+    """Returns the outlier scores computed from a result of `DecoupledModel.elbo_and_latents`."""
     return OutlierScores(
         elbo.bits_per_dim,
         None if latents.prior_noise is None else -latents.log_prior,
@@ -74,15 +74,15 @@ def score_latents(model: DecoupledModel, elbo: Elbo, latents: Latents) -> Outlie
 
 
 def score_shell(v: tf.Tensor) -> tf.Tensor:
-    """Returns the number of standard deviations between the length of v and the length of standard normal vectors.
+    """Returns by how many standard deviations v is longer than a standard normal vector, float32 `[batch]`.
 
-    The result is (|v| - mean) / sd, float32 `[batch]`, for v `[batch, ...]`; mean and sd are those of the chi
-    distribution in the dimension of v.
+    The result for v `[batch, ...]` is (|v| - mean) / sd, where mean and sd are those of the chi distribution, the
+    distribution of the length of standard normal vectors with as many entries as v has for an image.
     """
     mean, deviation = compute_chi_moments(math.prod(v.shape[1:]))
     excess = _compute_excess(v)
-    # The difference |v| - mean would be inexact. As |v|^2 = n + excess and mean^2 + deviation^2 = n, this quotient is
-    # equal to the difference divided by sd.
+    # The difference |v| - mean would be inexact in float32. As |v|^2 = n + excess and mean^2 + deviation^2 = n, this
+    # quotient is equal to (|v| - mean) / deviation.
     length = tf.sqrt(tf.maximum(excess + (mean**2 + deviation**2), 0.0))
     return (excess + deviation**2) / ((length + mean) * deviation)
 
@@ -90,10 +90,11 @@ def score_shell(v: tf.Tensor) -> tf.Tensor:
 def score_typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the distance of latents, given in parts, from the typical set of the standard normal, float32 `[batch]`.
 
-    In a sum over all latents deviations of the flow's levels could cancel: for an image without noise, v is too short
-    at fine levels and too long at coarse levels. So for each part, with n numbers, the squared length is compared with
-    the mean n, in units of the standard deviation sqrt(2 n). The result is the root mean square of these deviations
-    over the parts; the mean square is 1 under the model.
+    The parts, each `[batch, ...]`, are for example the latents that leave the flow after each stage. For each part,
+    with n numbers, the squared length is compared with its mean n, in units of its standard deviation sqrt(2 n). The
+    result is the root mean square of these deviations over the parts; the mean square is 1 under the model. A sum over
+    all latents would not do, because deviations of different levels could cancel: for an image without noise, v is too
+    short at fine levels and too long at coarse levels.
     """
     squares = [tf.square(_compute_excess(part)) / (2 * math.prod(part.shape[1:])) for part in parts]
     return tf.sqrt(tf.add_n(squares) / len(squares))
@@ -102,12 +103,13 @@ def score_typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 def compute_chi_moments(dimensions: int) -> tuple[float, float]:
     """Returns mean and standard deviation of the length of a standard normal vector of 12 or more dimensions.
 
-    Stirling's series stays exact in many dimensions, where a difference of squared lengths would not.
+    Stirling's series gives the variance. The variance as `dimensions` minus the squared mean would be inexact in many
+    dimensions.
     """
     variance = 0.5 - 1 / (8 * dimensions) - 1 / (16 * dimensions**2) + 5 / (128 * dimensions**3)
     return math.sqrt(dimensions - variance), math.sqrt(variance)
 
 
 def _compute_excess(x: tf.Tensor) -> tf.Tensor:
-    """Returns |x|^2 - n, `[batch]`, for n entries of x, as the sum over x^2 - 1, which is more exact."""
+    """Returns |x|^2 - n, `[batch]`, for x with n numbers an image; the sum of x^2 - 1 is more exact than |x|^2."""
     return tf.reduce_sum(tf.square(x) - 1, list(range(1, len(x.shape))))

@@ -13,9 +13,9 @@ import tensorflow as tf
 class Quantizer:
     """A quantizer that converts pixels 0..255 to bins 0..n_bins - 1, bins to x in [-1, 1), and x to pixels.
 
-    Bin k reaches from 2k / n_bins - 1 to 2(k + 1) / n_bins - 1 of x. Uniform dequantization (Uria et al., 2013) draws x
-    within the bin. Images are encoded at the centres of the bins, so that a pixel is recovered if the error of x is
-    less than half a bin. Methods that only add and multiply accept NumPy arrays and tensors of any floating type.
+    Bin k is the interval of x from 2k / n_bins - 1 to 2(k + 1) / n_bins - 1. Uniform dequantization (Uria et al., 2013)
+    draws x within the bin. Images are encoded at the centres of the bins, so that a pixel is recovered if the error of
+    x is less than half a bin. Methods that only add and multiply accept NumPy arrays and tensors of any floating type.
 
     >>> quantizer = Quantizer(n_bits=5)
     >>> quantizer.find_bins(tf.constant([0, 7, 8, 255], tf.uint8)).numpy().tolist()
@@ -28,12 +28,12 @@ class Quantizer:
 
     @property
     def n_bins(self) -> int:
-        """The number of bins."""
+        """The number of bins, 2**n_bits."""
         return 2**self.n_bits
 
     @property
     def pixels_per_bin(self) -> int:
-        """The number of pixel values in a bin."""
+        """The number of pixel values in a bin, 256 / n_bins."""
         return 256 // self.n_bins
 
     @property
@@ -42,7 +42,7 @@ class Quantizer:
         return 2 / self.n_bins
 
     def find_bins(self, pixels: Any) -> tf.Tensor:
-        """Returns the bin of each pixel, a whole number in float32."""
+        """Returns the bin of each uint8 pixel, a whole number from 0 to n_bins - 1 in float32."""
         bins = tf.cast(pixels, tf.float32)
         return bins if self.pixels_per_bin == 1 else tf.floor(bins / self.pixels_per_bin)
 
@@ -59,11 +59,11 @@ class Quantizer:
         return self.place_in_bins(bins, 0.5)
 
     def scale_to_bins(self, x: Any) -> Any:
-        """Returns x in units of bins, from 0 to n_bins; this number rounded down is the bin."""
+        """Returns x in [-1, 1) scaled to the range from 0 to n_bins; rounded down, the result is the bin of x."""
         return (x + 1) * (self.n_bins / 2)
 
     def round_to_pixels(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the pixels of x as uint8; values of x outside of [-1, 1) are clipped."""
+        """Returns the pixels of x, uint8, each the lowest pixel of its bin; x outside of [-1, 1) is clipped."""
         bins = tf.clip_by_value(tf.floor(self.scale_to_bins(x)), 0, self.n_bins - 1)
         return tf.cast(bins if self.pixels_per_bin == 1 else bins * self.pixels_per_bin, tf.uint8)
 
@@ -72,9 +72,9 @@ class Quantizer:
         return self.round_to_pixels(self.place_at_centres(self.find_bins(pixels)))
 
     def convert_to_bits_per_dim(self, nats: Any, dimensions: int) -> Any:
-        """Returns bits per colour value of images with pixels in bins, given -log p(x) in nats per image.
+        """Converts -log p(x), in nats per image, to bits per colour value of the image of quantised pixels.
 
-        The bits are an upper bound: -log P(image) is at most the mean of -log p(x) over the bins of the pixels, minus
-        the logarithms of the bins' widths. `dimensions` is the number of colour values of an image.
+        The bits are an upper bound: -log P(image) is at most the mean of -log p(x) over all x in the bins of the
+        pixels, minus the logarithms of the bins' widths. `dimensions` is the number of colour values of an image.
         """
         return (nats / dimensions - math.log(self.bin_width)) / math.log(2)

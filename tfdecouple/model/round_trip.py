@@ -9,16 +9,16 @@ import tensorflow as tf
 
 from tfdecouple.errors import ExactnessWarning, InversionError, warn_user
 
-# Root mean square of v above which an image counts as far from the training data. All images of the data sets of
-# docs/RESULTS.md lie below this value, and all images that were not reconstructed exactly there lie above it.
+# An image counts as far from the training data if the root mean square of v is above this value. For images like the
+# training data it is near 1 (docs/RESULTS.md, "What comes back").
 FAR = 3.0
 
 
 def far_from_training(v: Any) -> np.ndarray:
     """Returns for each image whether it is so unlike the training data that decoding may be inexact, bool `[batch]`.
 
-    Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above
-    `FAR` the flow stretches the image so much that float32 may be too inexact for the inverse. This function does not
+    Training makes v standard normal, so the root mean square of v is near 1 for images like the training data. Above 3
+    (`FAR`) the flow stretches the image so much that float32 may be too inexact for the inverse. This function does not
     decode the images; `encode(images, verify=True)` does.
 
     >>> far_from_training(np.stack([np.ones([4, 4, 3]), np.full([4, 4, 3], 5.0)])).tolist()
@@ -28,7 +28,7 @@ def far_from_training(v: Any) -> np.ndarray:
         v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
-    # Comparisons with NaN are false, so the negated comparison is true for a v with NaN.
+    # Comparisons with NaN are false, so this negated comparison counts a v with NaN as far.
     return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
 
 
@@ -44,7 +44,10 @@ def warn_of_far_images(v: tf.Tensor) -> None:
 
 
 def require_finite(what: str, *arrays: tf.Tensor) -> None:
-    """Raises InversionError if an array `[batch, ...]` is not finite; the message begins with `what`."""
+    """Raises InversionError if one of `arrays`, each `[batch, ...]`, is not finite for an image.
+
+    The message begins with the text `what` and names the images by index.
+    """
     finite = np.ones(arrays[0].shape[0], bool)
     for array in arrays:
         finite &= np.isfinite(np.asarray(array)).all(tuple(range(1, len(array.shape))))
@@ -53,10 +56,10 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
 
 
 def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
-    """Raises InversionError, with the images' numbers, if decoded images differ from `images` or x is not finite.
+    """Raises InversionError, with the images' indices, if `decoded` differs from `images` or x is not finite.
 
-    All arrays are `[batch, height, width, channels]`; x is `decoded` before rounding to pixels. The message advises a
-    smaller alpha than `alpha`, the model's; `alpha` is None if the couplings of the model do not scale.
+    All arrays are `[batch, height, width, channels]`; x is `decoded` before rounding to pixels. `alpha` is the model's
+    bound of the scales of couplings, None if no coupling scales. The message advises a model with a smaller alpha.
     """
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
@@ -68,7 +71,7 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
 
 
 def format_image_numbers(indices: Any, most: int = 8) -> str:
-    """Returns the numbers of images as text for a message: the first `most` numbers, and the count of the rest.
+    """Returns the indices of images as text for a message: the first `most` indices, and the count of the rest.
 
     >>> format_image_numbers([3, 5]), format_image_numbers(range(10), 2)
     ('3, 5', '0, 1 and 8 more')
