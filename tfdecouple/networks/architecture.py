@@ -1,4 +1,4 @@
-"""Functions that compute a model's weights, multiply-adds and memory from its config, without building the model.
+"""Functions that compute a model's weight shapes, multiply-adds and memory from its config, without building the model.
 
 `benchmarks/scaling.py` compares the calculated bytes with the measured memory of processes.
 """
@@ -26,17 +26,17 @@ Shape = tuple[int, ...]
 # Bytes of a number in each precision.
 FLOAT32, BFLOAT16 = 4, 2
 
-# Number of maps, each of the size of a layer's input, that a backward pass by inversion holds at once: values and
-# gradients of the layer, and of the halves of a coupling.
+# A backward pass by inversion holds this many maps of the size of a layer's input at once: values and gradients of the
+# layer, and of the halves of a coupling.
 _INVERSION_MAPS = 8
-# Number of maps of the size of the image outside the flow: pixels, noise, x, v, and the gradient for each.
+# Outside the flow this many arrays of the image's size are in memory: pixels, noise, x, v, and a gradient for each.
 _IMAGE_MAPS = 8
-# Numbers of maps that a pass without gradients holds at once: hidden maps of coupling nets, and maps of a stage.
+# A pass without gradients holds this many hidden maps of a coupling net, and maps of a stage's shape, at once.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns {name: (network, input shape)} of the unbuilt networks of a model; shapes are batch first."""
+    """Returns {name: (network, input shape)} of a model's networks, not built yet; shapes are batch first."""
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
@@ -62,14 +62,14 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 @functools.lru_cache(maxsize=8)
 def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the networks of `make_networks` with one step a stage, because all steps of a stage have equal shapes."""
+    """Returns the result of `make_networks` for one flow step a stage, as all steps of a stage have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
 
     fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
-    # Keras draws the seeds of initialisers from Python's generator. Its state is restored, so that a model has the same
-    # initial weights whether or not this result was cached.
+    # Keras draws the seeds of initialisers from Python's `random`. The state of `random` is restored, so that a model
+    # has the same initial weights whether or not this result was cached.
     state = random.getstate()
     try:
         return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
@@ -99,7 +99,7 @@ def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
-    """Returns {network: number of trainable parameters}, and the sum as "total", for {path: shape} of all weights.
+    """Returns {network: number of trainable parameters}, and their sum as "total", given {path: shape} of all weights.
 
     Flow, encoder and prior are always listed; dequantizer and class codes only if the model has them.
 
@@ -109,7 +109,7 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
     counts = {"flow": 0, "encoder": 0, "prior": 0}
     for name, shape in weights.items():
         network, _, rest = name.partition("/")
-        # The flag `initialized` belongs to no network, and gradients do not train moving statistics.
+        # The flag `initialized` belongs to no network, and moving statistics are not trainable parameters.
         if rest and not rest.endswith(("moving_mean", "moving_variance")):
             network = "prior" if network in ("prior_flow", "prior_affine") else network
             counts[network] = counts.get(network, 0) + math.prod(shape)
@@ -117,12 +117,12 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns the result of `DecoupledModel.parameter_count` without building a model."""
+    """Returns {network: number of trainable parameters}, as `DecoupledModel.parameter_count`, without a model."""
     return count_by_network(compute_weight_shapes(config))
 
 
 def _count_widest_map(config: ModelConfig) -> int:
-    """Returns the number of values in the largest map of a model, for a single image."""
+    """Returns how many numbers the largest feature map of a model has, for a single image."""
     sizes = [math.prod(config.image_shape)]
     sizes += [stage.positions * stage.hidden for stage in _list_stages(config)]
     for encoder, shape in _list_encoders(config):
@@ -135,7 +135,7 @@ def _count_widest_map(config: ModelConfig) -> int:
 def require_memory(config: ModelConfig) -> None:
     """Raises ConfigError if the weights, or the largest map of one image, need more memory than this machine has.
 
-    No weight is created. The message names the option of the config with the largest value.
+    The check creates no weight. The message names the option of the config with the largest value.
     """
     memory = read_total_memory()
     counts = count_parameters(config)
@@ -158,13 +158,13 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def count_multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds of the forward pass through all flows over images and all encoders, per image."""
+    """Returns the multiply-adds of one image's forward pass through all encoders and all flows over images."""
     in_flows = sum(cost.multiply_adds for cost in _compute_flow_costs(config))
     return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in _list_encoders(config))
 
 
 def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precision: str = "float32") -> int:
-    """Returns the bytes of activations in a training step, per image of a micro-batch.
+    """Returns the bytes of activations in a training step, for each image of a micro-batch.
 
     The backward pass needs the inputs of layers, for the gradients of kernels, and the activations of the transforms.
     (The gradient of an ELU needs the ELU's output, which the next convolution stores anyway.) With "recompute" the
@@ -173,8 +173,8 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
 
     Args:
         config: the architecture.
-        memory: how activations reach the backward pass, a value of `training.memory`.
-        precision: precision of the nets, a value of `training.precision`.
+        memory: how activations reach the backward pass, a value of `training.memory`: "keep", "recompute" or "invert".
+        precision: precision of the coupling nets, a value of `training.precision`.
     """
     net_bytes = BFLOAT16 if precision == "mixed_bfloat16" else FLOAT32
     stages = _list_stages(config)
@@ -183,7 +183,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
     else:
         stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in _compute_flow_costs(config))
     stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in _list_encoders(config))
-    # The backward pass of a net holds three gradients of the size of a hidden map, and the two maps unless stored.
+    # The backward pass of a coupling net holds three gradients of hidden maps, and unless stored, both hidden maps.
     hidden = net_bytes * (3 if memory == "keep" else 5)
     inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
     working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)
@@ -191,9 +191,12 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
 
 
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
-    """Returns the most bytes, without weights, that `encode`, `decode` or `elbo` needs for one image of a size."""
+    """Returns the bytes, besides the weights, that `encode`, `decode` or `elbo` needs at most for one image.
+
+    `height` and `width` are those of the image.
+    """
     own_height, own_width, channels = config.image_shape
-    # The maps are counted for an image of the model's size; their sizes are proportional to the number of pixels.
+    # Maps are counted for images of the config's size; the result is scaled by the number of pixels.
     stages = _list_stages(config)
     widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
     if config.has_dequantizer:
@@ -205,13 +208,13 @@ def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
 
 
 def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
-    """Returns the bytes that a layer stores for the backward pass, per image, with the memory "keep" or "recompute"."""
+    """Returns the bytes a layer stores for the backward pass of one image, with the memory "keep" or "recompute"."""
     hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
     return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
 
 
 def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the `Cost` of each step of the flows of decoder and dequantizer, and of each `FactorOut` layer."""
+    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the flows of decoder and dequantizer."""
     networks = _make_smallest_networks(config)
     flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
     stages = ((flow, stage) for flow in flows for stage in flow.stages)
@@ -223,12 +226,12 @@ def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
 
 
 def _list_stages(config: ModelConfig) -> list[StagePlan]:
-    """Returns all stages of the flows of decoder and dequantizer."""
+    """Returns the plans of all stages in the flows of decoder and dequantizer."""
     return list(itertools.chain(*config.levels, *config.dequantization_levels))
 
 
 def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns the unbuilt encoders of z and of the dequantizer, if the model has them, each with its input shape."""
+    """Returns [(encoder, input shape)] of the encoders of z and of the dequantizer, if any, which are not built."""
     networks = _make_smallest_networks(config)
     found = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:

@@ -1,7 +1,7 @@
 """Variational dequantisation q(u|x): a flow from noise to u, the positions of x inside the bins of the pixels.
 
-The method is from Ho et al., "Flow++", 2019. The paper does not mention the method, but its code has it. The flow has
-the stages, layers and bijectors of the decoder; its couplings are conditioned on a map of the image instead of z.
+The method is from Ho et al., "Flow++", 2019. The paper of this model does not mention the method, but the paper's code
+has it. The flow consists of the same layers as the decoder, conditioned on a map of the image instead of z.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tfdecouple.layers.base import BaseLayer, Condition, Mapped, Nested, RunLaye
 from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
-# Standard deviation of the normal noise whose sigmoid is nearest to uniform. The relative entropy to uniform noise is
-# 0.0095 nats a number; it is 0.193 for the standard deviation 1.
+# The sigmoid of normal noise is closest to uniform for this standard deviation: its relative entropy to uniform noise
+# is 0.0095 nats a number, and 0.193 nats for the standard deviation 1.
 _NEAR_UNIFORM = 1.75
-# Number of noise values per channel at the last level from which an actnorm is initialised; so many values determine
-# its scale to about 0.5 %.
+# Every actnorm is initialised from at least this many noise values per channel, which determine its scale to about
+# 0.5 %.
 _POSITIONS = 2**14
 
 
@@ -30,7 +30,7 @@ _POSITIONS = 2**14
 class DequantizingFlow(Flow):
     """The flow from standard normal noise to u in (0, 1), conditioned on a map of the image; it ends in a sigmoid.
 
-    Noise and u are images, `[batch, height, width, channels]`.
+    Noise and u have the shape of the images, `[batch, height, width, channels]`.
     """
 
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any):
@@ -38,7 +38,7 @@ class DequantizingFlow(Flow):
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, condition shape) of every layer, for noise of the shape of the images."""
+        """Returns [(layer, input shape, condition shape)] of every layer inside, for noise of the images' shape."""
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -51,8 +51,9 @@ class DequantizingFlow(Flow):
     def initialize_from_noise(self, seed: Any) -> None:
         """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms are set from noise.
 
-        The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid is nearest to uniform.
-        The standard deviation 1 of the paper's code would cost 0.28 bits per dimension.
+        The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid is closest to uniform.
+        The standard deviation 1, as in the paper's code, would raise the bound by 0.28 bits per dimension. `seed` draws
+        the noise.
         """
         positions = self.levels[-1][0].plan.positions
         noise = tf.random.stateless_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
@@ -68,13 +69,13 @@ class DequantizingFlow(Flow):
         self.visit_layers(noise, None, visit)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns u for noise x, and the log-determinant."""
+        """Returns u in (0, 1) for noise x, and the log-determinant `[batch]`; `run_layers` runs the layers inside."""
         y, log_det = super().run_forward(x, condition, run_layers)
         u, change = run_layers([self.sigmoid], y, None)
         return u, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the noise for u, and the log-determinant."""
+        """Returns the noise that the flow maps to y = u, and the log-determinant `[batch]` of the inverse."""
         y, change = run_layers([self.sigmoid], y, None)
         x, log_det = super().run_inverse(y, condition, run_layers)
         return x, log_det + change
@@ -95,20 +96,20 @@ class Dequantizer(Nested, BaseLayer):
         self.flow = DequantizingFlow(self.config, name="flow")
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, condition shape) of encoder and flow, for images of the config's size."""
+        """Returns [(layer, input shape, condition shape)] of encoder and flow, for images of the config's size."""
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 
     def build(self, x_shape: Any = None) -> None:  # type: ignore[override]
-        """Builds encoder and flow for images of the config's size."""
+        """Creates the weights of encoder and flow for images of the config's size."""
         super().build(x_shape)
 
     def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of u and of the log-determinant."""
+        """Returns the shape of u, which is the shape of the images, and the shape `(batch,)` of the log-determinant."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def call(self, x: tf.Tensor, noise: tf.Tensor, training: bool = False) -> Mapped:
-        """Returns u in (0, 1) for standard normal noise and images x in [-1, 1), and log |det du/dnoise|, `[batch]`.
+        """Returns u in (0, 1) for images x in [-1, 1) and standard normal noise, and log |det du/dnoise|, `[batch]`.
 
         In training the encoder normalises by the statistics of the batch and updates its moving statistics.
         """
