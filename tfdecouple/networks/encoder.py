@@ -31,7 +31,7 @@ class Convolution(BaseLayer):
         size: side of the kernel, 1 or 3.
         strides: factor by which height and width shrink; a transposed convolution enlarges them by this factor.
         transposed: whether the convolution is transposed.
-        bias_fan_in: fan-in for the initializer of the bias; 0 for a convolution without bias.
+        bias_fan_in: number of inputs of an output, which sets the range of the initial bias; 0 for no bias.
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
@@ -46,7 +46,7 @@ class Convolution(BaseLayer):
         self.bias_fan_in = bias_fan_in
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of kernel `[size, size, inputs, outputs]` (outputs first if transposed) and bias."""
+        """Returns {name: `Weight`}, the specifications of the kernel and, with `bias_fan_in`, of the bias."""
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
         weights = {"kernel": Weight((self.size, self.size, *channels), fan_in_uniform)}
         if self.bias_fan_in:
@@ -54,19 +54,19 @@ class Convolution(BaseLayer):
         return weights
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output maps, which a Keras model's `summary` shows."""
+        """Returns the shape `(batch, height, width, planes)` of the output maps for an input of shape `x_shape`."""
         batch, height, width, _ = x_shape
         sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
         return (batch, *sides, self.planes)
 
     @accept_shards
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the output maps for maps `[batch, height, width, channels]`."""
+        """Returns the output maps `[batch, height, width, planes]` for maps x; `strides` changes height and width."""
         kernel, step, border = tf.convert_to_tensor(self.kernel), self.strides, self.size // 2
         if self.transposed:
             y = self._transpose(x, kernel)
         elif self.size == 1:
-            # Pixels are left out before the convolution, so that the 1x1 kernel has no stride. For the gradient of a
+            # Pixels are left out before the convolution, so that the 1x1 kernel needs no stride. In the gradient of a
             # strided 1x1 kernel oneDNN 3.7.3 writes beyond its memory for an odd number of images, and with AVX-512
             # for maps of fewer than 16 channels and more than 40 rows.
             y = tf.nn.conv2d(x[:, ::step, ::step] if step > 1 else x, kernel, 1, "VALID")
@@ -80,7 +80,7 @@ class Convolution(BaseLayer):
         images, rows, columns, _ = get_sizes(x)
         size, step, border, planes = self.size, self.strides, self.size // 2, self.planes
         if size == 1 and step > 1:
-            # Zeros are inserted after the convolution, so that the 1x1 kernel has no stride (see `call`).
+            # Zeros are inserted after the convolution, because strided 1x1 kernels are unsafe in oneDNN (see `call`).
             y = tf.nn.conv2d_transpose(x, kernel, [images, rows, columns, planes], 1, "VALID")
             gaps = [[0, 0], [0, 0], [0, step - 1], [0, 0], [0, step - 1], [0, 0]]
             return tf.reshape(tf.pad(y[:, :, None, :, None], gaps), [images, rows * step, columns * step, planes])
@@ -95,7 +95,7 @@ class BatchNorm(BaseLayer):
     epsilon = 1e-5
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of scale, shift, moving mean and moving variance, each `[channels]`."""
+        """Returns {name: `Weight`}, the specifications of scale, shift, moving mean and variance, each `[channels]`."""
         shape = x_shape[-1:]
         return {
             "gamma": Weight(shape, "ones"),
@@ -105,13 +105,13 @@ class BatchNorm(BaseLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output, which a Keras model's `summary` shows."""
+        """Returns the shape of the output, which is `x_shape`."""
         return tuple(x_shape)
 
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns normalised maps: by the statistics of the batch in training, otherwise by the moving statistics.
+        """Returns maps x, normalised by the statistics of the batch in training, otherwise by the moving statistics.
 
-        A layer that is not trainable always uses the moving statistics.
+        In training the moving statistics are updated. A layer that is not trainable always uses the moving statistics.
         """
         if training and self.trainable:
             mean, variance = _batch_statistics(x)
@@ -124,7 +124,7 @@ class BatchNorm(BaseLayer):
 
 
 def _batch_statistics(x: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns mean and biased variance of each channel over all devices, which have equally many images."""
+    """Returns mean and biased variance `[channels]` over the images of all devices, which have equally many images."""
     shards = x if isinstance(x, list) else [x]
     images = sum(get_sizes(shard)[0] for shard in shards)
     count = multiply_sizes([images, *get_sizes(shards[0])[1:-1]], shards[0].dtype)
@@ -155,8 +155,8 @@ class ResNetBlock(Nested, BaseLayer):
     """A ResNet block: conv3x3 - BatchNorm - ELU - conv3x3 - BatchNorm plus shortcut, then ELU.
 
     The shortcut is the identity if the output has the shape of the input, and otherwise conv1x1 - BatchNorm. The number
-    of output channels is `planes`. With `strides` 2 height and width are halved, or doubled if all
-    convolutions are `transposed`.
+    of output channels is `planes`. With `strides` 2 height and width are halved, or doubled if all convolutions are
+    `transposed`.
     """
 
     saved_arguments = ("planes", "strides", "transposed")
@@ -173,7 +173,7 @@ class ResNetBlock(Nested, BaseLayer):
         self.shortcut: list[BaseLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, None) of convolutions and normalisations, for maps of shape `x_shape`."""
+        """Returns [(layer, input shape, None)] of convolutions and normalisations, for maps of shape `x_shape`."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -183,12 +183,13 @@ class ResNetBlock(Nested, BaseLayer):
         return [(*each, None) for each in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns multiply-adds and counts of stored numbers of the block, for one image."""
+        """Returns the `Cost` of the block for one image: multiply-adds, and numbers stored for the backward pass."""
         self.children(x_shape)
         *sides, channels = x_shape[1:]
         *out_sides, planes = self.compute_output_shape(x_shape)[1:]
         shortcut, out, border = bool(self.shortcut), math.prod(out_sides), 0 if self.transposed else 2
-        # A transposed convolution applies its kernel at each position of its input.
+        # A convolution applies its kernel at each output position, a transposed one at each input position; the smaller
+        # of the two counts is right in both cases.
         first = channels * planes * (9 + shortcut) * min(math.prod(sides), out)
         # The backward pass needs the padded inputs of the two convolutions, the inputs of batch normalisations, and the
         # outputs of the two ELUs.
@@ -198,13 +199,13 @@ class ResNetBlock(Nested, BaseLayer):
         return Cost(first + 9 * planes**2 * out, activations)
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output maps."""
+        """Returns the shape of the output maps, batch first, for maps of shape `x_shape`."""
         return self.convolution_1.compute_output_shape(x_shape)
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns maps `[batch, height/strides, width/strides, planes]`; if transposed, the sides grow instead."""
-        # Keras' `__call__` would treat the list of a batch's shards as several inputs, so `call` is called directly.
+        """Returns maps `[batch, height/strides, width/strides, planes]`; a transposed block enlarges the sides."""
+        # Keras' `__call__` would treat a batch's list of shards (parallel parts) as several inputs, so `call` is used.
         h = self.norm_1.call(self.convolution_1.call(x), training)
         h = self.norm_2.call(self.convolution_2.call(_elu(h)), training)
         if self.shortcut:
@@ -214,7 +215,7 @@ class ResNetBlock(Nested, BaseLayer):
 
 
 class _BlockNetwork(Nested, BaseLayer):
-    """The base class of networks that run ResNet blocks one after the other."""
+    """The base class of networks that run ResNet blocks one after the other; `blocks` are the blocks' plans."""
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
@@ -224,7 +225,7 @@ class _BlockNetwork(Nested, BaseLayer):
         ]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (block, input shape, None) of all blocks, for images `[batch, height, width, channels]`."""
+        """Returns [(block, input shape, None)] of all blocks, for images of shape `x_shape`, batch first."""
         children: list[tuple[BaseLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
@@ -233,10 +234,10 @@ class _BlockNetwork(Nested, BaseLayer):
 
     @full_float32()
     def run_inference(self, x: tf.Tensor) -> Any:
-        """Returns the outputs of `call` with `training=False`, faster in eager mode."""
+        """Returns the outputs of `call` with `training=False`; in eager mode a trace makes this faster than `call`."""
 
         def run(x: tf.Tensor, condition: None) -> tuple[tf.Tensor, ...]:
-            # The network runs in one trace, so that XLA, where it is used, compiles one program.
+            # All blocks are in one trace, so that XLA, if the option is on, compiles one program for the network.
             return self.execution.run_layer(self._infer_as_tuple, x)
 
         outputs = self.execution.trace_network(self, "_infer_as_tuple", run, x)()
@@ -246,8 +247,8 @@ class _BlockNetwork(Nested, BaseLayer):
         return tuple(tf.nest.flatten(self(x, training=False)))
 
     def _run_blocks(self, x: tf.Tensor, training: bool) -> Batch:
-        # In training each batch normalisation joins the statistics of all shards. Otherwise no image depends on another
-        # image, and the caller has divided the batch into shards already.
+        # In training the batch is divided into shards (parallel parts) here, because each batch normalisation joins the
+        # statistics of all shards. Otherwise the caller has divided the batch, as no image depends on another image.
         batch: Batch = split_into_shards(x) if training else x
         for block in self.blocks:
             batch = block(batch, training=training)
@@ -263,7 +264,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
     Args:
         latent_dim: size of z.
-        channels: number of output channels of each level, which halves height and width.
+        channels: number of output channels of each level; each level halves height and width.
         out_channels: number of channels before flattening (the paper's c').
         **kwargs: arguments of `keras.layers.Layer`.
     """
@@ -278,21 +279,21 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of the dense layer at the end, for images `[batch, height, width, channels]`."""
+        """Returns {name: `Weight`}, the specifications of the dense layer at the end, for images of shape `x_shape`."""
         return weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, None) of the blocks and of the 1x1 convolution after them."""
+        """Returns [(layer, input shape, None)] of the ResNet blocks and of the 1x1 convolution after the blocks."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]
 
     def compute_map_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape, batch first, of the map that is flattened before the dense layer, for images `x_shape`."""
+        """Returns the shape of the map that is flattened before the dense layer, for images of shape `x_shape`."""
         return (*self.children(x_shape)[-1][1][:-1], self.out_channels)
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of mean and log-variance."""
+        """Returns the shapes of mean and log-variance, each `(batch, latent_dim)`."""
         return ((x_shape[0], self.latent_dim),) * 2
 
     @full_float32()
@@ -300,7 +301,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         """Returns mean and log-variance of z for images, each `[batch, d_z]`.
 
         Args:
-            x: images, `[batch, height, width, channels]` in [-1, 1), without noise.
+            x: images, `[batch, height, width, channels]` in [-1, 1), without dequantization noise.
             training: whether to normalise by the batch's statistics and to update the moving statistics.
         """
         h = join_shards(_elu(self.top.call(self._run_blocks(x, training))))
@@ -315,6 +316,7 @@ class LocalResNet(_BlockNetwork):
     """A network from an image to a map of the image's size: the encoder's blocks, then as many transposed blocks.
 
     `channels` are the numbers of output channels of the encoder's levels, each of which halves height and width.
+    `map_channels` is the number of channels of the map.
     """
 
     saved_arguments = ("channels", "map_channels")
@@ -325,9 +327,12 @@ class LocalResNet(_BlockNetwork):
         self.map_channels = map_channels
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output maps."""
+        """Returns the shape of the output maps, `(batch, height, width, map_channels)`."""
         return (*x_shape[:-1], self.map_channels)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Returns maps `[batch, height, width, map_channels]` for images in [-1, 1); `training` is as for `Encoder`."""
+        """Returns maps `[batch, height, width, map_channels]` for images x of the same size in [-1, 1).
+
+        In training the statistics of the batch normalise, and the moving statistics are updated.
+        """
         return join_shards(self._run_blocks(x, training))

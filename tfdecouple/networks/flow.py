@@ -33,9 +33,9 @@ class FlowStep(InvertibleSequence):
     """A step of the flow: actnorm, 1x1 convolution, two couplings, actnorm, two couplings (paper Figure 3a).
 
     Args:
-        couplings: arguments of each `Coupling`: `hidden`, and perhaps `condition_size`, `transform`, `alpha` and
-            `conditioner`.
-        step_layers: names, in `config.STEP_LAYERS`, of further layers at the end of the step.
+        couplings: keyword arguments of each `Coupling`: `hidden`, and optionally `condition_size`, `transform`, `alpha`
+            and `conditioner`.
+        step_layers: names (keys of `config.STEP_LAYERS`) of additional layers at the end of the step.
         **kwargs: arguments of `InvertibleLayer`.
     """
 
@@ -51,7 +51,7 @@ class FlowStep(InvertibleSequence):
             names = {part: f"coupling_{pattern}_{part}" for part in ("last", "first")}
             return [Coupling(**couplings, pattern=pattern, part=part, name=names[part], dtype=dtype) for part in names]
 
-        # The names of the layers are part of the paths of weights in checkpoints.
+        # A new name of a layer would change the paths of weights, by which checkpoints identify the weights.
         self.sequence = [
             ActNorm(name="actnorm_1", dtype=dtype),
             self._linear(name="linear", dtype=dtype),
@@ -64,11 +64,11 @@ class FlowStep(InvertibleSequence):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class FactorOut(InvertibleComposite):
-    """The layer that transforms the channels that leave the flow next: 1x1 convolution, coupling, actnorm.
+    """A layer at the end of a stage, for the channels that leave the flow next: 1x1 convolution, coupling, actnorm.
 
     The last `dropped` channels of the output leave (paper Figure 3c; the paper's code calls this layer the multi-scale
-    prior). Coupling and actnorm change these channels only. Glow instead learns a conditional Gaussian of the channels
-    that leave. The argument `couplings` is as for `FlowStep`.
+    prior). Coupling and actnorm change only these channels. Glow instead learns a conditional Gaussian of the channels
+    that leave. `couplings` are keyword arguments of the `Coupling`, as for `FlowStep`.
     """
 
     saved_arguments = ("dropped", "couplings")
@@ -81,7 +81,7 @@ class FactorOut(InvertibleComposite):
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, condition shape) of 1x1 convolution, coupling and actnorm."""
+        """Returns [(layer, input shape, condition shape)] of 1x1 convolution, coupling and actnorm."""
         self._remaining = x_shape[-1] - self.dropped
         return [
             (self.mixing, x_shape, condition_shape),
@@ -90,14 +90,14 @@ class FactorOut(InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant."""
+        """Returns the output for x, and the log-determinant `[batch]`; `run_layers` runs the layers inside."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that the layer maps to y, and the log-determinant."""
+        """Returns the x that `run_forward` maps to y, and the log-determinant `[batch]` of the inverse."""
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
@@ -114,7 +114,7 @@ class Stage:
 
     @property
     def layers(self) -> tuple[InvertibleLayer, ...]:
-        """All layers of the stage, in the order of the forward direction."""
+        """All layers of the stage, a tuple in the order of the forward direction."""
         return (*self.steps, self.factor_out) if self.factor_out else self.steps
 
 
@@ -123,9 +123,10 @@ class Flow(InvertibleComposite):
     """The whole flow v = f(x; z), with the fine-grained multi-scale structure of the paper's Figure 3c.
 
     The first level works on the colour channels at full resolution. Every further level begins with a squeeze. The
-    first level does so, too, if an image has one or two channels, too few to split. An inner level consists of stages;
-    after the steps of a stage a quarter of the level's channels leave the flow as finished entries of v. To give v the
-    shape of the image, the channels that left are joined with the remaining channels and unsqueezed, level by level.
+    first level does so only if an image has one or two channels, too few to split. A level between the first and the
+    last consists of stages; after the steps of each stage some of the level's channels (by default a quarter) leave the
+    flow as finished entries of v. To give v the shape of the image, the channels that left are joined with the
+    remaining channels and unsqueezed, level by level.
 
     The argument `config` is the model's config, or its options as a dict.
 
@@ -134,7 +135,7 @@ class Flow(InvertibleComposite):
         condition_size: size of the vector, or channels of the full-resolution map, that conditions the flow; 0 for no
             condition.
         local: whether the condition is a map, which is squeezed like the image, level by level.
-        is_squeezed_first: whether the first level begins with a squeeze.
+        squeezes_first: whether the first level begins with a squeeze.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
@@ -163,17 +164,17 @@ class Flow(InvertibleComposite):
 
     @property
     def stages(self) -> Iterator[Stage]:
-        """The stages of all levels, in the order of the forward direction."""
+        """The stages of all levels, an iterator in the order of the forward direction."""
         return (stage for level in self.levels for stage in level)
 
     def compute_condition_shape(self, stage: StagePlan) -> tuple[int | None, ...]:
-        """Returns the shape of the condition of a stage's couplings, batch first."""
+        """Returns the shape, batch first, of z or of the map that conditions the couplings of a stage."""
         if not self.local:
             return (None, self.condition_size)
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, condition shape) of every layer, for images of the config's shape."""
+        """Returns [(layer, input shape, condition shape)] of every layer inside, for images of the config's shape."""
         image = (None, *self.config.image_shape)
         children: list[tuple[BaseLayer, Any, Any]] = []
         for stage in self.stages:
@@ -183,7 +184,7 @@ class Flow(InvertibleComposite):
         return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Builds every layer; the weights do not depend on the height and width of the images."""
+        """Creates the weights of every layer for images of the config's shape; convolutions fit any image size."""
         BaseLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
 
@@ -202,7 +203,10 @@ class Flow(InvertibleComposite):
         step_layers: Sequence[str],
         couplings: Mapping[str, Any],
     ) -> tuple[tuple[Stage, ...], ...]:
-        """Returns the stages of each level; `couplings` are arguments that all couplings share."""
+        """Returns the stages of each level; `couplings` are arguments that all couplings share.
+
+        `transform` is that of couplings in flow steps, `multiscale_transform` that of couplings in `FactorOut` layers.
+        """
         dtype = self.dtype_policy
 
         def make_stage(plan: StagePlan) -> Stage:
@@ -216,7 +220,7 @@ class Flow(InvertibleComposite):
         return tuple(tuple(map(make_stage, level)) for level in levels)
 
     def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the parts of v in the order in which they left the flow, each at the resolution of its level."""
+        """Splits v into its parts in the order in which they leave the flow, each at the resolution of its level."""
         parts = []
         for depth in range(len(self.levels)):
             v, dropped = self._split_level(depth, self._enter_level(depth, v, None)[0])
@@ -237,7 +241,7 @@ class Flow(InvertibleComposite):
         return super()._prepare_inputs(x, condition)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant."""
+        """Returns v for x, and the log-determinant `[batch]`; `run_layers` runs the layers inside."""
         h, level_condition = x, condition
         left: list[list[tf.Tensor]] = []
         log_dets = []
@@ -253,7 +257,7 @@ class Flow(InvertibleComposite):
                     left[-1].append(dropped)
         log_det = make_zero_log_det(x)
         for depth in reversed(range(len(self.levels))):
-            # In v the remaining channels come first, then the channels that left, from the last stage to the first.
+            # v contains the remaining channels first, then the channels that left, from the last stage to the first.
             h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
             h = self._leave_level(depth, h)
             log_det = log_dets[depth] + log_det
@@ -263,7 +267,7 @@ class Flow(InvertibleComposite):
         return v, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that the layer maps to y, and the log-determinant."""
+        """Returns the x that the flow maps to y = v, and the log-determinant `[batch]` of the inverse."""
         h, level_condition, log_det = y, condition, make_zero_log_det(y)
         if self.whitening is not None:
             h, whitening_log_det = run_layers([self.whitening], y, condition)
@@ -283,7 +287,7 @@ class Flow(InvertibleComposite):
         return h, log_det if self.whitening is None else whitening_log_det + log_det
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        """Squeezes the input of a level, and a condition that is a map; returns input and condition."""
+        """Returns the input of a level and its condition, both squeezed if the level begins so, but z never."""
         if not (depth or self.is_squeezed_first):
             return h, condition
         if condition is not None and self.local:
@@ -294,7 +298,7 @@ class Flow(InvertibleComposite):
         return self.squeeze.inverse_and_log_det(h)[0] if depth or self.is_squeezed_first else h
 
     def _split_level(self, depth: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Splits v at a level into the channels that remained and a list of the channels that left at each stage."""
+        """Splits v at a level into the channels that remained and a list of the channels that left after each stage."""
         counts = [stage.plan.dropped for stage in self.levels[depth] if stage.plan.dropped]
         remaining, *dropped = tf.split(v, [v.shape[-1] - sum(counts), *counts[::-1]], -1)
         return remaining, dropped[::-1]

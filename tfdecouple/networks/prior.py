@@ -1,6 +1,6 @@
 """The prior over z: a flow from z to a standard normal (paper B.3), and layers with separate weights for each label.
 
-These layers shift and scale z by the label, or compute z from the label.
+The layers with weights for each label shift and scale z by the label, or compute z from the label.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tfdecouple.runtime.execution import Execution
 from tfdecouple.runtime.numerics import multiply_in_full_precision
 from tfdecouple.runtime.precision import full_float32
 
-# In the paper's code the embedding is drawn within +-0.1, and hidden layers are four times as wide as z.
+# As in the paper's code, the embedding is initialised within +-0.1, and hidden layers are four times as wide as z.
 _EMBEDDING, _WIDENING = 0.1, 4
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class PriorStep(FlowStep):
-    """A flow step on vectors, with a linear layer instead of the 1x1 convolution; its coupling nets are MLPs."""
+    """A flow step on vectors, with a linear layer instead of the 1x1 convolution; the coupling nets are MLPs."""
 
     _linear = InvertibleLinear
 
@@ -37,10 +37,10 @@ class PriorFlow(InvertibleSequence):
     """The prior flow, which maps z `[batch, d_z]` to standard normal noise `[batch, d_z]`.
 
     Args:
-        steps: number of steps.
+        steps: number of flow steps.
         hidden: width of the coupling nets.
-        transform: name of a transform, such as "affine" or "additive".
-        alpha: bound of the affine scale.
+        transform: name of the couplings' transform, such as "affine" or "additive".
+        alpha: bounds the scale of an affine coupling to (1 - alpha, 1 + alpha).
         **kwargs: arguments of `InvertibleLayer`.
     """
 
@@ -65,17 +65,17 @@ class _ClassLayer(BaseLayer):
         self.latent_dim = latent_dim
 
     def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the row of `rows` `[classes, d_z]` for each label `[batch]`; zeros for a number that is no label."""
-        # On a GPU the gradient of `tf.gather` adds rows in a varying order; a matrix product is repeatable.
+        """Returns the row of `rows` `[classes, d_z]` for each label `[batch]`; zeros for a label out of range."""
+        # The gradient of `tf.gather` adds up rows in a varying order on a GPU, so a matrix product is used instead.
         return multiply_in_full_precision(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ClassCodes(_ClassLayer):
-    """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical")."""
+    """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical" there)."""
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of the embedding and the three dense layers, initialised as in the paper's code."""
+        """Returns {name: `Weight`}, the specifications of embedding and three dense layers, as in the paper's code."""
         size, hidden = self.latent_dim, _WIDENING * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
         after_size, after_hidden = (functools.partial(make_bias_initializer, fan_in) for fan_in in (size, hidden))
@@ -90,12 +90,12 @@ class ClassCodes(_ClassLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of z for labels of shape `x_shape`."""
+        """Returns the shape `(batch, d_z)` of z for labels of shape `x_shape`, `(batch,)`."""
         return (*x_shape, self.latent_dim)
 
     @full_float32()
     def compute_codes(self) -> tf.Tensor:
-        """Returns the code of each label, `[classes, d_z]`."""
+        """Returns z for each of the labels, float32 `[classes, d_z]`."""
         read = tf.convert_to_tensor
         h = tf.nn.elu(multiply_in_full_precision(read(self.embedding), read(self.first)) + read(self.first_bias))
         h = tf.nn.elu(multiply_in_full_precision(h, read(self.second)) + read(self.second_bias))
@@ -103,46 +103,46 @@ class ClassCodes(_ClassLayer):
 
     @full_float32()
     def call(self, labels: tf.Tensor) -> tf.Tensor:
-        """Returns z, `[batch, d_z]`, for integer labels `[batch]`."""
+        """Returns z, float32 `[batch, d_z]`, for integer labels `[batch]`."""
         return self._select_rows(labels, self.compute_codes())
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class ClassAffine(_ClassLayer):
-    """A layer y = z * scale + shift, with its own scale and shift for each label, before the prior flow.
+    """A layer before the prior flow that maps z to z * scale + shift, with separate scale and shift for each label.
 
     The layer starts as the identity, so p(z|y) does not depend on the label y at first.
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of log-scale and shift, each `[classes, d_z]`."""
+        """Returns {name: `Weight`}, the specifications of log-scale and shift, each `[classes, d_z]`."""
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of y and of the log-determinants, which a Keras model's `summary` shows."""
+        """Returns the shapes of the output, `(batch, classes, d_z)`, and of the log-determinants, `(classes,)`."""
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset_to_zero(self) -> None:
-        """Sets log-scale and shift to 0, so that the layer is the identity."""
+        """Sets log-scale and shift to 0 for every label, so that the layer is the identity."""
         for weight in (self.log_scale, self.shift):
             weight.assign(tf.zeros_like(weight))
 
     def call(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns y `[batch, classes, d_z]` for z `[batch, d_z]` and every label, and log-determinants `[classes]`."""
+        """Returns z scaled and shifted for every label, `[batch, classes, d_z]`, and log-determinants `[classes]`."""
         log_scale = tf.convert_to_tensor(self.log_scale)
         y = z[:, None] * tf.exp(log_scale) + tf.convert_to_tensor(self.shift)
         return y, tf.reduce_sum(log_scale, -1)
 
     @full_float32()
     def invert_for_labels(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Returns z `[batch, d_z]`, given y `[batch, d_z]`, by the scale and shift of each label `[batch]`."""
+        """Returns the z `[batch, d_z]` that the layer maps to y `[batch, d_z]` for the images' labels `[batch]`."""
         log_scale, shift = (
             self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)
         )
         return (y - shift) * tf.exp(-log_scale)
 
     def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
-        """Returns a TFP bijector of z `[batch, d_z]` for labels, or of z `[..., classes, d_z]` for all labels."""
+        """Returns a TFP bijector that maps z `[batch, d_z]` for given labels, or z `[..., classes, d_z]` for all."""
         log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
         if labels is not None:
             log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))
