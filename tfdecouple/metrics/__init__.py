@@ -1,1 +1,1 @@
-"""The metrics of the command `evaluate`, a module each, and their tools: classifiers, image draws, directions."""
+"""The metrics of the command `evaluate`, one module each, and modules that draw images and find directions in z."""

@@ -1,4 +1,4 @@
-"""The base class of all metrics of the command `evaluate`, its results, and means with standard errors."""
+"""The base class of the metrics of the command `evaluate`, the results of metrics, and means with standard errors."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Estimate:
 
     @classmethod
     def from_values(cls, values: Any) -> Estimate:
-        """Returns the mean and standard error, computed in float64, of values `[images]`, one value per image."""
+        """Returns the mean and standard error, computed in float64, of `values`, `[images]`, one value per image."""
         values = np.asarray(values, np.float64)
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return cls(float(values.mean()), float(error))
 
     def to_text(self, digits: int) -> str:
-        """Returns a text of the mean, with `digits` decimals, and of the standard error if that is finite.
+        """Returns the mean as a text with `digits` decimals, followed by the standard error if the error is finite.
 
         >>> Estimate(3.14159, 0.0123).to_text(3), Estimate(3.0, math.nan).to_text(1)
         ('3.142 ± 0.012', '3.0')
@@ -42,7 +42,7 @@ class Estimate:
 
 
 class Result(NamedTuple):
-    """The result of a metric: values for its JSON file, lines that `evaluate` prints, and a picture or None.
+    """The result of a metric: values for the metric's JSON file, lines that `evaluate` prints, and a picture or None.
 
     The values are plain Python objects; NaN and infinities become null in the file.
     """
@@ -53,18 +53,17 @@ class Result(NamedTuple):
 
 
 class Metric:
-    """The base class of the metrics of the command `evaluate`; `cli/evaluate.py` lists all metrics in their order.
+    """The base class of the metrics of the command `evaluate`; `cli/evaluate.py` has the list of all metrics.
 
     The module of a metric imports TensorFlow and scikit-learn inside functions, so that `--help` loads neither.
 
     Attributes:
         name: the name of the metric, of its JSON file, and of the option that requests the metric.
-        help: the help text of this option.
-        on_split: True if the metric is computed on the images of --split; the name of its file then contains the split.
-            False if the metric uses test images, whatever --split is.
+        help: the help text of the option that requests the metric.
+        on_split: True if the metric is computed on the images of --split; the name of its JSON file then contains the
+            split. False if the metric uses test images, whatever --split is.
         needs_z: whether the metric needs a model with z.
-        needs_posterior: whether the metric needs z of an image, so that a model whose z is a function of the label
-            does not suit.
+        needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
         needs_classes: whether the metric needs a model with labels.
         needs_plots: whether the metric draws a plot, which needs matplotlib.
     """
@@ -82,7 +81,7 @@ class Metric:
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the options of the metric to a group of the parser of `evaluate`; by default a flag with its name."""
+        """Adds the metric's options to `group`, an argparse group of `evaluate`; by default the flag `--NAME`."""
         group.add_argument(f"--{cls.name.replace('_', '-')}", action="store_true", help=cls.help)
 
     @property
@@ -95,7 +94,7 @@ class Metric:
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Checks the options of the metric and opens the inputs that it alone needs, before any metric is computed.
+        """Checks the metric's options, files and packages; `evaluate` calls this before it computes any metric.
 
         Raises:
             UserError: if an option is wrong, or a file, a data set or a package that the metric needs is missing.
@@ -104,7 +103,7 @@ class Metric:
             require_packages("matplotlib", what=self.option)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the result of the metric for the run, the images and the devices of a `cli.evaluate.Evaluation`.
+        """Returns the metric's result; `evaluation`, a `cli.evaluate.Evaluation`, has the run, images and devices.
 
         Raises:
             UserError: if the metric cannot be computed for a reason that the user can change.
@@ -113,14 +112,15 @@ class Metric:
 
 
 def describe_draw_count(k: int) -> str:
-    """Returns the number of draws `k` as a text, such as "1 draw" or "3 draws"."""
+    """Returns `k`, a number of random draws, as a text, such as "1 draw" or "3 draws"."""
     return f"{k} draw{'s' if k > 1 else ''}"
 
 
 def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> None:
-    """Raises RunError, with the indices of the images, `[images]`, if `values`, `[images, ...]`, are not all finite.
+    """Raises RunError, which lists the images that have a NaN or an infinity, unless all `values` are finite.
 
-    The argument `what` names the values in the message, such as "the bound".
+    `values` are `[images, ...]`, and `index`, `[images]`, has the indices of the images in their split. `what` names
+    the values in the message, such as "the bound".
     """
     bad = np.flatnonzero(~np.isfinite(values).all(tuple(range(1, values.ndim))))
     if len(bad):

@@ -1,8 +1,9 @@
 """Bits per dimension of images: by the ELBO, by the tighter importance-weighted bound, and of lossless codecs.
 
-In expectation, both bounds are at least -log2 p(image) per colour value, where p(image) is the integral of the density
-over the pixel's bin and over z (paper equation 2). The importance-weighted bound (Burda et al., "Importance Weighted
-Autoencoders", 2016) takes the mean over k draws inside the logarithm. It falls with k, and is the ELBO at k = 1.
+Both bounds are, in expectation, upper bounds of -log2 p(image) per colour value. Here p(image) is the integral of the
+density over the bins of the pixels and over z (paper equation 2). The importance-weighted bound (Burda et al.,
+"Importance Weighted Autoencoders", 2016) takes the mean over k draws inside the logarithm. For k = 1 it is equal to the
+ELBO, and it falls as k grows.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class BitsPerDim(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --samples to `group`."""
+        """Adds the option --samples, the number of draws per image, to the argparse group of `evaluate`."""
         add_number(group, "--samples", 1, "draws per image for the ELBO, --latent-use and --outliers", 1)
 
     def is_requested(self) -> bool:
@@ -43,25 +44,25 @@ class BitsPerDim(Metric):
         return True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the ELBO and its terms."""
+        """Returns the ELBO in bits/dim and its terms in nats per image, as means over the images of --split."""
         elbo, line = _evaluate_bound(evaluation, ELBO, self.options.samples)
         terms = [f"    {term:15} {getattr(elbo, term).to_text(2):>22} nats an image" for term in _TERMS]
         return Result(dataclasses.asdict(elbo), [line, *terms])
 
 
 class ImportanceWeighted(Metric):
-    """The metric of bits per dimension by the importance-weighted bound."""
+    """The metric of bits per dimension by the importance-weighted bound, over --importance draws per image."""
 
     name = "importance"
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --importance to `group`."""
+        """Adds the option --importance, the number of draws per image (0 for no such bound), to argparse's `group`."""
         text = "also the importance-weighted bound over N draws per image, a tighter one; 0 for none"
         add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the importance-weighted bound, its distance below the ELBO, and the number of effective draws."""
+        """Returns the importance-weighted bound, its distance below the ELBO, both in bits/dim, and effective draws."""
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
         return Result(
@@ -70,7 +71,7 @@ class ImportanceWeighted(Metric):
 
 
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
-    """Returns a bound on the bits per dimension of the images of --split, and a line of its value for `evaluate`."""
+    """Returns a bound on the bits/dim of the images of --split, from `k` draws per image, and its line for printing."""
     from tfdecouple.runtime.progress import Counter
 
     evaluator, draws = (
@@ -91,7 +92,7 @@ class OwnSize(Metric):
     help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns bits/dim of each image and the mean over images, each averaged over --samples draws of the noise."""
+        """Returns the bits/dim of each image, averaged over --samples draws of noise, and the mean over the images."""
         from tfdecouple import randomness
         from tfdecouple.metrics.drawn_images import draw_uncropped_images
         from tfdecouple.runtime.progress import Counter
@@ -121,9 +122,9 @@ class Bound:
     """A bound on the bits per dimension, averaged over images, with its terms.
 
     Attributes:
-        bound: the kind of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
-        k: the number of draws of (z, u) per image. The ELBO is the mean of their log weights; the importance-weighted
-            bound is the log of their mean weight.
+        bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
+        k: the number of draws of z and of the dequantisation noise u per image. The ELBO averages the log importance
+            weights of the draws; the importance-weighted bound is the log of the average weight.
         images: the number of images.
         bits_per_dim: the bound in bits per colour value.
         standard_error: the standard error of `bits_per_dim`, from the spread over images.
@@ -146,7 +147,7 @@ class Bound:
     effective_draws: float
 
     def to_log_row(self) -> dict[str, float]:
-        """Returns the values for a row of the training log, by name: the bound, the means of its terms, the counts."""
+        """Returns a dict of numbers for a row of the training log: the bound, its terms, counts of images and draws."""
         terms = {name: getattr(self, name).mean for name in _TERMS}
         bits = {"bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
         return {**bits, **terms, "images": self.images, "samples": self.k}
@@ -156,12 +157,12 @@ class BoundEvaluator:
     """A callable that computes a bound on the bits per dimension of images, on one or more devices.
 
     Draw number n of an image depends only on the seed, on n and on the index of the image, and sums are taken in
-    float64. So the batch size and the number of devices change a result by rounding alone. A model without z needs
-    draws of u alone.
+    float64. So the batch size and the number of devices change a result by rounding alone. For a model without z, only
+    the dequantisation noise u is drawn.
 
     Args:
-        model: a `DecoupledModel` with weights, or a density with its `config`, `require_initialized`,
-            `elbo_from_noise` and `nats_to_bits_per_dim`.
+        model: a `DecoupledModel` with weights, or another density that has the attributes `config`,
+            `require_initialized`, `elbo_from_noise` and `nats_to_bits_per_dim`.
         strategy: the devices; None for the default device.
     """
 
@@ -192,13 +193,13 @@ class BoundEvaluator:
 
         Args:
             batches: a dataset of dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
-                0 for padding), with one batch size that the number of devices divides. For a model with labels also
-                `label` (`[batch]`), which may be -1 unless z is a function of the label.
-            bound: the kind of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
+                0 for padding). All batches have the same size, a multiple of the number of devices. A model with labels
+                also needs `label` (`[batch]`), -1 for none. If z is a function of the label, all must have labels.
+            bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
             k: the number of draws per image, at least 1.
             seed: the seed of the draws.
             on_batch: a callback that receives the number of evaluated images after each draw.
-            refuse_non_finite: whether a bound that is not finite raises RunError, with the numbers of the images.
+            refuse_non_finite: whether a bound that is not finite raises RunError, with the indices of the images.
 
         Raises:
             DataError: if a label that the model needs is missing.
@@ -211,12 +212,12 @@ class BoundEvaluator:
 
         self._model.require_initialized()
         if self._strategy.num_replicas_in_sync > 1:
-            # One device needs no distributed dataset, whose input pipeline can take as long to close as it has run.
+            # A single device reads `batches` directly, because a distributed dataset can take long to close.
             undistributed = batches
             batches = self._strategy.distribute_datasets_from_function(
                 lambda context: slice_for_replicas(undistributed, context)
             )
-        # For each image: ELBO terms, log of the sum of importance weights, log of the sum of their squares, index.
+        # Each list gets one array per batch: ELBO terms, log sum of importance weights, log sum of squares, indices.
         terms, log_sums, log_squares, index = [], [], [], []
         done = 0
         for batch in batches:
@@ -232,14 +233,14 @@ class BoundEvaluator:
             draws = np.stack(rows)
             log_weights = -(draws[..., 0] + draws[..., 1] + draws[..., 2])
             terms.append(draws.mean(0))
-            # NumPy would warn about the infinite weights of a diverged model.
+            # Without this context NumPy would warn about the infinite weights of a diverged model.
             with np.errstate(invalid="ignore"):
                 log_sums.append(np.logaddexp.reduce(log_weights))
                 log_squares.append(np.logaddexp.reduce(2 * log_weights))
             index.append(self._gather_from_devices(batch["index"])[counted])
             done += images
         nats, log_sum, log_square = np.concatenate(terms), np.concatenate(log_sums), np.concatenate(log_squares)
-        # The terms are added in the order in which the log weights add them: both bounds are then identical for k = 1.
+        # The terms are added in the same order as for the log weights, so that both bounds are identical for k = 1.
         negative_elbo = nats[:, 0] + nats[:, 1] + nats[:, 2]
         bound_nats = negative_elbo if bound == ELBO else math.log(k) - log_sum
         if refuse_non_finite:
@@ -259,7 +260,7 @@ class BoundEvaluator:
     def _compute_elbo_terms(
         self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
     ) -> tf.Tensor:
-        """Returns the three terms of the ELBO of each image for one draw of noise, `[batch, 3]`, in nats."""
+        """Returns the three terms of each image's ELBO for draw `number` of the noise, in nats, `[batch, 3]`."""
         import tensorflow as tf
 
         from tfdecouple import randomness
@@ -272,7 +273,7 @@ class BoundEvaluator:
         return tf.stack(self._model.elbo_from_noise(images, z, u, **options)[:3], -1)
 
 
-# Options of Pillow for the smallest lossless files. `exact` also preserves the colours of transparent pixels.
+# Options of Pillow that give the smallest lossless files. `exact` also preserves the colours of transparent pixels.
 _CODECS: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "quality": 100, "method": 6, "exact": True},
     "png": {"format": "PNG", "optimize": True},
@@ -280,10 +281,10 @@ _CODECS: dict[str, dict[str, Any]] = {
 
 
 def compute_codec_bits(images: np.ndarray, codec: str) -> np.ndarray:
-    """Returns the bits per colour value of images, each coded in a lossless file of its own, as float64 `[n]`.
+    """Compresses each image losslessly, and returns the bits per colour value of each, float64 `[n]`.
 
     The images are uint8 `[n, height, width, channels]`, and `codec` is "webp" or "png". Images without exactly three
-    channels are coded as one grey picture per channel. The header of each file counts (paper Table 1).
+    channels are coded as one grey picture per channel. The bits include the header of each file (paper Table 1).
     """
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Two metrics of classification: by linear classifiers of z, v and pixels, and by Bayes' rule with a model's labels."""
+"""Two metrics of accuracy: of linear classifiers on z, v and pixels, and of a model with labels, by Bayes' rule."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tfdecouple.runtime.progress import Counter
 if TYPE_CHECKING:
     from tfdecouple.model import DecoupledModel
 
-# Default largest numbers of images, and of colour values in all images, of a probe; the time of a fit grows with both.
+# By default classifiers get at most 10,000 images, and at most 2**26 colour values in all, because both lengthen a fit.
 IMAGES, VALUES = 10_000, 2**26
-# Smallest number of training images, of which a fifth is held out to choose C.
+# Smallest number of training images of the classifiers. A fifth of the images is held out to choose the regularisation.
 LEAST = 10
 
 
@@ -44,8 +44,8 @@ class LinearProbe(Metric):
     The SVM is scikit-learn's `LinearSVC` (one against the rest, squared hinge loss). The paper's code uses
     `SVC(kernel="linear", C=1)`, whose time grows with the square of the number of images.
 
-    The features of 60,000 images of 32 x 32 RGB take 0.7 GB (4 bytes a value), and `LinearSVC` copies those of the
-    training images to 24 bytes a value.
+    The features of 60,000 images of 32 x 32 RGB take 0.7 GB (4 bytes a value). `LinearSVC` makes a copy of the features
+    of the training images, with 24 bytes a value.
     """
 
     name = "probe"
@@ -56,13 +56,13 @@ class LinearProbe(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the options --probe and --probe-images to `group`."""
+        """Adds the flag --probe and the option --probe-images, the number of training images, to argparse's `group`."""
         super().add_options(group)
         text = "training images of --probe; 0 for as many as --images, or at most 10000, fewer where they are large"
         add_number(group, "--probe-images", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the test accuracies, and a picture of the confusion matrix for z (for v in a model without z)."""
+        """Returns the classifiers' test accuracies, and a picture of the confusion matrix for z (without z: for v)."""
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
         options, source, model = self.options, evaluation.source, evaluation.opened.model
@@ -100,7 +100,7 @@ class LinearProbe(Metric):
                     "converged": fitted.converged,
                 }
                 line = f"{name} ({features.shape[1]:,}), {kind}: {_format_accuracy(classifiers[kind])}"
-                # Progress goes to standard error, so that standard output has the results alone.
+                # Progress goes to standard error, so that standard output has only the results.
                 print(line, file=sys.stderr, flush=True)
             rows[name] = {"features": name, "dimensions": features.shape[1], "classifiers": classifiers}
 
@@ -122,7 +122,7 @@ class LinearProbe(Metric):
 
         name = "z" if z is not None else "v"
         classifiers = rows[name]["classifiers"]
-        # Held-out images choose the classifier of the picture, because test images must not influence the choice.
+        # The picture shows the classifier with the best held-out accuracy: test images must not influence the choice.
         kind = max(classifiers, key=lambda kind: classifiers[kind]["held_out_accuracy"])
         report = {
             "results": list(rows.values()),
@@ -143,7 +143,7 @@ def _format_accuracy(result: dict[str, Any]) -> str:
 
 
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of the test accuracies of linear classifiers."""
+    """Returns the lines of the printed table of test accuracies; `report` has the values that `LinearProbe` returns."""
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images.",
@@ -163,7 +163,7 @@ def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
 
 
 class Classification(Metric):
-    """The metric of the accuracy of a model with labels as a classifier, by Bayes' rule."""
+    """The metric of the accuracy with which a model with labels classifies images, by Bayes' rule from p(x|y)."""
 
     name = "classify"
     help = "also how often the model classifies an image right, by Bayes' rule; the model must have labels"
@@ -171,7 +171,7 @@ class Classification(Metric):
     needs_plots = True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the accuracy of the model's classification, and a picture of the confusion matrix."""
+        """Returns the model's accuracy in classifying the images of --split, and a picture of the confusion matrix."""
         from tfdecouple.visualization.plots import plot_confusion, render_figure
 
         opened = evaluation.opened
@@ -191,12 +191,12 @@ def classify_images(
     batches: Iterable[Mapping[str, Any]],
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Returns the accuracy of classifying each image x as the label y with the highest p(y|x), and further metrics.
+    """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 
-    The result is a dict of plain values: `images`; `accuracy` with its `standard_error`; `chance`, the share of the
-    most frequent label; `log_probability`, the mean of log p(y|x) of the true label y in nats; and `confusion`, the
-    result of `count_confusion`. `batches` are those of `make_evaluation_batches`; `on_batch` is a callback that
-    receives the number of classified images.
+    The dict has plain Python values: `images`, the number of labelled images; `accuracy` and `standard_error`;
+    `chance`, the share of the most frequent label; `log_probability`, the mean of log p(y|x) of the true label y in
+    nats; and `confusion`, the result of `count_confusion`. `batches` come from `make_evaluation_batches`. `on_batch` is
+    a callback that receives the number of classified images.
 
     Raises:
         DataError: if no image has a label.
@@ -231,10 +231,10 @@ def classify_images(
 
 
 def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Returns a dict of plain values with the confusion matrix of a classifier.
+    """Returns a dict with the confusion matrix of a classifier, from true `labels` and `predicted` labels, `[n]`.
 
-    Its keys are `features` and `classifier` (the names that were passed), `accuracy`, `labels` (the true and predicted
-    labels that occur), and `counts`, with a row for each true label and a column for each predicted label.
+    The keys are `features` and `classifier`, the names that were passed; `accuracy`; `labels`, a sorted list of all
+    true and predicted labels; and `counts`, with a row for each true label and a column for each predicted label.
     """
     from sklearn.metrics import confusion_matrix
 

@@ -2,8 +2,9 @@
 
 Directions are found on training images and evaluated on held-out images, by two methods. The first is the difference of
 means, as in Glow (Kingma and Dhariwal, 2018, section 6). The second is the normal of a regularised linear classifier,
-which ignores properties that are only correlated with the label. z is not standardised for the classifier: dimensions
-that the encoder does not use hardly vary and change nothing in an image, and the regularisation then avoids them.
+which ignores properties that are only correlated with the label. z is not standardised for the classifier. Dimensions
+that the encoder does not use hardly vary and change nothing in an image. Without standardisation, the regularisation
+keeps their weights small.
 
 In all functions `z` are the codes of the training images, float32 `[n, d_z]`, and `held_z` those of held-out images.
 """
@@ -21,22 +22,23 @@ from threadpoolctl import threadpool_limits
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
 
-# Smallest number of training images with a label, and without it. A fifth of them is held out to choose C.
+# Smallest number of training images with a label, and of those without it. A fifth of all is held out to choose C.
 LEAST = 5
 
 
 def find_label_directions(
     name: str, z: np.ndarray, has: np.ndarray, held_z: np.ndarray, held_has: np.ndarray, seed: int
 ) -> list[Direction]:
-    """Returns two directions, one by each method, from images without a label to images with the label.
+    """Returns two directions in z from images without a label to images with it: by means and by classifier.
 
-    `has` and `held_has`, bool `[n]`, say which images have the label; at least `LEAST` training images have it, and
-    `LEAST` have it not. The classifier is fitted to equally many images of both classes, drawn from the more frequent
-    class, so that neither class dominates the threshold and the choice of C.
+    `name` becomes the name of both directions. `has` and `held_has`, bool `[n]`, say which training and held-out images
+    have the label. At least `LEAST` training images have it, and at least `LEAST` lack it. The classifier is fitted to
+    equally many images of both classes, drawn with `seed`, so that neither class dominates the threshold and the choice
+    of C, the inverse regularisation strength.
 
     The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
-    and without the label (0.5 is chance); its binomial `standard_error`; `auroc`; numbers of images; and C. The first
-    three are None if the held-out images all have the label, or all lack it.
+    and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; numbers of images; and
+    C. The first three are None if the held-out images all have the label, or all lack it.
     """
     means = z[has].mean(0, dtype=np.float64), z[~has].mean(0, dtype=np.float64)
     difference = means[0] - means[1]
@@ -50,7 +52,7 @@ def find_label_directions(
     by_means = _evaluate_scores(held_z @ difference - difference @ (means[0] + means[1]) / 2, held_has)
     rng = np.random.default_rng(seed)
     kinds = [rng.permutation(np.flatnonzero(kind)) for kind in (has, ~has)]
-    # Images with and without the label alternate, because the last fifth, which is held out, must have both.
+    # Images with and without the label alternate, so that the last fifth, which is held out, has both classes.
     chosen = np.stack([kind[: min(map(len, kinds))] for kind in kinds], 1).ravel()
     centre = z[chosen].mean(0, dtype=np.float64)
     fitted = fit_classifier("logistic regression", _subtract_centre(z[chosen], centre), has[chosen])
@@ -66,13 +68,13 @@ def find_label_directions(
 def find_number_directions(
     name: str, z: np.ndarray, values: np.ndarray, held_z: np.ndarray, held_values: np.ndarray
 ) -> list[Direction]:
-    """Returns two directions, one by each method, along which an attribute of images, such as an age, grows.
+    """Returns two directions in z along which a numeric attribute of images, such as an age, grows: one by each method.
 
     The first is the slope of the mean of z per standard deviation of the attribute. The second is the normal of a ridge
-    regression, whose penalty is chosen by leaving out one image at a time. `values` are the attributes of the training
-    images, which must differ. The metrics of a direction (`Direction.figures`) are the `r2` of a linear prediction
-    along the direction on the held-out images (None if these have equal attributes), numbers of images, and the
-    penalty.
+    regression, whose penalty is chosen by leave-one-out cross-validation. `values` and `held_values`, `[n]`, have the
+    attribute of each training and held-out image; the training images must not all have the same value. The metrics of
+    a direction (`Direction.figures`) are the `r2` of a linear prediction of the attribute along the direction on the
+    held-out images (None if these all have the same value), numbers of images, and the penalty.
     """
     mean, deviation = values.mean(), values.std()
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
@@ -99,13 +101,13 @@ def _subtract_centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Returns `normal`, scaled to the length of the projection of the difference of means onto `normal`, as float32."""
+    """Returns `normal` as float32, scaled to the length of the projection of `difference` onto `normal`."""
     square = normal @ normal
     return ((abs(normal @ difference) / square if square > 0 else 0.0) * normal).astype(np.float32)
 
 
 def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> dict[str, Any]:
-    """Returns accuracy, standard error and AUROC of scores of held-out images; a score above 0 predicts the label."""
+    """Returns accuracy, standard error and AUROC of classifier scores `[n]`; a score above 0 predicts the label."""
     if has.all() or not has.any():
         return {"accuracy": None, "standard_error": None, "auroc": None}
     shares, sizes = (np.mean(scores[has] > 0), np.mean(scores[~has] <= 0)), (has.sum(), (~has).sum())

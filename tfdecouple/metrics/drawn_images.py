@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def draw_image_indices(source: Source, split: str, count: int, seed: int) -> np.ndarray:
     """Returns indices of at most `count` images of a split in random order, without repetition, int64 `[n]`.
 
-    The first images of a split would not be a fair sample, because folders are sorted by class.
+    The first images of a split would not be a fair sample, because an image folder is sorted by class.
 
     Raises:
         DataError: if the split is unknown.
@@ -32,7 +32,7 @@ def draw_image_indices(source: Source, split: str, count: int, seed: int) -> np.
 def read_drawn_batches(
     source: Source, split: str, indices: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches of `read_chosen_batches` with a progress bar."""
+    """Yields the images of a split with `indices` in batches, as `read_chosen_batches` does, with a progress bar."""
     from tfdecouple.data import read_chosen_batches
 
     done = 0
@@ -45,7 +45,7 @@ def read_drawn_batches(
 def read_drawn_images(
     model: DecoupledModel, source: Source, split: str, indices: np.ndarray, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images of a split with some indices, quantised to the model's number of bits, and their labels.
+    """Returns the images with `indices` in a split, quantised to the model's number of bits, and the images' labels.
 
     The images are uint8 `[n, height, width, channels]`, in the order of `indices`. The labels are int32 `[n]`, -1 for
     an image without a label.
@@ -62,7 +62,7 @@ def read_drawn_images(
 def encode_drawn_images(
     model: DecoupledModel, images: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Returns the codes of images: z, float32 `[n, d_z]` (None for a model without z), and v, float32 `[n, ...]`."""
+    """Encodes images: returns z, float32 `[n, d_z]` (None without z), and v, float32 `[n, height, width, channels]`."""
     z: list[np.ndarray] = []
     v, done = np.empty(images.shape, np.float32), 0
     with Counter("encoding", len(images)) as counter:
@@ -76,7 +76,7 @@ def encode_drawn_images(
 
 
 def make_padded_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields batches of the rows of `values`, padded to one size, each with its number of rows before the padding."""
+    """Yields pairs (batch, count): rows of `values`, padded to batches of equal size, and how many are no padding."""
     size = min(batch_size, len(values))
     for start in range(0, len(values), size):
         batch = values[start : start + size]
@@ -84,10 +84,11 @@ def make_padded_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[n
 
 
 def draw_uncropped_images(source: Source, split: str, count: int, seed: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Returns functions by image name, each of which reads an image at its original size, uint8 `[H, W, channels]`.
+    """Returns a dict from image name to a function that reads the image at its original size, uint8 `[H, W, channels]`.
 
-    The images are `count` images of a split, drawn with the seed; 0 for all. The images of `folder:PATH` are its files.
-    Those of `photographs` are the parts of the photographs that belong to the split. Other data sets raise DataError.
+    The images are `count` images of a split, drawn with `seed`; all images if `count` is 0. The data set `folder:PATH`
+    has its files as images, and `photographs` has the part of each photograph that belongs to the split. For any other
+    data set, the function raises DataError.
     """
     from tfdecouple.data.image_file import read_image
     from tfdecouple.data.sample_images import PHOTOGRAPHS, find_split_band, open_photograph

@@ -2,8 +2,8 @@
 
 The paper reports FID (section 3.1, Tables 2 and 3), which is this distance for the Inception network of 2015-12-05.
 Other networks, and conversions of Inception that resize images differently, give distances that are not comparable with
-FID. The name of a distance therefore contains the file name of its network. docs/understanding.md says how to make an
-ONNX file of the network of FID.
+FID. A distance is therefore named after the file of its network. docs/understanding.md says how to make an ONNX file of
+the network of FID.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ Extractor = Callable[[np.ndarray], np.ndarray]
 class FrechetDistance(Metric):
     """The metric of the Frechet distance between samples of a model and test images, with its floor.
 
-    The floor is the distance between training images and these test images, which a perfect model would reach. It is
-    above 0, because two finite sets of images differ even if both come from one distribution; small sets differ more.
-    All images are quantised to the model's number of bits.
+    The floor is the distance between training images and the same test images. A perfect model would reach it. The
+    floor is above 0, because two finite sets of images differ even if both come from one distribution; small sets
+    differ more. All images are quantised to the model's number of bits.
     """
 
     name = "frechet"
@@ -46,7 +46,7 @@ class FrechetDistance(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the options --frechet, --trust, --frechet-images and --temperature to `group`."""
+        """Adds the options --frechet, --trust, --frechet-images and --temperature to the argparse group `group`."""
         text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
         text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"
@@ -56,7 +56,7 @@ class FrechetDistance(Metric):
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
-        """Opens and tries the extractor, so that a wrong file fails at once and not after all other metrics."""
+        """Opens the feature extractor and runs it on two images, so that a wrong file fails before any metric."""
         from tfdecouple.runs.run_folder import load_config
 
         open_feature_extractor(
@@ -64,7 +64,7 @@ class FrechetDistance(Metric):
         )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the distance and its floor, in squared units of the features, with warnings of too few images."""
+        """Returns the distance of samples and the floor, in squared units of features, and warnings of few images."""
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
         samples = options.frechet_images
@@ -121,7 +121,7 @@ class FrechetDistance(Metric):
 
 
 class Moments(NamedTuple):
-    """The number of images, and the mean, `[features]`, and covariance, `[features, features]`, of their features."""
+    """The count of images, and the mean `[features]` and covariance `[features, features]` of the images' features."""
 
     images: int
     mean: np.ndarray
@@ -137,15 +137,15 @@ def compute_feature_moments(extractor: Extractor, batches: Iterable[np.ndarray])
 def compute_frechet_distance(a: Moments, b: Moments) -> float:
     """Returns the squared 2-Wasserstein distance between the Gaussians with the moments `a` and `b`, at least 0.
 
-    It is |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A^(1/2) B A^(1/2))^(1/2)) for means m and covariances A and B, which may
-    be singular. The last trace is the sum of the singular values of A^(1/2) B^(1/2). They are more precise than the
-    roots of the eigenvalues of A^(1/2) B A^(1/2), which lose half the digits of small values.
+    The result is |m_a - m_b|^2 + tr(A) + tr(B) - 2 tr((A^(1/2) B A^(1/2))^(1/2)) for means m and covariances A and B,
+    which may be singular. The last trace is computed as the sum of the singular values of A^(1/2) B^(1/2). The roots of
+    the eigenvalues of A^(1/2) B A^(1/2) would be less precise: small roots would have half as many exact digits.
     """
     import scipy.linalg
 
     def square_root(matrix: np.ndarray) -> np.ndarray:
         values, vectors = scipy.linalg.eigh(matrix)
-        # Eigenvalues at the level of rounding errors count as 0, because their square roots would be far larger.
+        # Eigenvalues no larger than rounding errors count as 0, because a square root would enlarge the errors.
         noise = len(values) * np.finfo(np.float64).eps * max(values[-1], 0)
         return (vectors * np.sqrt(np.where(values > noise, values, 0))) @ vectors.T
 
@@ -157,7 +157,7 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
 def draw_model_samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields batches of `count` samples, uint8, at a temperature of v; sample k depends on the seed and k alone."""
+    """Yields `count` samples in batches, uint8, with v scaled by `temperature`; sample k depends on k and the seed."""
     import tensorflow as tf
 
     from tfdecouple import randomness
@@ -190,17 +190,17 @@ def draw_model_samples(
 
 
 def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: bool = False) -> Extractor:
-    """Returns a feature extractor from a file: a Keras model if the name ends in `.keras`, else an ONNX model.
+    """Opens a Keras (`.keras`) or ONNX file; returns a function from uint8 images to features, float `[n, features]`.
 
-    The network must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`. Its images
-    have the height and width of `image_shape`; a network for another size must resize them. Grey images are repeated to
-    three channels. The network is tried on two images. A Keras file can run code, of which Keras refuses only Lambda
-    layers.
+    The network in the file must have one input, uint8 images `[n, height, width, 3]`, and one output, `[n, features]`.
+    The network gets images with the height and width of `image_shape`, and must resize them if it needs another size.
+    Grey images are repeated to three channels. The network is tried on two images. A Keras file can run code; Keras
+    refuses only Lambda layers.
 
     Raises:
         UntrustedError: if the file is a Keras file and `trust` is False.
         ExtractorError: if the file is missing or unreadable, or its network does not accept images of `image_shape`.
-            The extractor raises ExtractorError for features that are not finite.
+            The returned function raises ExtractorError for features that are not finite.
     """
     from tfdecouple.runtime.precision import full_float32
 
@@ -220,7 +220,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
         )
     try:
         run, dtypes, outputs = (_open_keras_extractor if is_keras else _open_onnx_extractor)(path)
-    # Every exception is caught, because ONNX Runtime and Keras raise many classes for broken and unsafe files.
+    # Every exception is caught, because ONNX Runtime and Keras raise many exception classes for broken or unsafe files.
     except Exception as error:
         raise ExtractorError(
             f"{path} cannot be opened as {'a Keras model' if is_keras else 'ONNX'}: {one_line(error)}; name an ONNX "
@@ -236,7 +236,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
         try:
             with full_float32():
                 features = np.asarray(run(images))
-        # Every exception is caught, because each runtime has its own class for images of the wrong size.
+        # Every exception is caught, because each runtime has its own exception class for images of the wrong size.
         except Exception as error:
             raise ExtractorError(
                 f"the extractor {path.name} fails on images of shape {images.shape}: {one_line(error)}; {_NEEDS}, "
@@ -256,13 +256,13 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
 
 
 def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Returns a function that runs an ONNX file on images, the dtypes of its inputs, and its number of outputs."""
+    """Returns a function that runs an ONNX file on images, the dtypes of all inputs, and the count of outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Level 4 logs fatal errors only. ONNX Runtime also raises every error as an exception.
+    # Level 4 logs fatal errors only. All other errors need no log, because ONNX Runtime raises them as exceptions.
     options.log_severity_level = 4
-    # By default ONNX Runtime would compute products in TF32, which is less precise than float32.
+    # By default ONNX Runtime would compute products on a GPU in TF32, which is less precise than float32.
     providers = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
     available = [pair for pair in providers.items() if pair[0] in onnxruntime.get_available_providers()]
     session = onnxruntime.InferenceSession(path, options, providers=available)
@@ -272,7 +272,7 @@ def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any
 
 
 def _open_keras_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Returns a function that runs a Keras file on images, the dtypes of its inputs, and its number of outputs."""
+    """Returns a function that runs a Keras file on images, the dtypes of all inputs, and the count of outputs."""
     import keras
 
     model = keras.saving.load_model(path, compile=False)

@@ -25,18 +25,18 @@ from tfdecouple.metrics.latent_use import draw_derangement
 from tfdecouple.metrics.linear_classifier import fit_pca, flatten_images, standardize_features
 from tfdecouple.runtime.progress import Counter
 
-# Smallest number of training images, and of evaluated images.
+# Smallest number of training images for the regressions, and smallest number of evaluated images.
 LEAST = 4
-# Candidate penalties of the ridge regressions; leaving out each training image in turn chooses the best one.
+# Candidate penalties of the ridge regressions; leave-one-out cross-validation on the training images chooses one.
 _PENALTIES = np.logspace(-1, 5, 13)
-# Number of bootstrap samples.
+# Number of bootstrap samples for each standard error.
 _RESAMPLES = 200
-# Largest number of training images, and largest number of colour values in all images of a split.
+# The regressions use at most `_FITTED` training images, and images with at most `_VALUES` colour values of each split.
 _FITTED, _VALUES = 2_000, 2**25
 
 
 class ImageStatistics(Metric):
-    """The metric of how well z and v predict statistics of images, and of the code a statistic follows in a switch."""
+    """The metric of how well z and v predict statistics of images, and which code these follow if z is exchanged."""
 
     name = "image_statistics"
     help = (
@@ -46,7 +46,7 @@ class ImageStatistics(Metric):
     needs_z = needs_posterior = True
 
     def prepare_inputs(self) -> None:
-        """Raises UserError if --split is train, which the regressions are fitted to, or images are no RGB squares."""
+        """Raises UserError if --split is train, to which regressions are fitted, or the images are no RGB squares."""
         from tfdecouple.runs.run_folder import load_config
 
         if self.options.split == "train":
@@ -59,7 +59,7 @@ class ImageStatistics(Metric):
             )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns R2 and switch coefficients on the images of --split, by regressions fitted to training images."""
+        """Returns what `compute_image_statistics` gives for the images of --split, with training images for fitting."""
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []
@@ -71,25 +71,26 @@ class ImageStatistics(Metric):
 
 
 def compute_brightness(images: np.ndarray) -> np.ndarray:
-    """Returns the mean luminance, `[n, 1]`, of images of colour values in [0, 1], float64 `[n, S, S, 3]`."""
+    """Returns the mean luminance of each image, `[n, 1]`; `images` are float64 `[n, S, S, 3]`, from 0 to 1."""
     return _compute_luminance(images).mean((1, 2))[:, None]
 
 
 def compute_colour(images: np.ndarray) -> np.ndarray:
-    """Returns the means of red minus green and of yellow minus blue of images `[n, S, S, 3]`, as `[n, 2]`."""
+    """Returns each image's mean of red minus green and of yellow minus blue, `[n, 2]`; `images` are `[n, S, S, 3]`."""
     red, green, blue = images.mean((1, 2)).T
     return np.stack([red - green, (red + green) / 2 - blue], 1)
 
 
 def compute_contrast(images: np.ndarray) -> np.ndarray:
-    """Returns the standard deviation of the luminance of each image, float64 `[n, S, S, 3]`, as `[n, 1]`."""
+    """Returns the standard deviation of each image's luminance over pixels, `[n, 1]`; `images` are `[n, S, S, 3]`."""
     return _compute_luminance(images).std((1, 2))[:, None]
 
 
 def compute_orientation(images: np.ndarray) -> np.ndarray:
     """Returns each image's dominant orientation: cosine and sine of twice the angle of its gradients, `[n, 2]`.
 
-    It comes from the structure tensor. Its length is 1 if all edges are parallel, and 0 if no orientation prevails.
+    The vector comes from the structure tensor. Its length is 1 if all edges are parallel, and 0 if no orientation
+    prevails.
     """
     down, right = np.gradient(_compute_luminance(images), axis=(1, 2))
     energy = (right**2 + down**2).sum((1, 2))
@@ -100,8 +101,8 @@ def compute_orientation(images: np.ndarray) -> np.ndarray:
 def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
     """Returns the slope of the log power of each image's luminance over the log frequency, `[n, 1]`.
 
-    It is about -2 in photographs; smoother images have lower slopes. The power at 1, 2, ... cycles per image is the
-    mean over all directions.
+    The slope is about -2 in photographs, and lower in smoother images. The power at each frequency (1, 2, ... cycles
+    per image) is the mean over all directions.
     """
     luminance = _compute_luminance(images)
     side = luminance.shape[1]
@@ -117,7 +118,7 @@ def compute_spectral_slope(images: np.ndarray) -> np.ndarray:
 
 
 def find_brightest_quadrant(images: np.ndarray) -> np.ndarray:
-    """Returns the position of each image's brightest quadrant, `[n, 2]`: left or right, top or bottom as -1 or 1."""
+    """Returns where each image's brightest quadrant is, `[n, 2]`: -1 (left) or 1 (right), -1 (top) or 1 (bottom)."""
     luminance = _compute_luminance(images)
     half = luminance.shape[1] // 2
     halves = slice(0, half), slice(-half, None)
@@ -125,7 +126,7 @@ def find_brightest_quadrant(images: np.ndarray) -> np.ndarray:
     return np.stack([best % 2, best // 2], 1) * 2.0 - 1
 
 
-# The statistics by name, in the order of the printed table; each is a function of images in [0, 1].
+# Functions that compute a statistic of images with values in [0, 1], by name, in the order of the printed table.
 STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean colour": compute_colour,
     "brightness": compute_brightness,
@@ -139,20 +140,20 @@ STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def compute_image_statistics(
     model: Any, train: np.ndarray, images: np.ndarray, *, batch_size: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Returns how well z and v predict statistics of images, and which code a statistic follows in a switch.
+    """Returns a dict of how well z and v predict statistics of images, and which code each follows in a switch.
 
     Prediction: a ridge regression predicts the statistic from z (the posterior mean), from v, or from the pixels. The
     regression is fitted to training images; v and pixels are reduced by PCA to at most d_z dimensions. R2 is computed
-    on `images`, over all numbers of a statistic. It is 0 if the prediction is the mean over the training images.
+    on `images`, over all components of a statistic. R2 is 0 if the prediction is the mean over the training images.
 
-    Switch: image n gets the z of another image p; the result is decode(z of p, v of n). The statistic of the result is
-    regressed by least squares on the statistics of p and of n, in units of standard deviations. The two coefficients
-    say how far the statistic follows z and v. `nearer_to_z` is the share of results, without ties, whose statistic is
-    nearer to that of p than to that of n; 0.5 is chance.
+    Switch: each image n is decoded with the z of another image p, as decode(z of p, v of n). The statistic of the
+    decoded image is regressed by least squares on the statistics of p and of n, in units of standard deviations. The
+    two coefficients say how far the statistic follows z and v. `nearer_to_z` is the share of decoded images, without
+    ties, whose statistic is nearer to that of p than to that of n; 0.5 is chance.
 
-    The images are uint8 `[n, S, S, 3]`, at least `LEAST`. The result is a dict of plain values: `train_images`,
-    `images`, `dimensions` (d_z), and `statistics`. The latter has for each statistic `r2`, by the features that predict
-    it, and `switch` with `z`, `v` and `nearer_to_z`, all with bootstrap standard errors.
+    `train` and `images` are uint8 `[n, S, S, 3]`, at least `LEAST` images each. The keys of the result are
+    `train_images` and `images` (counts), `dimensions` (d_z), and `statistics`. For each statistic there is `r2`, by the
+    features that predict it, and `switch`, with `z`, `v` and `nearer_to_z`. Each number is {"mean", "standard_error"}.
 
     Raises:
         DataError: if there are fewer than `LEAST` images.
@@ -190,7 +191,7 @@ def compute_image_statistics(
 
 
 def _format_image_statistics(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of a table of what `compute_image_statistics` returns."""
+    """Returns the lines of the printed table of `report`, the result of `compute_image_statistics`."""
     lines = [
         f"statistics of images: R2 of a linear regression from {report['dimensions']} numbers at most, fitted on "
         f"{report['train_images']:,} training images, on {report['images']:,} images; and after a switch of z",
@@ -211,7 +212,7 @@ def _compute_luminance(images: np.ndarray) -> np.ndarray:
 
 
 def _decode_switched_images(model: Any, z: np.ndarray, v: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns the images that the model decodes from z of one image and v of another, uint8 `[n, S, S, 3]`."""
+    """Returns the images that the model decodes from each row of `z` and the same row of `v`, uint8 `[n, S, S, 3]`."""
     images, done = [], 0
     with Counter("switching", len(z)) as counter:
         for (some_z, count), (some_v, _) in zip(
@@ -223,7 +224,7 @@ def _decode_switched_images(model: Any, z: np.ndarray, v: np.ndarray, batch_size
 
 
 def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
-    """Returns each number that the function `statistic` gives for arrays `[n]`, with its bootstrap standard error."""
+    """Returns {"mean": number, "standard_error": bootstrap error} for each number that `statistic(*values)` returns."""
     import scipy.stats
 
     errors = scipy.stats.bootstrap(
@@ -234,10 +235,10 @@ def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: 
 
 
 def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
-    """Returns R2 of a ridge regression of a statistic on features, with its standard error.
+    """Returns R2 of a ridge regression from features to a statistic, as {"mean": R2, "standard_error": error}.
 
-    `features` and the statistics `train_y` and `y` are those of training images, to which the regression is fitted, and
-    of the images that R2 is computed on.
+    `features` are two arrays `[n, d]`, of the training images, to which the regression is fitted, and of the images on
+    which R2 is computed. `train_y` and `y` are the statistic, `[n, k]`, of the same two sets of images.
     """
     from sklearn.linear_model import RidgeCV
     from threadpoolctl import threadpool_limits
@@ -256,12 +257,15 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Returns how far a statistic `[n, k]` of switched images follows that of the image of z, and of the image of v."""
+    """Returns the coefficients `z` and `v` and the share `nearer_to_z` of `compute_image_statistics`, with errors.
+
+    The arguments are one statistic, `[n, k]`, of the switched images and of the images from which z and v come.
+    """
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
     def solve_normal_equations(*products: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Returns the solution of the normal equations of y = p a + q b, `[2, ...]`."""
+        """Returns p and q, `[2, ...]`, of the least-squares fit y = p a + q b from the products aa, ab, bb, ay, by."""
         aa, ab, bb, ay, by = (each.sum(axis) for each in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])
@@ -269,7 +273,7 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
     products = [(one * other).sum(1) for one, other in ((a, a), (a, b), (b, b), (a, y), (b, y))]
     follows_z, follows_v = _bootstrap_errors(solve_normal_equations, *products, seed=seed)
     to_z, to_v = np.square(y - a).sum(1), np.square(y - b).sum(1)
-    # A statistic with equal distances to both images is a tie and does not count.
+    # A switched image whose statistic is equally near to both images is a tie and does not count.
     nearer = (to_z < to_v)[to_z != to_v]
     share = Estimate.from_values(nearer if len(nearer) else [0.5])
     return {"z": follows_z, "v": follows_v, "nearer_to_z": dataclasses.asdict(share)}

@@ -18,9 +18,9 @@ from tfdecouple.metrics.base import Estimate, Metric, Result, describe_draw_coun
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# A dimension of z is active if the variance of its posterior mean over images is above this (Burda et al., 2016, 5.2).
+# A dimension of z is active if its posterior mean varies over images by more than this variance (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
-# Largest number of images for the mutual information, whose cost grows with the square of the number.
+# Largest number of images for the mutual information, whose computing time grows with the square of this number.
 INFORMATION_IMAGES = 4096
 # Largest number of array elements in one step of the mutual information; it limits the memory and changes no result.
 _CHUNK_NUMBERS = 2**21
@@ -36,7 +36,7 @@ class UseOfZ(Metric):
     needs_z = needs_posterior = True
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the use of z on the images of --split, averaged over --samples draws per image."""
+        """Returns the values of `LatentUse` for the images of --split, averaged over --samples draws per image."""
         from tfdecouple.runtime.progress import Counter
 
         model, draws, seed = evaluation.opened.model, self.options.samples, self.options.seed
@@ -71,21 +71,21 @@ class LatentUse:
     """Metrics of how much a model uses z, over a set of images; all nats are per image.
 
     Attributes:
-        prior: the kind of the prior, "normal" or "flow".
-        images, samples: the number of images, and of draws of (z, u) per image.
+        prior: the name of the prior, "normal" or "flow".
+        images, samples: the number of images, and of draws of z and of the dequantisation noise u per image.
         kl: KL(q(z|x) || p(z)). It is exact for the normal prior of a model without labels, and otherwise estimated from
             the draws.
         kl_method: "exact" or "Monte Carlo".
         kl_to_normal: for each dimension, the mean over images of KL(q(z_i|x) || N(0, 1)), exact. The dimensions add up
             to `kl` if `kl` is exact.
-        information: for each dimension, KL(q(z_i|x) || q(z_i)) to the aggregated posterior q(z_i), the mean of
-            q(z_i|x') over images: an estimate of I(x; z_i) under any prior.
+        information: for each dimension, the mean over images of KL(q(z_i|x) || q(z_i)), an estimate of I(x; z_i) that
+            does not depend on the prior. q(z_i) is the aggregated posterior, the mean of q(z_i|x') over images x'.
         mean_variance: for each dimension, the variance over images of the posterior mean.
         active_units: the number of dimensions with a `mean_variance` above 0.01.
-        mutual_information: I(x; z) under q: the mean of log q(z|x) - log of the mean of q(z|x') over all images x', x
-            among them. The estimate is biased low, and at most `information_limit`.
+        mutual_information: I(x; z) under q: the mean over images x of log q(z|x) minus the log of the mean of q(z|x')
+            over all images x', including x. The estimate is biased low, and at most `information_limit`.
         information_limit: the log of `information_images`.
-        information_images: the number of images for the information, drawn at random from a larger set.
+        information_images: the number of images for the information: all images, or 4,096 that are drawn at random.
         bits_per_dim: the negative ELBO, in bits per colour value.
         shuffled_bits_per_dim: the negative ELBO with z of another image in the reconstruction term.
         shuffling_costs: `shuffled_bits_per_dim` minus `bits_per_dim`; 0 if the flow ignores z.
@@ -121,12 +121,12 @@ def compute_latent_use(
     Draws depend on the seed and on the index of the image, so that the batch size changes a result by rounding alone.
 
     Args:
-        model: a `DecoupledModel` with weights, or a density with its `config`, `prior`, `posterior`, `likelihood`,
-            `quantizer`, `nats_to_bits_per_dim` and, where q(u|x) is learned, `dequantize`.
-        batches: batches as for `BoundEvaluator`, which are read 1 + `samples` times.
-        samples: the number of draws of (z, u) per image, at least 1.
-        seed: the seed of the draws and of the shuffling.
-        on_batch: a callback that receives, after each batch, the number of finished images over all passes.
+        model: a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
+            `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`.
+        batches: a dataset of batches, as for `BoundEvaluator`. The dataset is read 1 + `samples` times.
+        samples: the number of draws of z and of the dequantisation noise u per image, at least 1.
+        seed: the seed of the draws and of the permutation that gives an image the z of another image.
+        on_batch: a callback that receives, after each batch, the number of images finished in all passes so far.
 
     Raises:
         UserError: if the model has no q(z|x) or no weights.
@@ -149,7 +149,7 @@ def compute_latent_use(
     def compute_terms(batch: dict[str, tf.Tensor], codes: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         """Returns `[batch, 3]`: -log p(x|z) + log q(u|x) for each of two codes z, and log p(z) of the first code.
 
-        The codes are `[2, batch, d_z]`.
+        `codes` are `[2, batch, d_z]`: the z of each image, and the z of another image.
         """
         images, index, log_q = batch["image"], batch["index"], 0.0
         u = randomness.draw_u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, has_normal_noise)
@@ -162,7 +162,7 @@ def compute_latent_use(
     done = 0
 
     def iterate_batches() -> Iterator[tuple[dict[str, tf.Tensor], np.ndarray]]:
-        """Yields each batch with a mask that is False for padding, and reports the progress."""
+        """Yields each batch with a mask, bool `[batch]`, that is False for padding; calls `on_batch`."""
         nonlocal done
         for batch in batches:
             counted = batch["weight"].numpy() > 0
@@ -177,16 +177,16 @@ def compute_latent_use(
         index = np.concatenate(indices)
         mean, stddev = np.concatenate(rows).astype(np.float64).transpose(1, 0, 2)
         count, dimensions = mean.shape
-        # A standard deviation of 0 counts as not finite, because such a distribution has no density.
+        # A standard deviation of 0 counts as not finite, because a distribution without spread has no density.
         require_finite_values("q(z|x)", np.stack([mean, np.where(stddev > 0, stddev, math.nan)], 1), index)
         if count < 2:
             raise DataError(f"{count} image is too few to see the use of z; at least 2 are needed")
-        # The images are drawn, because the first images of a folder, which is sorted by class, would be of one class.
+        # The images are drawn at random, because the first images of a folder that is sorted by class are of one class.
         informed = np.sort(_draw_random_order(count, randomness.derive_seed(seed, "information"))[:INFORMATION_IMAGES])
         kl, own, shuffled = np.zeros((3, count))
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
-            # The ELBO draws these z with this seed.
+            # `BoundEvaluator` draws the same noise for this seed, so that this metric and the ELBO use the same z.
             noise = randomness.draw_z_noise(config.latent_dim, seed, tf.fill([count], number), index)
             z = mean + stddev * noise.numpy()
             other = z[draw_derangement(count, randomness.derive_seed(seed, "shuffle", number))]
@@ -229,11 +229,12 @@ def compute_latent_use(
 
 
 def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the information that z has about the image, for each image and for each dimension of z, in nats.
+    """Returns the information that z has about the image in nats: by image, `[N]`, and by dimension of z, `[d_z]`.
 
-    For an image it is log q(z|x) - log of the mean of q(z|x') over all images x', float64 `[N]`, at most log N. For a
-    dimension it is the mean over images of this difference for the dimension alone, float64 `[d_z]`. `z` is one draw
-    from each q(z|x), which has the mean `mean` and the standard deviation `stddev`; all are float64 `[N, d_z]`.
+    For an image x it is log q(z|x) minus the log of the mean of q(z|x') over all images x', at most log N. For a
+    dimension it is the mean over images of the same difference, computed from this dimension alone. `z` is one draw
+    from each q(z|x), which has the mean `mean` and the standard deviation `stddev`. All arrays are float64, and the
+    arguments are `[N, d_z]`.
     """
     import tensorflow as tf
 
@@ -253,14 +254,15 @@ def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarr
 
 
 def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
-    """Returns log N(z; mean, stddev) of each entry."""
+    """Returns the log density, in nats, of each entry of `z` under a normal distribution, in the shape of `z`."""
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 
 def draw_derangement(count: int, seed: Any) -> np.ndarray:
-    """Returns a random permutation of `count` numbers, int64 `[count]`, that leaves no number at its position.
+    """Returns a random permutation of 0 to `count` - 1, int64 `[count]`, that leaves no number at its position.
 
-    The numbers lie on a circle in random order, and each is replaced by its neighbour. `count` is at least 2.
+    The function arranges the numbers on a circle in random order and replaces each number by its neighbour. `count` is
+    at least 2.
     """
     order = _draw_random_order(count, seed)
     partner = np.empty(count, np.int64)

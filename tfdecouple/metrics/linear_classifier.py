@@ -22,12 +22,12 @@ STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 # One in five training images is held out to choose C.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
-# Largest number of features for an exact PCA; with more, their covariance matrix costs more than a randomised PCA.
+# Largest number of features for an exact PCA. For more, the covariance matrix takes longer than a randomised PCA.
 _EXACT_PCA = 4096
 
 
 def _make_linear_svm() -> Any:
-    """Returns an unfitted linear SVM with squared hinge loss, one classifier for each class against the rest."""
+    """Returns an unfitted linear SVM with squared hinge loss, which fits each class against the rest."""
     from sklearn.svm import LinearSVC
 
     return LinearSVC(dual=False, max_iter=MAX_ITERATIONS)
@@ -57,7 +57,7 @@ def standardize_features(train: np.ndarray, *others: np.ndarray) -> tuple[np.nda
 
 
 def flatten_images(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns arrays of images `[n, ...]` as arrays of features, float32 `[n, features]`."""
+    """Returns each array of images, `[n, ...]`, as an array of features, float32 `[n, features]`."""
     return tuple(array.reshape(len(array), -1).astype(np.float32, copy=False) for array in arrays)
 
 
@@ -79,13 +79,13 @@ def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
 
 
 class FittedClassifier(NamedTuple):
-    """A classifier of scikit-learn, fitted to all training images with the best value of C.
+    """A classifier of scikit-learn, fitted to all training images with the best C, the inverse regularisation strength.
 
     Attributes:
         classifier: the fitted classifier.
         strength: the best value of C.
         held_out_accuracy: the accuracy, on held-out images, of a classifier with this C that was fitted without them.
-        tried: pairs of a value of C and its held-out accuracy.
+        tried: pairs [C, held-out accuracy], one for each value of C that was tried.
         converged: whether the final fit converged.
     """
 
@@ -99,10 +99,10 @@ class FittedClassifier(NamedTuple):
 def fit_classifier(
     kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
 ) -> FittedClassifier:
-    """Returns a classifier whose C is chosen on the last fifth of the training images, fitted to all of them.
+    """Chooses C on the last fifth of the training images, and returns a classifier with this C, fitted to all of them.
 
-    The values of C rise by factors of ten. The search stops when the held-out accuracy is more than its standard error
-    below the best one, because fits with a larger C take longer.
+    The values of C, the inverse strength of the regularisation, rise by factors of ten. The search stops when the
+    accuracy on the last fifth is more than its standard error below the best one, because a larger C takes longer.
 
     Args:
         kind: a key of `CLASSIFIERS`.
@@ -137,7 +137,7 @@ def fit_classifier(
 def read_labelled_images(
     model: DecoupledModel, source: Source, split: str, count: int, *, seed: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns at most `count` images drawn from a split, in random order, and their labels; see `read_drawn_images`.
+    """Returns at most `count` random images of a split, uint8 `[n, height, width, channels]`, and labels, int32 `[n]`.
 
     Raises:
         DataError: if an image has no label.

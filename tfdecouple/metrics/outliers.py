@@ -1,4 +1,4 @@
-"""A metric of how well scores of a model separate outliers from the images of its run: AUROC and false positives."""
+"""A metric of how well a model's scores separate outliers from its data set's images: AUROC and false positives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"
-# The scores and their descriptions. Outliers should have higher scores, or a `shell` farther from 0.
+# Descriptions of the scores, by name. Outliers should have higher scores than other images, and `shell` farther from 0.
 SCORES = {
     "bits_per_dim": "bits/dim",
     MINUS_CODEC: f"bits/dim less lossless {CODEC}'s",
@@ -30,21 +30,21 @@ SCORES = {
 }
 # The synthetic outliers that `make_outlier_images` makes.
 MADE = ("noise", "constant", "permuted")
-# Share of the run's images that pass the threshold of a score, and number of bootstrap samples.
+# A threshold lets the share `PASSING` of the run's images pass. Intervals come from `RESAMPLES` bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
 Scores = dict[str, np.ndarray]
 
 
 class Outliers(Metric):
-    """The metric of how well scores separate the images of --split from other images."""
+    """The metric of how well a model's scores separate the images of --split from other data and synthetic images."""
 
     name = "outliers"
     needs_plots = True
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the option --outliers to `group`."""
+        """Adds the option --outliers, a list of data sets and synthetic outliers ("noise"), to argparse's `group`."""
         text = (
             "also how well the model's scores separate outliers from the run's images: images of other data "
             f"({list_source_kinds()}), {', '.join(MADE[:-1])} or {MADE[-1]}"
@@ -52,7 +52,7 @@ class Outliers(Metric):
         group.add_argument("--outliers", nargs="+", default=[], metavar="SOURCE", help=text)
 
     def prepare_inputs(self) -> None:
-        """Opens the data sets that --outliers names."""
+        """Opens the data sets that --outliers names; raises UserError for an unknown name."""
         super().prepare_inputs()
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
@@ -73,7 +73,7 @@ class Outliers(Metric):
             source.open_split(options.split)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns how well each score separates each data set of outliers, and the scores of each image."""
+        """Returns how well each score separates outliers from the images of --split, and the scores of all images."""
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
 
         options, source, count = self.options, evaluation.source, evaluation.count
@@ -96,7 +96,7 @@ class Outliers(Metric):
             "codec": CODEC,
             "scores": meanings,
             "outliers": reports,
-            # Scores are float32, which has seven digits.
+            # Scores are written with seven digits, because float32 has no more.
             "per_image": {
                 name: {
                     key: [one if isinstance(one, int) else float(f"{one:.7g}") for one in values.tolist()]
@@ -112,13 +112,13 @@ class Outliers(Metric):
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
-        """Yields batches, as `make_evaluation_batches` does, of at most as many outliers as evaluated images."""
+        """Yields batches of the outliers `name`, as `make_evaluation_batches` does, up to `evaluation.count` images."""
         from tfdecouple.data import make_evaluation_batches
 
         options, start = self.options, 0
         if name in MADE:
             for batch in evaluation.make_image_batches().as_numpy_iterator():
-                # Noise and constant images are numbered from 0, so that they do not depend on the run's data set.
+                # Noise and constant images get indices from 0, so that they do not depend on the run's data set.
                 index = batch["index"] if name == "permuted" else start + np.arange(len(batch["index"]))
                 start += len(index)
                 images = make_outlier_images(name, batch["image"], index, options.seed)
@@ -152,9 +152,10 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
 
 
 class OutlierScorer:
-    """A callable that computes outlier scores of images on one device; scores do not depend on the batch of an image.
+    """A callable that computes outlier scores of images on one device.
 
-    Scores are the mean over `samples` draws of (z, u) per image, which depend on the seed and the index of the image.
+    A score is the mean over `samples` draws of z and of the dequantisation noise u. The draws depend on the seed and on
+    the index of the image, so other images in a batch do not change a score.
     """
 
     def __init__(self, model: Any, samples: int = 1, seed: int = 0):
@@ -171,17 +172,18 @@ class OutlierScorer:
             draw = seed, tf.fill([images.shape[0]], number), index
             z = randomness.draw_z_noise(config.latent_dim, *draw)
             u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
-            # TensorFlow does not infer the number of images from the loop that draws the noise.
+            # The shape is set, because TensorFlow does not infer the number of images from the loop that draws noise.
             z, u = (tf.ensure_shape(each, [images.shape[0], *each.shape[1:]]) for each in (z, u))
             return outlier_scores(model, images, z, u).to_dict()
 
         self._score_draw = score_draw
 
     def __call__(self, images: np.ndarray, index: np.ndarray, count: int | None = None) -> Scores:
-        """Returns the scores of the first `count` images, float64 `[count]`, by name: all `SCORES` that the model has.
+        """Returns a dict from score names to the scores of the first `count` images, float64 `[count]`.
 
-        The images are uint8 `[n, height, width, channels]`, followed by padding if `count` is less than n. `index` are
-        their indices in the split, `[n]`. TensorFlow traces the model once for each n.
+        The names are those of `SCORES`, without "prior_nats" for a model without a prior over z. `images` are uint8
+        `[n, height, width, channels]`, with padding at the end if `count` is less than n. `index`, `[n]`, has the
+        indices of the images in the split. TensorFlow traces the model once for each n.
         """
         import tensorflow as tf
 
@@ -200,13 +202,13 @@ class OutlierScorer:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns the scores of the images of all batches, by name, with their "index" and "label" (-1 for none), `[n]`."""
+    """Returns a dict of arrays `[n]` for the images of all batches: scores, "index" and "label" (-1 for none)."""
     from tfdecouple.runtime.progress import Counter
 
     rows: list[Scores] = []
     with Counter(f"scores of {name}", total) as counter:
         for batch in batches:
-            # Padding is at the end of the last batch.
+            # Padding is at the end of the last batch, so the first `count` images of each batch are the real ones.
             index, count = batch["index"], int((batch["weight"] > 0).sum())
             label = batch.get("label", np.full(len(index), -1))
             rows.append({**scorer(batch["image"], index, count), "index": index[:count], "label": label[:count]})
@@ -220,8 +222,8 @@ def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], n
 def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> Any:
     """Returns the area under the ROC curve: the probability that an outlier scores higher than an inlier.
 
-    A tie counts as half. 0.5 is chance; below 0.5 the score ranks outliers as the more usual images. The arguments are
-    scores, `[..., n]` and `[..., m]`, whose last axis is `axis`.
+    A tie counts as half. 0.5 is chance; below 0.5 the score ranks outliers as the more usual images. `inliers` and
+    `outliers` are scores, `[..., n]` and `[..., m]`, and `axis` is the last axis of both.
 
     >>> float(compute_auroc(np.array([0.0, 1.0]), np.array([1.0, 2.0])))
     0.875
@@ -234,8 +236,8 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
 
 
 def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Returns `[2, ...]`: the AUROC, and the share of outliers below the threshold that 95 % of the inliers pass."""
-    # The quantile is a little below `PASSING`, because 0.95 * 100 could be rounded up to 96 of 100 images.
+    """Returns `[2, ...]`: the AUROC, and the share of outliers below the threshold that lets 95 % of inliers pass."""
+    # The quantile is a little below `PASSING`, because rounding errors could otherwise let 96 of 100 images pass.
     threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return np.stack([compute_auroc(inliers, outliers, axis), (outliers <= threshold).mean(axis)])
 
@@ -243,11 +245,11 @@ def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -
 def compare_outlier_scores(
     inliers: np.ndarray, outliers: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Returns how well a score separates outliers from inliers, whose scores are `[n]` and `[m]`.
+    """Returns a dict of how well a score separates inliers, with scores `[n]`, from outliers, with scores `[m]`.
 
-    The result is a dict of `auroc`, by `compute_auroc`; `false_positives`, the share of outliers that pass the
-    threshold which 95 % of the inliers pass; and bootstrap intervals of 95 %, `auroc_interval` and
-    `false_positives_interval`.
+    The keys are `auroc`, by `compute_auroc`; `false_positives`, the share of outliers that pass the threshold which
+    95 % of the inliers pass; and pairs `auroc_interval` and `false_positives_interval`, 95 % bootstrap intervals from
+    `resamples` samples.
     """
     import scipy.stats
 
@@ -262,8 +264,8 @@ def compare_outlier_scores(
 def make_outlier_images(kind: str, images: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
     """Returns synthetic outliers in the shape of `images`, uint8 `[n, height, width, channels]`.
 
-    The kind is "noise" (uniform noise), "constant" (one colour each) or "permuted" (the pixels of `images` in another
-    order). The random part of an outlier depends on the seed and on its number in `index` alone.
+    `kind` is "noise" (uniform noise), "constant" (one colour each) or "permuted" (the pixels of `images` in random
+    order). The random part of an outlier depends only on the seed and on the outlier's entry in `index`.
     """
     made = np.empty_like(images)
     for row, number in enumerate(index):

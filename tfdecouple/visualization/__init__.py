@@ -1,1 +1,1 @@
-"""Pictures: grids of images, curves of training, codes in the plane, confusion matrices, and photographs."""
+"""Functions that draw grids of images and plots (curves, codes, histograms), and that change photographs."""

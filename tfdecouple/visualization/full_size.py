@@ -26,13 +26,13 @@ from tfdecouple.model.any_size import shrink_images
 
 # Side of the squares that the colour maps are fitted to, in pixels of the small image.
 _WINDOW = 9
-# Strength of the ridge term. In a square whose colours (from 0 to 1) have this variance, the map is the mean of the fit
-# in the square and the fit in the complete image.
+# Strength of the ridge term. In a square whose colours (from 0 to 1) have this variance, the map is halfway between the
+# fit to the square and the fit to the complete image.
 _EVENNESS = 0.01
-# Smallest contrast of a map. It preserves detail of the photograph that the model lost, for example in a white sky.
+# Smallest contrast (gain of luminance) of a colour map. It keeps detail that only the photograph has, as in a sky.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
-# Number of rows that are computed at once, so that the memory does not grow with the height.
+# Number of rows of pixels that are computed at once, so that the memory does not grow with the photograph's height.
 _ROWS = 64
 
 
@@ -70,10 +70,10 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns affine maps from colours of `before` to colours of `after`, by least squares in squares of pixels.
+    """Returns, for each pixel, an affine map from colours of `before` to those of `after`, fitted to pixels nearby.
 
-    The images are float32 `[h, w, channels]`, from 0 to 1. The maps, float64 `[h, w, channels, channels + 1]`, have the
-    gains and the offset of each channel of the result.
+    The images are float32 `[h, w, channels]`, from 0 to 1. The maps are float64 `[h, w, channels, channels + 1]`: the
+    gains and the offset of each channel of the result. Each map is a mean of least-squares fits in squares of pixels.
     """
     channels = before.shape[-1]
     identity = np.eye(channels)
@@ -90,7 +90,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         columns = before[..., None, :]
         covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
         joint = average(after[..., None] * columns) - mean_after[..., None] * mean_before[..., None, :]
-        # The solution of gains @ covariance = joint, transposed; the ridge term pulls the gains towards `default`.
+        # This solves gains @ covariance = joint, transposed; the ridge term pulls the gains towards `default`.
         solved = np.linalg.solve(covariance + ridge * identity, np.swapaxes(joint + ridge * default, -1, -2))
         gains = np.swapaxes(solved, -1, -2)
         contrast = np.einsum("i,...ij->...", weights, gains)
@@ -102,7 +102,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return average_in_square(fit(average_in_square, _EVENNESS, whole))
 
 
-# Formats of written files, with their endings and options. Photographs of other formats (GIF, PPM) become PNG files.
+# File endings and Pillow's options of the formats that are written; photographs of other formats become PNG files.
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": (".bmp", {}),
     "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
@@ -114,7 +114,7 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class UserPhotograph:
-    """A photograph of the user at its original size, from the file `path`, with the name of its format in Pillow.
+    """A photograph of the user, from the file `path`; `format` is Pillow's name of the file's format, such as "JPEG".
 
     Attributes:
         pixels: the upright pixels in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images.
@@ -127,11 +127,11 @@ class UserPhotograph:
     format: str
 
     def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """Returns the uncropped photograph at the model's size, uint8 `[height, width, channels]`."""
+        """Returns the uncropped photograph, resized to `image_shape`, uint8 `[height, width, channels]`."""
         return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
 
     def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
-        """Returns `pixels` as the bytes of an image file in the photograph's format, and the ending of its name."""
+        """Returns the bytes of an image file of `pixels` in the photograph's format, and its ending, such as ".jpg"."""
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
@@ -146,11 +146,11 @@ class UserPhotograph:
 def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """Returns a photograph from a file, shrunk if a side is longer than `max_side` pixels.
 
-    The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. An animation gives its
-    first picture. 16 bits per value become 8. `channels` is 3 for a model of colour images, and 1 for grey images.
+    The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. Of an animation, the
+    first picture is read. Values of 16 bits become 8 bits. `channels` is 3 for a model of colour images, else 1.
 
     Raises:
-        DataError: if the file is missing, no image or too large, or `channels` is neither 3 nor 1.
+        DataError: if the file is missing, not an image or too large, or `channels` is neither 3 nor 1.
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; take --size model")
@@ -159,7 +159,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     try:
         with open_image_file(path) as image:
             kind = image.format or "PNG"
-            # Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
+            # With `draft` Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
             image.draft("RGB", (max_side, max_side))
             profile = image.info.get("icc_profile")
             image = scale_to_8_bits(image)
@@ -169,7 +169,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
             image = ImageOps.exif_transpose(image)
             alpha = np.asarray(image.getchannel("A")) if has_alpha else None
             image = image.convert("RGB")
-            # A missing or broken profile counts as sRGB.
+            # A photograph whose colour profile is missing or broken is treated as sRGB.
             with contextlib.suppress(ImageCms.PyCMSError, OSError):
                 if profile:
                     srgb = ImageCms.createProfile("sRGB")

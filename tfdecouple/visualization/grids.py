@@ -1,4 +1,4 @@
-"""Functions that draw images in a grid: any images, and samples, reconstructions, switches and edits of a model.
+"""Functions that draw grids of images, and grids of samples, reconstructions, switches and edits of a model.
 
 Images are uint8 `[n, height, width, channels]`. The following arguments have one meaning in all functions. `note` ends
 the caption. `side` is the largest side of an image in the grid, in pixels; 0 for no limit. `labels` are the labels of
@@ -24,7 +24,7 @@ LINE = 18
 _GAP = 2
 _BACKGROUND = (255, 255, 255)
 _INK = (0, 0, 0)
-# Number of images that the model computes at once; it changes the use of memory and no picture.
+# Number of images that the model computes at once. It affects the memory in use, but no picture.
 _CHUNK = 64
 
 OnImages = Callable[[int], None]
@@ -47,17 +47,17 @@ def draw_grid(
 ) -> Image.Image:
     """Returns a picture of images in rows and columns.
 
-    The first three channels are shown as RGB. Of images with fewer channels, the first is shown as grey. An enlarged
-    pixel becomes a square, and a shrunk square becomes one pixel with its mean colour.
+    The first three channels are shown as RGB. Of images with fewer channels, the first is shown as grey. A pixel of an
+    enlarged image becomes a square; a pixel of a shrunk image has the mean colour of a square.
 
     Args:
         images: the images, uint8 `[rows, columns, height, width, channels]`.
         caption: the text below the grid, wrapped to its width; line breaks in the text are kept.
-        group: the numbers of rows and of columns after which there is a wider gap; 0 for no wider gap.
+        group: how many rows and how many columns form a group; wider gaps separate groups; 0 for no groups.
         row_labels: the texts to the left of the rows; empty for none.
         column_labels: the texts above the columns; empty for none.
-        width: the approximate width of the grid in pixels, to which small images are enlarged by a whole factor.
-        side: the largest width of an image in pixels; wider ones are shrunk by a whole factor; 0 for no limit.
+        width: the approximate width of the grid in pixels, to which small images are enlarged by an integer factor.
+        side: the largest width of an image in pixels; wider images are shrunk by an integer factor; 0 for no limit.
     """
     channels = slice(RGB_CHANNELS) if images.shape[-1] >= RGB_CHANNELS else [0] * RGB_CHANNELS
     images = images[..., channels]
@@ -72,7 +72,7 @@ def draw_grid(
     header = LINE if column_labels else 0
 
     def find_corner(row: int, column: int) -> tuple[int, int]:
-        """Returns the left and upper edges, in pixels, of the image in a row and column."""
+        """Returns x of the left edge and y of the upper edge of the image in a row and a column, in pixels."""
         wide = [place // every if every else 0 for place, every in zip((row, column), group, strict=True)]
         left = margin + _GAP + column * (tile_width + _GAP) + wide[1] * 3 * _GAP
         return left, header + _GAP + row * (tile_height + _GAP) + wide[0] * 3 * _GAP
@@ -99,7 +99,7 @@ def draw_grid(
 
 
 def _wrap_caption(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Returns the lines of a text, wrapped to `width` pixels; a longer word gets a line of its own."""
+    """Returns the lines of a text, wrapped to `width` pixels; a word wider than that gets a line of its own."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -125,7 +125,7 @@ def draw_sample_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture of `count` samples at each temperature, in rows of ten; all temperatures share their draws.
+    """Returns a picture of `count` samples at each temperature, in rows of ten; all temperatures use the same noise.
 
     The temperatures are factors of v (paper section 3.1); z does not depend on them.
     """
@@ -178,7 +178,7 @@ def reconstruct_images(
 def draw_reconstruction_grid(
     images: np.ndarray, decoded: np.ndarray, exact: int, note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns a picture of images above their reconstructions, `decoded`; its caption says that `exact` are equal."""
+    """Returns a picture of images above their reconstructions `decoded`, of which `exact` are equal to the images."""
     columns = min(len(images), 10)
     rows = [arrange_rows(each, columns) for each in (images, decoded)]
     tiles = np.stack(rows, 1).reshape(-1, columns, *images.shape[1:])
@@ -197,7 +197,7 @@ def draw_switch_grid(
     side: int = 0,
     labels: PairLabels = None,
 ) -> Image.Image:
-    """Returns a picture of pairs of images and their switches, as in the paper's Figure 1.
+    """Returns a picture of pairs of images and of the images decoded after their z are switched (paper Figure 1).
 
     A tile has two rows: an image of `a` with decode(z of b, v of a), and an image of `b` with decode(z of a, v of b). A
     row of the picture has `columns` tiles. `what` begins the caption.
@@ -226,8 +226,8 @@ def interpolate_pairs(
 ) -> np.ndarray:
     """Returns interpolations between pairs of images, uint8 `[n, paths, rows, places, height, width, channels]`.
 
-    `places` are numbers from 0, the image of `a`, to 1, the image of `b`. z changes from row to row, and v from column
-    to column. A model without z has one row. `paths` are the paths of v in `DecoupledModel.interpolate`.
+    `places` are positions from 0 (image of `a`) to 1 (image of `b`). z changes from row to row, and v from column to
+    column. A model without z has one row. `paths` are paths of v, "lerp" or "slerp", of `DecoupledModel.interpolate`.
     """
     z_places = places if model.config.has_latent else places[:1]
     tiles: list[np.ndarray] = []
@@ -243,7 +243,7 @@ def interpolate_pairs(
 def draw_interpolation_grid(
     tiles: np.ndarray, places: Sequence[float], paths: Sequence[str] = ("lerp",), note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns a picture of the result of `interpolate_pairs`, with the paths of v side by side (paper Figure 5)."""
+    """Returns a picture of `tiles`, the images of `interpolate_pairs`; paths of v are side by side (paper Figure 5)."""
     count, _, rows, columns = tiles.shape[:4]
     numbers = [f"{place:.2g}" for place in places]
     row_labels = [f"z {number}" for number in numbers] * count if rows > 1 else []
@@ -274,8 +274,8 @@ def draw_edit_grid(
 ) -> Image.Image:
     """Returns a picture of images edited along directions in z: a row for each image and each direction.
 
-    `directions` are vectors in z, float32 `[d_z]`, by the name of the method that found them, which labels the rows. A
-    column adds its amount times the direction to z. `name` is the name of the direction in the caption.
+    `directions` are vectors in z, float32 `[d_z]`, by the name of the method that found them; this name labels the
+    rows. Each column adds one of `amounts`, times the direction, to z. `name` names the direction in the caption.
     """
     rows, done = [], 0
     for chunk in _split_into_chunks(len(images)):
@@ -284,7 +284,7 @@ def draw_edit_grid(
         changed = np.empty((len(v), len(directions), len(amounts), *images.shape[1:]), np.uint8)
         for row, vector in enumerate(directions.values()):
             for column, amount in enumerate(amounts):
-                # `model.edit` would encode the images again for each amount.
+                # `model.decode` is called, because `model.edit` would encode the images again for each amount.
                 changed[:, row, column] = model.decode(z + np.float32(amount) * vector, v)
                 on_images(done := done + len(v))
         rows.append(changed)
@@ -298,9 +298,9 @@ def draw_edit_grid(
 
 
 def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray], caption: str = "") -> Image.Image:
-    """Returns a picture of samples, `queries`, each beside its k nearest images.
+    """Returns a picture of `queries`, samples of a model, each beside the k images of a data set nearest to it.
 
-    `neighbours` are the nearest images, uint8 `[n, k, ...]`, by the name of the distance.
+    `neighbours` are the nearest images, uint8 `[n, k, ...]`, by the name of the distance, such as "pixels".
     """
     k = next(iter(neighbours.values())).shape[1]
     blocks = [np.concatenate([queries[:, None], images], 1) for images in neighbours.values()]

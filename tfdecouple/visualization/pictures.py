@@ -22,8 +22,9 @@ from tfdecouple.visualization.grids import (
     reconstruct_images,
 )
 
-# Number of images in a picture if they have at most 64 x 64 pixels, and largest side of an image in it, in pixels.
+# Number of images in a picture if the images have at most 64 x 64 pixels; a picture of larger images has fewer.
 USUAL = 40
+# Largest side of an image in a picture, in pixels; larger images are shrunk.
 _SIDE = 128
 
 
@@ -31,8 +32,8 @@ _SIDE = 128
 class PictureInputs:
     """The model and the images, uint8 `[n, height, width, channels]`, that the pictures of an evaluation show.
 
-    `seed` is the seed of samples, `most` the approximate number of images in a picture, and `labels` are the labels of
-    the images, int32 `[n]`, or None for a model without labels.
+    `seed` is the seed of samples, and `most` is the approximate number of images in a picture. `labels` are the labels
+    of the images, int32 `[n]`, or None for a model without labels. `label_names` are the names of all labels.
     """
 
     model: DecoupledModel
@@ -44,18 +45,18 @@ class PictureInputs:
 
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
-        """The images decoded from their codes, and the number of images that are reconstructed exactly."""
+        """The reconstructions of the images, uint8, and the number of images that are reconstructed exactly."""
         return reconstruct_images(self.model, self.images, labels=self.labels)
 
     def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """Returns the first and the second images of `count` pairs, and the labels of both; None without labels."""
+        """Returns the first images of `count` pairs, the second images, and (first labels, second labels) or None."""
         first, second = slice(count), slice(len(self.images) // 2, len(self.images) // 2 + count)
         labels = None if self.labels is None else (self.labels[first], self.labels[second])
         return self.images[first], self.images[second], labels
 
 
 def count_shown_images(image_shape: tuple[int, int, int]) -> int:
-    """Returns the largest number of images of a shape in a picture: `USUAL` up to 64 x 64 pixels, else fewer.
+    """Returns how many images of `image_shape` a picture shows at most: `USUAL` up to 64 x 64 pixels, else fewer.
 
     >>> [count_shown_images((size, size, 3)) for size in (32, 64, 128, 256, 1024)]
     [40, 40, 10, 4, 4]
@@ -65,12 +66,12 @@ def count_shown_images(image_shape: tuple[int, int, int]) -> int:
 
 # A function that draws a picture with its caption, or returns None for a model that the picture does not suit.
 Draw = Callable[[PictureInputs], Image.Image | None]
-# The drawing functions by the name of the picture, which is the end of its file name and its title in TensorBoard.
+# The drawing functions, by the name of the picture. This name ends its file name, and is its title in TensorBoard.
 PICTURES: dict[str, Draw] = {}
 
 
 def register_picture(name: str) -> Callable[[Draw], Draw]:
-    """Returns a decorator that adds a drawing function to `PICTURES` under a name."""
+    """Returns a decorator that adds a drawing function to the dict `PICTURES` under the key `name`."""
 
     def register(draw: Draw) -> Draw:
         PICTURES[name] = draw
@@ -117,7 +118,7 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
 def save_pictures(
     inputs: PictureInputs, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
 ) -> int:
-    """Writes all pictures of `PICTURES` into a folder as PREFIXNAME.png, or no file if one of them fails.
+    """Draws all `PICTURES` and writes them into a folder as PREFIXNAME.png; no file is written if drawing one fails.
 
     The folder need not exist. `on_picture` is a callback that receives the name of each picture before it is drawn. The
     function returns the number of images that are reconstructed exactly.

@@ -1,4 +1,4 @@
-"""Functions that draw plots: curves of training, codes in the plane, histograms and confusion matrices."""
+"""Functions that plot training curves, codes projected to the plane, histograms and confusion matrices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES = {
 }
 # Largest number of classes for which the cells of a confusion matrix have room for numbers.
 _NUMBERED_CLASSES = 40
-# Number of labels with a colour and a shape in a plot of points.
+# Largest number of labels that have a colour and a shape in a plot of points; the points of all other labels are grey.
 _COLOURED_LABELS = 14
 
 # The steps and the values of a curve, both `[n]`.
@@ -33,7 +33,7 @@ Curve = tuple[Sequence[float], Sequence[float]]
 
 
 class Curves(NamedTuple):
-    """The curves of a run on training and on validation images, by the name of the metric in the log.
+    """The curves of a run on training images and on validation images, by the name of the metric in the training log.
 
     `name` is the name of the run in the legend.
     """
@@ -51,7 +51,7 @@ def render_figure(figure: Figure) -> Image.Image:
 
 
 def plot_curves(runs: Sequence[Curves]) -> Figure:
-    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over the updates of runs, all of which log bits/dim.
+    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over updates; all `runs` must have bits/dim.
 
     Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. A metric
     that no run logs gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each curve,
@@ -95,7 +95,7 @@ def _collect_curves(run: Curves, name: str) -> list[Curve]:
 
 
 def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns codes `[n, d]` projected to two principal components, and the shares of the variance of the components.
+    """Projects codes `[n, d]` to two principal components; returns the points and each component's share of variance.
 
     The points, `[n, 2]`, and the shares, `[2]`, are float64. n is at least 2; for d = 1 the second component is 0. The
     largest weight of a component is positive, so that its sign does not depend on chance.
@@ -113,7 +113,7 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Returns codes `[n, d]`, n at least 4, projected to the plane by t-SNE with a seed, `[n, 2]`.
+    """Returns codes `[n, d]`, of at least four images, projected to the plane by t-SNE, `[n, 2]`.
 
     Neighbours stay together, and large distances are distorted.
     """
@@ -136,8 +136,8 @@ def plot_projection(
 ) -> Figure:
     """Returns a plot of points in the plane, `[n, 2]`, coloured by label.
 
-    `labels` are the labels of the points, int `[n]`, -1 for no label, and `names` are the names of all labels, if they
-    have names. The 14 most frequent labels get a colour and a shape; all other points are grey.
+    `labels` are the labels of the points, int `[n]`, -1 for no label. `names` are the names of the labels; a label
+    without a name is shown as its number. The 14 most frequent labels get a colour and a shape; other points are grey.
     """
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
@@ -164,17 +164,17 @@ def plot_projection(
 
 
 def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
-    """Returns a plot with a panel for each metric, which has a histogram for each set of images; the first is filled.
+    """Returns a plot with one panel per metric; a panel has a histogram for each set of images, the first one filled.
 
-    `panels` has the values of images, `[n]`, by the name of the metric and then by the name of the set. All panels have
-    the same sets. Values beyond the range of a panel count in its first or last bin.
+    `panels` maps the name of a metric to a dict, which maps the name of a set to the values of its images, `[n]`. All
+    panels have the same sets. Values beyond the range of a panel count in its first or last bin.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = _make_figure(4 * columns, 3 * rows + 0.8)
     for number, (name, kinds) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
-        # A panel shows 99 % of the values of each set, unless that is more than nine times as wide as the first set.
+        # A panel shows 99 % of the values of each set, but at most nine times the range of the first set's values.
         ends = np.array([np.quantile(values, (0.005, 0.995)) for values in kinds.values()])
         (first, last), (low, high) = ends[0], (ends[:, 0].min(), ends[:, 1].max())
         room = 4 * (last - first)
@@ -221,9 +221,9 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
 
 
 def _make_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure of a size in inches, whose style does not depend on the user's matplotlibrc."""
+    """Returns an empty figure, `width` x `height` inches, whose style does not depend on the user's matplotlibrc."""
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    # The paddings, in inches, lie between panels and at the border.
+    # The paddings, in inches, keep panels and labels apart from each other and from the border.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     return figure
 
