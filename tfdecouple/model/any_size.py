@@ -117,8 +117,8 @@ def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
     """Raises DataError if the model accepts images of `config.image_shape` only, or a side of `array` is too long.
 
     The model accepts one size only if the shape of a weight outside the encoder depends on the image size. A side is
-    too long above `LONGEST_SIDE`. `array` holds images or local codes, `[batch, height, width, channels]`, and the
-    message calls it `name`.
+    too long above `LONGEST_SIDE`. `array` holds images or local codes, `[batch, height, width, channels]`; the message
+    calls the array `name`.
     """
     shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
     if weight := find_weight_of_fixed_size(config):

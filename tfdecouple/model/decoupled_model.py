@@ -135,7 +135,7 @@ class DecoupledModel(Networks):
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
-                # `decode` would stop at images that are not finite, and not name the images whose pixels differ.
+                # `decode` would raise an error at pixels that are not finite, before any pixels are compared.
                 x = self._run_within_memory(self._invert_flow, v, z)[:, : images.shape[1], : images.shape[2]]
                 decoded, expected = self.quantizer.round_to_pixels(x), self.quantizer.quantize_pixels(images)
                 require_exact_images(decoded, x, expected, self.config.bound_of_scales)
@@ -157,7 +157,8 @@ class DecoupledModel(Networks):
     def decode(self, z: Any, v: Any, size: tuple[int, int] | None = None) -> tf.Tensor:
         """Returns the images of codes; `decode(*encode(images))` returns exactly the pixels of `images`.
 
-        (With `n_bits` below 8, each pixel becomes the lowest value in its bin, as by `quantize_images`.)
+        With `n_bits` below 8, each pixel becomes the lowest value in its bin (`quantize_images`). In rare cases pixels
+        differ, which `encode(images, verify=True)` reports.
 
         Args:
             z: global codes, float32 `[batch, d_z]`; None for a model without z.
@@ -281,9 +282,7 @@ class DecoupledModel(Networks):
                 path of z is always the line.
 
         Returns:
-            uint8 `[batch, len(alphas), len(betas), height, width, channels]`. The image for alpha = beta = 0 is that of
-                a, and
-            the image for alpha = beta = 1 is that of b.
+            uint8 `[batch, len(alphas), len(betas), height, width, channels]`; alpha = beta = 0 gives a, and 1 gives b.
         """
         a, b = as_image_batches("interpolate", a, b, self.config.image_shape)
         of_z, of_v = as_numbers(alphas, "alphas"), as_numbers(betas, "betas")
@@ -306,7 +305,7 @@ class DecoupledModel(Networks):
         return tf.reshape(images, [-1, rows, columns, *get_sizes(a)[1:]])
 
     def edit(self, images: Any, direction: Any, amount: Any, labels: Any = None) -> tf.Tensor:
-        """Returns the images decoded from v of `images` and z of `images` plus `amount` times `direction`.
+        """Encodes images, adds `amount` times `direction` to z, and returns the images decoded from this z and from v.
 
         Args:
             images: uint8 images `[batch, height, width, channels]`, of any height and width as for `encode`.
@@ -338,7 +337,7 @@ class DecoupledModel(Networks):
         return tf.math.log_softmax(self.evaluate_log_joint(self._find_bins(images)))
 
     def quantize_images(self, images: Any) -> tf.Tensor:
-        """Returns uint8 images with each pixel replaced by the lowest value in its bin; 8 bits change no pixel."""
+        """Returns uint8 images with each pixel replaced by the lowest value in its bin; at 8 bits no pixel changes."""
         return self.quantizer.quantize_pixels(as_images(images, self.config.image_shape))
 
     def _encode_pair(self, a: tf.Tensor, b: tf.Tensor, labels: Any) -> tuple[Codes | SizedCodes, Codes | SizedCodes]:
@@ -349,7 +348,7 @@ class DecoupledModel(Networks):
             raise DataError(f"labels are {shown}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)
 
-    # --- methods that override Keras' methods; their functions are in keras_training.py ---
+    # --- methods that override Keras' methods; most of their work is done in keras_training.py ---
 
     _options: TrainingConfig | None = None
     _bound_metrics: keras_training.BoundMetrics | None = None
@@ -369,8 +368,7 @@ class DecoupledModel(Networks):
                 activations reach the backward pass: "keep", "recompute" or "invert"), `jit_compile` (whether XLA
                 compiles the layers), `seed` (of all noise in training and evaluation), `init_images` (number of
                 training images from which `fit` initialises a model without weights) and `max_skipped_steps` (training
-                ends after this many skipped steps in a row; a step is skipped if its loss or gradient is not finite, or
-                its inversion error too large).
+                ends after this many skipped steps in a row; `fit` says which steps are skipped).
 
         Raises:
             UserError: if a loss or metrics are given, or Keras' policy is float16.
@@ -400,11 +398,11 @@ class DecoupledModel(Networks):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The Keras metrics of a compiled model: the loss, bits per dimension and the terms of the bound."""
+        """The Keras metrics of a compiled model: the loss, bits per dimension and the terms of the lower bound."""
         return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
 
     def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:
-        """Returns the training options and metrics that `compile` set; before that, raises UserError with `method`."""
+        """Returns training options and metrics from `compile`; raises UserError, with the name `method`, before it."""
         if self._options is None or self._bound_metrics is None:
             raise UserError(f"call model.compile(optimizer) before {method}")
         return self._options, self._bound_metrics
@@ -413,7 +411,8 @@ class DecoupledModel(Networks):
         """Trains the model on images, as `keras.Model.fit` does, and returns the history.
 
         A model that is not initialised yet is first initialised from `init_images` training images. A step is skipped,
-        and changes no weight, if its loss or gradient is not finite or its inversion error is too large.
+        and changes no weight, if its loss or gradient is not finite, or if activations that the memory mode "invert"
+        recovers are too inexact.
 
         Args:
             x: uint8 images `[n, height, width, channels]`, or a data set (or another iterable) of batches; a batch is
@@ -424,9 +423,8 @@ class DecoupledModel(Networks):
                 tuple of images and labels.
 
         Returns:
-            Keras' `History`; its attribute `history` is {metric: list of a value for each epoch}, with the names of
-                `metrics`.
-            Names of validation metrics begin with "val_".
+            Keras' `History`, whose attribute `history` is {name of metric: list of one value for each epoch}. Names of
+            validation metrics begin with "val_".
 
         Raises:
             UserError: if the model was not compiled, or an option or the devices do not suit training on the bound.
@@ -466,7 +464,7 @@ class DecoupledModel(Networks):
         return super().fit(keras_training.wrap_generator(x), y, *rest, callbacks=callbacks, **options)
 
     def evaluate(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> Any:
-        """Returns the metrics of the bound, means over all images, in the form of `keras.Model.evaluate`.
+        """Returns the metrics of the evidence lower bound, means over all images, as `keras.Model.evaluate` does.
 
         The noise of an image depends only on the seed of `compile` and on the index of the image. So every batch size
         gives the same results, and so does `python -m tfdecouple evaluate` for the same images.
@@ -501,7 +499,7 @@ class DecoupledModel(Networks):
     predict_step = keras_training.predict_step
 
     def make_train_function(self, force: bool = False) -> None:
-        """Sets `train_function`, which runs the steps of Keras' `fit`: in TF32 for that `precision`, else without."""
+        """Sets `train_function`, which runs the steps of Keras' `fit`; TF32 is on only for `precision` "tf32"."""
         if self.train_function is not None and not force:
             return
         training, _ = self.require_compiled("fit")

@@ -15,11 +15,11 @@ from tfdecouple.layers import backward_memory, net_precision
 from tfdecouple.model.networks import Networks
 from tfdecouple.runtime.execution import jit_compiled
 
-# The precision of coupling nets for each `training.precision`; the encoder has the same, but float32 for "bfloat16".
+# The precision of the coupling nets for each `training.precision`; the encoder uses float32 instead of bfloat16.
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
 # Largest inversion error (relative difference between stored and recovered activations of an image) with which a step
 # is applied. At the bound for float32, gradients change by less than 1e-4 of the largest entry; at the other bounds, by
-# a tenth of the change from rounding the nets' operands. Ordinary errors are a tenth at most (docs/training.md).
+# a tenth of the change from rounding the nets' operands. Ordinary errors are below a tenth of it (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
 
 # Weights with at most this many entries are joined to one vector, so that a graph has fewer operations.
@@ -29,7 +29,7 @@ _SMALL = 2**15
 class Share(NamedTuple):
     """One device's share of the results of a training step, which are the sums of the devices' shares.
 
-    Only of `moving` is the mean over the devices taken instead of the sum.
+    The exception is `moving`, of which the step uses the mean over the devices.
 
     Attributes:
         gradients: gradients for the trainable weights, in the order of the weights.
@@ -60,10 +60,10 @@ def differentiate_bound(
     kl_weight: float | tf.Tensor,
     weights: Sequence[tf.Tensor] | None = None,
 ) -> Share:
-    """Computes one device's share of a training step, with gradients of the bound; changes no variable.
+    """Returns one device's share of a training step: terms and gradients of the bound for the device's images.
 
-    The noise of an image depends only on the seed and on the index of the image in the whole batch, so it is the same
-    for any number of devices.
+    The function changes no variable. The noise of an image depends only on the seed and on the index of the image in
+    the whole batch, not on the number of devices.
 
     Args:
         model: an initialised model.

@@ -39,7 +39,7 @@ def interpolate_codes(
 
 
 def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns float32 weights `[n, k]` of a and of b; the weighted sums of a and b are the codes at k positions."""
+    """Returns float32 weights `[n, k]` of a and of b, whose weighted sums are the codes at k positions on the arc."""
     width = math.prod(get_sizes(a)[1:])
     a, b = (tf.reshape(tf.cast(code, tf.float64), [-1, width]) for code in (a, b))
     position = tf.constant(positions, tf.float64)[None]
@@ -49,7 +49,7 @@ def _weigh_arc(a: tf.Tensor, b: tf.Tensor, positions: Sequence[float] | np.ndarr
     angle = tf.acos(tf.clip_by_value(cosine, -1, 1))
     sine = tf.sin(angle)
     has_arc = (sine > _LEAST_SINE) & (both > 0)
-    # The divisors become 1 for parallel codes: `tf.where` computes the quotients below for them, too, but drops them.
+    # For parallel codes `tf.where` computes the quotients below and drops them; divisors of 1 avoid division by zero.
     sine, length_a, length_b = (tf.where(has_arc, value, 1) for value in (sine, length_a, length_b))
     length = (1 - position) * length_a + position * length_b
     of_a = tf.where(has_arc, length / length_a * tf.sin((1 - position) * angle) / sine, 1 - position)

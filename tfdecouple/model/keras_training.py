@@ -60,7 +60,7 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
 
 
 class BoundMetrics:
-    """The Keras metrics of the bound, means over the images since the last reset, and counts of skipped steps.
+    """The Keras metrics of the evidence lower bound, means over images since the last reset; counts of skipped steps.
 
     Args:
         bits_per_dim: function that converts nats per image to bits per colour value.
@@ -101,14 +101,14 @@ class BoundMetrics:
     def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
         """Counts a step as applied or skipped, and adds the step's images to the metrics if it was applied."""
         self.add_images(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
-        # Once training has diverged the count stays, so that the host finds it although it looks only every few steps.
+        # Once training has diverged the count stays, because the host looks at the count only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
 
 
 class _MeanOfImages(keras.metrics.Mean):
-    """A Keras metric, the mean over images; it is NaN without images, which no callback mistakes for the best mean."""
+    """A Keras metric, the mean over images; NaN without images, which no callback takes for the best mean."""
 
     def result(self) -> tf.Tensor:
         """Returns the mean, a float64 scalar; NaN if there are no images."""
@@ -127,7 +127,7 @@ class SkippedSteps(keras.callbacks.Callback):
         self._bound_metrics.not_applied.assign(0)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Checks at every `max_skipped_steps`-th step whether training has diverged, and then raises DivergedError."""
+        """Raises DivergedError if training has diverged, which is checked every `max_skipped_steps` steps."""
         self._steps += 1
         if self._steps % self._every == 0:
             self._require_convergence()
@@ -158,7 +158,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
     """Returns (images, labels), with None for no labels, from the data that `fit` or a training step receives.
 
     The data are images; a tuple of images and labels; or a dict with `image` and optionally `label`, as from TensorFlow
-    Datasets. A dict without `image` raises DataError, and weights of images raise UserError.
+    Datasets. A dict without `image` raises DataError, and sample weights raise UserError.
     """
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if weights is not None:
@@ -249,7 +249,7 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     images, labels = _read_batch(model, data)
     seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
     if model.optimizer.gradient_accumulation_steps:
-        # Steps that accumulate gradients for one update have equal `iterations`; the count of images varies the seed.
+        # Steps that accumulate gradients for one update share a value of `iterations`; the image count varies the seed.
         seed = randomness.derive_seed(seed, metrics.image_count)
     count = get_sizes(images)[0]
     share = differentiate_bound(

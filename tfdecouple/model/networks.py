@@ -122,7 +122,7 @@ class Networks(keras.Model):
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """Returns plain values for `from_config`: the name, the config, and the paths of layers that do not train."""
+        """Returns a dict for `from_config`: the name, the config, and the paths of layers that are not trainable."""
         untrained = [path for path, layer in _walk_layers(self) if not layer.trainable]
         return {"name": self.name, "config": self.config.to_dict(), **({"untrained": untrained} if untrained else {})}
 
@@ -144,7 +144,7 @@ class Networks(keras.Model):
 
     @property
     def output_shape(self) -> Codes:
-        """The shapes of z and v as `Codes`, with None for the batch size; None instead of the shape of a missing z."""
+        """The shapes of z and v, batch first, as `Codes`; for a model without z the shape of z is None."""
         return Codes((None, self.config.latent_dim) if self.config.has_latent else None, self.input_shape)
 
     @property
@@ -186,7 +186,7 @@ class Networks(keras.Model):
 
     @property
     def class_codes(self) -> tf.Tensor:
-        """The global code z of each label, float32 `[classes, d_z]`; UserError unless z is a function of the label."""
+        """The global code z of each label, float32 `[classes, d_z]`; UserError if z is no function of the label."""
         if self.code_net is None:
             raise UserError(
                 f"z of this model is no function of the label (model.prior is {self.config.prior!r}), so there are no "
@@ -221,7 +221,7 @@ class Networks(keras.Model):
         Args:
             images: uint8 `[batch, height, width, channels]`, a few hundred or more training images.
             seed: seed of the noise that initialises the flows of the prior and of the dequantisation.
-            force: whether to overwrite the weights of an initialised or loaded model, for which False raises UserError.
+            force: whether to overwrite weights that were initialised or loaded before; False raises UserError then.
         """
         bins = self._find_bins(images)
         if bins.shape[0] == 0:
@@ -258,8 +258,8 @@ class Networks(keras.Model):
     def diagnose(self, images: Any) -> dict[str, float]:
         """Returns {"smallest_scale": s, "worst_condition": c}, which show whether training is about to diverge.
 
-        The float s is the smallest scale of a coupling for any entry of its input on these images; the inverse divides
-        by the scale. The float c is the largest condition number of the matrix of a 1x1 convolution or linear layer.
+        The float s is the smallest scale that any coupling applies for these images; the inverse divides by the scales.
+        The float c is the largest condition number of any 1x1 convolution or linear layer.
         The images are uint8 `[batch, height, width, channels]`. If the model has labels, image i gets the label i
         modulo `classes`.
         """
@@ -457,7 +457,7 @@ class Networks(keras.Model):
     def elbo_and_latents(
         self, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, training: bool = False, labels: Any = None
     ) -> tuple[Elbo, Latents]:
-        """Returns the terms of the bound, as `elbo_from_noise` does, and the `Latents` (z and v) behind these terms."""
+        """Returns the terms of the bound, as `elbo_from_noise` does, and the `Latents` of the same draw."""
         images = self._check_images(images)
         labels = self._check_labels(labels, images)
         # An empty batch has no statistics, so the encoder normalises as in evaluation.
@@ -536,7 +536,7 @@ class Networks(keras.Model):
     # --- images of another size than `config.image_shape`; the functions are in any_size.py ---
 
     def _check_images(self, images: Any) -> tf.Tensor:
-        """Returns images as a uint8 tensor; raises DataError if their size is not `image_shape` and not supported."""
+        """Returns images as a uint8 tensor; raises DataError if the model cannot encode images of their size."""
         images = as_images(images, self.config.image_shape, any_size=True)
         if self._get_other_size(images) is not None:
             require_any_size(self.config, "images", images)
@@ -548,7 +548,7 @@ class Networks(keras.Model):
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
     def _find_bins_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the bins of the images' pixels twice: of padded images for the flow, of resized for the encoder."""
+        """Returns pixel bins of the images padded for the flow, and of the images resized for the encoder."""
         padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.quantizer.find_bins(padded)
         return bins, bins if shrunk is padded else self.quantizer.find_bins(shrunk)

@@ -27,7 +27,7 @@ class OutlierScores(NamedTuple):
         bits_per_dim: the negative evidence lower bound in bits per colour value.
         prior_nats: -log p(z) in nats; None for a model without z, or whose z is a function of the label.
         shell: number of standard deviations by which v is longer (below 0: shorter) than expected under the model.
-        typicality: how far the output of the prior flow and the parts of v are from typical (`score_typicality`).
+        typicality: distance of prior flow output and parts of v from the typical set (`score_typicality`).
     """
 
     bits_per_dim: tf.Tensor
@@ -103,8 +103,7 @@ def score_typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
 def compute_chi_moments(dimensions: int) -> tuple[float, float]:
     """Returns mean and standard deviation of the length of a standard normal vector of 12 or more dimensions.
 
-    Stirling's series gives the variance. The variance as `dimensions` minus the squared mean would be inexact in many
-    dimensions.
+    Stirling's series gives the variance, because in many dimensions `dimensions` - mean^2 would be inexact.
     """
     variance = 0.5 - 1 / (8 * dimensions) - 1 / (16 * dimensions**2) + 5 / (128 * dimensions**3)
     return math.sqrt(dimensions - variance), math.sqrt(variance)

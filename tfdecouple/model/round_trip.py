@@ -44,7 +44,7 @@ def warn_of_far_images(v: tf.Tensor) -> None:
 
 
 def require_finite(what: str, *arrays: tf.Tensor) -> None:
-    """Raises InversionError if one of `arrays`, each `[batch, ...]`, is not finite for an image.
+    """Raises InversionError if one of `arrays`, each `[batch, ...]`, contains NaN or infinity.
 
     The message begins with the text `what` and names the images by index.
     """

@@ -26,12 +26,12 @@ Shape = tuple[int, ...]
 # Bytes of a number in each precision.
 FLOAT32, BFLOAT16 = 4, 2
 
-# A backward pass by inversion holds this many maps of the size of a layer's input at once: values and gradients of the
-# layer, and of the halves of a coupling.
+# A backward pass by inversion holds this many feature maps of the size of a layer's input at once: values and gradients
+# of the layer, and of the halves of a coupling.
 _INVERSION_MAPS = 8
 # Outside the flow this many arrays of the image's size are in memory: pixels, noise, x, v, and a gradient for each.
 _IMAGE_MAPS = 8
-# A pass without gradients holds this many hidden maps of a coupling net, and maps of a stage's shape, at once.
+# A pass without gradients holds so many hidden maps of a coupling net, and feature maps of a stage's shape, at once.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
 
@@ -62,7 +62,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 @functools.lru_cache(maxsize=8)
 def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the result of `make_networks` for one flow step a stage, as all steps of a stage have equal shapes."""
+    """Returns the result of `make_networks` with one flow step a stage, as all steps of a stage have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
@@ -117,7 +117,7 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns {network: number of trainable parameters}, as `DecoupledModel.parameter_count`, without a model."""
+    """Returns {network: number of trainable parameters}, as `DecoupledModel.parameter_count`, from a config alone."""
     return count_by_network(compute_weight_shapes(config))
 
 
@@ -226,12 +226,12 @@ def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
 
 
 def _list_stages(config: ModelConfig) -> list[StagePlan]:
-    """Returns the plans of all stages in the flows of decoder and dequantizer."""
+    """Returns the `StagePlan` of each stage in the flows of decoder and dequantizer."""
     return list(itertools.chain(*config.levels, *config.dequantization_levels))
 
 
 def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns [(encoder, input shape)] of the encoders of z and of the dequantizer, if any, which are not built."""
+    """Returns [(unbuilt encoder, input shape)] of the encoders, of z and of the dequantizer, that a model has."""
     networks = _make_smallest_networks(config)
     found = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:

@@ -51,9 +51,9 @@ class DequantizingFlow(Flow):
     def initialize_from_noise(self, seed: Any) -> None:
         """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms are set from noise.
 
-        The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid is closest to uniform.
-        The standard deviation 1, as in the paper's code, would raise the bound by 0.28 bits per dimension. `seed` draws
-        the noise.
+        The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid of normal noise is
+        closest to uniform. The standard deviation 1, as in the paper's code, would raise the bound by 0.28 bits per
+        dimension.
         """
         positions = self.levels[-1][0].plan.positions
         noise = tf.random.stateless_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)

@@ -31,7 +31,7 @@ class Convolution(BaseLayer):
         size: side of the kernel, 1 or 3.
         strides: factor by which height and width shrink; a transposed convolution enlarges them by this factor.
         transposed: whether the convolution is transposed.
-        bias_fan_in: number of inputs of an output, which sets the range of the initial bias; 0 for no bias.
+        bias_fan_in: fan-in of the kernel, which sets the range of the initial bias; 0 for a convolution without bias.
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
@@ -215,7 +215,7 @@ class ResNetBlock(Nested, BaseLayer):
 
 
 class _BlockNetwork(Nested, BaseLayer):
-    """The base class of networks that run ResNet blocks one after the other; `blocks` are the blocks' plans."""
+    """The base class of networks that run ResNet blocks one after the other; each `Block` describes one block."""
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
@@ -260,7 +260,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
     """The encoder: levels of two ResNet blocks each, then conv1x1 - ELU - flatten - FC to mean and log-variance of z.
 
     At the start the last layer is 0, so z is standard normal for any image (the paper's zero initialisation, section
-    2.1; the paper's code aims at a standard deviation of 0.01 instead, and misses it in training mode).
+    2.1). The paper's code aims at outputs of standard deviation 0.01 instead, and misses this value in training mode.
 
     Args:
         latent_dim: size of z.
@@ -333,6 +333,6 @@ class LocalResNet(_BlockNetwork):
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns maps `[batch, height, width, map_channels]` for images x of the same size in [-1, 1).
 
-        In training the statistics of the batch normalise, and the moving statistics are updated.
+        In training, batch normalisation uses the batch's statistics and updates its moving statistics.
         """
         return join_shards(self._run_blocks(x, training))

@@ -184,7 +184,7 @@ class Flow(InvertibleComposite):
         return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Creates the weights of every layer for images of the config's shape; convolutions fit any image size."""
+        """Creates the weights of every layer, for images of the config's shape whatever `x_shape` is."""
         BaseLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
 
@@ -287,7 +287,7 @@ class Flow(InvertibleComposite):
         return h, log_det if self.whitening is None else whitening_log_det + log_det
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        """Returns the input of a level and its condition, both squeezed if the level begins so, but z never."""
+        """Squeezes the input of a level, and a condition that is a map, if the level begins so; returns both."""
         if not (depth or self.is_squeezed_first):
             return h, condition
         if condition is not None and self.local:
