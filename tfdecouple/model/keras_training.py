@@ -56,7 +56,7 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
     return parse_config(TrainingConfig, values, "training.")
 
 
-# --- metrics ---
+# --- metrics of the bound, and counts of skipped steps ---
 
 
 class BoundMetrics:
@@ -240,7 +240,7 @@ def wrap_generator(x: Any) -> Any:
     return (batch if isinstance(batch, tuple) else (batch,) for batch in x)
 
 
-# --- steps ---
+# --- steps of `fit`, `evaluate` and `predict` on a batch ---
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:

@@ -351,7 +351,7 @@ class Networks(keras.Model):
                 "layer of your own, or export by python -m export"
             )
 
-    # --- distributions ---
+    # --- distributions, and the evidence lower bound ---
 
     @property
     def prior(self) -> tfd.Distribution:
@@ -464,7 +464,7 @@ class Networks(keras.Model):
         training = training and images.shape[0] != 0
         if self._get_other_size(images) is not None and not training:
             return self._run_within_memory(self._evaluate_bound_at_other_size, images, z_noise, u_noise, labels)
-        # A user's training loop need not select a memory mode by `backward_memory`, so "keep" is the default here.
+        # All activations are kept for a user's training loop that selects no memory mode (`backward_memory`).
         with backward_memory("keep") if training and get_backward_mode() is None else contextlib.nullcontext():
             if self._get_other_size(images) is not None:
                 return self._evaluate_bound_at_other_size(images, z_noise, u_noise, labels, training)

@@ -231,7 +231,7 @@ def _list_stages(config: ModelConfig) -> list[StagePlan]:
 
 
 def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns [(unbuilt encoder, input shape)] of the encoders, of z and of the dequantizer, that a model has."""
+    """Returns [(encoder, input shape)] of a model's encoders, of z and of the dequantizer, before they are built."""
     networks = _make_smallest_networks(config)
     found = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:

@@ -173,7 +173,7 @@ class ResNetBlock(Nested, BaseLayer):
         self.shortcut: list[BaseLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None)] of convolutions and normalisations, for maps of shape `x_shape`."""
+        """Returns [(layer, input shape, None for no condition)] of convolutions and normalisations, for maps `x_shape`."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -225,7 +225,7 @@ class _BlockNetwork(Nested, BaseLayer):
         ]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(block, input shape, None)] of all blocks, for images of shape `x_shape`, batch first."""
+        """Returns [(block, input shape, None for no condition)] of all blocks, for images of shape `x_shape`."""
         children: list[tuple[BaseLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
@@ -283,7 +283,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         return weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None)] of the ResNet blocks and of the 1x1 convolution after the blocks."""
+        """Returns [(layer, input shape, None for no condition)] of the ResNet blocks and the 1x1 convolution after."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]
