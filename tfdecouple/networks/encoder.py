@@ -173,7 +173,7 @@ class ResNetBlock(Nested, BaseLayer):
         self.shortcut: list[BaseLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None for no condition)] of convolutions and normalisations, for maps `x_shape`."""
+        """Returns [(layer, input shape, None for no condition)] of convolutions and normalisations in the block."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"

@@ -142,7 +142,7 @@ class ClassAffine(_ClassLayer):
         return (y - shift) * tf.exp(-log_scale)
 
     def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
-        """Returns a TFP bijector, of z `[batch, d_z]` for given labels, or of z `[..., classes, d_z]` for all."""
+        """Returns a TFP bijector of z: `[batch, d_z]` for given labels, or `[..., classes, d_z]` for all labels."""
         log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
         if labels is not None:
             log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))
