@@ -1,4 +1,4 @@
-"""The invertible Keras layers that the flow consists of; TFP bijectors do their maths (paper section 2.2 and A)."""
+"""The invertible Keras layers of the flow, and the neural nets inside couplings (paper section 2.2, appendix A)."""
 
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
 from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet

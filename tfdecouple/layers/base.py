@@ -1,4 +1,4 @@
-"""The base classes of all layers: a layer specifies its weights, counts its cost and maps in both directions."""
+"""The base classes of Keras layers: of all layers, of invertible layers, and of layers made of inner layers."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from tfdecouple.runtime.numerics import make_zero_log_det
 from tfdecouple.runtime.precision import full_float32
 
 Shape = tuple[int, ...]
-# A condition is z `[batch, d_z]`, a map `[batch, height, width, channels]`, or None for a layer without a condition.
+# The condition of a layer: z `[batch, d_z]`, a feature map `[batch, height, width, channels]`, or None.
 Condition: TypeAlias = "tf.Tensor | None"
-# A layer returns, in either direction, its output and the log-determinant for each image, `[batch]`.
+# What a layer returns in either direction: the output, and the log-determinant of each image, `[batch]`.
 Mapped = tuple[tf.Tensor, tf.Tensor]
-# A function of this type gets a layer, an input and a condition, and returns the output in place of the layer.
+# A callback that `visit_layers` calls instead of a layer: (layer, input, condition) -> output.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
-# A function of this type runs a list of layers that keep the shape, one after the other, on an input and a condition.
+# A function that runs layers in sequence: (layers, input, condition) -> (output, sum of the log-determinants).
 RunLayers = Callable[[Sequence["InvertibleLayer"], tf.Tensor, "Condition"], Mapped]
 
 
 class Gradients(NamedTuple):
-    """The input of a layer, recovered from the layer's output in a backward pass, and all gradients.
+    """The result of a layer's backward pass by inversion: x, recovered from the layer's output, and all gradients.
 
-    `weight_gradients` are in the order of `layer.variables`, for the trainable variables alone. `condition_gradient` is
-    None for a layer without a condition.
+    `weight_gradients` has one entry for each trainable variable, in the order of `layer.variables`.
+    `condition_gradient` is None for a layer without a condition.
     """
 
     x: tf.Tensor
@@ -49,10 +49,10 @@ class Gradients(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """The specification of a weight, from which a layer creates the weight.
+    """The specification of a weight, from which `BaseLayer.build` creates the weight.
 
-    `initializer` is the name of a Keras initializer, or a function that returns one. If `dtype` is None, the weight has
-    the dtype of the layer.
+    `initializer` is the name of a Keras initializer, or a function without arguments that returns an initializer. If
+    `dtype` is None, the weight has the dtype of the layer.
     """
 
     shape: Shape
@@ -62,12 +62,13 @@ class Weight(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of a layer for one image: multiply-adds of the forward direction, and counts of stored numbers.
+    """The cost of a layer for one image: multiply-adds of the forward direction, and sizes of stored activations.
 
     Attributes:
-        activations: number of float32 numbers that the backward pass needs from the forward pass.
-        net_inputs: number of numbers in the inputs of coupling nets, which are stored in the precision of the nets.
-        hidden_map: number of numbers in one hidden map of a coupling net, summed over the coupling nets.
+        multiply_adds: count of multiply-adds.
+        activations: count of float32 values that the backward pass needs, without those of coupling nets.
+        net_inputs: count of values in the inputs of the coupling nets, which are stored in the precision of the nets.
+        hidden_map: count of values in one hidden map of each coupling net, summed over the coupling nets.
     """
 
     multiply_adds: int = 0
@@ -76,28 +77,28 @@ class Cost(NamedTuple):
     hidden_map: int = 0
 
     def add_cost(self, other: Cost) -> Self:
-        """Returns the sum of this cost and another."""
+        """Returns the sum of this cost and `other`, field by field."""
         return type(self)(*(one + two for one, two in zip(self, other, strict=True)))
 
 
 class Nested:
-    """A mixin with the property `layers`, by which Keras' summary shows the layers inside a layer.
+    """A mixin with the property `layers`, which makes a Keras model's `summary` show the layers inside a layer.
 
-    The mixin must stand before the Keras class among the base classes.
+    A subclass must list the mixin before the Keras class among its base classes.
     """
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The layers directly inside this layer."""
+        """The layers directly inside this layer, without layers inside those."""
         return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
 
 
 class BaseLayer(keras.layers.Layer):
     """A Keras layer that specifies its weights before it is built, and whose weights Keras never casts.
 
-    So methods of the layer can be called directly, even inside a user's layer in mixed precision. Subclasses specify
-    the layer's own weights (`declare`) and the layers inside (`children`) for inputs of any shape. From these
-    specifications follow the names, shapes and number of a model's weights and the cost of a model, before a weight is
+    Without casts, a method of the layer may be called directly inside a user's layer in mixed precision. Subclasses
+    specify the layer's weights (`declare`) and its inner layers (`children`) for inputs of any shape. The names, shapes
+    and count of a model's weights, and the cost of a model, are computed from these specifications before a weight is
     created.
 
     Attributes:
@@ -111,36 +112,36 @@ class BaseLayer(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of the layer's own weights, in the order of creation; shapes are batch first."""
+        """Specifies the weights of this layer alone, as {name: `Weight` (shape, ...)}; arguments are batch first."""
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, condition shape) of each layer inside this layer, in the order of building."""
+        """Returns a list of (layer, input shape, condition shape), one for each layer directly inside this layer."""
         return []
 
     def compute_weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
-        """Returns {path: shape} of the layer's weights and of all weights of layers inside."""
+        """Returns {path: shape} of all weights of this layer and its inner layers, with paths such as "net/first"."""
         shapes = {name: weight.shape for name, weight in self.declare(x_shape, condition_shape).items()}
         for layer, *inputs in self.children(x_shape, condition_shape):
             shapes |= {f"{layer.name}/{name}": shape for name, shape in layer.compute_weight_shapes(*inputs).items()}
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns multiply-adds and counts of stored numbers for one image, by default the sum over layers inside."""
+        """Returns the `Cost` of the layer for one image; by default the sum of the costs of its inner layers."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
             cost = cost.add_cost(layer.cost(*inputs))
         return cost
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the weights that `declare` specifies, and builds the layers inside."""
+        """Creates the weights that `declare` specifies, and builds the inner layers that `children` lists."""
         self._sides = tuple((x_shape or ())[1:-1])
         declared = self.declare(x_shape, condition_shape)
-        # An initializer draws its seed when it is created. Creating all of them here, and none in a constructor, keeps
-        # the initial weights of a model independent of models that are made but never built.
+        # An initializer draws its seed from Python's generator when it is created. All are created here and none in a
+        # constructor, so that the initial weights of a model do not depend on models that were never built.
         for name, (shape, initializer, dtype, trainable) in declared.items():
             initializer = initializer if isinstance(initializer, str) else initializer()
-            # Without autocasting Keras never casts a weight that is read inside a user's layer in mixed precision.
+            # With autocasting, Keras would cast weights that are read inside a user's layer in mixed precision.
             options = {"dtype": dtype, "trainable": trainable, "autocast": False}
             setattr(self, name, self.add_weight(name=name, shape=shape, initializer=initializer, **options))
         self._declared = tuple(declared)
@@ -150,13 +151,13 @@ class BaseLayer(keras.layers.Layer):
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments as plain values, from which Keras can create the layer again."""
+        """Returns {name: value} of the constructor's arguments, as plain values from which Keras rebuilds the layer."""
         values = {name: getattr(self, name) for name in self.saved_arguments}
         plain = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}
         return {**super().get_config(), **plain}
 
     def read_tensors(self) -> dict[str, tf.Tensor]:
-        """Returns {name: value} of the layer's own weights, without those of layers inside."""
+        """Returns {name: tensor} with the values of this layer's weights, without those of inner layers."""
         return {name: tf.convert_to_tensor(getattr(self, name)) for name in self._declared}
 
 
@@ -164,20 +165,20 @@ class BaseLayer(keras.layers.Layer):
 class InvertibleLayer(BaseLayer):
     """An invertible Keras layer with a method for each direction, which returns output and log-determinant together.
 
-    The forward direction is the training direction, from the image x to the local code v. The layer has the weights;
-    the arithmetic is in a bijector, which each call makes from the values of the weights. Subclasses implement
-    `declare` and `bijector`; a layer that no single bijector describes implements `_forward` and `_inverse` instead.
+    The forward direction is the training direction, from the image x to the local code v. The layer holds the weights.
+    Each call makes a bijector from the values of the weights, and the bijector does the arithmetic. Subclasses
+    implement `declare` and `bijector`, or `_forward` and `_inverse` if no single bijector describes the layer.
 
     Computations run in `dtype`, "float32" or "float64", under every global Keras policy, because log-determinants and
     matrix inverses would be too inexact in half precision.
     """
 
-    # Whether a backward pass by inversion (`backward_memory`) computes the layer's input from the layer's output.
+    # Whether `backward_memory("invert")` may recover the layer's input from the output instead of storing the input.
     recovers_input = True
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        # `build` replaces these values by the numbers of axes and channels of the layer's inputs.
+        # `build` replaces these defaults by the counts of axes (without batch) and channels of the layer's inputs.
         self._event_ndims = 3
         self._condition_ndims = 1
         self._channels: int | None = None
@@ -188,8 +189,8 @@ class InvertibleLayer(BaseLayer):
 
         Args:
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
-            condition: z, `[batch, d_z]`, or a map of the size of x, `[batch, height, width, c]`, for a layer that takes
-                a condition.
+            condition: z, `[batch, d_z]`, or a feature map with the height and width of x, `[batch, height, width, c]`;
+                None for a layer without a condition.
         """
         x, condition = self._prepare_inputs(x, condition)
         return self._forward(x, condition)
@@ -204,21 +205,22 @@ class InvertibleLayer(BaseLayer):
     def inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        """Returns the layer's input and gradients in a backward pass for which only the layer's output y was stored."""
-        # A gradient tape watches tensors, so each weight becomes a tensor here, and all code below reads this tensor.
+        """Recovers the input x from the layer's output y, and computes all gradients, given those for y and log_det."""
+        # The gradient tapes watch tensors, so each weight is replaced by one tensor, which the code inside reads.
         with substitute_weights(zip(self.variables, read_layer_weights(self), strict=True)):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
-        """Returns the layer as a TFP bijector, with the forward direction from x towards v.
+        """Returns the layer as a TFP bijector, whose forward direction is the layer's, from x towards v.
 
         The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
-        TFP computes value and log-determinant in separate runs of the layer, so train on `forward_and_log_det`. TFP
-        also caches the output for each tensor: after a change of the layer's weights make a new bijector.
+        TFP runs the layer once for the value and once for the log-determinant, so training with the layer's
+        `forward_and_log_det` is faster. TFP also caches outputs: make a new bijector when the layer's weights change.
+        A layer that is not built raises UserError.
 
         Args:
-            condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, used in calls without a condition.
+            condition: z, `[..., d_z]`, or a map, `[..., height, width, c]`, for calls without the keyword; or None.
         """
         if not self.built:
             raise UserError(
@@ -228,26 +230,26 @@ class InvertibleLayer(BaseLayer):
         return LayerBijector(self, condition)
 
     def call(self, x: tf.Tensor, condition: Condition = None) -> Mapped:
-        """Returns the output of `forward_and_log_det`; Keras calls this method for `layer(x, condition)`."""
+        """Returns output and log-determinant of `forward_and_log_det`; Keras calls this for `layer(x, condition)`."""
         return self.forward_and_log_det(x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of output and log-determinant, which a Keras model's `summary` shows."""
+        """Returns the shapes of the output and of the log-determinant, for the `summary` of a Keras model."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector that maps a batch in the forward direction (towards v).
+        """Returns the bijector of the layer, from x to y (towards v), for given values of the weights.
 
-        The bijector may act on numbers, on channels (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or
-        3). It is a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP, and must be invertible for any values
-        of `weights`, a dict with the names of `declare`. In a layer that is exported, the bijector uses only operations
-        that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums, quotients; not expm1 and log1p), and
-        no arrays except the weights.
+        `weights` is {name: tensor} with the names of `declare`; the bijector must be invertible for all values of the
+        weights. It is a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP, and acts on numbers, on channels
+        (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or 3). In a layer that is exported, the
+        bijector may use only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums,
+        quotients; not expm1 and log1p), and no arrays except the weights.
         """
         raise NotImplementedError
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the layer's weights for an input and a condition of these shapes, batch first."""
+        """Creates the layer's weights for inputs of `x_shape` and conditions of `condition_shape`, both batch first."""
         self._event_ndims = len(x_shape) - 1
         self._channels = x_shape[-1]
         if condition_shape is not None:
@@ -255,20 +257,21 @@ class InvertibleLayer(BaseLayer):
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns multiply-adds and counts of stored numbers for one image."""
+        """Returns the `Cost` for one image: the stored input of a layer with weights, and the costs of inner layers."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.add_cost(super().cost(x_shape, condition_shape))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the weights that are initialised from data from a batch of inputs x, and returns the outputs."""
+        """Sets the layer's weights from a batch of inputs x, by default none of them, and returns the outputs for x."""
         return self.forward_and_log_det(x, condition)[0]
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Returns the output of the forward direction, with `visit` instead of each layer that has no layers inside.
+        """Runs the forward direction with a call of `visit` instead of each innermost layer; returns the output.
 
-        `visit(layer, x, condition)` returns the output of a layer for the input x, and may change the layer's weights.
+        `visit(layer, x, condition)` must return the output of `layer` for x; it may change the layer's weights before.
+        An innermost layer contains no invertible layers.
         """
         return visit(self, x, condition)
 
@@ -292,7 +295,7 @@ class InvertibleLayer(BaseLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
-        """Returns input and condition as tensors of the layer's dtype; builds the layer if needed, checks shapes."""
+        """Casts x and condition to tensors of the layer's dtype, builds the layer if needed, and checks the shapes."""
         x = cast_to_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = cast_to_tensor(condition, self.compute_dtype)
@@ -320,24 +323,25 @@ class InvertibleLayer(BaseLayer):
 
 
 class InvertibleComposite(Nested, InvertibleLayer):
-    """An invertible layer that consists of other layers, and describes in one place how data pass through them.
+    """An invertible layer that consists of inner layers; two methods describe how data pass through them.
 
-    Subclasses implement `run_forward` and `run_inverse`. Training, inversion, initialisation and diagnostics all call
-    these two methods, with different functions `run_layers` for the layers inside.
+    Subclasses implement the methods `run_forward` and `run_inverse`, whose argument `run_layers` runs inner layers.
+    Training, inversion, initialisation and diagnostics call the methods with different functions `run_layers`.
 
     Attributes:
-        execution: the object that runs the layers inside through shared traces; None to call the layers directly.
+        execution: the `Execution` that runs inner layers as `tf.function`s, which layers of equal shapes and options
+            share; None to call the inner layers directly.
     """
 
     execution: Execution | None = None
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the weights of all layers inside that are initialised from data, and returns the outputs for x."""
+        """Calls `initialize` of each innermost layer, from first to last, on a batch x; returns the outputs for x."""
         return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Returns the output of the forward direction, with `visit` instead of each layer that has no layers inside."""
+        """Runs the forward direction with a call of `visit` instead of each innermost layer; returns the output."""
         x, condition = self._prepare_inputs(x, condition)
 
         def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
@@ -356,7 +360,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
     def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
         """Returns a function without arguments that calls `run`, which is `run_forward` or `run_inverse`, on a batch.
 
-        `method` names the method of the layers inside for this direction, "_forward" or "_inverse".
+        `method` is the name of the inner layers' method for the same direction, "_forward" or "_inverse".
         """
         if self.execution is None:
             return functools.partial(run, x, condition, functools.partial(_run_layers, method))
@@ -364,16 +368,16 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self.execution.trace_network(self, method, run, x, condition, make_image_probes(x))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant; `run_layers` runs the layers inside."""
+        """Returns the output for x, and the log-determinant `[batch]`; `run_layers` runs inner layers in sequence."""
         raise NotImplementedError
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that the layer maps to y, and the log-determinant; `run_layers` runs the layers inside."""
+        """Returns the x that the layer maps to y, and log |det dx/dy|; `run_layers` runs inner layers in sequence."""
         raise NotImplementedError
 
 
 def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
-    """Returns the output of layers that run one after the other, and the sum of the log-determinants."""
+    """Calls the method named `method` of each layer in turn; returns last output and sum of the log-determinants."""
     log_dets = []
     for layer in layers:
         h, log_det = getattr(layer, method)(h, condition)
@@ -382,7 +386,7 @@ def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, co
 
 
 class InvertibleSequence(InvertibleComposite):
-    """An invertible layer that runs a list of layers one after the other; no layer changes the shape.
+    """An invertible layer that runs a list of layers one after the other; each must keep the shape of its input.
 
     The constructors of subclasses set `self.sequence` to the list.
     """
@@ -390,15 +394,15 @@ class InvertibleSequence(InvertibleComposite):
     sequence: list[InvertibleLayer]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, condition shape) of each layer of the sequence."""
+        """Returns a list of (layer, `x_shape`, `condition_shape`) of the sequence's layers, which keep the shape."""
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output of the whole sequence for x, and the log-determinant."""
+        """Runs all layers, from first to last, on x; returns the last output and the sum of the log-determinants."""
         return run_layers(self.sequence, x, condition)
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that the whole sequence maps to y, and the log-determinant."""
+        """Inverts all layers, from last to first: returns the x that the sequence maps to y, and log |det dx/dy|."""
         return run_layers(self.sequence[::-1], y, condition)
 
     def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
@@ -413,7 +417,7 @@ class InvertibleSequence(InvertibleComposite):
         weight_gradients: dict[int, tf.Tensor | None] = {}
         previous: list[tf.Tensor] = []
         for layer in reversed(self.sequence):
-            # Without this dependency TensorFlow could run several layers at once and hold the maps of all in memory.
+            # Without this dependency TensorFlow could run several layers at once, holding the maps of all in memory.
             with tf.control_dependencies(previous):
                 y = tf.identity(y)
             found = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
@@ -428,7 +432,7 @@ class InvertibleSequence(InvertibleComposite):
 
 
 def read_trainable_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """Returns the values of a layer's trainable variables as tensors."""
+    """Returns the values of a layer's trainable variables as a list of tensors."""
     return [tf.convert_to_tensor(variable) for variable in _list_trainable(layer)]
 
 
@@ -437,7 +441,7 @@ def _list_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Raises UserError if a condition is missing or has other than `size` channels; `local` means that it is a map."""
+    """Raises UserError unless `condition`, z or (with `local`) a feature map, is given and has `size` channels."""
     expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
     if condition is None:
         what = "a map" if local else "z"

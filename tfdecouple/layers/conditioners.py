@@ -1,4 +1,4 @@
-"""The conditioners, neural nets inside couplings: convolutional nets for images, a perceptron for vectors."""
+"""The conditioners, the neural nets inside couplings: convolutional nets for images, a perceptron for vectors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tfdecouple.runtime.precision import full_float32, get_net_precision
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
-    """Returns an initializer of kernels, uniform in +-1/sqrt(fan_in), which the paper's code uses for plain weights."""
+    """Returns the initializer of kernels in the paper's code (without weight norm): uniform in +-1/sqrt(fan_in)."""
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
 def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
-    """Returns an initializer of biases, uniform in +-1/sqrt(fan_in), for the fan-in of the kernel beside the bias."""
+    """Returns an initializer of biases, uniform in +-1/sqrt(fan_in), where `fan_in` is that of the layer's kernel."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
 def weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Returns {name: `Weight`} of a weight-normalised layer, for the shape of its kernel with the outputs last."""
+    """Specifies the weights of a `WeightNorm`, whose kernel has this shape (outputs last), as {name: `Weight`}."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -39,8 +39,8 @@ def weight_norm(shape: Shape) -> dict[str, Weight]:
 class WeightNorm(NamedTuple):
     """A weight-normalised kernel g * V / ||V|| and a bias: direction V, gain g `[outputs]` and bias `[outputs]`.
 
-    The norm is taken over all axes except the last. While gain and bias are 0, the layer's output is exactly 0 for any
-    direction, so every coupling starts as the identity.
+    The norm is taken over all axes except the last. Gain and bias are 0 at the start, so the output is exactly 0 for
+    any direction, and every coupling whose net ends in this kernel starts as the identity.
     """
 
     direction: Any
@@ -49,26 +49,26 @@ class WeightNorm(NamedTuple):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Any]) -> Self:
-        """Returns kernel and bias, given the weights, by name, of a layer that uses `weight_norm`."""
+        """Returns a `WeightNorm` of those three of a layer's weights, {name: value}, that `weight_norm` specified."""
         return cls(*(weights[f"last_{name}"] for name in cls._fields))
 
     def kernel(self) -> tf.Tensor:
-        """Returns the kernel g * V / ||V||, outputs last."""
+        """Returns the kernel g * V / ||V||, a tensor of the shape of V, with the outputs as the last axis."""
         direction, gain = map(tf.convert_to_tensor, (self.direction, self.gain))
         squares = tf.reduce_sum(tf.square(direction), list(range(len(direction.shape) - 1)))
         return direction * (gain / tf.sqrt(squares))
 
 
 class StartsAtZero:
-    """A mixin for a layer that ends in a `weight_norm`; it stands before the Keras class among the base classes."""
+    """A mixin for layers that end in a `WeightNorm`; must be listed before the Keras class among the base classes."""
 
     @property
     def last(self) -> WeightNorm:
-        """The variables of the weight-normalised last layer."""
+        """The variables direction, gain and bias of the last, weight-normalised kernel, as a `WeightNorm`."""
         return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
 
     def reset_to_zero(self) -> None:
-        """Sets the last layer's gain and bias to 0, so that the output is 0 for every input."""
+        """Sets gain and bias of the last kernel to 0, so that the layer's output is 0 for every input."""
         for weight in (self.last.gain, self.last.bias):
             weight.assign(tf.zeros_like(weight))
 
@@ -76,13 +76,13 @@ class StartsAtZero:
 class CouplingNet(StartsAtZero, BaseLayer):
     """A neural net that computes the parameters of a coupling's transform from the unchanged channels x_a and from z.
 
-    Subclasses implement `declare` and `output`. A net ends in a `weight_norm`, so that couplings start as the identity,
-    or overrides `reset_to_zero`. The multiply-adds follow from the shapes of the weights: a kernel of four axes is a
-    convolution, and a kernel of two axes is multiplied by one vector of each image.
+    Subclasses implement `declare` and `output`. The output must be 0 at the start, so that couplings start as the
+    identity: a net ends in a `WeightNorm`, or overrides `reset_to_zero`. `cost` counts multiply-adds from the shapes of
+    the weights: a kernel of four axes is a convolution, and one of two axes is multiplied by one vector per image.
 
     Args:
         outputs: number of output channels.
-        hidden: width of the hidden layers.
+        hidden: number of channels of the hidden layers.
         condition_size: number of channels of the condition, or 0 for a net without a condition.
         **kwargs: arguments of `BaseLayer`, for example `dtype`.
     """
@@ -98,22 +98,22 @@ class CouplingNet(StartsAtZero, BaseLayer):
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
         """Returns the output of the net for x, `[batch, ..., outputs]` in the layer's dtype.
 
-        `weights` are the values by the names of `declare`. The condition is z, `[batch, condition_size]`, or a map of
-        the size of x; a net without a condition ignores the argument.
+        `weights` is {name: tensor} with the names of `declare`. `condition` is z, `[batch, condition_size]`, or a
+        feature map with the height and width of x; a net without a condition ignores it.
         """
         raise NotImplementedError
 
     @full_float32()
     def call(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Returns the output of the net, `[batch, ..., outputs]`, with the current values of its weights."""
+        """Returns the output of the net for x, `[batch, ..., outputs]`, computed with the current weights."""
         return self.output(self.read_tensors(), x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
-        """Returns the shape of the output of `call`, which a Keras model's `summary` shows."""
+        """Returns the shape of the net's output, `[batch, ..., outputs]`, for the `summary` of a Keras model."""
         return (*x_shape[:-1], self.outputs)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns multiply-adds and counts of stored numbers of the net for one image."""
+        """Returns the `Cost` of the net for one image, computed from the shapes of its weights."""
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
@@ -130,11 +130,11 @@ class ConvNet(CouplingNet):
     Zero padding keeps height and width.
     """
 
-    # Whether the condition is a map, convolved by a 3x3 kernel, instead of z.
+    # Whether the condition is a feature map, to which the net applies a 3x3 convolution, instead of z.
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} for inputs `[batch, height, width, channels]`."""
+        """Specifies the net's weights for inputs `[batch, height, width, channels]`, as {name: `Weight`}."""
         weights = {
             "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
             "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),
@@ -148,7 +148,7 @@ class ConvNet(CouplingNet):
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the output of the net, `[batch, height, width, outputs]`."""
+        """Returns the net's output `[batch, height, width, outputs]` for x `[batch, height, width, channels]`."""
         dtype = "bfloat16" if get_net_precision() == "bfloat16" else self.compute_dtype
         last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
         kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
@@ -156,12 +156,12 @@ class ConvNet(CouplingNet):
         if self.condition_size:
             require_condition(self, self.condition_size, condition, self._local)
             if self._local:
-                # `_run_hidden_maps` convolves the map: the result is as large as a hidden map, and only that function
-                # computes hidden maps again in the backward pass instead of storing them.
+                # The convolved condition is as large as a hidden map. `_run_hidden_maps` computes it, because only
+                # that function can compute maps again in the backward pass instead of storing them.
                 shift = tf.cast(condition, dtype)
                 kernels += [tf.cast(weights[f"condition_{name}"], dtype) for name in ("kernel", "bias")]
             else:
-                # FC(z) is small compared with the maps, so full precision costs little here.
+                # FC(z) is one vector per image, much smaller than a map, so full precision costs little time here.
                 shift = tf.cast(tf.matmul(condition, weights["condition_kernel"]) + weights["condition_bias"], dtype)
         y = apply_memory_mode(_run_hidden_maps)(tf.cast(x, dtype), shift, *kernels)
         return tf.cast(y, self.compute_dtype) + last.bias
@@ -169,7 +169,7 @@ class ConvNet(CouplingNet):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class LocalConvNet(ConvNet):
-    """A `ConvNet` with a map of the size of x as condition: a 3x3 convolution of the map, with bias, replaces FC(z)."""
+    """A `ConvNet` whose condition is a feature map as large as x; a 3x3 convolution of that map replaces FC(z)."""
 
     _local = True
 
@@ -185,8 +185,8 @@ def _run_hidden_maps(
 ) -> tf.Tensor:
     """Returns the output of a `ConvNet` before the bias of the last convolution is added.
 
-    `shift` is FC(z), `[batch, hidden]`; or a condition that is a map, for which `map_convolution` holds kernel and bias
-    of the map's convolution; or None without a condition.
+    `shift` is FC(z), `[batch, hidden]`, or a feature map, or None for a net without a condition. For a feature map,
+    `map_convolution` is kernel and bias of the convolution that is applied to the map; otherwise it is empty.
     """
     h = multiply_channels(tf.nn.elu(convolve(x, first)), second)
     if map_convolution:
@@ -202,7 +202,7 @@ class MLP(CouplingNet):
     """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} for inputs `[batch, channels]`."""
+        """Specifies the net's weights for inputs `[batch, channels]`, as {name: `Weight`}."""
         return {
             "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -212,7 +212,7 @@ class MLP(CouplingNet):
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the output of the net, `[batch, outputs]`."""
+        """Returns the output of the net, `[batch, outputs]`, for x `[batch, channels]`; `condition` is ignored."""
         last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(multiply_in_full_precision(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(multiply_in_full_precision(h, weights["second"]) + weights["second_bias"])

@@ -1,4 +1,4 @@
-"""The coupling layer, which transforms some channels as the other channels and z determine (paper equation 6)."""
+"""The coupling layer, which transforms some channels by a function of the other channels and z (equation 6)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ChannelSplit:
             raise ConfigError(f"transformed is {self.transformed}; only the continuous pattern takes it")
 
     def count_channels(self, channels: int) -> tuple[int, int]:
-        """Returns the numbers of channels of x_a and of x_b; raises UserError if one of them is 0."""
+        """Returns how many of `channels` channels go to x_a and how many to x_b; raises UserError if one count is 0."""
         transformed = halve_channels(channels)[1] if self.transformed is None else self.transformed
         if not 0 < transformed < channels:
             raise UserError(
@@ -75,7 +75,7 @@ class ChannelSplit:
         return channels - transformed, transformed
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the channels x_a and the channels x_b of an array `[batch, ..., channels]`."""
+        """Splits x, `[batch, ..., channels]`, along the channels into x_a (unchanged) and x_b (transformed)."""
         channels = x.shape[-1]
         unchanged, transformed = self.count_channels(channels)
         if self._is_alternating(channels):
@@ -86,7 +86,7 @@ class ChannelSplit:
         return tuple(tf.split(x, [transformed, unchanged], -1)[::-1])
 
     def merge_channels(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Returns one array with the channels of x_a and x_b, in the order before the split."""
+        """Joins x_a and x_b to one array, with the channels in the order that they had before the split."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._is_alternating(x_a.shape[-1] + x_b.shape[-1]):
             return _interleave_channels(*pair)
@@ -100,13 +100,13 @@ class ChannelSplit:
 
 
 def _interleave_channels(even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-    """Returns a map `[..., 2n]` with channels 0, 2, 4, ... from one map `[..., n]` and 1, 3, 5, ... from another."""
+    """Returns a map `[..., 2n]` with channels 0, 2, 4, ... from `even`, `[..., n]`, and 1, 3, 5, ... from `odd`."""
     pairs = tf.transpose(tf.stack([tf.reshape(even, [-1]), tf.reshape(odd, [-1])]))
     return tf.reshape(pairs, [*get_sizes(even)[:-1], 2 * even.shape[-1]])
 
 
 def _split_even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns channels 0, 2, 4, ... and channels 1, 3, 5, ... of a map `[..., 2n]`, each `[..., n]`."""
+    """Splits a map x, `[..., 2n]`, into its channels 0, 2, 4, ... and its channels 1, 3, 5, ..., each `[..., n]`."""
     even, odd = tf.unstack(tf.transpose(tf.reshape(x, [-1, 2])), num=2)
     shape = [*get_sizes(x)[:-1], x.shape[-1] // 2]
     return tf.reshape(even, shape), tf.reshape(odd, shape)
@@ -116,17 +116,17 @@ def _split_even_and_odd(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 class Coupling(Nested, InvertibleLayer):
     """A coupling layer: y_a = x_a and y_b = s(x_a, z) * x_b + b(x_a, z), or another transform of x_b given x_a and z.
 
-    A split of the channels gives x_a and x_b. A conditioner, which is a net, computes the parameters of the transform,
-    a bijector of x_b, from x_a and z. A map of the size of x may replace the vector z as the condition; a coupling that
-    is built for a map has a `LocalConvNet`.
+    `ChannelSplit` splits the channels of x into x_a and x_b. A neural net, the conditioner, computes the parameters of
+    the transform from x_a and z; the transform is a bijector of x_b. The condition may also be a feature map, with the
+    height and width of x, instead of the vector z; a coupling that is built for a feature map has a `LocalConvNet`.
 
     Args:
-        hidden: width of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
+        hidden: hidden channels of the coupling net, a `ConvNet` for images and an `MLP` for vectors.
         condition_size: size of z, or channels of the map, or 0 without a condition; couplings of vectors have none.
         pattern, part, transformed: the fields of `ChannelSplit`.
         transform: name of a transform in `tfdecouple/transforms.py`, such as "affine" or "additive".
         alpha: bound of the transform; an affine s lies in (1 - alpha, 1 + alpha) (paper B.2).
-        conditioner: name of a `CouplingNet` in `config.CONDITIONERS`; None for the net of the paper.
+        conditioner: name of a `CouplingNet` in `config.CONDITIONERS`; None for the paper's net.
         **kwargs: arguments of `InvertibleLayer`.
 
     >>> layer = Coupling(hidden=8, condition_size=4, pattern="alternate")
@@ -167,7 +167,7 @@ class Coupling(Nested, InvertibleLayer):
         self.net: Any = None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns (layer, input shape, condition shape) of the conditioner, whose input is x_a."""
+        """Returns [(conditioner, shape of x_a, condition shape)]; the first call also creates the conditioner."""
         unchanged, transformed = self.split.count_channels(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -185,20 +185,20 @@ class Coupling(Nested, InvertibleLayer):
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns multiply-adds and counts of stored numbers of net and transform, for one image."""
+        """Returns the `Cost` of the coupling for one image: the net's cost, and activations of input and transform."""
         _, transformed = self.split.count_channels(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).add_cost(Cost(activations=activations))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Resets the net, so that the coupling is the identity, and returns x."""
+        """Sets the output of the net to 0, so that the coupling is the identity, and returns x."""
         x, _ = self._prepare_inputs(x, condition)
         self.net.reset_to_zero()
         return x
 
     @full_float32()
     def compute_slopes(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Returns the slope dy_b/dx_b for each entry of x_b: s for an affine transform, 1 for an additive one."""
+        """Returns the slope dy_b/dx_b of each entry of x_b, in the shape of x_b: s if affine, 1 if additive."""
         x, condition = self._prepare_inputs(x, condition)
         x_a, x_b = self.split(x)
         bijector = self._make_bijector(self.net.call(x_a, condition))
@@ -220,7 +220,7 @@ class Coupling(Nested, InvertibleLayer):
     def _inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        # The coupling leaves x_a unchanged, so one run of the net on x_a serves the inverse and the gradients.
+        # The coupling leaves x_a unchanged, so one run of the net on x_a serves both the inverse and the gradients.
         (x_a, y_b), (x_a_gradient, y_b_gradient) = self.split(y), self.split(y_gradient)
         inputs = [x_a, *([] if condition is None else [condition])]
         weights = read_trainable_weights(self)
@@ -231,7 +231,7 @@ class Coupling(Nested, InvertibleLayer):
             tape.watch(raw)
             bijector = self._make_bijector(raw)
             with tape.stop_recording():
-                # TFP would return y_b from its cache instead of computing it from x_b; a copy of x_b is not cached.
+                # TFP would find y_b for x_b in its cache, without a gradient; a copy of x_b is not in the cache.
                 x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
             tape.watch(x_b)
             outputs = forward_and_log_det(bijector, x_b)
@@ -248,10 +248,10 @@ class Coupling(Nested, InvertibleLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
-        """Returns the bijector that maps x_b to y_b, given `raw`, the output of the net."""
+        """Returns the bijector that maps x_b to y_b, with parameters from `raw`, the output of the net."""
         transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")
-        # The gradient of `tf.split` is one concatenation; that of slices would add up arrays with many zeros.
+        # The gradient of `tf.split` is one concatenation; the gradient of slices would be a sum of zero-padded arrays.
         parameters = tf.split(raw, transform.parameters, -1) if transform.parameters > 1 else [raw]
         return transform.bijector(parameters, self.alpha)

@@ -1,4 +1,4 @@
-"""The layers of a single bijector: actnorm, invertible matrix, squeeze, sigmoid, sinh-arcsinh, and the whitening."""
+"""The layers that apply one bijector: actnorm, 1x1 convolution, squeeze, sigmoid, sinh-arcsinh, whitening."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, 
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
 from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
 
-# Standard deviation below which a channel counts as constant; the step between two pixel values is 2/256.
+# A channel with a smaller standard deviation counts as constant; neighbouring pixel values differ by 2/256.
 _CONSTANT = 1e-4
 
 
@@ -26,8 +26,8 @@ _CONSTANT = 1e-4
 class ActNorm(InvertibleLayer):
     """A layer that scales and shifts each channel of images or vectors: y = exp(log_scale) * x + bias.
 
-    After `initialize(x)` the outputs for the batch x have mean 0 and standard deviation 1 in every channel; a constant
-    channel is only shifted.
+    After `initialize(x)` the outputs for the batch x have mean 0 and standard deviation 1 in every channel; a channel
+    that is constant in x is only shifted.
 
     >>> layer = ActNorm()
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 3]))
@@ -36,12 +36,12 @@ class ActNorm(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of the logarithm of the scale and of the bias, each `[channels]`."""
+        """Specifies the logarithm of the scale, and the bias, each `[channels]`, as {name: `Weight`}."""
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets scale and bias from a batch x `[batch, ..., channels]`, and returns the output for x."""
+        """Sets scale and bias so that each channel of the outputs for a batch x is normalised; returns the outputs."""
         x, _ = self._prepare_inputs(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
@@ -53,7 +53,7 @@ class ActNorm(InvertibleLayer):
         return (x - mean) * tf.exp(log_scale)
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelAffine:
-        """Returns the bijector y = exp(log_scale) * x + bias."""
+        """Returns the bijector y = exp(log_scale) * x + bias, with both parameters from `weights`."""
         return ChannelAffine(weights["bias"], weights["log_scale"])
 
 
@@ -70,7 +70,7 @@ class InvertibleLinear(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of the matrix W, `[channels, channels]`."""
+        """Specifies the matrix W, `[channels, channels]`, as {name: `Weight`}."""
         return {"kernel": Weight((x_shape[-1], x_shape[-1]), keras.initializers.Orthogonal)}
 
     def compute_condition_number(self) -> tf.Tensor:
@@ -79,11 +79,11 @@ class InvertibleLinear(InvertibleLayer):
         return values[0] / values[-1]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns multiply-adds and counts of stored numbers of the matrix product, for one image."""
+        """Returns the `Cost` of one image: multiply-adds of the matrix product, and the stored input."""
         return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
-        """Returns the bijector y = W x."""
+        """Returns the bijector y = W x, with the matrix W from `weights`."""
         return ChannelMatrix(weights["kernel"])
 
 
@@ -94,10 +94,10 @@ class InvertibleConv1x1(InvertibleLinear):
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Squeeze(InvertibleLayer):
-    """A layer that reshapes `[batch, 2h, 2w, c]` to `[batch, h, w, 4c]`; the log-determinant is 0.
+    """A layer that turns blocks of 2 x 2 pixels into channels: `[batch, 2h, 2w, c]` to `[batch, h, w, 4c]`; log_det 0.
 
-    In the new channels the sub-pixel position (four values) is the slow index and the old channel the fast one, as in
-    the paper's code; Glow's code has the opposite order.
+    The new channels are ordered by the pixel's position in its block (four positions), then by the old channel, as in
+    the paper's code; Glow's code orders the new channels by the old channel, then by the position.
 
     >>> y, _ = Squeeze().forward_and_log_det(tf.zeros([1, 4, 4, 3]))
     >>> y.shape.as_list()
@@ -105,23 +105,23 @@ class Squeeze(InvertibleLayer):
     """
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Marks the layer, which has no weights, as built; raises UserError for an input other than images."""
+        """Marks the layer, which has no weights, as built; raises UserError if `x_shape` is not that of images."""
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
-        # One squeeze layer serves all levels of a flow, so `InvertibleLayer.build` must not store a number of channels.
+        # `InvertibleLayer.build` would store a number of channels, but one squeeze layer serves all levels of a flow.
         BaseLayer.build(self, x_shape)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of the squeezed images and of the log-determinant."""
+        """Returns the shapes of the squeezed images, (batch, h, w, 4c), and of the log-determinant, (batch,)."""
         batch, height, width, channels = x_shape
         return (batch, height // 2, width // 2, 4 * channels), (batch,)
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`."""
+        """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; both arguments are ignored."""
         return bijectors.Squeeze()
 
     def as_bijector(self, condition: Condition = None) -> ClosedForm:
-        """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`, which needs no condition."""
+        """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; `condition` is ignored."""
         return bijectors.Squeeze()
 
 
@@ -134,11 +134,11 @@ class Sigmoid(InvertibleLayer):
     (0.5, [2])
     """
 
-    # The inverse of a saturated sigmoid is inexact, so the backward pass stores the input instead of recovering it.
+    # The inverse of a saturated sigmoid is inexact, so the input is stored for the backward pass, not recovered.
     recovers_input = False
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector y = 1 / (1 + exp(-x))."""
+        """Returns the bijector y = 1 / (1 + exp(-x)), which has no parameters."""
         return bijectors.Sigmoid()
 
 
@@ -146,8 +146,8 @@ class Sigmoid(InvertibleLayer):
 class SinhArcsinh(InvertibleLayer):
     """A layer that changes the tails of each channel: y = s sinh((arcsinh(x) + skewness) * tails) (Jones, Pewsey 2009).
 
-    The layer makes the tails of a channel's distribution heavier or lighter, and one tail longer than the other. The
-    factor s is such that the layer maps 2 to 2 if the skewness is 0.
+    The layer makes the tails of a channel's distribution heavier or lighter (`tails`), and one tail longer than the
+    other (`skewness`). The factor s is such that the layer maps 2 to 2 if the skewness is 0.
 
     >>> layer = SinhArcsinh()
     >>> y, log_det = layer.forward_and_log_det(tf.ones([2, 4, 4, 3]))
@@ -156,11 +156,11 @@ class SinhArcsinh(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of skewness and logarithm of the tails, unbounded numbers per channel."""
+        """Specifies raw values of skewness and log-tails, `[channels]`, as {name: `Weight`}; `bijector` bounds them."""
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails)."""
+        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails), with bounded parameters from `weights`."""
         # Tails between exp(-1/4) and exp(1/4) keep the output finite when many of these layers follow each other.
         skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
         return tfb.SinhArcsinh(skewness, tf.exp(log_tails))
@@ -170,14 +170,14 @@ class SinhArcsinh(InvertibleLayer):
 class ConditionalWhitening(StartsAtZero, InvertibleLayer):
     """A layer v = (h - mu(z)) / sigma(z): if v is N(0, I), then h given z is Gaussian with mean mu and scale sigma.
 
-    In the baseline of the paper's Table 3 no other layer uses z. The paper does not describe the net that computes mean
-    and scale from z. Here the net is FC - ELU - FC of width `hidden`, with a mean and a log-scale for each entry of h;
-    the last FC is weight-normalised and 0 at the start, as in couplings. `condition_size` is the size of z.
+    The layer ends the flow in the baseline of the paper's Table 3, where no other layer uses z. The paper does not
+    describe the net that computes mu and log sigma of each entry of h from z. Here it is FC - ELU - FC of width
+    `hidden`; the last FC is weight-normalised and 0 at the start, as in couplings. `condition_size` is the size of z.
     """
 
     saved_arguments = ("hidden", "condition_size")
 
-    # A flow has at most one whitening layer, so recovering its input by inversion would save little memory.
+    # A flow has at most one whitening layer, so recovering the layer's input by inversion would save little memory.
     recovers_input = False
 
     def __init__(self, hidden: int, condition_size: int, **kwargs: Any):
@@ -186,7 +186,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`} of the net, for h of shape `[batch, ...]`."""
+        """Specifies the weights of the net from z to mean and log-scale of each entry of h, as {name: `Weight`}."""
         return {
             "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -194,13 +194,13 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         }
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Resets the net, so that the layer is the identity, and returns x."""
+        """Sets the output of the net to 0, so that the layer is the identity, and returns x."""
         x, _ = self._prepare_inputs(x, condition)
         self.reset_to_zero()
         return x
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector v = (h - mu(z)) / sigma(z), with z as the condition."""
+        """Returns the bijector v = (h - mu(z)) / sigma(z); z is `condition`, and `weights` are the net's weights."""
         require_condition(self, self.condition_size, condition)
         h = tf.nn.elu(multiply_in_full_precision(condition, weights["first"]) + weights["first_bias"])
         last = WeightNorm.from_weights(weights)

@@ -10,14 +10,14 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 from tensorflow_probability import util as tfp_util
 
-# Each bijector takes the next number as the key of its entries in TFP's caches.
+# Counter that gives each bijector a unique number, the key of the bijector's entries in TFP's caches.
 _numbers = itertools.count()
 
 
 class LayerBijector(tfb.Bijector):
-    """A TFP bijector that runs a built `InvertibleLayer`, with any leading axes and the condition as a keyword.
+    """A TFP bijector that runs a built `InvertibleLayer`, on arrays with any leading axes.
 
-    The argument `condition` is used in calls without the keyword.
+    Its methods take the keyword `condition`; without the keyword they use the constructor's `condition`.
     """
 
     def __init__(self, layer: Any, condition: Any):
@@ -42,11 +42,11 @@ class LayerBijector(tfb.Bijector):
 
     @property
     def condition(self) -> tf.Tensor | None:
-        """The condition that is used in calls without the keyword `condition`."""
+        """The constructor's condition as a tensor, used in calls without the keyword `condition`; or None."""
         return None if self._condition is None else cast_to_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:
-        # TFP's caches use this key. It is unique per bijector, so a new bijector finds no results of former weights.
+        # The key of TFP's caches. It is unique per bijector, so a new bijector finds no results of earlier weights.
         return self._number
 
     def _forward(self, x: tf.Tensor, condition: Any = None) -> tf.Tensor:
@@ -62,7 +62,7 @@ class LayerBijector(tfb.Bijector):
         return self._run_layer_method(self._layer.inverse_and_log_det, y, condition)[1]
 
     def _run_layer_method(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns output and log-determinants of a method of the layer, for any number of leading axes of x."""
+        """Calls a method of the layer on x with any leading axes; output and log-determinants keep these axes."""
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
@@ -77,5 +77,5 @@ class LayerBijector(tfb.Bijector):
 
 
 def cast_to_tensor(value: Any, dtype: Any) -> tf.Tensor:
-    """Returns an array, number or tensor as a tensor of `dtype`."""
+    """Converts a number, an array or a tensor to a tensor of `dtype`."""
     return tf.cast(tf.convert_to_tensor(value), dtype)
