@@ -23,7 +23,7 @@ NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
 
 # Weights with at most this many entries are joined to one vector, so that a graph has fewer operations.
-_SMALL = 2**15
+_LARGEST_JOINED_SIZE = 2**15
 
 
 class Share(NamedTuple):
@@ -145,7 +145,7 @@ def flatten_and_join(values: Sequence[tf.Tensor]) -> tf.Tensor:
 
 def is_small_weight(shape: Sequence[int]) -> bool:
     """Returns whether a weight of this shape is small enough to be joined with other small weights to one vector."""
-    return math.prod(shape) <= _SMALL
+    return math.prod(shape) <= _LARGEST_JOINED_SIZE
 
 
 def compute_gradient_norm(gradients: Sequence[tf.Tensor]) -> tf.Tensor:

@@ -101,7 +101,7 @@ class BoundMetrics:
     def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
         """Counts a step as applied or skipped, and adds the step's images to the metrics if it was applied."""
         self.add_images(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
-        # Once training has diverged the count stays, because the host looks at the count only every few steps.
+        # Once training has diverged the count no longer changes, because the host looks at it only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))

@@ -183,7 +183,7 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
     else:
         stored = sum(count_stored_bytes(cost, net_bytes, memory) for cost in _compute_flow_costs(config))
     stored += FLOAT32 * sum(encoder.cost(x_shape).activations for encoder, x_shape in _list_encoders(config))
-    # The backward pass of a coupling net holds three gradients of a hidden map's size, and two maps it recomputes.
+    # A coupling net's backward pass holds three gradients of hidden maps and, except with "keep", two recomputed maps.
     hidden = net_bytes * (3 if memory == "keep" else 5)
     inverted = FLOAT32 * (_INVERSION_MAPS if memory == "invert" else 0)
     working = max(stage.positions * (hidden * stage.hidden + inverted * stage.channels) for stage in stages)

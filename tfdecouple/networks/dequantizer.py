@@ -23,7 +23,7 @@ from tfdecouple.networks.flow import Flow, Stage
 _NEAR_UNIFORM = 1.75
 # Every actnorm is initialised from at least this many noise values per channel, which determine its scale to about
 # 0.5 %.
-_POSITIONS = 2**14
+_LEAST_NOISE_COUNT = 2**14
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -56,7 +56,7 @@ class DequantizingFlow(Flow):
         dimension.
         """
         positions = self.levels[-1][0].plan.positions
-        noise = tf.random.stateless_normal([-(-_POSITIONS // positions), *self.config.image_shape], seed)
+        noise = tf.random.stateless_normal([-(-_LEAST_NOISE_COUNT // positions), *self.config.image_shape], seed)
 
         def visit(layer: Any, x: tf.Tensor, condition: Condition) -> tf.Tensor:
             y = layer.initialize(x, condition)

@@ -22,7 +22,7 @@ from tfdecouple.runtime.numerics import multiply_in_full_precision
 from tfdecouple.runtime.precision import full_float32
 
 # As in the paper's code, the embedding is initialised within +-0.1, and hidden layers are four times as wide as z.
-_EMBEDDING, _WIDENING = 0.1, 4
+_EMBEDDING_RANGE, _HIDDEN_FACTOR = 0.1, 4
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
@@ -76,8 +76,8 @@ class ClassCodes(_ClassLayer):
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns {name: `Weight`}, the specifications of embedding and three dense layers, as in the paper's code."""
-        size, hidden = self.latent_dim, _WIDENING * self.latent_dim
-        embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING, _EMBEDDING)
+        size, hidden = self.latent_dim, _HIDDEN_FACTOR * self.latent_dim
+        embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         after_size, after_hidden = (functools.partial(make_bias_initializer, fan_in) for fan_in in (size, hidden))
         return {
             "embedding": Weight((self.classes, size), embedding),
