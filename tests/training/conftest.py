@@ -43,5 +43,5 @@ def fake_step(eager, monkeypatch):
 def weights_of_both_sizes():
     """Lowers the limit of small weights to 64 numbers, so that a tiny model has small and large weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradient, "_SMALL", 64)
+        patch.setattr(gradient, "_LARGEST_JOINED_SIZE", 64)
         yield

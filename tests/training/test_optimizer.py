@@ -14,7 +14,7 @@ from tfdecouple.training.optimizer import FlatBuffer, Optimizer
 @pytest.fixture(params=["small", "large"])
 def size(request, monkeypatch):
     """Lets the weights of a test be small ones, which are taken together, and then large ones."""
-    monkeypatch.setattr(gradient, "_SMALL", 2**12 if request.param == "small" else 0)
+    monkeypatch.setattr(gradient, "_LARGEST_JOINED_SIZE", 2**12 if request.param == "small" else 0)
 
 
 class Updated:
