@@ -119,10 +119,10 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 import pytest
-from helpers.runs import before_steps
+from helpers.runs import call_before_steps
 from tfdecouple.cli import train_main
 
-before_steps(pytest.MonkeyPatch(), lambda _, step: step == 8 and os.kill(os.getpid(), signal.SIGKILL))
+call_before_steps(pytest.MonkeyPatch(), lambda _, step: step == 8 and os.kill(os.getpid(), signal.SIGKILL))
 sys.exit(train_main(sys.argv[1:]))
 """
 
