@@ -1,4 +1,4 @@
-"""Files with the codes z and v of many images: `tfdecouple encode` and `encode-beam` write, `read_codes` reads them."""
+"""Files with the codes z and v of many images: `tfdecouple encode` and `encode-beam` write them, `read_codes` reads."""
 
 from tfdecouple.corpus.code_files import read_codes
 

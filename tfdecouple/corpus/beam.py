@@ -1,4 +1,4 @@
-"""The Apache Beam pipeline that encodes a folder of images, for clusters (extra `beam`)."""
+"""The Apache Beam pipeline that encodes a folder of images on a cluster; it needs tfdecouple's extra `beam`."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ from tfdecouple.data.image_file import read_image
 from tfdecouple.data.image_folder import SPLIT_FOLDERS, SUFFIXES
 from tfdecouple.errors import DataError, UserError, one_line
 
-# Name of the only split: the pipeline encodes all images alike and ignores splits.
+# Name of the only split of the codes, because the pipeline encodes the images of all splits alike.
 SPLIT = "all"
 UNREADABLE = "unreadable"
 _DIGESTS = "_digests.jsonl"
 
 
 def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
-    """Encodes a folder of images as the options of `encode-beam` say, and returns the manifest of the codes.
+    """Encodes a folder of images as the options of `encode-beam` say, and writes and returns the codes' manifest.
 
     Raises:
-        UserError: where the model or the images are missing, the output folder is not empty, or the pipeline fails.
+        UserError: if the model or the images are missing, the output folder is not empty, or the pipeline fails.
     """
     model = _find_encoder_file(options.model)
     session = open_encoder_session(model, options.threads)
@@ -54,31 +54,31 @@ def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
     facts = session.get_modelmeta().custom_metadata_map
     crop = options.centre_crop
     if crop is None:
-        # `describe_cropping` wrote this text, whose only number is the side of the centre crop.
+        # `describe_cropping` wrote the text "crop" at export; its only number is the side of the centre crop.
         crop = int((re.findall(r"\d+", facts.get("crop", "")) or [0])[0])
     out, root = _make_path_absolute(options.out), _make_path_absolute(options.images) + "/"
     if FileSystems.match([f"{out}/*"], [1])[0].metadata_list:
         raise UserError(f"{options.out} is not empty; name a new folder with --out")
     paths = [file.path for file in FileSystems.match([f"{root}**"])[0].metadata_list]
     reader = make_folder_reader(root, paths, image_shape, crop)
-    # The folder is made before the workers start, because workers that make it at the same time would fail.
+    # The folder is made before the workers start, because workers that make one folder at the same time would fail.
     if not FileSystems.exists(out):
         FileSystems.mkdirs(out)
     try:
-        # The user's options come last, because the last value of an option counts.
+        # The user's options come last, because Beam uses the last value of an option.
         quiet = ["--default_sdk_harness_log_level=ERROR"]
         pipeline = beam.Pipeline(options=PipelineOptions([*quiet, *options.beam]))
         _add_pipeline_steps(pipeline, options, reader, BatchEncoder(model, fields, options.threads), out)
         result = pipeline.run()
         result.wait_until_finish()
-    # Every exception is caught, because each runner has its own classes. The last line of their message has the cause.
+    # Every exception is caught, because each runner of Beam has its own exception classes; the last line has the cause.
     except Exception as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"the pipeline failed: {text[-1][:400]}; remove {options.out} before the next run") from error
     counters = result.metrics().query(MetricsFilter().with_namespace("tfdecouple"))["counters"]
     counted = {counter.key.metric.name: counter.result for counter in counters}
     images, skipped = counted.get("images", 0), counted.get(UNREADABLE, 0)
-    # Each line is JSON that begins with the name of a file, so that sorting the lines sorts the files.
+    # Each line is JSON that begins with the name of a file, so sorting the lines sorts the files by name.
     shards = tuple(map(Shard.model_validate_json, sorted(_read_file_bytes(f"{out}/{_DIGESTS}").splitlines())))
     digest = hashlib.sha256(_read_file_bytes(model)).hexdigest()
     manifest = CodesManifest(
@@ -106,9 +106,9 @@ def _add_pipeline_steps(
         pipeline
         | "List files" >> fileio.MatchFiles(f"{reader.root}**")
         | "Keep images" >> beam.Filter(lambda metadata: reader.is_image_path(metadata.path))
-        # Paths are passed on as bytes, because Beam's texts are UTF-8 and file names may be any bytes.
+        # Paths are passed on as bytes, because Beam encodes strings as UTF-8, and file names can be any bytes.
         | "Take paths" >> beam.Map(lambda metadata: os.fsencode(metadata.path))
-        # Without this step, the worker that lists the images would also read all of them.
+        # Without this step, the worker that lists the images would also read all images.
         | "Spread" >> beam.Reshuffle()
         | "Read" >> beam.FlatMap(reader.read_image_file).with_outputs(UNREADABLE, main="images")
     )
@@ -127,7 +127,7 @@ def _add_pipeline_steps(
     _ = (
         codes
         | "Write codes" >> write
-        # Without this step, the worker that lists the written files would also read all of them.
+        # Without this step, the worker that lists the written files would also read all files.
         | "Spread files" >> beam.Reshuffle()
         | "Read back" >> beam.Map(make_digest_line)
         | "Write digests" >> text(f"{out}/{_DIGESTS}")
@@ -136,10 +136,11 @@ def _add_pipeline_steps(
 
 @dataclasses.dataclass(frozen=True)
 class FolderReader:
-    """A reader of the image files below a folder, which runs on workers; keys and labels are those of `folder:PATH`.
+    """A reader of the image files below a folder, for workers; keys and labels are those of the data set `folder:PATH`.
 
     `root` is the path of the folder, with a "/" at its end. `image_shape` and `centre_crop` are those of `read_image`.
-    `has_splits` says that the sub-folders are splits, because one of them is named "train".
+    `has_splits` says whether the sub-folders are splits, as they are if one is named "train". `labels` are the names of
+    all labels, sorted.
     """
 
     root: str
@@ -149,27 +150,30 @@ class FolderReader:
     labels: tuple[str, ...] = ()
 
     def find_image_key(self, path: str) -> str:
-        """Returns the key of an image: the path of its file, relative to the folder."""
+        """Returns the key of an image: the path of the image's file, relative to the reader's folder."""
         return path.removeprefix(self.root)
 
     def is_image_path(self, path: str) -> bool:
-        """Returns whether the path of a file says that it is an image of the data set."""
+        """Returns whether a path is that of an image of the data set, by the file's ending and the folders' names."""
         names = self.find_image_key(path).split("/")
         is_image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
         return is_image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
 
     def find_label_name(self, path: str) -> str:
-        """Returns the label of a file: the name of its first sub-folder below the split, or "" for no label."""
+        """Returns the label of an image: the name of the first folder below the split in `path`, or "" for no label."""
         folders = self.find_image_key(path).split("/")[:-1]
         return next(iter(folders[self.has_splits :]), "")
 
     def read_image_file(self, name: bytes) -> Iterator[Any]:
-        """Yields key, label and pixels, uint8 [height, width, channels], of an image file, or its error as a text."""
+        """Yields (key, label, pixels) of an image file, or a text about the file, tagged `UNREADABLE`, if that fails.
+
+        `name` is the path as bytes. The pixels are uint8 `[height, width, channels]`.
+        """
         path = os.fsdecode(name)
         key = encode_image_key(self.find_image_key(path))
         try:
             if "://" not in path and not os.path.isfile(path):
-                # A pipe is refused, because reading from it could block for ever.
+                # Only regular files are read, because reading from a pipe could block for ever.
                 raise DataError("it is no regular file")
             pixels = read_image(path, self.image_shape, self.centre_crop, io.BytesIO(_read_file_bytes(path)))
         except DataError as error:
@@ -181,7 +185,7 @@ class FolderReader:
 
 
 def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> FolderReader:
-    """Returns a reader of the images below `root`, a folder with files at `paths`; raises DataError for no images."""
+    """Returns a reader of the images among `paths`, the files below the folder `root`; DataError if there are none."""
     has_splits = any(path.startswith(f"{root}train/") for path in paths)
     reader = FolderReader(root, image_shape, centre_crop, has_splits)
     names = {reader.find_label_name(path) for path in paths if reader.is_image_path(path)}
@@ -192,14 +196,14 @@ def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, cent
 
 @dataclasses.dataclass(frozen=True)
 class BatchEncoder:
-    """An encoder of batches of images by the ONNX file `model`, which runs on workers."""
+    """An encoder of batches of images, for workers; it computes the arrays `fields` with the ONNX file `model`."""
 
     model: str
     fields: tuple[Field, ...]
     threads: int
 
     def encode_batch(self, batch: Sequence[tuple[bytes, int, np.ndarray]]) -> tuple[list[bytes], list[int], dict]:
-        """Returns keys, labels and codes (an array for each field) of a batch of (key, label, pixels)."""
+        """Encodes n tuples (key, label, pixels); returns n keys, n labels, and a dict of code arrays, `[n, ...]`."""
         keys, labels, pixels = (list(column) for column in zip(*batch, strict=True))
         names = tuple(field.name for field in self.fields)
         arrays = open_encoder_session(self.model, self.threads, names).run(names, {"images": np.stack(pixels)})
@@ -209,10 +213,10 @@ class BatchEncoder:
 
 @functools.lru_cache(maxsize=1)
 def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
-    """Returns the ONNX Runtime session of a model file, which all threads of a process share.
+    """Returns an ONNX Runtime session of a model file; all threads of a process share the session.
 
-    The session computes the outputs with these names; () for all. Without v the flow is removed from the graph, because
-    ONNX Runtime would run the flow although its output is not requested.
+    The session computes the outputs `names`; () for all. Without v among the names, the flow is removed from the graph,
+    because ONNX Runtime would run the flow even if v is not requested. Raises DataError if the file cannot be opened.
     """
     import onnx.utils
     import onnxruntime
@@ -220,19 +224,19 @@ def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     try:
-        # A model on remote storage is read as bytes; its weights must be in the same file.
+        # A model on remote storage is read as bytes, so a second file with weights would not be found.
         content: str | bytes = _read_file_bytes(model) if "://" in model else model
         if names and "v" not in names:
             whole = onnx.load(model) if isinstance(content, str) else onnx.load_model_from_string(content)
             content = onnx.utils.Extractor(whole).extract_model(["images"], list(names)).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    # Every exception is caught, because ONNX Runtime and storage systems raise many kinds.
+    # Every exception is caught, because ONNX Runtime and storage systems raise many exception classes.
     except Exception as error:
         raise DataError(f"cannot open the encoder {model}: {one_line(error)}") from error
 
 
 def make_digest_line(path: str) -> str:
-    """Returns a line of JSON with name, size and SHA-256 of a file."""
+    """Returns a line of JSON with the name of a file, its size in bytes and its SHA-256."""
     file: Any
     with FileSystems.open(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -249,7 +253,11 @@ def _find_encoder_file(model: str) -> str:
 
 
 def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
-    """Returns the arrays to store for each image, by the options and the model, and the shape of the model's images."""
+    """Returns the fields to store for each image, z and, with --v, v, and the shape of the images that the model takes.
+
+    Raises:
+        UserError: if the ONNX file is not an encoder that these options can use.
+    """
     outputs = {output.name: tuple(output.shape[1:]) for output in session.get_outputs()}
     inputs = {array.name: tuple(array.shape[1:]) for array in session.get_inputs()}
     if list(inputs) == ["images", "labels"]:
@@ -271,5 +279,5 @@ def _read_file_bytes(path: str) -> bytes:
 
 
 def _make_path_absolute(path: str) -> str:
-    """Returns the absolute form of a path; an address with a scheme is returned unchanged."""
+    """Returns a local path as an absolute path, and an address with a scheme, such as "gs://", without its last "/"."""
     return path.rstrip("/") if "://" in path else os.path.abspath(os.path.expanduser(path))

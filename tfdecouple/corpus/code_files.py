@@ -1,4 +1,4 @@
-"""Files with the codes of images, in the formats TFRecord and Parquet: writing them, and reading them as a dataset."""
+"""Functions that write the codes of images into TFRecord or Parquet files, and that read these files as a dataset."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tfdecouple.runtime.requirements import require_packages
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Largest number of images in a row group of Parquet, which a reader loads at once. Small groups are slow to read.
+# Largest number of images in a row group of a Parquet file. A reader loads a group at once; small groups are slow.
 _GROUP_ROWS = 1024
 
 
 def write_codes(
     name: str, path: pathlib.Path, fields: Sequence[Field], keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
 ) -> None:
-    """Writes a file with the codes of n images in the format `name`, "tfrecord" or "parquet".
+    """Writes the codes of n images into the file `path`, in the format `name`, "tfrecord" or "parquet".
 
-    `keys` are the names of the images in UTF-8. `rows` has the "label" of each image, int `[n]`, and an array for each
-    field, float32 `[n, ...]`.
+    `fields` name the arrays to write. `keys` are the names of the images in UTF-8. `rows` has the array "label", int
+    `[n]`, and an array for each field, float32 `[n, ...]`.
     """
     labels, arrays = rows["label"].tolist(), {field.name: rows[field.name] for field in fields}
     if name == "tfrecord":
@@ -42,9 +42,10 @@ def write_codes(
 def serialize_examples(
     keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray]
 ) -> Iterator[bytes]:
-    """Yields a serialised `tf.train.Example` with key, label and codes of each image.
+    """Yields, for each image, a serialised `tf.train.Example` with the image's key, label and codes.
 
-    Keys are UTF-8, the label of an unlabelled image is -1, and `arrays` are the codes, float32 `[n, ...]`, by field.
+    `keys` are UTF-8, and the label of an unlabelled image is -1. `arrays` are the codes, float32 `[n, ...]`, by the
+    name of the field.
     """
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         features = {
@@ -52,14 +53,14 @@ def serialize_examples(
             "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
         }
         for name, values in arrays.items():
-            # Protobuf copies a list five times as fast as an array.
+            # The array becomes a list, because Protobuf copies a list five times as fast as an array.
             floats = tf.train.FloatList(value=np.ravel(values[row]).tolist())
             features[name] = tf.train.Feature(float_list=floats)
         yield tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
 def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
-    """Returns the schema of a Parquet file of codes; the metadata of a column has the shape of its array."""
+    """Returns the Arrow schema of a file of codes; each column's metadata has the shape of the array of one image."""
     import pyarrow as pa
 
     columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
@@ -73,7 +74,7 @@ def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
 def make_parquet_table(
     keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
 ) -> pa.Table:
-    """Returns the codes of some images as an Arrow table; the arguments are those of `serialize_examples`."""
+    """Returns an Arrow table with the codes in `fields`; all other arguments are those of `serialize_examples`."""
     import pyarrow as pa
 
     columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]
@@ -121,7 +122,7 @@ def _read_parquet(paths: Sequence[str], fields: Sequence[Field]) -> tf.data.Data
 
 
 def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bool = False) -> tf.data.Dataset:
-    """Returns a dataset of the codes in a folder, in the order of its files; only a few are in memory at a time.
+    """Returns a dataset with the codes of each image in a folder; only a few images are in memory at a time.
 
     Args:
         folder: the output folder of `python -m tfdecouple encode` or `encode-beam`, in either format.
@@ -129,12 +130,12 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
         partial: whether to accept an incomplete folder.
 
     Returns:
-        A finite dataset of dicts: "key" string [], "label" int32 [] (-1 for none) and the written float32 arrays:
-        "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also the numbers [] "bits_per_dim",
-        "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
+        A finite dataset of dicts, one for each image: "key" string [], "label" int32 [] (-1 for none) and those float32
+        arrays that were written: "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also the
+        numbers [] "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
 
     Raises:
-        DataError: where the folder holds no codes, lacks the split, or is incomplete and `partial` is False.
+        DataError: if the folder holds no codes, lacks the split, or is incomplete and `partial` is False.
     """
     folder = pathlib.Path(folder)
     manifest = CodesManifest.read_manifest(folder)

@@ -1,4 +1,4 @@
-"""The folder that `tfdecouple encode` writes: code files with digests, and the weights that decode the codes."""
+"""The folder that `tfdecouple encode` writes: files of codes, their SHA-256, and the weights to decode the codes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import hash_weights, load_model, write_run
 from tfdecouple.storage.files import TEMPORARY, FileDigest, move_into_place, temporary_file
 
-# Name of the run folder with the encoding weights, which alone can decode the codes.
+# Name of the run folder with the weights of the encoding model. No other weights can decode the codes.
 RUN = "_run"
-# Name of the journal, which gets a line for each complete file. A manifest that is written again after each file would
-# take longer and longer; it lists the files when all are complete, and the journal is removed.
+# Name of the journal, which gets a line for each complete file. Writing the growing manifest after each file instead
+# would take longer and longer. When all files are complete, the manifest lists them, and the journal is removed.
 JOURNAL = "_shards.jsonl"
 _LOCK = ".lock"
 
@@ -33,10 +33,10 @@ Report = Callable[[str], Any]
 
 
 class CodesFolder:
-    """A folder of codes at `path`, which need not exist, as a context that locks the folder.
+    """A folder of codes at `path`, which need not exist; `with CodesFolder(path) as folder` locks the folder.
 
     A file has a temporary name until it is complete. The temporary files of a killed program are removed when the
-    context begins.
+    `with` statement begins.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -45,15 +45,15 @@ class CodesFolder:
         self._shards: dict[str, Shard] = {}
 
     def __enter__(self) -> CodesFolder:
-        """Makes and locks the folder, removes temporary files from it, and returns it.
+        """Makes and locks the folder, removes temporary files from the folder, and returns this object.
 
         Raises:
-            UserError: where another program writes to the folder, or the folder cannot be written, or holds other
-                files.
+            UserError: if another program writes to the folder, or the folder cannot be written, or holds other files
+                but no manifest.
         """
         with self.convert_write_errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            # A folder without a manifest may have these files, because a program that was killed early leaves them.
+            # A folder without a manifest can hold files that a program left when it was killed early.
             for entry in self.path.iterdir() if CodesManifest.read_manifest(self.path) is None else ():
                 if entry.name not in (_LOCK, RUN) and not entry.match(TEMPORARY):
                     raise UserError(
@@ -76,7 +76,7 @@ class CodesFolder:
 
     @contextlib.contextmanager
     def convert_write_errors(self) -> Iterator[None]:
-        """Returns a context in which an error of the file system, TensorFlow's included, becomes a UserError."""
+        """Returns a context that raises UserError instead of file errors of Python or TensorFlow."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -88,7 +88,7 @@ class CodesFolder:
             ) from error
 
     def begin_codes_folder(self, manifest: CodesManifest, model: DecoupledModel, config: Config, step: int) -> None:
-        """Writes the run folder with the encoding weights, and the first manifest, which lists no files yet."""
+        """Writes a run folder with the weights of `model`, and the first manifest, which lists no code files yet."""
         run = self.path / RUN
         with self.convert_write_errors():
             if run.exists():
@@ -100,10 +100,10 @@ class CodesFolder:
     def find_missing_shards(
         self, manifest: CodesManifest, report: Report, counter: Callable[[int], None]
     ) -> list[ShardRange]:
-        """Removes damaged code files, and returns the files that are still to be written.
+        """Removes damaged code files, and returns the code files that are still to be written.
 
-        `report` receives a line about each removed file and each damaged line of the journal; `counter` receives the
-        number of checked files.
+        `report` is a callback that receives a text about each removed file and each damaged line of the journal.
+        `counter` is a callback that receives the number of checked files.
         """
         missing = []
         self._shards = read_shard_records(self.path, manifest, report)
@@ -121,19 +121,22 @@ class CodesFolder:
     def write_shard(
         self, manifest: CodesManifest, shard: ShardRange, keys: Sequence[bytes], rows: Mapping[str, np.ndarray]
     ) -> None:
-        """Writes a code file under a temporary name, adds its digest to the journal, and renames the file."""
+        """Writes a file of codes under a temporary name, adds the file's SHA-256 to the journal, and renames the file.
+
+        `keys` and `rows` are those of `write_codes`. Raises UserError if the file cannot be written.
+        """
         with self.convert_write_errors(), temporary_file(self.path / shard.name) as temporary:
             write_codes(manifest.format, temporary, manifest.fields, keys, rows)
             digest = FileDigest.from_file(temporary).model_dump()
             entry = Shard(name=shard.name, images=len(keys), **digest)
             with (self.path / JOURNAL).open("a", encoding="utf-8") as journal:
-                # The entry begins with a line break, because a killed program may have left an incomplete line.
+                # The entry begins with a line break, because a killed program can have left an incomplete line.
                 journal.write(f"\n{entry.model_dump_json()}\n")
             move_into_place(temporary, self.path / shard.name)
             self._shards[shard.name] = entry
 
     def finish_codes_folder(self, manifest: CodesManifest) -> CodesManifest:
-        """Writes the manifest of the complete folder, with all files and totals, and returns it."""
+        """Writes and returns the manifest of the complete folder, with all code files; removes the journal."""
         shards = tuple(self._shards[shard.name] for shard in manifest.list_shard_ranges())
         images = sum(shard.images or 0 for shard in shards)
         skipped = sum(manifest.splits.values()) - images
@@ -146,7 +149,7 @@ class CodesFolder:
 
 
 def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Report) -> dict[str, Shard]:
-    """Returns size and SHA-256 of each written code file, by name; `report` receives a line about damaged entries."""
+    """Returns the `Shard` of each written code file by name; `report` receives a text on each damaged journal line."""
     try:
         lines = (folder / JOURNAL).read_bytes().splitlines()
     except FileNotFoundError:
@@ -157,12 +160,12 @@ def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Re
             shards.append(Shard.model_validate_json(line, strict=True))
         except ValueError:
             report(f"{folder / JOURNAL} has a damaged line")
-    # The last entry of a file counts, because a damaged file is written again.
+    # The last entry of a file replaces earlier entries, because a damaged file is written again and gets a new entry.
     return {shard.name: shard for shard in shards}
 
 
 def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns a text on how a code file differs from its entry in manifest or journal; None if it does not differ."""
+    """Returns a text on how a code file differs from `shard`, its entry in manifest or journal; None if equal."""
     if shard is None:
         return "has no SHA-256 on record"
     try:
@@ -175,9 +178,10 @@ def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
 
 
 def verify_codes(folder: pathlib.Path, manifest: CodesManifest, counter: Callable[[int], None]) -> list[str]:
-    """Returns a message about each code file that was changed, is missing, or is not in the manifest.
+    """Returns a list of texts, one for each code file that was changed, is missing, or is not in the manifest.
 
-    `counter` receives the number of checked files.
+    Further texts say that the folder is incomplete, or that its weights are not those of the codes. `counter` is a
+    callback that receives the number of checked files.
     """
     lines: list[str] = []
     shards, names = read_shard_records(folder, manifest, lines.append), manifest.list_shard_names()
@@ -190,7 +194,7 @@ def verify_codes(folder: pathlib.Path, manifest: CodesManifest, counter: Callabl
     lines += [f"{folder / name} does not belong to these codes" for name in sorted(others)]
     if len(there) < len(names):
         lines.append(f"{folder} has {len(there)} of {len(names)} files: it is not complete")
-    # `encode-beam` stores no weights that could be checked.
+    # Codes of `encode-beam` come without weights that could be checked.
     if manifest.model.weights_sha256 is not None:
         try:
             if hash_weights(load_model(folder / RUN)) != manifest.model.weights_sha256:

@@ -1,4 +1,4 @@
-"""The manifest of a folder of codes: the model, the images, the arrays of each image, and the digests of the files."""
+"""The manifest of a folder of codes: the model, the images, the arrays of each image, and the SHA-256 of the files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tfdecouple.config import ModelConfig
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.storage.files import FileDigest, read_model, write_json
 
-# Name of the manifest's file. It begins with an underscore because Arrow and Spark skip these files in a folder.
+# Name of the manifest's file. It begins with an underscore, so that Arrow and Spark skip the file among the data files.
 MANIFEST = "_manifest.json"
 NO_LABEL = -1
-# Names of the outlier scores of an image, one number each; `tfdecouple.metrics.outliers` computes the scores.
+# Names of the outlier scores of an image. Each is one number, which `tfdecouple.metrics.outliers` computes.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
-# Limits for untrusted manifests: bytes of a manifest, number of code files, and numbers in the array of one image.
+# Limits for untrusted manifests: bytes of the manifest, number of code files, and values in the array of one image.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**28, 10**7, 2**31
 
 
 def _check_file_name(name: str) -> str:
-    """Returns `name` if it is the plain name of a visible file; raises ValueError if not."""
+    """Returns `name` if it is a file name without folders that does not begin with a dot; else raises ValueError."""
     if not name or name.startswith(".") or "\0" in name or pathlib.PurePath(name).name != name:
         raise ValueError("it is no name of a file in this folder")
     return name
@@ -56,14 +56,14 @@ class Field(_Model):
 
 
 class Shard(FileDigest):
-    """Name, size, SHA-256 and number of images of a complete code file; `encode-beam` does not count the images."""
+    """Name, bytes, SHA-256 and number of images of a complete code file; `encode-beam` does not count the images."""
 
     name: _Name
     images: _Count | None = None
 
 
 class ShardRange(NamedTuple):
-    """The name of a code file, and the images in it: those with indices from `start` up to `stop` of a split."""
+    """The name of a code file, and which images of a split it has: those with indices from `start` to `stop` - 1."""
 
     name: str
     split: str
@@ -72,7 +72,7 @@ class ShardRange(NamedTuple):
 
 
 class ModelFacts(_Model):
-    """Run and step of the encoding model, and the SHA-256 of its weights (`encode`) or ONNX file (`encode-beam`)."""
+    """Run and step of the model that encoded; the SHA-256 of its weights (`encode`) or ONNX file (`encode-beam`)."""
 
     run: str | None
     step: _Count
@@ -82,7 +82,7 @@ class ModelFacts(_Model):
 
 
 class DataFacts(_Model):
-    """The encoded data set; `encode-beam` writes neither descriptions of the splits nor the hash of all image keys."""
+    """The encoded data set; `encode-beam` writes no descriptions of the splits and no SHA-256 of all image keys."""
 
     title: str
     image_shape: tuple[_Count, _Count, _Count]
@@ -97,14 +97,14 @@ class CodesManifest(_Model):
     Attributes:
         version: version of the manifest's format.
         format: format of the files of codes.
-        fields: arrays that are stored for each image, beside key and label.
-        model: the encoding model.
+        fields: names and shapes of the arrays that are stored for each image, beside key and label.
+        model: the model that encoded the images.
         data: the encoded data set.
         label_names: names of the labels; empty for images without labels.
         splits: number of images in each split, by name, in the order of encoding.
         images_per_shard: largest number of images in a code file; 0 for encode-beam, which has no such limit.
         complete: whether all files are written.
-        totals: numbers of "images", "skipped" images and "bytes" in a complete folder.
+        totals: how many "images", "skipped" images and "bytes" there are in a complete folder.
         shards: the code files of a complete folder.
     """
 
@@ -140,7 +140,7 @@ class CodesManifest(_Model):
         return self
 
     def list_shard_ranges(self) -> list[ShardRange]:
-        """Returns the code files that the complete folder has or will have, with their ranges of images, in order."""
+        """Returns a `ShardRange` for each code file that the complete folder has or will have, in order."""
         ranges = []
         for split, size in self.splits.items():
             starts = range(0, size, self.images_per_shard)
@@ -150,12 +150,12 @@ class CodesManifest(_Model):
         return ranges
 
     def list_shard_names(self, split: str | None = None) -> list[str]:
-        """Returns the names of the code files of the complete folder, of one split or of all splits, in order."""
+        """Returns the names of the code files of `split` (None: all splits) in the complete folder, in order."""
         names = [shard.name for shard in (self.shards if self.complete else self.list_shard_ranges())]
         return [name for name in names if split is None or name.startswith(f"{split}-")]
 
     def require_same_job(self, job: CodesManifest, folder: pathlib.Path) -> None:
-        """Raises DataError, naming the first difference, unless `job` describes the encoding of this manifest."""
+        """Raises DataError, with the first difference, unless the manifest `job` is for the same encoding as this."""
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:
@@ -164,7 +164,7 @@ class CodesManifest(_Model):
                 f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
                 "the former, or another folder with --out"
             )
-        # The title has the path of the images. It may change if the images have keys, which identify them anywhere.
+        # The title has the path of the images. The path may change if the images have keys, which identify the images.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions")
         for name in ("format", "fields", "images_per_shard", *title, "splits", *data):
@@ -186,7 +186,7 @@ class CodesManifest(_Model):
 
     @classmethod
     def read_manifest(cls, folder: pathlib.Path) -> CodesManifest | None:
-        """Returns the manifest in a folder, or None where it has none; raises DataError for a malformed manifest."""
+        """Returns the manifest in a folder, or None if there is none; raises DataError for a malformed manifest."""
         path = folder / MANIFEST
         try:
             return read_model(path, cls, _MOST_BYTES)
@@ -205,7 +205,7 @@ def _describe_manifest_value(value: Any) -> str:
 
 
 def encode_image_key(key: str) -> bytes:
-    r"""Returns the key of an image as UTF-8, which Parquet needs; bytes of a file name that are no UTF-8 are escaped.
+    r"""Returns the key of an image as UTF-8, which Parquet needs; bytes of a file name that are not UTF-8 are escaped.
 
     >>> encode_image_key("cats/7.png"), encode_image_key("caf\udce9.png")
     (b'cats/7.png', b'caf\\xe9.png')
@@ -217,7 +217,7 @@ def encode_image_key(key: str) -> bytes:
 
 
 def choose_code_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
-    """Returns the arrays to store for each image: z if the model has one, and v, z_std and scores if requested."""
+    """Returns name and shape of each array to store: z if the model has z; v, z_std and outlier scores if requested."""
     latent = (config.latent_dim,)
     shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
     if z_std:

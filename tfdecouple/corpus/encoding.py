@@ -21,17 +21,18 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
 from tfdecouple.runtime.precision import full_float32
 
-# A function of images, their indices in the split and their labels; it returns the codes, an array for each field.
+# A function of images, their indices in the split and their labels. It returns a dict of codes, an array by field.
 ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 
 
 def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> ImageEncoder:
-    """Returns a function that computes the codes of at most `batch_size` images, uint8 `[n, height, width, channels]`.
+    """Returns a function that computes a dict of the codes in `fields` of at most `batch_size` images.
 
-    Smaller batches are padded, so that TensorFlow traces the function once. The flow runs only for v and for scores.
-    Scores use one draw of noise, which depends on the index of the image. Labels are used only by models whose z is a
-    function of the label.
+    The arguments of the function are images, uint8 `[n, height, width, channels]`, their indices in the split, and
+    their labels. The function pads smaller batches, so that TensorFlow traces the model once. The flow runs only if v
+    or outlier scores are among the fields. Scores use one draw of noise, which depends on the index of the image.
+    Labels are used only by models whose z is a function of the label.
     """
     all_names = {field.name for field in fields}
     names = all_names.difference(SCORES)
@@ -83,15 +84,16 @@ def encode_shards(
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Encodes images into code files; returns the keys of the images whose v is written and `far_from_training`.
+    """Encodes images into code files; returns the keys of images that are `far_from_training`, by their written v.
 
-    `shards` are the code files to write, in the order of the manifest; `encoder` is what `make_image_encoder` returns;
-    and `counter` is a callback that receives the number of encoded images.
+    `shards` are the code files to write, in the order of the manifest. `encoder` is the result of `make_image_encoder`,
+    and `counter` is a callback that receives the number of encoded images. Without v among the codes, no key is
+    returned.
 
     Raises:
-        DataError: where an image cannot be read.
-        RunError: where a code is not finite.
-        UserError: where a file cannot be written, or the memory is too small.
+        DataError: if an image cannot be read.
+        RunError: if a code is not finite.
+        UserError: if a file cannot be written, or the memory is too small.
     """
     done, far = 0, list[bytes]()
     empty = {field.name: np.zeros((0, *field.shape), np.float32) for field in manifest.fields}
@@ -101,7 +103,7 @@ def encode_shards(
         batches = _encode_batches(source, split, indices, encoder, batch_size)
         rows: Rows = {"index": np.zeros(0, np.int64), "label": np.zeros(0, np.int32), **empty}
         for shard in files:
-            # A batch may span several files: `rows` holds the images of the last batch that are beyond the last file.
+            # A batch may span several files, so `rows` keeps the images of the last batch that belong to later files.
             parts = [rows]
             while np.max(parts[-1]["index"], initial=-1) < shard.stop - 1 and (batch := next(batches, None)):
                 parts.append(batch)
@@ -119,7 +121,7 @@ def encode_shards(
 
 
 def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
-    """Returns the SHA-256, hexadecimal, of the keys of all images in some splits; "" for images without keys."""
+    """Returns the SHA-256, in hexadecimal, of the keys of all images in `splits`; "" if no split has keys."""
     digest = hashlib.sha256()
     named = [split for split in splits if source.splits[split].keys is not None]
     for split in named:
@@ -131,7 +133,7 @@ def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
 def _encode_batches(
     source: Source, split: str, indices: np.ndarray, encoder: ImageEncoder, batch_size: int
 ) -> Iterator[Rows]:
-    """Yields the codes of images with ascending indices: for each batch a dict of arrays with "index" and "label"."""
+    """Yields, for each batch of the images with `indices` (ascending), a dict of "index", "label" and code arrays."""
     batches = source.open_split(split).decode_examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
     while True:
         try:
