@@ -62,7 +62,7 @@ class ImportanceWeighted(Metric):
         add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the importance-weighted bound, its distance below the ELBO, both in bits/dim, and effective draws."""
+        """Returns the importance-weighted bound, how far it is below the ELBO, and how many draws are effective."""
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
         return Result(
@@ -194,7 +194,7 @@ class BoundEvaluator:
         Args:
             batches: a dataset of dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`,
                 0 for padding). All batches have the same size, a multiple of the number of devices. A model with labels
-                also needs `label` (`[batch]`), -1 for none. If z is a function of the label, all must have labels.
+                also needs `label` (`[batch]`), -1 for none. If z is a function of the label, none may be -1.
             bound: the name of the bound, `ELBO` or `IMPORTANCE_WEIGHTED`.
             k: the number of draws per image, at least 1.
             seed: the seed of the draws.

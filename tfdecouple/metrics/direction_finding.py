@@ -68,7 +68,7 @@ def find_label_directions(
 def find_number_directions(
     name: str, z: np.ndarray, values: np.ndarray, held_z: np.ndarray, held_values: np.ndarray
 ) -> list[Direction]:
-    """Returns two directions in z along which a numeric attribute of images, such as an age, grows: one by each method.
+    """Returns two directions in z, by two methods, along which a numeric attribute of images, such as an age, grows.
 
     The first is the slope of the mean of z per standard deviation of the attribute. The second is the normal of a ridge
     regression, whose penalty is chosen by leave-one-out cross-validation. `values` and `held_values`, `[n]`, have the

@@ -76,7 +76,7 @@ def encode_drawn_images(
 
 
 def make_padded_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields pairs (batch, count): rows of `values`, padded to batches of equal size, and how many are no padding."""
+    """Yields pairs (batch, count): equally large batches of rows of `values`, and how many rows are no padding."""
     size = min(batch_size, len(values))
     for start in range(0, len(values), size):
         batch = values[start : start + size]

@@ -257,7 +257,7 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Returns the coefficients `z` and `v` and the share `nearer_to_z` of `compute_image_statistics`, with errors.
+    """Returns a dict of the numbers `z`, `v` and `nearer_to_z` of `compute_image_statistics`, with standard errors.
 
     The arguments are one statistic, `[n, k]`, of the switched images and of the images from which z and v come.
     """

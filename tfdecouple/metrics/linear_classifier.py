@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Candidate values of C, the inverse strength of the regularisation.
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
-# One in five training images is held out to choose C.
+# One in five training images is held out to choose C, the inverse strength of the regularisation.
 HELD_OUT = 5
 MAX_ITERATIONS = 1000
 # Largest number of features for an exact PCA. For more, the covariance matrix takes longer than a randomised PCA.
@@ -73,7 +73,7 @@ def fit_pca(features: np.ndarray, count: int, seed: int) -> PCA:
 
     solver = "covariance_eigh" if features.shape[1] <= _EXACT_PCA else "randomized"
     pca = PCA(min(count, len(features) - 1, features.shape[1]), svd_solver=solver, random_state=seed)
-    # On cores with other work, one thread is fastest, because several threads wait for each other.
+    # On cores that other programs use, too, one thread is fastest, because several threads wait for each other.
     with threadpool_limits(1):
         return pca.fit(features)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"
-# Descriptions of the scores, by name. Outliers should have higher scores than other images, and `shell` farther from 0.
+# Descriptions of the scores, by name. Outliers should score higher; their `shell`, which has a sign, farther from 0.
 SCORES = {
     "bits_per_dim": "bits/dim",
     MINUS_CODEC: f"bits/dim less lossless {CODEC}'s",
