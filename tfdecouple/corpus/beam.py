@@ -253,7 +253,7 @@ def _find_encoder_file(model: str) -> str:
 
 
 def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
-    """Returns the fields to store for each image, z and, with --v, v, and the shape of the images that the model takes.
+    """Returns the fields to store for each image (z; with --v also v), and the shape of the images the model takes.
 
     Raises:
         UserError: if the ONNX file is not an encoder that these options can use.
