@@ -56,7 +56,7 @@ class FrechetDistance(Metric):
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
-        """Opens the feature extractor and runs it on two images, so that a wrong file fails before any metric."""
+        """Opens the feature extractor and tries it on two images: a wrong file fails before any metric is computed."""
         from tfdecouple.runs.run_folder import load_config
 
         open_feature_extractor(

@@ -31,7 +31,7 @@ LEAST = 4
 _PENALTIES = np.logspace(-1, 5, 13)
 # Number of bootstrap samples for each standard error.
 _RESAMPLES = 200
-# The regressions use at most `_FITTED` training images, and images with at most `_VALUES` colour values of each split.
+# The regressions use at most `_FITTED` training images, and at most `_VALUES` colour values in the images of a split.
 _FITTED, _VALUES = 2_000, 2**25
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MINUS_CODEC = "bits_per_dim_minus_codec"
 CODEC = "webp"
-# Descriptions of the scores, by name. Outliers should score higher; their `shell`, which has a sign, farther from 0.
+# Descriptions of the scores, by name. Outliers should have a higher score, or a `shell` score that is farther from 0.
 SCORES = {
     "bits_per_dim": "bits/dim",
     MINUS_CODEC: f"bits/dim less lossless {CODEC}'s",
@@ -247,7 +247,7 @@ def compare_outlier_scores(
 ) -> dict[str, Any]:
     """Returns a dict of how well a score separates inliers, with scores `[n]`, from outliers, with scores `[m]`.
 
-    The keys are `auroc`, by `compute_auroc`; `false_positives`, the share of outliers that pass the threshold which
+    The keys are `auroc`, by `compute_auroc`; `false_positives`, the share of outliers below the threshold that lets
     95 % of the inliers pass; and pairs `auroc_interval` and `false_positives_interval`, 95 % bootstrap intervals from
     `resamples` samples.
     """

@@ -1,4 +1,4 @@
-"""Functions that draw grids of images, and grids of samples, reconstructions, switches and edits of a model.
+"""Functions that draw grids of images: any images, or a model's samples, reconstructions, switches and edits.
 
 Images are uint8 `[n, height, width, channels]`. The following arguments have one meaning in all functions. `note` ends
 the caption. `side` is the largest side of an image in the grid, in pixels; 0 for no limit. `labels` are the labels of

@@ -66,7 +66,7 @@ def count_shown_images(image_shape: tuple[int, int, int]) -> int:
 
 # A function that draws a picture with its caption, or returns None for a model that the picture does not suit.
 Draw = Callable[[PictureInputs], Image.Image | None]
-# The drawing functions, by the name of the picture. Its title in TensorBoard is this name; its file name ends with it.
+# The drawing functions, by the name of the picture. File names end with this name, and TensorBoard shows it as title.
 PICTURES: dict[str, Draw] = {}
 
 
