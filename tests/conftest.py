@@ -20,35 +20,35 @@ from helpers.places import ROOT, copy_once, make_once, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from PIL import Image
 
-# Background jobs may ignore Ctrl-C, and jobs of nohup ignore SIGHUP; programs that tests start must not inherit this.
+# Background jobs may ignore SIGINT, and jobs of nohup SIGHUP. Programs that tests start and signal would inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# The conftest.py files have no doctests, and pytest would confuse files of one name in several folders.
+# With --doctest-modules pytest would import each conftest.py as a module, and several modules of one name clash.
 collect_ignore_glob = ["*/conftest.py"]
 
 
 def pytest_configure(config):
-    """Sets TensorFlow up in the processes that run tests; pytest-xdist's controller starts sooner without it."""
+    """Starts to count skips, and sets TensorFlow up in processes that run tests (not in pytest-xdist's controller)."""
     skips.pytest_configure(config)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         import tensorflow as tf
 
-        # Logical devices must be made before any operation runs; only tests of several devices use the second one.
+        # TensorFlow makes logical devices only before the first operation. Tests of several devices use both.
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
         )
-        # Grappler is off, as in the programs: rewriting these small graphs takes longer than running them.
+        # Grappler, TensorFlow's graph optimizer, is off, because it takes longer on small graphs than it saves.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def pytest_collection_finish():
-    """Exempts all imported objects from garbage collection, and makes collections rare.
+    """Exempts the objects that exist after all imports from garbage collection, and makes collections rare.
 
-    Graphs are made of many small objects, so that a collection takes long. One is forced after each test file.
+    A collection takes long, because TensorFlow graphs have many small objects. `release_memory` forces one per file.
     """
     gc.collect()
     gc.freeze()
@@ -57,7 +57,7 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def eager():
-    """Runs each `tf.function` of the test eagerly, which is faster than tracing if it runs only once or twice."""
+    """Runs each `tf.function` of the test eagerly; for one or two calls this is faster than tracing the function."""
     from helpers.traces import run_eagerly
 
     with run_eagerly():
@@ -66,7 +66,7 @@ def eager():
 
 @pytest.fixture(scope="module")
 def eager_file():
-    """Runs each `tf.function` eagerly in all tests of a file and in their module-scoped fixtures."""
+    """Runs each `tf.function` eagerly in all tests of a file and in the module-scoped fixtures of the file."""
     from helpers.traces import run_eagerly
 
     with run_eagerly():
@@ -75,7 +75,7 @@ def eager_file():
 
 @pytest.fixture(autouse=True, scope="module")
 def release_memory(request):
-    """Frees traced functions and caches after each test file, because they would add up to gigabytes."""
+    """Frees traced functions and the caches of `functools` after each test file; they would add up to gigabytes."""
     from helpers.traces import release_traces
 
     with release_traces():
@@ -86,25 +86,25 @@ def release_memory(request):
             if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
                 value.cache_clear()
     gc.collect()
-    # The remaining objects are shared with other test files, so later collections can skip them.
+    # The remaining objects live until the process ends, so later collections can skip them.
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Gives each test the same initial weights in every run: Keras draws the seeds of weights from `random`."""
+    """Seeds `random`, from which Keras draws seeds of initial weights, so that a test always has the same weights."""
     random.seed(0)
 
 
 @pytest.fixture(autouse=True)
 def hooks_restored(monkeypatch):
-    """Restores `sys.unraisablehook` after each test, because an interrupted program replaces it for its process."""
+    """Restores `sys.unraisablehook` after each test, because an interrupted program of the project replaces it."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """An initialised model of the config TINY, in which each weight changes the results. Do not change it."""
+    """A shared `DecoupledModel` of the config TINY, initialised; each weight affects its results. Do not change it."""
     from helpers.models import TINY, give_effect, random_images
 
     from tfdecouple.model import DecoupledModel
@@ -117,7 +117,7 @@ def tiny_model():
 
 @pytest.fixture
 def traced(eager):
-    """Turns tracing on again for a test that calls a function often, in a file of eager tests."""
+    """Turns tracing of `tf.function` on for one test of an eager file, because the test calls a function often."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(False)
@@ -125,7 +125,7 @@ def traced(eager):
 
 @pytest.fixture
 def small_model(traced):
-    """The shared model of the smallest config, for tests of the methods of a model. Do not change the model."""
+    """A shared `DecoupledModel` of the smallest config, for tests of its methods with tracing on. Do not change it."""
     from helpers.variants import variant
 
     return variant("coupling")
@@ -133,7 +133,7 @@ def small_model(traced):
 
 @pytest.fixture
 def of_bits(tiny_model, traced, monkeypatch):
-    """A function of `n_bits` that returns the tiny model with this number of bits per subpixel for one test."""
+    """A function that sets `tiny_model` to `n_bits` bits per subpixel until the test ends, and returns the model."""
     from helpers.models import TINY
 
     def choose(n_bits):
@@ -145,7 +145,7 @@ def of_bits(tiny_model, traced, monkeypatch):
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """The path of a folder with 20 training images, 6 validation images and 5 test images as PNG files."""
+    """The path of a folder with subfolders of PNG files: 20 training images, 6 validation images and 5 test images."""
     from helpers.models import random_images
 
     def make(folder):
@@ -160,7 +160,7 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def watched_run(image_folder, tmp_path_factory):
-    """The run folder of a finished `run_config(image_folder)`, and how many values each step copied to the host."""
+    """The folder of a finished run of `run_config(image_folder)`, and {step: count of values copied to the host}."""
 
     def make(folder):
         from helpers.runs import ReadCounter, run_config
@@ -177,13 +177,13 @@ def watched_run(image_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(watched_run):
-    """The run folder of a finished run of `run_config(image_folder)`. Do not change it."""
+    """The path of the folder of a finished run of `run_config(image_folder)`. Do not change the folder."""
     return watched_run[0]
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """The run folder "tiny" of a small model whose z changes the decoded image. Do not change it."""
+    """The path of a run folder, "tiny", with a small model whose z affects the decoded image. Do not change it."""
 
     def make(folder):
         from helpers.models import SMALL, give_effect, random_images, strengthen_z
@@ -207,14 +207,14 @@ def quiet(monkeypatch):
 
 @pytest.fixture
 def forked():
-    """Makes `subprocess` fork Python programs from a process that has imported TensorFlow (`helpers/forked.py`)."""
+    """Speeds up starts of Python programs: `subprocess` forks them from a process that has imported TensorFlow."""
     with forked_programs():
         yield
 
 
 @pytest.fixture(scope="session")
 def exported(tiny_run, tmp_path_factory):
-    """An export folder of `tiny_run` with SavedModel and ONNX files. Do not change it."""
+    """The path of an export of `tiny_run` with a SavedModel and ONNX files. Do not change the folder."""
 
     def make(folder):
         from export.pipeline import ExportConfig, export
@@ -227,7 +227,7 @@ def exported(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def npm_example(tmp_path_factory):
-    """A function that copies a folder of examples/, links or installs its npm packages, and returns the copy."""
+    """A function that copies examples/NAME, links or installs the npm packages there, and returns the copy's path."""
     copies = {}
 
     def copy(name):
@@ -252,7 +252,7 @@ def npm_example(tmp_path_factory):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A function that mounts a file system of this many kilobytes and returns its folder; skips if it cannot mount."""
+    """A function of `kilobytes` that mounts a file system of this size and returns its path, or else skips the test."""
     made = []
 
     def make(kilobytes):

@@ -1,4 +1,4 @@
-"""Functions that run the code blocks of an export's model card, and check that a black image is reconstructed."""
+"""Functions that run the code blocks of an export's model card; the code must reconstruct a black image exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.places import PATIENCE, user_environment
 
 
 def read_code_blocks(folder: pathlib.Path, language: str) -> list[str]:
-    """Returns the code blocks of one language in the model card of an export folder."""
+    """Returns the texts of the code blocks of one language, such as "js", in the model card of an export folder."""
     return re.findall(rf"```{language}\n(.*?)```", (folder / TEXT_NAME).read_text(), re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def run_python_blocks(folder: pathlib.Path, count: int = 1) -> None:
 
 
 def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
-    """Asserts that the JavaScript block reconstructs a black image, with the npm packages of the Node.js example."""
+    """Asserts that the model card's JavaScript reconstructs a black image, with npm packages from folder `example`."""
     (program,) = read_code_blocks(folder, "js")
     shape = ",".join(map(str, (1, *_read_card(folder)["architecture"]["image_shape"])))
     check = f'if (String(same.dims) !== "{shape}" || same.data.some((value) => value !== 0)) throw same;\n'
@@ -44,7 +44,7 @@ def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
 
 
 def run_curl_block(folder: pathlib.Path) -> dict:
-    """Returns the outputs by name that a server of the SavedModel sends to the model card's curl command."""
+    """Runs the model card's curl command against a server of the SavedModel; returns {output name: value}."""
     from helpers.serving_server import Server
 
     (command,) = read_code_blocks(folder, "sh")

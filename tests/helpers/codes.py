@@ -1,4 +1,4 @@
-"""Functions that read a folder of codes that `encode` has written, and the image folder that it encoded."""
+"""Functions that read code files, which `tfdecouple encode` wrote to a folder, and the image folder it encoded."""
 
 import json
 
@@ -9,13 +9,13 @@ from tfdecouple.corpus import read_codes
 
 # The number of images in each split of the image folder.
 COUNTS = {"train": 20, "validation": 6, "test": 5}
-# Names of the code files in the order of `encode`, with at most 7 images in a file.
+# Names of the code files in the order in which `encode` writes them, with at most 7 images in a file.
 FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
 FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
 
 
 def read_codes_by_key(folder, **options):
-    """Returns the rows in a folder of codes by their key, and asserts that no key repeats."""
+    """Returns {key: row} of all code files in a folder, where a row is a dict; asserts that no key repeats."""
     rows = list(read_codes(folder, **options).as_numpy_iterator())
     by_key = {row["key"].decode(): row for row in rows}
     assert len(by_key) == len(rows)
@@ -23,12 +23,12 @@ def read_codes_by_key(folder, **options):
 
 
 def read_pixels(folder, keys):
-    """Returns the images of an image folder with these keys, uint8 `[len(keys), height, width, 3]`."""
+    """Returns the images at the relative paths `keys` in a folder, uint8 `[len(keys), height, width, 3]`."""
     return np.stack([np.asarray(Image.open(folder / key)) for key in keys])
 
 
 def list_image_keys(folder):
-    """Returns the keys of all images in an image folder: their paths relative to the folder, a set."""
+    """Returns the set of the keys of all images in a folder; a key is an image's path relative to the folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
 
 
@@ -37,5 +37,5 @@ def read_manifest(folder):
 
 
 def read_files(folder, pattern="*.*"):
-    """Returns the bytes of the files in a folder whose names match a pattern, by name."""
+    """Returns {name: bytes} for the files in a folder whose names match the glob pattern."""
     return {path.name: path.read_bytes() for path in folder.glob(pattern) if path.is_file()}

@@ -13,7 +13,7 @@ SHAPE = (1, 1, 3)
 
 
 class Density:
-    """The base class of densities of images with one pixel of three channels; log densities are float64, in nats."""
+    """The base class of stand-ins for a model of images with one pixel and three channels; terms are float64 nats."""
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
         self.config = SimpleNamespace(
@@ -110,7 +110,7 @@ class LinearGaussian(Density):
 
 
 def counted_batches(images, size, fill=0):
-    """Returns all images in batches of one size, as a `tf.data` data set; images of weight 0 fill the last batch."""
+    """Returns a `tf.data.Dataset` of dicts (image, index, weight) of `size` images; padding at the end has weight 0."""
     missing = -len(images) % size
     filled = np.concatenate([images, np.full((missing, *images.shape[1:]), fill, np.uint8)])
     index = np.concatenate([np.arange(len(images)), np.zeros(missing)]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Functions that read the project's Markdown documents, and that check the commands there without running them.
+"""Functions that read the project's Markdown documents, and check the documented commands without running them.
 
 The checks use the project's own parsers, presets and files.
 """
@@ -25,7 +25,7 @@ from helpers.places import ROOT
 from tfdecouple import cli
 from tfdecouple.config import Config, load_preset, override
 
-# The project's documentation; model cards are left out, because their commands run in an export folder.
+# Paths of the project's documents. Model cards are left out, because their commands run in an export folder.
 DOCUMENTS = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md")
@@ -40,7 +40,7 @@ class Block(NamedTuple):
     Attributes:
         language: the word after the fence, or "" for an indented block.
         text: the lines of the block without its indentation.
-        line: the number of the first line in the document, from 1.
+        line: line number, from 1, of the first line of `text` in the document.
     """
 
     language: str
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 
 def split_code(text: str) -> tuple[list[Block], str]:
-    """Returns the code blocks of a document, and the document with empty lines instead of the blocks."""
+    """Returns the code blocks of a Markdown text, and the text with empty lines instead of the blocks."""
     blocks: list[Block] = []
     prose: list[str] = []
     lines = text.splitlines()
@@ -57,7 +57,7 @@ def split_code(text: str) -> tuple[list[Block], str]:
     while number < len(lines):
         line = lines[number]
         fence = re.match(r"(`{3,}|~{3,})\s*([\w+-]*)", line)
-        # An indented line after an item of a list continues the item.
+        # An indented line after an item of a list continues the item, so it begins no block of code.
         last = next((before for before in reversed(prose) if before.strip()), "")
         in_list = re.match(r"\s*([-*]|\d+\.) |  ", last)
         if fence:
@@ -79,13 +79,13 @@ def split_code(text: str) -> tuple[list[Block], str]:
 
 
 def find_inline_code(text: str) -> list[str]:
-    """Returns the pieces of code between backquotes in the text of a document."""
+    """Returns the pieces of code between backquotes in a Markdown text, without its code blocks."""
     found = re.findall(r"(?<!`)`([^`]+)`(?!`)", split_code(text)[1])
     return [" ".join(code.split()) for code in found]
 
 
 def find_links(text: str) -> list[str]:
-    """Returns the targets of the links and pictures of a document, in Markdown and in HTML."""
+    """Returns the targets of the links and images in a document, whether written as Markdown or as HTML."""
     prose = re.sub(r"(?<!`)`[^`]+`(?!`)", "`code`", split_code(text)[1])
     return re.findall(r"\]\(<?([^)\s>]+)>?[^)]*\)", prose) + re.findall(r"(?:href|src)=\"([^\"]+)\"", prose)
 
@@ -96,7 +96,7 @@ def list_anchors(text: str) -> set[str]:
     for heading in re.findall(r"^#{1,6} +(.+?)\s*#*$", split_code(text)[1], re.M):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
         anchor = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
-        # GitHub numbers anchors of headings with the same text.
+        # GitHub appends -1, -2, ... to the anchors of later headings with the same text.
         anchors.add(next(name for n in itertools.count() if (name := f"{anchor}-{n}" if n else anchor) not in anchors))
     return anchors
 
@@ -121,7 +121,7 @@ class CommandError(AssertionError):
 
 
 class _Parsed(BaseException):
-    """The exception that ends a program as soon as the command line is parsed; its only argument is the options."""
+    """The exception that ends a program when the command line is parsed; its only argument is the parsed options."""
 
 
 def _require(condition: object, message: str) -> None:
@@ -177,7 +177,7 @@ def _load_main(path: pathlib.Path) -> object:
 
 def _check_train(arguments: list[str], folder: pathlib.Path) -> None:
     options = parse_options(cli.train_main, arguments)
-    # With --help there are no options.
+    # With --help the parser ends the program, and `options` is empty.
     if hasattr(options, "preset"):
         override(Config() if options.config else load_preset(options.preset), options.set)
 
@@ -197,7 +197,7 @@ def _check_export(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_files(arguments: list[str], folder: pathlib.Path) -> None:
-    """Raises CommandError if an argument is a missing file of the project."""
+    """Raises CommandError if an argument is a path that exists neither in `folder` nor in the repository."""
     for before, argument in itertools.pairwise(["", *arguments]):
         path = argument.partition("::")[0]
         if before in ("-f", "-r") or re.match(r"(examples|docs|benchmarks|tests)/|.*\.py$", path):
@@ -278,7 +278,7 @@ def _check_sbatch(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_tfdecouple(arguments: list[str], folder: pathlib.Path) -> None:
-    """Checks the arguments of `tfdecouple`; without arguments the word is only the name of the project."""
+    """Raises CommandError if arguments of `tfdecouple` are wrong; without any, the word only names the project."""
     if arguments:
         check = {"train": _check_train, "export": _check_export}.get(arguments[0])
         check(arguments[1:], folder) if check else _check_commands(arguments, folder)
@@ -291,7 +291,7 @@ def _check_docker(arguments: list[str], folder: pathlib.Path) -> None:
         _check_tfdecouple(arguments[arguments.index("tfdecouple") + 1 :], folder)
 
 
-# For each program that the documentation calls, the function that checks its arguments; None accepts all of them.
+# For each program that the documentation calls: a function that checks the arguments, or None to accept any.
 PROGRAMS = {
     "tfdecouple": _check_tfdecouple,
     "python": _check_python,
@@ -319,7 +319,7 @@ _ASSIGNMENTS = r"^(?:[A-Z_0-9]+=(?:'[^']*'|\"[^\"]*\"|\S*)\s+)*"
 def split_command(line: str) -> list[str]:
     """Returns the words of a documented command, with examples instead of placeholders.
 
-    Brackets around optional arguments and words "..." are removed; a placeholder of one capital letter becomes 1.
+    Brackets around optional arguments and the word "..." are removed. A placeholder of one capital letter becomes 1.
     """
     line = re.sub(r"\[(-[^\[\]]*)\]", r"\1", line)
     line = re.sub(r"\bNAME=VALUE\b", "model.alpha=0.5", line)

@@ -28,7 +28,7 @@ from tensorflow.python.framework import op_def_registry
 from tfdecouple.errors import UserError
 from tfdecouple.runtime import precision as tf32
 
-# The operations that accelerators compute by products, with the indices of their operands; None means all inputs.
+# TensorFlow operations that compute products, each with the indices of the inputs to round; None rounds all inputs.
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {
     "MatMul": (0, 1),
     "BatchMatMul": (0, 1),
@@ -45,7 +45,7 @@ _PRODUCTS: dict[str, tuple[int, ...] | None] = {
 _DROPPED_BITS = 13
 _SEED = 0
 
-# Numbers in the names of copied functions and new nodes, which must be unique in the process.
+# The next number for the name of a copied function or a new node; these names must be unique in the process.
 _names = itertools.count(1)
 
 
@@ -62,8 +62,8 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
     1.0
 
     Args:
-        noise: largest relative change of a result, drawn for each number of each call; other kernels and orders of
-            summation change float32 results by 1e-7 to 1e-6.
+        noise: largest relative change of a number in a result, drawn anew for each number and each call. For
+            comparison: other kernels and orders of summation change float32 results by 1e-7 to 1e-6.
 
     Raises:
         UserError: if the noise is not in [0, 1).
@@ -71,7 +71,7 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
     if not 0 <= noise < 1:
         raise UserError(f"noise is {noise}; it must lie in [0, 1), for example 1e-6")
     emulation = _Emulation(noise)
-    # TensorFlow looks both functions up in these modules at each call, so that replacing them works.
+    # TensorFlow looks both functions up by name at each call, so that a replacement takes effect at once.
     with (
         _replaced(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.wrap_execute),
         _replaced(context.Context, "call_function", emulation.wrap_call_function),
@@ -82,7 +82,7 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keep_tf32_switch() -> Iterator[None]:
-    """Stops the project from turning TensorFlow's switch for TF32 off inside the context, in all threads."""
+    """Prevents the project from turning TensorFlow's switch for TF32 off inside the context, in all threads."""
     with _replaced(tf32._switch, "turn", lambda turn: lambda **_: None):
         yield
 
@@ -106,12 +106,12 @@ class _Emulation:
 
     def __init__(self, noise: float):
         self._noise = noise
-        # Each product takes the noise from another stream of random numbers.
+        # The seed of the next product's noise; each product has its own stream of random numbers.
         self._streams = itertools.count(1)
         self._lock = threading.RLock()
         self._copies: dict[tuple[bytes, bool], bytes] = {}
         anything = tf.TensorSpec(None, tf.float32)
-        # The functions are attributes, because TensorFlow removes a function with its last reference.
+        # Attributes keep references to the functions, because TensorFlow removes a function without references.
         self._round = tf.function(_round_to_tf32, autograph=False).get_concrete_function(anything)
         self._perturb = tf.function(self._add_noise, autograph=False).get_concrete_function(anything, anything)
 
@@ -135,7 +135,7 @@ class _Emulation:
                 values[0] = _convert_operands(values[0])
             else:
                 operands = _convert_operands([values[index] for index in indices])
-                # Inputs that are no operands are sizes; TensorFlow would take a list of numbers for a list of inputs.
+                # Other inputs are sizes. They become tensors, because TensorFlow takes a list for several inputs.
                 for index in range(len(op_def_registry.get(kind).input_arg)):
                     is_operand = index in indices
                     values[index] = (
@@ -152,7 +152,7 @@ class _Emulation:
     # --- traced functions ---
 
     def wrap_call_function(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function that calls the emulated copy of a traced function instead, by means of `call`."""
+        """Returns a replacement of `call`, by which TensorFlow runs traced functions; it runs their emulated copies."""
 
         def run(ctx: Any, name: bytes, inputs: Any, outputs: int) -> Any:
             return call(ctx, self._copy_function(name, _switch_is_on()), inputs, outputs)
@@ -172,7 +172,7 @@ class _Emulation:
             return self._copies[name, rounds]
 
     def _replace_products(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Replaces products by emulated ones in the definition of a traced function; returns whether it has changed."""
+        """Replaces products by emulated ones in a traced function's `definition`; returns whether it had any."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:
@@ -230,7 +230,7 @@ class _Emulation:
             yield make_call("_result", self._perturb, [result, f"{uniform.name}:output:0"])
 
     def _add_noise(self, y: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-        """Returns a float32 tensor with each number perturbed by noise; `uniform` is noise in [0, 1)."""
+        """Returns `y`, float32, with each number changed by up to `self._noise` of it; `uniform` is noise in [0, 1)."""
         return y * (1 + self._noise * (2 * uniform - 1))
 
 
@@ -262,5 +262,5 @@ def _switch_is_on() -> bool:
 
 
 def _pass_gradient(change: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Returns `change(x)` with the gradient of the identity, because an accelerator records no rounding."""
+    """Returns `change(x)` with the gradient of the identity, because an accelerator's rounding has no gradient."""
     return tf.custom_gradient(lambda x: (change(x), lambda upstream: upstream))(x)

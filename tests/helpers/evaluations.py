@@ -1,4 +1,4 @@
-"""Functions that compute a metric of `evaluate` without the command, and that write feature extractors."""
+"""Functions that compute one metric of the command `evaluate` directly, and that write ONNX feature extractors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import onnx.parser
 
-# The options of `evaluate` that metrics read, with values for small data sets.
+# Command-line options of `evaluate` that the metrics use, with values for small data sets.
 OPTIONS = {"images": 0, "samples": 1, "seed": 0, "temperature": 1.0, "trust": False}
 OPTIONS |= {"probe_images": 0, "frechet_images": 10_000}
 
 
 def compute_metric(metric, model, source, *, batch_size=32, **options):
-    """Returns the result of a metric class for a model and a source, with `OPTIONS` changed by `options`."""
+    """Returns the result of the class `metric` for a model and a data source; `options` override `OPTIONS`."""
     instance = metric(SimpleNamespace(**{**OPTIONS, **options}))
     run = SimpleNamespace(model=model, config=SimpleNamespace(model=model.config), label_names=source.label_names)
     context = SimpleNamespace(opened=run, source=source, batch_size=batch_size, options=instance.options)
@@ -37,5 +37,5 @@ def write_onnx(path, *, dtype="uint8", shape="n, h, w, 3", keep_dims=0, outputs=
 
 
 def compute_mean_colours(images):
-    """Returns the features that the extractors of the tests compute for images, float64 `[n, channels]`."""
+    """Returns the mean colour of each image, which `write_onnx`'s extractors compute, too, float64 `[n, channels]`."""
     return images.mean((1, 2), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Stand-ins for the slow functions of an export, and functions that read export folders."""
+"""Stand-ins for the slow functions of the package `export`, and functions that read export folders."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from helpers.models import TINY
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 # Names of the ONNX files that the web page of an export loads.
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
-# Names of the file and the folder of an export that `--verify` compares with the other files.
+# Names of an export's manifest of digests and folder of test vectors, against which `--verify` checks other files.
 RECORDS = ("manifest.json", "test_vectors")
-# Names of the files in an export folder with which a server of the SavedModel is started.
+# Names of the files in an export folder that configure TensorFlow Serving, a server of the SavedModel.
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 # Signatures of a small SavedModel, which loads faster than a SavedModel with all signatures.
 SIGNATURES = ("encode", "decode")
@@ -33,14 +33,14 @@ SIGNATURES = ("encode", "decode")
 def _save_placeholder_model(deployed, chosen, folder, report):
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_text("graph")
-    # A test that watches the export folder could see an incomplete version here.
+    # During this pause a test that watches the export folder can catch an incomplete version of the SavedModel.
     time.sleep(0.01)
     for name in ("variables.index", "variables.data-00000-of-00001"):
         (folder / "variables" / name).write_text("weights")
 
 
 def _replace_slow_parts(patch, opened, **parts):
-    """Replaces slow functions of the export by stand-ins; `parts` has more stand-ins, by dotted name below `export`."""
+    """Replaces slow functions of the export by stand-ins; `parts` adds some, `{dotted name below export: function}`."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
         "pipeline.load_real_images": lambda data, shape: (None, "test images"),
@@ -69,7 +69,7 @@ def write_placeholders(patch, opened):
 
 
 def copy_finished_files(patch, exported, opened, saved_model, vectors):
-    """Makes exports copy the ONNX files of the export folder `exported` and a SavedModel, instead of building them."""
+    """Makes exports copy files, instead of building them: ONNX files of the folder `exported`, and `saved_model`."""
     onnx_files = exported / "onnx"
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: vectors,
@@ -81,18 +81,18 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
 
 
 def read_vectors(folder):
-    """Returns the arrays of the test vectors in an export folder, by name."""
+    """Returns the test vectors of an export folder, {name: array} of inputs and the Keras model's outputs."""
     (path,) = (folder / VECTORS).iterdir()
     with np.load(path) as archive:
         return dict(archive)
 
 
 def ignore_message(text):
-    """Ignores a progress message of the export."""
+    """Does nothing; stands in for the function that prints the export's progress messages."""
 
 
 def read_tree(folder):
-    """Returns the bytes of all files in a folder by relative path, hidden files included; None for subfolders."""
+    """Returns {relative path: bytes} of all files in a folder, also hidden ones; the value of a subfolder is None."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
@@ -101,7 +101,7 @@ def read_card(folder):
 
 
 def list_incomplete_files(folder):
-    """Returns a description of each incomplete file or version in an export folder."""
+    """Returns a list with a text for each incomplete file or SavedModel version in an export folder."""
     incomplete = []
     versions = folder / "savedmodel"
     for version in versions.iterdir() if versions.exists() else ():

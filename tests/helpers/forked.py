@@ -41,7 +41,8 @@ READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Variables with these prefixes that may differ: the server sets them, libraries read them later, or no result changes.
+# Variables with these prefixes that may differ between the server and a program: the server sets them, libraries read
+# them later, or they change no result.
 EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
@@ -50,7 +51,7 @@ EXEMPT = (
     # scikit-learn sets these variables when it is imported.
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
 )
-# The format of each number that is sent: a length, a process id, a number of threads, or a status from waitpid.
+# The format of an integer sent between client and server: a length, a process id, a thread count or an exit status.
 NUMBER = struct.Struct("!i")
 
 
@@ -69,7 +70,7 @@ def _receive_number(connection: socket.socket) -> int:
 
 
 def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment variables that libraries read while they are loaded; the server has loaded them."""
+    """Returns the environment variables that libraries read when loaded, and that a forked program cannot change."""
     return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
@@ -81,7 +82,7 @@ _START_VARIABLES = _select_start_variables(os.environ)
 
 
 class ServerConnection:
-    """A connection to the server process that forks programs."""
+    """A client's connection to the server, a process that has imported TensorFlow and forks programs on request."""
 
     def __init__(self, control: socket.socket):
         self._control = control
@@ -89,7 +90,7 @@ class ServerConnection:
 
     @classmethod
     def start_server(cls) -> ServerConnection | None:
-        """Returns a connection to a new server process, or None if the imported modules start threads."""
+        """Starts a server process; returns a connection to it, or None if the modules that it imports start threads."""
         ours, theirs = socket.socketpair()
         others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
         # NumPy gets one thread, because other threads would not exist in forked programs.
@@ -103,7 +104,7 @@ class ServerConnection:
         return server if _receive_number(ours) == 1 else None
 
     def start_program(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
-        """Starts a program; returns its process id and the connection that will receive its exit status."""
+        """Asks the server to fork a program; returns the process id, and a connection that receives the exit status."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             socket.send_fds(self._control, [b"f"], [theirs.fileno(), *descriptors])
@@ -120,10 +121,10 @@ def _start_server_once() -> ServerConnection | None:
     return ServerConnection.start_server()
 
 
-# The original class, which starts the server, and the names of the arguments of `_execute_child`, overridden below.
+# The original `Popen`, with which the server is started, and the argument names of its method `_execute_child`.
 _Popen = subprocess.Popen
 _ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
-# Arguments of `subprocess.Popen` that prevent forking unless they have these values, which are the defaults.
+# Arguments of `subprocess.Popen` with their defaults; a program with another value is not forked.
 _NOT_FORKED = {"executable": None, "preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None}
 _NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True}
 
@@ -135,7 +136,7 @@ class ForkedPopen(subprocess.Popen):
 
     @staticmethod
     def connect() -> ServerConnection | None:
-        # There is only one server. A second one would be garbage collected, and its programs would report no status.
+        # The lock prevents a second server, which would be garbage collected, so that its programs report no status.
         with _starting:
             return _start_server_once()
 
@@ -228,7 +229,7 @@ class _Server:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> dict | None:
-        """Forks a process for each request; returns the request in the forked process, and None at the server's end."""
+        """Forks a process for each request; returns the request in the forked process, and None when serving ends."""
         while True:
             for key, _ in self._selector.select():
                 if key.fd in self._running:
@@ -290,7 +291,7 @@ class _Server:
 
 
 def _renumber_descriptors(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
-    """Gives descriptors their numbers in the program; returns the connection to the server at an unused number."""
+    """Changes file descriptors to the `numbers` that the program expects; returns `control` at an unused number."""
     unused = max(100, *numbers) + 1
     moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, unused) for each in (*descriptors, control.detach())]
     os.closerange(3, unused)
@@ -335,7 +336,7 @@ def _run_program(request: dict, search_path: list[str]) -> None:
 
 
 def _open_streams() -> None:
-    """Opens Python's standard streams again, because the server's streams may be buffered in another way."""
+    """Opens Python's standard streams again, because their buffering depends on the forked program's environment."""
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)
@@ -349,7 +350,7 @@ def _open_streams() -> None:
 
 
 def main() -> None:
-    """Imports the modules, then serves requests until the first client ends."""
+    """Imports the modules named in `sys.argv`, then serves requests until the first client ends."""
     # Programs must not find modules in the folder of this file.
     del sys.path[0]
     search_path = list(sys.path)

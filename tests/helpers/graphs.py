@@ -1,4 +1,4 @@
-"""Small models with each option that changes an export, by name: as Keras, deployed and ONNX models."""
+"""Small models by name, one for each config option that changes an export, as Keras, deployed and ONNX models."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ from tfdecouple.model.outlier_scores import outlier_scores
 TOLERANCE = 1e-5
 
 
-# Configs by name. TINY has odd channel counts (3, 9) and even ones (12, 24).
+# Model configs by name of the variant. TINY has odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,
     "alpha-1": variants.VARIANTS["alpha-1"],
@@ -57,7 +57,7 @@ VARIANTS = {
 
 @functools.cache
 def get_model(name):
-    """Returns the shared model of a variant; all weights change the results, and z differs between images."""
+    """Returns the shared Keras model of a variant; all weights affect the results, and z differs between images."""
     random.seed(0)
     model = fresh(VARIANTS[name])
     encoders = [] if model.encoder is None else [model.encoder]
@@ -74,12 +74,12 @@ def get_model(name):
 
 @functools.cache
 def get_deployed_model(name, order="NHWC"):
-    """Returns the shared deployed model of a variant, which can run eagerly."""
+    """Returns the shared `DeployedModel` of a variant, the model of an export's layers; `order` is NHWC or NCHW."""
     return DeployedModel(get_model(name), order)
 
 
 def make_inputs(config, count=5, seed=1):
-    """Returns random arrays of `count` images, codes, labels and noise by the names of the inputs of all endpoints."""
+    """Returns {input name: array} for the inputs of all endpoints: `count` random images, codes, labels or noise."""
     rng = np.random.default_rng(seed)
     images = random_images(count, config.image_shape, seed)
     draws = {
@@ -98,14 +98,14 @@ def make_inputs(config, count=5, seed=1):
     labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
     labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
-    # A new endpoint may have further inputs.
+    # An endpoint that a recipe adds may have inputs that are not listed above.
     for array in (array for one in list_endpoints(config) for array in one.inputs if array.name not in given):
         given[array.name] = images if array.holds == IMAGE else array.draw_values(rng, count)
     return given
 
 
 def compute_expected(name, endpoint_name):
-    """Returns the outputs by name that an endpoint must have for `make_inputs`, computed by the Keras model."""
+    """Returns {output name: array} of an endpoint for `make_inputs`, computed by the Keras model of a variant."""
     model, given = get_model(name), make_inputs(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
     labels = model.drop_unused_labels(given["labels"])
@@ -135,7 +135,7 @@ def compute_expected(name, endpoint_name):
     if endpoint_name == "interpolate":
         every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
         return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
-    # A new endpoint is compared with the answers that the verification of exports uses.
+    # For an endpoint without a case above, the expected outputs are those of the verification of exports.
     one = find_endpoint(model.config, endpoint_name)
     answers = KerasAnswers(model)
     right = one.answer(answers, given)
@@ -146,7 +146,7 @@ def compute_expected(name, endpoint_name):
 
 
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
-    """Asserts that outputs agree: floats within `tolerance`; 99 % of the pixels exactly, the others by one bin."""
+    """Asserts that outputs agree: floats within relative `tolerance`, 99 % of pixels exactly, others within a bin."""
     assert set(found) == set(right)
     for output, values in right.items():
         ours, theirs = np.asarray(found[output], "float64"), np.asarray(values, "float64")
@@ -159,26 +159,26 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
             assert difference.max() < tolerance * np.abs(theirs).max(), output
 
 
-# Names of the variants whose ONNX files are tested; together the variants have layers of each class.
+# Names of the variants whose ONNX models are tested; together they have a layer of each class.
 IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
 
 
 @functools.cache
 def get_onnx_model(name, endpoint):
-    """Returns the shared ONNX model of an endpoint of a variant. Do not change the model."""
+    """Returns the shared `onnx.ModelProto` of an endpoint, such as "encode", of a variant. Do not change the model."""
     return build_onnx(get_deployed_model(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
 
 
 @functools.cache
 def open_onnx(name, endpoint):
-    """Returns the shared session of ONNX Runtime for an endpoint of a variant."""
+    """Returns the shared `onnxruntime.InferenceSession` of an endpoint, such as "encode", of a variant."""
     return onnxruntime.InferenceSession(
         get_onnx_model(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
 
 def run_onnx(name, endpoint, **given):
-    """Runs the ONNX model of an endpoint on `make_inputs`, with inputs replaced by `given`; returns outputs by name."""
+    """Runs the ONNX model of an endpoint on `make_inputs`, overridden by `given`; returns {output name: array}."""
     session, arrays = open_onnx(name, endpoint), {**make_inputs(VARIANTS[name]), **given}
     values = session.run(None, {array.name: arrays[array.name] for array in session.get_inputs()})
     return dict(zip((output.name for output in session.get_outputs()), values, strict=True))

@@ -24,7 +24,7 @@ from tfdecouple.transforms import TRANSFORMS
 BATCH = 2
 CONDITION = 3
 PATTERNS = list(itertools.product(("continuous", "alternate"), ("last", "first")))
-# Options of couplings by name: each registered transform with two values of `alpha`, which additive couplings lack.
+# Options of couplings by name: each transform with `alpha` 1 and 0.6; additive couplings have no scale to bound.
 SCALES = {
     f"{name}-{alpha}": {"transform": name, "alpha": alpha}
     for name in TRANSFORMS
@@ -33,7 +33,7 @@ SCALES = {
 
 
 def list_layers(layer):
-    """Returns a layer and all layers inside the layer, as a list; Keras has no public method for this."""
+    """Returns a list of a Keras layer and all layers inside it, for which Keras has no public method."""
     return layer._flatten_layers()
 
 
@@ -54,7 +54,7 @@ def coupling_cases():
 
 whitening = functools.partial(ConditionalWhitening, 5, CONDITION, dtype="float64")
 
-# For each layer by name: the constructor, the shape of an input without the batch, and the size of the condition.
+# Cases by name: a constructor of a layer, the input shape without the batch, and the condition's length (0: none).
 CASES = {
     "actnorm-image": (functools.partial(ActNorm, dtype="float64"), (3, 2, 3), 0),
     "actnorm-vector": (functools.partial(ActNorm, dtype="float64"), (5,), 0),
@@ -69,7 +69,7 @@ CASES = {
     },
     **{name: (make, shape, condition) for name, make, shape, condition in coupling_cases()},
 }
-# Names of one case of each class of layer, for tests of methods that do not depend on the options.
+# Names of cases of each layer class, but only two couplings, for tests of methods that do not depend on the options.
 KINDS = [name for name in CASES if not name.startswith("coupling")] + [
     "coupling-alternate-first-affine-1.0-image-conditional",
     "coupling-continuous-first-additive-1.0-vector",
@@ -81,12 +81,12 @@ CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 @functools.cache
 def get_case(name):
-    """Returns a shared layer of CASES with inputs and conditions, as `build_case` makes them."""
+    """Returns the layer, inputs and conditions of a case in CASES as `build_case` makes them, but made only once."""
     return build_case(name, *CASES[name])
 
 
 def build_case(name, make, shape, condition_size):
-    """Returns a layer whose weights all change its results, inputs `[2, *shape]`, and conditions (None for size 0)."""
+    """Returns a layer whose weights all affect its results, inputs `[2, *shape]`, and conditions or None, float64."""
     rng = np.random.default_rng(1)
     layer = make(name=name.replace(".", "_").replace("-", "_"))
     layer.build((None, *shape))
@@ -106,7 +106,7 @@ def build_layer(layer, shape):
 
 
 def check_layer(layer, shape):
-    """Builds a layer, and asserts that its inverse and log-determinant are right for inputs of this shape."""
+    """Builds a layer; asserts that its inverse and log-determinant are right for inputs of `shape`, batch included."""
     give_effect(build_layer(layer, (None, *shape[1:])), scale=0.3)
     rng = np.random.default_rng(0)
     x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))

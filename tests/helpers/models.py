@@ -1,4 +1,4 @@
-"""Tiny configs, random images, perturbation of weights, and functions that check gradients and Jacobians."""
+"""Tiny model configs, random images, functions that perturb weights, and checks of gradients and Jacobians."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TINY = ModelConfig(
 )
 
 
-# A config with only two levels, for tests of whole runs: most of their time is tracing.
+# A config with only two levels, for tests of training runs, which spend most of their time on tracing.
 SMALL = ModelConfig(
     image_shape=(8, 8, 3),
     latent_dim=4,
@@ -38,7 +38,7 @@ SMALL = ModelConfig(
     prior_alpha=0.8,
 )
 
-# Assignments for --set that make the model of a preset small and its data set short.
+# Assignments for --set that make a preset's model small and the preset's data set short.
 SMALL_SETTINGS = [
     "model.image_shape=[8,8,3]",
     "model.steps=[1,1]",
@@ -54,7 +54,7 @@ LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hi
 
 
 def give_effect(layer, seed=0, scale=0.1):
-    """Adds noise to trainable weights, because couplings start as the identity; returns the layer or model."""
+    """Adds noise to all trainable weights, because couplings start as the identity; returns `layer`, also a model."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))
@@ -62,7 +62,7 @@ def give_effect(layer, seed=0, scale=0.1):
 
 
 def strengthen_z(model):
-    """Scales weights of a model so that z changes the decoded pixels, and returns the model."""
+    """Multiplies the weights that make and use z by 8, so that z changes the decoded pixels; returns the model."""
     for variable in model.trainable_variables:
         if "condition_kernel" in variable.path or variable.path.endswith("encoder/last_gain"):
             variable.assign(8 * variable)
@@ -94,8 +94,8 @@ def negative_log_likelihood(layer, x, condition):
 def jacobian_log_det(forward, x, condition=None):
     """Returns log |det dy/dx| for each entry of the batch x, `[batch]`, by automatic differentiation.
 
-    Each entry is repeated once per output: the gradient of output k of copy k is row k of the Jacobian, so that one
-    backward pass gives all rows.
+    Each entry of the batch is repeated, a copy for each output number. The gradient of output k of copy k is row k of
+    the Jacobian, so that one backward pass gives all rows.
     """
     size = math.prod(x.shape[1:])
     copies = tf.repeat(x, size, 0)
@@ -108,7 +108,7 @@ def jacobian_log_det(forward, x, condition=None):
 
 
 def visit_layers_with(network, x, condition, look):
-    """Returns the output of an invertible network; calls `look(layer, x, condition)` before each elementary layer."""
+    """Runs an invertible network and returns its output; calls `look(layer, x, condition)` before each inner layer."""
 
     def visit(leaf, h, z):
         look(leaf, h, z)

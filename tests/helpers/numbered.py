@@ -1,4 +1,4 @@
-"""Images with a number in the first pixel, as arrays, files and data sources, and functions that read the numbers."""
+"""Images whose first red value is the image's index, as arrays, files and sources; a function reads the indices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AUGMENTED = DataConfig(horizontal_flip=True, pad_and_crop=3)
 
 
 def numbered_images(count: int, size: int = SIZE) -> np.ndarray:
-    """Returns images of noise whose first pixel is the image's number, uint8 `[count, size, size, 3]`."""
+    """Returns images of noise, uint8 `[count, size, size, 3]`, whose first red value is the image's index."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(count)
     return images
@@ -34,7 +34,7 @@ def write_images(folder: pathlib.Path, images: np.ndarray, first: int = 0) -> No
 
 
 def one_line_error(call: Callable[[], object]) -> str:
-    """Returns the message of the DataError that `call` must raise, and asserts that the message is one line."""
+    """Asserts that `call()` raises a DataError with a message of one line, and returns the message."""
     return message_of(DataError, call)
 
 

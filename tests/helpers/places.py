@@ -1,4 +1,4 @@
-"""Paths of the repository, folders that are made only once, and time limit and environment of programs in tests."""
+"""Paths in the repository, folders that are made once for all tests, and a time limit and environment for programs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ TESTS = ROOT / "tests"
 DATA = TESTS / "data"
 # Seconds after which a program counts as hanging: ten times longer than any program takes on a slow machine.
 PATIENCE = 1800
-# The environment variable that names a folder which several runs of pytest share, as in `make test-all`.
+# Name of an environment variable: the path of a folder that several runs of pytest share, as in `make test-all`.
 SHARED = "TFDECOUPLE_MADE_ONCE"
 
 
 def user_environment():
-    """Returns the environment variables without `TF_CPP_MIN_LOG_LEVEL`, which silences TensorFlow in tests."""
+    """Returns a dict of the environment variables without `TF_CPP_MIN_LOG_LEVEL`, so that TensorFlow logs messages."""
     return {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """Returns a folder that all processes share; the first process fills it with `make(folder)` while others wait.
+    """Returns the path of a folder that all test processes share; the first of them fills it by `make(folder)`.
 
-    No test may change the folder or lock a file in it.
+    The other processes wait meanwhile. Tests must neither change the folder nor lock a file in it.
 
     Args:
         factory: the fixture `tmp_path_factory`.
@@ -38,7 +38,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathli
     if SHARED in os.environ:
         base = pathlib.Path(os.environ[SHARED])
     elif "PYTEST_XDIST_WORKER" in os.environ:
-        # With pytest-xdist each process has its own base folder inside the folder of the run.
+        # With pytest-xdist each process has its own base folder, and all of these lie in one folder.
         base = base.parent
     folder, done = base / name, base / f"{name}.done"
     with (base / f"{name}.lock").open("w") as lock:
@@ -53,5 +53,5 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathli
 
 
 def copy_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """Returns a copy, for this process alone, of a folder that `make_once` makes with the same arguments."""
+    """Returns the path of a copy, for this process alone, of the folder that `make_once` makes with these arguments."""
     return pathlib.Path(shutil.copytree(make_once(factory, f"{name}-once", make), factory.mktemp(name) / name))

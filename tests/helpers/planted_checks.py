@@ -1,4 +1,4 @@
-"""A process of `doctor` with checks that fail in each possible way: by an error, hanging, memory or a signal."""
+"""A check process of `doctor` whose checks fail on purpose: by an exception, a hang, lack of memory or a signal."""
 
 import os
 import signal

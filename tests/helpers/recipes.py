@@ -1,4 +1,4 @@
-"""Functions that read the recipes of docs/extending.md and carry them out in a copy of the packages."""
+"""Functions that take code from the recipes of docs/extending.md and run it in a copy of the project's packages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def insert_text(file: pathlib.Path, before: str, text: str, after: str = "") -> 
 
 
 def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
-    """Adds lines at the end of the list or dict that a file assigns to a name, before the closing bracket."""
+    """Adds lines at the end of the list or dict that a Python file assigns to `name`, before the closing bracket."""
     rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
     begin = next(number for number, row in enumerate(rows) if re.match(rf"\s*{name}(:.*)? = .*[([{{]$", row))
     end = next(number for number in range(begin, len(rows)) if rows[number].strip()[0] in ")]}")
@@ -51,7 +51,7 @@ def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
 
 
 def run_in_copy(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
-    """Runs Python in a copy of the packages, in a new process if `anew` and forked otherwise; returns the process."""
+    """Runs `python ARGUMENTS` in a copy of the packages, forked or, if `anew`, as a new process; returns its result."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():

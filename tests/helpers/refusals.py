@@ -1,4 +1,4 @@
-"""Functions that assert that a program or a function fails with a message of one line, and return the message."""
+"""Functions that assert that a program or a call fails with an error message of one line, and return the message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs, folders, checkpoints and logs of training runs for tests, a fake step, and a counter of device reads."""
+"""Configs, folders, checkpoints and logs of training runs, a fake training step, a counter of copies to the host."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tfdecouple.config import Config, DataConfig, TrainingConfig
 from tfdecouple.training.metrics_log import read_metrics
 from tfdecouple.training.step import StepResult, TrainStep
 
-# Names of the values in a row of the log that differ between runs.
+# Names of the metrics in a log row that measure speed, and so differ between runs of one config.
 TIMING = ("images_per_second",)
 
 
 def run_config(images, *, model=SMALL, **training):
-    """Returns the config of ten steps of training on an image folder; checkpoints and evaluations are at 5 and 10."""
+    """Returns a config of ten training steps on an image folder, with checkpoints and evaluations at 5 and 10."""
     options = {
         "steps": 10,
         "batch_size": 8,
@@ -54,7 +54,7 @@ def write_run(folder, model, **config):
 
 
 def read_checkpoint(run, name):
-    """Returns the values of all variables in a run's checkpoint, by key."""
+    """Returns {key: array} of all variables in a checkpoint, such as "best", of the run folder `run`."""
     reader = tf.train.load_checkpoint(str(run / "checkpoints" / name))
     keys = [key for key in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in key]
     return {key: reader.get_tensor(key) for key in keys}
@@ -68,7 +68,7 @@ def assert_same_checkpoint(ours, theirs, name):
 
 
 def read_log(run):
-    """Returns the rows of a run's log by kind and step, and asserts that no pair of kind and step repeats."""
+    """Returns {(kind, step): row} of a run's metrics.jsonl, kinds such as "train"; asserts that no pair repeats."""
     found = read_metrics(run / "metrics.jsonl")
     values = {(row["kind"], row["step"]): row for row in found}
     assert len(values) == len(found)
@@ -76,16 +76,16 @@ def read_log(run):
 
 
 def read_log_without_timing(run):
-    """Returns the rows of a run's log by kind and step, without images per second."""
+    """Returns {(kind, step): row} of a run's metrics.jsonl, kinds such as "train", without images per second."""
     return {key: {k: v for k, v in row.items() if k not in TIMING} for key, row in read_log(run).items()}
 
 
 class FakeStep:
-    """A stand-in for TrainStep that trains nothing, but adds 0.001 to averages and moments of small weights."""
+    """A stand-in for TrainStep that only adds 0.001 to the averages and the first moments of small weights."""
 
-    # Numbers of the steps whose update is skipped, as if the loss were not finite.
+    # Indices of the steps whose update is skipped, as if the loss were not finite.
     bad = ()
-    # The step at which another worker's request to stop reaches all workers, or None.
+    # Index of the step at which another worker's request to stop reaches all workers, or None.
     told_to_stop = None
 
     def __init__(self, config, state, strategy):
@@ -109,7 +109,7 @@ class FakeStep:
 
 
 def call_before_steps(monkeypatch, act, of=TrainStep):
-    """Makes runs call `act(step_function, step)` before each step, for one test."""
+    """Makes training call `act(step_function, step)`, `step` being an index, before each step until the test ends."""
     original = of.__call__
 
     def step(self, micro_batches, number, *wish):
@@ -120,7 +120,7 @@ def call_before_steps(monkeypatch, act, of=TrainStep):
 
 
 class WatchedTensor:
-    """A tensor in the result of a training step that counts how often its value is copied to the host."""
+    """A wrapper of a tensor that calls `count()` whenever the tensor's value is copied from the device to the host."""
 
     def __init__(self, tensor, count):
         self._tensor = tensor
@@ -150,7 +150,7 @@ class WatchedTensor:
 
 
 class ReadCounter:
-    """A counter of values that are copied from a device to the host; `after` is {step: number of copies after it}."""
+    """A counter of values copied from a device to the host; `after` is {count of finished steps: copies since then}."""
 
     def __init__(self):
         self.after = {}
@@ -161,7 +161,7 @@ class ReadCounter:
 
     @contextlib.contextmanager
     def count_reads(self):
-        """Yields this counter, which counts inside the context."""
+        """Makes this counter count inside the context, by patching TensorFlow and `TrainStep`; yields the counter."""
         numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
 
         def count_numpy(tensor):

@@ -19,13 +19,13 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 from tensorflow_serving.config import model_server_config_pb2
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-# Paths of requests to the REST API, as in http_rest_api_util.cc of TensorFlow Serving.
+# Patterns of the paths of REST requests, as in http_rest_api_util.cc of TensorFlow Serving.
 PREDICT_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
 METADATA_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?/metadata", re.IGNORECASE)
 
 
 class Refusal(Exception):
-    """The error of a request that is refused; its args are a status code of gRPC and a message."""
+    """The exception for a request that the server refuses; its args are a gRPC status code and a message."""
 
 
 class Servable:
@@ -46,7 +46,7 @@ class Servable:
             self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
 
     def predict(self, request):
-        """Answers a request, which must have exactly the inputs of the signature, as predict_util.cc demands."""
+        """Returns the response to a PredictRequest; raises Refusal unless it has exactly the signature's inputs."""
         name = request.model_spec.signature_name or "serving_default"
         if name not in self.signatures:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -70,7 +70,7 @@ class Servable:
 
 
 def to_proto(array, dtype):
-    """Returns a TensorProto with its values in the field of their dtype (uint8 in int_val), as `AsProtoField` does."""
+    """Returns an array as a TensorProto with values in `int_val` or `float_val`, as TensorFlow's `AsProtoField`."""
     proto = tf.make_tensor_proto(np.zeros([0]), dtype, [0])
     proto.ClearField("tensor_content")
     proto.tensor_shape.CopyFrom(tf.TensorShape(np.shape(array)).as_proto())
@@ -79,7 +79,7 @@ def to_proto(array, dtype):
 
 
 def from_json(value, info):
-    """Returns nested JSON lists as a TensorProto; raises Refusal for wrong types, as json_tensor.cc does."""
+    """Returns nested JSON lists as a TensorProto; raises Refusal for values of a wrong type, as json_tensor.cc does."""
     dtype, array = tf.as_dtype(info.dtype), np.array(value)
     if array.dtype.kind not in ("i" if dtype.is_integer else "if"):
         raise Refusal(INVALID, f"JSON Value: {str(value)[:40]} is not of expected type: {dtype.name}")
@@ -87,7 +87,7 @@ def from_json(value, info):
 
 
 def inputs_from_json(body, inputs):
-    """Returns the tensors of a request by input, and whether the request has rows ("instances") or columns."""
+    """Returns a JSON request as {input: TensorProto}, and whether it has rows ("instances"), not columns ("inputs")."""
     if ("instances" in body) == ("inputs" in body):
         raise Refusal(INVALID, "expecting only one of 'inputs' or 'instances' keys to exist")
     if by_row := "instances" in body:
@@ -105,7 +105,7 @@ def inputs_from_json(body, inputs):
 
 
 def outputs_to_json(outputs, by_row):
-    """Returns the JSON reply, in rows or columns; a single output is not named (json_tensor.cc)."""
+    """Returns the JSON reply, a dict with rows or columns of outputs; a single output has no name (json_tensor.cc)."""
     columns = {}
     for name, proto in outputs.items():
         values = [float(f"{value:.9g}") for value in proto.float_val] or list(proto.int_val)
@@ -117,7 +117,7 @@ def outputs_to_json(outputs, by_row):
 
 
 class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """A context that serves the newest version of a model in `base_path`."""
+    """A context that serves the newest version of a SavedModel in `base_path` by gRPC and REST, on free ports."""
 
     def __init__(self, base_path, name):
         # A folder with a number as its name is a version (file_system_storage_path_source.cc).
@@ -140,7 +140,7 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._grpc.stop(None).wait()
 
     def servable(self, name, version):
-        """Returns the loaded version of a model; version 0, the default of the protocol buffer, is the newest one."""
+        """Returns the loaded `Servable`; raises Refusal if name or version differ. Version 0 means the newest."""
         if name != self.name or version not in (0, self.loaded.version):
             wanted = f"Specific({name}, {version})" if version else f"Latest({name})"
             raise Refusal(NOT_FOUND, f"Servable not found for request: {wanted}")
@@ -171,7 +171,7 @@ def _or_abort(context, answer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """The handler of requests to the REST API."""
+    """The handler of REST requests; its attribute `owner` is the `Server`."""
 
     def do_GET(self):  # noqa: N802
         self._answer(METADATA_URL, self._look)
@@ -218,6 +218,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def read_models(folder):
-    """Returns the models in an export's `models.config`, as protocol buffers."""
+    """Returns the models that an export folder's `models.config` lists, as protocol buffers `ModelConfig`."""
     models = text_format.Parse((folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
     return list(models.model_config_list.config)

@@ -29,11 +29,11 @@ class _SkipCounter:
             reason = " ".join(reason.removeprefix("Skipped: ").split())
             self.counts[report.nodeid.partition("[")[0], reason] += 1
 
-    # By this hook pytest reports modules of which all tests are skipped.
+    # pytest reports a module that is skipped as a whole by this other hook.
     pytest_collectreport = pytest_runtest_logreport
 
     def list_unexpected(self) -> list[tuple[str, str]]:
-        """Returns the skips, as pairs of test and reason, that are not in the file."""
+        """Returns the pairs (test, reason) of skips that are not in tests/expected_skips.txt, sorted."""
         lines = EXPECTED.read_text(encoding="utf-8").splitlines()
         expected = [line.split(" | ", 1) for line in lines if line.strip() and not line.startswith("#")]
 
@@ -50,26 +50,26 @@ _KEY = pytest.StashKey[_SkipCounter]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the setting `strict_skips`, with which a skip that is not in the file fails the run."""
+    """Adds pytest's setting `strict_skips`: a skip that is not in tests/expected_skips.txt fails the run."""
     parser.addini("strict_skips", "a skip that is not in tests/expected_skips.txt fails the run", "bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Starts counting skips; with pytest-xdist only in the controller, which receives the reports of all tests."""
+    """Registers the counter of skips; with pytest-xdist only in the controller, which gets the reports of all tests."""
     if not hasattr(config, "workerinput"):
         config.stash[_KEY] = _SkipCounter()
         config.pluginmanager.register(config.stash[_KEY], "skips")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fails the run if `strict_skips` is set and a skip is not in the file."""
+    """Fails the run if `strict_skips` is set and a skip is not in tests/expected_skips.txt."""
     skips = session.config.stash.get(_KEY, None)
     if skips and session.config.getini("strict_skips") and skips.list_unexpected() and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the skipped tests with their reasons, and marks the skips that are not in the file."""
+    """Prints the skipped tests with their reasons, and marks the skips that are not in tests/expected_skips.txt."""
     skips = config.stash.get(_KEY, None)
     if skips is None or not skips.counts:
         return

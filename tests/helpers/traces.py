@@ -11,13 +11,13 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow_probability import bijectors as tfb
 
-# Prefixes of the registered gradients of a traced `tf.custom_gradient`, and of a function that is called in a graph.
+# Name prefixes in TensorFlow's registry of gradients: of traced `tf.custom_gradient`s, and of functions in a graph.
 _NAMES = ("CustomGradient-", "PartitionedCall-")
 
 
 @contextlib.contextmanager
 def run_eagerly() -> Iterator[None]:
-    """Runs each `tf.function` eagerly inside the context; tracing takes longer than one or two calls."""
+    """Runs each `tf.function` eagerly inside the context; for one or two calls, tracing would take longer."""
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:
@@ -33,7 +33,7 @@ def release_traces() -> Iterator[None]:
     TensorFlow registers a gradient for each function, process-wide and forever. The gradient keeps the function's graph
     alive, which takes megabytes. This context leaves a weak reference in the registry and lets the graph hold its
     gradient, so that both live as long as the function. TFP's process-wide cache of bijectors holds the same graphs, so
-    it is emptied; TFP then computes the values again. Neither library has a public function for this.
+    the context empties the cache; TFP computes the values again. Neither library has a public function for this.
     """
     before = set(_get_registry())
     try:
@@ -42,7 +42,7 @@ def release_traces() -> Iterator[None]:
         for name in set(_get_registry()) - before:
             if name.startswith(_NAMES):
                 _hold_weakly(name)
-        # Another version of TFP may store its cache elsewhere; then memory is not freed, and a test fails.
+        # If a version of TFP stores its cache elsewhere, memory is not freed, and a test of this function fails.
         with contextlib.suppress(AttributeError):
             cache = tfb.Bijector._cache.storage
             for key in list(cache):

@@ -19,7 +19,7 @@ GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 
 def augment_images(state, images, step, number=0, **training):
-    """Returns the images of one device after the augmentation of a training step (noise, synthetic training images)."""
+    """Returns the images of device `number` after a training step's augmentation (noise, synthetic images)."""
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
     take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
     seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
@@ -27,7 +27,7 @@ def augment_images(state, images, step, number=0, **training):
 
 
 class Trainer:
-    """A training state and a training step on logical CPU devices, with the same weights on any number of devices."""
+    """A training state and a training step on logical CPU devices; the first weights do not depend on their count."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
         options = {
@@ -50,7 +50,7 @@ class Trainer:
         self.steps = 0
 
     def take(self, count=1):
-        """Takes `count` training steps on different images, and returns the numbers of the last step."""
+        """Takes `count` training steps on different images; returns the last `StepResult` as Python numbers."""
         model = self.config.model
         for _ in range(count):
             examples = random_images(BATCH, model.image_shape, seed=100 + self.steps)
@@ -65,7 +65,7 @@ class Trainer:
         return result.fetch_numbers()
 
     def values(self, device=None):
-        """Returns the values of all variables in checkpoints by name; with `device`, the values on that device."""
+        """Returns {name: array} of all variables in checkpoints; with an index `device`, the values on that device."""
 
         def read(variable):
             if device is not None:
@@ -81,7 +81,7 @@ class Trainer:
         }
 
     def put(self, values):
-        """Assigns values that the method `values` has returned to the variables."""
+        """Assigns {name: array}, as the method `values` returns it, to all variables in a checkpoint."""
         for group, variables in self.state.group_checkpoint_variables().items():
             for name, variable in variables.items():
                 variable.assign(values[f"{group}/{name}"])

@@ -1,4 +1,4 @@
-"""The smallest model with each option of the config, by name; its images and weights; and comparisons for tests."""
+"""The smallest model configs by name, one for each config option; functions for their models, images and weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SMALLEST = ModelConfig(
     prior_hidden=4,
     prior_alpha=0.8,
 )
-# A config with an inner level, where channels leave after a stage; the last level has 1 x 1 pixels.
+# A config with an inner level, where channels leave the flow after a stage; the last level has 1 x 1 pixels.
 STAGES = dataclasses.replace(SMALLEST, steps=(1, (1,), 1), hidden_channels=(4, 4, 4))
 VARIANTS = {
     "coupling": SMALLEST,
@@ -48,7 +48,7 @@ VARIANTS = {
         dequantization_map_channels=2,
     ),
 }
-# Configs of models with labels.
+# Configs by name of models that use class labels.
 OF_CLASSES = {
     "classes": dataclasses.replace(SMALLEST, prior="classes", classes=3, class_probabilities=(1, 2, 5)),
     "prior-classes": dataclasses.replace(SMALLEST, classes=3, class_probabilities=(1, 2, 5)),
@@ -87,7 +87,7 @@ ODD = ModelConfig(
 
 
 def fresh(config):
-    """Returns a new initialised model whose weights all change the results, and whose z differs between images."""
+    """Returns a new initialised model; all its weights affect the results, and its z differs between images."""
     model = DecoupledModel(config)
     model.initialize(random_images(16, config.image_shape))
     if model.encoder is not None:
@@ -100,22 +100,22 @@ def fresh(config):
 
 @functools.cache
 def variant(name):
-    """Returns the shared model of a variant. Do not change the model."""
+    """Returns the shared model of a name in VARIANTS or OF_CLASSES. Do not change the model."""
     return fresh({**VARIANTS, **OF_CLASSES}[name])
 
 
 def images_of(model, count=3, seed=1):
-    """Returns random images of a model's shape, uint8 `[count, height, width, channels]`."""
+    """Returns random images of the shape that a model takes, uint8 `[count, height, width, channels]`."""
     return random_images(count, model.config.image_shape, seed)
 
 
 def read_weights(model):
-    """Returns the values of all weights of a model by name."""
+    """Returns {name: array} of all weights of a model."""
     return {name: variable.numpy() for name, variable in model.named_variables().items()}
 
 
 def has_weights(model, before):
-    """Returns whether all weights of a model equal the values in `before`, which `weights` has returned."""
+    """Returns whether all weights of a model equal those in `before`, which `read_weights` has returned."""
     return all(np.array_equal(value, before[name]) for name, value in read_weights(model).items())
 
 

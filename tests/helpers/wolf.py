@@ -1,4 +1,4 @@
-"""Models of the paper's authors in tests/data, with the float64 results that the authors' code computed."""
+"""Models of wolf, the paper authors' PyTorch code, in tests/data, with the float64 results that wolf computed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from helpers.refusals import message_of
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import import_wolf, translate_config
 
-# Largest allowed difference of a float32 array, over the array's largest value; the documentation promises 1e-4.
+# Largest allowed difference from a result of wolf, over its largest value; the documentation promises 1e-4.
 NEAR = 1e-5
-# Names of the arrays in reference.npz that are inputs; the other arrays are results.
+# Names of the arrays in reference.npz that were inputs of wolf; the other arrays are wolf's results.
 INPUTS = {"images", "labels", "n_bits", "dequantization_normal_noise", "posterior_noise", "prior_noise"}
 INPUTS |= {"v_input", "z_input"}
 
 
 class Reference:
-    """A model that the paper's authors' code computed in float64, from a folder in tests/data.
+    """A model that wolf, the paper authors' PyTorch code, computed in float64, from a folder in tests/data.
 
     Attributes:
         folder: folder with config.json, model.npz and reference.npz.
-        config: config of the authors' code.
-        arrays: inputs and results of the authors' code by name, float64.
-        given: the same arrays in float32, without `images` and `n_bits`.
+        config: config of wolf, a dict.
+        arrays: inputs and results of wolf by name, float64.
+        given: `arrays` in float32, without `images` and `n_bits`.
         results: sorted names of the results.
         images: images in the input, uint8 `[batch, 32, 32, 3]`.
     """
@@ -44,19 +44,19 @@ class Reference:
         self.results = sorted(set(self.arrays) - INPUTS - drawn)
 
     def imported(self, workdir):
-        """Imports the model into the run folder `workdir`, and returns the model."""
+        """Imports the wolf checkpoint into the new run folder `workdir`, and returns the `DecoupledModel`."""
         return import_wolf(
             self.folder / "config.json", self.folder / "model.npz", image_shape=(32, 32, 3), workdir=workdir
         )
 
     def assert_computed(self, computed, name):
-        """Asserts that an array in `computed` differs from the authors' result by less than `NEAR`, relatively."""
+        """Asserts that the array `computed[name]` differs from wolf's by less than NEAR times wolf's largest value."""
         ours, theirs = np.asarray(computed[name], "float64"), self.arrays[name]
         assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
         assert np.abs(ours - theirs).max() < NEAR * np.abs(theirs).max()
 
     def edited(self, changes):
-        """Returns a copy of the config with changes, `{dotted name: value}`; the value ... removes an entry."""
+        """Returns a copy of the config with changes, `{dotted name: value}`; the value `...` removes an entry."""
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             *path, last = name.split(".")
@@ -71,6 +71,6 @@ class Reference:
 
 
 def assert_refused(config, words):
-    """Asserts that importing a config raises WolfError with a message of one line that contains all the words."""
+    """Asserts that a wolf config raises WolfError on import, with a message of one line that has all the words."""
     message = message_of(WolfError, lambda: translate_config(config, image_shape=(32, 32, 3)))
     assert [word for word in words if word not in message] == []

@@ -1,4 +1,4 @@
-"""Workers of one training run: as threads of the test's process, or as two processes of this machine."""
+"""Workers of one distributed training run, as threads of the test's process or as two processes of this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfdecouple.training.workers import Workers
 
 
 class WorkerThreads:
-    """Workers that run as threads of this process and add up through shared memory instead of a network."""
+    """Training workers that run as threads of this process, and add arrays up in memory instead of over a network."""
 
     def __init__(self, count=2):
         self.workers = [Workers(count, rank, lambda data, rank=rank: self._sum(rank, data)) for rank in range(count)]
@@ -28,7 +28,7 @@ class WorkerThreads:
         self._data = [None] * count
 
     def run(self, act):
-        """Calls `act(workers)` in a thread for each worker; returns the results, or the exceptions that were raised."""
+        """Calls `act(workers)` in a thread for each worker; returns a list with each result or raised exception."""
 
         def call(workers):
             try:
@@ -48,7 +48,7 @@ class WorkerThreads:
 
 
 def find_free_ports(count):
-    """Returns the numbers of ports on which no program of this machine listens."""
+    """Returns the numbers of `count` TCP ports on which no program of this machine listens."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -77,7 +77,7 @@ class WorkerProcesses:
             self.processes.append(process)
 
     def end(self):
-        """Waits until both workers have ended; returns the exit status, standard output and standard error of each."""
+        """Waits until both workers have ended; returns a list of (exit status, standard output, standard error)."""
         try:
             texts = [process.communicate(timeout=PATIENCE) for process in self.processes]
             return [(process.returncode, *both) for process, both in zip(self.processes, texts, strict=True)]
@@ -94,7 +94,7 @@ class WorkerProcesses:
         return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
 
     def wait_for_checkpoint(self, beyond=0):
-        """Waits until a checkpoint of a step above `beyond` is saved, and returns the last saved step."""
+        """Waits until a checkpoint of a step after `beyond` is saved; returns the step of the latest checkpoint."""
         begun = time.monotonic()
         while max(self.saved(), default=0) <= beyond:
             assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]
