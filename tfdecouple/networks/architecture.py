@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import random
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -68,13 +67,7 @@ def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
 
     fewest: dict[str, Any] = {name: reduce(getattr(config, name)) for name in ("steps", "dequantization_steps")}
-    # Keras draws the seeds of initialisers from Python's `random`. The state of `random` is restored, so that a model
-    # has the same initial weights whether or not this result was cached.
-    state = random.getstate()
-    try:
-        return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
-    finally:
-        random.setstate(state)
+    return make_networks(dataclasses.replace(config, prior_steps=1, **fewest))
 
 
 def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
