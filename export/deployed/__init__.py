@@ -1,1 +1,1 @@
-"""The deployed model: the inference arithmetic of a trained model, with weights folded into fewer operations."""
+"""The deployed model, the inference graph of an export: a trained model with weights folded into fewer operations."""

@@ -1,7 +1,7 @@
-"""The deployed layers: linear maps, the 1x1 convolution with its inverse, actnorm, couplings, registered layers.
+"""Deployed layers, the layers of an export: linear maps, 1x1 convolutions with their inverses, actnorms, couplings.
 
-Every invertible layer has two methods, in which `conditions` are the terms that z adds to the hidden layer of each
-coupling net, and z last:
+Every invertible layer has two methods. Their `conditions` are a sequence: for each coupling net the term that z adds to
+its hidden layer, and at the end z.
 
     forward_and_log_det(x, conditions) -> (y, log_det)     x -> v
     inverse(y, conditions) -> x                            v -> x
@@ -29,10 +29,10 @@ Output = tuple[tf.Tensor, LogDet]
 
 
 class DeployedLinear(Deployed):
-    """A deployed zero-padded convolution of images, or a product of vectors with a matrix, and a bias.
+    """A linear map of an export, plus a bias: a zero-padded convolution of images, or a matrix product of vectors.
 
-    The kernel is float64 `[height, width, inputs, outputs]`, or a matrix `[inputs, outputs]`. With `unsqueezes` each
-    group of four output channels becomes a block of 2 x 2 pixels.
+    The kernel is float64: `[height, width, inputs, outputs]`, or for vectors `[inputs, outputs]`. With `unsqueezes`
+    each group of four output channels becomes a block of 2 x 2 pixels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DeployedLinear(Deployed):
         self._strides, self._unsqueezes = strides, unsqueezes
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the linear map of images, or of vectors `[batch, inputs]`."""
+        """Applies the map to images in the layout of the graph, or to vectors `[batch, inputs]`."""
         if len(self.kernel.shape) == 2:
             y = tf.matmul(x, self.kernel)
             return y if self.bias is None else y + self.bias
@@ -62,7 +62,7 @@ class DeployedLinear(Deployed):
 
 
 class DeployedMix(Deployed):
-    """A deployed invertible linear map y = W x + b of the channels of images or vectors, with its inverse map."""
+    """A deployed invertible linear map y = W x + b of the channels of images or vectors, and its inverse."""
 
     def __init__(self, name: str, matrix: np.ndarray, bias: np.ndarray, layout: Layout, images: bool):
         super().__init__(name, layout)
@@ -80,16 +80,16 @@ class DeployedMix(Deployed):
         self.log_det = float(np.linalg.slogdet(matrix)[1])
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns W x + b, and the log-determinant."""
+        """Returns y = W x + b, and the log-determinant."""
         return self.mix(x), self.layout.count_pixels(x) * self.log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns the x of which W x + b is y."""
+        """Returns the x for which W x + b is y."""
         return self.unmix(y)
 
 
 class DeployedActNorm(Deployed):
-    """A deployed actnorm y = scale * x + bias of images or vectors, whose first `before` channels stay unchanged."""
+    """A deployed actnorm y = scale * x + bias of images or vectors; the first `before` channels stay unchanged."""
 
     def __init__(self, layer: ActNorm, name: str, layout: Layout, before: int = 0, images: bool = True):
         super().__init__(name, layout)
@@ -100,23 +100,23 @@ class DeployedActNorm(Deployed):
         self.log_det = float(log_scale.sum())
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns scale * x + bias, and the log-determinant."""
+        """Returns y = scale * x + bias, and the log-determinant."""
         return x * self.scale + self.bias, self.layout.count_pixels(x) * self.log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns (y - bias) / scale."""
+        """Returns x = (y - bias) / scale."""
         return (y - self.bias) / self.scale
 
 
 def fold_weight_norm(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the kernel and the bias of a weight-normalised layer, float64."""
+    """Returns the kernel gain * direction / |direction| and the bias of a weight-normalised layer, both float64."""
     direction = to_float64(weights.direction)
     norm = np.sqrt(np.sum(np.square(direction), axis=tuple(range(direction.ndim - 1))))
     return direction * (to_float64(weights.gain) / norm), to_float64(weights.bias)
 
 
 class DeployedUnfolded(Deployed):
-    """The base class of deployed layers that keep the weights of the model's layer, which takes NHWC images."""
+    """The base class of deployed layers that call the model's layer, on NHWC images, with its unfolded weights."""
 
     def __init__(self, layer: BaseLayer, name: str, layout: Layout):
         super().__init__(name, layout)
@@ -125,28 +125,28 @@ class DeployedUnfolded(Deployed):
             setattr(self, f"weight_{key}", round_to_float32(f"{name}/{key}", to_float64(weight)))
 
     def read_weights(self) -> dict[str, tf.Tensor]:
-        """Returns the weights as tensors, by their names in the model's layer."""
+        """Returns {name of a weight in the model's layer: float32 tensor}."""
         return {key: tf.convert_to_tensor(getattr(self, f"weight_{key}")) for key in self._keys}
 
 
 class DeployedRegistered(DeployedUnfolded):
-    """A deployed step layer (`config.STEP_LAYERS`), which applies the bijector of the model's layer."""
+    """A deployed layer of a class from the registry `config.STEP_LAYERS`; it applies the bijector of the layer."""
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns the value of the bijector, and the log-determinant."""
+        """Returns y, the value of the bijector at x, and the log-determinant."""
         y, log_det = forward_and_log_det(self._layer.bijector(self.read_weights()), self.layout.to_nhwc(x))
         return self.layout.from_nhwc(y), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns the inverse of the bijector."""
+        """Returns the x at which the bijector has the value y."""
         return self.layout.from_nhwc(self._layer.bijector(self.read_weights()).inverse(self.layout.to_nhwc(y)))
 
 
 class DeployedConditioner(DeployedUnfolded):
-    """A deployed coupling net of a registered type (not the paper's), which applies the function of the model's net."""
+    """A deployed coupling net of a user's type from the registry `CONDITIONERS`; it calls the net of the model."""
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Returns the parameters of the transform before they are bounded, concatenated along the channels."""
+        """Returns the parameters of the coupling's transform, not yet bounded, concatenated along the channels."""
         z = conditions[-1] if self._layer.condition_size else None
         return self.layout.from_nhwc(self._layer.output(self.read_weights(), self.layout.to_nhwc(x), z))
 
@@ -159,7 +159,7 @@ class Conditioning:
         self.biases: list[np.ndarray] = []
 
     def add_net(self, net: Any) -> int | None:
-        """Adds the weights by which a net multiplies z and returns the net's index; None if the net has no vector z."""
+        """Adds the weights of a net for z, and returns the net's index in `conditions`; None if it has no vector z."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(to_float64(net.condition_kernel))
@@ -167,16 +167,16 @@ class Conditioning:
         return len(self.kernels) - 1
 
     def make_linear(self, name: str, layout: Layout) -> DeployedLinear | None:
-        """Returns one linear map of z with the outputs of all nets concatenated; None if no net takes a vector z."""
+        """Returns one linear map of z whose output concatenates those of all nets; None if no net takes a vector z."""
         if not self.kernels:
             return None
         return DeployedLinear(name, np.concatenate(self.kernels, 1), np.concatenate(self.biases), layout)
 
 
 class DeployedNet(Deployed):
-    """A deployed net of a coupling: three convolutions for images, three dense layers for vectors.
+    """A deployed net inside a coupling: three convolutions for images, three dense layers for vectors.
 
-    `net` is a `ConvNet`, `LocalConvNet` or `MLP`, and `name` the path of the coupling.
+    `net` is the model's net, a `ConvNet`, `LocalConvNet` or `MLP`, and `name` is the path of the coupling.
     """
 
     def __init__(self, net: Any, name: str, layout: Layout, conditioning: Conditioning):
@@ -189,14 +189,14 @@ class DeployedNet(Deployed):
 
         self.first, self.second = (make_linear(layer, layer, f"{layer}_bias") for layer in ("first", "second"))
         self.last = DeployedLinear(f"{name}/last", *fold_weight_norm(net.last), layout)
-        # A vector z enters the net by the product that all nets share, and a feature map by a convolution of the net.
+        # A vector z enters the net by a matrix product that all nets share, and a feature map by the net's convolution.
         self._index = conditioning.add_net(net)
         self.local = None
         if isinstance(net, LocalConvNet):
             self.local = make_linear("condition", "condition_kernel", "condition_bias")
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Returns the parameters of the transform before they are bounded, concatenated along the channels."""
+        """Returns the parameters of the coupling's transform, not yet bounded, concatenated along the channels."""
         h = self.second(self.layout.elu(self.first(x)))
         if self._index is not None:
             h += conditions[self._index]
@@ -209,7 +209,7 @@ class DeployedSplit:
     """A deployed split of channels into x_a, which the coupling leaves unchanged, and x_b, which it transforms."""
 
     def __init__(self, split: Any, channels: int, layout: Layout):
-        # The model's split is applied to the indices of the channels, which shows where each channel goes.
+        # Splitting the indices of the channels, as if they were an image, shows to which half each channel goes.
         self.unchanged, self.transformed = (
             tuple(np.asarray(indices)[0].tolist()) for indices in split(tf.range(channels)[None])
         )
@@ -220,7 +220,7 @@ class DeployedSplit:
         self._inverse_order = np.argsort(order).tolist()
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the channels x_a and x_b of x."""
+        """Returns x_a, the channels of x that stay unchanged, and x_b, the channels to transform."""
         first, second = sorted((self.unchanged, self.transformed))
         if self._consecutive:
             low, high = self._layout.split_channels(x, [len(first), len(second)])
@@ -231,7 +231,7 @@ class DeployedSplit:
         return (low, high) if first is self.unchanged else (high, low)
 
     def merge_channels(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Returns the x that is split into x_a and x_b."""
+        """Returns the x that this split divides into x_a and x_b."""
         sides = (x_a, x_b) if self.unchanged < self.transformed else (x_b, x_a)
         if self._consecutive:
             return self._layout.concat_channels(sides)
@@ -241,7 +241,7 @@ class DeployedSplit:
 
 
 class DeployedCoupling(Deployed):
-    """A deployed coupling: x_a stays, and x_b is transformed with parameters that a net computes from x_a and z."""
+    """A deployed coupling: x_a stays unchanged; a net computes the parameters that transform x_b from x_a and z."""
 
     def __init__(self, layer: Coupling, name: str, layout: Layout, channels: int, conditioning: Conditioning):
         super().__init__(name, layout)
@@ -254,13 +254,13 @@ class DeployedCoupling(Deployed):
             self.net = DeployedConditioner(layer.net, f"{name}/net", layout)
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns y, which is x with x_b transformed, and the log-determinant."""
+        """Returns y, which is x with its channels x_b transformed, and the log-determinant."""
         x_a, x_b = self._split(x)
         y_b, log_det = forward_and_log_det(self._make_bijector(x_a, conditions), x_b)
         return self._split.merge_channels(x_a, y_b), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns x, which is y with x_b transformed back."""
+        """Returns x, which is y with its transformed channels transformed back."""
         y_a, y_b = self._split(y)
         return self._split.merge_channels(y_a, self._make_bijector(y_a, conditions).inverse(y_b))
 

@@ -1,9 +1,9 @@
-"""The deployed model, which maps between pixels and codes, with its labels and its scores.
+"""The deployed model, from which an export's graphs are built: it encodes, decodes, samples, scores and classifies.
 
 Everything that depends on weights alone is computed in advance, in float64, and rounded once to float32: weight and
 batch normalisation, the actnorm before each 1x1 convolution, the inverses of the 1x1 convolutions, and one matrix that
-joins the matrices which all nets multiply z with. The layers have the structure of the model's layers, and couplings
-use the model's bijectors. The graph has no data-dependent control flow, scalar input or operation that ONNX lacks.
+multiplies z for all coupling nets at once. The layers have the structure of the model's layers, and couplings use the
+model's bijectors. The graph has no data-dependent control flow, scalar input or operation that ONNX lacks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tfdecouple.model.outlier_scores import score_shell, score_typicality
 
 
 class DeployedClasses(Deployed):
-    """The deployed arrays of a model's labels, with a row for each label.
+    """The arrays that an export has for the labels of a model, each with a row for each label.
 
     Attributes:
         log_probabilities: log p(y) of each label y, `[classes]`.
         codes: the z of each label, `[classes, d_z]`; None unless z is a function of the label.
-        scale: the factor of z before the flow of the prior, `[classes, d_z]`; None if z is a function of the label.
+        scale: the factor that multiplies z before the prior's flow, `[classes, d_z]`; None if `codes` is not.
         unscale: the reciprocal of `scale`.
         shift: the term that is added to z after `scale`, `[classes, d_z]`.
         log_det: the log-determinant of scale and shift, `[classes]`.
@@ -54,13 +54,13 @@ class DeployedClasses(Deployed):
             setattr(self, name, round_to_float32(f"classes/{name}", array))
 
     def gather_rows(self, array: Array, labels: tf.Tensor) -> tf.Tensor:
-        """Returns for each of the labels `[batch]` its row of an array of this object."""
-        # The variable is read first, because gathering from a variable would be a stateful operation.
+        """Returns for each label in `labels`, `[batch]`, its row of `array`, an attribute of this object."""
+        # If the array is a variable, it is read first, because gathering from a variable would be a stateful operation.
         return tf.gather(tf.convert_to_tensor(array), labels)
 
 
 class DeployedModel(Deployed):
-    """The deployed form of a model, from which the graphs of all endpoints are built.
+    """The form of a `DecoupledModel` in an export; the graphs of all endpoints are built from it.
 
     Attributes:
         prior: the flow from z to noise; None for a model without z, and if z is a function of the label.
@@ -89,20 +89,20 @@ class DeployedModel(Deployed):
             self.dequantizer = DeployedDequantizer(model.dequantizer, layout)
 
     def to_bins(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the bins of uint8 images `[batch, height, width, channels]`, in the layout of the graph."""
+        """Returns the bins of uint8 `[batch, height, width, channels]` pixels, float32 in the layout of the graph."""
         return self.quantizer.find_bins(self.layout.from_nhwc(images))
 
     def to_pixels(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the uint8 images `[batch, height, width, channels]` of x in [-1, 1); values outside are clipped."""
+        """Returns uint8 images `[batch, height, width, channels]` for x in [-1, 1); values outside are clipped."""
         return self.layout.to_nhwc(self.quantizer.round_to_pixels(x))
 
     def infer_posterior(self, bins: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`."""
+        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for the bins of images x."""
         assert self.encoder is not None
         return self.encoder.infer_posterior(self.quantizer.place_at_edges(bins))
 
     def infer_z(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns the z of images, `[batch, d_z]`: the mean of q(z|x), or the z of the label; None without z."""
+        """Returns z, `[batch, d_z]`: the mean of q(z|x), or the z of the labels; None if the model has no z."""
         if self.classes is not None and self.classes.codes is not None:
             return self.classes.gather_rows(self.classes.codes, labels)
         return None if self.encoder is None else self.infer_posterior(bins)[0]
@@ -110,7 +110,7 @@ class DeployedModel(Deployed):
     def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
         """Returns the codes z and v of uint8 images; v is in the layout of the graph.
 
-        Images whose height and width the graph does not know are shrunk for z, and padded for v.
+        If the graph takes images of any size, images are shrunk to compute z, and padded to compute v.
         """
         padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.to_bins(padded)
@@ -122,7 +122,7 @@ class DeployedModel(Deployed):
         return self.to_pixels(self.flow.inverse(v, z))
 
     def z_from_noise(self, noise: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns a sample of the prior of z, made of standard normal noise and, for a model with labels, of labels."""
+        """Returns a sample of p(z) from standard normal noise and, if the model has labels, labels; None without z."""
         classes = self.classes
         if classes is not None and classes.codes is not None:
             return self.infer_z(None, labels)
@@ -132,7 +132,7 @@ class DeployedModel(Deployed):
         return (z - classes.gather_rows(classes.shift, labels)) * classes.gather_rows(classes.unscale, labels)
 
     def evaluate_class_priors(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns for each label y the noise `[batch, classes, d_z]` of z, and log p(z, y), `[batch, classes]`."""
+        """Returns for each label y the prior flow's output for z, `[batch, classes, d_z]`, and log p(z, y)."""
         assert self.classes is not None and self.prior is not None
         scaled = z[:, None] * self.classes.scale + self.classes.shift
         classes, latent_dim = scaled.shape[1:]
@@ -145,7 +145,7 @@ class DeployedModel(Deployed):
     def compute_scores(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Returns the scores of `OutlierScores` that the model has, each `[batch]`, by name.
 
-        The inputs are "images", "u_noise", and as far as the model has them "z_noise" and "labels".
+        The inputs are "images", "u_noise", "z_noise" if the model has an encoder, and "labels" if it has labels.
         """
         bins, labels, config = self.to_bins(inputs["images"]), inputs.get("labels"), self.config
         z, kl, log_q, classes = None, None, None, self.classes
@@ -192,7 +192,7 @@ class DeployedModel(Deployed):
         assert classes is not None
         if not self.config.has_class_codes:
             return tf.math.log_softmax(self.evaluate_class_priors(self.infer_z(bins, None))[1])
-        # All labels go through the flow in one pass; with a pass for each, the graph would grow with their number.
+        # The flow runs once on a batch of all labels; with a run for each label, the graph would grow with their count.
         count, batch = self.config.classes, tf.shape(bins)[0]
         x = tf.tile(self.quantizer.place_at_centres(bins), [count, 1, 1, 1])
         z = tf.repeat(tf.convert_to_tensor(classes.codes), tf.fill([count], batch), 0)
@@ -203,5 +203,5 @@ class DeployedModel(Deployed):
 
 
 def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
-    """Returns the standard normal log density of images, `[batch]`, with a constant computed outside the graph."""
+    """Returns the standard normal log density of images, `[batch]`; its constant is a Python number in the graph."""
     return -0.5 * (tf.reduce_sum(tf.square(x), [1, 2, 3]) + math.prod(x.shape[1:]) * math.log(2 * math.pi))

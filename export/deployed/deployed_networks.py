@@ -1,4 +1,4 @@
-"""The deployed networks: the flow, the prior, the encoder and the dequantiser."""
+"""Deployed networks, the networks of an export: the flow, the prior, the encoder and the dequantiser."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tfdecouple.networks.prior import PriorFlow
 
 
 class DeployedSequence(Deployed):
-    """A deployed sequence of invertible layers, in the order of the direction from x to v."""
+    """A sequence of deployed invertible layers, in the order in which they map x to v."""
 
     def __init__(self, name: str, layout: Layout, sequence: Iterable[Any]):
         super().__init__(name, layout)
@@ -51,7 +51,7 @@ class DeployedSequence(Deployed):
 
 
 def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns a deployed flow step, in which the actnorm and the linear map become one linear map."""
+    """Returns the deployed form of a flow step; its first actnorm and its 1x1 convolution become one linear map."""
     actnorm, linear, *others = step.sequence
     matrix, images = to_float64(linear.kernel), isinstance(linear, InvertibleConv1x1)
     scale, shift = np.exp(to_float64(actnorm.log_scale)), to_float64(actnorm.bias)
@@ -68,7 +68,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns the deployed layers before channels leave the flow: a linear map, a coupling and an actnorm."""
+    """Returns the deployed layers that come before channels leave the flow: a linear map, a coupling and an actnorm."""
     matrix = to_float64(layer.mixing.kernel)
     channels = len(matrix)
     layers = [
@@ -80,7 +80,7 @@ def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: C
 
 
 def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
-    """Returns the deployed flow from z to standard normal noise; a standard normal prior has no layers."""
+    """Returns the prior's deployed flow from z to standard normal noise, without layers if `flow` is None."""
     steps = () if flow is None else flow.sequence
     layers = [fold_step(step, f"prior/{step.name}", layout, Conditioning()) for step in steps]
     return DeployedSequence("prior", layout, layers)
@@ -99,30 +99,30 @@ class DeployedStage(DeployedSequence):
 
 
 class DeployedWhitening(Deployed):
-    """The deployed whitening v = (h - mu(z)) / sigma(z), in which a two-layer net computes mu and log sigma."""
+    """The deployed whitening v = (x - mu(z)) / sigma(z) of the levels' output x; a net computes mu and log sigma."""
 
     def __init__(self, layer: ConditionalWhitening, name: str, layout: Layout, shape: tuple[int, int, int]):
         super().__init__(name, layout)
         kernel, bias = fold_weight_norm(layer.last)
         order = layout.order_flattened(*shape)
-        # The outputs of the net are mu, followed by log sigma.
+        # The outputs of the net are mu and then log sigma, so that both halves need the order.
         order = np.concatenate([order, len(order) + order])
         self.first = DeployedLinear(f"{name}/first", to_float64(layer.first), to_float64(layer.first_bias), layout)
         self.last = DeployedLinear(f"{name}/last", kernel[:, order], bias[order], layout)
         self._shape = layout.order_shape(*shape)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor) -> Output:
-        """Returns v for the output of the flow's levels and z, and the log-determinant."""
+        """Returns v for x, the output of the flow's levels, and the log-determinant."""
         mean, log_scale = self._infer_gaussian(z)
         return (x - mean) * tf.exp(-log_scale), -tf.reduce_sum(log_scale, [1, 2, 3])
 
     def inverse(self, y: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-        """Returns the output of the flow's levels for v and z."""
+        """Returns the output of the flow's levels for which `forward_and_log_det` returns y."""
         mean, log_scale = self._infer_gaussian(z)
         return y * tf.exp(log_scale) + mean
 
     def _infer_gaussian(self, z: tf.Tensor) -> list[tf.Tensor]:
-        """Returns mu and log sigma, each in the shape of v."""
+        """Returns mu and log sigma of z, each in the shape of v."""
         mean_and_log_scale = tf.split(self.last(self.layout.elu(self.first(z))), 2, -1)
         return [tf.reshape(one, [-1, *self._shape]) for one in mean_and_log_scale]
 
@@ -158,7 +158,7 @@ class DeployedFlow(Deployed):
         return self._invert_level(0, h, self._make_conditions(z))
 
     def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Returns the parts of v, each at the resolution of its level: first the channels that left the flow first."""
+        """Returns the parts of v in the order in which they leave the flow, each at the resolution of its level."""
         parts = []
         for depth, stages in enumerate(self.levels):
             if depth or self._squeezes_first:
@@ -169,13 +169,13 @@ class DeployedFlow(Deployed):
         return [*parts, v]
 
     def _make_conditions(self, z: tf.Tensor | None) -> Conditions:
-        """Returns the terms that z adds to the hidden layer of each net, and z last; only z if it is a feature map."""
+        """Returns for each net the term that z adds to its hidden layer, then z; for a feature map z, z alone."""
         if self._local or self.condition is None:
             return () if z is None else (z,)
         return (*self.layout.slice_channels(self.layout.as_one_pixel(self.condition(z)), self._widths), z)
 
     def _run_level(self, depth: int, h: tf.Tensor, conditions: Conditions) -> Output:
-        """Returns the v of this and all deeper levels for the maps that enter this level, and the log-determinant."""
+        """Runs level `depth` and all deeper levels on h; returns their part of v, and the log-determinant."""
         squeezes = depth > 0 or self._squeezes_first
         log_det: LogDet = 0.0
         left: list[tf.Tensor] = []
@@ -194,7 +194,7 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(v) if squeezes else v, log_det
 
     def _invert_level(self, depth: int, v: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Returns the maps that enter this level for the v of this and all deeper levels."""
+        """Returns the input of level `depth` for v, the output of this level and all deeper levels."""
         stages, squeezes = self.levels[depth][::-1], depth > 0 or self._squeezes_first
         if squeezes:
             v, conditions = self.layout.squeeze(v), self._squeeze_conditions(conditions)
@@ -209,7 +209,7 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(h) if squeezes else h
 
     def _squeeze_conditions(self, conditions: Conditions) -> Conditions:
-        """Returns the conditions of the next level: feature maps are squeezed as the image is, vectors stay."""
+        """Returns the conditions for a squeezed image: feature maps are squeezed, too, and terms of a vector z stay."""
         return tuple(map(self.layout.squeeze, conditions)) if self._local else conditions
 
 
@@ -255,12 +255,12 @@ class DeployedBlock(Deployed):
 
 
 def fold_blocks(blocks: Sequence[ResNetBlock], name: str, layout: Layout) -> tuple[DeployedBlock, ...]:
-    """Returns the deployed form of the ResNet blocks of an encoder, in their order."""
+    """Returns the deployed forms of an encoder's ResNet blocks, in their order."""
     return tuple(DeployedBlock(block, f"{name}/{block.name}", layout) for block in blocks)
 
 
 class DeployedEncoder(Deployed):
-    """The deployed encoder q(z|x), whose last feature maps have `sides` rows and columns."""
+    """The deployed encoder q(z|x); `sides` is (height, width) of its last feature maps."""
 
     def __init__(self, encoder: Encoder, layout: Layout, sides: tuple[int, int]):
         super().__init__("encoder", layout)

@@ -33,7 +33,7 @@ class Deployed:
         self.name, self.layout = name, layout
 
     def collect_arrays(self) -> dict[str, Array]:
-        """Returns the weight arrays of the layer and of its inner layers, by name."""
+        """Returns {`NAME/ATTRIBUTE`: weight array} of the layer and of its inner layers at any depth."""
         layers = self.iterate_layers()
         return {f"{layer.name}/{key}": array for layer in layers for key, array in layer._list_own_arrays().items()}
 
@@ -119,23 +119,23 @@ class Layout:
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
     def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns for each entry of a flattened image in this layout its index in the flattened NHWC image."""
+        """Returns for each entry of a flattened image in this layout the entry's index in the flattened NHWC image."""
         indices = np.arange(height * width * channels).reshape(height, width, channels)
         return (indices.transpose(2, 0, 1) if self.order == "NCHW" else indices).ravel()
 
     def count_pixels(self, x: tf.Tensor) -> int | tf.Tensor:
-        """Returns height * width of images x, or 1 for vectors: a number, or a float32 scalar if a size is unknown."""
+        """Returns height * width of images x, or 1 for vectors; an int, or a float32 tensor if a size is unknown."""
         count = math.prod(get_sizes(x)[2:] if self.order == "NCHW" else get_sizes(x)[1:-1])
         return count if isinstance(count, int) else tf.cast(count, tf.float32)
 
     def split_channels(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
-        """Splits the channels of x into groups; `widths` has the number of channels of each group."""
+        """Splits x along its channels into groups; `widths` has the count of channels in each group."""
         return tf.split(x, widths, self.axis) if len(widths) > 1 else [x]
 
     def slice_channels(self, x: tf.Tensor, widths: Sequence[int]) -> list[tf.Tensor]:
-        """Splits the channels of x into any number of groups, in ONNX without the operator Split.
+        """Splits x along its channels as `split_channels` does, in ONNX by slices instead of the operator Split.
 
-        WebGPU computes a Split with one shader, with a buffer for each output, and a shader can have only 8 to 10
+        WebGPU computes a Split with one shader that has a buffer for each output, and a shader can have only 8 to 10
         buffers.
         """
         if self.order != "NCHW":
@@ -160,7 +160,7 @@ class Layout:
         return even, odd
 
     def interleave_channels(self, even: tf.Tensor, odd: tf.Tensor) -> tf.Tensor:
-        """Returns an array whose even and odd channels are the two arrays, as the inverse of `split_even_and_odd`."""
+        """Inverts `split_even_and_odd`: returns an array with the channels of `even` and `odd` in turn."""
         if self.order == "NCHW":
             channels, *others = get_sizes(even)[1:]
             return tf.reshape(tf.stack([even, odd], 2), [-1, 2 * channels, *others])
@@ -169,11 +169,11 @@ class Layout:
         return tf.reshape(pairs, [-1, *get_sizes(even)[1:-1], 2 * even.shape[-1]])
 
     def squeeze(self, x: tf.Tensor) -> tf.Tensor:
-        """Turns each block of 2 x 2 pixels into channels; channels of one pixel stay together."""
+        """Turns blocks of 2 x 2 pixels into pixels of four times the channels; channels of a pixel stay together."""
         return tf.nn.space_to_depth(x, 2, self.order)
 
     def unsqueeze(self, x: tf.Tensor) -> tf.Tensor:
-        """Turns channels into blocks of 2 x 2 pixels, as the inverse of `squeeze`."""
+        """Inverts `squeeze`: turns each pixel into a block of 2 x 2 pixels with a quarter of the channels."""
         return tf.nn.depth_to_space(x, 2, self.order)
 
     def as_one_pixel(self, vectors: tf.Tensor) -> tf.Tensor:
