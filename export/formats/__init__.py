@@ -1,5 +1,5 @@
 """The writers of exported files, with a module for each format."""
 
-# Formats that are a folder of files, one for each endpoint that has a file name (`Endpoint.onnx`).
+# These formats have one file for each endpoint with a file name (`Endpoint.onnx`), instead of one file for all.
 FILE_FORMATS = ("onnx", "litert")
 FORMATS = ("savedmodel", *FILE_FORMATS, "web")

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def write_litert_files(
     deployed: DeployedModel, endpoints: Sequence[Endpoint], folder: pathlib.Path, report: Callable[[str], Any]
 ) -> None:
-    """Writes a LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations in float32.
+    """Writes a float32 LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations alone.
 
-    `deployed` has the layout NHWC, and `Endpoint.onnx` is the name of a file. The files are converted from a temporary
-    SavedModel.
+    NAME is `Endpoint.onnx`, and `deployed` has the layout NHWC. `report` is called with lines of progress. TensorFlow
+    converts the files from a temporary SavedModel.
 
     Raises:
         UserError: if an endpoint needs more than LiteRT's built-in operations.
@@ -33,11 +33,11 @@ def write_litert_files(
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         saved = pathlib.Path(scratch, "savedmodel")
-        save_saved_model(deployed, [*map(_check_shapes, endpoints)], saved)
+        save_saved_model(deployed, [*map(_add_shape_checks, endpoints)], saved)
         for endpoint in endpoints:
             report(f"LiteRT: {endpoint.onnx}")
             converter = tf.lite.TFLiteConverter.from_saved_model(str(saved), signature_keys=[endpoint.name])
-            # With this setting the converter raises an error for a graph that needs operations outside the set.
+            # With this setting the converter raises an error for a graph that needs more than built-in operations.
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
             try:
                 converted = converter.convert()
@@ -49,12 +49,12 @@ def write_litert_files(
             (folder / f"{endpoint.onnx}.tflite").write_bytes(converted)
 
 
-def _check_shapes(endpoint: Endpoint) -> Endpoint:
-    """Returns an endpoint whose files raise an error for inputs of the wrong shape.
+def _add_shape_checks(endpoint: Endpoint) -> Endpoint:
+    """Returns `endpoint` with a graph that raises an error for inputs of the wrong shape.
 
-    An interpreter resizes its inputs to any array, and no built-in operation checks a shape. So a row of the right
-    shape is appended to each input and cut off again: concatenated arrays must have equal shapes apart from the batch
-    axis. Free axes may have any size.
+    LiteRT's interpreter resizes its inputs to any array, and no built-in operation checks a shape. So the graph appends
+    a row of the right shape to each input and cuts it off again: concatenated arrays must have equal shapes apart from
+    the batch axis. Axes of any size are not checked.
     """
 
     def build(deployed: DeployedModel, inputs: Tensors) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The writer of ONNX files: tf2onnx converts the graph of an endpoint, and then the weights are inserted."""
+"""The writer of ONNX files: tf2onnx converts the graph of each endpoint, and then its weights are inserted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_onnx_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes an ONNX file for each endpoint into a folder, as `NAME.onnx`; `deployed` has the layout NCHW."""
+    """Writes an ONNX file for each endpoint into a folder, named by `Endpoint.onnx`; `deployed` has the layout NCHW."""
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
         model = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
@@ -43,10 +43,10 @@ def write_onnx_files(
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Returns an ONNX model of an endpoint, with all weights inline.
+    """Returns the ONNX model of an endpoint, which contains all weights; `metadata` become its properties.
 
-    In the conversion the weights are inputs, and then they become initializers of the model. So tf2onnx does not spend
-    most of its time on copying and folding weights, and the size limit of a TensorFlow graph does not apply.
+    During the conversion the weights are inputs; afterwards they become initializers of the model. So tf2onnx does not
+    spend most of its time on copying and folding weights, and the size limit of a TensorFlow graph does not apply.
     """
     with _silence_tf2onnx():
         import tf2onnx.tfonnx
@@ -98,7 +98,7 @@ def _make_placeholder(placeholders: dict[str, tf.Tensor], name: str, array: np.n
 
 
 def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Renames inputs, outputs and results of nodes, by {old name: new name}."""
+    """Renames the tensors of an ONNX graph in place; `names` is {old name: new name}."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
@@ -107,7 +107,7 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Replaces the inputs of a graph that are weights by initializers, and Transpose nodes of weights by weights."""
+    """Turns graph inputs named in `arrays` into initializers, which are transposed if a Transpose node reads them."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
@@ -124,7 +124,7 @@ def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) ->
     graph.node.extend(nodes)
     names = {}
     for output, (name, order) in transposed.items():
-        # A weight that is read as it is and transposed becomes two initializers, which need two names.
+        # A weight that the graph uses both as it is and transposed becomes two initializers, which need two names.
         names[output] = f"{name}/{''.join(map(str, order))}" if name in used else name
         array = np.ascontiguousarray(np.transpose(arrays[name], order))
         graph.initializer.append(onnx.numpy_helper.from_array(array, names[output]))
@@ -146,20 +146,20 @@ def _replace_min_by_clip(graph: onnx.GraphProto) -> None:
 
 
 def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
-    """Gives inputs and outputs of a graph the shapes of the endpoint, in which the batch and free axes have names."""
+    """Gives a graph's inputs and outputs the shapes of the endpoint, with names for the batch and axes of any size."""
     arrays = {array.name: array for array in (*endpoint.inputs, *endpoint.outputs)}
     for value in [*graph.input, *graph.output]:
         element_type = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(arrays[value.name].dtype))
         axes: list[str | int | None] = [*arrays[value.name].axes]
         meaning = arrays[value.name].meaning
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, element_type, axes, meaning))
-    # The shapes of inner tensors are removed: no runtime needs them, and tf2onnx names their free axes differently.
+    # The shapes of inner tensors are removed: no runtime needs them, and tf2onnx names their axes differently.
     del graph.value_info[:]
 
 
 @contextlib.contextmanager
 def _silence_tf2onnx() -> Iterator[None]:
-    """Silences warnings and logs of tf2onnx within the context; the verification finds faults in converted files."""
+    """A context without warnings and logs of tf2onnx; the verification later finds faults in converted files."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

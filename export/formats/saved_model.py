@@ -17,12 +17,12 @@ from export.deployed.graph import Deployed
 from export.endpoints import Endpoint
 from tfdecouple.storage.files import write_text
 
-# Prefix of the name of each variable, which is followed by the name of the weight, with points for slashes.
+# A variable of the SavedModel is named with this prefix and the name of the deployed weight, with "." instead of "/".
 PREFIX = "folded/"
 _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-# Where TensorFlow Serving looks for warm-up requests in a SavedModel.
+# The path within a SavedModel at which TensorFlow Serving looks for warm-up requests.
 WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
-# Folder of templates for the settings of a server, in which MODEL_NAME stands for the model's name.
+# Folder of templates for the settings of TensorFlow Serving; they contain MODEL_NAME for the name of the model.
 SETTINGS = pathlib.Path(__file__).parents[1] / "serving"
 
 Kind = TypeVar("Kind", bound=Deployed)
@@ -34,7 +34,7 @@ def save_saved_model(
     folder: pathlib.Path,
     report: Callable[[str], Any] = lambda name: None,
 ) -> None:
-    """Writes a SavedModel of a deployed model in the layout NHWC into a new folder, with endpoints as its signatures.
+    """Writes a SavedModel of `deployed`, in the layout NHWC, into a new folder; each endpoint becomes a signature.
 
     The first endpoint is also the signature `serving_default`. `report` receives the name of each endpoint when it is
     traced. The deployed weights are variables, so that all signatures share them and the size limit of a graph does not
@@ -63,7 +63,7 @@ def save_saved_model(
 def _trace_endpoint(
     shared: DeployedModel, endpoint: Endpoint, report: Callable[[str], Any]
 ) -> tf.types.experimental.ConcreteFunction:
-    """Returns the graph function of an endpoint, from a deployed model whose weights are variables."""
+    """Returns the traced function of an endpoint for a SavedModel; the weights of `shared` are variables."""
 
     def build_graph(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         report(endpoint.name)
@@ -79,12 +79,12 @@ def _trace_endpoint(
 
 
 def _read_variables(stored: Kind) -> Kind:
-    """Returns a copy of a deployed layer in which tensors, the values of its variables, replace the variables."""
+    """Returns a copy of a deployed layer in which each weight, a variable, is replaced by a tensor with its value."""
     return stored.replace_arrays(lambda name, variable: tf.convert_to_tensor(variable))
 
 
 def _share_methods(stored: Deployed, *methods: str) -> Any:
-    """Returns an object with methods of a layer as graph functions, which are traced once for all signatures."""
+    """Returns an object with the named methods of a layer as `tf.function`s, traced once for all signatures."""
 
     def share_method(method: str) -> Any:
         return tf.function(lambda *inputs: getattr(_read_variables(stored), method)(*inputs), autograph=False)
@@ -112,6 +112,6 @@ def write_warmup_requests(folder: pathlib.Path, name: str, endpoints: Sequence[E
 
 
 def write_serving_files(folder: pathlib.Path, name: str) -> None:
-    """Writes the settings of TensorFlow Serving for a model into a folder: three .config files, docker-compose.yml."""
+    """Writes settings of TensorFlow Serving for the model `name`: three .config files and docker-compose.yml."""
     for file in sorted(SETTINGS.iterdir()):
         write_text(folder / file.name, file.read_text(encoding="utf-8").replace("MODEL_NAME", name))

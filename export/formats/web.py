@@ -1,4 +1,4 @@
-"""The writer of the web page: a folder with the page and the model's ONNX files, which any file server can serve."""
+"""The writer of the web page: a folder with the page and the model's ONNX files, for any server of static files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXAMPLE_SIDE = 640
 _MOST_SLIDERS = 100
 
 
-# The page's example pictures by title; their licences allow publication. The page shows the first two at its start.
+# {title: photograph}: the page's example pictures, whose licences allow publication. The page opens with the first two.
 EXAMPLES = {
     "Chelsea the cat": PHOTOGRAPHS["chelsea"],
     "Astronaut": PHOTOGRAPHS["astronaut"],
@@ -69,7 +69,7 @@ def write_web_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Pa
 
 
 def require_page_support(model: ModelConfig) -> None:
-    """Raises UserError for a model that the page cannot run."""
+    """Raises UserError unless the web page can run the model: it needs z, square RGB images and no labels to encode."""
     if not model.has_latent:
         raise UserError("the web page switches z, and this model has none; leave the format web out")
     if not is_square_of_rgb(model.image_shape):
@@ -85,7 +85,7 @@ def require_page_support(model: ModelConfig) -> None:
 
 
 def describe_model(provenance: Provenance) -> dict[str, Any]:
-    """Returns the facts about a model that the web page needs: shape, bits/dim, labels, directions, examples."""
+    """Returns facts about the model for the web page, as a dict: shape, bits/dim, labels, directions in z, examples."""
     bits, model = provenance.bits_per_dim or {}, provenance.config.model
     directions = [one for one in provenance.directions or () if one.method == MEANS][:_MOST_SLIDERS]
     sliders = [
@@ -119,7 +119,7 @@ def make_example_files() -> dict[str, bytes]:
 def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     """Returns file, title, author and licence of each example photograph, and "seen", whether the model trained on it.
 
-    "seen" is None if it is unknown: unless `data`, the data of the model's training, are the sample photographs.
+    "seen" is None, for unknown, unless `data`, the config of the training data, selects the sample photographs.
     """
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [
