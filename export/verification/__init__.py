@@ -1,1 +1,1 @@
-"""The verification of exports, which runs every file in a process of its own and compares it with the model."""
+"""The verification of exports, which runs the files of each format in a new process and compares the answers."""

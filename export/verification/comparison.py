@@ -1,4 +1,4 @@
-"""The program that compares the files of one folder with test vectors, and its report.
+"""Compares the exported files in one folder with test vectors: inputs, and the Keras model's answers to them.
 
 `python -m export.verification.comparison RUNTIME FOLDER VECTORS OPTIONS` prints lines of progress, and last the
 report as JSON.
@@ -22,9 +22,9 @@ from export.verification.runtimes import RUNTIMES, Runtime
 from export.verification.tolerance import Answer
 from tfdecouple.errors import UserError
 
-# Largest number of pixels in a batch of images that are encoded and decoded.
+# The largest count of pixels in a batch of images that are encoded and decoded.
 _PIXELS_AT_ONCE = 16 * 64 * 64
-# Largest number of problems that an error message lists.
+# The largest count of problems that an error message lists.
 _LISTED = 5
 # Prefix of the line on standard output that has the report as JSON.
 REPORT = "report: "
@@ -33,19 +33,18 @@ Arrays = dict[str, np.ndarray]
 
 
 class RefusedError(UserError):
-    """The error for files of an export that do not pass their verification, so that nothing is published."""
+    """The error of an export whose files do not pass the verification; nothing is published."""
 
 
 @dataclasses.dataclass
 class Report:
-    """The report of one comparison of files with test vectors.
+    """The result of one comparison of exported files with test vectors.
 
     Attributes:
         parity: the differences from the Keras model, {endpoint: {output: differences of `Answer.compare_file`}}. For
-        files
-            that take images of any size, the size follows the name of the endpoint: "encode 8x8".
-        round_trip: {type of images, such as "real" or "black": counts}, in which the counts are all "images", the
-            images that are "identical" after encode and decode, and the images that the Keras "model" recovers.
+            files that take images of any size, the key also has the size: "encode 8x8".
+        round_trip: {type of images, such as "real" or "black": {"images": count, "identical": count of images that
+            encode and decode leave equal, "model": count of images that the Keras model recovers}}.
         problems: the reasons why the files must not be published, a line each.
         notes: the version of the runtime's package by its name, and under "unavailable" a provider that cannot start.
     """
@@ -70,9 +69,8 @@ def compare_files(
         runtime: the key of the runtime.
         folder: the folder of the files.
         vectors: the arrays of `vectors.make_test_vectors` and `folded_weights.digest_weights`. For files that take
-        images of
-            any size, `sizes` has the names of the sizes, and the arrays for a size have its name and "/" in front.
-        names: the name of each endpoint's file, without suffix.
+            images of any size, `sizes` has names of sizes, and the names of a size's arrays begin with "SIZE/".
+        names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.
     """
@@ -105,7 +103,7 @@ def compare_files(
 
 
 def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the problems of an endpoint's answers, and by output the differences from the Keras model's answers."""
+    """Returns the problems of an endpoint's answers, and {output: differences from the Keras model's answer}."""
     own_name = opened.aliases.get(endpoint, endpoint)
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
@@ -142,7 +140,7 @@ def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
 
 
 def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: str) -> None:
-    """Encodes and decodes images, and adds to `found` the counts and the images that only the model recovers."""
+    """Encodes and decodes images; adds to `found` the counts and, as problems, images that only the model recovers."""
     for image_type, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
         height, width = images.shape[1:3]
         batch = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
@@ -166,7 +164,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
 
 
 def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
-    """Yields a line for each weight in the files that is not finite float32, and for weights that no digest matches."""
+    """Yields a line for each weight in the files that is not finite float32, and one if too few match the digests."""
     digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []
     for name, array in opened.read_weights():
@@ -183,8 +181,8 @@ def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
 
 
 def digest_array(array: np.ndarray) -> str:
-    """Returns the SHA-256 of the type and the sorted numbers of an array, which is equal for any order of its axes."""
-    # The sum with 0 turns -0.0 into 0.0; both are equal, so that sorting would leave them in the order of the axes.
+    """Returns the SHA-256 of an array's type and sorted numbers, so that the order of its axes does not matter."""
+    # Adding 0 turns -0.0 into 0.0. The two are equal, so their order after sorting would depend on the axes.
     return hashlib.sha256(array.dtype.str.encode() + (np.sort(array, axis=None) + 0).tobytes()).hexdigest()
 
 
@@ -194,7 +192,7 @@ def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
 
 
 def join_problems(problems: Sequence[str]) -> str:
-    """Returns the number of problems and the first problems, in one line."""
+    """Returns one line: a single problem as it is, or the count of problems and the first five."""
     if len(problems) == 1:
         return problems[0]
     listed = [f"({number}) {text}" for number, text in enumerate(problems[:_LISTED], 1)]
@@ -203,7 +201,7 @@ def join_problems(problems: Sequence[str]) -> str:
 
 
 def find_first_reason(error: BaseException) -> str:
-    """Returns in one line the type and message of the exception that began the chain of an error."""
+    """Returns in one line the type and message of the first exception in the chain that led to `error`."""
     while error.__context__ is not None:
         error = error.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,8 +1,8 @@
-"""The comparison of deployed weights with the model's weights, by formulas that are independent of `export.deployed`.
+"""Compares deployed weights, those of an export, with the model's, by formulas independent of `export.deployed`.
 
 A fault in the folding of weights would be in every file, and a fault in one weight can be too small to change a pixel.
-So each deployed weight is computed a second time from the model's weights and compared. Files are compared with the
-deployed weights by digests.
+So each deployed weight is computed a second time from the model's weights and compared. Weights in files are compared
+with the deployed weights by digests.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tfdecouple.model import DecoupledModel
 
 Arrays = dict[str, np.ndarray]
 
-# The tolerance of a number is _ROUNDING times the number (rounding to float32) plus _FLOOR times the largest number of
-# its array.
+# The tolerance of a number in a weight is _ROUNDING times the number, for rounding to float32, plus _FLOOR times the
+# largest number of the weight.
 _ROUNDING, _FLOOR = 1e-6, 1e-9
-# For numbers that the model computes in float32, this factor replaces _FLOOR.
+# This factor replaces _FLOOR for weights that the model itself computes in float32.
 _SINGLE = 1e-6
 # {name of a convolution of a ResNet block in the model: (its deployed name, its batch normalisation)}
 _CONVOLUTIONS = {
@@ -32,9 +32,9 @@ _CONVOLUTIONS = {
 
 
 def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel]) -> Arrays:
-    """Returns {"weights/LAYOUT": SHA-256 of each deployed weight}, for the test vectors.
+    """Returns {"weights/LAYOUT": sorted SHA-256 digests of the deployed weights} after comparing them with the model's.
 
-    `deployed` has the deployed model in each layout, by the name of the layout.
+    `deployed` is {name of a layout: deployed model}. The digests become part of the test vectors.
 
     Raises:
         RefusedError: if a deployed weight differs from the model's weights.
@@ -134,7 +134,7 @@ class _ExpectedWeights:
                 self._expect(f"{layer}/weight_{name}", array)
 
     def _is_unfolded(self, net: str) -> bool:
-        """Returns whether the net of a coupling has a registered type, whose weights are deployed without folding."""
+        """Returns whether a coupling's net is of a registered type, whose weights are exported without folding."""
         return net.startswith("flow/") and self._config.conditioner != "convolutional"
 
     def _is_conditioned(self, layer: str) -> bool:
@@ -142,7 +142,7 @@ class _ExpectedWeights:
         return layer.startswith("flow/") and "condition_kernel" in arrays and not self._is_unfolded(layer)
 
     def _expect(self, name: str, array: np.ndarray, floor: float = _FLOOR) -> None:
-        """Adds an expected weight; its tolerance is `floor` times its largest number, besides rounding."""
+        """Adds an expected weight; its tolerance is `floor` times its largest number, plus rounding to float32."""
         self.weights[name] = (np.asarray(array), floor)
 
     def _expect_linear(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> None:
@@ -151,7 +151,7 @@ class _ExpectedWeights:
             self._expect(f"{name}/bias", bias)
 
     def _expect_mix(self, step: str, arrays: Arrays) -> None:
-        """Adds the map W (e^s x + b) that an actnorm and a linear map W make, and its inverse e^-s (W^-1 y - b)."""
+        """Adds the expected weights of W (e^s x + b), an actnorm and a matrix W, and of the inverse of this map."""
         matrix = arrays["kernel"]
         channels = len(matrix)
         actnorm = self._layers.get(f"{step}/actnorm_1")
@@ -163,12 +163,12 @@ class _ExpectedWeights:
         self._expect(f"{step}/unmix/kernel", inverse.reshape(shape))
         self._expect(f"{step}/unmix/bias", -np.exp(-log_scale) * shift)
         terms = np.concatenate([np.log(np.linalg.svd(matrix)[1]), log_scale])
-        # The tolerance is relative to the sum of the terms' magnitudes, because the sum of the terms can be near 0.
+        # The tolerance is made relative to the sum of the terms' magnitudes, because the terms can add up to nearly 0.
         scale = (channels + np.abs(terms).sum()) / max(abs(terms.sum()), np.finfo(float).tiny)
         self._expect(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
 
     def _expect_convolution(self, block: str, kind: str, arrays: Arrays) -> None:
-        """Adds the kernel and bias of a convolution with its batch normalisation by moving statistics."""
+        """Adds the expected kernel and bias of a convolution into which its batch normalisation is folded."""
         name, norm_name = _CONVOLUTIONS[kind]
         norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
         epsilon, strides = self._blocks[block_name]

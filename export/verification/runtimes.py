@@ -1,4 +1,4 @@
-"""The runtimes that run exported files: each opens the files of a folder and calls their endpoints with arrays.
+"""The runtimes that verify exported files: each opens the files of a folder and calls their endpoints with arrays.
 
 Files are run as their users run them. ONNX Runtime runs the ONNX files without TensorFlow. A TensorFlow session runs
 the SavedModel: it reads graph, signatures and variables as the C++ loader of a server does, so that a SavedModel which
@@ -35,14 +35,14 @@ class Runtime(contextlib.ExitStack, abc.ABC):
     """The base class of runtimes: a context manager that opens the files of a folder and closes them at its end.
 
     Attributes:
-        names: the names of the files, without suffix, by endpoint.
+        names: {endpoint: name of its file, without suffix}.
         title: the name of the file format in messages.
-        package: the name of the Python package that computes.
-        layout: the order of axes of the deployed weights in the files.
-        sorts_outputs: whether `call_endpoint` returns outputs in the order of their names, instead of the endpoint's
-        order. share: the fraction of the numbers in the files' weights that must equal the deployed weights, to the
-        last bit. aliases: {further name: name} of endpoints that can be called by a further name. available: whether
-        the runtime can compute on this machine.
+        package: the name of the Python package that runs the files.
+        layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
+        sorts_outputs: whether `call_endpoint` returns outputs sorted by name, not in the endpoint's order.
+        share: the fraction of the numbers in the files' weights that must equal the exporter's to the last bit.
+        aliases: {further name of an endpoint: its name}.
+        available: whether the runtime can compute on this machine.
     """
 
     title: ClassVar[str]
@@ -63,7 +63,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the name (for messages) and the array of each weight in the files."""
+        """Yields (name for messages, array) of each weight in the files."""
 
 
 class SavedModel(Runtime):
@@ -85,7 +85,7 @@ class SavedModel(Runtime):
             stack.enter_context(tf.Graph().as_default())
             self._session = stack.enter_context(tf.compat.v1.Session())
             meta = tf.compat.v1.saved_model.load(self._session, ["serve"], str(folder))
-            # `__saved_model_init_op` is left out, because it names an operation of the loader, not a signature.
+            # `__saved_model_init_op` is left out, because it is an operation for the loader and no signature.
             self._signatures = {name: one for name, one in meta.signature_def.items() if not name.startswith("__")}
             if {*self._signatures} != {*names, _DEFAULT}:
                 found = ", ".join(sorted(self._signatures))
@@ -99,13 +99,13 @@ class SavedModel(Runtime):
 
         signature = self._signatures[endpoint]
         for name, array in inputs.items():
-            # A server checks shapes by the signature, and a session does not.
+            # Shapes are checked here, as a server does by the signature, because a session does not check them.
             tf.TensorShape(signature.inputs[name].tensor_shape).assert_is_compatible_with(array.shape)
         feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
         return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields the name and the value of each variable."""
+        """Yields (name, value) of each variable."""
         names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
         # All variables are read in one call, because every call of a session takes time for the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
@@ -127,7 +127,7 @@ class OnnxFiles(Runtime):
             endpoint: onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=providers)
             for endpoint, name in names.items()
         }
-        # If a provider cannot start, ONNX Runtime silently takes another provider.
+        # If a provider cannot start, ONNX Runtime silently uses another provider.
         self.available = all(provider in one.get_providers() for one in self._sessions.values())
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
@@ -136,7 +136,7 @@ class OnnxFiles(Runtime):
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields name and array of each initializer that is no scalar and no integers, which are shapes and axes."""
+        """Yields (name, array) of each initializer, except scalars and integers, which are shapes and axes."""
         import onnx
         from onnx import numpy_helper
 
@@ -150,7 +150,7 @@ class LiteRTFiles(Runtime):
     """LiteRT files that the interpreter of the package ai-edge-litert runs."""
 
     title, package = "LiteRT", "ai-edge-litert"
-    # The converter multiplies some weights into preceding ones; only the comparison of answers can verify the products.
+    # The converter multiplies some weights into others; only the comparison of answers can verify these products.
     share = 0.75
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
@@ -167,7 +167,7 @@ class LiteRTFiles(Runtime):
         return self._runners[endpoint](**inputs)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields name and array of each float constant, except zeros, which the converter adds as missing biases."""
+        """Yields (name, array) of each float constant, except zeros, which the converter adds as missing biases."""
         from ai_edge_litert import schema_py_generated as schema
 
         for name in self.names.values():

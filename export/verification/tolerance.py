@@ -1,9 +1,9 @@
 """The tolerance check: an exported file must give the same pixels as the Keras model, and floats within a tolerance.
 
-float32 rounds every number to a relative 6e-8, and every runtime has its own order of summation. So two programs
-without a fault differ, on some images more than on others. The model therefore answers twice (`KerasAnswers`): for the
-inputs, and for the inputs perturbed by a relative 1e-6. The answer of a file may differ from the model's first answer 4
-times as much as the model's second answer does.
+float32 rounds every number to a relative 6e-8, and every runtime sums in another order. So two programs without a fault
+differ, on some images more than on others. The Keras model therefore answers twice (`KerasAnswers`): for inputs, and
+for inputs perturbed by a relative 1e-6. A file's answer is accepted if it differs from the first answer by at most 4
+times the difference between the two answers.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ import dataclasses
 import numpy as np
 
 PERTURBATION = 1e-6
-# The tolerance is this multiple of the perturbation's effect; files without a fault differed by 0.03 to 1.1 of the
-# effect.
+# The tolerance is this multiple of the change that the perturbation causes. Files without a fault differed by 0.03 to
+# 1.1 times this change.
 FACTOR = 4.0
-# The smallest tolerance, for rounding, relative to the largest value of an image and to `Array.scale` of the output.
+# This is added to a tolerance for rounding, relative to the largest value of an image plus `Array.scale`.
 FLOOR = 2e-6
-# An image is unstable, and not compared, if its tolerance is at least so many bins: rounding can change its pixels.
+# If its tolerance is at least this many bins, an image is unstable (rounding alone changes pixels) and not compared.
 UNSTABLE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The model's answer for one output of an endpoint, and the tolerance for a file's answer on each image.
+    """The Keras model's answer for one output of an endpoint, and each image's tolerance for the answer of a file.
 
     Attributes:
         values: the answer: floats, float32 `[n, ...]`, or pixels, uint8 `[n, height, width, channels]`.
         bound: the tolerance for each image, float32 `[n]`, for pixels in bins before rounding; infinite for an image
             that is not compared, because the model's answer to the image is unstable or not finite.
-        exact: for pixels bool in their shape, whether each must be equal; False for a pixel whose value before rounding
-            lies within `bound` of a border between two bins, so that the pixel may differ by one bin. Empty for floats.
+        exact: for pixels, bool in the shape of `values`: whether the file's pixel must be equal. False if the value
+            before rounding lies within `bound` of a border between two bins; then one bin of difference is accepted.
+            Empty for floats.
         step: the difference between the pixels of neighbouring bins, 1 with 8 bits; 0 for floats.
     """
 
@@ -58,7 +59,7 @@ class Answer:
         """
 
         def clip(values: np.ndarray) -> np.ndarray:
-            # Values below the first bin get its pixel, and values above the last bin get the last bin's pixel.
+            # Values outside the bins all get the pixel of the first or the last bin, so their distance is limited.
             return np.clip(np.nan_to_num(values.astype(np.float64), nan=-1e9), -0.5, n_bins + 0.5)
 
         inside = clip(bins)
@@ -71,7 +72,7 @@ class Answer:
         return cls(values, bound.astype(np.float32), exact, np.array(step))
 
     def compare_file(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
-        """Returns how a file's answer differs from the model's answer, and the problem in one line, or None.
+        """Returns how a file's answer `found` differs from the model's, and the problem in one line; None if accepted.
 
         The differences are a dict of numbers for the model card: over the compared images "max" and "mean", for floats
         relative to the largest value; "unstable", the number of images that are not compared; and for pixels

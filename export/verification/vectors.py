@@ -33,25 +33,25 @@ from tfdecouple.model.any_size import pad_and_shrink_images
 from tfdecouple.model.outlier_scores import OutlierScores, score_latents
 from tfdecouple.runtime.precision import full_float32
 
-# The largest number of real images that are encoded and decoded, and the largest number of pixels that they have.
+# Limits of the real images that are encoded and decoded: their count, and the pixels of all together.
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
-# The largest side in pixels of the crops of sample photographs; the crops are enlarged for models of larger images.
+# Sample photographs are cropped to at most this side in pixels, and the crops are enlarged for models of larger images.
 _PHOTOGRAPH_SIDE = 64
-# For images with a longer side in pixels, one extreme image of each type is tried, because an image takes a second.
+# If a side has more pixels, only one extreme image of each type (such as noise) is tried: each takes a second.
 _LARGE = 48
 
 
-# The model computes batches with about this number of pixels. All have one size: TensorFlow traces each size anew.
+# The Keras model runs on batches of about this many pixels, all of one size, because TensorFlow traces each size anew.
 _PIXELS_AT_ONCE = 16 * 32 * 32
 
 Optional = np.ndarray | None
 
 
 def choose_batch_sizes(side: int) -> tuple[int, int, int]:
-    """Returns the sizes of the three batches in which files are run, for images whose longer side has `side` pixels.
+    """Returns the sizes of the three batches with which files are verified, for images with a longer side of `side`.
 
-    The Keras model computes its answers in batches of other sizes, so that the comparison finds a file in which one
-    image of a batch changes the answer to another image.
+    The Keras model computes its answers in batches of other sizes. So the comparison detects a file in which one image
+    of a batch changes the answer to another image.
     """
     for most, largest in ((32, 17), (64, 8), (128, 4)):
         if side <= most:
@@ -60,7 +60,7 @@ def choose_batch_sizes(side: int) -> tuple[int, int, int]:
 
 
 def choose_image_sizes(height: int, width: int) -> list[tuple[int, int]]:
-    """Returns the (height, width) at which files for images of any size are verified, first those of the model."""
+    """Returns the sizes (height, width) at which files for images of any size are verified, first the model's size."""
     return [(height, width), (height + 1, width * 2 // 3), (height * 3 // 2 - 3, width * 2 + 5)]
 
 
@@ -129,17 +129,17 @@ def make_test_vectors(
 
 
 class _Inputs:
-    """A maker of the inputs of endpoints; inputs with the same name have the same values in all endpoints."""
+    """Makes the inputs of endpoints for the verification; inputs of one name have the same values in all endpoints."""
 
     def __init__(self, answers: KerasAnswers, images: np.ndarray, rng: np.random.Generator):
         self._answers, self._images, self._rng = answers, images, rng
         self._made: Arrays = {}
 
     def make_values(self, array: Array, endpoint: Endpoint) -> np.ndarray:
-        """Returns the values of the input `array` of an endpoint, a row for each image."""
+        """Returns the values of `array`, an input of `endpoint`, with a row for each image."""
         if array.holds in (IMAGE, LABEL):
-            # images_b are images_a shifted by half their number. If the number is even, each pair of images occurs in
-            # both orders, so that the Keras model computes its answers only once.
+            # images_b are images_a shifted by half the batch. If the batch is even, each pair of images occurs in both
+            # orders, and the Keras model computes equal answers only once.
             alike = [one.name for one in endpoint.inputs if one.holds == array.holds]
             values = self._images if array.holds == IMAGE else array.draw_values(self._rng, len(self._images))
             return np.roll(values, len(values) // 2 * alike.index(array.name), 0)
@@ -149,7 +149,7 @@ class _Inputs:
         return self._made[array.name]
 
     def _make_codes(self) -> Arrays:
-        """Returns "z" and "v": codes of images in the first half, and codes of samples in the second half.
+        """Returns {"z", "v"}: codes of images in the first half of the rows, and codes of samples in the second half.
 
         Codes of images decode to the middle of a bin, so that an error below half a bin changes no pixel. Values
         decoded from codes of samples lie anywhere in a bin, so that small errors change pixels.
@@ -188,7 +188,7 @@ def make_extreme_images(
 def load_real_images(data: DataConfig, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
     """Returns test images, uint8 `[n, *shape]`, of the run's data, and a description of their source.
 
-    If the run's data cannot be read, they are test images of the sample photographs.
+    If the run's data cannot be read, the images come from the sample photographs.
 
     Raises:
         DataError: if neither source can be read.
@@ -227,15 +227,14 @@ class Encoding(NamedTuple):
 
 
 class KerasAnswers:
-    """A Keras model that computes codes, images and scores for `Endpoint.answer`, arrays with the batch axis first.
+    """The Keras model as the reference of the verification: computes codes, images and scores for `Endpoint.answer`.
 
     Answers to equal rows of inputs are computed once. For a model without z, z is None.
 
     Args:
         model: the model, with weights.
-        unperturbed: if it is None, inputs stay as they are. Otherwise inputs are perturbed at random, up or down, by a
-            relative `PERTURBATION` (pixels by this fraction of their range), and it has the answers without
-            perturbation.
+        unperturbed: None to leave inputs as they are. Otherwise the `KerasAnswers` to unperturbed inputs; inputs are
+            then perturbed at random, up or down, by a relative `PERTURBATION` (pixels by this fraction of their range).
     """
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None):
@@ -246,12 +245,12 @@ class KerasAnswers:
         self._cache: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
-        """Returns the codes of uint8 images of any size; labels are used only if z is a function of the label."""
+        """Returns the codes of uint8 images; the labels are used only if z is a function of the label."""
         labels = labels if self.config.has_class_codes else None
         return Encoding(*self._answer_rows("encode", self._compute_codes, images, labels))  # type: ignore[arg-type]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
-        """Returns decoded images before rounding to pixels, float64, in units of bins: bin k is from k to k + 1."""
+        """Returns decoded images before rounding to pixels, float64, in units of bins: bin k spans k to k + 1."""
         (x,) = self._answer_rows("decode", self._compute_images, z, v)
         assert x is not None
         return self._model.quantizer.scale_to_bins(x.astype(np.float64))
@@ -268,7 +267,7 @@ class KerasAnswers:
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
     ) -> dict[str, np.ndarray]:
-        """Returns those of the `OutlierScores` that the model has, by name, each `[n]`."""
+        """Returns {name: `[n]`} of the `OutlierScores` that the model has, for uint8 images and noise for z and u."""
         if z_noise is None:
             z_noise = np.zeros((len(images), self.config.latent_dim), np.float32)
         if self._unperturbed is not None:
@@ -291,7 +290,7 @@ class KerasAnswers:
         )[0]
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
-        """Returns the uint8 pixels of values in units of bins; values outside all bins are in the nearest bin."""
+        """Returns the uint8 pixels of values in units of bins; values outside the bins get the nearest bin's pixel."""
         quantizer = self._model.quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
@@ -322,14 +321,14 @@ class KerasAnswers:
         return bins if self._unperturbed is None else self._perturb(bins, self.config.n_bins / 2)
 
     def _perturb(self, values: np.ndarray, scale: float | None = None) -> np.ndarray:
-        """Returns values plus or minus `PERTURBATION` times `scale`, or times the value itself without `scale`."""
+        """Changes each value up or down, at random, by `PERTURBATION` times `scale` (None: times the value itself)."""
         signs = self._rng.choice(np.array([-1.0, 1.0]), values.shape)
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 
     def _perturb_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns noise of z that changes z as much as perturbed images change z.
+        """Returns noise from which the mean and variance of unperturbed images make the z of perturbed images.
 
-        Noise that is only perturbed would hardly change a z of small variance, whereas rounding the mean of z does.
+        If only the noise were perturbed, a z of small variance would hardly change, but rounding the mean changes it.
         """
         assert self._unperturbed is not None
         perturbed = self._perturb(noise)
@@ -344,7 +343,7 @@ class KerasAnswers:
     def _answer_rows(
         self, method: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
     ) -> list[Optional]:
-        """Returns the results of `compute` for all rows of the inputs; equal rows are computed once and cached."""
+        """Returns the results of `compute` for all rows of the inputs; for equal rows `compute` runs once."""
         arrays = [array for array in inputs if array is not None]
         keys = [
             hashlib.sha256(b"|".join([method.encode(), *(array[row].tobytes() for array in arrays)])).digest()
@@ -359,7 +358,7 @@ class KerasAnswers:
         return [None if column[0] is None else np.stack(column) for column in columns]
 
     def _run_in_batches(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        """Calls a function of the model in batches of one size, and returns its results for all rows of the arrays."""
+        """Calls `function` on batches of `arrays`, all of one size, and returns its results for all rows."""
         inputs = [array for array in arrays if array is not None]
         length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs if array.ndim in (2, 4))
         at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))

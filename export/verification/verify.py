@@ -1,4 +1,4 @@
-"""The verification of exported files, each format in a process of its own: before publication, and by `--verify`."""
+"""Verifies exported files, each format in a new process: before publication, and later by `--verify`."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def compare_in_process(
 ) -> Report:
     """Runs `comparison.compare_files` in a process that does not load the Keras model, and returns its report.
 
-    `vectors` is the file of the test vectors, and `options` has further arguments of `compare_files`. If the process
-    fails, the failure is the only problem in the report.
+    `vectors` is the file of test vectors (inputs and the Keras model's answers), and `options` has further arguments of
+    `compare_files`. `report` is called with lines of progress. If the process fails, the failure is the only problem.
     """
     arguments = [runtime, str(folder), str(vectors), json.dumps(options)]
     started = make_python_command("-m", "export.verification.comparison", *arguments)
@@ -55,10 +55,10 @@ def compare_in_process(
 
 
 def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[str], list[str]]:
-    """Returns the problems of an export folder, and the names of its parts whose answers could not be checked.
+    """Verifies an export folder without the run; returns the problems, and the names of parts that could not be run.
 
-    The problems are a line for each file that is changed, missing or unknown, and for each part with wrong answers. The
-    run is not needed. ONNX files are run with every execution provider of ONNX Runtime that is installed.
+    The problems are a line for each file that is changed, missing or unknown, and for each part with wrong answers.
+    ONNX files are run with every execution provider of ONNX Runtime that is installed.
 
     Raises:
         UserError: if the folder has no manifest, or the manifest is damaged.
@@ -99,7 +99,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
 
 
 def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields the name and the options of `compare_files` for each installed package or provider that runs a part."""
+    """Yields (name, options of `compare_files`) of each package or ONNX Runtime provider here that can run a part."""
     if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
         report(f"{name}: ai-edge-litert is not installed here: not checked")
     elif runtime != "onnx":
