@@ -1,4 +1,5 @@
-"""Export of a run as a SavedModel, as ONNX or LiteRT files, or as a web page, verified before publication.
+"""Exports the model of a training run as a SavedModel, as ONNX or LiteRT files, or as a web page.
 
-The command is `python -m export --run RUN --to DIR`; the function is `export.pipeline.export`.
+All files are compared with the Keras model before they are renamed into the export folder. The command is
+`python -m export --run RUN --to DIR`; the function is `export.pipeline.export`.
 """

@@ -1,4 +1,4 @@
-"""The program that `python -m export` runs."""
+"""The entry point of `python -m export`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The model card of an export, as JSON and as Markdown: facts on the model, its verification, examples of calls."""
+"""Makes an export's model card, JSON and Markdown: facts on the model, results of the verification, example code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tfdecouple.storage.files import read_json
 
 TEXT_NAME = "MODEL_CARD.md"
 
-# The lines of the model card on the settings with which each runtime computes in full float32.
+# Lines of the model card: the settings with which each runtime computes in full float32.
 _EXACT_RUNTIMES = (
     "ONNX Runtime on a CPU: nothing.",
     "ONNX Runtime on NVIDIA GPUs: the option `use_tf32: 0` of the CUDA provider.",
@@ -31,16 +31,16 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# Folder of Markdown templates with examples of calls, and the formats in the order of the examples in the model card.
-_CALLS = pathlib.Path(__file__).with_name("calls")
-_CALLED = ("onnx", "litert", "savedmodel", "web")
+# This folder has for each format a Markdown template with code that runs the exported files.
+_TEMPLATES = pathlib.Path(__file__).with_name("calls")
+_EXAMPLE_ORDER = ("onnx", "litert", "savedmodel", "web")
 
-# Files of an earlier export belong to the same model if these facts are equal.
+# Two exports are of the same model if these entries of their model cards are equal.
 _SAME = ("name", "config_sha256", "any_size")
 
 
 def describe_rights(provenance: Provenance) -> str:
-    """Returns a sentence for the model card on the licence of the images that a run was trained on."""
+    """Returns a sentence for the model card on the licence of the images that the exported run was trained on."""
     if not provenance.images_known:
         return "No licence is claimed: the weights do not say what images they were trained on."
     return describe_image_rights(provenance.config.data)
@@ -51,8 +51,8 @@ def make_model_card(
 ) -> dict[str, Any]:
     """Returns the model card as a dict for JSON.
 
-    `images` describes the real images of the verification, and `formats` has the files of each exported format and the
-    numbers of its verification.
+    `images` says in words with which real images the files were verified. `formats` has for each exported format a dict
+    with its files and the results of its verification, such as "parity" and "round_trip".
     """
     model = provenance.config.model
     described = {
@@ -95,7 +95,7 @@ def make_model_card(
 
 
 def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the endpoints of a model card with "onnx", the path of the ONNX file, made of "file", its name."""
+    """Returns the model card's entries of endpoints, each with "onnx" added, the path of its ONNX file or None."""
     has_onnx = "onnx" in formats
     return {
         name: {**one, "onnx": f"onnx/{one['file']}.onnx" if has_onnx and one["file"] else None}
@@ -104,11 +104,11 @@ def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dic
 
 
 def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns whether the model card promises that decoding gives the very same pixels ("promised"), and "meaning".
+    """Returns {"promised": whether the model card promises exact decoding, "meaning": the promise in words}.
 
-    The promise covers images like the real images of the verification. It is given only if all images of the
-    verification were decoded exactly, and if `alpha`, the bound of the scales in couplings, is below 1: at 1 the scales
-    have no lower bound. "meaning" says so in words, with the numbers of images.
+    Decoding is exact if an encoded image decodes to the very same pixels. The promise covers images like the real
+    images of the verification. It needs two conditions: all images of the verification decoded exactly, and `alpha`,
+    which bounds the scales of couplings to (1 - alpha, 1 + alpha), is below 1 or None (all couplings are additive).
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     inexact = sorted({name for trips in tried.values() for name, e in trips.items() if e["identical"] < e["images"]})
@@ -140,7 +140,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the formats in a folder's model card whose files still exist; {} if the model card is damaged."""
+    """Returns {format: entry} from the model card in `folder`, for formats whose files exist; {} if it is damaged."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {
@@ -154,9 +154,9 @@ def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Raises UserError if an export folder would hold files of two models after an export of `formats`.
+    """Raises UserError if the export folder `folder` would hold files of two models after an export of `formats`.
 
-    `about` has the facts that identify the model of the new files, as the model card has them for each format.
+    `about` identifies the new model: a dict with "name", "config_sha256" and "any_size" as in the model card.
     """
     for name, entry in _read_formats(folder).items():
         if entry["name"] != about["name"] or (name not in formats and any(entry[key] != about[key] for key in _SAME)):
@@ -167,20 +167,20 @@ def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapp
 
 
 def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the model card of an export with the formats that earlier exports have written into the same folder."""
+    """Returns the new model card with the entries of formats that earlier exports wrote into `folder` added."""
     formats, architecture = {**_read_formats(folder), **card["formats"]}, card["architecture"]
     try:
         exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
         merged = {**card, "endpoints": _name_files(card["endpoints"], formats), "formats": formats, "exact": exact}
         render_model_card(merged)
     except (ValueError, KeyError, TypeError, AttributeError):
-        # The earlier model card is damaged, so that the new model card describes this export alone.
+        # The earlier model card is damaged, so the new one describes this export alone.
         return dict(card)
     return merged
 
 
 def render_model_card(card: Mapping[str, Any]) -> str:
-    """Returns the model card as Markdown text."""
+    """Returns the model card, a dict from `make_model_card`, as Markdown text."""
     architecture, shape = card["architecture"], card["architecture"]["image_shape"]
     latent_dim, any_size = architecture["latent_dim"], any(entry.get("any_size") for entry in card["formats"].values())
     sides, named, is_usual = f"{shape[0]} x {shape[1]}", describe_channels(shape[-1]), shape[-1] in PILLOW_MODES
@@ -230,7 +230,7 @@ def render_model_card(card: Mapping[str, Any]) -> str:
 
 
 def _describe_labels(architecture: Mapping[str, Any]) -> str:
-    """Returns the part of the model card's architecture line on labels; "" for a model without labels."""
+    """Returns the words on labels for the model card's line "architecture"; "" for a model without labels."""
     names = architecture.get("labels") or []
     if not names:
         return ""
@@ -239,7 +239,7 @@ def _describe_labels(architecture: Mapping[str, Any]) -> str:
 
 
 def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
-    """Returns the model card's words on `Provenance.bits_per_dim`."""
+    """Returns bits/dim in words for the model card, such as "3.214 on 1000 test images (ELBO)"."""
     if not bits:
         return "not recorded for these weights"
     parts = []
@@ -255,7 +255,7 @@ def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
 
 
 def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Returns Markdown lines with the results of a format's verification: differences and round trips."""
+    """Returns Markdown lines on a format's verification: differences from the Keras model, images decoded exactly."""
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
@@ -278,7 +278,7 @@ def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]
 
 
 def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
-    """Returns Markdown lines with an example program for each format, which runs in the export folder."""
+    """Returns Markdown lines with an example program for each exported format, to be run in the export folder."""
     formats, image_shape = card["formats"], card["architecture"]["image_shape"]
     endpoint_inputs = {
         name: [_fill_free_axes(array, image_shape) for array in endpoint["inputs"]]
@@ -304,30 +304,30 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
         "json_inputs": ", ".join(map(_write_json_zeros, endpoint_inputs[signature])),
         "megabytes": f"{formats.get('web', {}).get('bytes', 0) / 1e6:.1f}",
     }
-    templates = [(_CALLS / f"{name}.md").read_text(encoding="utf-8") for name in _CALLED if name in formats]
+    templates = [(_TEMPLATES / f"{name}.md").read_text(encoding="utf-8") for name in _EXAMPLE_ORDER if name in formats]
     return "\n".join(string.Template(template).substitute(values) for template in templates).splitlines()
 
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns an input of the model card in which free axes have the size of the model's images."""
+    """Returns an input of the model card with the size of the model's images on axes that may have any size."""
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
     return {**array, "shape": ["batch", *sides]}
 
 
 def _write_python_zeros(array: Mapping[str, Any]) -> str:
-    """Returns the Python code of an array of zeros that is an endpoint's input for one image."""
+    """Returns Python code that makes an endpoint's input for one image, all zeros, such as `np.zeros((1, 64), ...)`."""
     sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
     return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
 
 
 def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    """Returns the JavaScript code of a tensor of zeros that is an endpoint's input for one image."""
+    """Returns JavaScript code that makes an endpoint's input for one image, all zeros: `new ort.Tensor(...)`."""
     sizes, kind = [1, *array["shape"][1:]], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 
 def _write_json_zeros(array: Mapping[str, Any]) -> str:
-    """Returns the Python code of an entry of a JSON dict: an endpoint's input of zeros for one image, without batch."""
+    """Returns Python code for an entry of a JSON request, such as `"z": [0.0] * 64`: zeros as input of one image."""
     value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):
         value = f"[{value}] * {size}"

@@ -1,4 +1,4 @@
-"""The command line of `python -m export`: its options, and the calls of export and verification."""
+"""The command line of `python -m export`, which exports a run or, with `--verify`, checks an export folder again."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ exit status:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> int:
-    """Runs the command `export` and returns its exit status; `prog` is the name of the command in messages."""
+    """Runs the command with `arguments` (None: `sys.argv`) and returns its exit status; messages call it `prog`."""
     return run_program(lambda: _run_command(arguments, prog))
 
 
 def make_export_parser(prog: str) -> argparse.ArgumentParser:
-    """Returns the argument parser of the command `export`; `prog` is the name of the command in its help."""
+    """Returns the argument parser of `python -m export`; the help text names the command `prog`."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=_HELP.replace("python -m export", prog),
@@ -104,7 +104,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
-    """Parses the command line, exports or verifies, and returns the exit status."""
+    """Parses the command line, exports a run or verifies an export folder, and returns the exit status."""
     parser = make_export_parser(prog)
     options = parser.parse_args(get_arguments(arguments))
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
@@ -139,9 +139,9 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
 
 
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
-    """Verifies an export folder, prints the result, and returns the exit status.
+    """Verifies an export folder, prints the result, and returns the exit status: 0, or 4 for a problem.
 
-    `expected` is the SHA-256 that the manifest must have; None for any.
+    `expected` is the SHA-256 that `manifest.json` must have; None accepts any. UserError: there is no valid manifest.
     """
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.comparison import join_problems

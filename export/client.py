@@ -28,12 +28,12 @@ import onnxruntime
 
 FOLDER = pathlib.Path(__file__).parent
 MODES = {1: "L", 3: "RGB"}  # {number of channels: mode of Pillow's images}
-# Formats that Pillow reads without another program, and the most pixels: a small file can expand to a huge picture.
+# Pillow reads these formats without another program. Pixels are limited: a small file can expand to a huge picture.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
 class Model:
-    """The model in the ONNX files of a folder, run on `batch` images at once; `shape` is (height, width, channels)."""
+    """An exported model: runs the ONNX files of a folder on `batch` images at once; `shape` is that of an image."""
 
     def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
         inner = pathlib.Path(folder, "onnx")
@@ -42,7 +42,7 @@ class Model:
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about["image_shape"]))
         self.size = self.shape[0]
-        self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, decoding gives images // step * step.
+        self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, images decode to images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         inputs = self.encoder.get_inputs()
         self.needs_labels = any(array.name == "labels" for array in inputs)
@@ -52,9 +52,9 @@ class Model:
         return onnxruntime.InferenceSession(str(self.folder / f"{name}.onnx"), providers=list(self.providers))
 
     def _run_session(self, session, inputs):
-        """Returns {output name: array} of a file for {input name: array}, computed in batches.
+        """Runs an ONNX session on {input name: array} in batches, and returns {output name: array}.
 
-        An input with a single row is used for all rows of the other inputs.
+        An input with a single row serves all rows of the other inputs.
         """
         names, count = [output.name for output in session.get_outputs()], max(map(len, inputs.values()))
         parts = [
@@ -64,20 +64,20 @@ class Model:
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def encode(self, images, labels=None):
-        """Returns {"z": codes, "v": codes} of images, uint8 `[n, *shape]`; a model without z returns v alone.
+        """Returns {"z": float32 `[n, d_z]`, "v": float32 array} for images, uint8 `[n, *shape]`; v alone without z.
 
-        `labels` are needed by some models. Files exported with --any-size take images of any height and width, and the
-        result also has "size", the (height, width) of the images.
+        `labels`, integers `[n]`, are needed if `needs_labels` is true. Files exported with --any-size take images of
+        any height and width, and the result also has "size", the (height, width) of the images.
         """
         inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
         return self._run_session(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
 
     def decode(self, size=(None, None), **codes):
-        """Decodes images from z and v, uint8 `[n, *shape]`, and crops them to `size`, (height, width)."""
+        """Decodes z and v to images, uint8 `[n, *shape]`; crops them to `size`, (height, width), if it is given."""
         return self._run_session(self.decoder, codes)["images"][:, : size[0], : size[1]]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
-        """Returns `count` new images, uint8 `[count, *shape]`; a seed makes the images reproducible."""
+        """Returns `count` new images, uint8 `[count, *shape]`; `temperature` scales v, `seed` seeds the noise."""
         sampler, rng = self._open_session("sampler"), np.random.default_rng(seed)
         shapes = {array.name: (count, *array.shape[1:]) for array in sampler.get_inputs()}
         if "labels" in shapes and labels is None:
@@ -96,7 +96,7 @@ class Model:
     def fit(self, picture):
         """Crops the centre of a picture, uint8 `[height, width, channels]`, and resizes it to the model's shape.
 
-        The result has the same bytes as in training.
+        The pixels equal those of the picture in the training data, byte for byte.
         """
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
@@ -126,7 +126,7 @@ def _resize_axis(pixels, size, axis):
 
 
 def make_test_images(height, width, channels):
-    """Returns 16 images of smooth colour waves, 2 above 128 pixels, uint8 `[n, height, width, channels]`."""
+    """Returns 16 images of smooth colour waves, 2 if a side is above 128, uint8 `[n, height, width, channels]`."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
@@ -134,7 +134,7 @@ def make_test_images(height, width, channels):
 
 
 def read_picture(path, channels):
-    """Reads a picture file as training does, turned upright by its EXIF data; uint8 [height, width, channels]."""
+    """Returns the pixels of a picture file, uint8 `[height, width, channels]`, turned upright by its EXIF data."""
     from PIL import Image, ImageOps
 
     if not os.path.isfile(path):  # A pipe is refused, because reading it could take forever.
@@ -143,7 +143,7 @@ def read_picture(path, channels):
         if file.width * file.height > MOST_PIXELS:
             raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
         image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I;16"):  # convert() would clip 16-bit values instead of scaling them.
+    if image.mode.startswith("I;16"):  # Pillow's convert() would clip 16-bit values.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
@@ -152,14 +152,14 @@ def read_picture(path, channels):
 
 
 def _fail(text):
-    """Prints an error and returns the exit status 2; status 1 means that images are not decoded exactly."""
+    """Prints an error and returns 2, its exit status; status 1 stands for images that do not decode exactly."""
     print(f"error: {text}", file=sys.stderr)
     return 2
 
 
 @contextlib.contextmanager
 def _explain_errors(action):
-    """Ends the program with one line, which says that it cannot do `action`, after an exception in the context.
+    """A context that turns any exception into the line "error: cannot ACTION: ..." and exit status 2.
 
     Pillow and ONNX Runtime raise many classes of exception for files that are missing, damaged or of another export.
     """
@@ -206,7 +206,7 @@ def main(arguments=None):
 
 
 def _check_model(model):
-    """Encodes and decodes the test images, prints how many are exact, and returns the exit status."""
+    """Encodes and decodes test images, prints how many decode exactly, and returns 0 if all do, else 1."""
     images = make_test_images(*model.shape) // model.step * model.step
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
@@ -217,13 +217,13 @@ def _check_model(model):
 
 
 def _decode_at_own_size(model, path):
-    """Encodes and decodes a picture at its own size, writes own_size.png, and returns the exit status."""
+    """Encodes and decodes a picture at its own size, writes own_size.png, and returns 0 if it is exact, else 1 or 2."""
     if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
     with _explain_errors(f"read {path}"):
         picture = read_picture(path, model.shape[-1]) // model.step * model.step
     with _explain_errors(f"encode and decode {path} with the files in {model.folder}"):
-        (decoded,) = model.decode(**model.encode(picture[None], [0]))  # Any label's codes decode exactly.
+        (decoded,) = model.decode(**model.encode(picture[None], [0]))  # Codes of any label, such as 0, decode exactly.
     (height, width, _), lost = picture.shape, int((decoded != picture).sum())
     description = f"{path} decoded at {width} x {height}; {lost:,} of {picture.size:,} values are lost"
     return _write_pictures({"own_size.png": (decoded, description)}) or int(bool(lost))
@@ -244,7 +244,7 @@ def _switch_pictures(model, paths):
 
 
 def _write_pictures(pictures):
-    """Writes the files {name: (pixels, description)} to the working folder, and returns the exit status 0."""
+    """Writes picture files from {file name: (pixels, description)} to the working folder, and returns exit status 0."""
     from PIL import Image
 
     for name, (pixels, description) in pictures.items():

@@ -1,4 +1,4 @@
-"""The endpoints of an export: their class, and the registry of all endpoints.
+"""The endpoints of an export, functions that users call by name such as "encode": their class, and all endpoints.
 
 A new endpoint needs changes in this file alone: a function that builds its graph, a function that computes the right
 answer with the Keras model, and an `Endpoint` in `list_endpoints`. Signature, warm-up request, ONNX file, verification
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 Tensors = Mapping[str, "tf.Tensor"]
 Arrays = dict[str, np.ndarray]
-# This is the class `export.verification.vectors.KerasAnswers`, which is not imported, because it imports this module.
+# The type is `export.verification.vectors.KerasAnswers`. Importing it here would be circular.
 KerasAnswers = Any
 
-# The possible contents of an input that is no scalar (`Array.holds`).
+# What an input that is no scalar can contain: the values of `Array.holds`.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
 # The lowest and the highest temperature of the samples that the verification compares.
@@ -45,12 +45,13 @@ class Array:
         dtype: "uint8", "float32" or "int32".
         shape: the shape without the batch axis, which always comes first.
         meaning: a description in a few words for the model card.
-        holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or the two
-            ends of a range for a scalar.
-        labels: the smallest label, and the largest label plus one.
-        scale: the magnitude of the numbers that an output of floats is summed from, for the verification: the rounding
-            error of the output is relative to this magnitude.
-        free: the names of height and width, for files that take images of any size; `shape` then has the model's sizes.
+        holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or for a
+            scalar the first and the last value that the verification tries.
+        labels: for `LABEL`, the smallest label and the largest label plus one.
+        scale: for an output of floats, the magnitude of the terms that it is the sum of. The verification takes the
+            rounding error of the output as relative to this magnitude.
+        free: the names of the axes height and width, for files that take images of any size; else (). `shape` has the
+            sizes of the model's images in both cases.
     """
 
     name: str
@@ -64,21 +65,21 @@ class Array:
 
     @property
     def axes(self) -> tuple[int | str, ...]:
-        """The sizes of all axes, with the batch first; free axes have names."""
+        """The size of each axis, with "batch" first; an axis of any size has a name instead, such as "height"."""
         return ("batch", *self.free, *self.shape[len(self.free) :])
 
     def make_tensor_spec(self) -> tf.TensorSpec:
-        """Returns the TensorSpec of the array, in which the batch and free axes have any size."""
+        """Returns the `tf.TensorSpec` of this input or output; the batch and axes of any size have the size None."""
         import tensorflow as tf
 
         return tf.TensorSpec([None if isinstance(size, str) else size for size in self.axes], self.dtype, self.name)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns name, dtype, shape and meaning for JSON; in the shape the batch and free axes are names."""
+        """Returns {"name", "dtype", "shape", "meaning"} for JSON; axes of any size stand in "shape" by their names."""
         return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
 
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns `count` values of this input: noise, every label in turn, or scalars evenly spaced in their range."""
+        """Returns test values of this input, `[count, *shape]`: noise, labels in turn, or evenly spaced scalars."""
         if not isinstance(self.holds, str):
             first, last = self.holds
             return np.linspace(first, last, count, dtype=np.float32)
@@ -116,7 +117,7 @@ class Endpoint:
     needs_z: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError if two inputs or outputs have the same name, which ONNX does not allow."""
+        """Raises ValueError if two of the inputs and outputs have the same name, which ONNX does not allow."""
         names = [array.name for array in (*self.inputs, *self.outputs)]
         if len({*names}) < len(names):
             raise ValueError(
@@ -252,7 +253,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
-            # The scale is large, because rounding one weight can scale all of v, whose mean length is dimensions**0.5.
+            # The scale is large, because rounding one weight can scale all of v, whose norm is about dimensions**0.5.
             scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
             scalar(
                 "typicality",
@@ -270,7 +271,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="How probable each label is of images, by Bayes' rule.",
         inputs=(images,),
         outputs=(
-            # The scale is large, because the outputs are differences of log densities of some nats per dimension.
+            # The scale is large, because an output is the difference of log densities of several nats per dimension.
             Array(
                 "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
             ),
@@ -299,7 +300,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
-    """Returns an endpoint for images of any height and width; `sides` are the names of these axes in the inputs."""
+    """Returns `endpoint` for images of any height and width; `sides` are the names of these two axes in its inputs."""
 
     def free(arrays: tuple[Array, ...], names: tuple[str, ...]) -> tuple[Array, ...]:
         return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
@@ -309,12 +310,12 @@ def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endp
 
 
 def list_onnx_names(config: ModelConfig, any_size: bool = False) -> dict[str, str]:
-    """Returns the names of the ONNX files, without suffix, by the names of their endpoints."""
+    """Returns {endpoint name: ONNX file name without suffix}, for the endpoints that have an ONNX file."""
     return {one.name: one.onnx for one in list_endpoints(config, any_size) if one.onnx}
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
-    """Returns the endpoint of a model with this config that has the name `name`."""
+    """Returns the endpoint called `name` of a model with this config; StopIteration if there is none."""
     return next(one for one in list_endpoints(config) if one.name == name)
 
 
@@ -347,7 +348,7 @@ def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tens
     """Encodes images_a and images_b as one batch; returns [z of a, z of b] and [v of a, v of b]."""
     import tensorflow as tf
 
-    # `tf.stack` raises an error for batches of different sizes; concatenated, they would be split in the wrong place.
+    # For batches of different sizes `tf.stack` raises an error; after `tf.concat`, `tf.split` would mix a and b.
     pairs, labels = tf.stack([inputs["images_a"], inputs["images_b"]]), None
     if "labels_a" in inputs:
         labels = tf.reshape(tf.stack([inputs["labels_a"], inputs["labels_b"]]), [-1])

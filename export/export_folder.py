@@ -24,21 +24,21 @@ from tfdecouple.storage.files import FileDigest, hash_file, read_json, read_mode
 
 MANIFEST = "manifest.json"
 VECTORS = "test_vectors"
-# The model card as JSON.
+# The file name of the model card as JSON.
 JSON_NAME = "model_card.json"
-# The settings of TensorFlow Serving, which users may edit, so that the verification accepts a change.
+# The settings of TensorFlow Serving. Users may edit these files, so the verification accepts changes in them.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 _STAGING, _LOCK = ".export-", ".export.lock"
-# Prefix of the name of an old folder, which lies in the hidden folder until the new folder is in its place.
+# An old folder gets a name with this prefix in the hidden folder, until the new folder is in its place.
 _OLD = "old-"
 
-# The largest manifest or model card that is read, in bytes.
+# The largest size in bytes of a manifest or model card that is read.
 _MOST_BYTES = 2**24
 
 
 def _require_inside(name: str) -> str:
-    """Returns a path within the export folder; raises ValueError for a path that leads out of the folder."""
+    """Returns the path `name` unchanged; raises ValueError if it leads out of the export folder."""
     path = pathlib.PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError("it lies outside of the folder")
@@ -53,13 +53,13 @@ class _Model(pydantic.BaseModel):
 
 
 class Part(_Model):
-    """The data by which one part of an export, such as "savedmodel/3" or "onnx", is verified.
+    """An entry of the manifest: what `--verify` needs to run one part of an export, such as "savedmodel/3" or "onnx".
 
     Attributes:
         runtime: the runtime that runs the part, a key of `export.verification.runtimes.RUNTIMES`.
         folder: the folder of the part's models.
-        vectors: the path of the file of test vectors.
-        names: the names of the part's files, without suffix, by endpoint.
+        vectors: the path of the file of test vectors (inputs and the Keras model's answers).
+        names: {endpoint: name of its file, without suffix}.
     """
 
     runtime: Literal["savedmodel", "onnx", "litert"]
@@ -69,7 +69,7 @@ class Part(_Model):
 
 
 class Manifest(_Model):
-    """The record of all files in an export folder except the manifest itself.
+    """The content of `manifest.json`: a record of all other files in an export folder.
 
     Attributes:
         format: the version of the manifest's format.
@@ -83,13 +83,13 @@ class Manifest(_Model):
 
     @property
     def vectors(self) -> set[str]:
-        """The names of the files of test vectors that the parts need."""
+        """The paths, in the export folder, of the files of test vectors that the parts need."""
         return {part.vectors for part in self.parts.values()}
 
     def record_export(
         self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
     ) -> Manifest:
-        """Returns this manifest with the new parts and files of an export, without old parts that `folder` lacks."""
+        """Returns the manifest after an export: with its new parts and files, without old ones that `folder` lacks."""
         old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
         all_parts = {**old_parts, **parts}
         within = tuple(f"{name}/" for name in old_parts)
@@ -102,7 +102,7 @@ class Manifest(_Model):
         return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
 
     def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields for each file that differs from the manifest ("changed", "missing", "unknown" or "link", its path)."""
+        """Yields ("changed", "missing", "unknown" or "link", path) for each file that differs from the manifest."""
         present = dict(_list_entries(folder))
         for name, file_type in present.items():
             if file_type == "link":
@@ -116,7 +116,7 @@ class Manifest(_Model):
                 yield "changed", name
 
     def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields paths of files that belong to no part, and of files in the model card that the manifest lacks."""
+        """Yields paths in the manifest that belong to no part, and paths in the model card that the manifest lacks."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:
@@ -128,7 +128,7 @@ class Manifest(_Model):
 
 
 def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields (path, "file", "link" or "other") of everything but folders in a folder and its subfolders."""
+    """Yields (path, type) of everything but folders in `folder`, at any depth; type is "file", "link" or "other"."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_dir():
             file_type = "link" if path.is_symlink() else "file" if path.is_file() else "other"
@@ -136,15 +136,15 @@ def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDigest]:
-    """Returns {path: digest} of all files in a folder; `prefix` is put in front of each path."""
+    """Returns {`prefix` + path in `folder`: size and SHA-256} of all files in a folder, at any depth."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {prefix + path.relative_to(folder).as_posix(): FileDigest.from_file(path) for path in files}
 
 
 def name_vectors_file(file: pathlib.Path) -> str:
-    """Returns the path that a file of test vectors gets in the export folder, made of the digest of its bytes.
+    """Returns the path of a file of test vectors in the export folder, `test_vectors/DIGEST.npz`.
 
-    So parts of several exports of the same model share the file.
+    The digest is of the file's bytes, so that several exports of the same model share one file.
     """
     return f"{VECTORS}/{hash_file(file)[:16]}.npz"
 
@@ -153,7 +153,7 @@ def load_manifest(folder: pathlib.Path) -> Manifest:
     """Returns the manifest of an export folder.
 
     Raises:
-        UserError: if the folder or its manifest is missing, or the file is no manifest.
+        UserError: if the folder or its `manifest.json` is missing, or the file is not valid.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -169,7 +169,7 @@ def load_manifest(folder: pathlib.Path) -> Manifest:
 
 
 def require_free_version(target: pathlib.Path) -> None:
-    """Raises UserError if the folder of a SavedModel's version, `target`, exists already."""
+    """Raises UserError if `target`, the folder for a new version of a SavedModel, exists already."""
     if target.exists():
         raise UserError(
             f"version {target.name} exists already in {target.parent}; leave --version out to take the next free number"
@@ -223,7 +223,7 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the hidden folder and the lock, and the folders that `__enter__` made if they are empty."""
+        """Removes the hidden folder and the lock, and, if they are empty, the folders that `__enter__` made."""
         with ignore_interruptions():
             shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()
@@ -232,20 +232,20 @@ class Staging:
                     folder.rmdir()
 
     def _restore_folders(self, remains: pathlib.Path) -> None:
-        """Renames old folders back that an export has renamed and, because it was killed, has not replaced."""
+        """Moves folders back from the hidden folder `remains` if the export that moved them did not replace them."""
         for old in remains.glob(f"{_OLD}*"):
             target = self.folder / old.name.removeprefix(_OLD)
             if not target.exists():
                 os.rename(old, target)
 
     def list_versions(self) -> list[int]:
-        """Returns the numbers of the SavedModel's versions in the export folder, in ascending order."""
+        """Returns the versions of the SavedModel in the export folder, as integers in ascending order."""
         folder = self.folder / "savedmodel"
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def publish_version(self, built: pathlib.Path, version: int) -> None:
-        """Renames a built SavedModel into place as a version, which a server sees whole or not at all.
+        """Renames a built SavedModel to `savedmodel/VERSION`, in one step, so that a server never sees a part of it.
 
         Raises:
             UserError: if the version exists already.
@@ -256,7 +256,7 @@ class Staging:
         os.rename(built, target)
 
     def publish_folder(self, built: pathlib.Path, name: str) -> None:
-        """Renames a built folder into place; an older folder of that name is restored if this fails."""
+        """Renames a built folder into the export folder as `name`; if this fails, restores the older folder `name`."""
         target, old = self.folder / name, self.area / f"{_OLD}{name}"
         if target.exists():
             os.rename(target, old)
@@ -267,7 +267,7 @@ class Staging:
             raise
 
     def publish_file(self, built: pathlib.Path, name: str | None = None) -> None:
-        """Renames a built file into place under `name`, by default its own name, and replaces an older file."""
+        """Renames a built file into the export folder as `name` (None: as it is called), and replaces an older file."""
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)
@@ -292,7 +292,7 @@ def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[..., None] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
-    """Handles signals by `handler` within the context; in other threads than the main thread it does nothing."""
+    """A context in which `handler` handles `signals`; it does nothing outside the main thread, as Python requires."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

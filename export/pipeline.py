@@ -1,4 +1,4 @@
-"""The steps of an export: open the run, build the files, verify them, and put them in place."""
+"""The steps of an export: open the run, build the files, verify them, and rename them into the export folder."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ from tfdecouple.storage.files import FileDigest, write_json, write_text
 
 # The program that is published beside ONNX files and runs them with ONNX Runtime and NumPy alone.
 CLIENT = pathlib.Path(__file__).with_name("client.py")
-# Name of the file of test vectors in the hidden folder.
+# Name of the file of test vectors (inputs and the Keras model's answers) in the hidden folder where files are built.
 _VECTORS = "vectors.npz"
 # Error numbers of a full disk, and of an exhausted disk quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# TensorFlow raises one class of error for a full disk and for exhausted memory; this pattern in the message means
-# memory.
+# TensorFlow raises the same class of error for a full disk and for exhausted memory. If the message matches this
+# pattern, memory is exhausted.
 _OUT_OF_MEMORY = re.compile("OOM|allocat|out of memory", re.IGNORECASE)
 
 
@@ -93,7 +93,7 @@ class ExportConfig:
     web_gpu: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError if a value is wrong, or belongs to a format that is not written."""
+        """Raises UserError for a wrong value, an option of a format that is not exported, or a version that exists."""
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
@@ -119,10 +119,10 @@ class ExportConfig:
 
 
 def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[pathlib.Path]:
-    """Exports a run and returns the paths that were put in place: the SavedModel's version, folders, the model card.
+    """Exports a run and returns the new paths: the SavedModel's version, folders of other formats, the model card.
 
-    If an error is raised, the export folder has no file of this export, and its earlier files are unchanged. `report`
-    receives lines of progress.
+    If an error is raised, the export folder has no file of this export, and earlier files are unchanged. `report` is
+    called with lines of progress.
 
     Raises:
         UserError: if the run cannot be opened, the disk is full, or the files do not pass their verification.
@@ -133,7 +133,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
         try:
             return exporter.build_and_publish()
         except BrokenPipeError:
-            # Nobody reads the progress any more, which is no fault of the disk; `run_program` handles the error.
+            # The reader of the progress lines, such as `head`, has ended; `run_program` handles this error.
             raise
         except OSError as error:
             if error.errno == errno.ENOMEM:
@@ -150,7 +150,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
 
 
 class _Exporter:
-    """An export of a run, which the constructor opens, and whose files the methods build, verify and publish."""
+    """One export: the constructor opens the run, and the methods build, verify and publish the files."""
 
     def __init__(self, config: ExportConfig, report: Callable[[str], Any]):
         self._config = config
@@ -173,19 +173,19 @@ class _Exporter:
         self._signatures = [offered[name] for name in dict.fromkeys(config.endpoints or offered)]
         if "web" in config.formats:
             require_page_support(self._model.config)
-        # The facts that identify the model of the files, for the model card and for later exports into the same folder.
+        # The model card records these facts: a later export into the same folder compares them with its model.
         self._about: dict[str, Any] = {
             **{name: getattr(self._provenance, name) for name in ("name", "run", "step")},
             "config_sha256": self._provenance.make_metadata()["config_sha256"],
             "any_size": config.any_size,
         }
         require_same_model(config.to, config.formats, self._about)
-        # The model card's entry for each format, and the manifest's entry for each part, by which it is verified later.
+        # The entries of the model card, by format, and of the manifest, by part of the export such as "savedmodel/3".
         self._formats: dict[str, dict[str, Any]] = {}
         self._parts: dict[str, Part] = {}
 
     def build_and_publish(self) -> list[pathlib.Path]:
-        """Builds, verifies and publishes all files, and returns the paths that were put in place."""
+        """Builds, verifies and publishes all files; returns the paths of the new folders and of the model card."""
         config, provenance = self._config, self._provenance
         # The web page contains the ONNX files, so they are built even if the format onnx is not requested.
         needed = {*config.formats, *(["onnx"] if "web" in config.formats else [])}
@@ -216,7 +216,7 @@ class _Exporter:
             return self._publish(staging, card, version)
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
-        """Returns the test vectors for all formats, and a description of the source of their images."""
+        """Returns the test vectors ({name: array}, inputs and the Keras model's answers) and their source in words."""
         data, shape = self._provenance.config.data, self._model.config.image_shape
         if not self._config.any_size:
             images, source = load_real_images(data, shape)
@@ -230,7 +230,7 @@ class _Exporter:
         return vectors, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
-        """Builds the SavedModel in the hidden folder `area` and verifies it as `part`, such as "savedmodel/3"."""
+        """Writes and verifies a SavedModel in the hidden folder `area`; `part` is its name, such as "savedmodel/3"."""
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
         folder = area / "savedmodel"
         save_saved_model(deployed, self._signatures, folder, lambda name: self._report(f"SavedModel: {name}"))
@@ -239,7 +239,7 @@ class _Exporter:
         self._formats["savedmodel"]["signatures"] = [*names]
 
     def _make_files(self, area: pathlib.Path, name: str, deployed: DeployedModel) -> None:
-        """Builds the files of the format `name` from `FILE_FORMATS` in the hidden folder `area` and verifies them."""
+        """Writes and verifies the files of the format `name`, "onnx" or "litert", in the hidden folder `area`."""
         chosen = [endpoint for endpoint in self._endpoints if endpoint.onnx]
         folder = _make_folder(area / name)
         if name == "onnx":
@@ -255,9 +255,10 @@ class _Exporter:
     def _verify_files(
         self, name: str, title: str, folder: pathlib.Path, part: str, names: Mapping[str, str], paths: list[str]
     ) -> None:
-        """Compares files with the Keras model, and records the result for the model card and the manifest.
+        """Compares the files in `folder` with the Keras model, and records the result for model card and manifest.
 
-        `name` is the format, `title` its name in messages, and `paths` are the paths of the files for the model card.
+        `name` is the format, `title` its name in messages, `part` the files' place in the export folder, `names` has
+        the name of each endpoint's file, and `paths` are for the model card. RefusedError: the files are not equal.
         """
         self._report(f"verifying the {title} in a process of its own")
         file = folder.parent / _VECTORS
@@ -270,13 +271,13 @@ class _Exporter:
         self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
-        """Writes the web page into the hidden folder `area`, with the ONNX files there and the folder `runtime`."""
+        """Writes the web page into the hidden folder `area`, with its ONNX files and onnxruntime-web from `runtime`."""
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
         write_web_page(area / "web", area / "onnx", runtime, about)
         self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})
-        # The model card states the round trips of the ONNX files, because the browser's runtime was not tried.
+        # The model card counts images that the ONNX files decode exactly in Python, because no browser was tried.
         trips = self._formats["onnx"]["round_trip"].values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
         self._formats["web"] = {
@@ -288,7 +289,7 @@ class _Exporter:
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
-        """Writes model card, client, settings and manifest, renames all files into place, and returns their paths."""
+        """Writes model card, client, settings and manifest, renames all files into place, and returns the new paths."""
         self._report("putting it in place")
         # All files are written before the first is renamed into place, so that a full disk leaves no half export.
         files, vectors = _make_folder(staging.area / "files"), staging.area / _VECTORS
@@ -300,7 +301,7 @@ class _Exporter:
         merged = merge_earlier_formats(card, staging.folder)
         write_json(files / JSON_NAME, merged)
         write_text(files / TEXT_NAME, render_model_card(merged))
-        # Existing settings of a server are kept, because the user may have edited them.
+        # Settings of a server from an earlier export are kept, because the user may have edited them.
         for name in EDITABLE:
             if (staging.folder / name).is_file():
                 shutil.copyfile(staging.folder / name, files / name)
@@ -324,7 +325,7 @@ class _Exporter:
         return [*published, staging.folder / TEXT_NAME]
 
     def _make_manifest(self, staging: Staging, vectors: str) -> tuple[Manifest, set[str]]:
-        """Returns the new manifest of the export folder, and the paths of test vectors that no part needs any more."""
+        """Returns the export folder's new manifest, and the paths of test-vector files that no part needs any more."""
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
         files = digest_folder(staging.area / "files")

@@ -1,4 +1,4 @@
-"""The provenance of exported weights: the run, its config, its data and its metrics."""
+"""The provenance of exported weights: the training run, its config, its data and its metrics."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Provenance:
         averaged: whether the weights are averages over the training.
         parameters: the number of trainable parameters.
         data: a description of the training data.
-        bits_per_dim: "validation" and "test", in bits per dimension, and the number of "test_images", of these weights
-            and as far as the run recorded them; or None.
+        bits_per_dim: {"validation": bits/dim, "test": bits/dim, "test_images": count} of these weights, as far as the
+            run recorded them; None if it recorded none.
         images_known: whether the training images are known; for imported weights, for example, they are not.
-        directions: the directions in z for these weights; None if the run has no directions.
+        directions: the directions in z along which one property of images changes; None if the run has none.
         label_names: the names of the model's labels in their order; () for a model without labels.
         omissions: the files of the run that cannot be used, {name of the file: reason}.
     """
@@ -72,7 +72,7 @@ class Provenance:
         return choose_user_crop(self.config.data)
 
     def make_metadata(self) -> dict[str, str]:
-        """Returns the metadata of ONNX files, which are also in the model card: facts about the run and the model."""
+        """Returns facts about run and model, {name: text}, for the metadata of ONNX files and for the model card."""
         model = self.config.model
         config = json.dumps(self.config.to_dict(), sort_keys=True)
         return {
@@ -144,7 +144,7 @@ def _find_run_name(run: str | pathlib.Path) -> str:
 
 
 def make_safe_name(name: str) -> str:
-    """Returns `name` with only letters, digits, `_` and `-`, so that it is safe in a URL and as a folder.
+    """Returns `name` reduced to ASCII letters, digits, `_` and `-`, so that it is safe in a URL and as a folder.
 
     >>> make_safe_name("quickstart"), make_safe_name("faces, 2nd try/ema"), make_safe_name("..")
     ('quickstart', 'faces-2nd-try-ema', 'model')
