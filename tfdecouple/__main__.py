@@ -1,4 +1,4 @@
-"""Runs `python -m tfdecouple`."""
+"""The entry point of `python -m tfdecouple`, which runs the command line."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Conversion and checks of callers' arguments: numbers, arrays, images, labels, codes.
+"""Conversion and checks of the arguments of public methods: numbers, arrays, images, labels, codes.
 
 All functions raise UserError, or DataError for images and labels, if a value has a wrong type or shape or is out of
 range.
@@ -17,12 +17,12 @@ from tfdecouple.errors import DataError, UserError, one_line
 
 
 def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.Tensor:
-    """Returns an array, a tensor, or nested lists of numbers as a tensor; raises `error` for any other value."""
+    """Converts an array, a tensor or nested lists of numbers to a tensor; raises `error` for any other value."""
     if value is None or isinstance(value, tf.RaggedTensor | tf.SparseTensor):
         raise error(f"{name} is {'None' if value is None else type(value).__name__}; it must be a dense array")
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(part, np.ndarray) for part in value):
-            # TensorFlow would convert a list of uint8 arrays to an int32 tensor.
+            # NumPy stacks the arrays, because TensorFlow would convert a list of uint8 arrays to an int32 tensor.
             value = np.stack(value)
         return tf.convert_to_tensor(value)
     except (ValueError, TypeError, OverflowError, AttributeError, tf.errors.OpError) as problem:
@@ -33,7 +33,7 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
 
 
 def as_floats(value: Any, name: str) -> tf.Tensor:
-    """Returns a value that consists of real numbers as a float32 tensor."""
+    """Converts integers or floats to a float32 tensor; raises UserError, with `name`, for any other value."""
     tensor = as_tensor(value, name)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
         raise UserError(f"{name} is of type {tensor.dtype.name}; it must be float32")
@@ -41,16 +41,16 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
 
 
 def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> tf.Tensor:
-    """Returns a value as a tensor of images, uint8 `[batch, height, width, channels]`, checked by `require_images`."""
+    """Converts a value to images, a uint8 tensor `[batch, height, width, channels]` that passes `require_images`."""
     images = as_tensor(value, "images", DataError)
     require_images(images, image_shape, any_size)
     return images
 
 
 def require_images(images: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
-    """Raises DataError unless `images`, a tensor or a `tf.TensorSpec`, are uint8 images of the shape `image_shape`.
+    """Raises DataError unless `images`, a tensor or a `tf.TensorSpec`, is uint8 `[batch, *image_shape]`.
 
-    With `any_size` their height and width can be any number of at least 1.
+    With `any_size`, the images can have any height and width of at least 1 pixel.
     """
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
     if dtype != tf.uint8:
@@ -74,7 +74,7 @@ def _show_batch(image_shape: tuple[int, int, int], any_size: bool = False) -> st
 
 
 def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns two batches of equally many images of any size as tensors; `what` names the operation in messages."""
+    """Converts two batches, of equally many images of any size, to uint8 tensors; messages begin with `what`."""
     a, b = as_images(a, image_shape, any_size=True), as_images(b, image_shape, any_size=True)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
         raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
@@ -82,7 +82,7 @@ def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int
 
 
 def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
-    """Returns a value as z, float32 `[..., d_z]`; None for a model without z, whose `latent_dim` is 0."""
+    """Converts a value to z, float32 `[..., latent_dim]`; returns None for a model without z (`latent_dim` 0)."""
     if not latent_dim:
         if value is not None:
             raise UserError("this model has no z (model.conditioning is 'none'): pass None")
@@ -98,9 +98,9 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
 def as_codes(
     z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int], multiple: int
 ) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """Returns two values as codes: z, float32 `[batch, d_z]` or None; v, float32 `[batch, height, width, channels]`.
+    """Converts two values to codes: z, float32 `[batch, d_z]` or None; v, float32 `[batch, height, width, channels]`.
 
-    Height and width of v must be multiples of `multiple`.
+    UserError is raised unless height and width of v are multiples of `multiple`.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
@@ -114,12 +114,12 @@ def as_codes(
 
 
 def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor | None:
-    """Returns the labels of `count` images, int32 `[count]`; None for no labels.
+    """Converts a value to the labels of `count` images, int32 `[count]`; returns None for no labels.
 
     Args:
         value: whole numbers, `[count]`, or one number for all images; -1 or None for no label, unless `required`.
-        count: the number of images, a number or a scalar tensor; None for as many images as labels.
-        classes: the number of different labels; 0 for a model without labels.
+        count: how many images there are, an int or a scalar tensor; None for as many images as labels.
+        classes: how many different labels the model has; 0 for a model without labels.
         required: whether each image must have a label.
     """
     if not classes:
@@ -151,12 +151,12 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
 
 
 def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
-    """Returns amount * direction, the number that is added to z of each image, float32 `[batch, d_z]` or `[1, d_z]`.
+    """Returns amount * direction, the vector that is added to z of each image, float32 `[batch, d_z]` or `[1, d_z]`.
 
     Args:
         direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object with a vector or array as attribute `vector`.
         amount: one number, or a number for each image, `[batch]`.
-        batch: the number of images; None if it is unknown while a graph is traced.
+        batch: how many images there are; None if this is unknown while a graph is traced.
         latent_dim: d_z.
     """
 
@@ -179,7 +179,7 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
 
 
 def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
-    """Returns a value as the dequantisation noise of images, a float32 tensor of the images' shape."""
+    """Converts a value to the dequantisation noise of `images`, a float32 tensor of the images' shape."""
     noise = as_floats(value, "noise")
     if not noise.shape.is_compatible_with(images.shape):
         raise UserError(f"noise is of shape {tuple(noise.shape)}; it must be that of the images, {tuple(images.shape)}")
@@ -187,7 +187,7 @@ def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
 
 
 def as_whole_number(value: Any, name: str) -> int:
-    """Returns a value of a Python, NumPy or TensorFlow type as a whole number of at least 0."""
+    """Converts a whole number of at least 0, of a Python, NumPy or TensorFlow type, to an int."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -200,7 +200,7 @@ def as_whole_number(value: Any, name: str) -> int:
 
 
 def as_number(value: Any, name: str) -> float | tf.Tensor:
-    """Returns a value of a Python, NumPy or TensorFlow type as a finite number >= 0; a tensor while tracing."""
+    """Converts a finite number >= 0 of a Python, NumPy or TensorFlow type to a float; while tracing, to a tensor."""
     if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
     array = _as_finite_array(value)
@@ -210,7 +210,7 @@ def as_number(value: Any, name: str) -> float | tf.Tensor:
 
 
 def as_numbers(value: Any, name: str) -> np.ndarray:
-    """Returns a list of numbers, or one number, as an array of finite numbers, float64 `[n]`."""
+    """Converts a finite number, or a list of finite numbers, to a float64 array `[n]`."""
     array = np.atleast_1d(_as_finite_array(value))
     if array.ndim != 1 or np.isnan(array).any():
         raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a number or a list of numbers, all finite")
@@ -218,15 +218,15 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
 
 
 def _is_symbolic(value: Any) -> bool:
-    """Returns whether a value is a tensor of a graph that is being traced."""
+    """Returns whether a value is a tensor of a graph that is being traced, which has no numbers yet."""
     return tf.is_tensor(value) and not hasattr(value, "numpy")
 
 
 def _as_finite_array(value: Any) -> np.ndarray:
-    """Returns a value as a float64 array, or NaN if any part of the value is not a finite real number."""
+    """Converts a value to a float64 array; returns a scalar NaN unless all its parts are finite real numbers."""
     try:
         array = np.asarray(value)
-        # The NumPy kinds "i", "u" and "f" exclude booleans, text, and whole numbers beyond 64 bits.
+        # The kinds "i", "u" and "f" of NumPy's dtypes exclude booleans, text, and whole numbers beyond 64 bits.
         array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.asarray(math.nan)
     except (ValueError, TypeError, NotImplementedError, OverflowError):
         return np.asarray(math.nan)

@@ -1,4 +1,4 @@
-"""Errors and warnings for users. Each message is one line that names the mistake, the value and the remedy."""
+"""Errors and warnings for users. Each message is one line, with the mistake, the wrong value and the remedy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 # Pattern of the escape sequences of terminals, such as colours, which `one_line` removes from messages.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# Names of packages whose lines `warn_user` never names as the place of a warning.
+# Packages that `warn_user` skips in search of the line of the user's code that a warning names.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
@@ -23,7 +23,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """The error for an unknown option of a config, a value of the wrong type or an impossible combination."""
+    """The error for a config with an unknown option, a value of a wrong type, or options that contradict each other."""
 
 
 class DataError(UserError):
@@ -35,7 +35,7 @@ class RunError(UserError):
 
 
 class DivergedError(RunError):
-    """The error after too many training steps in a row that were not applied."""
+    """The error that ends training after `training.max_skipped_steps` skipped steps in a row."""
 
 
 class UntrustedError(UserError):
@@ -43,27 +43,27 @@ class UntrustedError(UserError):
 
 
 class NotInitializedError(UserError, RuntimeError):
-    """The error for a model without data-dependent initialisation or loaded weights."""
+    """The error for the use of a model that has neither run data-dependent initialisation nor loaded weights."""
 
 
 class InversionError(UserError, ValueError):
-    """The error for images that cannot be recovered exactly from their codes, or whose codes are not finite."""
+    """The error for images that their codes z and v do not reproduce exactly, or whose codes are not finite."""
 
 
 class WolfError(UserError, ValueError):
-    """The error for a checkpoint of the paper's code that cannot be imported."""
+    """The error for a checkpoint of wolf, the authors' PyTorch code, that cannot be imported."""
 
 
 class ExtractorError(UserError):
-    """The error for a feature extractor (for the FID) that cannot be used."""
+    """The error for an unusable feature extractor, the network whose features the Frechet distance compares."""
 
 
 class ExactnessWarning(UserWarning):
-    """The warning that some images are possibly not recovered exactly from their codes."""
+    """The warning that some images are possibly not recovered exactly from their codes z and v."""
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issues a warning that points at the line of the user's own code, not at TensorFlow, Keras or this package."""
+    """Issues a warning that names a line of the user's code as its place, not of TensorFlow, Keras or tfdecouple."""
     frame, level = sys._getframe(0), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         frame, level = frame.f_back, level + 1
@@ -71,9 +71,9 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
-    r"""Returns the message of an error as one line of at most `limit` characters; the error's type if it has none.
+    r"""Returns the message of an error as one line of at most `limit` characters; the error's type if that is empty.
 
-    With `first` only the first line of the message is used, because TensorFlow adds lines for its developers.
+    With `first`, all lines of the message except the first are left out: TensorFlow adds lines for its developers.
 
     >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
     ('no such file', 'OSError')

@@ -1,6 +1,6 @@
-"""Loggers, which write a run's metrics and pictures beside `metrics.jsonl`, and the registry of their names.
+"""Loggers, which write a run's metrics and pictures to TensorBoard or Weights & Biases, and their registry.
 
-Large packages are imported in methods, because the config reads the names (`training.loggers`) without TensorFlow.
+Methods import large packages, because the config imports this module for `training.loggers`, without TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tfdecouple.runtime.requirements import require_packages
 
 
 class Logger:
-    """The base class of loggers, which receive the rows and pictures of a run's log; its methods do nothing.
+    """The base class of loggers, which receive the metrics and pictures of a training run; its methods do nothing.
 
     Args:
-        folder: the run folder; nothing is touched before `open`.
+        folder: the run folder, in which a logger changes nothing before `open`.
         config: the `Config` of the run.
 
     Attributes:
         name: name of the logger in `training.loggers`.
-        package: name of the package that the logger needs, which an extra installs; "" for none.
-        is_foreign: whether the logger calls a client of another project, whose failure must not end a run.
+        package: name of the package that the logger needs, which an extra of tfdecouple installs; "" for none.
+        is_foreign: whether the logger calls another project's client. If that client fails, the run goes on without it.
     """
 
     name = ""
@@ -40,30 +40,30 @@ class Logger:
         self.config = config
 
     def open(self, step: int) -> None:
-        """Starts the log, or resumes it at a step of the run; the rows of later steps will be written again."""
+        """Starts the log, or resumes it at `step`; the run will write the metrics of later steps again."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds a row of metrics; the arguments are those of `MetricsLog.write`."""
+        """Adds the metrics {name: value} of a step; `kind` is "train", "validation" or "test"."""
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds a picture, a PNG file."""
+        """Adds the picture of a step in the PNG file at `path`, under the name `name`."""
 
     def flush(self) -> None:
-        """Writes out all buffered rows and pictures."""
+        """Writes all buffered metrics and pictures to disk."""
 
     def close(self) -> None:
-        """Closes the log."""
+        """Closes the log at the end of a run."""
 
 
 def select_numbers(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the metrics of a row that are numbers, by names such as "train/bits_per_dim"."""
+    """Returns {name: number} of the metrics that are numbers, with names such as "train/bits_per_dim"."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
 class TensorBoard(Logger):
-    """A logger of metrics, pictures and, as hyperparameters, the config to `tensorboard/` in the run folder.
+    """A logger that writes metrics, pictures and the config to `tensorboard/` in the run folder, for TensorBoard.
 
-    It raises OSError where the disk is full, so that the run ends as it does for `metrics.jsonl`.
+    If the disk is full, methods raise OSError, which ends the run, as it does if `metrics.jsonl` cannot be written.
     """
 
     name = "tensorboard"
@@ -75,7 +75,7 @@ class TensorBoard(Logger):
         self._writer = tf.summary.create_noop_writer()
 
     def open(self, step: int) -> None:
-        """Starts the log, or resumes it; TensorBoard drops the older points of steps that are written again."""
+        """Opens a new event file and writes the config; TensorBoard drops older points of steps that are repeated."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
@@ -86,7 +86,7 @@ class TensorBoard(Logger):
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds a row of metrics to the event file."""
+        """Adds the metrics of a step that are numbers to the event file."""
         import tensorflow as tf
 
         with _convert_writer_errors(), self._writer.as_default(step=step):
@@ -94,7 +94,7 @@ class TensorBoard(Logger):
                 tf.summary.scalar(name, value)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds a picture, a PNG file, to the event file."""
+        """Adds the picture of a step, in the PNG file at `path`, to the event file."""
         import numpy as np
         import tensorflow as tf
         from PIL import Image
@@ -103,7 +103,7 @@ class TensorBoard(Logger):
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        """Writes out all rows and pictures that the writer has buffered."""
+        """Writes all buffered metrics and pictures to the event file."""
         with _convert_writer_errors():
             self._writer.flush()
 
@@ -115,7 +115,7 @@ class TensorBoard(Logger):
 
 @contextlib.contextmanager
 def _convert_writer_errors() -> Iterator[None]:
-    """Returns a context in which errors of TensorFlow's event writer become OSError."""
+    """Returns a context that converts the errors of TensorFlow's event writer to OSError."""
     import tensorflow as tf
 
     try:
@@ -127,7 +127,7 @@ def _convert_writer_errors() -> Iterator[None]:
 
 
 class WeightsAndBiases(Logger):
-    """A logger to `wandb/` in the run folder, offline unless `WANDB_MODE` has another value.
+    """A logger for Weights & Biases: writes to `wandb/` in the run folder, and uploads only if `WANDB_MODE` says so.
 
     A resumed run adds to the same run of Weights & Biases; `wandb sync` uploads a run that was logged offline.
     """
@@ -135,12 +135,12 @@ class WeightsAndBiases(Logger):
     name = "wandb"
     package = "wandb"
     is_foreign = True
-    # The run of Weights & Biases, and the client's class of pictures.
+    # `open` sets both: the run object of the package `wandb`, and the package's class for pictures.
     _run: Any = None
     _image: Any = None
 
     def open(self, step: int) -> None:
-        """Starts or resumes the run of Weights & Biases."""
+        """Starts the run of Weights & Biases, or resumes the run whose identifier `wandb/id` holds."""
         wandb = importlib.import_module("wandb")
         path = self.folder / "wandb" / "id"
         if not path.exists():
@@ -156,24 +156,24 @@ class WeightsAndBiases(Logger):
             mode=os.environ.get("WANDB_MODE", "offline"),
             config=self.config.to_dict(),
         )
-        # The client's own counter of steps cannot go back when a run resumes, so "step" is logged as a metric instead.
+        # The client's counter of steps cannot go back when a run resumes, so "step" is logged as a metric instead.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds a row of metrics to the run of Weights & Biases."""
+        """Adds the metrics of a step that are numbers to the run of Weights & Biases."""
         self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds a picture, a PNG file, to the run of Weights & Biases."""
+        """Adds the picture of a step, in the PNG file at `path`, to the run of Weights & Biases."""
         self._run.log({"step": step, name: self._image(str(path))})
 
     def close(self) -> None:
-        """Ends the run of Weights & Biases."""
+        """Ends the run of Weights & Biases, if it was started."""
         if self._run is not None:
             self._run.finish()
 
 
-# Classes of the loggers by name, in the order of help texts and messages.
+# Classes of the loggers by name, in the order in which help texts and messages list them.
 LOGGERS: dict[str, type[Logger]] = {
     logger.name: logger
     for logger in (
@@ -184,7 +184,7 @@ LOGGERS: dict[str, type[Logger]] = {
 
 
 def require_loggers(names: Sequence[str]) -> None:
-    """Raises MissingPackageError if a logger needs a package that is not installed; the message names the extra."""
+    """Raises MissingPackageError, which names the extra to install, if one of these loggers lacks its package."""
     for name in names:
         if LOGGERS[name].package:
             require_packages(LOGGERS[name].package, what=f"training.loggers={name}")

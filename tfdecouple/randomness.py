@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 
-# TensorFlow's number for Philox, the default random generator on CPUs and GPUs.
+# TensorFlow's code for the Philox algorithm, the default random generator on CPUs and GPUs.
 _PHILOX = 1
 
 
 def make_seed(seed: Any) -> tf.Tensor:
-    """Returns a seed as the `[2]` int32 tensor that TensorFlow's stateless functions take.
+    """Converts a seed to the int32 tensor `[2]` that TensorFlow's stateless functions take.
 
     Args:
         seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a fresh seed. In a
@@ -26,12 +26,12 @@ def make_seed(seed: Any) -> tf.Tensor:
     """
     if seed is None:
         if not tf.executing_eagerly():
-            # A number that Python draws during tracing would be a constant, so TensorFlow draws in each call.
+            # A number that Python draws during tracing would be a constant, so TensorFlow draws one in each call.
             return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
     if not tf.is_tensor(seed):
         values = np.asarray(seed)
-        # For NumPy whole numbers beyond 64 bits are objects, not of the kinds "i" and "u".
+        # NumPy stores whole numbers beyond 64 bits as objects, whose dtype has neither the kind "i" nor "u".
         is_whole = values.dtype.kind in "iu" and values.shape in ((), (2,))
         if not is_whole or (values.ndim == 0 and not 0 <= values < 2**32):
             raise UserError(f"the seed is {repr(seed)[:60]}; it must be a whole number, at least 0 and below 2**32")
@@ -43,9 +43,9 @@ def make_seed(seed: Any) -> tf.Tensor:
 
 
 def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
-    """Returns a seed, int32 `[2]`, that is a function of another seed and some parts.
+    """Returns a new seed, int32 `[2]`, computed from `seed` and `parts`, such as a purpose and a training step.
 
-    A part is the name of a purpose, or a whole number (also a tensor), for example the number of a step.
+    Each part is a string or a whole number, which may be a tensor. Equal arguments give equal seeds.
     """
     result = make_seed(seed)
     for part in parts:
@@ -56,17 +56,17 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
 
 def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
-    """Returns dequantisation noise of a shape: standard normal for a learned q(u|x), otherwise u, uniform in [0, 1)."""
+    """Returns float32 noise for dequantisation: standard normal for a learned q(u|x), else uniform in [0, 1)."""
     return (tf.random.stateless_normal if normal_noise else tf.random.stateless_uniform)(shape, seed)
 
 
 def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
-    """Returns a part of a large normal draw, float32 `[count]`, without drawing the rest.
+    """Returns `count` numbers, from index `start`, of a large standard normal draw, without drawing the rest.
 
-    The result equals `reshape(tf.random.stateless_normal(shape, seed), [-1])[start : start + count]` to the bit.
+    The result is float32, equal to the bit to `reshape(tf.random.stateless_normal(shape, seed), [-1])[start:][:count]`.
     """
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    # Philox makes four numbers from each value of a 128-bit counter, which is given as two integers, lower bits first.
+    # Philox makes four numbers from each value of its 128-bit counter, which is stored as [lower, upper 64 bits].
     low = counter[0] + tf.constant(start // 4, tf.uint64)
     advanced = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
     numbers = tf.raw_ops.StatelessRandomNormalV2(
@@ -78,8 +78,8 @@ def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
 def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """Returns the standard normal noise with which evaluations draw z, float32 `[n, latent_dim]`.
 
-    Each of the n rows depends only on the seed, on `number[i]`, the number of the draw for an image, and on `index[i]`,
-    the index of the image in its split.
+    Row i is the noise of draw `number[i]` for the image with the index `index[i]` in its split; the row depends only on
+    these two numbers and the seed.
     """
     return _draw_by_index(
         lambda own: tf.random.stateless_normal([latent_dim], derive_seed(own, "z")), seed, number, index
@@ -89,7 +89,7 @@ def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor
 def draw_u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """Returns the dequantisation noise of evaluations, `[n, *image_shape]`, with arguments as for `draw_z_noise`."""
+    """Returns the dequantisation noise of evaluations, `[n, *image_shape]`; see `draw_z_noise` for the arguments."""
     return _draw_by_index(
         lambda own: draw_pixel_noise(image_shape, derive_seed(own, "u"), normal_noise), seed, number, index
     )

@@ -14,7 +14,7 @@ from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
 
 
 def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns y, the output of any bijector for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`.
+    """Returns y, the output of any TFP bijector for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`.
 
     >>> y, log_det = forward_and_log_det(tfb.Scale(2.0), tf.ones([3, 5]))
     >>> y.shape.as_list(), [round(float(number), 2) for number in log_det]
@@ -27,7 +27,7 @@ def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor
 
 
 def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns x, the output of a bijector's inverse for y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
+    """Returns x, which any TFP bijector maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
     if isinstance(bijector, ClosedForm):
         return bijector.inverse_and_log_det(y)
     log_det = bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
@@ -37,17 +37,17 @@ def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor
 class ClosedForm(tfb.Bijector):
     """The base class of bijectors that return value and log-determinant together.
 
-    Subclasses implement TFP's `_forward`, `_inverse` and `_forward_log_det_jacobian`, and name the parameters that are
-    tensors in `parameter_ndims`; each of these parameters becomes an attribute.
+    Subclasses implement TFP's `_forward`, `_inverse` and `_forward_log_det_jacobian`, and list in `parameter_ndims` the
+    parameters that are tensors; each of these parameters becomes an attribute.
 
     Args:
-        event_ndims: number of last axes that are mapped together: 0 (numbers), 1 (channels) or 3 (images).
-        arguments: `locals()` of the subclass's constructor, with the parameters and perhaps a `name`.
+        event_ndims: count of last axes that are mapped together: 0 (single numbers), 1 (channels) or 3 (images).
+        arguments: `locals()` of the subclass's constructor, a dict with the parameters and possibly a `name`.
         is_constant_jacobian: whether the log-determinant is equal for all x.
 
     Attributes:
-        parameter_ndims: the number of axes of each parameter tensor, by name; 0 for a parameter of any shape that
-            broadcasts to x. Another number of axes, or a variable, raises UserError.
+        parameter_ndims: {parameter: count of its axes}; 0 stands for any shape that broadcasts to x. A tensor with
+            another count of axes, or a variable instead of a tensor, raises UserError.
     """
 
     parameter_ndims: ClassVar[Mapping[str, int]] = {}
@@ -77,7 +77,7 @@ class ClosedForm(tfb.Bijector):
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns y, and log |det dy/dx| of each image `[batch]`, for x `[batch, ..., channels]`.
 
-        Unlike TFP's methods, this method fills no cache, which would hold maps in memory until garbage is collected.
+        TFP's methods would also put x and y into a cache, which holds them in memory until garbage is collected.
         """
         return self._forward(x), self._sum_per_image(self._forward_log_det_jacobian(x), x)
 
@@ -85,17 +85,17 @@ class ClosedForm(tfb.Bijector):
         """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
         x = self._inverse(y)
         log_det = self._forward_log_det_jacobian(x)
-        # A scalar is negated before `_sum_per_image` repeats the scalar for each image, which saves an operation.
+        # A scalar is negated before `_sum_per_image` repeats it for each image, since negating one number is cheaper.
         return x, self._sum_per_image(-log_det, x) if log_det.shape.rank == 0 else -self._sum_per_image(log_det, x)
 
     def _inverse_log_det_jacobian(self, y: tf.Tensor) -> tf.Tensor:
         return -self._forward_log_det_jacobian(self._inverse(y))
 
     def _sum_per_image(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Returns the log-determinant of each image, `[batch]`: the sum over all positions of the image."""
+        """Returns the log-determinant of each image, `[batch]`: the sum of `log_det` over all positions of x."""
         events = get_sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
         if log_det.shape.rank == 0:
-            # The log-determinant is equal at all positions; a product avoids the map of equal numbers that TFP sums.
+            # All positions have the same log-determinant, so a product replaces TFP's sum over a map of equal numbers.
             return tf.fill(events[:1], multiply_sizes(events[1:], x.dtype) * log_det)
         if log_det.shape.as_list() != x.shape[: len(events)].as_list():
             log_det = tf.broadcast_to(log_det, events)
@@ -103,7 +103,7 @@ class ClosedForm(tfb.Bijector):
 
 
 def _as_parameter(value: Any) -> tf.Tensor:
-    """Returns a parameter as a tensor; raises UserError for a variable, whose gradient would be lost."""
+    """Converts a parameter to a tensor; raises UserError for a variable, which would get no gradient."""
     if hasattr(value, "assign"):
         raise UserError(
             f"a bijector got the variable {value.name}, of which it would hold a copy without gradients; pass "

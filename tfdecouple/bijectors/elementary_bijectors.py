@@ -1,4 +1,4 @@
-"""The elementary bijectors: of single numbers, of channels (actnorm, 1x1 convolution), and the squeeze."""
+"""The elementary bijectors: maps of single numbers, maps of channels (actnorm, 1x1 convolution), the squeeze."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class BoundedAffine(ClosedForm):
 
     def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0):
         super().__init__(0, locals())
-        # In float32 an alpha near 1 rounds to 1, and 1 + alpha tanh(u/2) could be 0; the formula for 1 is never 0.
+        # If float32 rounds alpha to 1, then 1 + alpha tanh(u/2) could be 0; the formula below for alpha = 1 cannot.
         self.alpha = 1.0 if np.float32(alpha) == 1 else alpha
-        # Value, log-determinant and gradient all use `_shared`, which is log s for alpha = 1 and s otherwise.
+        # Value, log-determinant and gradient share `_shared`, which is log s for alpha = 1 and s otherwise.
         if self.alpha == 1:
             # The scale 1 + tanh(u/2) equals 2*sigmoid(u), whose logarithm stays finite where the scale underflows.
             self._inner = -self.unbounded
@@ -44,7 +44,7 @@ class BoundedAffine(ClosedForm):
         return tf.exp(self._shared) if self.alpha == 1 else self._shared
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns y, and log |det dy/dx| of each image `[batch]`, with their gradient in closed form."""
+        """Returns y, and log |det dy/dx| of each image `[batch]`; a gradient tape gets gradients in closed form."""
         if any(x.shape.as_list() != parameter.shape.as_list() for parameter in (self.shift, self.unbounded)):
             return super().forward_and_log_det(x)
         scaled, log_det = self._scale_with_gradient(x)
@@ -61,13 +61,13 @@ class BoundedAffine(ClosedForm):
         return self._shared if self.alpha == 1 else tf.math.log(self._shared)
 
     def _scale_with_gradient(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns s x and the log-determinant of each image, for x of the shape of u.
+        """Returns s x, and the log-determinant of each image `[batch]`, for x of the shape of u.
 
         The gradient in closed form needs half as many operations as the gradient that TensorFlow derives.
         """
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 
-        # TensorFlow stores all arguments of this function until the backward pass, so it has as few as possible.
+        # TensorFlow stores all arguments of this function until the backward pass, so only two values are arguments.
         @tf.custom_gradient
         def run(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
             axes = list(range(1, len(x.shape)))
@@ -76,7 +76,7 @@ class BoundedAffine(ClosedForm):
                 x_gradient = y_gradient * scale
                 per_image = tf.reshape(log_det_gradient, [-1, *[1] * len(axes)])
                 if alpha == 1:
-                    # `slope` is the gradient for log s = log 2 - softplus(-u).
+                    # `slope` is the gradient of the loss with respect to log s, which is log 2 - softplus(-u).
                     slope = x_gradient * x + per_image
                     return x_gradient, tf.raw_ops.SoftplusGrad(gradients=slope, features=-unbounded)
                 slope = y_gradient * x + per_image / scale
@@ -134,7 +134,7 @@ class Whitening(ClosedForm):
 
 
 class Sigmoid(ClosedForm):
-    """The bijector y = 1 / (1 + exp(-x)). TFP's own version needs a logarithm that ONNX lacks.
+    """The bijector y = 1 / (1 + exp(-x)). The log-determinant of TFP's version needs log1p, which ONNX lacks.
 
     >>> Sigmoid().forward(tf.constant([0.0])).numpy().tolist()
     [0.5]
@@ -150,12 +150,12 @@ class Sigmoid(ClosedForm):
         return tf.math.log(y) - tf.math.log1p(-y)
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
-        # The derivative of y is y (1 - y), and log(1 - y) = log y - x.
+        # The derivative of y is y (1 - y), and log(1 - y) = log y - x, so its logarithm is 2 log y - x.
         return 2 * tf.math.log_sigmoid(x) - x
 
 
 class ChannelAffine(ClosedForm):
-    """The bijector y = exp(log_scale) * x + shift of activation normalisation; both parameters are `[channels]`.
+    """The bijector y = exp(log_scale) * x + shift of actnorm; both parameters are `[channels]`.
 
     >>> ChannelAffine(tf.ones([2]), tf.zeros([2])).forward_and_log_det(tf.zeros([1, 4, 4, 2]))[1].numpy().tolist()
     [0.0]
@@ -178,7 +178,7 @@ class ChannelAffine(ClosedForm):
 
 @tf.custom_gradient
 def _scale_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns scale * x + shift per channel, with a gradient of half as many operations as TensorFlow's own."""
+    """Returns scale * x + shift per channel; the closed-form gradient has half the operations of TensorFlow's."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         axes = list(range(len(x.shape) - 1))
@@ -190,7 +190,7 @@ def _scale_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[t
 class ChannelMatrix(ClosedForm):
     """The bijector of the 1x1 convolution: y = W x at every position, for a matrix W `[channels, channels]`.
 
-    One matrix product serves all positions. TFP's bijectors solve a linear system for each position, which is slower.
+    One matrix product maps all positions. TFP's bijectors solve a linear system for each position, which is slower.
 
     >>> ChannelMatrix(2 * tf.eye(2)).forward(tf.ones([3, 2])).numpy()[0].tolist()
     [2.0, 2.0]
@@ -212,7 +212,7 @@ class ChannelMatrix(ClosedForm):
 
 
 class Squeeze(ClosedForm):
-    """The bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`, which turns neighbouring pixels into channels.
+    """The bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`, which turns blocks of 2 x 2 pixels into channels.
 
     >>> Squeeze().forward(tf.zeros([1, 4, 4, 3])).shape.as_list()
     [1, 2, 2, 12]
@@ -252,7 +252,7 @@ class Squeeze(ClosedForm):
 
 
 def _map_images(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Returns the output of a function of `[batch, height, width, channels]` for images with any leading axes."""
+    """Applies a function of `[batch, height, width, channels]` to images x with any leading axes, which it keeps."""
     if x.shape.rank == 4:
         return function(x)
     y = function(tf.reshape(x, [-1, *get_sizes(x)[-3:]]))
