@@ -45,7 +45,7 @@ class TestTraining:
             variable.assign(keras_model.named_variables()[name])
         take = TrainStep(config, state, strategy)
         for step, batch in enumerate(np.split(images, 2)):
-            right = take([tf.constant(batch)], step).read()
+            right = take([tf.constant(batch)], step).fetch_numbers()
             found = keras_model.train_on_batch(batch, return_dict=True)
             for name in ("bits_per_dim", "reconstruction", "kl", "dequantization"):
                 assert found[name] == pytest.approx(getattr(right, name), rel=1e-5, abs=1e-5), name
