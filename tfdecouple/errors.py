@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 # Pattern of the escape sequences of terminals, such as colours, which `one_line` removes from messages.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# Packages that `warn_user` skips in search of the line of the user's code that a warning names.
+# Packages whose stack frames `warn_user` skips to find the line of the user's code for a warning.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
@@ -63,7 +63,7 @@ class ExactnessWarning(UserWarning):
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issues a warning that names a line of the user's code as its place, not of TensorFlow, Keras or tfdecouple."""
+    """Issues a warning located at a line of the user's code, not at one of TensorFlow, Keras or tfdecouple."""
     frame, level = sys._getframe(0), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         frame, level = frame.f_back, level + 1
@@ -71,7 +71,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
-    r"""Returns the message of an error as one line of at most `limit` characters; the error's type if that is empty.
+    r"""Returns an error's message as one line of at most `limit` characters; the error's type if the message is empty.
 
     With `first`, all lines of the message except the first are left out: TensorFlow adds lines for its developers.
 

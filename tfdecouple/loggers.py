@@ -140,7 +140,7 @@ class WeightsAndBiases(Logger):
     _image: Any = None
 
     def open(self, step: int) -> None:
-        """Starts the run of Weights & Biases, or resumes the run whose identifier `wandb/id` holds."""
+        """Starts the run of Weights & Biases, or resumes the run whose identifier is in the file `wandb/id`."""
         wandb = importlib.import_module("wandb")
         path = self.folder / "wandb" / "id"
         if not path.exists():

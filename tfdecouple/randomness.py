@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 
-# TensorFlow's code for the Philox algorithm, the default random generator on CPUs and GPUs.
+# The number by which TensorFlow's raw operations select Philox, the default random generator on CPUs and GPUs.
 _PHILOX = 1
 
 
@@ -56,7 +56,7 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
 
 def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
-    """Returns float32 noise for dequantisation: standard normal for a learned q(u|x), else uniform in [0, 1)."""
+    """Returns noise for dequantisation: normal with `normal_noise`, for a learned q(u|x), else uniform in [0, 1)."""
     return (tf.random.stateless_normal if normal_noise else tf.random.stateless_uniform)(shape, seed)
 
 
@@ -89,7 +89,7 @@ def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor
 def draw_u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """Returns the dequantisation noise of evaluations, `[n, *image_shape]`; see `draw_z_noise` for the arguments."""
+    """Returns the noise `[n, *image_shape]` with which evaluations dequantise; for arguments see `draw_z_noise`."""
     return _draw_by_index(
         lambda own: draw_pixel_noise(image_shape, derive_seed(own, "u"), normal_noise), seed, number, index
     )

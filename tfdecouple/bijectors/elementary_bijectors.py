@@ -178,7 +178,7 @@ class ChannelAffine(ClosedForm):
 
 @tf.custom_gradient
 def _scale_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns scale * x + shift per channel; the closed-form gradient has half the operations of TensorFlow's."""
+    """Returns scale * x + shift per channel; the gradient needs half as many operations as TensorFlow's would."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         axes = list(range(len(x.shape) - 1))
@@ -252,7 +252,7 @@ class Squeeze(ClosedForm):
 
 
 def _map_images(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Applies a function of `[batch, height, width, channels]` to images x with any leading axes, which it keeps."""
+    """Applies a function of `[batch, height, width, channels]` to images with any leading axes; keeps these axes."""
     if x.shape.rank == 4:
         return function(x)
     y = function(tf.reshape(x, [-1, *get_sizes(x)[-3:]]))

@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Modules are imported at first use, because help texts list the sources without waiting for TensorFlow.
+    # Modules are imported at first use, so that help texts, which list the data sources, do not wait for TensorFlow.
     for module in ("sources", "batches") if name in __all__ else ():
         home = importlib.import_module(f"tfdecouple.data.{module}")
         if hasattr(home, name):

@@ -13,12 +13,12 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.splits import ALGORITHM, Source
 from tfdecouple.errors import DataError
 
-# Numbers that are folded into the seed, so that order and augmentation are drawn independently.
+# Numbers that are folded into the seed, one for each purpose, so that order and augmentation are independent.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
 
 def count_epoch_steps(source: Source, batch_size: int) -> int:
-    """Returns the number of complete batches in the training set; raises DataError for a batch larger than the set."""
+    """Returns how many complete batches the training set gives; raises DataError for a batch larger than the set."""
     size = source.sizes["train"]
     if batch_size > size:
         raise DataError(
@@ -39,17 +39,17 @@ def make_training_batches(
 ) -> tf.data.Dataset:
     """Returns an infinite dataset of training batches, shuffled anew for each epoch and augmented (appendix C.1).
 
-    Batch number k, counted from 0 over the whole run, is a pure function of the source, `config`, `batch_size`, `seed`
-    and k: a run that is resumed with `start_step=k` sees bit for bit the images of an unbroken run. All random
-    operations are stateless, since `tf.data.Dataset.shuffle` would also depend on `tf.random.set_seed`.
+    Batch number k, counted from 0 over all epochs, depends only on the source, `config`, `batch_size`, `seed` and k. A
+    run that is resumed with `start_step=k` therefore gets the same images, to the bit, as an unbroken run. All random
+    operations are stateless, because `tf.data.Dataset.shuffle` would also depend on `tf.random.set_seed`.
 
     Args:
         source: the opened data set.
         config: the data config; its `pad_and_crop` must be below the shorter side of the images, in pixels.
-        batch_size: number of images in a batch, over all devices; `micro_batches` and the replicas divide it.
+        batch_size: count of images in a batch of all devices, a multiple of `micro_batches` times the replicas.
         seed: the seed of order and augmentation, below 2**63.
-        start_step: number of the first batch. Images before this batch in its epoch are neither decoded nor augmented.
-        micro_batches: number M of equal parts of each batch; the dataset yields the parts in order.
+        start_step: number k of the first batch. Earlier images of the same epoch are neither decoded nor augmented.
+        micro_batches: count M of equal parts of each batch; the dataset yields the parts in order.
         context: the context that `tf.distribute.Strategy.distribute_datasets_from_function` gives to an input pipeline.
             With P pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and
             yields it as R / P batches, one for each of its replicas. None for one pipeline and one replica.
@@ -77,7 +77,7 @@ def make_training_batches(
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
-    # Pipelines share images by position in the global batch, because the noise of an image is keyed by that position.
+    # A pipeline takes its slice by positions in the batch, because the noise of an image depends on its position.
     slice_size = micro_batch // context.num_input_pipelines
 
     def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
@@ -100,7 +100,7 @@ def make_training_batches(
 
 
 def round_batch_size(batch_size: int, count: int, devices: int) -> int:
-    """Returns the batch size for `count` images, rounded up so that the devices divide the batch evenly.
+    """Returns min(batch_size, count), rounded up to a multiple of `devices`, so that devices get equal parts.
 
     >>> round_batch_size(250, 1000, 4), round_batch_size(250, 5, 2)
     (252, 6)
@@ -111,18 +111,18 @@ def round_batch_size(batch_size: int, count: int, devices: int) -> int:
 def make_evaluation_batches(
     source: Source, split: str, *, batch_size: int, limit: int = 0, indices: np.ndarray | None = None
 ) -> tf.data.Dataset:
-    """Returns a finite dataset of equally large batches, which have each image of a split once, without augmentation.
+    """Returns a finite dataset of batches of equal size, with each image of a split once, without augmentation.
 
     Args:
         source: the opened data set.
         split: "train", "validation" or "test".
-        batch_size: number B of images in a batch, over all devices.
-        limit: number of images from the beginning of the split; 0 for all.
+        batch_size: count B of images in a batch, over all devices.
+        limit: count of images to take from the beginning of the split; 0 for all.
         indices: indices of the images, as for `read_chosen_batches`; None for all images.
 
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
-        [B] in the split, and "weight" float32 [B], 1 for images and 0 for the zeros that fill up the last batch.
+        [B] in the split, and "weight" float32 [B], 1 for images and 0 for the entries that fill up the last batch.
     """
     examples = _decode_examples(source, split, indices)
     if limit:
@@ -142,10 +142,10 @@ def make_evaluation_batches(
 
 
 def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Splits evaluation batches into equal slices, and returns those for the replicas of one input pipeline.
+    """Splits evaluation batches into equal slices; returns a dataset of the slices for one pipeline's replicas.
 
-    With P pipelines and R replicas, pipeline p yields slices p * R / P to (p + 1) * R / P of the R equal slices of each
-    batch, in order: of nested tensors `[batch, ...]` it makes tensors `[batch / R, ...]`.
+    With P pipelines and R replicas, each batch has R slices, and pipeline p gets the slices from p * R / P up to (not
+    including) (p + 1) * R / P. A batch of tensors `[batch, ...]` becomes R / P elements of tensors `[batch / R, ...]`.
     """
     replicas = context.num_replicas_in_sync
     own = replicas // context.num_input_pipelines
@@ -164,10 +164,10 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first `count` readable images of a split, uint8 [count, ...], and their labels, int32 [count].
 
-    If the split has fewer readable images, `at_most` returns all of them, at least one, instead of raising an error.
+    With `at_most`, a split of fewer readable images (at least one) returns all of them instead of raising DataError.
 
     Raises:
-        DataError: where the split is unknown or has too few images, or an image is unreadable and not skipped.
+        DataError: if the split is unknown or has too few images, or an image is unreadable and not skipped.
     """
     with source.guard():
         loaded = next(source.open_split(split).decode_examples().take(count).batch(count).as_numpy_iterator(), None)
@@ -180,16 +180,16 @@ def load_images(source: Source, split: str, count: int, at_most: bool = False) -
 def read_chosen_batches(
     source: Source, split: str, indices: np.ndarray, *, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of the images of a split with some indices, `[n]`, in ascending order, and decodes no other image.
+    """Yields batches of the images of a split with `indices`, `[n]`, in ascending order; decodes no other images.
 
-    A repeated index counts once. The next readable image replaces an unreadable image that is skipped.
+    A repeated index counts once. An unreadable image that is skipped is replaced by the next readable image.
 
     Yields:
         Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
         last batch may be smaller than the others.
 
     Raises:
-        DataError: where the split is unknown, an index outside the split, or an image unreadable.
+        DataError: if the split is unknown, an index lies outside the split, or an image is unreadable.
     """
     with source.guard():
         batches = _decode_examples(source, split, indices).batch(batch_size)
@@ -197,7 +197,7 @@ def read_chosen_batches(
 
 
 def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> tf.data.Dataset:
-    """Returns a dataset of all images of a split, or of the images with `indices`, without repetitions and in order."""
+    """Returns the dataset of `Split.decode_examples` for all images of a split, or for `indices`, sorted, each once."""
     opened = source.open_split(split)
     if indices is None:
         return opened.decode_examples()
@@ -210,9 +210,9 @@ def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> 
 def _set_pipeline_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    # Tuning is off, because the end of a tuned pipeline waits for the tuner, which may sleep for a long time.
+    # Autotuning is off, because a pipeline ends only after its tuner, which may be asleep for a long time.
     options.autotune.enabled = False
-    # Workers share images instead of files, because there may be fewer files than workers.
+    # Images are divided among workers instead of files, because there may be fewer files than workers.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options).prefetch(2)
 
@@ -222,7 +222,7 @@ def _fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
 
 
 def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """Shifts and mirrors an image, uint8 [height, width, channels], at random by a seed, int64 [2].
+    """Shifts and mirrors an image, uint8 [height, width, channels], at random, as drawn from `seed`, int64 [2].
 
     The image is shifted by up to `pad_and_crop` pixels along each axis; reflected pixels (`numpy.pad`'s "reflect") fill
     the gap. With `horizontal_flip` the image is mirrored with probability 1/2.

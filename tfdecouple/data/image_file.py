@@ -1,9 +1,9 @@
 """Functions that read image files with Pillow, and crop and resize images to the shape of the model's images.
 
 The centre of an image, in the proportions of the model's images, is cut out and resized with Pillow's filter BILINEAR
-on 8-bit pixels. The filter is a triangle; its width is two pixels of the smaller of the two images. It is applied along
-the rows, then along the columns, and both results are rounded to 8 bits. `export/page/resize.js` computes the same
-bytes in JavaScript.
+on 8-bit pixels. This filter is a triangle, two pixels of the smaller image wide. It is applied along the rows, then
+along the columns, and both results are rounded to 8 bits. `export/page/resize.js` computes the same bytes in
+JavaScript.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
 
-# Largest number of pixels of an image, 400 MB as RGB. Without a limit, a small file could ask for any amount of memory.
+# Largest image, in pixels: 400 MB as RGB. Without a limit, a small file could make Pillow allocate any amount.
 MOST_PIXELS = 2**27
 
-# Formats that a file may have, by the ending of its name. Users often give a file of a common format the ending of
-# another one, so the content decides between the common formats. It decides between all formats if the ending is none
-# of these.
+# The formats that Pillow tries for a file, by the ending of the file's name. Users often give a file of a common format
+# the ending of another, so Pillow tries all common formats for each of their endings. It tries all formats if the
+# ending is not listed.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _FORMATS = {
     **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
     **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
 }
-# Ending of NumPy's files, which hold images with more than four channels.
+# Ending of NumPy's array files, the only accepted format of images with more than four channels.
 ARRAY_SUFFIX = ".npy"
 SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
 
 
 def describe_resizing(image_shape: Shape) -> str:
-    """Returns a sentence on how images are resized, for the metadata and the model card of an export."""
+    """Returns text that says how images are resized, for the metadata and the model card of an export."""
     channels = image_shape[-1]
     kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
     return (
@@ -52,7 +52,7 @@ def describe_resizing(image_shape: Shape) -> str:
 
 
 def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
-    """Returns a phrase on how images are cropped, for the metadata of an export; its only number is `centre_crop`."""
+    """Returns text that says how images are cropped, for an export's metadata; its only number is `centre_crop`."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"
@@ -62,10 +62,10 @@ def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
 
 
 def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
-    """Returns the rectangle to cut out of an image: first row, first column, number of rows, number of columns.
+    """Returns the rectangle to cut out of an image: first row, first column, count of rows, count of columns.
 
-    The rectangle has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0 for no
-    limit.
+    The rectangle, in pixels, has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0
+    stands for no limit.
 
     >>> find_centre_box(100, 300, (32, 32, 3), 0)
     (0, 100, 100, 100)
@@ -83,12 +83,12 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
 
 
 def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
-    """Returns the centre of an image, resized to `image_shape`, as uint8; an image of this shape stays unchanged.
+    """Returns the centre of an image, resized to `image_shape`, uint8; an image of that shape stays unchanged.
 
     Args:
         pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
         image_shape: shape of the result; (0, 0, channels) for all pixels, neither cropped nor resized.
-        centre_crop: largest number of pixels to keep along the shorter side; 0 for no limit.
+        centre_crop: how many pixels are at most kept along the shorter side before resizing; 0 for no limit.
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
@@ -104,16 +104,16 @@ def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) ->
 
     if channels == RGB_CHANNELS:
         return resize(pixels)
-    # Channels are resized one by one, because Pillow would treat the last of two or four channels as transparency.
+    # Each channel is resized alone, because Pillow would treat the last of two or four channels as transparency.
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     return np.stack([resize(pixels[..., channel]) for channel in range(channels)], -1)
 
 
 def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
-    """Returns the result of `crop_and_resize` as a tensor within tf.data, after a conversion between grey and RGB.
+    """Crops and resizes an image, as `crop_and_resize` does, inside tf.data; converts between grey and RGB before.
 
-    The image is uint8 [H, W, channels]. It has the number of channels of `image_shape`, or one of the two has 1 channel
-    and the other 3.
+    The image is uint8 [H, W, channels]. Its channels are as many as those of `image_shape`, unless one of the two is
+    grey (1 channel) and the other RGB (3).
     """
     if image.shape == image_shape and not centre_crop:
         return image
@@ -124,12 +124,12 @@ def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: in
             pixels = np.asarray(Image.fromarray(pixels.squeeze(-1) if mode == "RGB" else pixels).convert(mode))
         return crop_and_resize(pixels, image_shape, centre_crop)
 
-    # Pillow is called because tf.image.resize rounds differently: a tenth of the values would differ by 1.
+    # Pillow resizes, because tf.image.resize rounds differently: a tenth of the values would differ by 1.
     return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
 class PixelBudget:
-    """A limit on the number of decoded pixels in memory, over all threads, because small files can be large images.
+    """A limit on how many decoded pixels all threads together hold in memory; small files can be large images.
 
     A single image must not have more pixels than the limit.
     """
@@ -140,7 +140,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def hold_pixels(self, pixels: int) -> Iterator[None]:
-        """Returns a context that waits until so many pixels are free, and occupies them until its end."""
+        """Returns a context that waits until `pixels` pixels of the limit are free, and reserves them until its end."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels
@@ -157,23 +157,23 @@ _BUDGET = PixelBudget(MOST_PIXELS)
 
 @functools.cache
 def _use_large_blocks() -> None:
-    """Sets Pillow's block size to 64 MiB, because a thread never gives the memory of smaller blocks back."""
+    """Makes Pillow allocate memory in blocks of 64 MiB, since threads never return the memory of smaller blocks."""
     Image.core.set_block_size(2**26)
 
 
 def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO | None = None) -> np.ndarray:
-    """Reads an image file, turns the image upright by its EXIF data, crops and resizes it: uint8 of `image_shape`.
+    """Reads an image file; returns the image upright (by EXIF), cropped and resized, uint8 of `image_shape`.
 
     For three channels, grey, palette and CMYK images become RGB, and transparency is dropped. For one channel, all
-    images become grey, as Pillow's "L". For any other number of channels the file must have this number: LA, RGBA,
-    CMYK, or an array of NumPy (.npy), uint8 [H, W, channels].
+    images become grey, as Pillow's "L". For any other number of channels the file must have the same number: LA,
+    RGBA, CMYK, or an array of NumPy (.npy), uint8 [H, W, channels].
 
-    `image_shape` and `centre_crop` are those of `crop_and_resize`. If `file` is the open file, `path` only names it in
-    messages.
+    `image_shape` and `centre_crop` are those of `crop_and_resize`. If `file` is an open file, the image is read from
+    it, and `path` only gives the ending and the name for messages.
 
     Raises:
-        DataError: where the file is no regular file, is no image of the formats that its ending allows, or has more
-            than `MOST_PIXELS` or other channels than the model; the message has the path.
+        DataError: if the file is not a regular file, not an image of a format that its ending allows, has more than
+            `MOST_PIXELS` pixels, or has other channels than the model; the message has the path.
     """
     _use_large_blocks()
     channels = image_shape[-1]
@@ -186,7 +186,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             image = scale_to_8_bits(image)
-            # Pillow's convert() warns about the transparency of a palette.
+            # With this entry, Pillow's convert() would warn about the transparency of a palette.
             image.info.pop("transparency", None)
             if channels in PILLOW_MODES:
                 mode = PILLOW_MODES[channels]
@@ -197,7 +197,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
                     "(model.image_shape)"
                 )
             return crop_and_resize(np.asarray(image), image_shape, centre_crop)
-    # Every exception is caught, because Pillow raises many classes, even SyntaxError and struct.error.
+    # Every exception is caught, because Pillow raises errors of many classes, even SyntaxError and struct.error.
     except Exception as error:
         raise DataError(
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
@@ -206,10 +206,10 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
 
 
 def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
-    """Returns the pixels in a file of NumPy, uint8 [H, W, channels]; raises ValueError for any other content."""
+    """Returns the pixels in a NumPy file (.npy), uint8 [H, W, channels]; raises ValueError for other contents."""
     if file is None:
         _require_regular(path)
-    # The file is mapped into memory, because the header of an untrusted file may state any size.
+    # The file is mapped, not loaded, because the header of an untrusted file can state any size.
     pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
     if not isinstance(pixels, np.ndarray):
         raise ValueError("it is an archive of several arrays; save one")
@@ -224,9 +224,9 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
 
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Returns an image with 8 bits per value, of 16 bits the upper 8; raises ValueError for other numbers of bits.
+    """Converts an image of 16 bits per value to the upper 8 bits; returns an image of 8 bits unchanged.
 
-    Pillow's own conversion would clip 16 bits.
+    Other counts of bits raise ValueError. Pillow's conversion would clip values of 16 bits at 255.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -236,10 +236,10 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
-    """Opens an image file and returns the Pillow image, of which only the header is read.
+    """Opens an image file and returns the Pillow image, whose header is read, but not its pixels.
 
-    Raises ValueError where the file is no regular file, no image, or too large. Pillow raises further errors for
-    damaged files.
+    Raises ValueError if the file is not a regular file, not an image, or has more than `MOST_PIXELS` pixels. Pillow
+    raises further errors for damaged files.
     """
     if file is None:
         _require_regular(path)
@@ -260,7 +260,7 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
 
 def _require_regular(path: str) -> None:
     if not stat.S_ISREG(os.stat(path).st_mode):
-        # A pipe is refused, because reading from it could block for ever.
+        # A pipe is refused, because reading from a pipe could block for ever.
         raise ValueError("it is no regular file")
 
 

@@ -21,22 +21,22 @@ from tfdecouple.data.image_file import SUFFIXES, read_image
 from tfdecouple.data.splits import BadImages, MemorySplit, Source, Split, Tensors
 from tfdecouple.errors import DataError
 
-# Fractions of the images that the hash gives to test and to validation.
+# The fractions of the images that the hash of the file name assigns to test and to validation.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
-# At least so many images are held out for test, and for validation, unless that is more than a tenth of the folder.
+# Test and validation each get at least this count of images, or a tenth of the folder if that is fewer.
 LEAST_HELD_OUT = 8
 
-# The split that each of these sub-folders holds.
+# The split to which the images in a sub-folder with one of these names belong.
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 class ImageFile(NamedTuple):
-    """An image file below a folder.
+    """An image file in the folder of a data set.
 
     Attributes:
         path: path of the file.
-        key: path of the file below the folder of its split, with "/" between folders.
-        label_name: name of the first sub-folder in `key`; "" where there is none.
+        key: the path relative to the folder of the file's split, with "/" between folders.
+        label_name: the first folder in `key`, which is the label of the image; "" for a `key` without a folder.
     """
 
     path: str
@@ -45,17 +45,17 @@ class ImageFile(NamedTuple):
 
 
 def open_folder(config: DataConfig, image_shape: Shape) -> Source:
-    """Returns the data set of the images in a folder, whose sub-folders are labels.
+    """Returns the data set of the images in the folder that `data.source` names; sub-folders are labels.
 
-    If all decoded images take at most `cache_gib` GiB, this function reads them, and raises the error of an unreadable
-    image. A larger folder is only listed, because even the headers of millions of files take long to read. An
-    unreadable image then raises its error when a batch needs it (see `Source.guard`).
+    If all decoded images take at most `data.cache_gib` GiB, this function reads all images. A larger folder is only
+    listed, because even the headers of millions of files take long to read. An unreadable image in a larger folder
+    raises an error when a batch needs the image (see `Source.guard`).
 
     Raises:
-        DataError: where the folder is missing, has too few images for three splits or contradictory sub-folders, or
-            holds an image that cannot be read.
+        DataError: if the folder is missing, has too few images for three splits, has contradictory sub-folders, or
+            holds an image that cannot be read now.
     """
-    # os.path.expanduser is used because Path.expanduser raises an error for the path of an unknown user.
+    # os.path.expanduser is called, because Path.expanduser raises an error for the path of an unknown user.
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
     if config.source == "folder:" or not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
@@ -79,12 +79,12 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
-    """Returns the files by split, as a hash of their keys assigns them: about 90 % train, 5 % validation and 5 % test.
+    """Returns {split: files}, assigned by a hash of the files' paths: about 90 % train, 5 % validation, 5 % test.
 
-    The split of a file depends only on its key, so it is the same on every machine, and adding or removing other files
-    does not change it. Small folders are the exception: a held-out split with less than a tenth of the files, and less
-    than `LEAST_HELD_OUT`, also gets the files whose hashes follow. With 3 or more files, each split has at least one.
-    The files of a split are in the order of `files`.
+    The split of a file depends only on its path: another machine gives the same split, and adding or removing other
+    files does not change it. Small folders are the exception: a validation or test split with less than a tenth of the
+    files and less than `LEAST_HELD_OUT` files also gets the files with the next larger hashes. With 3 or more files,
+    each split has at least one. The files of a split are in the order of `files`.
     """
     hashes = [hash_file_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
@@ -99,14 +99,14 @@ def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]
 
 
 def hash_file_key(key: str) -> float:
-    """Returns the hash of a file's key, a number in [0, 1), which decides on the split of the file."""
-    # The key is first brought into Unicode's normal form, because file systems encode accented letters differently.
+    """Returns the hash of an image file's key, a float in [0, 1), which decides on the split of the file."""
+    # Unicode's normal form is hashed, because file systems encode accented letters differently.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns the image files below a folder and a description of them, by split."""
+    """Returns {split: (image files, description of the files)} for the image files below the folder."""
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     chosen = "{} images {}chosen by a hash of their names"
     if "train" not in present:
@@ -124,7 +124,7 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
     files = {SPLIT_FOLDERS[name]: (_list_image_files(folder / name, least[name]), f"{name}/") for name in present}
     if missing:
         training, _ = files["train"]
-        # The hash makes three splits. The missing ones are removed from the training images; the rest stays in train.
+        # The hash divides the images of train/ into three splits; the files of missing splits are taken out of train.
         splits = split_files_by_hash(training)
         for name in missing:
             files[name] = (splits[name], chosen.format(len(splits[name]), "of train/ "))
@@ -135,10 +135,10 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
 
 
 def _list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
-    """Returns the image files below a folder, sorted by key, without hidden files.
+    """Returns the image files in a folder and its sub-folders, sorted by key, without hidden files.
 
     Raises:
-        DataError: where there are fewer than `least`.
+        DataError: if there are fewer than `least` image files.
     """
     files = []
     for parent, folders, names in os.walk(folder):
@@ -156,7 +156,7 @@ def _list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
 
 
 class FileSplit(Split):
-    """A split of image files. A file is read when its record is decoded."""
+    """A split of image files, each of which is read when a batch needs the image."""
 
     def __init__(
         self,
@@ -177,10 +177,10 @@ class FileSplit(Split):
         self._bad_images = bad_images
 
     def load_folder_into_memory(self) -> MemorySplit:
-        """Reads all readable images now, and returns a split that has them in memory.
+        """Reads all images of the split, and returns a split that holds the readable images in memory.
 
         Raises:
-            DataError: where no image is readable, or one is unreadable and `data.on_bad_image` is "stop".
+            DataError: if no image is readable, or one is unreadable and `data.on_bad_image` is "stop".
         """
         images = np.empty((self.size, *self._image_shape), np.uint8)
 
@@ -199,16 +199,16 @@ class FileSplit(Split):
         return MemorySplit(len(images), self.description, lambda: (images, labels), keys)
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
-        """Returns image and label of a record, which is an index, int64 [].
+        """Returns image and label for `record`, the index of an image, int64 [].
 
-        The next readable image replaces an unreadable image. Without a replacement all later batches would shift, and
-        a resumed run would have to read all earlier images to know how far.
+        The next readable image replaces an unreadable image. If unreadable images were left out instead, all later
+        batches would shift, and a resumed run would have to read all earlier images to find its position.
         """
         image, label, _ = self._decode_next_readable(record)
         return image, label
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
-        """Returns all images in order, or the images with these indices, as `Split.decode_examples` does."""
+        """Returns a dataset of all images in order, or of those with `indices`, as `Split.decode_examples` does."""
         if replace_unreadable:
             return super().decode_examples(indices)
 
@@ -221,7 +221,7 @@ class FileSplit(Split):
         return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
 
     def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the first readable image at or after an index, its label and its index; the end continues at 0."""
+        """Returns the first readable image from `index` on, its label and its index; continues from the last at 0."""
 
         def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
             for position in itertools.chain(range(index, self.size), range(index)):
@@ -233,7 +233,7 @@ class FileSplit(Split):
         return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), position
 
     def _read_unless_skipped(self, index: int) -> np.ndarray | None:
-        """Returns an image, uint8 [height, width, channels], or None for an unreadable image that is skipped."""
+        """Reads an image, uint8 [height, width, channels]; returns None for an unreadable image that is skipped."""
         path = self._paths[index]
         if path in self._bad_images.skipped:
             return None

@@ -1,4 +1,4 @@
-"""Labels of images (indices into the label names of a data set, or -1 for none), and numeric attributes of images."""
+"""Checks of image labels (indices of label names, or -1 for none), and numeric attributes from CSV files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, one_line
 
 NO_LABEL = -1
-# TensorFlow raises an error with this text for an unknown label; `BadImages.find_image_error` finds our message by the
-# text, which has no characters that TensorFlow escapes.
+# The text of TensorFlow's error for an unknown label, by which `BadImages.find_image_error` finds the stored DataError.
+# The text has no characters that TensorFlow escapes.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
 def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
-    """Returns labels as int32 `[n]`; raises DataError unless each is -1 or the index of a label name of the source."""
+    """Returns labels as int32 `[n]`; raises DataError unless each is -1 or an index of the source's label names."""
     count, labels = len(source.label_names), np.asarray(labels, np.int32)
     wrong = (labels < NO_LABEL) | (labels >= count)
     if wrong.any():
@@ -42,7 +42,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_label_count(source: Source, model: ModelConfig) -> None:
-    """Raises DataError if a model with labels is for another number of labels than the source has."""
+    """Raises DataError if a model with labels has another count of labels (`model.classes`) than the source."""
     count = len(source.label_names)
     if model.has_classes and count != model.classes:
         remedy = f"set model.classes={count}"
@@ -52,9 +52,10 @@ def require_label_count(source: Source, model: ModelConfig) -> None:
 
 
 def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns the dataset `batches`, whose iteration raises DataError at a label that is invalid for the model.
+    """Returns `batches` with a check: at a label that is invalid for the model, iteration raises DataError.
 
-    The error needs the context `Source.guard`. A model without labels gets `batches` unchanged.
+    Iterate inside `Source.guard`, which turns TensorFlow's error into the DataError. For a model without labels,
+    `batches` is returned unchanged.
     """
     if not model.has_classes:
         return batches
@@ -74,7 +75,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
 
 
 def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns the inputs of training steps: a dataset of images, or of (images, labels) for a model with labels."""
+    """Converts `batches` of dicts to batches of images, or of (images, labels) for a model with labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])
     return check_batch_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))
@@ -82,9 +83,10 @@ def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelC
 
 @dataclasses.dataclass(frozen=True)
 class Attributes:
-    """The numeric attributes of images, such as an age or a pose, or 1 and 0 for yes and no, from a CSV file.
+    """Numeric attributes of images, such as an age, a pose, or 1 and 0 for yes and no, from a CSV file.
 
-    `rows` has the attributes of each image, float64 `[attributes]`, by file name; NaN for an empty cell.
+    `rows` is {file name: float64 array with one value for each of `names`}; NaN stands for an empty cell. `path` is
+    the path of the CSV file.
     """
 
     path: str
@@ -92,17 +94,18 @@ class Attributes:
     rows: dict[str, np.ndarray]
 
     def look_up_attributes(self, keys: Sequence[str]) -> np.ndarray:
-        """Returns the attributes of the images with these keys, float64 `[n, attributes]`; NaN where there are none."""
+        """Returns the attributes of the images with these keys, float64 `[n, attributes]`; NaN for unlisted images."""
         return np.stack([self.rows.get(key, np.full(len(self.names), np.nan)) for key in keys])
 
 
 def read_attributes(path: str) -> Attributes:
-    """Returns the attributes of images from a CSV file.
+    """Reads the numeric attributes of images from a CSV file.
 
-    Its first line has the names of the columns. Each other line has the file name of an image, then its attributes.
+    The first line of the file has the names of the columns. Each other line has the file name of an image, then the
+    attributes of the image.
 
     Raises:
-        DataError: where the file cannot be read or is malformed; the message names the line.
+        DataError: if the file cannot be read or is malformed; the message names the line.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

@@ -1,4 +1,4 @@
-"""The data source of the sample photographs: crops of photographs that scikit-image and scikit-learn install."""
+"""The data source `photographs`: random crops of photographs that scikit-image and scikit-learn install."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from tfdecouple.runtime.devices import read_total_memory
 
 
 class Photograph(NamedTuple):
-    """A photograph in a file of an installed package.
+    """A photograph that comes with an installed Python package.
 
-    The file lies at `path` below the folder of installed packages. Author and licence are as the package states them.
+    `path` is the path of the file below the folder of installed packages. `author` and `licence` are as stated by the
+    package.
     """
 
     name: str
@@ -31,9 +32,9 @@ class Photograph(NamedTuple):
     licence: str
 
 
-# The photographs that `data.photographs` may name. Three kinds of pictures of the packages are left out: grey pictures,
-# because a density over RGB degenerates on three equal channels; the deep field and the retina, because they are mostly
-# one dark colour; and the right motorcycle, because the two photographs of a stereo pair show the same scene.
+# The photographs that `data.photographs` can name. Other pictures in the packages are omitted: grey pictures, since a
+# density over RGB degenerates on three equal channels; the deep field and the retina, since one dark colour fills most
+# of them; and the right motorcycle, since both photographs of a stereo pair show the same scene.
 _SKIMAGE, _SKLEARN = ("scikit-image", "skimage/data"), ("scikit-learn", "sklearn/datasets/images")
 PHOTOGRAPHS = {
     name: Photograph(name, package, f"{folder}/{name}{suffix}", author, licence)
@@ -48,12 +49,12 @@ PHOTOGRAPHS = {
     )
 }
 
-# Each photograph is cut across its longer side into a band for each split; these are the fractions of the side, in
-# order. Training gets the middle, where most photographs have their subject.
+# Each photograph is divided along its longer side into three parts, called bands, one for each split, in this order and
+# with these fractions of the side. Training gets the middle, where most photographs have their subject.
 BANDS = (("test", 0.2), ("train", 0.6), ("validation", 0.2))
 
-# Number of unused pixels between neighbouring bands. A JPEG block with halved colour resolution is 16 pixels wide, so
-# that no block is in two bands.
+# Unused pixels between neighbouring bands. A JPEG block with halved colour resolution is 16 pixels wide, so with this
+# margin no block lies in two bands.
 MARGIN = 16
 
 _HELD_OUT_CROPS = {"validation": 512, "test": 1000}
@@ -65,9 +66,11 @@ Box = tuple[int, int, int, int]
 def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     """Returns the data set of random crops of the sample photographs, which needs no download.
 
+    With one channel in `image_shape` the crops are grey.
+
     Raises:
-        DataError: where a photograph is unknown or missing in the installed package, or the shape is too large or has
-            neither 1 nor 3 channels; with one channel the crops are grey.
+        DataError: if a photograph is unknown, or missing in the installed package, or too small for crops of this
+            shape, or if the shape has neither 1 nor 3 channels.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
@@ -85,7 +88,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
                 f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
                 f"of {largest}; use at most that, or another data.source"
             )
-    # The config of an untrusted run folder may ask for any number of crops.
+    # The config of an untrusted run folder can ask for any count of crops, so the size of all crops is checked.
     if config.photograph_crops * math.prod(image_shape) > read_total_memory():
         raise DataError(
             f"data.photograph_crops is {config.photograph_crops}, which takes more memory than this machine has; use "
@@ -110,7 +113,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
-    """Returns the photographs that `data.photographs` names; raises DataError for an unknown name."""
+    """Returns the `Photograph`s that `data.photographs` names; raises DataError for an unknown name."""
     for name in config.photographs:
         if name not in PHOTOGRAPHS:
             raise DataError(
@@ -121,9 +124,9 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
 
 
 def find_split_band(size: tuple[int, int], split: str) -> Box:
-    """Returns left, top, right and bottom (exclusive) of a split's band, in pixels, in a photograph of a size.
+    """Returns a split's band of a photograph: left, top, right, bottom in pixels; the last two are exclusive.
 
-    The size is the width and the height of the photograph.
+    A band is the part of a photograph whose crops belong to one split. `size` is the photograph's (width, height).
     """
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
@@ -137,20 +140,21 @@ def find_split_band(size: tuple[int, int], split: str) -> Box:
 
 
 def find_largest_crop_side(size: tuple[int, int]) -> int:
-    """Returns the side, in pixels, of the largest square that fits into every band of a photograph.
+    """Returns the side, in pixels, of the largest square that fits into each band of a photograph (one per split).
 
-    No crop of any split is larger, so that all splits show things at the same scales.
+    No crop of any split is larger, so that all splits show objects at the same scales.
     """
     boxes = [find_split_band(size, name) for name, _ in BANDS]
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
 def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
-    """Returns left, top, right and bottom (exclusive) of random rectangles in a split's band, int64 [N, 4], in pixels.
+    """Returns random rectangles inside a split's band of a photograph, as int64 [N, 4] in pixels.
 
-    The rectangles have the proportions of `sides`, the height and width of the model's images. The longer side of a
-    rectangle is log-uniform between the longer one of `sides` and `find_largest_crop_side`, so that all scales are
-    equally frequent. `draws` are uniform random numbers, float64 [N, 3], which decide on side, column and row.
+    The columns of the result are left, top, right and bottom (the last two exclusive). The rectangles have the
+    proportions of `sides`, the height and width of the model's images. A rectangle's longer side is log-uniform between
+    the longer one of `sides` and `find_largest_crop_side`, so that all scales are equally frequent. `draws`, uniform
+    random numbers in [0, 1), float64 [N, 3], decide on side, column and row.
     """
     left, top, right, bottom = find_split_band(size, split)
     least = np.array(sides)
@@ -164,15 +168,15 @@ def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], d
 def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
     """Returns the crops of a split, uint8 [count, *image_shape], and their labels: indices of pictures, int32 [count].
 
-    The crops are the same in every call.
+    Every call with the same arguments returns the same crops.
     """
     height, width, channels = image_shape
     if channels == 1:
         pictures = tuple(picture.convert("L") for picture in pictures)
-    # The band is cut out first, because a filter on the complete photograph would mix pixels of neighbouring bands.
+    # Bands are cut out first, because resizing from the complete photograph would mix pixels of two bands.
     bands = [picture.crop(find_split_band(picture.size, split)) for picture in pictures]
     labels = np.arange(count, dtype=np.int32) % len(pictures)
-    # The seed depends on the split alone, so that every run on every machine has the same crops.
+    # The seed depends only on the split, so that every run on every machine has the same crops.
     draws = np.random.default_rng(_SEEDS[split]).random((count, 3))
     images = np.empty((count, *image_shape), np.uint8)
 
@@ -190,8 +194,8 @@ def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: i
 
 
 def open_photograph(photograph: Photograph) -> Image.Image:
-    """Returns a photograph of an installed package, in RGB; raises DataError if its file is missing or damaged."""
-    # The path of the file comes from the metadata of its package, because importing the package takes seconds.
+    """Opens the file of a photograph; returns an RGB picture; raises DataError if the file is missing or damaged."""
+    # The package's metadata give the path of the file, because importing the package would take seconds.
     package = importlib.metadata.distribution(photograph.package)
     try:
         with Image.open(str(package.locate_file(photograph.path))) as file:

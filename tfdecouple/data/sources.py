@@ -1,4 +1,4 @@
-"""The kinds of data sources (photographs, TFDS, folders), and functions that find the kind of a `data.source`.
+"""The kinds of data sources (photographs, TFDS, folders), and functions that choose one by `data.source`.
 
 A new kind is a subclass of `SourceKind` with an entry in `KINDS`, both in this file. Training, evaluation and all
 commands then accept it. TensorFlow is imported only when a source is opened, so that help texts appear quickly.
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class SourceKind:
-    """The base class of the kinds of data sources, such as TFDS or folders: names, opening, paths, rights in images.
+    """The base class of the kinds of data sources, such as TFDS or folders, each with one way to open data sets.
 
     Attributes:
         names: names of data sets of this kind that need no prefix, such as "cifar10".
-        pattern: pattern of the names of all other data sets of this kind, such as "folder:PATH"; "" for none. If it
-            ends in ":PATH", a run stores the absolute path of the file or folder.
-        title: name of the kind in lists.
-        crops_user_images: whether `data.centre_crop` also crops the image files that a user passes to a command. A data
-            set such as CelebA has a crop that fits its subjects alone.
-        rights: sentences on the rights in the images, by name of the data set without its config; the sentence of ""
-            is for all data sets that have none.
+        pattern: pattern of the names of all other data sets of this kind, such as "folder:PATH"; "" for none. If the
+            pattern ends in ":PATH", a run stores the absolute path of the file or folder.
+        title: name of the kind in lists for users.
+        crops_user_images: whether `data.centre_crop` also crops the image files that a user passes to a command. The
+            crop for a data set such as CelebA fits only the images of that data set.
+        rights: {data set: sentence on the copyright of its images}, without TFDS configs in the names; the sentence
+            for "" holds for all other data sets.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -40,31 +40,31 @@ class SourceKind:
 
     @property
     def prefix(self) -> str:
-        """The part of the pattern up to its colon, such as "folder:"; "" for a kind without a pattern."""
+        """The part of `pattern` up to the colon, such as "folder:"; "" for a kind of data source without a pattern."""
         return self.pattern[: self.pattern.find(":") + 1]
 
     def matches_source(self, source: str) -> bool:
-        """Returns whether a `data.source` is of this kind."""
+        """Returns whether `source`, a value of `data.source`, names a data set of this kind."""
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns the name of the option that has the path of the images, and the path; None if no option has one."""
+        """Returns (option name, path) for the option that has the path of the images; None if no option has one."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
 
     def describe_image_rights(self, config: DataConfig) -> str:
-        """Returns a sentence on the rights in the images of a config."""
+        """Returns a sentence on the copyright of the images in the data set that the config names."""
         name = config.source.removeprefix(self.prefix).partition("/")[0]
         return self.rights.get(name, self.rights[""]).format(name=name)
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Returns the opened data set of a config; the arguments are those of `open_source`."""
+        """Opens the data set that `config.source` names; the arguments are those of the function `open_source`."""
         raise NotImplementedError
 
 
 class Photographs(SourceKind):
-    """The data source `photographs`: sample photographs, which scikit-image and scikit-learn install."""
+    """The data source `photographs`: crops of photographs that scikit-image and scikit-learn install."""
 
     names = ("photographs",)
     title = "photographs"
@@ -73,21 +73,21 @@ class Photographs(SourceKind):
         """Returns None, because no option of the config has the path of the photographs."""
 
     def describe_image_rights(self, config: DataConfig) -> str:
-        """Returns the authors and licences of the photographs that the config names."""
+        """Returns a sentence with the authors and licences of the photographs that `data.photographs` names."""
         from tfdecouple.data.sample_images import find_photographs
 
         listed = ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in find_photographs(config))
         return f"Photographs that come with scikit-image and scikit-learn: {listed}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Returns the opened sample photographs; see `open_photographs`."""
+        """Opens the data set of crops of the sample photographs; see `open_photographs`."""
         from tfdecouple.data.sample_images import open_photographs
 
         return open_photographs(config, image_shape)
 
 
 class TensorFlowDatasets(SourceKind):
-    """The data sources of TensorFlow Datasets, `tfds:NAME`; the paper's data sets need no "tfds:"."""
+    """The data sources `tfds:NAME`, of TensorFlow Datasets; the names of the paper's data sets need no "tfds:"."""
 
     names = ("cifar10", "downsampled_imagenet/64x64", "lsun/bedroom", "celeb_a_hq/256")
     pattern = "tfds:NAME"
@@ -102,7 +102,7 @@ class TensorFlowDatasets(SourceKind):
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Returns the opened TFDS data set; see `open_tfds`."""
+        """Opens a data set of TensorFlow Datasets; see `open_tfds`."""
         from tfdecouple.data.tfds import open_tfds
 
         return open_tfds(config, image_shape, download)
@@ -119,13 +119,13 @@ class ImageFolder(SourceKind):
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Returns the opened folder of images; see `open_folder`."""
+        """Opens the data set of the image files in a folder; see `open_folder`."""
         from tfdecouple.data.image_folder import open_folder
 
         return open_folder(config, image_shape)
 
 
-# All kinds, in the order of lists for users. The first kind that matches a `data.source` opens the data set.
+# All kinds, in the order of lists for users. The first that matches `data.source` opens the data set.
 KINDS: tuple[SourceKind, ...] = (
     Photographs(),
     TensorFlowDatasets(),
@@ -134,7 +134,7 @@ KINDS: tuple[SourceKind, ...] = (
 
 
 def find_source_kind(source: str) -> SourceKind | None:
-    """Returns the kind of a `data.source`; None for an unknown source.
+    """Returns the kind of the data source `source`, a value of `data.source`; None for an unknown value.
 
     >>> find_source_kind("folder:mine").title, find_source_kind("nothing")
     ('folder:PATH', None)
@@ -143,7 +143,7 @@ def find_source_kind(source: str) -> SourceKind | None:
 
 
 def list_source_kinds() -> str:
-    """Returns a text with all values that `data.source` can have, for help texts and messages.
+    """Returns a list, as text, of all values that `data.source` can have, for help texts and messages.
 
     >>> list_source_kinds()
     'photographs, the name of a TFDS data set...folder:PATH...'
@@ -153,7 +153,7 @@ def list_source_kinds() -> str:
 
 
 def resolve_image_paths(config: DataConfig) -> DataConfig:
-    """Returns the config with absolute paths, so that its images are found from any working directory."""
+    """Returns a copy of the config with absolute paths, so that its images are found from any working directory."""
     kind = find_source_kind(config.source)
     if kind and kind.pattern.endswith(":PATH") and config.source != kind.prefix:
         path = os.path.expanduser(config.source.removeprefix(kind.prefix))
@@ -164,17 +164,17 @@ def resolve_image_paths(config: DataConfig) -> DataConfig:
 
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns the name of the option that has the path of the images, and the path; None if no option has one."""
+    """Returns (option name, path) for the option that has the path of the images; None if no option has one."""
     return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 
 def choose_user_crop(config: DataConfig) -> int:
-    """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for no limit."""
+    """Returns the `centre_crop`, in pixels, of image files that a user passes to a command; 0 for the largest crop."""
     return config.centre_crop if (find_source_kind(config.source) or SourceKind()).crops_user_images else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
-    """Returns the config with another `data.source`; `centre_crop` becomes 0 if it fits only the old data set.
+    """Returns the config with another `data.source`; a `centre_crop` that fits only the old data set becomes 0.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
     >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom")]
@@ -186,7 +186,7 @@ def replace_source(config: DataConfig, source: str) -> DataConfig:
 
 
 def describe_image_rights(config: DataConfig) -> str:
-    """Returns a sentence on the rights in the images of a config.
+    """Returns a sentence on the copyright of the images in the data set that the config names.
 
     >>> describe_image_rights(DataConfig(source="tfds:mnist"))
     'Images of the TFDS data set mnist: see its own page for their licence.'
@@ -195,12 +195,12 @@ def describe_image_rights(config: DataConfig) -> str:
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
-    """Returns the opened data set of a config, with images of a shape (paper appendix C.1).
+    """Opens the data set that `config.source` names, with images of `image_shape` (paper appendix C.1).
 
-    With `download` TFDS may download and prepare missing data.
+    With `download`, TFDS downloads and prepares missing data.
 
     Raises:
-        DataError: where the name is unknown, or data are missing, unreadable or unusable.
+        DataError: if the name is unknown, or the data are missing, unreadable or unusable.
     """
     kind = find_source_kind(config.source)
     if kind is None:

@@ -19,19 +19,20 @@ from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Spl
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.requirements import describe_missing_package
 
-# Number of encoded bytes in a window of records, which is shuffled in memory, and smallest number of records in a
-# window. Windows of some thousand images suffice, because TFDS stores records in random order.
+# Records are shuffled within windows (in memory) of about `_WINDOW_BYTES` bytes, and at least `_LEAST_WINDOW` records.
+# Some thousand images in a window suffice, because TFDS stores records in random order.
 _WINDOW_BYTES = 2**27
 _LEAST_WINDOW = 1024
 
 
 def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
-    """Returns an opened TFDS data set; with `download` TFDS downloads and prepares missing data.
+    """Opens a TFDS data set; with `download`, TFDS downloads and prepares missing data.
 
-    If all decoded images take at most `cache_gib` GiB, they are held in memory. Otherwise records are read from disk.
+    If all decoded images take at most `data.cache_gib` GiB, they are held in memory. Otherwise each pass reads records
+    from disk.
 
     Raises:
-        DataError: where TFDS lacks the data set, the data are not prepared, the download fails, or the images are
+        DataError: if TFDS lacks the data set, the data are not prepared, the download fails, or the images are
             unusable.
     """
     builder = _find_builder(config)
@@ -61,11 +62,16 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
 
 
 def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
-    """Returns the parts of a TFDS data set for "train", "validation" and "test", in TFDS' notation ("train[:-1000]").
+    """Returns {split: TFDS notation, such as "train[:-1000]"} for "train", "validation" and "test".
 
     The splits of the data set are used. If it has no test split, its validation split is the test set, as in the paper.
-    Each split that is still missing gets `held_out` images from the end of the training split. `sizes` has the number
-    of images in each split that the data set has, and `source` is its name for messages.
+    Each split that is still missing gets `held_out` images from the end of the training split. DataError is raised if
+    there is no training split, or a too small one.
+
+    Args:
+        source: name of the data set in messages.
+        sizes: {split: count of its images} for the splits that the data set has.
+        held_out: count of images in a split that the data set lacks.
     """
     if "train" not in sizes:
         raise DataError(f"the data set {source} has no split train (it has {', '.join(sizes) or 'none'}); use another")
@@ -86,9 +92,9 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
 
 
 def _find_builder(config: DataConfig) -> Any:
-    """Returns the TFDS builder of a data set, always of a class that TFDS ships.
+    """Returns the TFDS builder of a data set, always of a class that TFDS ships; raises DataError if there is none.
 
-    `tfds.builder` is not used, because it imports classes that the metadata in a folder name, and these are untrusted.
+    `tfds.builder` is not called, because it would import a class named by the metadata of an untrusted folder.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(describe_missing_package("tensorflow_datasets", f"data.source={config.source}"))
@@ -106,7 +112,7 @@ def _find_builder(config: DataConfig) -> Any:
             f"TensorFlow Datasets has no data set {name!r}{nearest(name, tfds.list_builders())}; a folder that it has "
             "no class for is not read: its metadata name code"
         ) from None
-    # Every exception is caught, because TFDS raises several classes for a wrong config or version.
+    # Every exception is caught, because TFDS raises errors of several classes for a wrong config or version.
     except Exception as error:
         raise DataError(f"cannot open the data set {name!r}{_suggest_tfds_config(name)}: {one_line(error)}") from error
 
@@ -133,16 +139,18 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         )
     try:
         builder.download_and_prepare()
-    # Every exception is caught, because TFDS raises many classes for errors of network, disk and checksums.
+    # Every exception is caught, because TFDS raises errors of many classes for failures of network, disk or checksums.
     except Exception as error:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
 def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
-    """Returns the names of the image feature and the label feature; None for no label feature, or for several.
+    """Returns the names of a data set's image feature and of its label feature, or None in place of the latter.
+
+    Of several features the ones called "image" and "label" are chosen.
 
     Raises:
-        DataError: where the features have no image, several images, or images that are not uint8 or have other channels
+        DataError: if there is no image feature, or no single one, or its images are not uint8 or have other channels
             than the model's images.
     """
     import tensorflow_datasets as tfds
@@ -153,7 +161,7 @@ def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = 
     if len(images) != 1:
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
-    # Grey and RGB images are both accepted if the model's images are grey or RGB, because Pillow converts them.
+    # If the model's images are grey or RGB, grey and RGB images are accepted, because Pillow converts them.
     accepted = tuple(PILLOW_MODES) if channels in PILLOW_MODES else (channels,)
     if shape[-1] not in accepted or dtype != np.uint8:
         raise DataError(
@@ -177,10 +185,10 @@ def _make_record_split(
         split=notation,
         shuffle_files=False,
         decoders={key: tfds.decode.SkipDecoding() for key in pictures},
-        # TFDS reads one file after the other, because interleaved files would give the records in another order.
+        # TFDS must read one file after the other, because interleaving would give the records in another order.
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    # All other features are dropped: their shapes may vary, and windows of records are stacked.
+    # All other features are dropped, because their shapes may vary, and records are stacked for shuffling.
     keys = [image_key, label_key] if label_key else [image_key]
     records = records.map(lambda record: {key: record[key] for key in keys})
     feature = features[image_key]
@@ -197,13 +205,13 @@ def _make_record_split(
 
 
 def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
-    """Returns the pixels of an encoded image, a string [], uint8 [H, W, channels], equal to Pillow's.
+    """Decodes `encoded`, the bytes of an image file, to pixels, uint8 [H, W, channels], equal to Pillow's.
 
     The argument `feature` is the `tfds.features.Image` of the data set.
     """
     pixels = tf.cond(
         tf.io.is_jpeg(encoded),
-        # With TensorFlow's default method, pixels differ from Pillow's by up to 7.
+        # With TensorFlow's default method, pixel values would differ from Pillow's by up to 7.
         lambda: tf.io.decode_jpeg(encoded, feature.shape[-1], dct_method="INTEGER_ACCURATE"),
         lambda: feature.decode_example(encoded),
     )

@@ -99,7 +99,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
         """Returns the output of the net for x, `[batch, ..., outputs]` in the layer's dtype.
 
         `weights` is {name: tensor} with the names of `declare`. `condition` is z, `[batch, condition_size]`, or a
-        feature map with the height and width of x; a net without a condition ignores it.
+        feature map with the height and width of x; a net without a condition ignores the argument.
         """
         raise NotImplementedError
 
