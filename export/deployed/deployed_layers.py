@@ -116,7 +116,7 @@ def fold_weight_norm(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DeployedUnfolded(Deployed):
-    """The base class of deployed layers that call the model's layer, on NHWC images, with its unfolded weights."""
+    """The base class of deployed layers with unfolded weights: they call the model's layer, which takes NHWC images."""
 
     def __init__(self, layer: BaseLayer, name: str, layout: Layout):
         super().__init__(name, layout)
@@ -130,7 +130,7 @@ class DeployedUnfolded(Deployed):
 
 
 class DeployedRegistered(DeployedUnfolded):
-    """A deployed layer of a class from the registry `config.STEP_LAYERS`; it applies the bijector of the layer."""
+    """A deployed layer of a class in the registry `STEP_LAYERS`; it applies the bijector of the model's layer."""
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
         """Returns y, the value of the bijector at x, and the log-determinant."""
@@ -143,7 +143,7 @@ class DeployedRegistered(DeployedUnfolded):
 
 
 class DeployedConditioner(DeployedUnfolded):
-    """A deployed coupling net of a user's type from the registry `CONDITIONERS`; it calls the net of the model."""
+    """A deployed coupling net of a class that a user has added to `CONDITIONERS`; it calls the net of the model."""
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
         """Returns the parameters of the coupling's transform, not yet bounded, concatenated along the channels."""
@@ -159,7 +159,7 @@ class Conditioning:
         self.biases: list[np.ndarray] = []
 
     def add_net(self, net: Any) -> int | None:
-        """Adds the weights of a net for z, and returns the net's index in `conditions`; None if it has no vector z."""
+        """Adds the matrix by which a net multiplies z; returns the net's index, or None for a net without vector z."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(to_float64(net.condition_kernel))
@@ -167,7 +167,7 @@ class Conditioning:
         return len(self.kernels) - 1
 
     def make_linear(self, name: str, layout: Layout) -> DeployedLinear | None:
-        """Returns one linear map of z whose output concatenates those of all nets; None if no net takes a vector z."""
+        """Returns one linear map of z, the matrices of all nets concatenated; None if no net takes a vector z."""
         if not self.kernels:
             return None
         return DeployedLinear(name, np.concatenate(self.kernels, 1), np.concatenate(self.biases), layout)

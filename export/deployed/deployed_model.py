@@ -23,12 +23,13 @@ from tfdecouple.model.outlier_scores import score_shell, score_typicality
 
 
 class DeployedClasses(Deployed):
-    """The arrays that an export has for the labels of a model, each with a row for each label.
+    """The weights of an export that belong to labels, as arrays with a row for each label.
 
     Attributes:
         log_probabilities: log p(y) of each label y, `[classes]`.
         codes: the z of each label, `[classes, d_z]`; None unless z is a function of the label.
-        scale: the factor that multiplies z before the prior's flow, `[classes, d_z]`; None if `codes` is not.
+        scale: the factor that multiplies z before the prior's flow, `[classes, d_z]`; None if z is a function of the
+            label.
         unscale: the reciprocal of `scale`.
         shift: the term that is added to z after `scale`, `[classes, d_z]`.
         log_det: the log-determinant of scale and shift, `[classes]`.
@@ -54,7 +55,7 @@ class DeployedClasses(Deployed):
             setattr(self, name, round_to_float32(f"classes/{name}", array))
 
     def gather_rows(self, array: Array, labels: tf.Tensor) -> tf.Tensor:
-        """Returns for each label in `labels`, `[batch]`, its row of `array`, an attribute of this object."""
+        """Returns the rows of `array`, an attribute of this object, for `labels`, int32 `[batch]`."""
         # If the array is a variable, it is read first, because gathering from a variable would be a stateful operation.
         return tf.gather(tf.convert_to_tensor(array), labels)
 
@@ -63,6 +64,7 @@ class DeployedModel(Deployed):
     """The form of a `DecoupledModel` in an export; the graphs of all endpoints are built from it.
 
     Attributes:
+        flow: the flow between images x and local codes v.
         prior: the flow from z to noise; None for a model without z, and if z is a function of the label.
         encoder: the encoder of z; None for a model without z, and if z is a function of the label.
         classes: the arrays of the labels; None for a model without labels.
@@ -89,7 +91,7 @@ class DeployedModel(Deployed):
             self.dequantizer = DeployedDequantizer(model.dequantizer, layout)
 
     def to_bins(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the bins of uint8 `[batch, height, width, channels]` pixels, float32 in the layout of the graph."""
+        """Returns the bins, float32 in the layout of the graph, of uint8 images `[batch, height, width, channels]`."""
         return self.quantizer.find_bins(self.layout.from_nhwc(images))
 
     def to_pixels(self, x: tf.Tensor) -> tf.Tensor:
@@ -122,7 +124,7 @@ class DeployedModel(Deployed):
         return self.to_pixels(self.flow.inverse(v, z))
 
     def z_from_noise(self, noise: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns a sample of p(z) from standard normal noise and, if the model has labels, labels; None without z."""
+        """Returns z from the prior for standard normal noise and, if the model has labels, labels; None without z."""
         classes = self.classes
         if classes is not None and classes.codes is not None:
             return self.infer_z(None, labels)
@@ -143,7 +145,7 @@ class DeployedModel(Deployed):
         return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
     def compute_scores(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns the scores of `OutlierScores` that the model has, each `[batch]`, by name.
+        """Returns {name: `[batch]`} of the scores in `OutlierScores` (bits/dim, typicality, ...) that the model has.
 
         The inputs are "images", "u_noise", "z_noise" if the model has an encoder, and "labels" if it has labels.
         """
@@ -203,5 +205,5 @@ class DeployedModel(Deployed):
 
 
 def _normal_log_density(x: tf.Tensor) -> tf.Tensor:
-    """Returns the standard normal log density of images, `[batch]`; its constant is a Python number in the graph."""
+    """Returns the log density of each image in x under N(0, I), `[batch]`; Python computes the constant term."""
     return -0.5 * (tf.reduce_sum(tf.square(x), [1, 2, 3]) + math.prod(x.shape[1:]) * math.log(2 * math.pi))

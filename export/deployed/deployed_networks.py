@@ -80,7 +80,7 @@ def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: C
 
 
 def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
-    """Returns the prior's deployed flow from z to standard normal noise, without layers if `flow` is None."""
+    """Returns the prior's deployed flow from z to noise; if `flow` is None (normal prior), it has no layers."""
     steps = () if flow is None else flow.sequence
     layers = [fold_step(step, f"prior/{step.name}", layout, Conditioning()) for step in steps]
     return DeployedSequence("prior", layout, layers)
@@ -99,20 +99,20 @@ class DeployedStage(DeployedSequence):
 
 
 class DeployedWhitening(Deployed):
-    """The deployed whitening v = (x - mu(z)) / sigma(z) of the levels' output x; a net computes mu and log sigma."""
+    """The deployed whitening v = (x - mu(z)) / sigma(z) at the end of the flow; a net computes mu and log sigma."""
 
     def __init__(self, layer: ConditionalWhitening, name: str, layout: Layout, shape: tuple[int, int, int]):
         super().__init__(name, layout)
         kernel, bias = fold_weight_norm(layer.last)
         order = layout.order_flattened(*shape)
-        # The outputs of the net are mu and then log sigma, so that both halves need the order.
+        # The net's outputs are mu, then log sigma, and each half gets the order of the layout.
         order = np.concatenate([order, len(order) + order])
         self.first = DeployedLinear(f"{name}/first", to_float64(layer.first), to_float64(layer.first_bias), layout)
         self.last = DeployedLinear(f"{name}/last", kernel[:, order], bias[order], layout)
         self._shape = layout.order_shape(*shape)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor) -> Output:
-        """Returns v for x, the output of the flow's levels, and the log-determinant."""
+        """Returns v and the log-determinant for z and x, the output of the flow's levels."""
         mean, log_scale = self._infer_gaussian(z)
         return (x - mean) * tf.exp(-log_scale), -tf.reduce_sum(log_scale, [1, 2, 3])
 
@@ -145,7 +145,7 @@ class DeployedFlow(Deployed):
             self.whitening = DeployedWhitening(flow.whitening, f"{name}/whitening", layout, flow.config.image_shape)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor | None) -> Output:
-        """Returns v for x and z (a vector, a feature map or None), and the log-determinant."""
+        """Returns v and the log-determinant for x and z; z is a vector, a feature map or None."""
         v, log_det = self._run_level(0, x, self._make_conditions(z))
         if self.whitening is None:
             return v, log_det
@@ -217,7 +217,8 @@ def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, str
     """Returns one plain convolution that equals a (transposed) convolution followed by batch normalisation.
 
     A transposed convolution of stride 2 turns each input pixel into four output pixels, each with one of four parts of
-    the kernel. It equals a plain convolution to four times the channels, unsqueezed, which every runtime computes fast.
+    the kernel. It equals a plain convolution to four times the channels, which then become blocks of 2 x 2 pixels.
+    Every runtime computes the plain convolution fast.
     """
     scale = to_float64(norm.gamma) / np.sqrt(to_float64(norm.moving_variance) + norm.epsilon)
     shift = to_float64(norm.beta) - to_float64(norm.moving_mean) * scale
@@ -281,7 +282,7 @@ class DeployedEncoder(Deployed):
 
 
 class DeployedDequantizer(Deployed):
-    """The deployed q(u|x): a network from images to feature maps, and the flow that the feature maps condition."""
+    """The deployed q(u|x) of the noise u: a network from images to feature maps, and a flow that these condition."""
 
     def __init__(self, dequantizer: Dequantizer, layout: Layout):
         super().__init__("dequantizer", layout)
