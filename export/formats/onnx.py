@@ -43,7 +43,7 @@ def write_onnx_files(
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Returns the ONNX model of an endpoint, which contains all weights; `metadata` become its properties.
+    """Returns the ONNX model of an endpoint, which contains all weights and has `metadata` as properties.
 
     During the conversion the weights are inputs; afterwards they become initializers of the model. So tf2onnx does not
     spend most of its time on copying and folding weights, and the size limit of a TensorFlow graph does not apply.
@@ -107,7 +107,7 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Turns graph inputs named in `arrays` into initializers, which are transposed if a Transpose node reads them."""
+    """Turns the weights, inputs named in `arrays`, into initializers, and Transpose nodes of weights likewise."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
@@ -159,7 +159,7 @@ def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
 
 @contextlib.contextmanager
 def _silence_tf2onnx() -> Iterator[None]:
-    """A context without warnings and logs of tf2onnx; the verification later finds faults in converted files."""
+    """A context in which tf2onnx is silent; the verification later finds faults in converted files."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -49,7 +49,7 @@ EXAMPLES = {
 
 
 def write_web_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
-    """Writes the web page into a new folder, with ONNX files and files of onnxruntime-web from two other folders.
+    """Writes the web page into a new folder, with ONNX files from `onnx` and files of onnxruntime-web from `runtime`.
 
     `about` has the facts of `describe_model`, and "web_gpu", whether the page also gets the runtime for graphics cards.
     """
@@ -69,7 +69,7 @@ def write_web_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Pa
 
 
 def require_page_support(model: ModelConfig) -> None:
-    """Raises UserError unless the web page can run the model: it needs z, square RGB images and no labels to encode."""
+    """Raises UserError unless the web page can run the model: it needs z, square RGB images, and a z without labels."""
     if not model.has_latent:
         raise UserError("the web page switches z, and this model has none; leave the format web out")
     if not is_square_of_rgb(model.image_shape):
