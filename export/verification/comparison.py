@@ -33,7 +33,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class RefusedError(UserError):
-    """The error of an export whose files do not pass the verification; nothing is published."""
+    """Raised if exported files do not pass the verification; then nothing is published."""
 
 
 @dataclasses.dataclass
@@ -63,13 +63,13 @@ def compare_files(
     provider: str = "",
     report: Callable[[str], Any] = lambda text: None,
 ) -> Report:
-    """Runs the files of a folder in a runtime, a key of `RUNTIMES`, and compares them with the Keras model's answers.
+    """Runs the exported files of a folder, and reports how their answers differ from the Keras model's answers.
 
     Args:
-        runtime: the key of the runtime.
+        runtime: the runtime to run the files in, a key of `RUNTIMES`.
         folder: the folder of the files.
         vectors: the arrays of `vectors.make_test_vectors` and `folded_weights.digest_weights`. For files that take
-            images of any size, `sizes` has names of sizes, and the names of a size's arrays begin with "SIZE/".
+            images of any size, `sizes` has names such as "8x6", and the names of that size's arrays begin with "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.
@@ -187,7 +187,7 @@ def digest_array(array: np.ndarray) -> str:
 
 
 def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    """Returns the arrays whose names begin with `prefix`, by their names without the prefix."""
+    """Returns {name without `prefix`: array} of the arrays whose names begin with `prefix`."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 

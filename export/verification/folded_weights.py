@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 _ROUNDING, _FLOOR = 1e-6, 1e-9
 # This factor replaces _FLOOR for weights that the model itself computes in float32.
 _SINGLE = 1e-6
-# {name of a convolution of a ResNet block in the model: (its deployed name, its batch normalisation)}
+# {convolution of a ResNet block in the model: (its name when deployed, the batch normalisation after it)}
 _CONVOLUTIONS = {
     "convolution_1": ("first", "norm_1"),
     "convolution_2": ("second", "norm_2"),
@@ -70,7 +70,7 @@ def compare_deployed_weights(model: DecoupledModel, deployed: DeployedModel) -> 
 
 
 class _ExpectedWeights:
-    """The expected deployed weights of a model: `weights` has {name: (float64 array, tolerance instead of _FLOOR)}."""
+    """The expected deployed weights of a model: `weights` is {name: (float64 array, tolerance over its maximum)}."""
 
     def __init__(self, model: DecoupledModel, layout: Layout):
         self._config, self._layout = model.config, layout

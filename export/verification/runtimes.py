@@ -1,4 +1,4 @@
-"""The runtimes that verify exported files: each opens the files of a folder and calls their endpoints with arrays.
+"""The runtimes in which exported files are verified: each opens the files of a folder and calls their endpoints.
 
 Files are run as their users run them. ONNX Runtime runs the ONNX files without TensorFlow. A TensorFlow session runs
 the SavedModel: it reads graph, signatures and variables as the C++ loader of a server does, so that a SavedModel which
@@ -19,8 +19,7 @@ from tfdecouple.runtime.devices import count_cores
 
 # A provider of ONNX Runtime that sends its inputs to a service on another machine.
 REMOTE = "AzureExecutionProvider"
-# Options with which providers of ONNX Runtime compute in full float32; in TF32 or float16 images are not decoded
-# exactly.
+# With these options ONNX Runtime's providers compute in full float32. In TF32 or float16 images do not decode exactly.
 _PROVIDER_OPTIONS = {
     "CUDAExecutionProvider": {"use_tf32": "0"},
     "TensorrtExecutionProvider": {"trt_fp16_enable": "0"},
@@ -40,7 +39,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         package: the name of the Python package that runs the files.
         layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
         sorts_outputs: whether `call_endpoint` returns outputs sorted by name, not in the endpoint's order.
-        share: the fraction of the numbers in the files' weights that must equal the exporter's to the last bit.
+        share: the fraction of the numbers in the files' weights that must equal those of the exporter to the last bit.
         aliases: {further name of an endpoint: its name}.
         available: whether the runtime can compute on this machine.
     """
@@ -67,7 +66,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
 
 class SavedModel(Runtime):
-    """A TensorFlow session that runs a SavedModel."""
+    """Runs a SavedModel in a TensorFlow session."""
 
     title, package = "SavedModel", "tensorflow"
 
@@ -99,7 +98,7 @@ class SavedModel(Runtime):
 
         signature = self._signatures[endpoint]
         for name, array in inputs.items():
-            # Shapes are checked here, as a server does by the signature, because a session does not check them.
+            # A server checks shapes against the signature, but a session does not; so they are checked here.
             tf.TensorShape(signature.inputs[name].tensor_shape).assert_is_compatible_with(array.shape)
         feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
         return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
@@ -112,7 +111,7 @@ class SavedModel(Runtime):
 
 
 class OnnxFiles(Runtime):
-    """ONNX files that one execution provider of ONNX Runtime runs."""
+    """Runs ONNX files with one execution provider of ONNX Runtime."""
 
     title, package, layout, sorts_outputs = "ONNX", "onnxruntime", "NCHW", False
 
@@ -147,10 +146,10 @@ class OnnxFiles(Runtime):
 
 
 class LiteRTFiles(Runtime):
-    """LiteRT files that the interpreter of the package ai-edge-litert runs."""
+    """Runs LiteRT files with the interpreter of the package ai-edge-litert."""
 
     title, package = "LiteRT", "ai-edge-litert"
-    # The converter multiplies some weights into others; only the comparison of answers can verify these products.
+    # The converter multiplies some weights into others, so not all weights in the file equal those of the exporter.
     share = 0.75
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):

@@ -16,7 +16,7 @@ PERTURBATION = 1e-6
 # The tolerance is this multiple of the change that the perturbation causes. Files without a fault differed by 0.03 to
 # 1.1 times this change.
 FACTOR = 4.0
-# This is added to a tolerance for rounding, relative to the largest value of an image plus `Array.scale`.
+# For rounding, each tolerance also has this fraction of the largest value of an image plus `Array.scale`.
 FLOOR = 2e-6
 # If its tolerance is at least this many bins, an image is unstable (rounding alone changes pixels) and not compared.
 UNSTABLE = 0.5
@@ -72,7 +72,7 @@ class Answer:
         return cls(values, bound.astype(np.float32), exact, np.array(step))
 
     def compare_file(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
-        """Returns how a file's answer `found` differs from the model's, and the problem in one line; None if accepted.
+        """Returns how a file's answer `found` differs from the model's, and the problem in one line, or None.
 
         The differences are a dict of numbers for the model card: over the compared images "max" and "mean", for floats
         relative to the largest value; "unstable", the number of images that are not compared; and for pixels

@@ -37,7 +37,7 @@ from tfdecouple.runtime.precision import full_float32
 _ROUND_TRIP_IMAGES, _ROUND_TRIP_PIXELS = 32, 32 * 32 * 32
 # Sample photographs are cropped to at most this side in pixels, and the crops are enlarged for models of larger images.
 _PHOTOGRAPH_SIDE = 64
-# If a side has more pixels, only one extreme image of each type (such as noise) is tried: each takes a second.
+# If a side has more pixels than this, one extreme image of each type, such as noise, is tried: each takes a second.
 _LARGE = 48
 
 
@@ -48,7 +48,7 @@ Optional = np.ndarray | None
 
 
 def choose_batch_sizes(side: int) -> tuple[int, int, int]:
-    """Returns the sizes of the three batches with which files are verified, for images with a longer side of `side`.
+    """Returns the sizes of the three batches that verify a file; `side` is the longer side of the images in pixels.
 
     The Keras model computes its answers in batches of other sizes. So the comparison detects a file in which one image
     of a batch changes the answer to another image.
@@ -71,7 +71,7 @@ def make_test_vectors(
     report: Callable[[str], Any] = lambda text: None,
     any_size: bool = False,
 ) -> Arrays:
-    """Returns the test vectors of a model for images of one size, arrays by name.
+    """Returns the test vectors of a model, {name: array} of inputs and the model's answers, for images of one size.
 
     `in/ENDPOINT/INPUT` are inputs, `out/ENDPOINT/OUTPUT/FIELD` the Keras model's answers (fields of `Answer`), and
     `batches` has the batch sizes. `real` and `extreme/TYPE` are quantised images to encode and decode. `kept/TYPE` has
@@ -149,7 +149,7 @@ class _Inputs:
         return self._made[array.name]
 
     def _make_codes(self) -> Arrays:
-        """Returns {"z", "v"}: codes of images in the first half of the rows, and codes of samples in the second half.
+        """Returns {"z": array, "v": array}: codes of images in the first half of the rows, then codes of samples.
 
         Codes of images decode to the middle of a bin, so that an error below half a bin changes no pixel. Values
         decoded from codes of samples lie anywhere in a bin, so that small errors change pixels.
@@ -326,7 +326,7 @@ class KerasAnswers:
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 
     def _perturb_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns noise from which the mean and variance of unperturbed images make the z of perturbed images.
+        """Returns noise that, with mean and variance of q(z|x) for unperturbed images, gives the z of perturbed images.
 
         If only the noise were perturbed, a z of small variance would hardly change, but rounding the mean changes it.
         """

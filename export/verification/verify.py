@@ -99,7 +99,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
 
 
 def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yields (name, options of `compare_files`) of each package or ONNX Runtime provider here that can run a part."""
+    """Yields (name, options of `compare_files`) of each installed package or provider that can run the files."""
     if runtime == "litert" and importlib.util.find_spec("ai_edge_litert") is None:
         report(f"{name}: ai-edge-litert is not installed here: not checked")
     elif runtime != "onnx":
