@@ -1,4 +1,4 @@
-"""Makes an export's model card, JSON and Markdown: facts on the model, results of the verification, example code."""
+"""Makes the model card of an export: facts on the model, results of its verification, and example code."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns {format: entry} from the model card in `folder`, for formats whose files exist; {} if it is damaged."""
+    """Returns {format: entry} from the model card in `folder`, for formats whose files exist; {} if that fails."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {
@@ -167,7 +167,7 @@ def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapp
 
 
 def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the new model card with the entries of formats that earlier exports wrote into `folder` added."""
+    """Adds to a new model card the formats that earlier exports wrote into `folder`, and returns the merged card."""
     formats, architecture = {**_read_formats(folder), **card["formats"]}, card["architecture"]
     try:
         exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
@@ -309,7 +309,7 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
 
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns an input of the model card with the size of the model's images on axes that may have any size."""
+    """Returns an endpoint's input in which the model's image size replaces named axes such as "height" in "shape"."""
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
     return {**array, "shape": ["batch", *sides]}
 

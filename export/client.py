@@ -33,7 +33,7 @@ FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**
 
 
 class Model:
-    """An exported model: runs the ONNX files of a folder on `batch` images at once; `shape` is that of an image."""
+    """Runs the ONNX files of an exported model on `batch` images at once; `shape` is (height, width, channels)."""
 
     def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
         inner = pathlib.Path(folder, "onnx")
@@ -42,7 +42,7 @@ class Model:
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about["image_shape"]))
         self.size = self.shape[0]
-        self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, images decode to images // step * step.
+        self.step = 256 >> int(about.get("n_bits") or 8)  # With n_bits below 8, images decode to images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         inputs = self.encoder.get_inputs()
         self.needs_labels = any(array.name == "labels" for array in inputs)
@@ -64,10 +64,10 @@ class Model:
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def encode(self, images, labels=None):
-        """Returns {"z": float32 `[n, d_z]`, "v": float32 array} for images, uint8 `[n, *shape]`; v alone without z.
+        """Returns {"z": float32 `[n, d_z]`, "v": float32 `[n, *shape]`} for images, uint8 `[n, *shape]`.
 
-        `labels`, integers `[n]`, are needed if `needs_labels` is true. Files exported with --any-size take images of
-        any height and width, and the result also has "size", the (height, width) of the images.
+        A model without z returns v alone. `labels`, integers `[n]`, are needed if `needs_labels` is true. Files of an
+        export with --any-size take images of any size; then v is padded, and "size" has (height, width) of the images.
         """
         inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
         return self._run_session(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
@@ -96,7 +96,7 @@ class Model:
     def fit(self, picture):
         """Crops the centre of a picture, uint8 `[height, width, channels]`, and resizes it to the model's shape.
 
-        The pixels equal those of the picture in the training data, byte for byte.
+        Training makes the same pixels of the picture, byte for byte.
         """
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))
@@ -126,7 +126,7 @@ def _resize_axis(pixels, size, axis):
 
 
 def make_test_images(height, width, channels):
-    """Returns 16 images of smooth colour waves, 2 if a side is above 128, uint8 `[n, height, width, channels]`."""
+    """Returns 16 images of smooth colour waves (2 above 128 pixels a side), uint8 `[n, height, width, channels]`."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
@@ -143,7 +143,7 @@ def read_picture(path, channels):
         if file.width * file.height > MOST_PIXELS:
             raise ValueError(f"it has {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
         image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I;16"):  # Pillow's convert() would clip 16-bit values.
+    if image.mode.startswith("I;16"):  # Pillow's convert() would clip 16-bit values, not scale them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels have the mode {image.mode}, not 8 or 16 bits")
@@ -152,14 +152,14 @@ def read_picture(path, channels):
 
 
 def _fail(text):
-    """Prints an error and returns 2, its exit status; status 1 stands for images that do not decode exactly."""
+    """Prints an error and returns 2, the exit status of errors; status 1 means that images do not decode exactly."""
     print(f"error: {text}", file=sys.stderr)
     return 2
 
 
 @contextlib.contextmanager
 def _explain_errors(action):
-    """A context that turns any exception into the line "error: cannot ACTION: ..." and exit status 2.
+    """A context that ends the program after any exception, with the line "error: cannot ACTION: ..." and status 2.
 
     Pillow and ONNX Runtime raise many classes of exception for files that are missing, damaged or of another export.
     """

@@ -30,7 +30,7 @@ JSON_NAME = "model_card.json"
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 _STAGING, _LOCK = ".export-", ".export.lock"
-# An old folder gets a name with this prefix in the hidden folder, until the new folder is in its place.
+# While a folder is replaced, the old one has this prefix in the hidden folder, so that it can be restored.
 _OLD = "old-"
 
 # The largest size in bytes of a manifest or model card that is read.
@@ -57,7 +57,7 @@ class Part(_Model):
 
     Attributes:
         runtime: the runtime that runs the part, a key of `export.verification.runtimes.RUNTIMES`.
-        folder: the folder of the part's models.
+        folder: the path of the part's folder within the export folder.
         vectors: the path of the file of test vectors (inputs and the Keras model's answers).
         names: {endpoint: name of its file, without suffix}.
     """
@@ -267,7 +267,7 @@ class Staging:
             raise
 
     def publish_file(self, built: pathlib.Path, name: str | None = None) -> None:
-        """Renames a built file into the export folder as `name` (None: as it is called), and replaces an older file."""
+        """Renames a built file into the export folder as `name` (None: its present name), replacing an older file."""
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)

@@ -93,7 +93,7 @@ class ExportConfig:
     web_gpu: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError for a wrong value, an option of a format that is not exported, or a version that exists."""
+        """Raises UserError for a wrong value, an option of a format that is not exported, or an existing version."""
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
@@ -173,7 +173,7 @@ class _Exporter:
         self._signatures = [offered[name] for name in dict.fromkeys(config.endpoints or offered)]
         if "web" in config.formats:
             require_page_support(self._model.config)
-        # The model card records these facts: a later export into the same folder compares them with its model.
+        # The model card records these facts, so that a later export into the same folder can compare its own.
         self._about: dict[str, Any] = {
             **{name: getattr(self._provenance, name) for name in ("name", "run", "step")},
             "config_sha256": self._provenance.make_metadata()["config_sha256"],
@@ -258,7 +258,7 @@ class _Exporter:
         """Compares the files in `folder` with the Keras model, and records the result for model card and manifest.
 
         `name` is the format, `title` its name in messages, `part` the files' place in the export folder, `names` has
-        the name of each endpoint's file, and `paths` are for the model card. RefusedError: the files are not equal.
+        the name of each endpoint's file, and `paths` are for the model card. Raises RefusedError for wrong answers.
         """
         self._report(f"verifying the {title} in a process of its own")
         file = folder.parent / _VECTORS
@@ -271,7 +271,7 @@ class _Exporter:
         self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
-        """Writes the web page into the hidden folder `area`, with its ONNX files and onnxruntime-web from `runtime`."""
+        """Writes the web page into the hidden folder `area`, with the ONNX files there and the files in `runtime`."""
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
