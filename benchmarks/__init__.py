@@ -1,1 +1,1 @@
-"""Benchmark programs for speed, memory, export, exactness and training results."""
+"""Benchmark programs, which measure speed, memory, exports, exactness and training results of the project."""

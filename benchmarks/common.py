@@ -1,4 +1,4 @@
-"""Functions that the benchmarks share: measurements in fresh processes, Markdown tables, and JSON files."""
+"""Functions that the benchmarks share: running programs that measure, writing Markdown tables and JSON files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
-    """Runs `throughput.py` for a phase such as "train16" in a new process, and returns the measurements by name."""
+    """Runs `throughput.py` for a phase such as "train16" in a new process; returns its measurements, a dict."""
     return run_json([sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, *arguments])
 
 
 def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs a program, whose idle threads sleep, and returns the JSON object in the last line that it prints.
+    """Runs a program, and returns the JSON object in the last line of its output. Its idle threads sleep.
 
     Args:
         command: the program and its arguments.
@@ -46,7 +46,7 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
 
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a Markdown table whose cells are formatted by `format_cell`."""
+    """Returns a Markdown table; `format_cell` formats the values in the header and the rows."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(format_cell(value) for value in line) + " |" for line in lines)
 
@@ -76,7 +76,7 @@ def replace_table(document: str, name: str, table: str) -> str:
 
 
 def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
-    """Replaces tables in the Markdown file `page` by `tables`, which have the same names; does nothing for None."""
+    """Puts the Markdown tables `{name: text}` between their marker lines in a file; does nothing if `page` is None."""
     if page:
         document = page.read_text(encoding="utf-8")
         for name, table in tables.items():
@@ -85,7 +85,7 @@ def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
 
 
 def measure_relative_errors(arrays: Iterable[Any], expected: Iterable[Any]) -> list[float]:
-    """Returns for each pair of arrays the largest absolute difference over the largest absolute expected number."""
+    """Returns, for each pair of arrays, max |array - expected| / max |expected|, computed in float64."""
     import numpy as np
 
     pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(arrays, expected, strict=True)]

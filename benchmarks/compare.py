@@ -11,14 +11,14 @@ phase once with this project and once with each form of the yardstick. Each run 
 number of threads, and idle threads sleep. The form with the best median is compared. On a shared machine ratios of
 neighbouring runs mean more than rates, so the table has the ratio of each round and the ratio of the medians.
 
-The yardstick has no encoder and no prior, averages no weights and draws no noise. Its eval phase is the forward
-direction of the flow, and this project's eval and encode are compared with it. This project's decode and sample are
-compared with the yardstick's decode. `PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` compare this project
-with itself: training with this precision or this `training.memory` against training in float32 with `keep`.
-`PHASE:invert/recompute` compares two values of `training.memory`.
+The yardstick has no encoder and no prior, averages no weights and draws no noise. The yardstick's eval phase is the
+forward direction of the flow; this project's eval and encode are compared with that phase, and this project's decode
+and sample with the yardstick's decode. `PHASE:mixed_bfloat16`, `PHASE:recompute` and `PHASE:invert` compare this
+project with itself: training with this precision or this `training.memory`, by which the backward pass gets
+activations, against training in float32 with `keep`. `PHASE:invert/recompute` compares two of these values.
 
-The limit is the rate of images that the speed of a float32 matrix product of 2048 by 2048 allows. It is the best of
-all measurements, because noise only makes them smaller.
+The limit is the rate of images that the speed of a float32 matrix product of 2048 by 2048 allows. The program takes
+the largest of all measured limits, because other work on the machine can only make a measured limit smaller.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ from tfdecouple.doctor.installation import describe_machine, list_instruction_se
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# For each kind of phase of `throughput.py`, the kind of phase of the yardstick with which it is compared.
+# For each kind of phase of this project: the kind of phase of the yardstick, the PyTorch program, to compare with.
 COUNTERPARTS = {"train": "train", "eval": "eval", "encode": "eval", "decode": "decode", "sample": "decode"}
-# Arguments of `throughput.py` for each variant of training.
+# Arguments of `throughput.py` for each variant of training that may follow `PHASE:` in --phases.
 VARIANTS = {
     "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
     "recompute": ("--memory", "recompute"),
     "invert": ("--memory", "invert"),
 }
-# Texts that may follow `PHASE:` in --phases. A/B compares variant A with variant B, and A compares A with the default.
+# Texts that may follow `PHASE:` in --phases. A/B compares variant A with variant B; A compares A with the default.
 COMPARED_VARIANTS = (*VARIANTS, "invert/recompute")
 PHASES = "train16,eval16,encode16,decode16,sample16"
 
-# The measurements of this project in one round, and the measurements of the yardstick by form.
+# In one round: the measurements of this project, and those of each form of the yardstick, {form: measurements}.
 Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
 class Comparison(NamedTuple):
-    """A phase of this project, and the phase that it is compared with.
+    """A phase of this project, such as train16, and the phase that it is compared with.
 
     Attributes:
-        name: text of the comparison in --phases.
-        phase: phase of `throughput.py`.
+        name: text of the comparison in --phases, such as "train16:recompute".
+        phase: phase of `throughput.py`, such as "train16".
         arguments: further arguments of `throughput.py`.
-        counterpart: phase of the yardstick; None if this project is compared with itself.
-        others: arguments of the second run of `throughput.py` where this project is compared with itself.
+        counterpart: phase of the yardstick, the PyTorch program; None if this project is compared with itself.
+        others: arguments of the second run of `throughput.py` if this project is compared with itself.
     """
 
     name: str
@@ -78,19 +78,19 @@ def main() -> int:
     """Reads the command line and compares speeds; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yardstick", type=pathlib.Path, help="the PyTorch program")
-    parser.add_argument("--yardstick-python", default=sys.executable, help="an interpreter that has torch")
+    parser.add_argument("--yardstick-python", default=sys.executable, help="a Python interpreter that has torch")
     parser.add_argument("--form", action="append", default=[], help="flags of the yardstick; may be repeated")
-    parser.add_argument("--phases", default=PHASES, help=f"default {PHASES}")
-    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--phases", default=PHASES, help=f"phases to compare (default {PHASES})")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of measurements (default 3)")
     parser.add_argument("--reps", type=int, default=3, help="repetitions in each process (default 3)")
-    parser.add_argument("--threads", type=int, default=2, help="of both programs (default 2)")
-    parser.add_argument("--json", type=pathlib.Path, help="write all measurements there")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each program (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
     options = parser.parse_args()
     return run_program(lambda: run_rounds(options))
 
 
 def parse_comparison(text: str) -> Comparison:
-    """Returns the comparison that `PHASE` or `PHASE:VARIANT` stands for.
+    """Parses `PHASE` or `PHASE:VARIANT`, such as "train16:recompute", and returns the comparison.
 
     Raises:
         UserError: if the phase or variant is unknown.
@@ -121,7 +121,7 @@ def run_rounds(options: argparse.Namespace) -> int:
 
     def run_yardstick(phase: str, form: str = "") -> dict[str, Any]:
         command = [options.yardstick_python, str(options.yardstick), "--phase", phase, *common, *shlex.split(form)]
-        # PYTHONPATH may lead to packages that belong to another interpreter.
+        # PYTHONPATH may contain packages for this interpreter, which the yardstick's interpreter could not load.
         return run_json(command, drop=("PYTHONPATH",))
 
     gemm: list[dict[str, Any]] = []
@@ -149,7 +149,7 @@ def run_rounds(options: argparse.Namespace) -> int:
 
 
 def summarize_rounds(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the medians of both programs over the rounds of a comparison, and their ratios, by name."""
+    """Returns a dict: medians over all rounds of this project and of the yardstick's fastest form, and ratios."""
 
     def median(runs: list[dict[str, Any]], name: str) -> float:
         return statistics.median(run[name] for run in runs)

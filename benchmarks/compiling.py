@@ -1,4 +1,4 @@
-"""Measures how long XLA compiles the layers of the presets, and how far its results differ (training.jit_compile).
+"""Measures, for `training.jit_compile`, how long XLA compiles the presets' layers, and how far XLA's results differ.
 
     python benchmarks/compiling.py --docs docs/scaling.md --json compiling.json
     python benchmarks/compiling.py --presets quickstart cifar10 --images 16
@@ -6,15 +6,15 @@
 All layers of one class, config and shape are one kind of layer. For each kind in the flow, the dequantizer and the
 prior, the program makes one layer, perturbs its weights, and runs it forward and backward on random inputs: once by
 TensorFlow, and once compiled by XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset
-has a process of its own, because XLA runs out of room after some two hundred programs. Columns:
+is measured in a new process, because XLA fails after some two hundred compilations in a process. Columns:
 
-  compiling   CPU seconds of the first call less those of a later one, forward and backward, summed over the kinds;
+  compiling   CPU seconds of the first call minus those of a later call, forward and backward, summed over the kinds;
               the next column has the slowest kind alone
   step        CPU seconds of a later call (best of three), summed over the kinds: XLA's divided by TensorFlow's
   difference  largest difference between XLA and TensorFlow in the loss or a gradient, over its largest number
-  rounding    the same difference between TensorFlow's float32 and float64, for tensors whose difference is over 1e-5
+  rounding    the same between TensorFlow's float32 and float64, for tensors with a `difference` above 1e-5
 
-The loss is the mean over the batch of half the sum of squares less the log-determinant.
+The loss is the mean, over the batch, of half the sum of squared outputs minus the log-determinant.
 --docs puts the table between the lines `<!-- compiling -->` and `<!-- end compiling -->` of a file.
 """
 
@@ -39,31 +39,31 @@ from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E4
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Standard deviation of the noise that is added to the weights; without the noise, couplings would be the identity.
+# Standard deviation of the noise that the program adds to weights; without noise, couplings would be the identity.
 NOISE = 0.02
 # Above this relative difference between XLA and TensorFlow, TensorFlow's float32 is compared with float64.
 EXPECTED_ROUNDING = 1e-5
-# Number of timed calls after the first.
+# Number of timed calls after the first call, in which the layer is compiled.
 CALLS = 3
 
 
 def main() -> int:
     """Reads the command line and times the compilation of layers; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--presets", nargs="+", metavar="PRESET", help="default all")
-    parser.add_argument("--images", type=int, default=1, help="in a batch (default 1)")
-    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
-    parser.add_argument("--json", type=pathlib.Path, help="write all measurements there")
-    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file")
+    parser.add_argument("--presets", nargs="+", metavar="PRESET", help="presets to measure (default all)")
+    parser.add_argument("--images", type=int, default=1, help="images in a batch (default 1)")
+    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
+    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this Markdown file")
     options = parser.parse_args()
     return run_program(lambda: measure_presets(options))
 
 
 def measure_presets(options: argparse.Namespace) -> int:
-    """Measures the requested presets one after the other and prints the table; returns the exit status."""
+    """Measures the requested presets one after the other, prints and writes the table; returns the exit status."""
     presets = options.presets or preset_names()
     for preset in presets:
-        load_preset(preset)  # An unknown name is an error before the first preset is measured.
+        load_preset(preset)  # An unknown name raises an error here, before the first preset is measured.
     kinds: dict[str, dict[str, float]] = {}
     rows: dict[str, dict[str, Any]] = {}
     spawn = multiprocessing.get_context("spawn")
@@ -90,7 +90,7 @@ def measure_presets(options: argparse.Namespace) -> int:
 
 
 def render_presets(presets: dict[str, dict[str, Any]]) -> str:
-    """Returns the measurements of the presets as a Markdown table."""
+    """Returns a Markdown table of compilation times and differences, with a row for each preset."""
     rows = [
         [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"]]
         + ["" if row[column] is None else f"{row[column]:.1e}" for column in ("off", "rounding")]
@@ -117,13 +117,13 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """A text with the class, the config and the shapes of the layer, which identifies the kind."""
+        """A text with the class, the config and the shapes of the layer; it is equal for equivalent layers."""
         config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
         return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)} {self.condition}"
 
 
 def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
-    """Yields one layer for each kind of layer in the flow, the dequantizer and the prior of a model."""
+    """Yields a `Kind` for each distinct layer (class, config, shapes) in a model's flow, dequantizer and prior."""
     from tfdecouple.networks.architecture import make_networks
 
     networks = {name: network for name, (network, _) in make_networks(config).items()}
@@ -146,14 +146,14 @@ def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
 def measure_preset(
     preset: str, images: int, threads: int, measured: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the keys of a preset's kinds of layer, and measurements of the kinds whose key is not in `measured`."""
+    """Returns the `Kind.key`s of a preset's layers, and {key: measurements} of those that are not in `measured`."""
     start_tensorflow(threads)
     kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
     return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}
 
 
 def measure_kind(kind: Kind, images: int) -> dict[str, float]:
-    """Returns the CPU seconds of a layer with XLA and with TensorFlow, and the relative difference of their results."""
+    """Returns a dict: CPU seconds of a layer with XLA and without, and the relative difference of the results."""
     import numpy as np
     import tensorflow as tf
 
@@ -178,7 +178,7 @@ def measure_kind(kind: Kind, images: int) -> dict[str, float]:
 
 
 def _compute_in_float64(layer: Any, kind: Kind, inputs: tuple[Any, Any]) -> list[Any]:
-    """Returns the loss and the gradients of a layer, computed by TensorFlow in float64."""
+    """Returns a list of the loss and the gradients of a layer, computed by TensorFlow in float64."""
     import tensorflow as tf
 
     exact = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
@@ -190,7 +190,7 @@ def _compute_in_float64(layer: Any, kind: Kind, inputs: tuple[Any, Any]) -> list
 
 
 def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float, float]:
-    """Returns the loss and the gradients of a layer, and the CPU seconds of the first and of the fastest later call."""
+    """Returns a list of a layer's loss and gradients, and CPU seconds of the first and of the fastest later call."""
     import keras
     import tensorflow as tf
 
@@ -216,7 +216,7 @@ def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[lis
     for _ in range(1 + CALLS):
         begun = time.process_time()
         results = function(*inputs, weights)
-        # Reading the loss waits until the call is done.
+        # Copying the loss to the host waits until the call has computed its results.
         results[0].numpy()
         seconds.append(time.process_time() - begun)
     return results, seconds[0], min(seconds[1:])

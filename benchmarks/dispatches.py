@@ -1,4 +1,4 @@
-"""Counts the operations that a training step dispatches, by kind of operation.
+"""Counts the TensorFlow operations of each type, such as Conv2D, that a training step dispatches.
 
     python benchmarks/dispatches.py --preset cifar10
     python benchmarks/dispatches.py --preset quickstart --batch 32 --json counts.json
@@ -33,27 +33,27 @@ from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Kinds of operation with which TensorFlow fetches constants before the first step, and which no step contains.
+# Types of operation that TensorFlow runs to fold constants before the first step; a step itself has none of them.
 _OF_FOLDING = {"_Send", "_Recv"}
-# Number of kinds of operation that have a row in the table; the rarer kinds share one row.
+# Number of types of operation with a row of their own in the table; all rarer types share one row.
 _KINDS = 24
 
 
 def main() -> int:
     """Reads the command line and counts the operations of a step; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="cifar10", help="default cifar10")
-    parser.add_argument("--batch", type=int, default=16, help="images of a step (default 16)")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
-    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
+    parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")
+    parser.add_argument("--batch", type=int, default=16, help="images in a step (default 16)")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
+    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
     parser.add_argument("--one-shard", action="store_true", help="do not divide the batch among threads, as on a GPU")
-    parser.add_argument("--json", metavar="FILE", help="write the counts there, too")
+    parser.add_argument("--json", metavar="FILE", help="write the counts to this file, too")
     options = parser.parse_args()
     return run_program(lambda: count_step(options))
 
 
 def count_step(options: argparse.Namespace) -> int:
-    """Takes a training step and prints how many operations of each kind ran; returns the exit status."""
+    """Takes a training step and prints how many operations of each type ran; returns the exit status."""
     phase = {"phase": f"train{options.batch}", "precision": None, "memory": None}
     config = make_config(argparse.Namespace(**vars(options), **phase), "train", options.batch)
     start_tensorflow(1 if options.one_shard else options.threads)
@@ -78,7 +78,7 @@ def count_step(options: argparse.Namespace) -> int:
 
 
 def count_operations(call: Callable[[], Any]) -> collections.Counter[str]:
-    """Returns how many operations of each kind run in `call()`, from the trace of TensorFlow's profiler."""
+    """Runs `call()` under TensorFlow's profiler, and returns how many operations of each type ran, by type."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -96,10 +96,10 @@ def count_operations(call: Callable[[], Any]) -> collections.Counter[str]:
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
-                # An event "name:kind" is an operation; an event "class::method" is none.
+                # An event named "NAME:TYPE" is an operation; an event named "CLASS::METHOD" is not.
                 node, _, kind = name.rpartition(":")
                 if name == "ExecutorState::ProcessAsync::Start":
-                    # Asynchronous operations have this event, and their kind is one of the event's statistics.
+                    # This event stands for an asynchronous operation, whose type is one of the event's statistics.
                     stats = {names[one.metadata_id]: one.str_value or names.get(one.ref_value) for one in event.stats}
                     counts[stats["kernel_type"]] += 1
                 elif node and not node.endswith(":") and kind.isidentifier() and kind not in _OF_FOLDING:

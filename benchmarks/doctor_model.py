@@ -1,4 +1,4 @@
-"""Trains the small model that `doctor` uses, into a new folder.
+"""Trains the small model with which `tfdecouple doctor` checks machines, and writes it to a new folder.
 
     python benchmarks/doctor_model.py DIR
 
@@ -31,7 +31,7 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def train_small_model(folder: pathlib.Path) -> None:
-    """Trains the small model of `doctor`; writes its config, its best weights, and its results on this CPU to a folder.
+    """Trains the small model of `doctor`; writes its config, best weights, and results on this CPU to a folder.
 
     Raises:
         UserError: if the folder exists.
@@ -60,7 +60,7 @@ def train_small_model(folder: pathlib.Path) -> None:
 
 
 def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
-    """Writes crops of the photographs in FREE as PNG files, a folder for each split; returns the first test images."""
+    """Writes crops of the photographs in FREE to a folder as PNG files, by split; returns the first test crops."""
     from PIL import Image
 
     from tfdecouple.data import load_images, open_source
@@ -78,7 +78,7 @@ def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
 def main() -> int:
     """Reads the command line and trains the model; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder")
+    parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder for the model")
     folder = parser.parse_args().folder
     start_tensorflow()
     train_small_model(folder)

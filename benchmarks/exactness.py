@@ -1,11 +1,11 @@
-"""Counts the images that decode(encode(image)) changes, among real and extreme images, for each run.
+"""Counts, for each run, the real and extreme images that decode(encode(image)) does not reconstruct exactly.
 
     python benchmarks/exactness.py --run runs/quickstart --run docs/results/conditional --json exactness.json
 
 Prints a row for each run and kind of image, such as noise or the test images of a data set: the number of changed
 images, the number of changed subpixels, and the root mean square (RMS) of v. The RMS is near 1 for images like the
-training images, and `DecoupledModel.encode` warns if it is large. With --every-image only the test images of each
---data are counted, and all of them.
+training images, and `DecoupledModel.encode` warns if it is large. With --every-image all test images of each
+--data are counted, and no other images.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def main() -> int:
     """Reads the command line and counts changed images; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
-    parser.add_argument("--count", type=int, default=64, help="images of noise and of each data set (default 64)")
+    parser.add_argument("--count", type=int, default=64, help="noise images, and images per data set (default 64)")
     parser.add_argument("--data", action="append", default=[], help="a source of real images, such as cifar10")
-    parser.add_argument("--data-dir", help="folder of TFDS")
+    parser.add_argument("--data-dir", help="folder of TensorFlow Datasets")
     parser.add_argument(
         "--emulate",
         type=float,
@@ -46,16 +46,16 @@ def main() -> int:
     parser.add_argument(
         "--left-alone",
         action="store_true",
-        help="leave TensorFlow's switch for TF32 alone, to show which images --emulate changes without this project",
+        help="keep TF32 on, which the project turns off, to show which images --emulate then makes inexact",
     )
-    parser.add_argument("--every-image", action="store_true", help="all test images of each --data alone")
-    parser.add_argument("--json", type=pathlib.Path, help="write the counts there")
+    parser.add_argument("--every-image", action="store_true", help="count all test images of each --data, no others")
+    parser.add_argument("--json", type=pathlib.Path, help="write the counts to this file")
     options = parser.parse_args()
     return run_program(lambda: measure_runs(options))
 
 
 def measure_runs(options: argparse.Namespace) -> int:
-    """Encodes and decodes images with each run, and prints a table of changed images; returns the exit status."""
+    """Encodes and decodes images with each run, and prints a table of inexact images; returns the exit status."""
     start_tensorflow()
     from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
@@ -86,7 +86,7 @@ def measure_runs(options: argparse.Namespace) -> int:
 
 
 def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
-    """Returns the numbers of images and subpixels that a round trip changes, and the range of the RMS of v, by name."""
+    """Returns a dict: counts of images and subpixels that decode(encode(image)) changes, and the range of v's RMS."""
     trips = [count_changed_subpixels(model, images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     differing, rms = map(np.concatenate, zip(*trips, strict=True))
     is_lost = differing > 0
@@ -101,7 +101,7 @@ def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 
 def format_row(row: dict[str, Any]) -> list[object]:
-    """Returns the cells of a table row for a run and a kind of image, from a dict with the counts."""
+    """Returns the table cells of a row, which has the run's name, alpha and the result of `count_changes`."""
     least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
     counts = [row["of"], row["lost"], row["subpixels"]]

@@ -3,10 +3,10 @@
     python benchmarks/export.py --run runs/quickstart
     python benchmarks/export.py --exported exported/quickstart --runtimes onnx openvino --openvino-python ENV/bin/python
 
-The program exports a run, or takes an export folder. Then it encodes and decodes with the Keras model, the SavedModel,
-ONNX Runtime and the requested runtimes. Each runtime has a process of its own with the same number of threads, and the
-runtimes take turns call by call, so that rates compare even on a busy machine. The program prints a JSON line for the
-export, and one for each runtime, endpoint and batch with the median wall and CPU time of a call.
+The program exports a run, or uses an existing export folder. Then it encodes and decodes with the Keras model, the
+SavedModel, ONNX Runtime and the requested runtimes. Each runtime has its own process with the same number of threads,
+and the runtimes take turns call by call, so that their rates can be compared even on a busy machine. The program prints
+a JSON line for the export, and one for each runtime, endpoint and batch size with median wall and CPU times of a call.
 
 OpenVINO runs the ONNX files in float32 (`INFERENCE_PRECISION_HINT=f32`); its interpreter needs only numpy and openvino.
 `litert` needs an export folder with LiteRT files.
@@ -38,21 +38,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=pathlib.Path, help="run folder, or the name of bundled weights")
-    model.add_argument("--exported", type=pathlib.Path, help="an export folder that exists")
-    parser.add_argument("--runtimes", nargs="+", choices=[*RUNTIMES, *OTHERS], help="default: the first three")
-    parser.add_argument("--openvino-python", default=sys.executable, help="an interpreter that has openvino")
-    parser.add_argument("--threads", type=int, default=2, help="of each runtime (default 2)")
-    parser.add_argument("--rounds", type=int, default=7, help="calls of each kind (default 7)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    model.add_argument("--exported", type=pathlib.Path, help="an existing export folder")
+    parser.add_argument("--runtimes", nargs="+", choices=[*RUNTIMES, *OTHERS], help="default keras savedmodel onnx")
+    parser.add_argument("--openvino-python", default=sys.executable, help="a Python interpreter that has openvino")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each runtime (default 2)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each endpoint and batch size (default 7)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="batch sizes (default 1 16)")
     options = parser.parse_args()
     return run_program(lambda: measure_export(options))
 
 
 def measure_export(options: argparse.Namespace) -> int:
-    """Exports a run or takes an export folder, measures the runtimes, and returns the exit status.
+    """Exports a run, or uses an existing export folder; measures the runtimes and returns the exit status.
 
     Raises:
-        UserError: if the run or export folder is missing, or the z of the model is a function of the label.
+        UserError: if the run or export folder is missing, or z is a function of the label.
     """
     if options.exported:
         if not options.exported.is_dir():
@@ -74,7 +74,7 @@ def measure_export(options: argparse.Namespace) -> int:
 
 
 def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, object]:
-    """Exports a run; returns the seconds of the command in all and for each format, and the sizes of the files."""
+    """Exports a run to the folder `to`; returns a dict: seconds in all and for each format, and sizes in bytes."""
     command = [sys.executable, "-m", "export", "--run", str(run), "--to", str(to), "--format", "savedmodel", "onnx"]
     process = subprocess.Popen([*command, *extra], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     begun, marks = time.monotonic(), []
@@ -102,7 +102,7 @@ def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[s
 def measure_runtimes(
     run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], options: argparse.Namespace
 ) -> None:
-    """Measures the runtimes in turn and prints a JSON line for each runtime, endpoint and batch."""
+    """Times calls of the runtimes in turn, and prints a JSON line for each runtime, endpoint and batch size."""
     pythons = {"openvino": options.openvino_python}
     program = str(ROOT / "benchmarks" / "export_worker.py")
     arguments = [str(run), str(exported), str(options.threads), str(max(options.batches))]
@@ -116,7 +116,7 @@ def measure_runtimes(
 
     def time_call(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
-        with contextlib.suppress(BrokenPipeError):  # The worker has ended and printed its error.
+        with contextlib.suppress(BrokenPipeError):  # A worker that fails prints its error and ends.
             worker.stdin.write(f"{endpoint} {batch}\n")
             worker.stdin.flush()
         if not (answer := worker.stdout.readline()):
@@ -130,7 +130,7 @@ def measure_runtimes(
             for number in range(options.rounds + 2):
                 for runtime in runtimes:
                     seconds = time_call(runtime, endpoint, batch)
-                    # The first two calls trace, allocate and choose algorithms.
+                    # The first two calls are not timed, because runtimes trace, allocate and choose algorithms in them.
                     if number >= 2:
                         times[runtime].append(seconds)
             walls = {runtime: [wall for wall, _ in times[runtime]] for runtime in runtimes}

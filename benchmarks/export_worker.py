@@ -1,4 +1,4 @@
-"""The worker program of `export.py`, which encodes and decodes in one runtime.
+"""The worker program of `benchmarks/export.py`, which encodes and decodes with one runtime and times each call.
 
     python benchmarks/export_worker.py RUNTIME RUN EXPORTED THREADS MOST
 
@@ -18,7 +18,7 @@ FILES = {"encode": "encoder", "decode": "decoder"}
 
 
 def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
-    """Answers each input line "ENDPOINT BATCH" with the wall and CPU seconds of one call, on standard output.
+    """Calls an endpoint for each line "ENDPOINT BATCH" of standard input; prints wall and CPU seconds of the call.
 
     Args:
         runtime: name of the runtime in `RUNTIMES` or `OTHERS`.
@@ -42,7 +42,7 @@ def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads
 
 
 def set_up_tensorflow(threads: int):
-    """Sets TensorFlow up with this number of threads, and returns the module `tensorflow`."""
+    """Sets TensorFlow up to compute with `threads` threads, and returns the module `tensorflow`."""
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from tfdecouple.runtime.process import start_tensorflow
 
@@ -55,7 +55,7 @@ def set_up_tensorflow(threads: int):
 
 
 def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function that calls an endpoint of the Keras model that `load_model` returns."""
+    """Returns a function of an endpoint's name and inputs, by name, that calls the Keras model of a run folder."""
     set_up_tensorflow(threads)
     import tfdecouple
 
@@ -68,7 +68,7 @@ def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function that calls an endpoint of the SavedModel in a session with Grappler, as servers do."""
+    """Returns a function of an endpoint's name and inputs that runs the SavedModel in a session, as servers do."""
     tf = set_up_tensorflow(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -86,7 +86,7 @@ def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function that calls an endpoint of the ONNX files in ONNX Runtime."""
+    """Returns a function of an endpoint's name and inputs, by name, that runs the ONNX files in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -99,7 +99,7 @@ def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function that calls an endpoint of the ONNX files in OpenVINO, in float32."""
+    """Returns a function of an endpoint's name and inputs, by name, that runs the ONNX files in OpenVINO (float32)."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -111,7 +111,7 @@ def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function that calls an endpoint of the LiteRT files."""
+    """Returns a function of an endpoint's name and inputs, by name, that runs the LiteRT files of an export folder."""
     from ai_edge_litert.interpreter import Interpreter
 
     runners = {
@@ -121,7 +121,7 @@ def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
     return lambda endpoint, given: runners[endpoint](**given)
 
 
-# Functions that open an exported model, by the name of the runtime. RUNTIMES are measured unless the user names others.
+# Functions that open a model, by name of the runtime. Without --runtimes, only those in RUNTIMES are measured.
 RUNTIMES = {"keras": open_keras, "savedmodel": open_saved_model, "onnx": open_onnx}
 OTHERS = {"openvino": open_openvino, "litert": open_litert}
 

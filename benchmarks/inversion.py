@@ -15,8 +15,9 @@ A model is trained with `keep`. After each number of --updates, the gradient of 
   whole            norm of the difference over the norm of the gradient, all weights together
   precision alone  the same ratio for the difference between the precision and float32, with `keep`
 
-Without a GPU, TF32 is emulated. --break then makes the smallest singular value of a 1x1 convolution smaller and
-smaller, so that its inverse amplifies rounding errors. --run takes the weights of a trained run and trains nothing.
+Without a GPU, TF32 is emulated. With --break, the program then makes the smallest singular value of a 1x1 convolution
+smaller and smaller, so that the convolution's inverse amplifies rounding errors. With --run, the weights are those of a
+trained run, and the program trains nothing.
 """
 
 from __future__ import annotations
@@ -40,29 +41,29 @@ from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]
-# Smallest singular values of the 1x1 convolution that --break spoils.
+# Values that --break gives, one after another, to the smallest singular value of a 1x1 convolution.
 SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def main() -> int:
     """Reads the command line and prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="quickstart", help="default quickstart")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
+    parser.add_argument("--preset", default="quickstart", help="preset of the model (default quickstart)")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.5, 0.8, 1.0], help="values of model.alpha")
-    parser.add_argument("--updates", type=int, nargs="+", default=[0, 500], help="numbers of training steps")
+    parser.add_argument("--updates", type=int, nargs="+", default=[0, 500], help="training steps before comparing")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["float32", "mixed_bfloat16"])
     parser.add_argument("--batch", type=int, default=32, help="images in a batch (default 32)")
-    parser.add_argument("--break", dest="spoils", action="store_true", help="spoil a weight of the trained model, too")
-    parser.add_argument("--run", type=pathlib.Path, help="a trained run instead of a model in training")
-    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
-    parser.add_argument("--json", type=pathlib.Path, help="write the table there, too")
+    parser.add_argument("--break", dest="spoils", action="store_true", help="make a convolution nearly singular")
+    parser.add_argument("--run", type=pathlib.Path, help="run folder with trained weights, instead of training")
+    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write the table to this file, too")
     options = parser.parse_args()
     return run_program(lambda: print_errors(options))
 
 
 def print_errors(options: argparse.Namespace) -> int:
-    """Trains a model with each alpha, or loads a run, and prints the table of errors; returns the exit status."""
+    """Trains a model with each alpha, or loads a run; prints the table of gradient errors; returns the exit status."""
     start_tensorflow(options.threads)
     rows: list[list[Any]] = []
     models = [measure_run(options)] if options.run else [train_model(options, alpha) for alpha in options.alphas]
@@ -76,7 +77,7 @@ def print_errors(options: argparse.Namespace) -> int:
 
 
 def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
-    """Yields a row of the table for each precision, with the weights of a trained run."""
+    """Yields a table row of gradient errors (a list) for each precision, with the weights of a trained run."""
     from tfdecouple import load_model
 
     model = load_model(options.run)
@@ -89,7 +90,7 @@ def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
-    """Trains a model with this alpha, and yields a row of the table for each precision after each of --updates."""
+    """Trains a model with this alpha; yields table rows of gradient errors for each of --updates and each precision."""
     preset = load_preset(options.preset)
     # `make_timed_config` sets a tiny learning rate, with which this model would not learn.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
@@ -124,7 +125,7 @@ def make_benchmark(config: Config) -> Benchmark:
 
 
 class Gradients:
-    """Gradients of a model on one batch, with each value of `training.memory` and in each precision."""
+    """A model and one batch, whose gradients it computes with each `training.memory` and in each precision."""
 
     def __init__(self, benchmark: Benchmark, batch: int):
         import tensorflow as tf
@@ -141,7 +142,7 @@ class Gradients:
         self._functions: dict[tuple[str, str], Any] = {}
 
     def compare(self, precision: str) -> list[Any]:
-        """Returns the cells of a row in the columns from `error` to `precision alone`, for one precision."""
+        """Returns the last six cells of a table row, from "error" to "precision alone", for one precision."""
         import numpy as np
 
         full, *_ = self._compute("keep", "float32")
@@ -159,7 +160,7 @@ class Gradients:
         ]
 
     def _compute(self, mode: str, precision: str) -> tuple[list[Any], float]:
-        """Returns the gradients of all weights with a value of `training.memory`, and the largest inversion error."""
+        """Returns the gradients of all weights with `training.memory=mode`, a list, and the largest inversion error."""
         if (mode, precision) not in self._functions:
             self._functions[mode, precision] = self._trace(mode, precision)
         with _round_products(precision):
@@ -190,7 +191,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _round_products(precision: str) -> Iterator[None]:
-    """Selects TF32 for products inside the context if `precision` is "tf32"; emulates TF32 where no GPU has it."""
+    """Makes products inside the context use TF32 if `precision` is "tf32" (emulated without a GPU), else float32."""
     from helpers.emulation import emulated_accelerator
 
     from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32

@@ -1,4 +1,4 @@
-"""Makes the tables of docs/RESULTS.md from the JSON files in docs/results, and measures the committed runs again.
+"""Makes the tables of docs/RESULTS.md from the JSON files in docs/results, and measures the runs there again.
 
     python benchmarks/results.py                              # makes the tables from docs/results, in seconds
     python benchmarks/results.py --check                      # checks that the page agrees with the files
@@ -6,10 +6,10 @@
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # measures some; --list has the names
 
 Every number on the page is in a file in docs/results. Training wrote metrics.jsonl and summary.json. The commands that
---list shows wrote the other files from the committed weights, with two exceptions: trials.json has its own commands,
-and by_length.json has metrics of earlier weights, with the commits that hold the weights. The weights of the quickstart
-are not committed: the commands under "quickstart" train them first. `make results` runs the third command above. Each
-table is between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+--list shows wrote the other files from the weights in the repository, with two exceptions: benchmarks/trials.py writes
+trials.json, and by_length.json has metrics of earlier weights, with the commits that hold the weights. The repository
+has no weights of the quickstart: the commands under "quickstart" train them first. `make results` runs the third
+command above. Each table is between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ CONDITIONED = {
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
     "glow": "nothing (no z)",
 }
-# The run with 256 numbers in z, which is in the tables "models" and "probe" alone; commit 0e3fdba has its weights.
+# The run with 256 dimensions of z, which only the tables "models" and "probe" have; commit 0e3fdba has its weights.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, larger z"}
-# Results in Tables 1, 3 and 4 of the paper, for the paper's own images and model size.
+# Bits/dim, FID and accuracies in % from Tables 1, 3 and 4 of the paper, whose images and model size differ from ours.
 PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
 PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
 PAPER_INFOMAX = "49.6"
-# The feature extractor of the Fréchet distance.
+# File name of the ONNX feature extractor that the Fréchet distance uses; --extractor has its path.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
 # Commands of `tfdecouple` that read no images and therefore take no --data-dir.
 WITHOUT_IMAGES = {"curves", "sample"}
@@ -61,7 +61,7 @@ _QUICKSTART = "runs/quickstart"
 
 
 def list_commands() -> dict[str, list[str]]:
-    """Returns the command lines that make the files in docs/results, in lists by a name for --measure."""
+    """Returns {name for --measure: command lines that write files in docs/results}."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
     all_runs, ours = " ".join(f"--run {run}" for run in runs), runs[0]
     exactness, evaluate = "python benchmarks/exactness.py", f"{_PROGRAM} evaluate --run"
@@ -106,9 +106,9 @@ def list_commands() -> dict[str, list[str]]:
 def main() -> int:
     """Reads the command line and measures, makes the tables, or checks them; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", nargs="*", metavar="NAME", help="run the commands first (default all of them)")
-    parser.add_argument("--data-dir", help="folder of TFDS, for --measure")
-    parser.add_argument("--extractor", help=f"{EXTRACTOR}, for --measure frechet")
+    parser.add_argument("--measure", nargs="*", metavar="NAME", help="first run these commands (default all)")
+    parser.add_argument("--data-dir", help="folder of TensorFlow Datasets, for --measure")
+    parser.add_argument("--extractor", help=f"path of {EXTRACTOR}, for --measure frechet")
     parser.add_argument(
         "--check", action="store_true", help="change nothing: print the lines of the page that differ from the files"
     )
@@ -129,7 +129,7 @@ def run_action(options: argparse.Namespace) -> int:
             if name not in commands:
                 raise UserError(f"--measure: there is no {name!r}; there are {', '.join(commands)}")
         lines = [line for name in options.measure or commands for line in commands[name]]
-        # A missing extractor is an error before the first command, because the commands take long.
+        # A missing extractor raises an error before the first command, because the commands take long.
         if not options.extractor and any(EXTRACTOR in shlex.split(line) for line in lines):
             raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
         for line in lines:
@@ -145,7 +145,7 @@ def run_action(options: argparse.Namespace) -> int:
 
 
 def run_command(line: str, options: argparse.Namespace) -> None:
-    """Runs a command of `list_commands` with the extractor and the data folder that the user named.
+    """Runs a command line of `list_commands` with the values of --extractor and --data-dir.
 
     Raises:
         UserError: if the command fails.
@@ -160,7 +160,7 @@ def run_command(line: str, options: argparse.Namespace) -> None:
 
 
 def replace_tables(page: str) -> str:
-    """Returns the text of docs/RESULTS.md with all tables made from the files in docs/results."""
+    """Returns `page`, the text of docs/RESULTS.md, with all tables made anew from the files in docs/results."""
     for name, make in TABLES.items():
         page = replace_table(page, name, make())
     return page
@@ -228,7 +228,7 @@ def _format_bits(evaluation: dict[str, Any]) -> str:
 
 
 def compare_seeds() -> tuple[int, dict[str, list[float]]]:
-    """Returns the last update at which all seeds were validated, and the bits/dim of each run's seeds at that update.
+    """Returns the last update at which all seeds were validated, and {run: bits/dim of each seed at this update}.
 
     Seed 0 of a run is the run itself. The config and log of another seed are in docs/results/seeds/RUN-SEED. A run with
     only one seed is left out.
@@ -240,7 +240,7 @@ def compare_seeds() -> tuple[int, dict[str, list[float]]]:
 
 
 def _read_validation(run: pathlib.Path) -> dict[int, float]:
-    """Returns the bits/dim of a run on the validation images, by update."""
+    """Returns {update: bits/dim on the validation images} of a run folder."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
 
@@ -274,7 +274,7 @@ def _render_seeds() -> str:
 
 
 def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
-    """Returns the test accuracy of each classifier in per cent, and the number of features, by kind of features."""
+    """Returns {features, such as "z": {classifier: test accuracy in %, "dimensions": count}} of a run."""
     return {
         row["features"]: {
             "dimensions": row["dimensions"],
@@ -287,7 +287,7 @@ def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
 def _render_probe() -> str:
     rows: list[list[object]] = []
     names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
-    # Raw pixels are in the table once, because their accuracy does not depend on the run.
+    # The table has raw pixels only once, because their accuracy does not depend on the run.
     for run, pixels in (("conditional", ("pixels", "pixels, PCA")), (LATENT_256, ("pixels, PCA",))):
         accuracies = load_accuracies(run)
         for features in ("z", "v", "v, PCA", *pixels):
@@ -301,7 +301,7 @@ def _render_probe() -> str:
 
 
 def _render_statistics() -> str:
-    """Returns the table of image statistics: R2 from z, v and pixels, and whether each follows z or v in a switch."""
+    """Returns a Markdown table of image statistics: R2 from z, v and pixels, and how far a switch follows z and v."""
     rows = []
     for name, each in load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
         explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
@@ -324,7 +324,7 @@ def _render_frechet() -> str:
 
 
 def _render_exactness() -> str:
-    """Returns the table of the images that were decoded, by kind: number, inexact ones if any, RMS of v in two runs."""
+    """Returns a Markdown table with a row for each kind of image: count, inexact images, RMS of v in two runs."""
     kinds: dict[str, dict[str, Any]] = {}
     for row in load_result("exactness.json")["rows"]:
         kinds.setdefault(row["images"], {})[row["run"]] = row
@@ -338,7 +338,7 @@ def _render_exactness() -> str:
 
 
 def load_by_length(run: str) -> dict[int, dict[str, Any]]:
-    """Returns metrics of a run by its number of updates, for earlier weights and for the weights in the repository."""
+    """Returns {number of updates: metrics} of a run, for earlier weights and for the weights in the repository."""
     earlier = {row["updates"]: row for row in load_result("by_length.json")["rows"] if row["run"] == run}
     now = {"bits_per_dim": load_result(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]}
     if run == "conditional":
@@ -367,7 +367,7 @@ def _render_by_length() -> str:
     return make_table(["metric, model", *header], rows)
 
 
-# Titles of the scores and of the kinds of outliers in the table "outliers".
+# Titles of the rows (outlier scores) and of the columns (kinds of outlier images) in the table "outliers".
 SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim minus WebP's", "prior_nats": "-log p(z)"}
 SCORES |= {"shell": "shell (length of v)", "typicality": "typicality"}
 OUTLIERS = {"photographs": "embedded photographs", "noise": "noise", "constant": "single colours"}
@@ -375,7 +375,7 @@ OUTLIERS |= {"permuted": "permuted pixels"}
 
 
 def _render_outliers() -> str:
-    """Returns the table of the AUROC of each score for each kind of outlier, with confidence intervals."""
+    """Returns a Markdown table of the AUROC of each outlier score for each kind of outlier, with its interval."""
     outliers, rows = load_result("conditional/evaluation/outliers/outliers-test.json")["outliers"], []
     for score, name in SCORES.items():
         row = [name]

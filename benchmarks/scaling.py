@@ -6,14 +6,14 @@
 
 Each measurement runs in a process of its own (`throughput.py`). The tables are:
 
-  batch   images/s for each batch size, of training with each training.memory, of encoding and of decoding
+  batch   images/s of training with each training.memory, of encoding and of decoding, for each batch size
   depth   seconds of a training step and of tracing, and memory, for each number of flow steps in a stage and each
           training.memory
-  large   the same for presets of 64 and 256 pixels, with 2 images in a batch
+  large   like depth, for presets with images of 64 and 256 pixels, and 2 images in a batch
   memory  calculated, for the presets for large images: memory of a training step, and largest micro-batch on a GPU
 
 An exponent is the slope of a straight line through the points of a column on logarithmic axes, by least squares; 1 is
-linear growth. Constant costs (reading the images, the encoder) make an exponent smaller than it is for larger work.
+linear growth. Costs that do not grow (reading images, the encoder) make an exponent smaller than for larger work.
 
 "process, MiB" is the largest resident memory of the process. "MiB/image, measured" is the difference between two
 batches, one twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by
@@ -46,7 +46,7 @@ from tfdecouple.networks.architecture import FLOAT32, count_activation_bytes, co
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory")
-# Kinds of phase and batch sizes of the table "batch".
+# Kinds of phase of `throughput.py`, and batch sizes, in the table "batch".
 KINDS = ("train", "encode", "decode")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 # Numbers of flow steps in a stage, and the batch size, of the table "depth".
@@ -58,10 +58,10 @@ LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
 LARGE_BATCH = 2
 GPUS_GIB = (24, 80)
-# Fraction of a GPU's memory for tensors; the CUDA context, workspaces of convolutions and gaps take the rest.
+# Fraction of a GPU's memory that tensors can use; the CUDA context, convolution workspaces and gaps take the rest.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# MiB of activations in the smaller batch of a memory measurement, and bounds of the number of images in the batch. The
+# MiB of activations in the smaller batch of a memory measurement, and least and largest number of images in it. The
 # activations must be large compared with workspaces and weights, and the batch small enough for a CPU.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
@@ -73,13 +73,13 @@ Rows = list[dict[str, Any]]
 
 
 def set_depth(config: Config, steps: int) -> Config:
-    """Returns a copy of the config with `steps` steps in every stage of the flow."""
+    """Returns a copy of the config with `steps` flow steps in every stage of the flow."""
     every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
     return override(config, [f"model.steps={every}"])
 
 
 def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
-    """Returns the bytes that training needs whatever the batch size, with all numbers in float32.
+    """Returns the bytes of training that do not depend on the batch size, with all numbers in float32.
 
     The numbers are the weights, their gradients and Adam's two moments, averaged weights if there are any, and with
     micro-batches the sum of their gradients and the vector that is added to the sum.
@@ -90,19 +90,19 @@ def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1
 def main() -> int:
     """Reads the command line and makes the requested tables; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", default=",".join(TABLES), help=f"default {','.join(TABLES)}")
-    parser.add_argument("--preset", default="quickstart", help="whose model is measured (default quickstart)")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
-    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
-    parser.add_argument("--json", type=pathlib.Path, help="write all measurements there")
-    parser.add_argument("--docs", type=pathlib.Path, help="put the tables into this file")
-    parser.add_argument("--plot", type=pathlib.Path, help="draw the tables into this file")
+    parser.add_argument("--tables", default=",".join(TABLES), help=f"tables (default {','.join(TABLES)})")
+    parser.add_argument("--preset", default="quickstart", help="preset that is measured (default quickstart)")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
+    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
+    parser.add_argument("--json", type=pathlib.Path, help="write all measurements to this file")
+    parser.add_argument("--docs", type=pathlib.Path, help="put the tables into this Markdown file")
+    parser.add_argument("--plot", type=pathlib.Path, help="draw the measurements into this image file")
     options = parser.parse_args()
     return run_program(lambda: measure_tables(options))
 
 
 def measure_tables(options: argparse.Namespace) -> int:
-    """Measures and prints the requested tables; returns the exit status."""
+    """Measures what the requested tables contain, prints and writes the tables, and returns the exit status."""
     names = [name for name in options.tables.split(",") if name]
     for name in names:
         if name not in TABLES:
@@ -126,7 +126,7 @@ def measure_tables(options: argparse.Namespace) -> int:
 
 
 def measure_batches(options: argparse.Namespace) -> Rows:
-    """Returns a row of measurements for each kind of phase (training with each training.memory) and each batch size."""
+    """Returns rows of measurements for the table "batch": a row for each kind of phase and each batch size."""
     variants = [(kind, memory) for kind in KINDS for memory in (MEMORY if kind == "train" else ("",))]
     return [
         run_phase(options, f"{kind}{batch}", ["--memory", memory] if memory else [])
@@ -137,7 +137,7 @@ def measure_batches(options: argparse.Namespace) -> Rows:
 
 
 def measure_depths(options: argparse.Namespace) -> Rows:
-    """Returns a row of measurements of training for each depth and training.memory."""
+    """Returns rows of measurements of training for the table "depth", one for each depth and training.memory."""
     return [
         measure_depth(options, options.preset, memory, depth, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES)
         for memory in MEMORY
@@ -146,7 +146,7 @@ def measure_depths(options: argparse.Namespace) -> Rows:
 
 
 def measure_large(options: argparse.Namespace) -> Rows:
-    """Returns a row of measurements of training for each preset for large images, depth and training.memory."""
+    """Returns rows of measurements of training for the table "large": for each preset, depth and training.memory."""
     return [
         measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES)
         for preset, depths in MEASURED.items()
@@ -160,8 +160,8 @@ def measure_depth(
 ) -> dict[str, Any]:
     """Returns the measurements of training at a depth: times with `batch` images, and memory per image.
 
-    Memory is measured with two batches. The activations of the smaller batch take about `mib` MiB, but its number of
-    images stays within the bounds `images`. The other batch is twice as large.
+    Depth is the number of flow steps in a stage. Memory is measured with two batches. The smaller batch has about `mib`
+    MiB of activations, and a number of images within the bounds `images`. The other batch is twice as large.
     """
     deep = set_depth(override(load_preset(preset), options.set), depth)
     training = override(deep, [f"training.memory={memory}"]).training
@@ -190,7 +190,7 @@ def measure_depth(
 
 
 def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
-    """Returns the measurements of a phase of `throughput.py`, and prints a line about them."""
+    """Runs a phase of `throughput.py`, such as "train16"; prints a line and returns the measurements by name."""
     preset = preset or options.preset
     arguments = ["--preset", preset, "--threads", str(options.threads)]
     for assignment in options.set:
@@ -206,7 +206,7 @@ def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], pre
 
 
 def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """Returns the slope of log y over log x by least squares."""
+    """Returns the exponent p of the best fit y = c x^p: the slope of log y over log x, by least squares."""
     u, v = [math.log(value) for value in x], [math.log(value) for value in y]
     centre = sum(u) / len(u)
     return sum((a - centre) * b for a, b in zip(u, v, strict=True)) / sum((a - centre) ** 2 for a in u)
@@ -221,7 +221,7 @@ def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -
 
 
 def calculate_memory() -> Rows:
-    """Returns rows of calculated memory for the presets in LARGE, at each of `DEPTHS` and at the preset's depth."""
+    """Returns rows of calculated memory for the presets in LARGE, with each depth in DEPTHS and their own depth."""
     rows = []
     for name in LARGE:
         own = load_preset(name)
@@ -242,14 +242,14 @@ def calculate_memory() -> Rows:
 
 
 def render_table(name: str, measured: dict[str, Any]) -> str:
-    """Returns the Markdown table of this name, made from rows of measurements by table."""
+    """Returns the Markdown table of this name in TABLES; `measured` is {name of table: rows of measurements}."""
     if name in ("depth", "large"):
         return render_depths(measured[name], ["preset", "memory"] if name == "large" else ["memory"])
     return {"batch": render_batches, "memory": render_memory}[name](measured[name])
 
 
 def render_batches(rows: Rows) -> str:
-    """Returns the table of images/s over the batch size, a column for each kind of phase."""
+    """Returns a Markdown table of images/s, with a row for each batch size and a column for each kind of phase."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
     by_key = {(row["kind"], row["batch"]): row for row in rows}
@@ -260,7 +260,7 @@ def render_batches(rows: Rows) -> str:
 
 
 def render_depths(rows: Rows, names: list[str]) -> str:
-    """Returns the table of training over the depth, with exponents below the rows that agree in the columns `names`."""
+    """Returns a Markdown table of training by depth; rows with equal values of `names` end with their exponents."""
     header = [{"memory": "training.memory"}.get(name, name) for name in names]
     header += ["flow steps", "ms/update", "tracing, s", "process, MiB", "MiB/image, measured", "MiB/image, calculated"]
     groups: dict[tuple[str, ...], Rows] = {}
@@ -270,7 +270,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
     for group, chosen in groups.items():
         columns = [
             [float(row["ms_per_call"]) for row in chosen],
-            # The first call includes tracing. Logarithms need numbers above 0.
+            # The first call includes tracing. Small numbers become 0.01, because the exponents need logarithms.
             [float(max(row["first_call_s"] - row["second_step_s"], 0.01)) for row in chosen],
             [round(row["peak_rss_mib"]) for row in chosen],
             [float(max(row["mib_per_image"], 0.01)) for row in chosen],
@@ -283,7 +283,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
 
 
 def render_memory(rows: Rows) -> str:
-    """Returns the table of calculated memory for the presets in LARGE, whose depth is unchanged."""
+    """Returns a Markdown table of calculated memory for the presets in LARGE, each with its own depth."""
     header = ["preset", "parameters", "state, GiB", *(f"GiB/image, {memory}" for memory in MEMORY)]
     header += [f"{gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
@@ -304,7 +304,7 @@ def render_memory(rows: Rows) -> str:
 
 
 def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
-    """Writes a plot of time, memory per image and largest micro-batch over the depth.
+    """Draws time, memory per image and largest micro-batch over the depth (flow steps in a stage) into a file.
 
     Args:
         measured: rows of the tables by the table's name; "memory" must be there.
@@ -315,7 +315,7 @@ def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    # Each panel has a title, and a function that draws the panel on axes.
+    # Each panel of the figure: a title, and a function that draws the panel on Matplotlib axes.
     panels: list[tuple[str, Callable[[Any], None]]] = []
     depth, large = measured.get("depth", []), measured.get("large", [])
     if depth:
@@ -354,7 +354,7 @@ def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> None:
-    """Draws columns of the rows over the depth, with a colour for each value of training.memory."""
+    """Draws the columns in `styles` over the depth, with a colour for each value of training.memory."""
     for number, memory in enumerate(MEMORY):
         chosen = [row for row in rows if row["memory"] == memory]
         for name, (style, ending) in styles.items():
@@ -363,7 +363,7 @@ def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> No
 
 
 def _draw_micro_batches(axis: Any, rows: Rows, gib: int) -> None:
-    """Draws the largest micro-batch on a GPU over the depth, with a colour for each preset."""
+    """Draws the largest micro-batch on a GPU with `gib` GiB over the depth, with a colour for each preset."""
     for number, name in enumerate(_list_presets(rows)):
         chosen = [row for row in rows if row["preset"] == name and row["depth"]]
         for memory, style in zip(MEMORY, ("o-", "s--", "^:"), strict=True):

@@ -4,7 +4,7 @@
     python benchmarks/throughput.py --phase first_step32 --preset quickstart
     python benchmarks/throughput.py --phase train4 --preset quickstart --set 'model.steps=[8,[8,8],[8,8],8]'
 
-A phase is a kind with a number of images. The kinds are:
+A phase is a kind of work followed by the number of images in a batch. The kinds are:
 
   train       the training step of `train.py` with its data pipeline, a learning rate of 1e-6, and averaged weights
               (decay 0.999 if the preset averages none); only the result of a repetition's last step is copied to the
@@ -14,10 +14,10 @@ A phase is a kind with a number of images. The kinds are:
   first_step  one training step, timed from the start of the program
 
 TensorFlow is set up as in the project's programs, with --threads for the number of cores. Images are random. The last
-line is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call. The
-first two calls are not repetitions; a repetition takes --seconds or longer. `peak_rss_mib` is the largest resident
-memory of the whole process, tracing included. With --live, `peak_live_mib` is the largest memory of TensorFlow's
-tensors at one time, weights included, counted by an allocator that TensorFlow has for GPUs.
+line is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call. After
+the first two calls come --reps repetitions, each with as many calls as take --seconds or longer. `peak_rss_mib` is the
+largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is the largest memory of
+TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has for GPUs.
 """
 
 from __future__ import annotations
@@ -46,28 +46,28 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 KINDS = (*PHASES, "first_step")
-# Number of images of the phase first_step without a number; other kinds need a number.
+# Batch size of the phase "first_step" if no number follows; other kinds of phase need a number.
 FIRST_STEP_BATCH = 16
 
 
 def main() -> int:
     """Reads the command line and measures a phase; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phase", required=True, help="a kind and a number of images, such as train16")
-    parser.add_argument("--preset", default="cifar10", help="default cifar10")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="as for train.py")
-    parser.add_argument("--threads", type=int, default=2, help="that compute (default 2)")
+    parser.add_argument("--phase", required=True, help="a kind of work and a number of images, such as train16")
+    parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")
+    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
+    parser.add_argument("--threads", type=int, default=2, help="threads that compute (default 2)")
     parser.add_argument("--reps", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--seconds", type=float, default=2.0, help="least duration of a repetition (default 2)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="of training; default as the preset")
-    parser.add_argument("--memory", choices=MEMORY, help="as training.memory; default as the preset")
+    parser.add_argument("--precision", choices=PRECISIONS, help="training.precision (default: the preset's)")
+    parser.add_argument("--memory", choices=MEMORY, help="training.memory (default: the preset's)")
     parser.add_argument("--live", action="store_true", help="count the bytes of live tensors (slower)")
     options = parser.parse_args()
     return run_program(lambda: measure_phase(options))
 
 
 def measure_phase(options: argparse.Namespace) -> int:
-    """Runs the phase and prints its measurements as JSON; returns the exit status."""
+    """Runs the phase, such as train16, and prints its measurements as a JSON object; returns the exit status."""
     kind, batch = parse_phase(options.phase)
     trains = kind in ("train", "first_step")
     config = make_config(options, kind, batch)
@@ -133,7 +133,7 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
-    """Returns the config of the preset, changed by the options --precision, --memory and --set.
+    """Returns the config for timing a preset, changed by the options --precision, --memory and --set.
 
     Raises:
         UserError: if the options contradict the phase.
@@ -163,7 +163,7 @@ def read_peak_rss_mib() -> float:
 
 
 def find_process_start() -> float:
-    """Returns the time at which this process started (or, if unknown, loaded this file), by `time.monotonic`."""
+    """Returns when this process started (if unknown: loaded this file), in seconds of `time.monotonic`."""
     try:
         fields = pathlib.Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""Runs trials of training options: short runs that are measured on validation images, all in one table.
+"""Runs trials of training options: short training runs, compared on validation images in one table.
 
     python benchmarks/trials.py --data-dir DIR                 # runs all trials without a row; SIGTERM interrupts
     python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # runs one trial with all its seeds
@@ -12,9 +12,9 @@ options no longer exist, and the commit is the last one that has them. Seed 0 of
 Each trial is `python train.py` with a run folder in --workdir. The test images are not used
 (`training.evaluation_samples=0`). Then logistic regression predicts the class from z (the posterior mean). It is fitted
 on 10,000 training images, with C chosen on a fifth of them, and tested on 10,000 other training images, because 1,000
-validation images are too few to distinguish trials; the model has seen these images without labels. The row with the
-command is written to --json at once. A trial that has a row is not run again, and an interrupted trial resumes from its
-last checkpoint.
+validation images are too few to distinguish trials; the model has seen these images without labels. After each trial
+the program writes a row with the command and the metrics to --json. A trial that has a row is not run again, and an
+interrupted trial resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E4
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
-# The classifier is fitted on this number of training images, and tested on as many other training images.
+# Number of training images on which the classifier of z is fitted; it is tested on as many other training images.
 PROBED = 10_000
 
 
@@ -61,12 +61,12 @@ class Trial(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name of the run folder."""
+        """The name of the run folder, a text such as "alpha-0.5-0"."""
         return f"{self.name}-{self.seed}"
 
     @property
     def command(self) -> str:
-        """The command line, without the run folder and the data folder."""
+        """The command line of the training run as a text, without the run folder and the data folder."""
         return f"python train.py {shlex.join(self.arguments)}"
 
 
@@ -77,8 +77,8 @@ def main() -> int:
     parser.add_argument(
         "--workdir", type=pathlib.Path, default=pathlib.Path("runs/trials"), help="folder of the run folders"
     )
-    parser.add_argument("--data-dir", help="folder of TFDS")
-    parser.add_argument("--json", type=pathlib.Path, default=ROWS, help=f"the rows (default {ROWS.relative_to(ROOT)})")
+    parser.add_argument("--data-dir", help="folder of TensorFlow Datasets")
+    parser.add_argument("--json", type=pathlib.Path, default=ROWS, help=f"rows (default {ROWS.relative_to(ROOT)})")
     parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- trials -->, and end")
     parser.add_argument("--list", action="store_true", help="print the commands of the trials without a row, and end")
     parser.add_argument("--measure", type=pathlib.Path, metavar="RUN", help=argparse.SUPPRESS)
@@ -109,7 +109,7 @@ def run_action(options: argparse.Namespace) -> int:
 
 
 def list_trials(only: list[str] | None = None) -> list[Trial]:
-    """Returns the trials of the plan, or the trials named in `only`: first all with seed 0, then all with seed 1.
+    """Returns the trials in trials.json, or only those named in `only`: first all with seed 0, then with seed 1.
 
     Raises:
         UserError: if no trial has one of the names.
@@ -137,13 +137,13 @@ def _make_trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str],
 
 
 def find_row(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the row that the trial's command made, or None if there is none."""
+    """Returns the row of metrics with this trial's name, seed and command, or None if `rows` has none."""
     key = (trial.name, trial.seed, trial.command)
     return next((row for row in rows if (row["name"], row["seed"], row["command"]) == key), None)
 
 
 def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains and measures a trial; returns the trial's row, also if the training diverges.
+    """Trains and measures a trial; returns its row of metrics, or a row that says when the training diverged.
 
     Raises:
         UserError: if the training fails in another way.
@@ -184,7 +184,7 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-    """Returns the accuracy of logistic regression on z and its standard error, by name; {} for a model without z."""
+    """Returns a dict: accuracy of logistic regression on z and standard error; {} for a model without z."""
     start_tensorflow()
     import numpy as np
 
@@ -211,12 +211,12 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows in a JSON file, or [] if there is no file."""
+    """Returns the rows of metrics in a JSON file, a list of dicts, or [] if there is no file."""
     return list(parse_json(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 
 
 def render_trials(rows: list[dict[str, Any]]) -> str:
-    """Returns the table of the trials whose options still exist, in the order of the plan, each with all its seeds."""
+    """Returns a Markdown table of the trials whose options still exist, in the order of trials.json, with all seeds."""
     seeds: dict[str, tuple[Trial, list[list[str]]]] = {}
     for trial in list_trials():
         if not trial.commit and (row := find_row(trial, rows)):

@@ -1,11 +1,11 @@
-"""The trial "z of the whole, v of a part": two trainings of the bundled 64-pixel model, and how well they switch.
+"""A trial: is a switch better if z encodes the whole photograph than if z, like v, encodes a part of it?
 
     python benchmarks/whole_and_part.py train PHOTOGRAPHS OUT --updates 1200
     python benchmarks/whole_and_part.py measure OTHER_PHOTOGRAPHS OUT
 
-Both trainings start from the bundled weights and see the same photographs. The flow always runs over a part of the
-photograph, of random size and shrunk to 64 x 64. The model "part" encodes z from the same part, and the model "whole"
-from the whole photograph.
+A switch decodes z of one image with v of another. The program trains two models, "part" and "whole", from the bundled
+weights of 64-pixel images and on the same photographs. The flow of both models encodes v from a part of the photograph,
+of random size and shrunk to 64 x 64. "part" encodes z from the same part, and "whole" from the whole photograph.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from tfdecouple.runtime.process import run_program, start_tensorflow
 NAMES = ("part", "whole")
 # Side of the model's images, images in a batch, and largest side to which photographs are shrunk at first, in pixels.
 SIDE, BATCH, LARGEST = 64, 32, 1280
-# Largest sides in pixels of the photographs that are switched.
+# Longest sides, in pixels, to which the photographs are shrunk before a switch.
 SIZES = (256, 512)
-# Weights of red, green and blue in the luminance.
+# Weights of red, green and blue in the luminance of a pixel.
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields pairs of a random photograph and a random part of it, each shrunk to uint8 `[64, 64, 3]`, without end."""
+    """Yields pairs (large crop of a photograph, random part of the crop) without end, both uint8 `[64, 64, 3]`."""
     from PIL import Image
 
     photographs = []
@@ -56,7 +56,7 @@ def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def make_update(name: str, updates: int) -> tuple[Any, Callable]:
-    """Returns the bundled model, and a function that updates its weights with a batch and returns bits/dim and KL."""
+    """Returns the bundled model, and a function that trains it on a batch of pairs and returns bits/dim and KL."""
     import keras
     import tensorflow as tf
 
@@ -84,7 +84,7 @@ def make_update(name: str, updates: int) -> tuple[Any, Callable]:
 
 
 def train_models(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
-    """Trains the models "part" and "whole" in turns; writes their weights to `out/NAME.npz` after every 100 updates."""
+    """Trains the models "part" and "whole" in turns; writes weights to `out/NAME.npz` after every 100 updates."""
     pairs, models = draw_pairs(files), {name: make_update(name, updates) for name in NAMES}
     history: dict[str, list[list[float]]] = {name: [] for name in NAMES}
     for step in range(1, updates + 1):
@@ -99,12 +99,12 @@ def train_models(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> 
 
 
 def read_weights(model: Any) -> dict[str, np.ndarray]:
-    """Returns the weights of a model by name, with "|" instead of "/", which names in .npz files may not contain."""
+    """Returns {name: array} of a model's weights, with "|" instead of "/" in the names, as in the .npz files."""
     return {name.replace("/", "|"): variable.numpy() for name, variable in model.named_variables().items()}
 
 
 def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Prints a table of metrics of switches for each of SIZES; writes the metrics as JSON and the pictures to `out`."""
+    """Switches photographs of each size in SIZES; prints a table of metrics, and writes it and pictures to `out`."""
     import tensorflow as tf
 
     import tfdecouple
@@ -144,12 +144,12 @@ def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
 
 
 def measure_transfer(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
-    """Returns six metrics of switches, for triples (content, reference, result) of uint8 `[height, width, 3]`.
+    """Returns six metrics of switches, over triples (content, reference, result) of images, uint8 `[height, width, 3]`.
 
-    The first three say how much of the way from the content to the reference the result has gone, in the mean colour
-    (less its lightness), the mean luminance, and the standard deviation of the luminance. The next two are the mean and
-    the smallest correlation of the result's luminance gradients with the content's. The last is the mean distance of
-    the result's colours from the reference's (2-Wasserstein of Gaussians, RGB from 0 to 1).
+    The first three are 0 if the result equals the content, and 1 if it equals the reference, in the mean colour (less
+    its lightness), the mean luminance, and the standard deviation of the luminance. The next two are the mean and the
+    smallest correlation of the result's luminance gradients with the content's. The last is the mean distance of the
+    result's colours from the reference's (2-Wasserstein of Gaussians, RGB from 0 to 1).
     """
     from scipy.linalg import sqrtm
 
@@ -171,7 +171,7 @@ def measure_transfer(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> l
 
 
 def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the content with mean and deviation of the reference in each channel of CIELAB (Reinhard et al. 2001)."""
+    """Returns the content with the reference's mean and deviation of each CIELAB channel (Reinhard et al. 2001)."""
     from skimage.color import lab2rgb, rgb2lab
 
     a, b = rgb2lab(content), rgb2lab(reference)
@@ -180,14 +180,14 @@ def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the content with the histogram of the reference in each colour channel."""
+    """Returns the content, uint8, with the reference's histogram in each colour channel."""
     from skimage.exposure import match_histograms
 
     return match_histograms(content, reference, channel_axis=-1).astype(np.uint8)
 
 
 def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: int = 6, side: int = 200) -> None:
-    """Writes a picture with a row for each of the first `most` switches, and a column for each list in `columns`."""
+    """Writes one JPEG with a row for each of the first `most` switches and a column for each list in `columns`."""
     from PIL import Image
 
     sheet = Image.new("RGB", (len(columns) * side, most * side), "white")
@@ -200,12 +200,12 @@ def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: in
 
 
 def main() -> int:
-    """Trains or measures, and returns the exit status."""
+    """Reads the command line; trains the two models, or measures their switches; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("train", "measure"))
+    parser.add_argument("action", choices=("train", "measure"), help="train both models, or measure switches")
     parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
     parser.add_argument("out", type=pathlib.Path, help="the folder of weights, metrics and pictures")
-    parser.add_argument("--updates", type=int, default=1200)
+    parser.add_argument("--updates", type=int, default=1200, help="updates of each model (default 1200)")
     options = parser.parse_args()
     start_tensorflow()
     options.out.mkdir(parents=True, exist_ok=True)
