@@ -1,9 +1,9 @@
-"""The commands of `python -m tfdecouple`, and `python train.py`, which is the command `train`.
+"""The command line: `python -m tfdecouple COMMAND`, and `python train.py`, which runs the command `train`.
 
-The module of a command has two functions: `add_parser(commands)` declares the options, and `run(options)` does the work
-and returns the exit status. All functions here raise UserError for a mistake that the user can correct, such as a
-missing run or image, and the program prints the error as one line. Commands import TensorFlow in `run`, so that help
-appears without the seconds that this import takes.
+The module of a command has two functions: `add_parser(commands)` declares its options, and `run(options)` does the work
+and returns the exit status. `run` raises UserError for a mistake that the user can correct, such as a missing run or
+image, and the program prints the error as one line. TensorFlow is imported in `run`, so that `--help` does not wait for
+this import, which takes seconds.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tfdecouple.cli.options import Parser, get_program_name
 from tfdecouple.errors import UserError, nearest
 from tfdecouple.runtime.process import get_arguments, run_program
 
-# Names of the commands in the order of the help; each command is the module with the same name in this folder.
+# The help lists the commands in this order. A command's module has the name of the command, with "_" instead of "-".
 COMMANDS = [
     "train",
     "presets",
@@ -42,12 +42,12 @@ COMMANDS = [
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python train.py` with arguments, by default those of the command line, and returns the exit status."""
+    """Runs `python train.py` with `arguments`, by default those of the command line, and returns the exit status."""
     return run_program(lambda: run_command(["train", *get_arguments(arguments)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python -m tfdecouple` with arguments, by default those of the command line; returns the exit status."""
+    """Runs `python -m tfdecouple` with `arguments`, by default those of the command line; returns the exit status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed[:1] == ["export"]:
         return int(import_export().main(typed[1:], f"{get_program_name()} export"))
@@ -55,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs the command that the first argument names, and returns the exit status; raises UserError for a mistake."""
+    """Runs the command `arguments[0]` with the other arguments, and returns its exit status.
+
+    Without a command, the help is printed. UserError is raised for an unknown command, and by commands.
+    """
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
         hint = nearest(name, [*COMMANDS, "export"])
@@ -69,7 +72,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """Returns a parser of the named commands, after importing their modules."""
+    """Returns the parser of `python -m tfdecouple` with the commands `names`, whose modules it imports."""
     parser = Parser(
         prog=get_program_name(),
         description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
@@ -90,6 +93,6 @@ def import_command(name: str) -> Any:
 
 def import_export() -> Any:
     """Imports `export.cli` from the folder that contains the package `tfdecouple`, and returns the module."""
-    # With `python -m` the working folder is first in `sys.path`, and it can have another package `export`.
+    # With `python -m` the working folder is first in `sys.path`; a package `export` there would be imported instead.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     return importlib.import_module("export.cli")

@@ -11,7 +11,7 @@ _METRICS = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `curves` with its options."""
+    """Adds the command `curves` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     text = "draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs"
     parser = arguments.add_command(commands, "curves", text)
     text = "run folder, or bundled weights; give it again to compare runs"
@@ -20,14 +20,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes curves.png and curves.json into --out, by default the folder of the first run; returns 0."""
+    """Draws metrics of runs: writes curves.png and curves.json into --out, by default RUN/pictures; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name
     from tfdecouple.visualization.plots import plot_curves, render_figure
 
     names = [run_name(path) for path in options.run]
-    # The picture names runs by their paths if several runs have one name.
+    # The legend has the paths of runs that share a name.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
     curves = [read_training_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
     runs = []
@@ -42,18 +42,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_training_curves(path: str, name: str) -> Any:
-    """Returns the metrics in the log of the run at `path` as `Curves`; `name` is the run's name in the picture."""
+    """Returns `Curves` of the metrics in the log metrics.jsonl of the run at `path`; `name` is the legend's text.
+
+    Raises RunError if the log is missing or has no bits/dim yet.
+    """
     from tfdecouple.runs.run_folder import find_run_folder, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
     config = load_config(path)
-    # The log has a 0 for terms of the bound that the model does not have.
+    # KL and log q(u|x) are 0 in the log of a model that lacks these terms, and are not drawn then.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
     for row in read_metrics(find_run_folder(path) / "metrics.jsonl"):
         for metric in _METRICS:
-            # A value that is not finite is a text in the log, and cannot be drawn.
+            # The log has NaN and infinity as text, which cannot be drawn.
             value = row.get(metric)
             if row["kind"] in lines and isinstance(value, int | float) and not absent.get(metric):
                 steps, values = lines[row["kind"]].setdefault(metric, ([], []))

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple directions`: finds the directions in z that change a label or a number of images."""
+"""`python -m tfdecouple directions`: finds directions in z along which a label, or a value such as an age, changes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from tfdecouple.runs.latent_directions import Direction
     from tfdecouple.runs.opened_run import Run
 
-# Largest number of training images, and of held-out images, unless --images names another.
-_IMAGES = 10_000
+# Without --images, at most this many training images and this many held-out images are encoded.
+_MOST_IMAGES = 10_000
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `directions` with its options."""
+    """Adds the command `directions` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "directions",
@@ -35,7 +35,7 @@ def add_parser(commands: Any) -> None:
         "directions.json in the run folder keeps all directions, for `edit` and the exported web page. A picture shows "
         "steps along each direction.",
     )
-    # Bundled weights have no folder for directions.json, so --run has no default here.
+    # The bundled weights, the default of other commands, have no folder into which directions.json could be written.
     parser.add_argument("--run", required=True, metavar="RUN", help="run folder, into which directions.json is written")
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
@@ -43,14 +43,14 @@ def add_parser(commands: Any) -> None:
     text = "find a direction for each column of a CSV file instead: a line of names, then a line for each image that "
     text += "begins with the path of its file below the folder. A column with two values counts as a label"
     parser.add_argument("--attributes", metavar="FILE", help=text)
-    text = f"number of training images, drawn at random, and of images of --split; 0 means at most {_IMAGES:,}"
+    text = f"number of training images, drawn at random, and of images of --split; 0 means at most {_MOST_IMAGES:,}"
     arguments.add_number(parser, "--images", 0, text)
     arguments.add_amounts(parser)
     arguments.add_drawing(parser, 3, "images in a picture, of --split")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes directions.json into the run folder, and a picture and a JSON file for each direction; returns 0."""
+    """Finds directions; writes directions.json into RUN, and for each label or CSV column a picture; returns 0."""
     if options.attributes and options.labels:
         raise UserError("--attributes excludes --labels: give one of them, then the other")
     if options.split == "train":
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         earlier = opened.directions() or ()
     except RunError as error:
-        # Earlier directions of other weights, or in a damaged file, are dropped.
+        # The directions in a damaged file, or of other weights, are dropped; otherwise earlier directions stay.
         print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
     found = {one.name for one in directions}
     kept = (one for one in earlier if one.name not in found)
@@ -98,7 +98,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def choose_direction_labels(source: Source, labels: Sequence[str] | None) -> list[str]:
-    """Returns the labels in the option `--labels`, by default all labels of the data set, after checking them."""
+    """Returns the names in `labels` (the option --labels) without repetitions; for None, all labels of the data set.
+
+    Raises DataError if the data set has fewer than two labels, and UserError if it lacks one of `labels`.
+    """
     if len(source.label_names) < 2:
         raise DataError(
             f"{source.title} has {len(source.label_names)} labels, and directions need two or more, such as "
@@ -118,16 +121,17 @@ def encode_examples(
     names: Sequence[str],
     attributes: Attributes | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns z of images drawn from a split, float32 `[n, d_z]`, and the images' values, float64 `[n, directions]`.
+    """Encodes images drawn from a split: returns z, float32 `[n, d_z]`, and a value for each name, `[n, names]`.
 
-    For a label a value is 1 or 0; for a column of --attributes it is the number; NaN excludes an image of a direction.
+    For a label the value is 1 or 0: whether the image has the label. For a column of --attributes it is the number in
+    the CSV file. An image whose value is NaN is not used for the direction of that name.
     """
     import numpy as np
 
     from tfdecouple.data.labels import check_labels
     from tfdecouple.metrics.drawn_images import draw_image_indices
 
-    indices = np.sort(draw_image_indices(source, split, options.images or _IMAGES, options.seed))
+    indices = np.sort(draw_image_indices(source, split, options.images or _MOST_IMAGES, options.seed))
     z, label = opened.encode_split(source, split, indices, f"encoding images of {split}")
     label = check_labels(source, label)
     if attributes is None:
@@ -147,9 +151,10 @@ def encode_examples(
 def find_directions(
     names: Sequence[str], training: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], seed: int
 ) -> list[Direction]:
-    """Returns the directions that the images allow, and prints the names of the other directions.
+    """Returns the directions found in training images; prints for which names there are too few images.
 
-    `training` and `held_out` are z and values from `encode_examples`.
+    `training` and `held_out` are results of `encode_examples`; the accuracy of a direction is measured on `held_out`.
+    DataError is raised if no direction is found.
     """
     import numpy as np
 
@@ -180,7 +185,7 @@ def find_directions(
 def save_direction_pictures(
     opened: Run, source: Source, options: argparse.Namespace, directions: Sequence[Direction]
 ) -> None:
-    """Writes a picture and a JSON file for each name of a direction, with a row for each image and method."""
+    """Writes for each label or CSV column a picture and a JSON file: images moved along the directions of its name."""
     from tfdecouple.cli.run_images import choose_images, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_edit_grid

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple doctor`: tests every promise of the project on this machine, and times the model."""
+"""`python -m tfdecouple doctor`: tests the project's promises, such as exact reconstruction, here; times the model."""
 
 import argparse
 import pathlib
@@ -9,12 +9,12 @@ from typing import Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError, nearest
 
-# Exit status if a promise does not hold on this machine.
+# Exit status if one of the project's promises, such as exact reconstruction, does not hold on this machine.
 EXIT_FAILS = 5
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `doctor` with its options."""
+    """Adds the command `doctor` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "doctor",
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the checks of this machine, prints and writes the report, and returns the exit status."""
+    """Runs the checks, prints the report, writes it into --out; returns 0, or EXIT_FAILS if a promise does not hold."""
     from tfdecouple.doctor.benchmark import make_doctor_config
     from tfdecouple.doctor.check_runner import CHECKS, run_checks
     from tfdecouple.doctor.report import (
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         if name not in CHECKS:
             raise UserError(f"there is no check {name!r}; there are {', '.join(CHECKS)}{nearest(name, [*CHECKS])}")
     request = Request(options.preset, tuple(options.set), options.quick, options.devices, options.timeout)
-    # A wrong preset, option or folder is reported here, before minutes of work.
+    # A wrong preset, option or --out raises its error here, before the checks take minutes.
     make_doctor_config(request)
     if options.out is not None:
         write_text(options.out / "doctor.txt", "not done yet\n")

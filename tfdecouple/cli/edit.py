@@ -1,4 +1,4 @@
-"""`python -m tfdecouple edit`: changes images along a direction in z."""
+"""`python -m tfdecouple edit`: adds multiples of a direction to z of images, and decodes them with the same v."""
 
 import argparse
 from typing import Any
@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `edit` with its options."""
+    """Adds the command `edit` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "edit",
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes edit.png and edit.json, and each photograph at its own size for each amount but 0; returns 0."""
+    """Writes edit.png and edit.json; with --size own also each changed photograph at its own size; returns 0."""
     amounts = options.amounts
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, read_image_files, save_picture
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from tfdecouple.visualization.grids import draw_edit_grid
 
     opened = Run.open(options.run, z_for="edit")
-    # `load_directions` raises the error of a run without directions.
+    # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
     directions = opened.directions() or load_directions(options.run)
     direction = directions.find(options.direction, options.method)
     images = read_image_files(opened, options.files)

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple encode`: writes the codes of all images of a data set into files."""
+"""`python -m tfdecouple encode`: writes the codes (z, with --v also v) of a data set's images into files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from tfdecouple.runs.opened_run import Run
 
 FORMATS = ("tfrecord", "parquet")
-# Largest numbers of images and of bytes in a file. If the program is killed, the work on one file is lost.
+# Largest number of images, and largest size in bytes, of one file; a killed program loses the work on one file.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `encode` with its options."""
+    """Adds the command `encode` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "encode",
@@ -47,7 +47,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the files of codes and their manifest, or checks them with --verify; returns the exit status."""
+    """Writes files of codes and their manifest; with --verify checks existing files; returns the exit status."""
     if options.verify:
         return _verify_codes(options.out)
     if options.run is None:
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 
     opened = Run.open(options.run)
     _require_fields(opened, options)
-    # The images are not cached (cache_gib=0), because each is needed once.
+    # The images are not cached in memory (cache_gib=0), because each image is needed once.
     data = {"on_bad_image": options.on_bad_image, "cache_gib": 0.0}
     source = opened.open_source(options.data, options.data_dir, options.download, **data)
     if opened.config.model.has_class_codes:
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify_codes(out: pathlib.Path) -> int:
-    """Prints a line for each file of codes that differs from the manifest; returns 1 if there is one, else 0."""
+    """Compares the files in the folder `out` with its manifest; prints each difference; returns 1 if any, else 0."""
     start_tensorflow()
     from tfdecouple.corpus.codes_folder import verify_codes
     from tfdecouple.corpus.codes_manifest import CodesManifest
@@ -131,7 +131,7 @@ def _verify_codes(out: pathlib.Path) -> int:
 
 
 def _require_fields(opened: Run, options: argparse.Namespace) -> None:
-    """Raises UserError if the options ask for codes that the model does not have."""
+    """Raises UserError if the options ask for values that the model lacks, such as z or its standard deviation."""
     if options.z_std and opened.config.model.has_class_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if opened.config.model.has_latent:
@@ -142,7 +142,7 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    """Returns the manifest of the codes that the options ask for; the manifest lists no files yet."""
+    """Returns a manifest for codes yet to be written: their fields, the model, the data, the images in each file."""
     from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
     from tfdecouple.corpus.encoding import hash_image_keys
     from tfdecouple.runs.opened_run import hash_weights

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tfdecouple.data import Source
 
-# The metrics in the order of their options and of their computation; metrics that take longer come later.
+# `--help` lists the metrics, and `run` computes them, in this order; metrics that take longer come later.
 METRICS: list[type[Metric]] = [
     BitsPerDim,
     ImportanceWeighted,
@@ -45,7 +45,7 @@ _DETAILS = (
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `evaluate` with its options."""
+    """Adds the command `evaluate` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(commands, "evaluate", "measure bits/dim and other metrics of a run", _DETAILS)
     arguments.add_run(parser, out=False)
     arguments.add_out(parser, "evaluation")
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Computes, prints and writes the requested metrics one by one, so that a failure keeps earlier results."""
+    """Computes, prints and writes the requested metrics one by one, so that a failure keeps earlier ones; returns 0."""
     start_tensorflow()
     import tensorflow as tf
 
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
                 if not files:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
-                    # An evaluation counts from its first result on, so that a failed evaluation does not count.
+                    # The evaluation is logged at its first result, so that it is not counted if it fails earlier.
                     if options.split == "test" or not all(each.on_split for each in metrics):
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
@@ -103,12 +103,12 @@ class Evaluation:
 
     Attributes:
         options: the options of the command.
-        strategy: the strategy over all GPUs if the machine has several, else TensorFlow's default strategy.
-        opened: the run.
-        source: the data set.
+        strategy: a `tf.distribute` strategy: over all GPUs if the machine has several, else TensorFlow's default.
+        opened: the opened run, with its model and config.
+        source: the opened data set.
         size: the number of images in the split `--split`.
         count: the number of these images that are evaluated.
-        batch_size: the number of images in a batch, before it is rounded to a multiple of the devices.
+        batch_size: the number of images in a batch, before it is rounded to a multiple of the number of devices.
     """
 
     def __init__(self, options: argparse.Namespace, metrics: Sequence[Metric]):
@@ -139,7 +139,7 @@ class Evaluation:
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
     def make_image_batches(self) -> tf.data.Dataset:
-        """Returns a dataset of batches of the evaluated images, as `tfdecouple.data.make_evaluation_batches` does."""
+        """Returns a dataset of dicts with batches of the evaluated images, as `make_evaluation_batches` makes them."""
         from tfdecouple.data import make_evaluation_batches
         from tfdecouple.data.batches import round_batch_size
         from tfdecouple.data.labels import check_batch_labels
@@ -147,14 +147,14 @@ class Evaluation:
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        # The images are chosen at random, because the first images of a folder belong to one class.
+        # Fewer images than the split has are drawn at random, because the first images of a folder share a class.
         drawn = self.count < self.size
         indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe_inputs(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields lines about the run, the images, and the number of evaluations of the test images so far."""
+        """Yields lines of text on the run, the images and, unless it is None, the count `test_evaluations`."""
         split = self.options.split
         averaged = "averaged " if self.opened.averaged else ""
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"
@@ -167,7 +167,7 @@ class Evaluation:
 def write_metric_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Writes the result of a metric, with the run and the data, as a JSON file, and returns the name of the file."""
+    """Writes a metric's result, run and data into `out` as JSON, and its picture as PNG; returns the JSON's name."""
     from tfdecouple.cli.run_images import write_picture
 
     opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split
@@ -184,10 +184,10 @@ def write_metric_result(
 
 
 def count_test_evaluation(run: str | pathlib.Path, out: pathlib.Path, source: Source) -> int:
-    """Adds a line to the log of evaluations of test images, and returns the number of lines for these test images.
+    """Logs one evaluation of the test images of `source`; returns how many evaluations of these images are logged.
 
-    Users see the number, because results on test images by which a model was chosen say less about new images. The log
-    is RUN/evaluation/test_evaluations.log; it is in `out` if RUN is no folder or cannot be written.
+    Users see the count, because metrics on test images that guided the choice of a model say less about new images. The
+    log is RUN/evaluation/test_evaluations.log, or in `out` if RUN is not a run folder or is not writable.
     """
     from tfdecouple.cli.run_images import name_unwritable_path
     from tfdecouple.runs.run_folder import is_run_folder

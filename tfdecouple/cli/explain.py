@@ -1,4 +1,4 @@
-"""`python -m tfdecouple explain`: prints what the options of a config mean."""
+"""`python -m tfdecouple explain`: prints what the options of a training config mean."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from tfdecouple.config.run import make_unknown_option_error
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `explain` with its options."""
+    """Adds the command `explain` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "explain",
@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints the options of a config with their defaults and descriptions, and returns 0."""
+    """Prints default and meaning of config options, those whose names contain a given text or all; returns 0."""
     for name in options.names:
         if not any(name in option for option in list_option_names()):
             raise make_unknown_option_error(name)

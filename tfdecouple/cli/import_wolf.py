@@ -1,4 +1,4 @@
-"""`python -m tfdecouple import-wolf`: converts a checkpoint of the authors' code, wolf, to a run folder."""
+"""`python -m tfdecouple import-wolf`: converts a checkpoint of wolf, the authors' PyTorch code, to a run folder."""
 
 import argparse
 from typing import Any
@@ -8,7 +8,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `import-wolf` with its options."""
+    """Adds the command `import-wolf` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands, "import-wolf", "turn a checkpoint of the paper's PyTorch code (wolf) into a run folder"
     )
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Converts the checkpoint to a run folder, prints how to open the run, and returns 0."""
+    """Converts the checkpoint --weights to the run folder --workdir, prints how to load the model, and returns 0."""
     start_tensorflow()
     from tfdecouple.interop.wolf import import_wolf
 

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple interpolate`: interpolates between two images, in z and in v (paper Figure 5)."""
+"""`python -m tfdecouple interpolate`: interpolates z and v between two images, each separately (paper Figure 5)."""
 
 import argparse
 import pathlib
@@ -11,7 +11,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `interpolate` with its options."""
+    """Adds the command `interpolate` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "interpolate",
@@ -29,10 +29,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes interpolate.png and interpolate.json, and results at the size of the user's photographs; returns 0.
+    """Writes interpolate.png and interpolate.json, and changed photographs of the user at their own size; returns 0.
 
-    The result A-z-X-of-B has v of photograph A, and z at the fraction X of the way from A to B. No result lies between
-    the v of two photographs, because a result takes its detail from one photograph.
+    The photograph A-z-X-of-B keeps v of A; its z lies at the fraction X of the way from z of A to z of B. At their own
+    size v is not interpolated, because each photograph keeps its own fine detail.
     """
     arguments.require_image_pairs(options)
     start_tensorflow()

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple neighbours`: shows samples beside the training images nearest to them."""
+"""`python -m tfdecouple neighbours`: shows samples beside the training images with the nearest pixels and z."""
 
 import argparse
 from typing import Any
@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `neighbours` with its options."""
+    """Adds the command `neighbours` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "neighbours",
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes neighbours.png and neighbours.json, prints a summary, and returns 0."""
+    """Draws samples, searches the nearest images of each, writes neighbours.png and neighbours.json; returns 0."""
     start_tensorflow()
     from scipy.spatial.distance import cdist
 
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         distances = np.concatenate(columns[name], 1)
         order = np.argsort(distances, 1, kind="stable")[:, :count]
         indices, distances = np.array(searched)[order], np.take_along_axis(distances, order, 1)
-        # Each image is read once, even if it is near several samples.
+        # Each image is read once, even if it is a neighbour of several samples.
         different, rows = np.unique(indices, return_inverse=True)
         nearest[name] = read_drawn_images(model, source, split, different)[0][rows.reshape(indices.shape)]
         results[name] = {"indices": indices.tolist(), "distances": distances.tolist()}

@@ -13,14 +13,14 @@ from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.option_types import add_number, make_number_type
 
 SPLITS = ("train", "validation", "test")
-# Largest value of --temperature and --temperatures, factors of v.
+# Largest value of --temperature and --temperatures, the factors by which v is multiplied.
 MOST_TEMPERATURE = 1000
 RUN_HELP = f"run folder, also one in training; the bundled weights, {DEFAULT}; or weights on the Hub, {HUB}OWNER/NAME"
-# Largest value of --max-side, in pixels; files of every image format can have sides of this length.
+# Largest value of --max-side, in pixels; every supported image format can store sides of this length.
 _LONGEST_SIDE = 16_383
 # Largest value of --count, the number of images in a picture.
 MOST_IN_A_PICTURE = 100_000
-# Largest number of values in --amounts, and largest value, a multiple of a direction in z.
+# The list --amounts has at most MOST_AMOUNTS multiples of a direction in z, from -MOST_AMOUNT to MOST_AMOUNT.
 MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
 
 
@@ -30,7 +30,7 @@ def get_program_name() -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command-line parser whose help has the program's name as the user wrote it, and whose errors are one line."""
+    """An ArgumentParser whose help has the program's name as the user wrote it, and whose errors are UserErrors."""
 
     def format_help(self) -> str:
         """Returns the help text with the program's name as the user wrote it."""
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with argparse's message, instead of printing the usage and ending the program."""
-        # A message of `option_types`, such as "is 0; it must be at least 1", follows the name of the option.
+        # Messages of `option_types`, such as "is 0; it must be at least 1", make a sentence after the option's name.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
 
@@ -53,7 +53,7 @@ def add_command(commands: Any, name: str, summary: str, details: str = "") -> ar
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
-    """Adds the options --run and --out to a parser; without `required` --run is by default the bundled weights."""
+    """Adds --run, which is by default the bundled weights unless `required`, and --out if `out`, to a parser."""
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
     else:
@@ -63,25 +63,25 @@ def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: boo
 
 
 def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
-    """Adds the option --out, a folder for results, to a parser; by default the sub-folder `what` of the run folder."""
+    """Adds the option --out, a folder for results, to a parser; its default is the sub-folder `what` of the run."""
     text = f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder"
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help=text)
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
-    """Adds the options --count and --seed to a parser; `count` is the default number of `what`, such as "samples"."""
+    """Adds --seed and --count to a parser; --count is how many `what` ("samples") to draw, by default `count`."""
     add_number(parser, "--count", count, f"number of {what}", 1, MOST_IN_A_PICTURE)
     add_number(parser, "--seed", 0, "seed of all draws")
 
 
 def add_choice(parser: argparse.ArgumentParser, name: str, values: Sequence[str], text: str) -> None:
-    """Adds an option to a parser, whose value is one of `values`, by default the first; `text` is its help."""
+    """Adds the option `name` to a parser; its value is one of `values`, by default the first, and `text` its help."""
     text = f"{text} (default {values[0]})"
     parser.add_argument(name, choices=values, default=values[0], metavar="NAME", help=text)
 
 
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: Sequence[str] = SPLITS) -> None:
-    """Adds the options of a data set to a parser: --split with its default, --data, --data-dir and --download."""
+    """Adds the options that choose images to a parser: --split, by default `split`, --data, --data-dir, --download."""
     text = f"part of the data: {', '.join(splits)} (default {split})"
     parser.add_argument("--split", choices=splits, default=split, metavar="NAME", help=text)
     parser.add_argument("--data", metavar="SOURCE", help=f"data set: {list_source_kinds()}; default that of the run")
@@ -90,7 +90,7 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: Seque
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument FILE, for pairs of the user's images, and the option --pairing to a parser."""
+    """Adds FILE, pairs of the user's images, and --pairing, how a data set's images are paired, to a parser."""
     text = "pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]"
     parser.add_argument("files", nargs="*", metavar="FILE", help=text)
     text = "pairs of the data set: within a class, across classes or any; auto: within and across if there are classes"
@@ -109,7 +109,7 @@ def add_size(parser: argparse.ArgumentParser) -> None:
 
 
 def require_image_pairs(options: argparse.Namespace) -> None:
-    """Raises UserError if the number of the user's image files is odd, or if the user names files and --pairing."""
+    """Raises UserError if the user names an odd number of image files, or both image files and --pairing."""
     if len(options.files) % 2:
         raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
     if options.files and options.pairing != "auto":
@@ -123,7 +123,7 @@ def add_amounts(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_amounts(text: str) -> list[float]:
-    """Returns the numbers in the text of the option --amounts; raises UserError if there are too many."""
+    """Returns the comma-separated numbers of the option --amounts; raises UserError for more than `MOST_AMOUNTS`."""
     amounts = [make_number_type(float, -MOST_AMOUNT, MOST_AMOUNT)(part) for part in text.split(",")]
     if len(amounts) > MOST_AMOUNTS:
         raise UserError(f"--amounts has {len(amounts)} numbers; a picture shows at most {MOST_AMOUNTS}")
@@ -131,7 +131,7 @@ def parse_amounts(text: str) -> list[float]:
 
 
 def make_file_name(name: str) -> str:
-    """Returns the name of a direction as a part of a file's name: letters, digits, `_`, `.` and `-`.
+    """Returns `name` for use in a file's name: 80 characters at most, others than letters, digits, `_.-` become `_`.
 
     >>> make_file_name("a/b c")
     'a_b_c'

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple presets`: lists the presets."""
+"""`python -m tfdecouple presets`: lists the presets, named training configs, or shows one."""
 
 import argparse
 import json
@@ -10,13 +10,13 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `presets` with its options."""
+    """Adds the command `presets` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(commands, "presets", "list the presets, or show one")
     parser.add_argument("name", nargs="?", help="show all options of this preset")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints all presets, or one preset with its parameter count and options, and returns 0."""
+    """Prints names and descriptions of all presets, or one preset's parameter count and options; returns 0."""
     if not options.name:
         names = preset_names()
         width = max(map(len, names))

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple project`: shows the global codes of images as points in a plane."""
+"""`python -m tfdecouple project`: shows the global codes z of images as points in a plane, by PCA or t-SNE."""
 
 import argparse
 from typing import Any
@@ -9,7 +9,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `project` with its options."""
+    """Adds the command `project` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "project",
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes project-METHOD.png and project-METHOD.json, prints a summary, and returns 0."""
+    """Projects z of images to a plane; writes project-METHOD.png and .json, METHOD being pca or tsne; returns 0."""
     start_tensorflow()
     import numpy as np
 

@@ -8,7 +8,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `publish` with its options."""
+    """Adds the command `publish` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "publish",
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Publishes the weights of a run, prints how to load the weights, and returns 0."""
+    """Publishes the weights of --run in the folder or Hub repository --to, prints how to load them, and returns 0."""
     start_tensorflow()
     from tfdecouple.runs.publishing import publish
 

@@ -11,7 +11,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the parser of the command `reconstruct` with its options."""
+    """Adds the command `reconstruct` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
         commands, "reconstruct", "encode images, decode them again and count those that come back to the last pixel"
     )
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes reconstruct.png and reconstruct.json, with --own-size a picture and a JSON file for each image."""
+    """Writes reconstruct.png and .json, or with --own-size a picture and a JSON file for each image; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import choose_images, save_picture
     from tfdecouple.runs.opened_run import Run
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _reconstruct_at_own_size(opened: Any, options: argparse.Namespace) -> int:
-    """Writes a picture and a JSON file for each image at its own size, and returns 0."""
+    """Reconstructs uncropped images, writes a picture and a JSON file for each, and returns 0."""
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.metrics.drawn_images import draw_uncropped_images
     from tfdecouple.visualization.grids import draw_grid

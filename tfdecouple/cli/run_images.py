@@ -1,4 +1,4 @@
-"""Functions that commands share: they choose images for a run, and write pictures and JSON files of results."""
+"""Functions that commands share: they choose images for a run's model, and write results as PNG and JSON files."""
 
 import argparse
 import contextlib
@@ -21,13 +21,13 @@ from tfdecouple.runs.opened_run import Run
 from tfdecouple.runs.run_folder import is_run_folder
 from tfdecouple.storage.files import write_bytes, write_json
 
-# Name of the sub-folder of a run folder for pictures.
+# Name of the sub-folder of a run folder into which commands write pictures.
 PICTURES = "pictures"
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images that a command shows to the model, with values and a text about the images.
+    """Images for the model, with facts about them for a JSON file and for the caption of a picture.
 
     Attributes:
         pixels: the images, quantised to the bits of the model, uint8 `[n, height, width, channels]`.
@@ -43,14 +43,14 @@ class Images:
 
 
 def open_data(run: Run, options: argparse.Namespace) -> Source:
-    """Opens the data set of `--data` and `--data-dir`, by default that of the run, and loads its split `--split`."""
+    """Opens the data set of --data and --data-dir, by default the run's; loads its split --split and returns it."""
     source = run.open_source(options.data, options.data_dir, options.download)
     source.open_split(options.split)
     return source
 
 
 def choose_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
-    """Returns at most `--count` images of `--split`, drawn at random with `--seed`, by default from `open_data`."""
+    """Draws at most --count images of --split with --seed, from `source`, by default the data set of `open_data`."""
     source = source or open_data(run, options)
     indices = draw_image_indices(source, options.split, options.count, options.seed)
     pixels, labels = read_drawn_images(run.model, source, options.split, indices)
@@ -60,7 +60,7 @@ def choose_images(run: Run, options: argparse.Namespace, source: Source | None =
 def _make_images(
     run: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
-    """Returns the `Images` of quantised pixels, with the indices of the images in their split and their labels."""
+    """Returns quantised pixels as `Images`; `indices` are the images' indices in `split`, `labels` their labels."""
     run.require_labels(source)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
@@ -73,7 +73,7 @@ def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
 
 
 def read_image_files(run: Run, paths: list[str]) -> Images:
-    """Returns the user's image files, of any size, cropped and resized as the images of a folder data set are."""
+    """Reads the user's image files, cropped and resized to the model's size; DataError if one cannot be read."""
     crop = choose_user_crop(run.config.data)
     images = []
     for path in paths:
@@ -82,28 +82,29 @@ def read_image_files(run: Run, paths: list[str]) -> Images:
         try:
             images.append(read_image(path, run.config.model.image_shape, crop))
         except DataError as error:
-            # The error of `read_image` advises on folders of images, so it gets another message.
+            # The message of `read_image` advises on data sets in folders, so only its cause is shown.
             raise DataError(f"cannot read the image {path}: {one_line(error.__cause__ or error)}") from error
     pixels = np.asarray(run.model.quantize_images(np.stack(images)))
     return Images(pixels, {"files": list(paths)}, "Own images.")
 
 
 def get_pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the labels of the images `a` and of the images `b` of pairs; None if `a` or `b` has no labels."""
+    """Returns the labels of the first images `a` and of the second images `b` of pairs; None if either has none."""
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 
 def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...]) -> dict[str, tuple[Images, Images]]:
-    """Returns for each pairing the first and the second images of at most `--count` pairs, drawn from `--split`.
+    """Draws at most --count pairs of images of --split for each pairing; returns {pairing: (first, second images)}.
 
-    For `--pairing auto` and images with labels the result has all `pairings`, else only that of `--pairing`. If the
-    user names files, the result has the pairing "pairs" only.
+    With --pairing auto, labelled images are paired in all ways in `pairings`, such as "within" a label and "across"
+    labels, and other images as "any". If the user names files, the result is {"pairs": ...} of these files. UserError
+    is raised if the pairing needs labels and there are none, DataError if no two images make a pair.
     """
     if options.files:
         return {"pairs": (read_image_files(run, options.files[::2]), read_image_files(run, options.files[1::2]))}
     source, split = open_data(run, options), options.split
     by_label = options.pairing != "any" and len(source.label_names) > 1
-    # The pool is larger than the pairs need, so that it has several images of most labels.
+    # More images are drawn than the pairs need, so that most labels have several images.
     size = max(500, 8 * options.count) if by_label else 2 * options.count
     pool = draw_image_indices(source, split, size, options.seed)
     images, labels = read_drawn_images(run.model, source, split, pool)
@@ -128,8 +129,8 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
 def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     """Returns at most `count` pairs of indices of images, int64 `[pairs, 2]`; each image is in one pair at most.
 
-    The labels are int `[n]`, -1 for none. `pairing` is "within", for pairs of one label; "across", for pairs of two
-    labels; or "any". The labels alternate, so that a few pairs show many labels.
+    The labels are int `[n]`, -1 for an image without a label. `pairing` is "within", for pairs of one label; "across",
+    for pairs of two labels; or "any". The pairs alternate between labels, so that a few pairs show many labels.
     """
     groups = [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
     if pairing == "any":
@@ -137,7 +138,8 @@ def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     if pairing != "across":
         pairs = _alternate_groups(groups)
     elif groups:
-        # Two images of a label follow each other but are in different pairs, so that a label meets several others.
+        # After its first image the list has two images of one label, two of the next, and so on. Pairing from the first
+        # image on separates each two, so that a label is paired with several others.
         images = [groups[0][0], *itertools.chain(*_alternate_groups([*groups[1:], groups[0][1:]]))]
         pairs = [pair for pair in zip(images[::2], images[1::2], strict=False) if labels[pair[0]] != labels[pair[1]]]
     else:
@@ -146,20 +148,20 @@ def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
 
 
 def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
-    """Returns pairs of images within groups: the first pair of each group, then the second pair of each, and so on."""
+    """Pairs images within each group; returns the first pair of each group, then the second of each, and so on."""
     pairs = (zip(group[::2], group[1::2], strict=False) for group in groups)
     return [pair for turn in itertools.zip_longest(*pairs) for pair in turn if pair]
 
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
-    """Returns the folder for results: `out`, else the sub-folder `name` of a run folder, or of the working folder."""
+    """Returns the folder for results: `out`, or if None the sub-folder `name` of the run or of the working folder."""
     return out or (pathlib.Path(run) / name if is_run_folder(run) else pathlib.Path(name))
 
 
 def save_picture(
     opened: Run, options: argparse.Namespace, name: str, picture: Image.Image | bytes, summary: str, **facts: Any
 ) -> None:
-    """Writes NAME.png, and NAME.json with the command, the run and `facts`; prints the path and the summary."""
+    """Writes a picture as `name`.png, and the command, the run and `facts` as `name`.json; prints path and summary."""
     facts = {"command": options.command, **opened.facts(), **facts}
     path = find_results_folder(options.run, options.out, PICTURES) / f"{name}.png"
     write_picture(path, picture, facts)
@@ -167,9 +169,9 @@ def save_picture(
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | bytes | None, facts: dict[str, Any]) -> None:
-    """Writes a picture, if there is one, as PNG file `path`, and then `facts` as a JSON file of the same name.
+    """Writes a picture, unless it is None, as PNG file `path`, and then `facts` as a JSON file of the same name.
 
-    A result whose JSON file exists is therefore complete. The picture is a Pillow image or the bytes of a PNG file.
+    If the JSON file exists, the picture is therefore complete. A picture is a Pillow image, or bytes of a PNG file.
     """
     if isinstance(picture, Image.Image):
         buffer = io.BytesIO()
@@ -183,7 +185,7 @@ def write_picture(path: pathlib.Path, picture: Image.Image | bytes | None, facts
 
 @contextlib.contextmanager
 def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
-    """Converts an OSError inside the context to a UserError that names the path of a result, and the option --out."""
+    """A context that converts an OSError to a UserError, whose message has `path` and advises to use --out."""
     try:
         yield
     except OSError as error:
@@ -191,7 +193,7 @@ def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
 
 
 class OwnSizeResults:
-    """The user's photographs (FILE), to which a model's changes are applied at the size of each photograph.
+    """Applies changes that the model makes at its size to the user's photographs (FILE) at their own sizes.
 
     Attributes:
         small: the photographs, shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.
@@ -208,9 +210,10 @@ class OwnSizeResults:
         self.small = np.asarray(model.quantize_images(small))
 
     def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
-        """Writes photograph `index` with the change from `small[index]` to `after`, and prints the path of the file.
+        """Repeats the change from `small[index]` to `after` on photograph `index`, writes it, and prints its path.
 
-        The name of the file is that of the photograph and `change`.
+        `after` is uint8 `[height, width, channels]` of the model's size. With `change` "z-of-b", a.jpg becomes
+        a-z-of-b.jpg.
         """
         from tfdecouple.visualization.full_size import change_at_full_size
 
@@ -218,7 +221,7 @@ class OwnSizeResults:
         pixels = change_at_full_size(photograph.pixels, self.small[index], after)
         content, suffix = photograph.encode_photograph(pixels)
         name = f"{pathlib.PurePath(photograph.path).stem}-{change}"
-        # The name gets a number if photographs from several folders have one name.
+        # A number is appended to the name if a photograph from another folder has the same name.
         path, number = self._folder / f"{name}{suffix}", 1
         while path in self._written:
             number += 1
