@@ -14,33 +14,33 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-# Seconds. On a CPU the first request to a large model can take long.
+# Longest wait for a reply, in seconds. On a CPU a large model can need long for its first request.
 TIMEOUT = 60
-# Pillow's mode for images of 1 and of 3 channels.
+# {number of channels: mode of Pillow's images}
 MODES = {1: "L", 3: "RGB"}
-# Formats that Pillow reads without another program.
+# The formats that the client accepts: Pillow reads them without calling another program, as EPS would need.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-# The most pixels that a picture may have. A small file can have very many pixels.
+# Largest picture, in pixels. Without a limit, a small file could expand to more pixels than fit into memory.
 MOST_PIXELS = 2**27
 DTYPES = {"DT_UINT8": np.uint8, "DT_FLOAT": np.float32}
 
 
 class Problem(Exception):
-    """An error that is printed as one line."""
+    """An error whose message the client prints as one line before it ends with exit status 2."""
 
 
 class Rest:
-    """Sends requests as JSON to the REST API: a list of rows ("instances"), or an object of columns ("inputs")."""
+    """A connection to TensorFlow Serving's REST API, by rows ("instances", one per image) or columns ("inputs")."""
 
     def __init__(self, options):
         self.address = f"{options.host}:{options.rest_port}"
         self.model = options.model
         self.by_row = options.transport == "rest-row"
-        # {signature: {"inputs": {name: {"dtype": ..., "tensor_shape": ...}}, "outputs": {...}}}
+        # This dict is {signature: {"inputs": {name: {"dtype": ..., "tensor_shape": ...}}, "outputs": {...}}}.
         self.signatures = self._send_request("/metadata")["metadata"]["signature_def"]["signature_def"]
 
     def predict(self, signature, inputs):
-        """Calls a signature with arrays by name, and returns its outputs by name. The first axis is the batch."""
+        """Runs a signature on {name: array [n, ...]} and returns such a dict of outputs; raises Problem on failure."""
         columns = {name: array.tolist() for name, array in inputs.items()}
         if self.by_row:
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -48,14 +48,14 @@ class Rest:
         else:
             reply = self._send_request(":predict", {"signature_name": signature, "inputs": columns})["outputs"]
         outputs = self.signatures[signature]["outputs"]
-        if len(outputs) == 1:  # The server leaves the name of a single output out.
+        if len(outputs) == 1:  # The server omits the name if there is only one output.
             reply = dict.fromkeys(outputs, reply)
         elif self.by_row:
             reply = {name: [row[name] for row in reply] for name in outputs}
         return {name: np.array(reply[name], DTYPES[info["dtype"]]) for name, info in outputs.items()}
 
     def _send_request(self, path, body=None):
-        """Sends a GET request, or a POST request if there is a body, and returns the reply's JSON value."""
+        """Sends GET, or POST if there is a `body`, and returns the parsed JSON reply; raises Problem on failure."""
         url = f"http://{self.address}/v1/models/{self.model}{path}"
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -71,7 +71,7 @@ class Rest:
 
 
 def extract_error(body):
-    """Returns the error message in a reply: from TensorFlow Serving's {"error": ...}, or else the whole text."""
+    """Returns the message in the bytes of an error reply: the value in {"error": ...}, or the entire text as it is."""
     try:
         return json.loads(body)["error"]
     except (ValueError, LookupError, TypeError):
@@ -79,10 +79,10 @@ def extract_error(body):
 
 
 class Grpc:
-    """Sends requests as protocol buffers to the gRPC API."""
+    """A connection to TensorFlow Serving's gRPC API, which takes arrays as protocol buffers."""
 
     def __init__(self, options):
-        # These packages import TensorFlow, so REST does without them.
+        # These packages are imported here, so that clients of the REST API do not need TensorFlow.
         try:
             import grpc
             import tensorflow as tf
@@ -95,7 +95,7 @@ class Grpc:
         self.grpc, self.tf, self.predict_pb2 = grpc, tf, predict_pb2
         self.address = f"{options.host}:{options.grpc_port}"
         self.model = options.model
-        # The default limit is 4 MB, which 20 local codes of 128x128 pixels reach.
+        # The default limit of 4 MB is lifted, because local codes v of 20 images of 128x128 pixels exceed it.
         unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self.stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(self.address, unlimited))
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
@@ -105,7 +105,7 @@ class Grpc:
         self.signatures = MessageToDict(signatures, preserving_proto_field_name=True)["signature_def"]
 
     def predict(self, signature, inputs):
-        """Calls a signature with arrays by name, and returns its outputs by name. The first axis is the batch."""
+        """Runs a signature on {name: array [n, ...]} and returns such a dict of outputs; raises Problem on failure."""
         request = self.predict_pb2.PredictRequest()
         request.model_spec.name, request.model_spec.signature_name = self.model, signature
         for name, array in inputs.items():
@@ -114,7 +114,7 @@ class Grpc:
         return {name: self.tf.make_ndarray(tensor) for name, tensor in reply.outputs.items()}
 
     def _call_method(self, method, request):
-        """Calls a remote method and returns its reply."""
+        """Calls a method of the gRPC stub with a request and returns the reply; raises Problem if the call fails."""
         try:
             return method(request, timeout=TIMEOUT)
         except self.grpc.RpcError as error:
@@ -130,7 +130,7 @@ TRANSPORTS = {"rest-row": Rest, "rest-column": Rest, "grpc": Grpc}
 
 
 def get_input_shape(server, signature, name):
-    """Returns the shape of an input of a signature, without the batch."""
+    """Returns the shape of a signature's input, without the batch axis; raises Problem if the signature is missing."""
     if signature not in server.signatures:
         names = ", ".join(sorted(name for name in server.signatures if not name.startswith("__")))
         raise Problem(f"model {server.model} has no endpoint {signature}, only {names}")
@@ -139,7 +139,7 @@ def get_input_shape(server, signature, name):
 
 
 def read_pictures(server, options):
-    """Returns the pictures of the command line in the model's shape, uint8 [count, height, width, channels]."""
+    """Reads the picture files of the command line, resized to the model's shape: uint8 [n, height, width, channels]."""
     shape = get_input_shape(server, "encode", "images")
     if shape[-1] not in MODES:
         raise Problem(f"model {server.model} takes {shape[-1]} channels, and picture files are read as 1 or 3 here")
@@ -147,10 +147,10 @@ def read_pictures(server, options):
 
 
 def read_picture(path, shape, crop=0):
-    """Returns the centre of a picture, resized to `shape` with the same bytes as in training, uint8.
+    """Returns the centre of a picture file, resized to `shape`, as uint8; the pixels are those that training would use.
 
-    The centre has the proportions of `shape`, and its shorter side has `crop` pixels. A crop of 0, or one that does not
-    fit, means the largest centre.
+    The centre has the proportions of `shape`. Its shorter side has `crop` pixels, or as many as the picture allows if
+    `crop` is 0 or too large. Raises Problem for a file that is no readable picture.
     """
     height, width, channels = shape
     try:
@@ -168,7 +168,7 @@ def read_picture(path, shape, crop=0):
         raise
     except Image.DecompressionBombError as error:
         raise Problem(f"{path}: more than {MOST_PIXELS:,} pixels") from error
-    except Exception as error:  # Pillow raises many types of error for a damaged file.
+    except Exception as error:  # For a damaged file Pillow raises errors of many types.
         raise Problem(f"{path}: {getattr(error, 'strerror', None) or 'not an image'}") from error
     picture.info.pop("transparency", None)  # convert() would warn that it drops a palette's transparency.
     rows = min(picture.height, max(picture.width * height // width, 1))
@@ -177,20 +177,20 @@ def read_picture(path, shape, crop=0):
         shorter = min(height, width)
         rows, columns = min(rows, crop * height // shorter), min(columns, crop * width // shorter)
     left, top = (picture.width - columns) // 2, (picture.height - rows) // 2
-    # convert() comes before resize(), because indices into a palette cannot be averaged.
+    # convert() comes before resize(), because resize() would average the palette indices of GIF and PNG files.
     centre = picture.convert(MODES[channels]).crop((left, top, left + columns, top + rows))
     return np.asarray(centre.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
 
 
 def make_test_images(height, width, channels):
-    """Returns 16 images of smooth colour waves, uint8 [16, height, width, channels], the same in all clients."""
+    """Returns 16 images of smooth colour waves, uint8 [16, height, width, channels]; the same in all clients."""
     number, y, x, channel = np.ogrid[:16, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // max(height, width) + 85 * channel
     return np.minimum(np.abs(phase % 512 - 256), 255).astype(np.uint8)
 
 
 def draw_noise(server, signature, count, seed, u_noise="uniform"):
-    """Returns the noise inputs of an endpoint by name, float32, because exported models draw no noise themselves."""
+    """Draws the noise that a signature takes as input, as {name: float32 array}; exported models draw none."""
     rng = np.random.default_rng(seed)
     noise = {}
     for name in sorted(server.signatures.get(signature, {}).get("inputs", ())):
@@ -201,9 +201,10 @@ def draw_noise(server, signature, count, seed, u_noise="uniform"):
 
 
 def select_labels(server, signature, counts, labels):
-    """Returns the label inputs of an endpoint by name, int32. If there are too few labels, they are repeated.
+    """Returns the label inputs of a signature, {input name: int32 array}; repeats `labels` if there are too few.
 
-    `counts` has the number of images for the input labels, or for the inputs labels_a and labels_b.
+    `counts` has the number of images for the input `labels`, or for the inputs `labels_a` and `labels_b`. The function
+    raises Problem if the signature needs labels and `labels` is empty.
     """
     names = sorted(name for name in server.signatures.get(signature, {}).get("inputs", ()) if name.startswith("labels"))
     if names and not labels:
@@ -215,7 +216,7 @@ def select_labels(server, signature, counts, labels):
 
 
 def save_picture(pixels, path):
-    """Writes an image as a picture file and prints the path."""
+    """Writes pixels, uint8 [height, width, channels], to the picture file `path`, and prints the path."""
     if pixels.shape[-1] not in MODES:
         raise Problem(f"{path}: images of {pixels.shape[-1]} channels are no pictures, which have 1 or 3 here")
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
@@ -223,7 +224,7 @@ def save_picture(pixels, path):
 
 
 def switch_pictures(server, options):
-    """Switches z between two pictures and writes both results as PNG files."""
+    """Writes images_ab.png (z of picture a, v of b) and images_ba.png (z of b, v of a) for the two picture files."""
     get_input_shape(server, "switch", "images_a")  # This raises Problem for a model without z.
     a, b = read_pictures(server, options)
     inputs = {"images_a": a[None], "images_b": b[None], **select_labels(server, "switch", [1, 1], options.labels)}
@@ -232,7 +233,7 @@ def switch_pictures(server, options):
 
 
 def encode_pictures(server, options):
-    """Writes the codes of pictures, and prints whether the codes decode to the same pixels."""
+    """Writes z and v of the picture files to codes.npz, and prints for each picture whether it decodes exactly."""
     images = read_pictures(server, options)
     labels = select_labels(server, "encode", [len(images)], options.labels)
     codes = server.predict("encode", {"images": images, **labels})
@@ -247,7 +248,7 @@ def encode_pictures(server, options):
 
 
 def sample_pictures(server, options):
-    """Samples pictures and writes them as PNG files."""
+    """Samples `options.count` images from the model and writes them as sample_0.png, sample_1.png and so on."""
     noise = draw_noise(server, "sample", options.count, options.seed)
     temperature = np.full([options.count], options.temperature, np.float32)
     labels = select_labels(server, "sample", [options.count], options.labels)
@@ -257,7 +258,7 @@ def sample_pictures(server, options):
 
 
 def score_pictures(server, options):
-    """Prints the bits per dimension of pictures."""
+    """Prints the bits per dimension (the negative ELBO per colour value) of each picture file."""
     images = read_pictures(server, options)
     noise = draw_noise(server, "score", len(images), options.seed, options.u_noise)
     labels = select_labels(server, "score", [len(images)], options.labels)
@@ -267,16 +268,16 @@ def score_pictures(server, options):
 
 
 def reconstruct_image(server, image):
-    """Returns what an image's codes decode to, uint8 [height, width, channels]."""
+    """Encodes and decodes an image on the server; returns the decoded image, uint8 [height, width, channels]."""
     labels = select_labels(server, "encode", [1], [0])
     return server.predict("decode", server.predict("encode", {"images": image[None], **labels}))["images"][0]
 
 
 def find_bin_size(server):
-    """Returns the size of a bin: the difference between neighbouring pixel values of the model.
+    """Returns the bin size, the smallest difference between pixel values of the model: 2 ** (8 - n_bits).
 
-    The server's metadata lack the number of bits. All decoded values are multiples of the bin size, so the bin size is
-    the lowest bit that is set in any value of a decoded noise image.
+    The server does not report n_bits. All decoded values are multiples of the bin size, a power of two. The bin size is
+    therefore the lowest bit that is set in any value of a decoded noise image.
     """
     noise = np.random.default_rng(0).integers(0, 256, get_input_shape(server, "encode", "images"), dtype=np.uint8)
     bits = int(np.bitwise_or.reduce(reconstruct_image(server, noise), axis=None))
@@ -284,10 +285,10 @@ def find_bin_size(server):
 
 
 def check_exactness(server):
-    """Prints how many test images are decoded exactly, and returns the exit status: 0 if all are, else 1."""
+    """Prints how many of 16 test images the server decodes exactly, and returns the exit status: 0 for all, else 1."""
     bin_size = find_bin_size(server)
     images = make_test_images(*get_input_shape(server, "encode", "images")) // bin_size * bin_size
-    # The images are sent one by one, because the server limits the size of a batch.
+    # Images are sent one by one, because a server may limit the size of a batch.
     exact = sum(np.array_equal(reconstruct_image(server, image), image) for image in images)
     print(f"{exact} of {len(images)} test images decode exactly")
     return 0 if exact == len(images) else 1
@@ -302,7 +303,7 @@ COMMANDS = {
 
 
 def parse_arguments(arguments):
-    """Returns the options of the command line, and ends the program with a message if they are wrong."""
+    """Parses the command line to a namespace of options; ends the program with a message if an option is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", nargs="?", choices=COMMANDS)
     parser.add_argument("pictures", nargs="*", help="two files for switch, none for sample, else one or more")
@@ -347,9 +348,9 @@ def parse_arguments(arguments):
 
 
 def main(arguments=None):
-    """Runs the command of the command line, and returns the exit status."""
+    """Runs the command of the command line; returns 0, or 1 if `--check` finds an inexact image, or 2 for an error."""
     options = parse_arguments(arguments)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS limits the size instead.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # The limit MOST_PIXELS replaces Pillow's.
     try:
         server = TRANSPORTS[options.transport](options)
         if options.check:
@@ -359,7 +360,7 @@ def main(arguments=None):
         return 0
     except (Problem, OSError) as problem:
         print(f"client.py: {problem}", file=sys.stderr)
-        return 2  # Status 1 means that an image is not decoded exactly.
+        return 2  # Exit status 1 means that a test image is not decoded exactly.
 
 
 if __name__ == "__main__":

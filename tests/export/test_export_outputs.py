@@ -1,4 +1,4 @@
-"""What a published export says and holds: its card in all places, and the files of its page."""
+"""Tests of the content of an export: its model card, which stands in several files, and the files of its web page."""
 
 import json
 import shutil
@@ -91,7 +91,7 @@ class TestWeb:
         assert read_tree(page / "runtime") == read_tree(runtime / "dist")
         config = json.loads((page / "model" / "config.json").read_text())
         examples = config.pop("examples")
-        # The run's data are the embedded photographs.
+        # The run was trained on the sample photographs, so some examples of the page were seen in training.
         assert {example["seen"] for example in examples} == {True, False}
         pictures = {example["file"].removeprefix("model/") for example in examples}
         assert {path.name for path in (page / "model").iterdir()} == {*ON_PAGE, "config.json", *pictures}

@@ -1,6 +1,7 @@
-"""The export behind TensorFlow Serving: the example client against a server with the same rules, and its warm-up.
+"""Tests of the example client of TensorFlow Serving, and of the warm-up requests in an exported SavedModel.
 
-The server is `serving_server.Server`, because TensorFlow Serving itself is not a Python package.
+The client talks to `serving_server.Server`, which follows the rules of TensorFlow Serving, because TensorFlow Serving
+itself is no Python package.
 """
 
 import contextlib
@@ -43,20 +44,20 @@ def client():
 
 @pytest.fixture(scope="module")
 def signatures(exported):
-    """The SavedModel without any server, as {signature: function of arrays that returns arrays}."""
+    """The signatures of the SavedModel, without a server: {name: function of arrays that returns {name: array}}."""
     loaded = tf.saved_model.load(str(exported / "savedmodel" / "1"))
 
     def caller(signature):
         return lambda **inputs: {key: tensor.numpy() for key, tensor in signature(**inputs).items()}
 
     yield {key: caller(signature) for key, signature in loaded.signatures.items()}
-    # The variables of the signatures live as long as this object.
+    # The object must live until here, because it owns the variables of the signatures.
     del loaded
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Two files, of a landscape and of a portrait format: a dark slope and bright noise."""
+    """Paths of two picture files: a dark gradient in landscape format, and bright noise in portrait format."""
     folder = tmp_path_factory.mktemp("pictures")
     slope = np.repeat(np.arange(32, dtype=np.uint8)[None, :, None], 20, 0)
     Image.fromarray(np.tile(slope, (1, 1, 3))).save(folder / "a.jpg")
@@ -66,7 +67,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(server, name):
-    """A function that returns the arguments by which the client finds the server."""
+    """A function of a transport that returns the client's arguments for it: ports, model and transport."""
 
     def call(transport, model=name, ports=None):
         rest, grpc = ports or (server.rest_port, server.grpc_port)
@@ -77,13 +78,13 @@ def address(server, name):
 
 @pytest.fixture(scope="module")
 def connect(client, address):
-    """A function that returns the client's connection to the server, for calls that its commands do not make."""
+    """A function of a transport that returns the client's connection, for requests that no client command sends."""
     return lambda transport: client.TRANSPORTS[transport](client.parse_arguments(["sample", *address(transport)]))
 
 
 @pytest.fixture
 def complaint(client, address, tmp_path, capsys):
-    """A function that runs a command and returns the one line with which it ends; not with 1: images are lost."""
+    """A function that runs a command, asserts that it ends with status 2 and one error line, and returns the line."""
 
     def call(transport, *arguments, **options):
         assert client.main([*arguments, "--to", str(tmp_path), *address(transport, **options)]) == 2
@@ -96,7 +97,7 @@ def complaint(client, address, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def results(client, address, pictures, tmp_path_factory):
-    """For every transport {file or command: array or text}, of one run of each command."""
+    """Results of each command, {transport: {name: result}}: printed text by command, arrays by picture or code name."""
     found = {}
     for transport in TRANSPORTS:
         folder, mine = tmp_path_factory.mktemp(transport), found.setdefault(transport, {})
@@ -167,7 +168,7 @@ def test_labels_are_given_where_an_endpoint_asks_for_them(client):
 
 
 def test_messages_beyond_grpcs_own_limit(connect):
-    """gRPC refuses messages of more than 4 MB unless it is told otherwise."""
+    """The client must lift gRPC's default limit, which refuses messages of more than 4 MB."""
     connection = connect("grpc")
     codes = connection.predict("encode", {"images": np.tile(random_images(8), (750, 1, 1, 1))})
     assert codes["v"].nbytes > 4 << 20
@@ -223,7 +224,7 @@ class TestOneLineSays:
 
 
 class CodesAreImages:
-    """A server whose model knows multiples of a step alone, and images up to a brightness; a switch changes nothing."""
+    """A fake server: `v` is the image rounded down to multiples of `step`; decoding clips values above `brightest`."""
 
     def __init__(self, step=1, brightest=255, shape=(8, 8, 1)):
         info = {"tensor_shape": {"dim": [{"size": str(size)} for size in (-1, *shape)]}}
@@ -254,7 +255,7 @@ def test_of_fewer_bits_bins_are_compared(client, n_bits, tmp_path, capsys):
         client.check_exactness(CodesAreImages(step)) == 0
         and client.check_exactness(CodesAreImages(step, 256 - 2 * step)) == 1
     )
-    # A dark picture, whose own values tell nothing of the step.
+    # All values of this picture are 1, so the client cannot find the step in the picture itself.
     Image.fromarray(np.full((8, 8), 1, np.uint8)).save(tmp_path / "dark.png")
     options = types.SimpleNamespace(pictures=[tmp_path / "dark.png"], crop=0, to=tmp_path, labels=[])
     client.encode_pictures(CodesAreImages(step), options)

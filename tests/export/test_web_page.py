@@ -1,4 +1,4 @@
-"""The web page of an export: its modules in Node, and all of it in a real browser, which needs npm and Chromium."""
+"""Tests of an export's web page: its modules in Node.js, and the entire page in Chromium."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_page_changes_photographs_as_python_does(tmp_path):
 
 @pytest.fixture(scope="module")
 def tools(npm_example):
-    """The browser check with what npm brings for it."""
+    """The folder of the browser check `check.mjs`, with the packages that npm installs for it."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"there is no {program}")
@@ -100,7 +100,7 @@ def tools(npm_example):
 
 @pytest.fixture(scope="module")
 def steered_run(tiny_run, tmp_path_factory):
-    """The tiny run with two directions, found by both methods; the page shows the difference of means."""
+    """A copy of the tiny run with two directions in z, each by both methods; the page shows the difference of means."""
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("steered") / "tiny")
     rng = np.random.default_rng(0)
     found = [
@@ -114,7 +114,7 @@ def steered_run(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(steered_run, tools, tmp_path_factory):
-    """The page of a tiny model with directions."""
+    """The folder of an export of `steered_run`, with ONNX files and the web page."""
     folder = tmp_path_factory.mktemp("page")
     runtime = tools / "node_modules" / "onnxruntime-web"
     export(
@@ -152,7 +152,7 @@ def test_the_page_knows_which_examples_the_model_has_seen():
     assert set(found) == set(make_example_files())
     assert found["model/coffee.jpg"]["seen"] is True and found["model/retina.jpg"]["seen"] is False
     assert found["model/retina.jpg"]["licence"] == "CC0"
-    # Of other data, and of a model that came without any, nobody knows.
+    # "seen" is None if the data are other images or unknown, since nobody knows whether they had the example.
     for data in (DataConfig(source="folder:."), DataConfig(source="tfds:mnist"), None):
         assert {one["seen"] for one in describe_examples(data)} == {None}
 
@@ -183,6 +183,6 @@ def test_the_page_works_in_a_browser_and_decodes_what_python_decodes(page, tools
     for name, z, v in (("ab", z_a, v_b), ("ba", z_b, v_a)):
         (right,) = decoder.run(None, {"z": z, "v": v})
         found = np.frombuffer(base64.b64decode(pairs[name]), np.uint8).reshape(right.shape)
-        # A value on the border of two levels may fall either way in another runtime.
+        # Runtimes round differently, so a value halfway between two integers may differ by 1.
         change = np.abs(found.astype(int) - right)
         assert change.max() <= 1 and (change > 0).mean() < 1e-3

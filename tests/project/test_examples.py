@@ -1,4 +1,4 @@
-"""The examples for ONNX Runtime in Node.js and in C++, run as a user would."""
+"""Tests that run the examples for ONNX Runtime in Node.js and in C++ from the command line, as a user would."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHECKED = "of 16 test images decode exactly\n"
 
 pytestmark = pytest.mark.slow
 
-# Models of 8 x 8 images with known codes: z is the mean colour, v the rest of the image.
+# ONNX models of 8 x 8 images, as text. Their codes are simple: z is the mean colour, v is the image minus z.
 ENCODER = """
     encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 3] z, float[batch, 8, 8, 3] v) {
         pixels = Cast <to = 1> (images)
@@ -53,7 +53,7 @@ DECODER = """
 
 
 class Example:
-    """An example, its command, and the folder in which it is run."""
+    """Runs the command of an example, in a folder, when called with the arguments of the command line."""
 
     def __init__(self, command, ending, folder):
         self.command, self.ending, self.folder = command, ending, folder
@@ -69,7 +69,7 @@ class Example:
         )
 
     def save(self, name, pixels):
-        """Writes a picture as the example reads it, and returns its file name."""
+        """Writes a picture in a format that the example reads, PNG or PPM, and returns the file name."""
         Image.fromarray(pixels).save(self.folder / f"{name}{self.ending}")
         return f"{name}{self.ending}"
 
@@ -79,7 +79,7 @@ class Example:
             return np.asarray(image)
 
     def refuses(self, arguments, *words):
-        """Asserts that the example ends with one line that has all the words, and writes nothing."""
+        """Asserts that the example ends with status 2 and one line of error with all `words`, and writes no picture."""
         ended = self(*arguments)
         assert (ended.returncode, ended.stdout) == (2, ""), arguments
         assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1, ended.stderr
@@ -89,7 +89,7 @@ class Example:
 
 @functools.cache
 def built(folder):
-    """Builds the program in C++ without a warning, and returns its path."""
+    """Builds the C++ example in a copy at `folder`, asserts that no warning occurs, and returns the program's path."""
     shutil.copytree(EXAMPLES / "onnxruntime_cpp", folder, ignore=shutil.ignore_patterns("switch"))
     make = ["make", "CXXFLAGS=-O1 -Wall -Wextra -Wpedantic -Werror"]
     done = subprocess.run(make, cwd=folder, capture_output=True, text=True)
@@ -114,7 +114,7 @@ def example(request, npm_example, tmp_path_factory, tmp_path):
 
 
 def mean_colours(folder, highest=255, encoder=ENCODER, shape="8, 8, 3", **metadata):
-    """Files of the model of mean colours, which loses values above `highest`."""
+    """Writes encoder and decoder of mean colours, which clips values above `highest`; returns the models' folder."""
     decoder = DECODER.replace("255.0", f"{highest}.0")
     texts = {"encoder": encoder, "decoder": decoder}
     texts = {
@@ -153,7 +153,7 @@ def test_switches_as_the_models_do(example, tmp_path):
 
 @pytest.mark.parametrize("n_bits", [8, 5])
 def test_counts_the_values_that_are_lost(example, tmp_path, n_bits):
-    """With 5 bits, values are compared as the model sees them: multiples of 8."""
+    """With 5 bits, the example compares values after rounding them down to multiples of 8, the model's bins."""
     highest = 200 if n_bits == 8 else 240
     encoder = ENCODER if n_bits == 8 else quantize_to_5_bits(ENCODER)
     folder = mean_colours(tmp_path, highest, encoder, n_bits=str(n_bits))
@@ -181,7 +181,7 @@ def test_the_check_counts_the_images_that_come_back(example, exported, tmp_path)
 
 
 def test_reads_pictures_of_any_size_as_training_does(example, exported, tmp_path):
-    """A picture switched with itself is the picture as the example reads it."""
+    """A picture that is switched with itself stays the same, so the output shows how the example read the file."""
     picture = example.save("p", random_images(1, COLUMNS)[0][:ROWS])
     Image.open(tmp_path / picture).save(tmp_path / "right.png")
     for crop in (0, 20):
@@ -231,7 +231,7 @@ def test_refuses_models_that_it_cannot_use(example, exported, tmp_path):
     folder = mean_colours(tmp_path)
     (folder / "decoder.onnx").write_bytes(b"not a model")
     example.refuses([folder, picture, picture], f"cannot open the model {folder / 'decoder.onnx'}")
-    # Two halves of different models.
+    # Encoder and decoder are of different models here.
     shutil.copy(exported / "onnx" / "decoder.onnx", folder)
     example.refuses([folder, picture, picture], "cannot decode")
 

@@ -1,4 +1,4 @@
-"""The tour notebook is committed executed, and it runs."""
+"""Tests of the notebook `tour.ipynb`: it is committed with outputs, and a new run draws pictures of the same sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXACT = "; 0 of 49152 values differ"
 
 
 def outputs(notebook):
-    """What the cells print, and the sizes of the pictures that they draw."""
+    """Returns the text that the cells of a notebook printed, and (width, height) of each picture that they drew."""
     found = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     pictures = [output.get("data", {}).get("image/png") for output in found]
     sizes = [Image.open(io.BytesIO(base64.b64decode("".join(one)))).size for one in pictures if one]
