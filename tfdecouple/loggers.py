@@ -75,7 +75,7 @@ class TensorBoard(Logger):
         self._writer = tf.summary.create_noop_writer()
 
     def open(self, step: int) -> None:
-        """Opens a new event file and writes the config; TensorBoard drops older points of steps that are repeated."""
+        """Opens a new event file and writes the config; TensorBoard drops older points of repeated steps."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 

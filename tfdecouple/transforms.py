@@ -62,7 +62,7 @@ class Affine(Transform):
         return BoundedAffine(shift, unbounded, alpha)
 
     def count_activations(self, alpha: float) -> int:
-        """Returns how many values per entry are stored: 3 (x_b, u and the scale), or 4 if alpha < 1 (the tanh, too)."""
+        """Returns how many values are stored per entry of x_b: 3 (x_b, u, scale), or 4 if alpha < 1 (also the tanh)."""
         return 3 if alpha == 1 else 4
 
 

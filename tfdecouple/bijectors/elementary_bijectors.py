@@ -67,7 +67,7 @@ class BoundedAffine(ClosedForm):
         """
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 
-        # TensorFlow stores all arguments of this function until the backward pass, so only two values are arguments.
+        # TensorFlow stores all arguments of this function until the backward pass, so only x and u are arguments.
         @tf.custom_gradient
         def run(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
             axes = list(range(1, len(x.shape)))
@@ -150,7 +150,7 @@ class Sigmoid(ClosedForm):
         return tf.math.log(y) - tf.math.log1p(-y)
 
     def _forward_log_det_jacobian(self, x: tf.Tensor) -> tf.Tensor:
-        # The derivative of y is y (1 - y), and log(1 - y) = log y - x, so its logarithm is 2 log y - x.
+        # The derivative y' is y (1 - y), and log(1 - y) = log y - x, so the logarithm of y' is 2 log y - x.
         return 2 * tf.math.log_sigmoid(x) - x
 
 

@@ -99,7 +99,7 @@ def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]
 
 
 def hash_file_key(key: str) -> float:
-    """Returns the hash of an image file's key, a float in [0, 1), which decides on the split of the file."""
+    """Returns the hash of an image file's key, a float in [0, 1), which decides the split of the file."""
     # Unicode's normal form is hashed, because file systems encode accented letters differently.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -42,7 +42,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_label_count(source: Source, model: ModelConfig) -> None:
-    """Raises DataError if a model with labels has another count of labels (`model.classes`) than the source."""
+    """Raises DataError if `model.classes` is not the count of labels of the source; models without labels pass."""
     count = len(source.label_names)
     if model.has_classes and count != model.classes:
         remedy = f"set model.classes={count}"

@@ -48,7 +48,7 @@ class SourceKind:
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns (option name, path) for the option that has the path of the images; None if no option has one."""
+        """Returns (name, path) of the config option with the path of the images, such as "data.data_dir"; or None."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
@@ -153,7 +153,7 @@ def list_source_kinds() -> str:
 
 
 def resolve_image_paths(config: DataConfig) -> DataConfig:
-    """Returns a copy of the config with absolute paths, so that its images are found from any working directory."""
+    """Returns a copy of the config with absolute paths, which hold in any working directory."""
     kind = find_source_kind(config.source)
     if kind and kind.pattern.endswith(":PATH") and config.source != kind.prefix:
         path = os.path.expanduser(config.source.removeprefix(kind.prefix))
@@ -164,7 +164,7 @@ def resolve_image_paths(config: DataConfig) -> DataConfig:
 
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns (option name, path) for the option that has the path of the images; None if no option has one."""
+    """Returns (name, path) of the config option with the path of the images, such as "data.data_dir"; or None."""
     return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tfdecouple.config.shapes import Shape
 from tfdecouple.errors import DataError
 
-# The random algorithm of all data sets. TensorFlow's default would make their order depend on the device.
+# The random algorithm of all data sets. TensorFlow's default would make the order depend on the device.
 ALGORITHM = "philox"
 
 Arrays = tuple[np.ndarray, np.ndarray]

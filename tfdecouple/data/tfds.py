@@ -145,13 +145,14 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
 
 
 def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
-    """Returns the names of a data set's image feature and of its label feature, or None in place of the latter.
+    """Returns (name of the image feature, name of the label feature or None) of a data set.
 
-    Of several features the ones called "image" and "label" are chosen.
+    Of several image features the one called "image" is chosen, and of several label features the one called "label";
+    several labels without that name count as none.
 
     Raises:
-        DataError: if there is no image feature, or no single one, or its images are not uint8 or have other channels
-            than the model's images.
+        DataError: if there is no image feature, or several without the name "image", or the images are not uint8 or
+            have other channels than the model's images.
     """
     import tensorflow_datasets as tfds
 

@@ -112,7 +112,7 @@ class BaseLayer(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies the weights of this layer alone, as {name: `Weight` (shape, ...)}; arguments are batch first."""
+        """Specifies this layer's weights, as {name: `Weight`}, for an input and a condition of these batch shapes."""
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
@@ -127,7 +127,7 @@ class BaseLayer(keras.layers.Layer):
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` of the layer for one image; by default the sum of the costs of its inner layers."""
+        """Returns the `Cost` (multiply-adds, stored values) for one image; by default the sum over inner layers."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
             cost = cost.add_cost(layer.cost(*inputs))
@@ -257,7 +257,7 @@ class InvertibleLayer(BaseLayer):
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` for one image: the stored input of a layer with weights, and the costs of inner layers."""
+        """Returns the `Cost` (multiply-adds, stored values) for one image; layers with weights store their input."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.add_cost(super().cost(x_shape, condition_shape))
@@ -270,8 +270,8 @@ class InvertibleLayer(BaseLayer):
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
         """Runs the forward direction with a call of `visit` instead of each innermost layer; returns the output.
 
-        `visit(layer, x, condition)` must return the output of `layer` for x; it may change the layer's weights before.
-        An innermost layer contains no invertible layers.
+        `visit(layer, x, condition)` must return the output of `layer` for x, possibly after a change of the layer's
+        weights. An innermost layer contains no invertible layers.
         """
         return visit(self, x, condition)
 

@@ -28,7 +28,7 @@ def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
 
 
 def weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Specifies the weights of a `WeightNorm`, whose kernel has this shape (outputs last), as {name: `Weight`}."""
+    """Returns {name: `Weight` (shape, initializer)} of a `WeightNorm` with a kernel of this shape, outputs last."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -113,7 +113,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
         return (*x_shape[:-1], self.outputs)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` of the net for one image, computed from the shapes of its weights."""
+        """Returns the `Cost` (multiply-adds, stored values) of the net for one image."""
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
@@ -134,7 +134,7 @@ class ConvNet(CouplingNet):
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies the net's weights for inputs `[batch, height, width, channels]`, as {name: `Weight`}."""
+        """Returns {name: `Weight` (shape, initializer)} of the net, for inputs `[batch, height, width, channels]`."""
         weights = {
             "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
             "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),
@@ -202,7 +202,7 @@ class MLP(CouplingNet):
     """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies the net's weights for inputs `[batch, channels]`, as {name: `Weight`}."""
+        """Returns {name: `Weight` (shape, initializer)} of the net, for inputs `[batch, channels]`."""
         return {
             "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),

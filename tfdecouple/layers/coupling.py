@@ -1,4 +1,4 @@
-"""The coupling layer, which transforms some channels by a function of the other channels and z (equation 6)."""
+"""The coupling layer, which transforms some channels depending on the other channels and z (paper equation 6)."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class Coupling(Nested, InvertibleLayer):
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` of the coupling for one image: the net's cost, and activations of input and transform."""
+        """Returns the `Cost` (multiply-adds, stored values) of conditioner and transform for one image."""
         _, transformed = self.split.count_channels(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).add_cost(Cost(activations=activations))
@@ -231,7 +231,7 @@ class Coupling(Nested, InvertibleLayer):
             tape.watch(raw)
             bijector = self._make_bijector(raw)
             with tape.stop_recording():
-                # TFP would find y_b for x_b in its cache, without a gradient; a copy of x_b is not in the cache.
+                # TFP would find y_b for x_b in its cache, so x_b would get no gradient; a copy of x_b is not cached.
                 x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
             tape.watch(x_b)
             outputs = forward_and_log_det(bijector, x_b)

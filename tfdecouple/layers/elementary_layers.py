@@ -36,7 +36,7 @@ class ActNorm(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies the logarithm of the scale, and the bias, each `[channels]`, as {name: `Weight`}."""
+        """Returns {name: `Weight` (shape, initializer)} of log-scale and bias, each of shape `[channels]`."""
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
@@ -70,7 +70,7 @@ class InvertibleLinear(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies the matrix W, `[channels, channels]`, as {name: `Weight`}."""
+        """Returns {name: `Weight` (shape, initializer)} of the matrix W, whose shape is `[channels, channels]`."""
         return {"kernel": Weight((x_shape[-1], x_shape[-1]), keras.initializers.Orthogonal)}
 
     def compute_condition_number(self) -> tf.Tensor:
@@ -79,7 +79,7 @@ class InvertibleLinear(InvertibleLayer):
         return values[0] / values[-1]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` of one image: multiply-adds of the matrix product, and the stored input."""
+        """Returns the `Cost` for one image: multiply-adds of the matrix product, and values of the stored input."""
         return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
@@ -156,7 +156,7 @@ class SinhArcsinh(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies raw values of skewness and log-tails, `[channels]`, as {name: `Weight`}; `bijector` bounds them."""
+        """Returns {name: `Weight` (shape)} of skewness and log-tails, `[channels]`, before `bijector` bounds them."""
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
@@ -186,7 +186,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies the weights of the net from z to mean and log-scale of each entry of h, as {name: `Weight`}."""
+        """Returns {name: `Weight` (shape, initializer)} of the net that maps z to mean and log-scale of h."""
         return {
             "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
