@@ -62,7 +62,7 @@ class DeployedLinear(Deployed):
 
 
 class DeployedMix(Deployed):
-    """A deployed invertible linear map y = W x + b of the channels of images or vectors, and its inverse."""
+    """An invertible linear map y = W x + b in an export, over the channels of images or vectors, and its inverse."""
 
     def __init__(self, name: str, matrix: np.ndarray, bias: np.ndarray, layout: Layout, images: bool):
         super().__init__(name, layout)
@@ -89,7 +89,7 @@ class DeployedMix(Deployed):
 
 
 class DeployedActNorm(Deployed):
-    """A deployed actnorm y = scale * x + bias of images or vectors; the first `before` channels stay unchanged."""
+    """An actnorm y = scale * x + bias in an export; the first `before` channels stay unchanged."""
 
     def __init__(self, layer: ActNorm, name: str, layout: Layout, before: int = 0, images: bool = True):
         super().__init__(name, layout)
@@ -116,7 +116,7 @@ def fold_weight_norm(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DeployedUnfolded(Deployed):
-    """The base class of deployed layers with unfolded weights: they call the model's layer, which takes NHWC images."""
+    """The base class of an export's layers with unfolded weights: they call the model's layer on NHWC images."""
 
     def __init__(self, layer: BaseLayer, name: str, layout: Layout):
         super().__init__(name, layout)
@@ -130,7 +130,7 @@ class DeployedUnfolded(Deployed):
 
 
 class DeployedRegistered(DeployedUnfolded):
-    """A deployed layer of a class in the registry `STEP_LAYERS`; it applies the bijector of the model's layer."""
+    """An export's layer whose class is in the registry `STEP_LAYERS`; it applies the bijector of the model's layer."""
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
         """Returns y, the value of the bijector at x, and the log-determinant."""
@@ -143,7 +143,7 @@ class DeployedRegistered(DeployedUnfolded):
 
 
 class DeployedConditioner(DeployedUnfolded):
-    """A deployed coupling net of a class that a user has added to `CONDITIONERS`; it calls the net of the model."""
+    """An export's coupling net whose class a user has added to `CONDITIONERS`; it calls the net of the model."""
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
         """Returns the parameters of the coupling's transform, not yet bounded, concatenated along the channels."""
@@ -174,7 +174,7 @@ class Conditioning:
 
 
 class DeployedNet(Deployed):
-    """A deployed net inside a coupling: three convolutions for images, three dense layers for vectors.
+    """The net inside a coupling in an export: three convolutions for images, three dense layers for vectors.
 
     `net` is the model's net, a `ConvNet`, `LocalConvNet` or `MLP`, and `name` is the path of the coupling.
     """
@@ -206,7 +206,7 @@ class DeployedNet(Deployed):
 
 
 class DeployedSplit:
-    """A deployed split of channels into x_a, which the coupling leaves unchanged, and x_b, which it transforms."""
+    """The split of channels in an export: x_a, which the coupling leaves unchanged, and x_b, which it transforms."""
 
     def __init__(self, split: Any, channels: int, layout: Layout):
         # Splitting the indices of the channels, as if they were an image, shows to which half each channel goes.
@@ -241,7 +241,7 @@ class DeployedSplit:
 
 
 class DeployedCoupling(Deployed):
-    """A deployed coupling: x_a stays unchanged; a net computes the parameters that transform x_b from x_a and z."""
+    """A coupling in an export: x_a stays; x_b is transformed with parameters that a net computes from x_a and z."""
 
     def __init__(self, layer: Coupling, name: str, layout: Layout, channels: int, conditioning: Conditioning):
         super().__init__(name, layout)

@@ -23,7 +23,7 @@ from tfdecouple.model.outlier_scores import score_shell, score_typicality
 
 
 class DeployedClasses(Deployed):
-    """The weights of an export that belong to labels, as arrays with a row for each label.
+    """The exported weights that depend on the label of an image, as arrays with a row for each label.
 
     Attributes:
         log_probabilities: log p(y) of each label y, `[classes]`.
@@ -99,7 +99,7 @@ class DeployedModel(Deployed):
         return self.layout.to_nhwc(self.quantizer.round_to_pixels(x))
 
     def infer_posterior(self, bins: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for the bins of images x."""
+        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for images x, given as `bins`."""
         assert self.encoder is not None
         return self.encoder.infer_posterior(self.quantizer.place_at_edges(bins))
 
@@ -134,7 +134,7 @@ class DeployedModel(Deployed):
         return (z - classes.gather_rows(classes.shift, labels)) * classes.gather_rows(classes.unscale, labels)
 
     def evaluate_class_priors(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns for each label y the prior flow's output for z, `[batch, classes, d_z]`, and log p(z, y)."""
+        """Returns the prior flow's output for z and each label, `[batch, classes, d_z]`, and log p(z, y) likewise."""
         assert self.classes is not None and self.prior is not None
         scaled = z[:, None] * self.classes.scale + self.classes.shift
         classes, latent_dim = scaled.shape[1:]

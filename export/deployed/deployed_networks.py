@@ -29,7 +29,7 @@ from tfdecouple.networks.prior import PriorFlow
 
 
 class DeployedSequence(Deployed):
-    """A sequence of deployed invertible layers, in the order in which they map x to v."""
+    """A sequence of invertible layers in an export, in the order in which they map x to v."""
 
     def __init__(self, name: str, layout: Layout, sequence: Iterable[Any]):
         super().__init__(name, layout)
@@ -51,7 +51,7 @@ class DeployedSequence(Deployed):
 
 
 def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns the deployed form of a flow step; its first actnorm and its 1x1 convolution become one linear map."""
+    """Returns a flow step for an export; its first actnorm and its 1x1 convolution become one linear map."""
     actnorm, linear, *others = step.sequence
     matrix, images = to_float64(linear.kernel), isinstance(linear, InvertibleConv1x1)
     scale, shift = np.exp(to_float64(actnorm.log_scale)), to_float64(actnorm.bias)
@@ -68,7 +68,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns the deployed layers that come before channels leave the flow: a linear map, a coupling and an actnorm."""
+    """Returns for an export the layers before channels leave the flow: a linear map, a coupling and an actnorm."""
     matrix = to_float64(layer.mixing.kernel)
     channels = len(matrix)
     layers = [
@@ -80,14 +80,14 @@ def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: C
 
 
 def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
-    """Returns the prior's deployed flow from z to noise; if `flow` is None (normal prior), it has no layers."""
+    """Returns the prior's flow from z to noise for an export; for a normal prior, `flow` None, it has no layers."""
     steps = () if flow is None else flow.sequence
     layers = [fold_step(step, f"prior/{step.name}", layout, Conditioning()) for step in steps]
     return DeployedSequence("prior", layout, layers)
 
 
 class DeployedStage(DeployedSequence):
-    """A deployed stage: flow steps, then layers after which `dropped` channels leave the flow and `remaining` stay."""
+    """A stage of an export's flow: flow steps, then layers after which `dropped` channels leave it and others stay."""
 
     def __init__(self, stage: Any, name: str, layout: Layout, conditioning: Conditioning):
         layers = []
@@ -99,7 +99,7 @@ class DeployedStage(DeployedSequence):
 
 
 class DeployedWhitening(Deployed):
-    """The deployed whitening v = (x - mu(z)) / sigma(z) at the end of the flow; a net computes mu and log sigma."""
+    """The last layer of an export's flow, v = (x - mu(z)) / sigma(z), for which a net computes mu and log sigma."""
 
     def __init__(self, layer: ConditionalWhitening, name: str, layout: Layout, shape: tuple[int, int, int]):
         super().__init__(name, layout)
@@ -128,7 +128,7 @@ class DeployedWhitening(Deployed):
 
 
 class DeployedFlow(Deployed):
-    """The deployed flow, which maps images x to v and v to x, both in the layout of the graph."""
+    """The flow of an export, which maps images x to v and v to x, both in the layout of the graph."""
 
     def __init__(self, flow: Flow, layout: Layout, name: str = "flow"):
         super().__init__(name, layout)
@@ -238,7 +238,7 @@ def fold_convolution(name: str, convolution: Any, norm: Any, layout: Layout, str
 
 
 class DeployedBlock(Deployed):
-    """A deployed ResNet block, whose convolutions may be transposed."""
+    """A ResNet block in an export, with plain or transposed convolutions."""
 
     def __init__(self, block: ResNetBlock, name: str, layout: Layout):
         super().__init__(name, layout)
@@ -256,12 +256,12 @@ class DeployedBlock(Deployed):
 
 
 def fold_blocks(blocks: Sequence[ResNetBlock], name: str, layout: Layout) -> tuple[DeployedBlock, ...]:
-    """Returns the deployed forms of an encoder's ResNet blocks, in their order."""
+    """Returns an encoder's ResNet blocks in their form for an export, in the same order."""
     return tuple(DeployedBlock(block, f"{name}/{block.name}", layout) for block in blocks)
 
 
 class DeployedEncoder(Deployed):
-    """The deployed encoder q(z|x); `sides` is (height, width) of its last feature maps."""
+    """The encoder q(z|x) of an export; `sides` is (height, width) of its last feature maps."""
 
     def __init__(self, encoder: Encoder, layout: Layout, sides: tuple[int, int]):
         super().__init__("encoder", layout)
@@ -282,7 +282,7 @@ class DeployedEncoder(Deployed):
 
 
 class DeployedDequantizer(Deployed):
-    """The deployed q(u|x) of the noise u: a network from images to feature maps, and a flow that these condition."""
+    """An export's q(u|x) of the noise u: a network from images to feature maps, and a flow that these condition."""
 
     def __init__(self, dequantizer: Dequantizer, layout: Layout):
         super().__init__("dequantizer", layout)

@@ -1,4 +1,4 @@
-"""The base class of all deployed layers, and the layout of images (the order of axes) in a graph."""
+"""The base class of deployed layers (the layers of an export), and the layout (order of axes) of images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LogDet = Any
 
 
 class Deployed:
-    """The base class of deployed layers: attributes hold arrays and inner layers, methods compute with TensorFlow.
+    """The base class of an export's layers: attributes are weight arrays and inner layers, methods build the graph.
 
     Args:
         name: the path of the layer, such as "flow/level_0_part_0_step_1"; its arrays are named `NAME/ATTRIBUTE`.
