@@ -48,7 +48,7 @@ def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel])
 
 
 def compare_deployed_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[str]:
-    """Yields a line for each deployed weight that differs from the weights of the model."""
+    """Computes each weight of an export again from the model's weights, and yields a line for each that differs."""
     numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.iterate_layers()}
     found = deployed.collect_arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
     expected = _ExpectedWeights(model, deployed.layout).weights
@@ -70,7 +70,7 @@ def compare_deployed_weights(model: DecoupledModel, deployed: DeployedModel) -> 
 
 
 class _ExpectedWeights:
-    """The expected deployed weights of a model: `weights` is {name: (float64 array, tolerance over its maximum)}."""
+    """The weights that an export of `model` must have: `weights` is {name: (float64 array, relative tolerance)}."""
 
     def __init__(self, model: DecoupledModel, layout: Layout):
         self._config, self._layout = model.config, layout
@@ -142,7 +142,7 @@ class _ExpectedWeights:
         return layer.startswith("flow/") and "condition_kernel" in arrays and not self._is_unfolded(layer)
 
     def _expect(self, name: str, array: np.ndarray, floor: float = _FLOOR) -> None:
-        """Adds an expected weight; its tolerance is `floor` times its largest number, plus rounding to float32."""
+        """Adds an expected weight to `weights`; its tolerance is rounding to float32 plus `floor` times its maximum."""
         self.weights[name] = (np.asarray(array), floor)
 
     def _expect_linear(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> None:
@@ -199,7 +199,7 @@ class _ExpectedWeights:
 
 
 def _fold_weight_norm(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the kernel g V / ||V|| and the bias of a weight-normalised layer."""
+    """Returns the kernel g V / ||V|| (gain g, direction V) and the bias of a weight-normalised layer."""
     direction = arrays["last_direction"]
     norms = np.linalg.norm(direction.reshape(-1, direction.shape[-1]), axis=0)
     return direction / norms * arrays["last_gain"], arrays["last_bias"]

@@ -104,7 +104,7 @@ class SavedModel(Runtime):
         return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, value) of each variable."""
+        """Yields (name, value) of each variable of the SavedModel, which are the weights."""
         names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
         # All variables are read in one call, because every call of a session takes time for the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
@@ -166,7 +166,7 @@ class LiteRTFiles(Runtime):
         return self._runners[endpoint](**inputs)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, array) of each float constant, except zeros, which the converter adds as missing biases."""
+        """Yields (name, array) of each float constant in the files, except zeros that the converter adds as biases."""
         from ai_edge_litert import schema_py_generated as schema
 
         for name in self.names.values():

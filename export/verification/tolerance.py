@@ -16,7 +16,7 @@ PERTURBATION = 1e-6
 # The tolerance is this multiple of the change that the perturbation causes. Files without a fault differed by 0.03 to
 # 1.1 times this change.
 FACTOR = 4.0
-# For rounding, each tolerance also has this fraction of the largest value of an image plus `Array.scale`.
+# To allow for rounding, each tolerance is raised by this fraction of an image's largest value plus `Array.scale`.
 FLOOR = 2e-6
 # If its tolerance is at least this many bins, an image is unstable (rounding alone changes pixels) and not compared.
 UNSTABLE = 0.5
@@ -126,5 +126,5 @@ def _compute_tolerances(values: np.ndarray, perturbed: np.ndarray, most: float =
 
 
 def _find_largest(values: np.ndarray) -> np.ndarray:
-    """Returns the largest magnitude in each image, float64 `[n]`; NaN for an image with a NaN."""
+    """Returns the largest absolute value in each of n images, float64 `[n]`; NaN for an image with a NaN."""
     return np.abs(values.astype(np.float64)).reshape(len(values), -1).max(1)

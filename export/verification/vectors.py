@@ -173,7 +173,7 @@ class _Inputs:
 def make_extreme_images(
     shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
 ) -> Mapping[str, np.ndarray]:
-    """Returns artificial images by type such as "black", uint8 `[n, height, width, channels]`, n at most `most`."""
+    """Returns {type such as "black": artificial images, uint8 `[n, *shape]`}, with n at most `most`."""
     height, width, channels = shape
     board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
     return {
