@@ -140,7 +140,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns {format: entry} from the model card in `folder`, for formats whose files exist; {} if that fails."""
+    """Returns {format: entry} of formats whose files exist, from the model card in `folder`; {} for a damaged card."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {

@@ -96,7 +96,7 @@ class Model:
     def fit(self, picture):
         """Crops the centre of a picture, uint8 `[height, width, channels]`, and resizes it to the model's shape.
 
-        Training makes the same pixels of the picture, byte for byte.
+        The pixels equal those that training makes of the same picture, byte for byte.
         """
         (height, width, _), (rows_as, columns_as, _) = picture.shape, self.shape
         rows = min(height, max(width * rows_as // columns_as, 1))

@@ -32,7 +32,7 @@ KerasAnswers = Any
 # What an input that is no scalar can contain: the values of `Array.holds`.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
-# The lowest and the highest temperature of the samples that the verification compares.
+# The verification compares samples at temperatures (factors of v's noise) from the first to the second.
 TEMPERATURES = (0.1, 1.0)
 
 
@@ -253,7 +253,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
-            # The scale is large, because rounding one weight can scale all of v, whose norm is about dimensions**0.5.
+            # The tolerance is wide, because rounding one weight can scale all of v, whose norm is about dimensions**0.5.
             scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
             scalar(
                 "typicality",
@@ -271,7 +271,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         summary="How probable each label is of images, by Bayes' rule.",
         inputs=(images,),
         outputs=(
-            # The scale is large, because an output is the difference of log densities of several nats per dimension.
+            # The tolerance is wide, because an output is the difference of log densities of several nats per dimension.
             Array(
                 "log_probabilities", "float32", (config.classes,), "log p(y|x) of each label y", scale=4 * dimensions
             ),

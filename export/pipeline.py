@@ -271,7 +271,7 @@ class _Exporter:
         self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
-        """Writes the web page into the hidden folder `area`, with the ONNX files there and the files in `runtime`."""
+        """Writes the web page into `area`, a hidden folder, with the ONNX files of `area` and onnxruntime-web."""
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}

@@ -94,8 +94,8 @@ class Provenance:
 def open_run(run: str | pathlib.Path, name: str | None = None) -> tuple[DecoupledModel, Provenance]:
     """Returns the model of a run with the run's best weights, and the provenance of the weights.
 
-    `run` is the folder of a training or an import, or the name or address of bundled or published weights. `name` is
-    the name of the exported model, by default the name of the run.
+    `run` is the folder of a training run or an import, the name of bundled weights, or the address of published ones.
+    `name` is the name of the exported model, by default the name of the run.
 
     Raises:
         RunError: if the folder is no run folder, or has no complete checkpoint.
