@@ -80,7 +80,7 @@ def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: C
 
 
 def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
-    """Returns the prior's flow from z to noise for an export; for a normal prior, `flow` None, it has no layers."""
+    """Returns the prior's flow from z to noise for an export; it has no layers if `flow` is None (normal prior)."""
     steps = () if flow is None else flow.sequence
     layers = [fold_step(step, f"prior/{step.name}", layout, Conditioning()) for step in steps]
     return DeployedSequence("prior", layout, layers)
