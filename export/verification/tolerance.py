@@ -43,7 +43,7 @@ class Answer:
 
     @classmethod
     def from_floats(cls, values: np.ndarray, perturbed: np.ndarray, scale: float = 1.0) -> Answer:
-        """Returns the answer for an output of floats, from the model's answers to inputs and to perturbed inputs.
+        """Returns the `Answer` for an output of floats, from the model's answers to inputs and to perturbed inputs.
 
         `scale` is `Array.scale`, the magnitude of the numbers that the output is summed from.
         """
@@ -53,7 +53,7 @@ class Answer:
 
     @classmethod
     def from_bins(cls, bins: np.ndarray, perturbed: np.ndarray, n_bins: int) -> Answer:
-        """Returns the answer for an output of pixels, from the model's answers to inputs and to perturbed inputs.
+        """Returns the `Answer` for an output of pixels, from the model's answers to inputs and to perturbed inputs.
 
         The model's answers are in units of bins, before they are rounded down.
         """
