@@ -253,7 +253,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
         outputs=(
             scalar("bits_per_dim", "lower is more probable"),
             *prior_nats,
-            # The tolerance is wide, because rounding one weight can scale all of v, whose norm is about dimensions**0.5.
+            # The tolerance is wide, because rounding a weight can scale all of v, whose norm is about dimensions**0.5.
             scalar("shell", "standard deviations of |v| from its mean under the model", scale=4 * dimensions**0.5),
             scalar(
                 "typicality",
