@@ -100,7 +100,7 @@ def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]
 
 def hash_file_key(key: str) -> float:
     """Returns the hash of an image file's key, a float in [0, 1), which decides the split of the file."""
-    # Unicode's normal form is hashed, because file systems encode accented letters differently.
+    # The key is hashed in Unicode's normal form, because file systems encode accented letters differently.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -221,7 +221,7 @@ class FileSplit(Split):
         return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
 
     def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the first readable image from `index` on, its label and its index; continues from the last at 0."""
+        """Returns the first readable image from `index` on (after the last image, from 0), its label and its index."""
 
         def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
             for position in itertools.chain(range(index, self.size), range(index)):

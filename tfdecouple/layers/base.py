@@ -112,7 +112,7 @@ class BaseLayer(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies this layer's weights, as {name: `Weight`}, for an input and a condition of these batch shapes."""
+        """Specifies this layer's weights, as {name: `Weight`}, for input and condition of these shapes, batch first."""
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:

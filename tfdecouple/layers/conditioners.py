@@ -186,7 +186,7 @@ def _run_hidden_maps(
     """Returns the output of a `ConvNet` before the bias of the last convolution is added.
 
     `shift` is FC(z), `[batch, hidden]`, or a feature map, or None for a net without a condition. For a feature map,
-    `map_convolution` is kernel and bias of the convolution that is applied to the map; otherwise it is empty.
+    `map_convolution` is kernel and bias of the convolution that is applied to the map; otherwise empty.
     """
     h = multiply_channels(tf.nn.elu(convolve(x, first)), second)
     if map_convolution:

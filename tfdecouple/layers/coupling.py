@@ -198,7 +198,7 @@ class Coupling(Nested, InvertibleLayer):
 
     @full_float32()
     def compute_slopes(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Returns the slope dy_b/dx_b of each entry of x_b, in the shape of x_b: s if affine, 1 if additive."""
+        """Returns the slope dy_b/dx_b for each entry of x_b: s of an affine transform, 1 of an additive transform."""
         x, condition = self._prepare_inputs(x, condition)
         x_a, x_b = self.split(x)
         bijector = self._make_bijector(self.net.call(x_a, condition))
