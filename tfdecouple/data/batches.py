@@ -13,12 +13,12 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.splits import ALGORITHM, Source
 from tfdecouple.errors import DataError
 
-# Numbers that are folded into the seed, one for each purpose, so that order and augmentation are independent.
+# Each purpose folds a different number into the seed, so that the order and the augmentation are independent.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
 
 def count_epoch_steps(source: Source, batch_size: int) -> int:
-    """Returns how many complete batches the training set gives; raises DataError for a batch larger than the set."""
+    """Returns how many steps (complete batches) an epoch has; raises DataError if it has none."""
     size = source.sizes["train"]
     if batch_size > size:
         raise DataError(
@@ -39,20 +39,20 @@ def make_training_batches(
 ) -> tf.data.Dataset:
     """Returns an infinite dataset of training batches, shuffled anew for each epoch and augmented (appendix C.1).
 
-    Batch number k, counted from 0 over all epochs, depends only on the source, `config`, `batch_size`, `seed` and k. A
-    run that is resumed with `start_step=k` therefore gets the same images, to the bit, as an unbroken run. All random
-    operations are stateless, because `tf.data.Dataset.shuffle` would also depend on `tf.random.set_seed`.
+    The batch with index k, counted from 0 over all epochs, depends only on `source`, `config`, `batch_size`, `seed` and
+    k. A run that is resumed with `start_step=k` therefore gets the same images, to the bit, as an unbroken run. All
+    random operations are stateless, because `tf.data.Dataset.shuffle` would also depend on `tf.random.set_seed`.
 
     Args:
         source: the opened data set.
-        config: the data config; its `pad_and_crop` must be below the shorter side of the images, in pixels.
-        batch_size: count of images in a batch of all devices, a multiple of `micro_batches` times the replicas.
+        config: the data config. If its `pad_and_crop` reaches the shorter side of the images, DataError is raised.
+        batch_size: count of images in a batch, over all devices; a multiple of `micro_batches` times the replicas.
         seed: the seed of order and augmentation, below 2**63.
-        start_step: number k of the first batch. Earlier images of the same epoch are neither decoded nor augmented.
+        start_step: index k of the first batch. Earlier images of the same epoch are neither decoded nor augmented.
         micro_batches: count M of equal parts of each batch; the dataset yields the parts in order.
         context: the context that `tf.distribute.Strategy.distribute_datasets_from_function` gives to an input pipeline.
-            With P pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every batch, and
-            yields it as R / P batches, one for each of its replicas. None for one pipeline and one replica.
+            With P pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every part, and
+            yields the slice as R / P batches, one for each of its replicas. None for one pipeline and one replica.
 
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels] and "label" int32 [B] (-1 for none), where B is
@@ -100,7 +100,7 @@ def make_training_batches(
 
 
 def round_batch_size(batch_size: int, count: int, devices: int) -> int:
-    """Returns min(batch_size, count), rounded up to a multiple of `devices`, so that devices get equal parts.
+    """Returns the batch size for `count` images: min(batch_size, count), rounded up to a multiple of `devices`.
 
     >>> round_batch_size(250, 1000, 4), round_batch_size(250, 5, 2)
     (252, 6)
@@ -118,7 +118,7 @@ def make_evaluation_batches(
         split: "train", "validation" or "test".
         batch_size: count B of images in a batch, over all devices.
         limit: count of images to take from the beginning of the split; 0 for all.
-        indices: indices of the images, as for `read_chosen_batches`; None for all images.
+        indices: indices of the images in the split, in any order, int [n]; None for all images.
 
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
@@ -164,7 +164,7 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first `count` readable images of a split, uint8 [count, ...], and their labels, int32 [count].
 
-    With `at_most`, a split of fewer readable images (at least one) returns all of them instead of raising DataError.
+    If a split has fewer readable images, `at_most` returns all of them (at least one) instead of raising DataError.
 
     Raises:
         DataError: if the split is unknown or has too few images, or an image is unreadable and not skipped.
@@ -197,7 +197,7 @@ def read_chosen_batches(
 
 
 def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> tf.data.Dataset:
-    """Returns the dataset of `Split.decode_examples` for all images of a split, or for `indices`, sorted, each once."""
+    """Returns a dataset of dicts (image, label, index) of all images of a split, or of those with `indices`, sorted."""
     opened = source.open_split(split)
     if indices is None:
         return opened.decode_examples()
@@ -210,7 +210,7 @@ def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> 
 def _set_pipeline_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    # Autotuning is off, because a pipeline ends only after its tuner, which may be asleep for a long time.
+    # Autotuning is off, because a pipeline cannot end before its tuning thread, which may sleep for a long time.
     options.autotune.enabled = False
     # Images are divided among workers instead of files, because there may be fewer files than workers.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -234,7 +234,7 @@ def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.T
     rows, columns = tf.range(height), tf.range(width)
     draws = tf.random.stateless_uniform([3], seed, alg=ALGORITHM)
     if pad:
-        # The shift and the flip act on indices, so that the pixels are copied only once.
+        # Shift and flip change indices of rows and columns, so that pixels are copied only once per axis, at the end.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad + 1)), tf.int32) - pad
         rows, columns = _reflect_indices(rows + shifts[0], height - 1), _reflect_indices(columns + shifts[1], width - 1)
     if config.horizontal_flip:

@@ -1,9 +1,9 @@
 """Functions that read image files with Pillow, and crop and resize images to the shape of the model's images.
 
 The centre of an image, in the proportions of the model's images, is cut out and resized with Pillow's filter BILINEAR
-on 8-bit pixels. This filter is a triangle, two pixels of the smaller image wide. It is applied along the rows, then
-along the columns, and both results are rounded to 8 bits. `export/page/resize.js` computes the same bytes in
-JavaScript.
+on 8-bit pixels. This filter is a triangle with a width of two pixels, of the source or of the result, whichever is
+smaller. It is applied along the rows, then along the columns, and each result is rounded to 8 bits.
+`export/page/resize.js` computes the same bytes in JavaScript.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
 
-# Largest image, in pixels: 400 MB as RGB. Without a limit, a small file could make Pillow allocate any amount.
+# Largest image, in pixels: 400 MB as RGB. A small file could make Pillow allocate any amount of memory.
 MOST_PIXELS = 2**27
 
 # The formats that Pillow tries for a file, by the ending of the file's name. Users often give a file of a common format
@@ -42,7 +42,7 @@ SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
 
 
 def describe_resizing(image_shape: Shape) -> str:
-    """Returns text that says how images are resized, for the metadata and the model card of an export."""
+    """Returns text on how images are resized, for the metadata and the model card of an export."""
     channels = image_shape[-1]
     kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
     return (
@@ -52,7 +52,7 @@ def describe_resizing(image_shape: Shape) -> str:
 
 
 def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
-    """Returns text that says how images are cropped, for an export's metadata; its only number is `centre_crop`."""
+    """Returns text on how images are cropped, for an export's metadata; its only digits are `centre_crop`."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"
@@ -83,12 +83,12 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
 
 
 def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
-    """Returns the centre of an image, resized to `image_shape`, uint8; an image of that shape stays unchanged.
+    """Crops the centre of an image and resizes it to `image_shape`, uint8; a centre of that shape is not resampled.
 
     Args:
         pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
         image_shape: shape of the result; (0, 0, channels) for all pixels, neither cropped nor resized.
-        centre_crop: how many pixels are at most kept along the shorter side before resizing; 0 for no limit.
+        centre_crop: largest count of pixels that cropping keeps along the shorter side; 0 for no limit.
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
@@ -110,10 +110,10 @@ def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) ->
 
 
 def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
-    """Crops and resizes an image, as `crop_and_resize` does, inside tf.data; converts between grey and RGB before.
+    """Calls `crop_and_resize` on an image tensor inside tf.data, after conversion between grey and RGB if needed.
 
-    The image is uint8 [H, W, channels]. Its channels are as many as those of `image_shape`, unless one of the two is
-    grey (1 channel) and the other RGB (3).
+    `image` is uint8 [H, W, channels]. It has as many channels as `image_shape`, or the image is grey (1 channel) and
+    `image_shape` RGB (3 channels), or the reverse.
     """
     if image.shape == image_shape and not centre_crop:
         return image
@@ -129,9 +129,9 @@ def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: in
 
 
 class PixelBudget:
-    """A limit on how many decoded pixels all threads together hold in memory; small files can be large images.
+    """A limit on how many decoded pixels all threads together hold in memory; a small file can hold a large image.
 
-    A single image must not have more pixels than the limit.
+    An image must not have more pixels than the limit, since `hold_pixels` would wait for ever.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -157,7 +157,7 @@ _BUDGET = PixelBudget(MOST_PIXELS)
 
 @functools.cache
 def _use_large_blocks() -> None:
-    """Makes Pillow allocate memory in blocks of 64 MiB, since threads never return the memory of smaller blocks."""
+    """Makes Pillow allocate memory in blocks of 64 MiB, since threads never return smaller blocks to the system."""
     Image.core.set_block_size(2**26)
 
 
@@ -165,8 +165,8 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     """Reads an image file; returns the image upright (by EXIF), cropped and resized, uint8 of `image_shape`.
 
     For three channels, grey, palette and CMYK images become RGB, and transparency is dropped. For one channel, all
-    images become grey, as Pillow's "L". For any other number of channels the file must have the same number: LA,
-    RGBA, CMYK, or an array of NumPy (.npy), uint8 [H, W, channels].
+    images become grey, as Pillow's "L". For other counts of channels the file must have the same count: an image of
+    Pillow's mode LA, RGBA or CMYK, or a NumPy array (.npy), uint8 [H, W, channels].
 
     `image_shape` and `centre_crop` are those of `crop_and_resize`. If `file` is an open file, the image is read from
     it, and `path` only gives the ending and the name for messages.
@@ -186,7 +186,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             image = scale_to_8_bits(image)
-            # With this entry, Pillow's convert() would warn about the transparency of a palette.
+            # The entry is removed, because Pillow's convert() would warn about the transparency of a palette.
             image.info.pop("transparency", None)
             if channels in PILLOW_MODES:
                 mode = PILLOW_MODES[channels]
@@ -226,7 +226,7 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Converts an image of 16 bits per value to the upper 8 bits; returns an image of 8 bits unchanged.
 
-    Other counts of bits raise ValueError. Pillow's conversion would clip values of 16 bits at 255.
+    For images of 32 bits the function raises ValueError. Pillow's own conversion would clip 16-bit values at 255.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

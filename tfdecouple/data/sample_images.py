@@ -69,8 +69,8 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
     With one channel in `image_shape` the crops are grey.
 
     Raises:
-        DataError: if a photograph is unknown, or missing in the installed package, or too small for crops of this
-            shape, or if the shape has neither 1 nor 3 channels.
+        DataError: if a photograph is unknown, missing in the installed package or too small for crops of this shape,
+            if the shape has neither 1 nor 3 channels, or if the crops need more memory than the machine has.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
