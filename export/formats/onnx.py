@@ -107,7 +107,7 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Turns the weights, inputs named in `arrays`, into initializers, and Transpose nodes of weights likewise."""
+    """Turns inputs of an ONNX graph that are weights into initializers, transposed if a node transposes them."""
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
