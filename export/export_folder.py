@@ -116,7 +116,7 @@ class Manifest(_Model):
                 yield "changed", name
 
     def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields paths in the manifest that no part of the export contains, and paths that only the model card contains."""
+        """Yields paths in the manifest that no part of the export contains, and paths that only the model card has."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:

@@ -23,7 +23,7 @@ from tfdecouple.runs.latent_directions import MEANS
 
 PAGE = pathlib.Path(__file__).parents[1] / "page"
 CONFIG = "model/config.json"
-# The ONNX files that the page runs.
+# The ONNX files that the web page runs in the browser.
 PAGE_MODELS = ("encoder", "decoder", "sampler")
 RUNTIME_VERSION = "1.30.0"
 # Files of the package onnxruntime-web that the page loads: for the processor, and with --web-gpu for graphics cards.
