@@ -53,7 +53,7 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
 
     Raises:
         DataError: if the folder is missing, has too few images for three splits, has contradictory sub-folders, or
-            holds an image that cannot be read now.
+            holds an image that this function reads and that is unreadable, unless `data.on_bad_image` is "skip".
     """
     # os.path.expanduser is called, because Path.expanduser raises an error for the path of an unknown user.
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
@@ -81,10 +81,10 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
 def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
     """Returns {split: files}, assigned by a hash of the files' paths: about 90 % train, 5 % validation, 5 % test.
 
-    The split of a file depends only on its path: another machine gives the same split, and adding or removing other
-    files does not change it. Small folders are the exception: a validation or test split with less than a tenth of the
-    files and less than `LEAST_HELD_OUT` files also gets the files with the next larger hashes. With 3 or more files,
-    each split has at least one. The files of a split are in the order of `files`.
+    The split of a file depends only on its path below the folder: another machine gives the same split, and adding or
+    removing other files does not change it. Small folders are the exception: a validation or test split with less than
+    a tenth of the files and less than `LEAST_HELD_OUT` files also gets the files with the next larger hashes. With 3 or
+    more files, each split has at least one. The files of a split are in the order of `files`.
     """
     hashes = [hash_file_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)

@@ -85,8 +85,8 @@ def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelC
 class Attributes:
     """Numeric attributes of images, such as an age, a pose, or 1 and 0 for yes and no, from a CSV file.
 
-    `rows` is {file name: float64 array with one value for each of `names`}; NaN stands for an empty cell. `path` is
-    the path of the CSV file.
+    `rows` is {image key: float64 array with one value for each of `names`}; NaN stands for an empty cell. An image key
+    is a path below the data folder, or "split/index" (see `Source.find_image_key`). `path` is that of the CSV file.
     """
 
     path: str
@@ -101,8 +101,8 @@ class Attributes:
 def read_attributes(path: str) -> Attributes:
     """Reads the numeric attributes of images from a CSV file.
 
-    The first line of the file has the names of the columns. Each other line has the file name of an image, then the
-    attributes of the image.
+    The first line of the file has the names of the columns. Each other line has the key of an image (its path below the
+    data folder, or "split/index"), then the attributes of the image.
 
     Raises:
         DataError: if the file cannot be read or is malformed; the message names the line.

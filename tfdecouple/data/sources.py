@@ -48,7 +48,7 @@ class SourceKind:
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns (name, path) of the config option with the path of the images, such as "data.data_dir"; or None."""
+        """Returns (option with the path of the images, path), such as ("data.data_dir", "/data"); or None."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
@@ -153,7 +153,7 @@ def list_source_kinds() -> str:
 
 
 def resolve_image_paths(config: DataConfig) -> DataConfig:
-    """Returns a copy of the config with absolute paths, which hold in any working directory."""
+    """Returns a copy of the config with absolute paths of the images, which hold in any working directory."""
     kind = find_source_kind(config.source)
     if kind and kind.pattern.endswith(":PATH") and config.source != kind.prefix:
         path = os.path.expanduser(config.source.removeprefix(kind.prefix))
@@ -164,7 +164,7 @@ def resolve_image_paths(config: DataConfig) -> DataConfig:
 
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns (name, path) of the config option with the path of the images, such as "data.data_dir"; or None."""
+    """Returns (option with the path of the images, path), such as ("data.data_dir", "/data"); or None."""
     return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 
@@ -195,7 +195,7 @@ def describe_image_rights(config: DataConfig) -> str:
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
-    """Opens the data set that `config.source` names, with images of `image_shape` (paper appendix C.1).
+    """Opens the data set that `config.source` names as a `Source` with images of `image_shape` (appendix C.1).
 
     With `download`, TFDS downloads and prepares missing data.
 

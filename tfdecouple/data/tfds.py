@@ -66,7 +66,7 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
 
     The splits of the data set are used. If it has no test split, its validation split is the test set, as in the paper.
     Each split that is still missing gets `held_out` images from the end of the training split. DataError is raised if
-    there is no training split, or a too small one.
+    there is no training split, or it has too few images.
 
     Args:
         source: name of the data set in messages.
