@@ -97,7 +97,7 @@ def complaint(client, address, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def results(client, address, pictures, tmp_path_factory):
-    """Results of each command, {transport: {name: result}}: printed text by command, arrays by picture or code name."""
+    """Results of each command, {transport: {name: result}}: printed text of commands, arrays of pictures and codes."""
     found = {}
     for transport in TRANSPORTS:
         folder, mine = tmp_path_factory.mktemp(transport), found.setdefault(transport, {})

@@ -114,7 +114,7 @@ def example(request, npm_example, tmp_path_factory, tmp_path):
 
 
 def mean_colours(folder, highest=255, encoder=ENCODER, shape="8, 8, 3", **metadata):
-    """Writes encoder and decoder of mean colours, which clips values above `highest`; returns the models' folder."""
+    """Writes ONNX files of the mean-colour model, whose decoder clips values above `highest`; returns their folder."""
     decoder = DECODER.replace("255.0", f"{highest}.0")
     texts = {"encoder": encoder, "decoder": decoder}
     texts = {

@@ -1,8 +1,8 @@
 """Functions that read image files with Pillow, and crop and resize images to the shape of the model's images.
 
 The centre of an image, in the proportions of the model's images, is cut out and resized with Pillow's filter BILINEAR
-on 8-bit pixels. This filter is a triangle with a width of two pixels, of the source or of the result, whichever is
-smaller. It is applied along the rows, then along the columns, and each result is rounded to 8 bits.
+on 8-bit pixels. This filter is a triangle, whose width is two pixels of the source or of the result, whichever image is
+smaller. The filter is applied along the rows, then along the columns, and each result is rounded to 8 bits.
 `export/page/resize.js` computes the same bytes in JavaScript.
 """
 
