@@ -22,7 +22,7 @@ def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
 
 
 def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs a program, and returns the JSON object in the last line of its output. Its idle threads sleep.
+    """Runs a program, with idle threads asleep, and returns the JSON object in the last line of its output.
 
     Args:
         command: the program and its arguments.

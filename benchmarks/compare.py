@@ -109,7 +109,7 @@ def parse_comparison(text: str) -> Comparison:
 
 
 def run_rounds(options: argparse.Namespace) -> int:
-    """Measures all phases in each round, and prints the results after each round; returns the exit status."""
+    """Measures the phases of both programs in rounds, and prints results after each round; returns the exit status."""
     comparisons = [parse_comparison(text) for text in options.phases.split(",") if text]
     if any(comparison.counterpart for comparison in comparisons) and not options.yardstick:
         raise UserError("--yardstick is missing: the path of the PyTorch program to compare with")
@@ -175,7 +175,7 @@ def summarize_rounds(comparison: Comparison, rounds: list[Round], gemm: list[dic
 
 
 def render_results(results: list[dict[str, Any]]) -> str:
-    """Returns the results of `summarize_rounds` as a Markdown table."""
+    """Returns a Markdown table with a row for each of the dicts that `summarize_rounds` returned."""
     header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio", "MiB", "theirs"]
     rows = [
         [each["phase"], each["against"], float(each["ours_images_per_s"]), float(each["theirs_images_per_s"])]

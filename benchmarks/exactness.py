@@ -101,7 +101,7 @@ def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 
 def format_row(row: dict[str, Any]) -> list[object]:
-    """Returns the table cells of a row, which has the run's name, alpha and the result of `count_changes`."""
+    """Returns the table cells of a row, a dict with the run's name, alpha and the counts of `count_changes`."""
     least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
     counts = [row["of"], row["lost"], row["subpixels"]]

@@ -55,7 +55,7 @@ def set_up_tensorflow(threads: int):
 
 
 def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function of an endpoint's name and inputs, by name, that calls the Keras model of a run folder."""
+    """Returns a function `(endpoint, {input: array})` that encodes or decodes with the Keras model of a run folder."""
     set_up_tensorflow(threads)
     import tfdecouple
 
@@ -68,7 +68,7 @@ def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function of an endpoint's name and inputs that runs the SavedModel in a session, as servers do."""
+    """Returns a function `(endpoint, {input: array})` that runs the SavedModel in a session, as servers do."""
     tf = set_up_tensorflow(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -86,7 +86,7 @@ def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function of an endpoint's name and inputs, by name, that runs the ONNX files in ONNX Runtime."""
+    """Returns a function `(endpoint, {input: array})` that runs the ONNX files in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -99,7 +99,7 @@ def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function of an endpoint's name and inputs, by name, that runs the ONNX files in OpenVINO (float32)."""
+    """Returns a function `(endpoint, {input: array})` that runs the ONNX files in OpenVINO, in float32."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -111,7 +111,7 @@ def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function of an endpoint's name and inputs, by name, that runs the LiteRT files of an export folder."""
+    """Returns a function `(endpoint, {input: array})` that runs the LiteRT files of an export folder."""
     from ai_edge_litert.interpreter import Interpreter
 
     runners = {

@@ -46,7 +46,7 @@ SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def main() -> int:
-    """Reads the command line and prints the table; returns the exit status."""
+    """Reads the command line and measures the errors of gradients; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart", help="preset of the model (default quickstart)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
@@ -92,7 +92,7 @@ def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
 def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
     """Trains a model with this alpha; yields table rows of gradient errors for each of --updates and each precision."""
     preset = load_preset(options.preset)
-    # `make_timed_config` sets a tiny learning rate, with which this model would not learn.
+    # `make_timed_config` sets a tiny learning rate; with the preset's rate the model learns.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
     benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*own, *options.set]))
     work, gradients, done = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
@@ -117,7 +117,7 @@ def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]
 
 
 def make_benchmark(config: Config) -> Benchmark:
-    """Returns a benchmark whose images are crops of the bundled photographs."""
+    """Returns the `Benchmark` of a config, a model with a training step, on crops of the bundled photographs."""
     from tfdecouple.data import open_source
 
     data = DataConfig(source="photographs", photograph_crops=2048)
@@ -125,7 +125,7 @@ def make_benchmark(config: Config) -> Benchmark:
 
 
 class Gradients:
-    """A model and one batch, whose gradients it computes with each `training.memory` and in each precision."""
+    """The gradients of a model on one batch of images, with each `training.memory` and in each precision."""
 
     def __init__(self, benchmark: Benchmark, batch: int):
         import tensorflow as tf

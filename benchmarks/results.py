@@ -45,7 +45,7 @@ CONDITIONED = {
 # The run with 256 dimensions of z, which only the tables "models" and "probe" have; commit 0e3fdba has its weights.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, larger z"}
-# Bits/dim, FID and accuracies in % from Tables 1, 3 and 4 of the paper, whose images and model size differ from ours.
+# Bits/dim, FID and accuracies in % from Tables 1, 3 and 4 of the paper, whose images and models differ from ours.
 PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
 PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
@@ -178,7 +178,7 @@ def load_result(name: str) -> Any:
     return json.loads((FILES / name).read_text(encoding="utf-8"))
 
 
-# --- tables, in the order of docs/RESULTS.md ---
+# --- functions that make the tables, in the order of docs/RESULTS.md ---
 
 
 def _render_models() -> str:
@@ -251,7 +251,7 @@ def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def compare_with_ours(run: str) -> tuple[float, float]:
-    """Returns the bits/dim by which a run is worse than "conditional", and the standard error of this difference.
+    """Returns the bits/dim by which a run is worse than our run "conditional", and the standard error of this.
 
     The difference is paired by seed, because runs of one seed see the same images in the same order.
     """

@@ -54,7 +54,7 @@ DEPTHS = (1, 2, 4, 8, 16)
 DEPTH_BATCH = 16
 # Presets of the table "memory".
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
-# Presets and batch size of the table "large"; a machine with 24 GB can train these numbers of flow steps in a stage.
+# Presets with numbers of flow steps in a stage, and batch size, of the table "large"; 24 GB of memory are enough.
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
 LARGE_BATCH = 2
 GPUS_GIB = (24, 80)
@@ -122,7 +122,7 @@ def measure_tables(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- measurements ---
+# --- measurements, each in a process of throughput.py ---
 
 
 def measure_batches(options: argparse.Namespace) -> Rows:
@@ -202,7 +202,7 @@ def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], pre
     return row
 
 
-# --- calculations ---
+# --- calculations, which run no model ---
 
 
 def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
@@ -221,7 +221,7 @@ def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -
 
 
 def calculate_memory() -> Rows:
-    """Returns rows of calculated memory for the presets in LARGE, with each depth in DEPTHS and their own depth."""
+    """Returns rows of calculated memory for the presets in LARGE, with each depth in DEPTHS and the preset's own."""
     rows = []
     for name in LARGE:
         own = load_preset(name)
@@ -238,7 +238,7 @@ def calculate_memory() -> Rows:
     return rows
 
 
-# --- tables ---
+# --- Markdown tables of the measurements ---
 
 
 def render_table(name: str, measured: dict[str, Any]) -> str:
@@ -260,7 +260,7 @@ def render_batches(rows: Rows) -> str:
 
 
 def render_depths(rows: Rows, names: list[str]) -> str:
-    """Returns a Markdown table of training by depth; rows with equal values of `names` end with their exponents."""
+    """Returns a Markdown table of training by depth; each group of rows with equal `names` ends with exponents."""
     header = [{"memory": "training.memory"}.get(name, name) for name in names]
     header += ["flow steps", "ms/update", "tracing, s", "process, MiB", "MiB/image, measured", "MiB/image, calculated"]
     groups: dict[tuple[str, ...], Rows] = {}
@@ -270,7 +270,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
     for group, chosen in groups.items():
         columns = [
             [float(row["ms_per_call"]) for row in chosen],
-            # The first call includes tracing. Small numbers become 0.01, because the exponents need logarithms.
+            # The first call includes tracing. At least 0.01, because exponents need the logarithm.
             [float(max(row["first_call_s"] - row["second_step_s"], 0.01)) for row in chosen],
             [round(row["peak_rss_mib"]) for row in chosen],
             [float(max(row["mib_per_image"], 0.01)) for row in chosen],
@@ -300,7 +300,7 @@ def render_memory(rows: Rows) -> str:
     return make_table(header, lines)
 
 
-# --- plot ---
+# --- the plot of the measurements ---
 
 
 def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:

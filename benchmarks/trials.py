@@ -43,7 +43,7 @@ PROBED = 10_000
 
 
 class Trial(NamedTuple):
-    """A training run of a trial with one seed.
+    """A training run with the options of one trial and one seed.
 
     Attributes:
         name: name of the trial.

@@ -25,7 +25,7 @@ from benchmarks.common import make_table, write_json
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
 NAMES = ("part", "whole")
-# Side of the model's images, images in a batch, and largest side to which photographs are shrunk at first, in pixels.
+# Side of the model's images in pixels, images in a batch, longest side in pixels to which photographs shrink first.
 SIDE, BATCH, LARGEST = 64, 32, 1280
 # Longest sides, in pixels, to which the photographs are shrunk before a switch.
 SIZES = (256, 512)
@@ -104,7 +104,7 @@ def read_weights(model: Any) -> dict[str, np.ndarray]:
 
 
 def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Switches photographs of each size in SIZES; prints a table of metrics, and writes it and pictures to `out`."""
+    """Switches photographs of each size in SIZES; prints a table of metrics; writes metrics and pictures to `out`."""
     import tensorflow as tf
 
     import tfdecouple

@@ -20,7 +20,7 @@ from helpers.places import ROOT, copy_once, make_once, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from PIL import Image
 
-# Background jobs may ignore SIGINT, and jobs of nohup SIGHUP. Programs that tests start and signal would inherit this.
+# A background job may ignore SIGINT, and a job of nohup SIGHUP; programs that tests start to interrupt inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -48,7 +48,7 @@ def pytest_configure(config):
 def pytest_collection_finish():
     """Exempts the objects that exist after all imports from garbage collection, and makes collections rare.
 
-    A collection takes long, because TensorFlow graphs have many small objects. `release_memory` forces one per file.
+    A collection is slow, because TensorFlow graphs have many small objects. `release_memory` forces one per test file.
     """
     gc.collect()
     gc.freeze()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tfdecouple.corpus import read_codes
 
-# The number of images in each split of the image folder.
+# Number of images in each split of the folder that the fixture `image_folder` makes.
 COUNTS = {"train": 20, "validation": 6, "test": 5}
 # Names of the code files in the order in which `encode` writes them, with at most 7 images in a file.
 FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
@@ -15,7 +15,7 @@ FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
 
 
 def read_codes_by_key(folder, **options):
-    """Returns {key: row} of all code files in a folder, where a row is a dict; asserts that no key repeats."""
+    """Returns {key: dict of an image's codes} from all code files in a folder, and asserts that no key repeats."""
     rows = list(read_codes(folder, **options).as_numpy_iterator())
     by_key = {row["key"].decode(): row for row in rows}
     assert len(by_key) == len(rows)

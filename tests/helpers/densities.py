@@ -13,7 +13,7 @@ SHAPE = (1, 1, 3)
 
 
 class Density:
-    """The base class of stand-ins for a model of images with one pixel and three channels; terms are float64 nats."""
+    """The base class of stand-ins for a model of images with one pixel and three channels; densities are in nats."""
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
         self.config = SimpleNamespace(
@@ -59,7 +59,7 @@ class LinearGaussian(Density):
         self.stddev = self.exact_stddev if stddev is None else stddev
         self.centres = centres
 
-    # --- exact values, in NumPy ---
+    # --- exact values in NumPy, with which tests compare metrics ---
 
     def x(self, images):
         return (np.asarray(images, np.float64).reshape(-1, 3) + 0.5) / 128 - 1
@@ -77,7 +77,7 @@ class LinearGaussian(Density):
         ratio = self.stddev**2 / self.exact_stddev**2
         return (ratio - 1 - math.log(ratio) + difference**2 / self.exact_stddev**2) / 2
 
-    # --- methods of a model that metrics call ---
+    # --- the methods of `DecoupledModel` that metrics call ---
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         u = 0.5 if self.centres else tf.cast(tf.reshape(u_noise, [-1, 3]), tf.float64)
@@ -110,7 +110,7 @@ class LinearGaussian(Density):
 
 
 def counted_batches(images, size, fill=0):
-    """Returns a `tf.data.Dataset` of dicts (image, index, weight) of `size` images; padding at the end has weight 0."""
+    """Returns a dataset of batches, dicts (image, index, weight) of `size` images; padding at the end has weight 0."""
     missing = -len(images) % size
     filled = np.concatenate([images, np.full((missing, *images.shape[1:]), fill, np.uint8)])
     index = np.concatenate([np.arange(len(images)), np.zeros(missing)]).astype(np.int64)

@@ -102,7 +102,7 @@ def list_anchors(text: str) -> set[str]:
 
 
 def list_commands(block: str) -> list[str]:
-    """Returns the commands in a code block, with continued lines joined, and without explanations beside commands."""
+    """Returns the command lines in a code block, continued lines joined, without explanations after the commands."""
     commands: list[str] = []
     is_continued = False
     for line in block.splitlines():
@@ -165,7 +165,7 @@ def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
 
 
 def _load_main(path: pathlib.Path) -> object:
-    """Returns the function `main` of a Python file."""
+    """Imports a Python program by its path, and returns the program's function `main`."""
     if path.parent.name == "benchmarks":
         sys.path.insert(0, str(ROOT))
         return importlib.import_module(f"benchmarks.{path.stem}").main

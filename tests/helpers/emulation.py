@@ -111,7 +111,7 @@ class _Emulation:
         self._lock = threading.RLock()
         self._copies: dict[tuple[bytes, bool], bytes] = {}
         anything = tf.TensorSpec(None, tf.float32)
-        # Attributes keep references to the functions, because TensorFlow removes a function without references.
+        # These attributes keep both functions alive, because TensorFlow removes a function without references.
         self._round = tf.function(_round_to_tf32, autograph=False).get_concrete_function(anything)
         self._perturb = tf.function(self._add_noise, autograph=False).get_concrete_function(anything, anything)
 
@@ -122,7 +122,7 @@ class _Emulation:
                 context.context().remove_function(copy)
         self._copies.clear()
 
-    # --- single operations ---
+    # --- emulation of single operations ---
 
     def wrap_execute(self, execute: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function that runs an operation as `execute` does, but with emulated arithmetic."""
@@ -135,7 +135,7 @@ class _Emulation:
                 values[0] = _convert_operands(values[0])
             else:
                 operands = _convert_operands([values[index] for index in indices])
-                # Other inputs are sizes. They become tensors, because TensorFlow takes a list for several inputs.
+                # Inputs that are no operands are sizes. TensorFlow takes a list for several inputs, a tensor for one.
                 for index in range(len(op_def_registry.get(kind).input_arg)):
                     is_operand = index in indices
                     values[index] = (
@@ -149,7 +149,7 @@ class _Emulation:
 
         return run
 
-    # --- traced functions ---
+    # --- emulation of traced functions ---
 
     def wrap_call_function(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a replacement of `call`, by which TensorFlow runs traced functions; it runs their emulated copies."""
@@ -172,7 +172,7 @@ class _Emulation:
             return self._copies[name, rounds]
 
     def _replace_products(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Replaces products by emulated ones in a traced function's `definition`; returns whether it had any."""
+        """Replaces products by emulated ones in a traced function's `definition`; returns whether anything changed."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:

@@ -22,7 +22,7 @@ from helpers.models import TINY
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 # Names of the ONNX files that the web page of an export loads.
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
-# Names of an export's manifest of digests and folder of test vectors, against which `--verify` checks other files.
+# Names of an export's manifest of digests and folder of test vectors, with which `--verify` compares the rest.
 RECORDS = ("manifest.json", "test_vectors")
 # Names of the files in an export folder that configure TensorFlow Serving, a server of the SavedModel.
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
@@ -69,7 +69,7 @@ def write_placeholders(patch, opened):
 
 
 def copy_finished_files(patch, exported, opened, saved_model, vectors):
-    """Makes exports copy files, instead of building them: ONNX files of the folder `exported`, and `saved_model`."""
+    """Makes exports copy files instead of building them: ONNX files of the folder `exported`, and all of `saved_model`."""
     onnx_files = exported / "onnx"
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: vectors,

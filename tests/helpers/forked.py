@@ -41,12 +41,12 @@ READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Variables with these prefixes that may differ between the server and a program: the server sets them, libraries read
-# them later, or they change no result.
+# Environment variables with a prefix in READ_AT_START that may differ between the server and a program, because the
+# server sets them, libraries read them later, or they change no result.
 EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
-    # The program itself reads TF_CONFIG to find the other workers.
+    # The program itself reads TF_CONFIG, to find the other workers of its training run.
     "TF_CONFIG",
     # scikit-learn sets these variables when it is imported.
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
@@ -74,11 +74,11 @@ def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
-# The server gets the values that these variables have when this module is imported, whatever a test sets later.
+# The server starts with the environment variables at the time of this import, whatever a test sets later.
 _START_VARIABLES = _select_start_variables(os.environ)
 
 
-# --- the client ---
+# --- the client, a process that starts programs ---
 
 
 class ServerConnection:
@@ -215,7 +215,7 @@ def forked_programs() -> Iterator[None]:
         subprocess.Popen = before
 
 
-# --- the server ---
+# --- the server, a process that forks programs ---
 
 
 class _Server:
@@ -291,7 +291,7 @@ class _Server:
 
 
 def _renumber_descriptors(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
-    """Changes file descriptors to the `numbers` that the program expects; returns `control` at an unused number."""
+    """Moves file descriptors to the `numbers` that the program expects; returns a socket for `control` at a free number."""
     unused = max(100, *numbers) + 1
     moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, unused) for each in (*descriptors, control.detach())]
     os.closerange(3, unused)

@@ -64,7 +64,7 @@ def get_model(name):
     if model.dequantizer is not None:
         give_effect(model.dequantizer, scale=0.3)
         encoders.append(model.dequantizer.encoder)
-    # With initial statistics of 0 and 1, folding batch normalisation into the weights would change nothing.
+    # With the initial mean 0 and variance 1, folding batch normalisation into the weights would change nothing.
     for block in (block for encoder in encoders for block in encoder.blocks):
         for norm in (block.norm_1, block.norm_2, *block.shortcut[1:]):
             norm.moving_mean.assign(np.linspace(-0.3, 0.4, norm.moving_mean.shape[0]))
@@ -105,7 +105,7 @@ def make_inputs(config, count=5, seed=1):
 
 
 def compute_expected(name, endpoint_name):
-    """Returns {output name: array} of an endpoint for `make_inputs`, computed by the Keras model of a variant."""
+    """Returns {output name: array} of an endpoint for the inputs of `make_inputs`, computed by the Keras model."""
     model, given = get_model(name), make_inputs(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
     labels = model.drop_unused_labels(given["labels"])

@@ -74,7 +74,7 @@ KINDS = [name for name in CASES if not name.startswith("coupling")] + [
     "coupling-alternate-first-affine-1.0-image-conditional",
     "coupling-continuous-first-additive-1.0-vector",
 ]
-# Names of one case for each pattern by which a coupling splits channels.
+# Names of one case for each way in which a coupling splits channels.
 SPLITS = [f"coupling-{pattern}-{part}-affine-0.6-image-conditional" for pattern, part in PATTERNS]
 CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
@@ -86,7 +86,7 @@ def get_case(name):
 
 
 def build_case(name, make, shape, condition_size):
-    """Returns a layer whose weights all affect its results, inputs `[2, *shape]`, and conditions or None, float64."""
+    """Returns a layer with random weights, inputs `[2, *shape]`, and conditions `[2, condition_size]` (None for 0)."""
     rng = np.random.default_rng(1)
     layer = make(name=name.replace(".", "_").replace("-", "_"))
     layer.build((None, *shape))

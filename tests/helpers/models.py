@@ -54,7 +54,7 @@ LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hi
 
 
 def give_effect(layer, seed=0, scale=0.1):
-    """Adds noise to all trainable weights, because couplings start as the identity; returns `layer`, also a model."""
+    """Adds noise to a layer's or model's trainable weights, as couplings start as the identity; returns `layer`."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))
@@ -86,7 +86,7 @@ def assert_gradients_reach_weights(layer, loss):
 
 
 def negative_log_likelihood(layer, x, condition):
-    """Returns the summed negative log-likelihood of x under a layer that maps x to N(0, I), up to a constant."""
+    """Returns -log p(x), summed over the batch and up to a constant, if `layer` maps x to N(0, I); a scalar."""
     y, log_det = layer.forward_and_log_det(x, condition)
     return tf.reduce_sum(tf.square(y)) / 2 - tf.reduce_sum(log_det)
 

@@ -38,7 +38,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathli
     if SHARED in os.environ:
         base = pathlib.Path(os.environ[SHARED])
     elif "PYTEST_XDIST_WORKER" in os.environ:
-        # With pytest-xdist each process has its own base folder, and all of these lie in one folder.
+        # With pytest-xdist each process has its own base folder; the parent folder is common to all processes.
         base = base.parent
     folder, done = base / name, base / f"{name}.done"
     with (base / f"{name}.lock").open("w") as lock:

@@ -51,7 +51,7 @@ def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
 
 
 def run_in_copy(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
-    """Runs `python ARGUMENTS` in a copy of the packages, forked or, if `anew`, as a new process; returns its result."""
+    """Runs Python in a copy of the packages, forked or, if `anew`, as a new process; returns a `CompletedProcess`."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():

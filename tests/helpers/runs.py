@@ -21,7 +21,7 @@ TIMING = ("images_per_second",)
 
 
 def run_config(images, *, model=SMALL, **training):
-    """Returns a config of ten training steps on an image folder, with checkpoints and evaluations at 5 and 10."""
+    """Returns a config of ten training steps on an image folder, with checkpoints and evaluations at steps 5 and 10."""
     options = {
         "steps": 10,
         "batch_size": 8,

@@ -70,7 +70,7 @@ class Servable:
 
 
 def to_proto(array, dtype):
-    """Returns an array as a TensorProto with values in `int_val` or `float_val`, as TensorFlow's `AsProtoField`."""
+    """Returns an array as a TensorProto with values in `int_val` or `float_val`, as C++'s `AsProtoField` does."""
     proto = tf.make_tensor_proto(np.zeros([0]), dtype, [0])
     proto.ClearField("tensor_content")
     proto.tensor_shape.CopyFrom(tf.TensorShape(np.shape(array)).as_proto())

@@ -29,7 +29,7 @@ class _SkipCounter:
             reason = " ".join(reason.removeprefix("Skipped: ").split())
             self.counts[report.nodeid.partition("[")[0], reason] += 1
 
-    # pytest reports a module that is skipped as a whole by this other hook.
+    # For a module that is skipped as a whole, pytest calls this hook instead.
     pytest_collectreport = pytest_runtest_logreport
 
     def list_unexpected(self) -> list[tuple[str, str]]:

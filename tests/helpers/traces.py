@@ -75,7 +75,7 @@ def _find_graph(gradient: Callable) -> tf.Graph | None:
 
 
 def _read_closure(function: Any) -> dict[str, Any]:
-    """Returns the values in a function's closure by variable name."""
+    """Returns {variable name: value} of a function's closure, or {} if there is none."""
     if not getattr(function, "__closure__", None):
         return {}
     return {

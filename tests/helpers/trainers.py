@@ -19,7 +19,7 @@ GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 
 def augment_images(state, images, step, number=0, **training):
-    """Returns the images of device `number` after a training step's augmentation (noise, synthetic images)."""
+    """Returns `images`, the part of a batch on device `number`, with a training step's noise and synthetic images."""
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
     take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
     seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
@@ -27,7 +27,7 @@ def augment_images(state, images, step, number=0, **training):
 
 
 class Trainer:
-    """A training state and a training step on logical CPU devices; the first weights do not depend on their count."""
+    """A training state and step on logical CPU devices, with the same initial weights for any number of devices."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
         options = {

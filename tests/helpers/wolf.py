@@ -12,7 +12,7 @@ from helpers.refusals import message_of
 from tfdecouple.errors import WolfError
 from tfdecouple.interop.wolf import import_wolf, translate_config
 
-# Largest allowed difference from a result of wolf, over its largest value; the documentation promises 1e-4.
+# Largest allowed difference from wolf, the authors' code, over a result's largest value (the docs promise 1e-4).
 NEAR = 1e-5
 # Names of the arrays in reference.npz that were inputs of wolf; the other arrays are wolf's results.
 INPUTS = {"images", "labels", "n_bits", "dequantization_normal_noise", "posterior_noise", "prior_noise"}
@@ -20,7 +20,7 @@ INPUTS |= {"v_input", "z_input"}
 
 
 class Reference:
-    """A model that wolf, the paper authors' PyTorch code, computed in float64, from a folder in tests/data.
+    """A model of wolf, the paper authors' PyTorch code, with wolf's float64 results, from a folder in tests/data.
 
     Attributes:
         folder: folder with config.json, model.npz and reference.npz.
