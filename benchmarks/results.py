@@ -36,7 +36,7 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
 # The name of each compared model in the tables of docs/RESULTS.md, by the folder of its run.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
-# The part of each model that z conditions.
+# The part of each compared model that z conditions, by the folder of the model's run.
 CONDITIONED = {
     "conditional": "every coupling",
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",

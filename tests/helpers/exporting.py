@@ -69,7 +69,7 @@ def write_placeholders(patch, opened):
 
 
 def copy_finished_files(patch, exported, opened, saved_model, vectors):
-    """Makes exports copy files instead of building them: ONNX files of the folder `exported`, and all of `saved_model`."""
+    """Makes exports copy ONNX files of the folder `exported`, and the folder `saved_model`, instead of building them."""
     onnx_files = exported / "onnx"
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: vectors,

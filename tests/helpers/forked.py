@@ -291,7 +291,7 @@ class _Server:
 
 
 def _renumber_descriptors(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
-    """Moves file descriptors to the `numbers` that the program expects; returns a socket for `control` at a free number."""
+    """Moves descriptors to the `numbers` that the program expects; returns `control` as a socket at a free number."""
     unused = max(100, *numbers) + 1
     moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, unused) for each in (*descriptors, control.detach())]
     os.closerange(3, unused)
