@@ -174,7 +174,7 @@ def measure_depth(
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={INIT_IMAGES}"]
     extra += ["--memory", memory]
     row = run_phase(options, f"train{batch}", extra, preset)
-    # Both batches are measured at once, because memory does not depend on speed. One thread means one shard, as on a
+    # The two batches run at the same time, because memory does not depend on speed. One thread means one shard, as on a
     # GPU. With two shards the first could free activations before the second has computed all of its activations.
     extra += ["--live", "--threads", "1"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:

@@ -69,7 +69,7 @@ def write_placeholders(patch, opened):
 
 
 def copy_finished_files(patch, exported, opened, saved_model, vectors):
-    """Makes exports copy ONNX files of the folder `exported`, and the folder `saved_model`, instead of building them."""
+    """Makes exports copy ONNX files of the folder `exported`, and the folder `saved_model`, and build neither."""
     onnx_files = exported / "onnx"
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: vectors,
