@@ -146,7 +146,7 @@ def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
 def measure_preset(
     preset: str, images: int, threads: int, measured: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns a list of the `Kind.key` of a preset's distinct layers, and {key: measurements} of those not in `measured`."""
+    """Returns a list of the keys of a preset's distinct layers, and {key: measurements} of those not in `measured`."""
     start_tensorflow(threads)
     kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
     return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}

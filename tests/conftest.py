@@ -20,7 +20,7 @@ from helpers.places import ROOT, copy_once, make_once, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from PIL import Image
 
-# A background job may ignore SIGINT, and a job of nohup SIGHUP; programs that tests start to interrupt inherit this.
+# Programs that tests interrupt inherit ignored signals: background jobs may ignore SIGINT, and jobs of nohup SIGHUP.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
