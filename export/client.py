@@ -28,7 +28,7 @@ import onnxruntime
 
 FOLDER = pathlib.Path(__file__).parent
 MODES = {1: "L", 3: "RGB"}  # {number of channels: mode of Pillow's images}
-# Pillow reads these formats without another program. Pixels are limited: a small file can expand to a huge picture.
+# Pillow reads these formats without another program. Pixels are limited, since a small file can hold a huge picture.
 FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**27
 
 
@@ -54,7 +54,7 @@ class Model:
     def _run_session(self, session, inputs):
         """Runs an ONNX session on {input name: array} in batches, and returns {output name: array}.
 
-        An input with a single row serves all rows of the other inputs.
+        An array with a single row is passed with every batch of the other arrays.
         """
         names, count = [output.name for output in session.get_outputs()], max(map(len, inputs.values()))
         parts = [
@@ -170,7 +170,7 @@ def _explain_errors(action):
 
 
 def main(arguments=None):
-    """Switches pictures, samples images or checks the model, and returns the exit status of the command."""
+    """Runs the command line (switch, sample, decode at own size, or check), and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
@@ -217,20 +217,20 @@ def _check_model(model):
 
 
 def _decode_at_own_size(model, path):
-    """Encodes and decodes a picture at its own size, writes own_size.png, and returns 0 if it is exact, else 1 or 2."""
+    """Encodes and decodes a picture at its own size to own_size.png; returns 0 if exact, 1 if not, 2 after an error."""
     if not model.any_size:
         return _fail(f"these files are for images of {model.shape[1]} x {model.shape[0]}; export with --any-size")
     with _explain_errors(f"read {path}"):
         picture = read_picture(path, model.shape[-1]) // model.step * model.step
     with _explain_errors(f"encode and decode {path} with the files in {model.folder}"):
-        (decoded,) = model.decode(**model.encode(picture[None], [0]))  # Codes of any label, such as 0, decode exactly.
+        (decoded,) = model.decode(**model.encode(picture[None], [0]))  # Pictures decode exactly with any label.
     (height, width, _), lost = picture.shape, int((decoded != picture).sum())
     description = f"{path} decoded at {width} x {height}; {lost:,} of {picture.size:,} values are lost"
     return _write_pictures({"own_size.png": (decoded, description)}) or int(bool(lost))
 
 
 def _switch_pictures(model, paths):
-    """Switches z of two pictures, writes ab.png and ba.png, and returns the exit status."""
+    """Switches z between two picture files, writes ab.png and ba.png, and returns the exit status."""
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []

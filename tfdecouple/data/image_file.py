@@ -52,7 +52,7 @@ def describe_resizing(image_shape: Shape) -> str:
 
 
 def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
-    """Returns text on how images are cropped, for an export's metadata; its only digits are `centre_crop`."""
+    """Returns text on how images are cropped, for an export's metadata; clients read `centre_crop` from its digits."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"

@@ -134,7 +134,7 @@ KINDS: tuple[SourceKind, ...] = (
 
 
 def find_source_kind(source: str) -> SourceKind | None:
-    """Returns the kind of the data source `source`, a value of `data.source`; None for an unknown value.
+    """Returns the `SourceKind` that opens `source`, a value of `data.source`; None for an unknown value.
 
     >>> find_source_kind("folder:mine").title, find_source_kind("nothing")
     ('folder:PATH', None)

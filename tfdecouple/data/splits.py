@@ -40,7 +40,7 @@ class BadImages:
         self._errors: dict[str, DataError] = {}
 
     def store_image_error(self, error: DataError, quoted: str = "") -> DataError:
-        """Stores and returns `error`; `find_image_error` finds it by the text `quoted`, by default its message."""
+        """Stores `error`, which `find_image_error` finds by `quoted`, by default the message, and returns it."""
         return self._errors.setdefault(quoted or str(error), error)
 
     def find_image_error(self, text: str) -> DataError | None:
