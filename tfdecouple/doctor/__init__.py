@@ -1,1 +1,1 @@
-"""The checks of the command `doctor`, which test this project's promises on a machine and time the model."""
+"""The checks of the command `doctor`: whether a machine keeps this project's promises, and how fast a model runs."""

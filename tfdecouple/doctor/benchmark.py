@@ -1,4 +1,4 @@
-"""Speed and memory of a model that is set up as for a training: checks of `doctor`, and tools of `benchmarks/`."""
+"""Measures speed and memory of a model that is set up for training; the command `doctor` and `benchmarks/` use it."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tfdecouple.errors import UserError
 from tfdecouple.networks.architecture import count_activation_bytes
 from tfdecouple.runtime.devices import format_bytes
 
-# Decay of averaged weights for presets without averages, so that every benchmark includes the work of averaging.
+# Decay of the weights' moving average for presets without one, so that every benchmark includes the averaging.
 EMA_DECAY = 0.999
-# Environment of a process in which TensorFlow counts bytes of memory on CPUs, which makes the process slower.
+# With this environment variable TensorFlow counts the bytes of tensors on CPUs; it makes the process slower.
 COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
-# Batch sizes that `doctor` times on CPUs and on GPUs; on GPUs the memory can be too small for the last of them.
+# Batch sizes that `doctor` times on CPUs and on GPUs; some GPUs have too little memory for the last one.
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
-# Batch size that `doctor --quick` times, and of each device where several devices are timed.
+# Batch size that `doctor --quick` times, and batch size per device when several devices are timed together.
 QUICK_BATCH = 16
-# Shortest duration of a repetition in seconds, with --quick (True) and without.
+# Each repetition makes as many calls as take this many seconds, with --quick (True) and without it (False).
 _SECONDS = {True: 0.3, False: 2.0}
-# Number of repetitions, whose median is reported.
+# Number of timed repetitions; their median is reported.
 _REPETITIONS = 3
 MIB = 2**20
-# Bytes of activations by which two batches differ, so that the difference is larger than variations of other memory.
+# Memory is measured at two batch sizes whose activations differ by these bytes, much more than other memory varies.
 _DIFFERENCE = {"CPU": 256 * MIB, "GPU": 2048 * MIB}
 # Largest allowed ratio between the measured and the calculated memory of an image, in either direction.
 WITHIN = 4 / 3
@@ -48,10 +48,10 @@ def make_timed_config(config: Config, batch: int) -> Config:
 
 
 class Work(NamedTuple):
-    """Work that is timed, such as a training step of a number of images.
+    """Work that is timed, such as a training step.
 
-    The function `call` does the work once and waits for the result. The function `begin`, if there is one, starts the
-    work and does not wait for a GPU.
+    The function `call` does the work once, on a count of `images`, and waits for the result. The function `begin`, if
+    it is not None, starts the work and does not wait for a GPU.
     """
 
     call: Callable[[], Any]
@@ -60,11 +60,11 @@ class Work(NamedTuple):
 
 
 class Benchmark:
-    """A model and its images, set up as for a training on a number of devices, with the work that can be timed.
+    """A model and a data set, set up as for training on `devices` devices; `make_work` returns functions to time.
 
     Attributes:
-        model: the model, initialised from images.
-        source: the opened images; random ones unless the caller gives a source.
+        model: the model, with data-dependent initialisation from images.
+        source: the data set: that of the argument, or random images if it is None.
     """
 
     def __init__(self, config: Config, source: Any = None, devices: int = 1):
@@ -87,21 +87,21 @@ class Benchmark:
         self.state.optimizer.start_averages()
 
     def make_work(self, phase: str, batch: int) -> Work:
-        """Returns the work of a phase, such as "train", on `batch` images; `report.PHASES` lists the phases."""
+        """Returns the `Work` of a phase, one of `report.PHASES` such as "train", with `batch` images in a batch."""
         import numpy as np
 
         from tfdecouple.data import load_images, make_evaluation_batches
         from tfdecouple.metrics.bits_per_dim import BoundEvaluator
         from tfdecouple.runtime.execution import jit_compiled
 
-        # With training.jit_compile XLA also compiles inference, as for `load_model(run, jit_compile=True)`.
+        # With training.jit_compile XLA also compiles inference, as it does after `load_model(run, jit_compile=True)`.
         compiled, model = jit_compiled(self.config.training.jit_compile), self.model
         if phase == "train":
             begin = self._make_step()
             return Work(compiled(lambda: _require_applied(begin().fetch_numbers())), batch, compiled(begin))
         if phase == "eval":
             evaluator = BoundEvaluator(model, self.strategy)
-            # A call evaluates several batches, because the first batch of an evaluation takes longer.
+            # A call evaluates several batches, so that the slower first batch of an evaluation weighs less.
             count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
             batches = make_evaluation_batches(self.source, "test", batch_size=batch, limit=count)
             return Work(compiled(lambda: evaluator(batches, seed=0)), count)
@@ -118,7 +118,7 @@ class Benchmark:
         return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
 
     def _make_step(self) -> Callable[[], Any]:
-        """Returns a function that starts the next training step, and returns its result without waiting for it."""
+        """Returns a function that starts the next training step, and returns its result without waiting for a GPU."""
         from tfdecouple.data import make_training_batches
         from tfdecouple.data.labels import make_training_inputs
         from tfdecouple.training.workers import make_device_input_options
@@ -132,13 +132,13 @@ class Benchmark:
 
 
 def _require_applied(result: Any) -> None:
-    """Raises UserError if a training step did not change the weights."""
+    """Raises UserError if a training step did not change the weights, as after a gradient that is not finite."""
     if not result.applied:
         raise UserError(f"a step was not applied: {result}")
 
 
 def _make_random_source(config: Config) -> Any:
-    """Returns a data source of random images and labels that fit the model of a config."""
+    """Returns a data set (`Source`) of random images and labels with the image shape and classes of a config."""
     import numpy as np
 
     from tfdecouple.data.splits import MemorySplit, Source
@@ -158,9 +158,9 @@ def _make_random_source(config: Config) -> Any:
 def time_calls(
     call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Returns the wall times and the CPU times of `reps` repetitions of `calls` calls, in seconds.
+    """Returns the wall times and the CPU times in seconds of `reps` repetitions, each of `calls` calls.
 
-    All calls but the last of a repetition use `begin` if there is one, as a training waits only when it logs.
+    If there is a function `begin`, only the last call of a repetition waits for its result, as training does at a log.
     """
     walls, cpus = [], []
     for _ in range(reps):
@@ -174,7 +174,7 @@ def time_calls(
 
 
 def read_live_bytes(device: str, kind: str = "peak") -> int:
-    """Returns the "peak" or "current" bytes of tensors on a device; a CPU counts them in the environment `COUNTING`."""
+    """Returns the "peak" or "current" bytes of tensors on a device; CPUs need the environment variable `COUNTING`."""
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])
@@ -184,7 +184,7 @@ def read_live_bytes(device: str, kind: str = "peak") -> int:
 
 
 def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Variant = DEFAULT) -> Config:
-    """Returns the config that `doctor` times: a preset, or the bundled small model, at a batch size."""
+    """Returns the config that `doctor` times: a preset or the bundled small model, with this batch size and variant."""
     config = load_preset(request.preset) if request.preset else load_small_config()
     # Data-dependent initialisation from 16 images is fast and takes less memory than a training step.
     settings = ["training.init_images=16", *request.settings, *variant.settings]
@@ -192,7 +192,7 @@ def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Vari
 
 
 def measure_speed(task: Task) -> Iterator[Result]:
-    """Yields the speed of each phase at each batch size, in images per second."""
+    """Yields results with the speed, in images per second, of each phase (training, encoding ...) and batch size."""
     request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[device[:3]])]
     if count > 1 and variant == DEFAULT:
@@ -214,20 +214,20 @@ def measure_speed(task: Task) -> Iterator[Result]:
 
 
 def measure_memory(task: Task) -> Iterator[Result]:
-    """Yields the peak memory of training at two batch sizes, and whether an image takes the calculated memory."""
+    """Yields results: peak memory of training at two batch sizes, and whether each image takes the calculated bytes."""
     from tfdecouple.runtime.execution import count_shards
 
     request, variant, device = task.request, task.variant, task.devices[0]
     config = make_doctor_config(request, 2, variant)
     training = config.training
     per_image = count_activation_bytes(config.model, memory=training.memory, precision=training.precision)
-    # Both batches are multiples of the shards, so that freed memory of one shard fits another shard exactly. Otherwise
-    # TensorFlow's allocator hands out blocks of up to twice the requested size, and counts all of their bytes.
+    # Both batch sizes are multiples of the number of shards (parts of a batch), so that memory freed by one shard fits
+    # another exactly. Otherwise TensorFlow's allocator hands out, and counts, blocks of up to twice the requested size.
     shards = count_shards()
     small = shards * max(2, round(_DIFFERENCE[device[:3]] / per_image / shards))
     peaks = []
     for batch in (small, 2 * small):
-        # The model of the first batch is in a reference cycle, whose memory must not count for the second batch.
+        # A reference cycle would keep the first batch's model in memory while the second batch is measured.
         gc.collect()
         before = read_live_bytes(device, "current")
         work = Benchmark(make_doctor_config(request, batch, variant)).make_work("train", batch)
@@ -240,7 +240,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
 
 
 def _measure_peak(device: str, work: Work) -> int:
-    """Returns the peak of the bytes that TensorFlow's tensors take on a device during one call of `work`."""
+    """Returns the peak of the bytes that TensorFlow's tensors take on a device while `work` is done once."""
     import tensorflow as tf
 
     tf.config.experimental.reset_memory_stats(device)
@@ -249,7 +249,7 @@ def _measure_peak(device: str, work: Work) -> int:
 
 
 def compare_memory(variant: Variant, measured: float, calculated: float) -> Result:
-    """Returns a result: whether an image takes as many bytes as calculated, within a factor of `WITHIN`."""
+    """Returns the result whether the `measured` bytes per image are those `calculated`, within a factor `WITHIN`."""
     message = f"{measured / MIB:.1f} MiB an image, calculated {calculated / MIB:.1f}"
     figures = {"variant": variant.name, "measured_bytes": measured, "calculated_bytes": calculated}
     holds = 1 / WITHIN <= measured / calculated <= WITHIN

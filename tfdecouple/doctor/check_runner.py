@@ -1,7 +1,7 @@
-"""The checks of `doctor`, and the program that runs each check in a process of its own.
+"""The checks of the command `doctor`, and the program that runs each check in a process of its own.
 
-`python -P -m tfdecouple.doctor.check_runner` reads the name and the task of a check from standard input, and writes the
-results to standard output, a line of JSON each. If a check fails, hangs or runs out of memory, the other checks go on.
+`python -P -m tfdecouple.doctor.check_runner` reads the name and the task of a check from standard input, and writes
+each result to standard output as a line of JSON. If a check fails, hangs or runs out of memory, other checks still run.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from tfdecouple.runtime.process import make_python_command, run_program, start_t
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-# Remedies for a process that failed, by the kind of its failure.
+# The report's advice for a check whose process failed, by the kind of failure.
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
     "error": "run this check alone (--only NAME) with TFDECOUPLE_TRACEBACK=1 in the environment; report what it prints",
 }
-# Name of the module that runs as the process of a check.
+# Name of this module, which Python runs as the process of a check.
 _MODULE = "tfdecouple.doctor.check_runner"
 
 
 class Check(NamedTuple):
-    """A check of `doctor`, which is one part of the report.
+    """A check of the command `doctor`; its results are one part of the report.
 
     Attributes:
         title: the title of the part.
         run: a function that yields the results of a task; each task runs in a new process.
-        takes: a function that returns whether the check runs for a task; by default it runs for the default variant.
-        promises: whether the check tests a promise. Without a promise, too little time or memory is no failure.
-        environment: environment variables of the process.
+        takes: a function of a task that returns whether the check runs for it; by default only for the default variant.
+        promises: whether the check tests a promise; other checks do not fail if time or memory does not suffice.
+        environment: additional environment variables of the process.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Check(NamedTuple):
     environment: dict[str, str] = {}
 
 
-# All checks by name, in the order of the report; "build" finds the devices that the other checks use.
+# All checks by name, in the order of the report; "build" comes first and finds the devices for the other checks.
 CHECKS = {
     "build": Check("what is installed and what is there", installation.inspect_machine),
     "numerics": Check(
@@ -67,7 +67,7 @@ CHECKS = {
     "memory": Check(
         "memory of training, measured and calculated (--preset NAME)",
         benchmark.measure_memory,
-        # The memory that XLA takes is not calculated.
+        # For XLA there is no calculated memory to compare with.
         lambda task: task.request.preset is not None and task.variant.name != "XLA",
         promises=False,
         environment=benchmark.COUNTING,
@@ -76,10 +76,10 @@ CHECKS = {
 
 
 def run_checks(request: Request, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
-    """Returns the results of `build` and the named checks, by the name of the check.
+    """Runs the check "build" and the checks in `names`; returns a dict from a check's name to its results.
 
-    The callback `progress` receives a line before each process starts. UserError is raised if the machine has fewer
-    devices than the user asked for.
+    The callback `progress` receives a line of text before each process starts. UserError is raised if the machine has
+    fewer devices than `request.devices`.
     """
     devices: tuple[str, ...] = ("CPU:0",)
     results: dict[str, list[Result]] = {}
@@ -97,10 +97,10 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
 
 
 def run_in_process(name: str, task: Task) -> list[Result]:
-    """Returns the results of a check that runs in a process of its own; a failed process adds a result."""
+    """Runs a check in a new process and returns its results; if the process fails, the last result tells why."""
     check, limit = CHECKS[name], task.request.timeout
     python = make_python_command("-m", _MODULE, **PASSIVE, **check.environment)
-    # With TFDECOUPLE_TRACEBACK the process writes to the user's own standard error, which shows its tracebacks.
+    # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
     errors = None if os.environ.get("TFDECOUPLE_TRACEBACK") else subprocess.PIPE
     text = pickle.dumps((name, task))
     try:
@@ -108,7 +108,7 @@ def run_in_process(name: str, task: Task) -> list[Result]:
         output, failure = done.stdout, _explain_end(name, done.returncode, done.stderr or b"")
     except subprocess.TimeoutExpired as expired:
         output, failure = expired.stdout or b"", ("time", f"not done after {limit:.0f} s")
-    # Only whole lines are read, because a process that was stopped may have written a part of its last line.
+    # Only complete lines are parsed, because a process that was stopped may have written a part of its last line.
     results = [Result(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
     if failure:
         kind, reason = failure
@@ -120,7 +120,7 @@ def run_in_process(name: str, task: Task) -> list[Result]:
 
 
 def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | None:
-    """Returns the kind and the reason of a failed process, from its exit status and its errors; None for success."""
+    """Returns why a process failed, (key of `_ADVICE`, reason), from its status and `errors`; None after success."""
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
     last = one_line(lines[-1].removeprefix("error: ") if lines else "it printed nothing")
     if status == -signal.SIGKILL:
@@ -130,21 +130,21 @@ def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | Non
     if "out of memory" in last:
         return "memory", last
     if name == "build" and status == 2:
-        # The check "build" runs first, and ends with status 2 if the user asked for more devices than there are.
+        # The check "build" runs first; it ends with status 2 if the user asks for more devices than there are.
         raise UserError(last)
     return ("error", last) if status else None
 
 
 def main() -> int:
-    """Runs the check that standard input names, in this process, and returns 0."""
+    """Runs in this process the check that standard input names, writes its results as JSON lines, and returns 0."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
-        # Libraries' output to standard output goes to standard error, which leaves the results alone.
+        # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)
         name, task = pickle.load(sys.stdin.buffer)  # noqa: S301 - the parent process wrote it
         start_tensorflow()
         from tfdecouple.training.workers import make_strategy
 
-        # Logical CPU devices must be made before TensorFlow computes anything.
+        # TensorFlow can make logical CPU devices, as --devices needs without GPUs, only before its first computation.
         make_strategy(task.request.devices)
         for result in CHECKS[name].run(task):
             print(json.dumps(dataclasses.asdict(result)), file=results, flush=True)

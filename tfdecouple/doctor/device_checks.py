@@ -1,4 +1,4 @@
-"""Checks of `doctor` with a small trained model: on every device equal numbers, equal training and exact round trips.
+"""Checks of `doctor` with a small trained model: every device computes equal numbers, trains equally, inverts exactly.
 
 The run folder `doctor/model/` has `numbers.npz` beside its checkpoint: photographs that the model was not trained on,
 and what the model computes from some of them in float32 on a CPU. `benchmarks/doctor_model.py` makes this folder.
@@ -20,19 +20,19 @@ from tfdecouple.errors import ExactnessWarning
 
 MODEL = pathlib.Path(__file__).parent / "model"
 NUMBERS = "numbers.npz"
-# Number of photographs from which numbers are computed, and batch size of a training step.
+# Number of photographs from which `compute_numbers` computes, and batch size of the training step that is compared.
 IMAGES = 16
-# Seed of the noise from which numbers are computed.
+# Seed of the noise for z, v and dequantisation in `compute_numbers`.
 SEED = 1
 # Number of photographs in `numbers.npz`.
 PHOTOGRAPHS = 128
-# Largest allowed distance of numbers from the bundled numbers, in the Euclidean norm relative to the bundled numbers;
-# variants have other bounds for the gradient. docs/gpu.md, "The bounds", has the measurements.
+# Largest allowed relative difference (Euclidean norm) of computed arrays from those in `numbers.npz`. For the gradient
+# each variant has its own bound. docs/gpu.md, "The bounds", has the measurements.
 BOUND = 1e-4
-# Number of training steps whose weights are compared between several devices and one.
+# Number of training steps after which the weights from several devices are compared with those from one device.
 STEPS = 10
-# Largest allowed distance between these weights, relative to their change in training. It is larger than the rounding
-# of gradients, because Adam's steps are as large for tiny gradients as for large ones.
+# Largest allowed difference of weights trained on several devices from weights trained on one, relative to their
+# change in training. It exceeds the rounding of gradients, because Adam's steps are large for tiny gradients, too.
 WEIGHTS_BOUND = 1e-3
 _RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
 _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
@@ -42,12 +42,12 @@ _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
 
 
 def load_small_config() -> Config:
-    """Returns the config of the small model: three levels, odd and even channels, and all kinds of layers."""
+    """Returns the config of the small model: an encoder, a prior flow, a flow of three levels for 16 x 16 images."""
     return Config.from_json(MODEL / "config.json")
 
 
 def load_numbers() -> dict[str, np.ndarray]:
-    """Returns the arrays in `numbers.npz` by name: the bundled numbers, and the photographs as `images`."""
+    """Returns the arrays in `numbers.npz` by name: photographs `images`, and what a CPU computes from some of them."""
     with np.load(MODEL / NUMBERS) as archive:
         return dict(archive)
 
@@ -59,7 +59,7 @@ def load_photographs(count: int) -> np.ndarray:
 
 
 def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
-    """Returns the state and the step of a training of the small model that starts from its trained weights."""
+    """Returns a `TrainingState` with the small model's trained weights, and the `TrainStep` that trains it further."""
     from tfdecouple.runs.run_folder import load_weights
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
@@ -76,7 +76,7 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
 
 
 def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
-    """Returns what the small model computes on a device, by name: codes and bits/dim of images, decoded x, samples."""
+    """Returns arrays that the small model computes on a device: codes and bits/dim of images, decoded x, samples."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -98,7 +98,7 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
 def compute_gradient(
     device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
 ) -> np.ndarray:
-    """Returns the gradient of all weights in a training step on a device, float32 `[weights]`."""
+    """Returns the gradient for all weights of the small model in one training step on a device, float32 `[weights]`."""
     from tfdecouple.training.workers import get_mirrored_strategy
 
     state, step = make_training(get_mirrored_strategy((device,)), tuple(settings), folder)
@@ -109,7 +109,7 @@ def compute_gradient(
 
 
 def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns the distance of each array from the right array, in the Euclidean norm relative to the right array.
+    """Returns each array's relative difference from the right array: norm of the difference / norm of the right array.
 
     >>> measure_distances({"z": np.array([3.0, 4.1])}, {"z": np.array([3.0, 4.0])})
     {'z': 0.02}
@@ -121,7 +121,7 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
 
 
 def compare_numbers(task: Task) -> Iterator[Result]:
-    """Yields a result for each device: whether the device computes the bundled numbers, within their bounds."""
+    """Yields a result for each device: whether it computes the arrays in `numbers.npz`, within their bounds."""
     right, images = load_numbers(), load_photographs(IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant == DEFAULT else {}
@@ -130,7 +130,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
 
 
 def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
-    """Returns the result of one device: whether the distances of its numbers are within their bounds; NaN is not."""
+    """Returns a device's result: whether the relative differences `distances` are within their bounds; NaN is not."""
     listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
     bounds = dict.fromkeys(distances, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]
@@ -161,7 +161,7 @@ def compare_devices(task: Task) -> Iterator[Result]:
 
 
 def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Trains the small model on batches `[steps, batch, ...]`; returns all weights before and after, `[weights]`."""
+    """Trains the small model on images `[steps, batch, ...]`; returns its weights before and after, as `[weights]`."""
     import tensorflow as tf
 
     state, step = make_training(strategy, [f"training.batch_size={images.shape[1]}", "training.warmup_steps=1"])
@@ -177,7 +177,7 @@ def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
-    """Returns the result `what`: whether weights from several devices equal those from one, within `WEIGHTS_BOUND`."""
+    """Returns a result: whether `together`, weights from several devices, equal `alone`, from one, within the bound."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
     is_bitwise = bool(np.array_equal(alone, together))
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
@@ -192,12 +192,12 @@ def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each image how many subpixels encoding and decoding change, and the root mean square of its v.
+    """Returns for each image how many subpixels (colour values) change by encoding and decoding, and the RMS of its v.
 
-    The arrays are int `[n]` and float `[n]`. The root mean square is near 1 for images like the training images.
+    The arrays are int `[n]` and float `[n]`. The RMS, root mean square, is near 1 for images like the training images.
     """
     with warnings.catch_warnings():
-        # The warning of images that may change is ignored, because changed subpixels are counted.
+        # The model's warning that an image may not be reconstructed exactly is hidden: changes are counted here.
         warnings.simplefilter("ignore", ExactnessWarning)
         z, v = model.encode(images)
     changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
@@ -205,7 +205,7 @@ def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray,
 
 
 def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns synthetic images that are hard to encode, uint8 `[n, height, width, channels]`, by a description."""
+    """Returns images that are hard to encode, such as checkerboards: {description: uint8 `[n, height, width, c]`}."""
     height, width, channels = image_shape
     rng = np.random.default_rng(seed)
     odd = np.indices((height, width)).sum(0)[..., None] % 2
@@ -242,7 +242,7 @@ def try_round_trips(task: Task) -> Iterator[Result]:
     names = np.repeat(list(kinds), list(map(len, kinds.values())))
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         with tf.device(device):
-            # All images are one batch, because TensorFlow traces the model once for each batch size.
+            # All images are run as one batch, because TensorFlow would trace the model again for each batch size.
             changed, _ = count_changed_subpixels(load_model(MODEL), np.concatenate(list(kinds.values())))
         lost = {kind: int((changed[names == kind] > 0).sum()) for kind in kinds}
         listed = ", ".join(f"{count} of {len(kinds[kind])} {kind}" for kind, count in lost.items() if count)

@@ -1,4 +1,4 @@
-"""The check of `doctor` on installed packages and the machine: versions, driver, CUDA, devices, memory."""
+"""The check of `doctor` that reports installed packages and the machine: versions, driver, CUDA, devices, memory."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _PACKAGES = (
     "tfdecouple", "tensorflow", "keras", "tensorflow-probability", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu",
     "nvidia-cudnn-cu12", "nvidia-nccl-cu12",
 )  # fmt: skip
-# Environment variables of oneDNN that let a CPU round float32, unless their value is one of `_STRICT`.
+# Environment variables of oneDNN that let CPUs compute float32 in lower precision, unless set to one of `_STRICT`.
 _ROUNDING = ("TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 _STRICT = ("", "STRICT", "strict")
-# Names of environment variables that change how TensorFlow computes.
+# Matches names of environment variables that change how TensorFlow computes; the report lists them.
 _COMPUTING = re.compile(r"(TF_|XLA_|NVIDIA_|CUDA_|NCCL_|ONEDNN_|DNNL_|MALLOC_|OMP_|KERAS_|TFDECOUPLE_).*")
 # Environment variable that names the GPUs that a program may use; Slurm sets it in each job.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def describe_machine() -> dict[str, Any]:
-    """Returns facts about this machine on which speed depends, by name: processor, cores, load, versions."""
+    """Returns a dict of facts about this machine on which speed depends: processor, cores, load, versions."""
     return {
         "processor": read_cpuinfo("model name") or platform.processor(),
         "cores": count_cores(),
@@ -40,13 +40,13 @@ def describe_machine() -> dict[str, Any]:
 
 
 def list_instruction_sets() -> list[str]:
-    """Returns the processor's instruction sets that matter for its speed, by their names in Linux."""
+    """Returns Linux' names of those instruction sets of the processor that matter for speed, such as "avx2"."""
     flags = read_cpuinfo("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
-    """Yields results about this machine: facts, whether TensorFlow sees the GPUs, whether variables lower precision."""
+    """Yields results on this machine: facts, whether TensorFlow sees all GPUs, whether float32 is in full precision."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -68,7 +68,7 @@ def inspect_machine(task: Task) -> Iterator[Result]:
 
 
 def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
-    """Returns TensorFlow's names of the devices that all checks use, from the results of `inspect_machine`."""
+    """Returns the devices for all checks, such as ("GPU:0",), from the results of `inspect_machine`; or the CPU."""
     facts = next((result.figures for result in results if "devices" in result.figures), None)
     if facts is None:
         return ("CPU:0",)
@@ -76,7 +76,7 @@ def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...
 
 
 def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
-    """Yields the results of `inspect_machine` for facts about a machine."""
+    """Yields results, as `inspect_machine` does, on the machine that `facts` describes."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield Result("versions", None, versions, figures=facts)
     sets, memory = ", ".join(facts["instructions"]), format_bytes(facts["memory_bytes"])
@@ -88,7 +88,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
     holds = seen >= len(present) if present else None
     if _VISIBLE in environment:
-        # CUDA ignores an entry that names no GPU and all entries after it, so only the first entry surely names a GPU.
+        # CUDA ignores an entry that names no GPU, and all after it. So only the first tells whether a GPU must be seen.
         message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         names_one = re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE])
@@ -100,7 +100,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
 
 
 def _read_driver() -> list[str]:
-    """Returns a line of nvidia-smi for each GPU: driver, name, memory and others; an empty list without a driver."""
+    """Returns a line of nvidia-smi for each GPU: driver, name, memory and more; [] if nvidia-smi cannot be run."""
     fields = "driver_version,name,memory.total,memory.used,compute_cap,mig.mode.current"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:

@@ -1,4 +1,4 @@
-"""The report of `doctor`: results of checks as text and as `doctor.json`, and the options of training it recommends."""
+"""The report of `doctor`: results of checks as text and as `doctor.json`, and recommended options of training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# Parts of the work with a model that can be timed.
+# What `doctor` can time: training, evaluation of bits/dim, encoding, decoding, and sampling.
 PHASES = ("train", "eval", "encode", "decode", "sample")
-# Version of the JSON report, raised when a field changes its meaning or is removed.
+# Version of `doctor.json`, raised when a field changes its meaning or is removed.
 SCHEMA = 1
-# Smallest speed, relative to the default variant, for which another variant is recommended.
+# A variant is recommended if it trains at least this many times as fast as the default variant.
 GAIN = 1.05
 _WIDTH = 120
 _MARKS = {True: "holds", False: "FAILS", None: ""}
@@ -48,7 +48,7 @@ class Variant:
     Attributes:
         settings: the settings `NAME=VALUE`, as for `--set`, that select the variant.
         phases: those of `PHASES` whose speed the variant changes.
-        gradient: the largest allowed distance of a gradient from the bundled gradient, relative to the latter.
+        gradient: the largest allowed relative difference of a gradient from the gradient in `numbers.npz`.
         gpu_only: whether the variant changes nothing on CPUs.
         in_quick: whether `--quick` includes the variant.
     """
@@ -94,10 +94,10 @@ class Task:
 
 
 def recommend_settings(results: Results) -> dict[str, list[str]]:
-    """Returns the `settings` of training to use on this machine, and the reasons `why`.
+    """Returns a dict with "settings", the options of training to change on this machine, and "why", the reasons.
 
-    For each option the fastest setting with right numbers is chosen, if it is at least `GAIN` times as fast as default.
-    The settings are texts `NAME=VALUE`; `why` has a sentence about each variant.
+    For each option the fastest setting whose numbers are right is chosen, if it trains at least `GAIN` times as fast as
+    the default. The settings are texts `NAME=VALUE`; `why` has a sentence about each variant that was timed.
     """
     rates: dict[str, dict[int, float]] = {}
     for figures in (result.figures for result in results.get("speed", ())):
@@ -111,7 +111,7 @@ def recommend_settings(results: Results) -> dict[str, list[str]]:
         if not common:
             continue
         gain = rates[variant.name][max(common)] / rates[DEFAULT.name][max(common)]
-        # A failed result without the name of a variant counts for all variants.
+        # A failed result that names no variant counts against all variants.
         is_wrong = bool({(variant.name, False), (None, False)} & compared)
         is_right = not is_wrong and (variant.name, True) in compared
         verdict = "are wrong here" if is_wrong else "are right" if is_right else "were not compared"
@@ -131,7 +131,7 @@ def format_settings(settings: Sequence[str]) -> str:
 
 
 def find_failures(results: Results) -> list[tuple[str, Result]]:
-    """Returns the results whose promise does not hold, each with the name of its check."""
+    """Returns pairs (name of the check, result) of all results whose promise does not hold."""
     return [(name, result) for name, each in results.items() for result in each if result.holds is False]
 
 
@@ -150,7 +150,7 @@ def make_json(request: Request, results: Results, recommendation: Mapping[str, S
 def make_text(
     request: Request, results: Results, titles: Mapping[str, str], recommendation: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """Yields the lines of the report for people; `titles` are the titles of the checks by name."""
+    """Yields the report's lines of text: all results, the recommendation, failures; `titles` are the checks' titles."""
     for name, each in results.items():
         yield f"\n{name}: {titles[name]}"
         width = max([len(result.what) for result in each], default=0)
