@@ -1,4 +1,4 @@
-"""Import of checkpoints of wolf, the PyTorch code of the paper's authors; messages call wolf "the reference"."""
+"""Imports checkpoints of wolf, the PyTorch code of the paper's authors; error messages call wolf "the reference"."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tfdecouple.storage.files import read_json, write_json
 
 Arrays = Mapping[str, np.ndarray]
 
-# Advice for files that hold more than the weights.
+# Advice at the end of errors about files that hold more than a state dict.
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
-# Endings of the names of wolf's caches and counters, which no weight of this project corresponds to.
+# Entries of wolf's state dict with these endings are caches and counters; this project has no weights for them.
 _DERIVED = ("weight_inv", "num_batches_tracked")
-# Transforms of couplings that wolf and this project share.
+# Transforms of couplings that both wolf and this project have.
 _TRANSFORMS = ("affine", "additive")
 
 
@@ -39,7 +39,7 @@ def import_wolf(
     n_bits: int = 8,
     workdir: str | pathlib.Path,
 ) -> DecoupledModel:
-    """Writes a wolf checkpoint as a new run folder, and returns the model.
+    """Converts a checkpoint of wolf, the authors' PyTorch code, to a new run folder, and returns the model.
 
     Args:
         config_path: path of wolf's JSON config.
@@ -62,7 +62,7 @@ def import_wolf(
         reason = error.strerror if isinstance(error, OSError) else error
         raise WolfError(f"{config_path} cannot be read: {reason}") from error
     model_config = translate_config(values, image_shape=image_shape, n_bits=n_bits)
-    # The config is made before the weights are read, so that a name that no run can have is refused at once.
+    # The config is made before the weights are read, so that a folder name that no run can have raises its error early.
     config = Config(
         name=folder.absolute().name,
         description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
@@ -81,7 +81,7 @@ def import_wolf(
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the weights in a file of wolf, `.npz` or `.pt`, as arrays by wolf's names.
+    """Returns the weights in a file of wolf (the authors' PyTorch code), `.npz` or `.pt`, as arrays by wolf's names.
 
     Raises:
         WolfError: if the file is missing, damaged or in another format, torch is too old, or the file holds an object
@@ -114,7 +114,7 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise WolfError(f"{path} holds {name!r}, of type {type(tensor).__name__}, which is no tensor; {_SAVE}")
-        # NumPy has no bfloat16, so these tensors become float32.
+        # NumPy has no bfloat16, so tensors of this dtype become float32.
         tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         arrays[name.removeprefix("module.")] = tensor.detach().numpy()
     return arrays
@@ -125,7 +125,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     require_packages("torch", what=f"reading {path.name}")
     import torch
 
-    # Earlier versions can run code in the file despite weights_only=True (CVE-2025-32434).
+    # Versions of torch before 2.6 can run code in the file despite weights_only=True (CVE-2025-32434).
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 6):
         raise WolfError(
             f"reading {path.name} needs torch 2.6 or later, and {torch.__version__} is installed, with which such a "
@@ -134,7 +134,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # The message of torch is replaced, because it advises to load the file with weights_only=False.
+        # Torch's own message is replaced, because it advises weights_only=False, with which code in the file runs.
         raise WolfError(
             f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
         ) from error
@@ -143,7 +143,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
-    """Copies arrays by wolf's names into the weights of a model, and marks the model as initialised.
+    """Copies wolf's weights, arrays by wolf's names, into the weights of a model, and marks the model as initialised.
 
     Raises:
         WolfError: if an array is missing, superfluous or of the wrong shape; the message names the array.
@@ -157,7 +157,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
         try:
             value = convert(np.asarray(state[theirs]))
         except ValueError:
-            # The conversion fails for an array of the wrong rank or size, which is reported below.
+            # An array of the wrong rank or size cannot be converted; the error below reports its shape.
             value = None
         if value is None or value.shape != tuple(variable.shape):
             raise WolfError(f"{theirs} has the shape {state[theirs].shape}, which does not fit the config")
@@ -173,16 +173,16 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
 
 
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
-    """Returns the model config that corresponds to wolf's JSON config.
+    """Returns the `ModelConfig` that corresponds to `values`, the JSON config of wolf (the authors' PyTorch code).
 
     Raises:
-        WolfError: if this project does not have a part, or a value is missing; the message names the part or value.
+        WolfError: if wolf's model has a part that this project lacks, or a value is missing; the message names it.
     """
     if image_shape[-1] != RGB_CHANNELS:
         raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
     kind = _get_choice(values, "discriminator.type", ("gaussian", "base", "categorical"))
-    # The entry `inverse` of wolf's flows tells which direction a flow computes directly: x to v in the decoder, and
-    # noise to u in the dequantisation.
+    # The entry `inverse` of a flow in wolf's config tells which direction is computed directly: x to v in the flow for
+    # images (inverse=True), and noise to u in the flow for dequantisation (inverse=False).
     options: dict[str, Any] = {
         "image_shape": image_shape,
         "n_bits": n_bits,
@@ -204,7 +204,10 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
 
 
 def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
-    """Returns the options of the flow in section `name` of wolf's config, whose entry `inverse` must be `inverse`."""
+    """Returns the options, such as "steps", of the flow in section `name` of wolf's config.
+
+    WolfError is raised if the section's entry `inverse` differs from the argument `inverse`.
+    """
     _get_choice(values, f"{name}.type", ("glow",))
     _require_values(values, name, activation="elu", coupling_type="conv", in_channels=3, normalize=None)
     _get_choice(values, f"{name}.inverse", (inverse,), True)
@@ -226,7 +229,7 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
 
 
 def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of the dequantisation in wolf's config; none for uniform noise."""
+    """Returns the options of the dequantisation from wolf's config by name; {} for uniform noise, the default."""
     if _get_choice(values, "dequantizer.type", ("uniform", "flow")) == "uniform":
         return {}
     _get_choice(values, "dequantizer.encoder.type", ("local_resnet_bn",))
@@ -247,7 +250,7 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a model whose z is a function of the label, from wolf's config."""
+    """Returns by name the options of a model whose z is a function of the label, from wolf's config."""
     _require_values(values, "discriminator", activation="elu")
     return {
         "conditioning": "coupling",
@@ -259,7 +262,7 @@ def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns p(y), up to a factor, from the entry `probs` or `logits`; () for equal probabilities without either."""
+    """Returns p(y) of the classes up to a factor, from wolf's `probs` or `logits`; () for equal ones, if absent."""
     names = ("discriminator.probs", "discriminator.logits")
     given = {name: numbers for name in names if (numbers := _get_value(values, name, default=None)) is not None}
     if len(given) > 1:
@@ -273,7 +276,7 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns the options of the encoder and of the prior over z, from wolf's config."""
+    """Returns by name the options of the encoder q(z|x) and of the prior p(z), from wolf's config."""
     dim = _get_latent_dim(values)
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
@@ -306,16 +309,16 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) 
 
 
 def _get_latent_dim(values: Mapping[str, Any]) -> int:
-    """Returns the number of values of z in wolf's config; WolfError unless the flow takes a z of this size."""
+    """Returns the dimension of z in wolf's config; raises WolfError if the flow is conditioned on another size."""
     dim = _get_value(values, "discriminator.dim", int)
     _get_choice(values, "generator.flow.h_type", ("global_linear",))
     return _get_choice(values, "generator.flow.h_channels", (dim,))
 
 
 def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) -> Any:
-    """Returns the value with a dotted name in wolf's config, or the default if the config has no such value.
+    """Returns the value at a dotted name, such as "generator.flow.alpha", in wolf's config; `default` if it is absent.
 
-    WolfError is raised for an absent value without a default, and for a value of another type than `kind`.
+    WolfError is raised for an absent value without a default, and for a value that is not of type `kind`.
     """
     for key in name.split("."):
         if not isinstance(values, Mapping) or key not in values:
@@ -331,7 +334,7 @@ def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) 
 
 
 def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
-    """Returns a list of whole numbers in wolf's config, or of lists of whole numbers, as a tuple."""
+    """Returns the list of whole numbers, or of lists of them, at a dotted name in wolf's config, as (nested) tuple."""
 
     def make_tuple(value: Any, may_nest: bool) -> Any:
         if isinstance(value, list) and may_nest:
@@ -344,7 +347,7 @@ def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
 
 
 def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any = ...) -> Any:
-    """Returns a value of wolf's config by its dotted name; WolfError unless the value is one of `choices`."""
+    """Returns the value at a dotted name in wolf's config; raises WolfError unless it is one of `choices`."""
     value = _get_value(values, name, default=default)
     if value not in choices:
         raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")
@@ -352,6 +355,6 @@ def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any =
 
 
 def _require_values(values: Any, section: str, **required: Any) -> None:
-    """Raises WolfError if options in a section of wolf's config have other values than the required ones."""
+    """Raises WolfError if an option in a section of wolf's config is present with another value than in `required`."""
     for option, value in required.items():
         _get_choice(values, f"{section}.{option}", (value,), value)

@@ -1,4 +1,4 @@
-"""The names of wolf's weights, and conversions of wolf's arrays to the layout of this project."""
+"""Names of the weights of wolf (the authors' PyTorch code), and conversions of its arrays to this project's layout."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tfdecouple.networks.encoder import ResNetBlock
 from tfdecouple.networks.flow import Flow
 
 Convert = Callable[[np.ndarray], np.ndarray]
-# The name of a weight in wolf, the name of the weight in this project, and the conversion of wolf's array.
+# A weight's name in wolf, its name in this project, and the function that converts wolf's array.
 WeightMatch = tuple[str, str, Convert]
 
 
 def _convert_kernel(array: np.ndarray) -> np.ndarray:
     """Returns Torch's kernel `[out, in, height, width]` as TensorFlow's kernel `[height, width, in, out]`.
 
-    Transposed convolutions need no other function, because in and out are exchanged there in both libraries.
+    The function also serves transposed convolutions: both libraries exchange in and out for their kernels.
     """
     return array.transpose(2, 3, 1, 0)
 
 
-# Names of wolf's layers in a flow step, a factor-out layer and an encoder block, by this project's names.
+# Each table from `_STEP` to `_TRANSPOSED_BLOCK` maps this project's names of layers to wolf's names.
 _STEP = {
     "actnorm_1": "actnorm",
     "linear": "conv1x1",
@@ -45,7 +45,7 @@ _BLOCK = {
 }
 _TRANSPOSED_BLOCK = {**_BLOCK, "convolution_1": "deconv1", "convolution_2": "deconv2"}
 
-# Names of wolf's weights in a layer, and the conversions of the arrays, by this project's names.
+# Each table below maps this project's name of a weight to wolf's name and the function that converts wolf's array.
 _IMAGE_WEIGHTS: dict[str, tuple[str, Convert]] = {
     "log_scale": ("log_scale", np.ravel),
     "bias": ("bias", np.ravel),
@@ -88,7 +88,7 @@ _CLASS_WEIGHTS: dict[str, tuple[str, Convert]] = {
 
 
 def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
-    """Yields for each weight of a model its name in wolf, its name here, and the conversion of wolf's array."""
+    """Yields for each weight of a model its name in wolf, its name here, and the function to convert wolf's array."""
     weights = list(model.named_variables())
     yield from _match_flow("generator.flow", "flow", model.flow, weights)
     if model.dequantizer is not None:
@@ -108,7 +108,7 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
 
 
 def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the matches of the weights of a flow, whose names begin with `root` in wolf and `ours` in this project."""
+    """Yields the `WeightMatch` of each weight of a flow; weights' names begin with `root` in wolf, with `ours` here."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"
@@ -124,9 +124,9 @@ def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterato
 def _match_layer(
     theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
 ) -> Iterator[WeightMatch]:
-    """Yields the matches of the weights of a layer, whose names begin with `theirs` in wolf and `ours` in this project.
+    """Yields the `WeightMatch` of each weight whose name begins with `theirs` in wolf and with `ours` in this project.
 
-    `layers` and `names` translate this project's names of layers and of weights.
+    `layers` maps this project's names of layers to wolf's, and `names` those of weights to wolf's and a conversion.
     """
     for path in weights:
         if path.startswith(f"{ours}/"):
@@ -136,7 +136,7 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the matches of the weights of ResNet blocks: two blocks a level, downwards, then transposed upwards."""
+    """Yields the `WeightMatch` of each weight in ResNet blocks: two a level downwards, then two transposed upwards."""
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2
@@ -147,14 +147,14 @@ def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list
 
 
 def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the matches of the weights of a model's encoder."""
+    """Yields the `WeightMatch` of each weight of a model's encoder."""
     root, encoder = "discriminator.encoder.net", model.encoder
     assert encoder is not None
     yield from _match_blocks(root, "encoder", encoder.blocks, weights)
     *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
 
     def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
-        """Returns a dense kernel for flattened maps with channels last, from wolf's kernel for channels first."""
+        """Reorders wolf's dense kernel, for inputs flattened with channels first, to inputs with channels last."""
         maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
         return maps.reshape(-1, len(array))
 

@@ -1,1 +1,1 @@
-"""Everything about running a model: traced functions, shards of a batch, kernels, precision, process settings."""
+"""How a model runs: traced functions, shards (parts of a batch), convolution kernels, precision, process settings."""

@@ -1,13 +1,13 @@
 """3x3 convolutions of maps with few channels, arranged so that processors compute them at full speed.
 
 TensorFlow's kernels for CPUs fill a vector register with 8 or 16 channels, usually output channels, so that 2 output
-channels take as long as 16. A coupling net has 2 to 48 output channels. Here neighbouring pixels share a register, and
-the gradient for a kernel is computed with input and output exchanged if that fills registers better. On a GPU, and for
-images of unknown height or width, TensorFlow's own operations are used.
+channels take as long as 16. A coupling net has 2 to 48 output channels. Here neighbouring pixels are packed into one
+register, and the gradient for a kernel is computed with input and output exchanged if that fills registers better. On a
+GPU, and for images of unknown height or width, TensorFlow's own operations are used.
 
 TensorFlow computes convolutions by oneDNN. Version 3.7.3 reads memory beyond a row in strided convolutions whose rows
 have a single output, and then returns NaN or arbitrary numbers; in bfloat16 on processors with AMX, also for other
-widths. So a whole row never becomes a single output, and convolutions in bfloat16 are not packed.
+widths. So at most half of a row is packed into one output, and convolutions in bfloat16 are not packed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
 @tf.custom_gradient
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns the 3x3 convolution of maps with zero padding, `[batch, height, width, outputs]`, and its gradient.
+    """Convolves maps with a 3x3 kernel and zero padding; callers get `[batch, height, width, outputs]`.
+
+    The function of the gradient, which is returned, too, goes to the decorator.
 
     Args:
         x: maps, `[batch, height, width, inputs]`.
@@ -40,10 +42,10 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 @tf.custom_gradient
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns the 3x3 convolution of maps with the weight-normalised kernel g V / ||V||, and its gradient.
+    """Convolves maps with the weight-normalised 3x3 kernel g V / ||V||; callers get `[batch, height, width, outputs]`.
 
-    The backward pass computes the kernel again, by one multiplication per weight. Stored kernels would take as much
-    memory as the weights of all nets, for each shard of a batch.
+    The function of the gradient, which is returned, too, goes to the decorator. It computes the kernel again, by one
+    multiplication per weight: stored kernels would take as much memory as all weights, for each shard of a batch.
 
     Args:
         x: maps, `[batch, height, width, inputs]`.
@@ -57,7 +59,7 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tupl
         return tf.cast(direction * scale, x.dtype)
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # The control dependency delays the second computation of the kernel until its gradient is needed.
+        # The control dependency delays the second computation of the kernel until the backward pass needs the kernel.
         with tf.control_dependencies([upstream]):
             again = make_kernel()
         x_gradient = compute_input_gradient(x, again, upstream)
@@ -70,7 +72,7 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tupl
 
 
 def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient of a 3x3 convolution for its input x, given `upstream`, the gradient for its output."""
+    """Returns the gradient for the input x of a 3x3 convolution, shaped as x, from `upstream`, that for its output."""
     neighbours = _count_packed_pixels(upstream, x.shape[-1])
     if neighbours > 1:
         return _convolve_packed(upstream, kernel, neighbours, reflected=True)
@@ -78,7 +80,7 @@ def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor)
 
 
 def compute_kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient of a 3x3 convolution for its kernel, given its input x and the gradient for its output."""
+    """Returns the gradient for a 3x3 kernel, shaped as the kernel, from the input x and the gradient for the output."""
     inputs, outputs = x.shape[-1], upstream.shape[-1]
     is_swapped = _fills_registers(x) and _compute_filled_share(inputs) > _compute_filled_share(outputs)
     if is_swapped:
@@ -86,32 +88,34 @@ def compute_kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     gradient = tf.raw_ops.Conv2DBackpropFilter(
         input=x, filter_sizes=[3, 3, inputs, outputs], out_backprop=upstream, **_OPTIONS
     )
-    # If input and output are exchanged, the gradient is that of the reflected and transposed kernel.
+    # With input and output exchanged, the result is the gradient for the kernel reflected in height and width, and with
+    # its channel axes exchanged.
     return tf.transpose(tf.reverse(gradient, [0, 1]), [0, 1, 3, 2]) if is_swapped else gradient
 
 
 def get_vector_size() -> int:
-    """Returns how many float32 numbers a vector register of this processor holds, 8 or 16."""
+    """Returns how many float32 numbers fit into a vector register of this processor: 16 with AVX-512, else 8."""
     return 16 if "avx512f" in read_cpuinfo("flags").split() else 8
 
 
 def _choose_convolution(x: tf.Tensor, outputs: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns the fastest function that convolves maps like x with a kernel of `outputs` output channels."""
+    """Returns the fastest function that convolves maps shaped as x with a kernel of `outputs` output channels."""
     if (neighbours := _count_packed_pixels(x, outputs)) > 1:
         return functools.partial(_convolve_packed, neighbours=neighbours)
     return functools.partial(tf.nn.conv2d, strides=1, padding="SAME")
 
 
 def _convolve_packed(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflected: bool = False) -> tf.Tensor:
-    """Returns the convolution with a kernel, or with its reflection, computed for `neighbours` pixels of a row at once.
+    """Convolves x with a 3x3 kernel, for `neighbours` neighbouring pixels of a row at once; returns the maps.
 
-    A wider kernel contains the kernel once for each of these pixels; its stride is the number of pixels.
+    A wider kernel contains `kernel` once for each of these pixels, and moves by as many pixels. If `reflected`, the
+    kernel is reflected in height and width, and its channel axes are exchanged, as for the gradient of the input.
     """
     inputs, outputs = kernel.shape[2:]
-    # For each column of the wider kernel (rows of this array) and each pixel: the kernel's column, or 3 for zeros.
+    # columns[i, j] is the column of the kernel that stands in column i of the wider kernel for pixel j; 3 means zeros.
     columns = np.arange(neighbours + 2)[:, None] - np.arange(neighbours)
     columns[(columns < 0) | (columns > 2)] = 3
-    # The kernel's nine positions have the numbers 0 to 8; number 9 stands for zeros.
+    # The kernel's nine positions have the indices 0 to 8; index 9 means zeros.
     positions = np.arange(9).reshape(3, 3)
     if reflected:
         positions = positions[::-1, ::-1]
@@ -124,12 +128,12 @@ def _convolve_packed(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflected
 
 
 def _fills_registers(x: tf.Tensor) -> bool:
-    """Returns whether convolutions of x are rearranged to fill registers: on CPUs, if height and width are known."""
+    """Returns whether convolutions of x are rearranged to fill vector registers: on CPUs, if x's size is known."""
     return x.shape[1:].is_fully_defined() and not tf.config.get_visible_devices("GPU")
 
 
 def _count_packed_pixels(x: tf.Tensor, outputs: int) -> int:
-    """Returns how many neighbouring pixels of a row share a vector register in a convolution of x; 1 if none do."""
+    """Returns how many neighbouring pixels of a row share a vector register in a convolution of x; 1 for no sharing."""
     if not _fills_registers(x) or x.dtype == tf.bfloat16:
         return 1
     most = min(get_vector_size() // outputs, x.shape[2] // 2)
@@ -137,5 +141,5 @@ def _count_packed_pixels(x: tf.Tensor, outputs: int) -> int:
 
 
 def _compute_filled_share(channels: int) -> float:
-    """Returns the share of the vector registers, from 0 to 1, that a number of channels fills."""
+    """Returns the filled fraction, at most 1, of the vector registers that hold `channels` float32 numbers."""
     return channels / (-(-channels // get_vector_size()) * get_vector_size())

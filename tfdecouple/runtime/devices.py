@@ -1,4 +1,4 @@
-"""The processor and the memory of this machine."""
+"""Facts about this machine: processor cores and flags, total memory, free memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pathlib
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 # Folder of Linux' control groups, which limit the memory of containers.
 _GROUP = "/sys/fs/cgroup"
-# Files of control groups, version 2 and version 1: memory in use, limit, parts of the memory in use; and the name of
-# the part that caches files.
+# Files of control groups, version 2 and version 1, with the bytes in use, the limit, and a breakdown of the bytes in
+# use; then the name of the breakdown's entry for cached files.
 _GROUP_FILES = (
     ("memory.current", "memory.max", "memory.stat", "inactive_file"),
     ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
-# Bytes that stand for no limit.
+# This number of bytes means that there is no limit.
 _UNLIMITED = 2**63
 
 
@@ -27,7 +27,7 @@ def count_cores() -> int:
 
 @functools.cache
 def read_cpuinfo(field: str) -> str:
-    """Returns a field of Linux' description of the processor, such as "flags"; "" on other systems."""
+    """Returns a field of Linux' /proc/cpuinfo, such as "flags", as text; "" if the field or the file is missing."""
     with contextlib.suppress(OSError):
         for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
@@ -42,20 +42,20 @@ def read_total_memory() -> int:
     with contextlib.suppress(AttributeError, ValueError, OSError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for _, limit, _, _ in _GROUP_FILES:
-        # The file has the text "max" or is missing if there is no limit.
+        # Without a limit the file is missing, or has the text "max", which raises ValueError.
         with contextlib.suppress(OSError, ValueError):
             limits.append(_read_number(f"{_GROUP}/{limit}"))
     return min(limit for limit in limits if limit > 0)
 
 
 def read_free_memory() -> int:
-    """Returns how many bytes of memory this process can still take, within machine, container and `ulimit -v`."""
+    """Returns how many bytes this process can still allocate: the least that machine, container, `ulimit -v` leave."""
     free = [read_total_memory()]
     with contextlib.suppress(OSError, ValueError, KeyError):
         free.append(1024 * _read_fields("/proc/meminfo")["MemAvailable"])
     for used, limit, parts, cache in _GROUP_FILES:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            # Cached files are not in use, because Linux drops them when a process needs the memory.
+            # Cached files count as free memory, because Linux drops them when a process needs the memory.
             cached = _read_fields(f"{_GROUP}/{parts}")[cache]
             in_use = max(0, _read_number(f"{_GROUP}/{used}") - cached)
             free.append(_read_number(f"{_GROUP}/{limit}") - in_use)
@@ -77,7 +77,7 @@ def read_address_space_limit() -> int:
 
 
 def format_bytes(count: int) -> str:
-    """Returns a number of bytes as text in gigabytes, for messages.
+    """Returns a count of bytes as text in gigabytes (10^9 bytes), rounded down to one digit, for messages.
 
     >>> format_bytes(1_500_000_000), format_bytes(4 * 10**18)
     ('1.5 GB', '4,000,000,000.0 GB')
@@ -86,11 +86,11 @@ def format_bytes(count: int) -> str:
 
 
 def _read_number(path: str) -> int:
-    """Returns the whole number in a file of Linux."""
+    """Returns the whole number that a file of Linux consists of; raises ValueError for other text."""
     return int(pathlib.Path(path).read_text(encoding="ascii"))
 
 
 def _read_fields(path: str) -> dict[str, int]:
-    """Returns the whole numbers in a file of Linux by name; each line has a name, a number and perhaps a unit."""
+    """Returns a file of Linux such as /proc/meminfo as {name: number}; its lines are a name, a number, maybe a unit."""
     lines = (line.replace(":", " ").split() for line in pathlib.Path(path).read_text(encoding="ascii").splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

@@ -4,7 +4,7 @@
 one trace (a `tf.function`), so that the time for tracing does not grow with the depth.
 
 **Shards.** On CPUs the parts of a batch, called shards, are computed at the same time, so that every core has work.
-Without a backward pass a core runs coupling nets on a few images at a time.
+Without a backward pass a core runs coupling nets on a few images at a time, whose hidden maps stay in its cache.
 
 **Memory.** `backward_memory` selects how activations reach the backward pass: stored, recomputed, or recovered by
 inverting the layers. With "invert" only the input and the output of a chain of layers are stored, however many layers
@@ -68,14 +68,14 @@ class Execution:
         x: tf.Tensor,
         *others: tf.Tensor | None,
     ) -> Callable[[], tuple[tf.Tensor, ...]]:
-        """Returns a function without arguments that runs `function` on a batch, in shards, and eagerly through a trace.
+        """Returns a function without arguments that runs `function` on the batch x in shards, or eagerly its trace.
 
-        The trace reads all weights itself, because passing a thousand weights to a function took 45 ms a call.
+        The trace contains the network's variables, because passing a thousand weights as arguments took 45 ms a call.
 
         Args:
             network: the network whose weights the function reads.
             name: name of the function in the network, by which its trace is found again.
-            function: function of x and a condition that maps each image separately and returns a tuple of tensors.
+            function: function of x and a condition; it maps each image separately, and returns a tuple of tensors.
             x: the batch, `[batch, ...]`.
             *others: the condition and the error probes of the images (`make_image_probes`), each a tensor or None.
         """
@@ -84,7 +84,7 @@ class Execution:
         run = functools.partial(run_in_shards, function, shards, compiled)
         if not tf.executing_eagerly() or x.shape[0] == 0:
             return functools.partial(run, x, *others)
-        # All images of other sizes than the network's share one trace, whose height and width are unknown.
+        # Images of any size other than that for which the network was built share one trace of unknown size.
         is_open = len(x.shape) == 4 and x.shape[1:-1] != network._sides
         key = (name, shards, compiled, x.shape[-1:] if is_open else x.shape[1:], *_get_trace_settings())
         if key not in self._network_functions:
@@ -107,7 +107,7 @@ class Execution:
             x: the input, whose shape and dtype select the trace.
         """
         layer = method.__self__  # type: ignore[attr-defined]
-        # The key names the trainable weights, because a trace of a backward pass computes gradients for them only.
+        # The key has which weights are trainable, because a trace of a backward pass computes only their gradients.
         trainable, compiled = tuple(variable.trainable for variable in layer.variables), bool(get_jit_compile())
         key = (method.__name__, _describe_layer(layer), trainable, compiled, x.shape[1:], *_get_trace_settings())
         if key not in self._layer_functions:
@@ -122,9 +122,10 @@ class Execution:
     def run_chain(
         self, method: str, layers: Sequence[Any], h: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs layers one after the other, and returns the output and the total log-determinant, `[batch]`.
+        """Runs layers one after the other on `h`; returns the output and the total log-determinant, `[batch]`.
 
-        `method` names the layers' method for the direction, "_forward" or "_inverse"; no layer changes the shape.
+        `method` is the name of the layers' method for the direction, "_forward" or "_inverse". The layers do not change
+        the shape of `h`.
         """
         # Only layers on images are inverted, because the activations of layers on vectors take little memory.
         inverts = get_backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
@@ -139,7 +140,7 @@ class Execution:
     def _run_for_inversion(
         self, layers: Sequence[Any], x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs layers as `run_chain` does; the backward pass recovers the maps between layers by inverting layers."""
+        """Runs layers as `run_chain` does; the backward pass recovers the maps between the layers by inversion."""
         weights = [read_layer_weights(layer) for layer in layers]
         probe, precision, compiled = _get_error_probe(), get_net_precision() or "float32", bool(get_jit_compile())
 
@@ -178,11 +179,11 @@ class Execution:
         y_gradient: tf.Tensor,
         log_det_gradient: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, list[list[tf.Tensor | None]]]:
-        """Returns the recovered input of a chain of layers, and gradients for the input, z and the layers' weights."""
+        """Runs layers backwards from the last output y; returns the input, and gradients for input, z and weights."""
         z_gradient = None if z is None else tf.zeros_like(z)
         weight_gradients: list[list[tf.Tensor | None]] = []
         for layer, own in zip(reversed(layers), reversed(weights), strict=True):
-            # The hidden maps are stored, because only one layer at a time runs its backward pass.
+            # The hidden maps of coupling nets are stored, which takes little memory for one layer at a time.
             with backward_memory("keep"):
                 invert = self.trace_layer(layer.inverse_and_gradients, y)
                 y, y_gradient, change, found = invert(own, y, z, y_gradient, log_det_gradient)
@@ -194,13 +195,13 @@ class Execution:
 
 
 def read_layer_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """Returns the values of a layer's variables as tensors, since each variable would need a trace of its own."""
+    """Returns the values of a layer's variables as tensors, the arguments of a trace that several layers share."""
     return [tf.convert_to_tensor(variable) for variable in layer.variables]
 
 
 @contextlib.contextmanager
 def jit_compiled(on: bool) -> Iterator[None]:
-    """Sets whether XLA compiles the layers that `Execution` calls or traces inside the context.
+    """A context that sets whether XLA compiles the layers which `Execution` calls or traces inside it.
 
     Layers with equal shapes and options share one program for the forward direction and one for the gradient, so that
     the time for compiling does not grow with the depth, as it would for one program with all layers. XLA compiles for
@@ -220,7 +221,7 @@ def get_jit_compile() -> bool | None:
 
 
 def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
-    """Returns a scope in which tensors of any shape replace the values of variables."""
+    """Returns a `keras.StatelessScope` in which tensors, also of another shape, replace the values of variables."""
     scope = keras.StatelessScope()
     for pair in values:
         scope.add_update(pair)
@@ -240,9 +241,9 @@ def disable_autograph(owner: _Class) -> _Class:
 
 
 def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> Any:
-    """Returns a `tf.function` that callers call as a function of its own, instead of copying its operations."""
+    """Returns `run` as a `tf.function` that stays a function in a caller's graph: TensorFlow does not inline it."""
     return tf.function(
-        # TensorFlow warns of functions with equal code that are traced often; it counts each partial separately.
+        # TensorFlow warns if functions with the same code are traced often; a new `partial` counts as another function.
         functools.partial(run),
         autograph=False,
         reduce_retracing=True,
@@ -253,7 +254,7 @@ def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> An
 
 
 def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
-    """Returns the signature of a tensor `[batch, ..., channels]` with unknown sizes but for the channels; or None."""
+    """Returns the `TensorSpec` of tensors like x of any size, except for the last axis, the channels; None for None."""
     if x is None:
         return None
     return tf.TensorSpec([None] * (len(x.shape) - 1) + [x.shape[-1] if len(x.shape) > 1 else None], x.dtype)
@@ -262,7 +263,7 @@ def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
 def _run_with_weights(
     method: Callable[..., Any], variables: list[keras.Variable], weights: list[tf.Tensor], *inputs: tf.Tensor | None
 ) -> Any:
-    """Runs a layer's method with other values of the layer's variables, and returns the outputs."""
+    """Runs a layer's method with `weights` as values of the layer's `variables`, and returns the outputs."""
     with substitute_weights(zip(variables, weights, strict=True)):
         return method(*inputs)
 
@@ -279,7 +280,7 @@ def _get_trace_settings() -> tuple[Any, ...]:
     return get_net_precision(), get_backward_mode(), is_traced_for_xla()
 
 
-# --- shards ---
+# --- shards: the parts of a batch that CPU cores compute at the same time ---
 
 
 def count_shards() -> int:
@@ -295,7 +296,7 @@ def count_shards() -> int:
 
 
 def is_sharded(x: tf.Tensor) -> bool:
-    """Returns whether a batch is computed in several shards: true for images, if each shard gets an image."""
+    """Returns whether a batch is computed in several shards: true for images, if each shard gets at least one."""
     return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= count_shards() > 1
 
 
@@ -313,7 +314,7 @@ def run_in_shards(
     shards, each computed by one thread, do not wait for each other.
 
     Args:
-        function: function of x and a condition that maps each image separately and returns a tuple of tensors.
+        function: function of x and a condition; it maps each image separately, and returns a tuple of tensors.
         shards: number of shards, at most one for each image.
         compiled: whether XLA compiles the layers.
         x: the batch, `[batch, ...]`.
@@ -321,7 +322,7 @@ def run_in_shards(
         probe: error probes of the images (`make_image_probes`), `[batch]`, or None.
     """
     if x.shape[0] == 0:
-        # Convolutions refuse an empty batch, so the outputs for an image of zeros give the shapes.
+        # Convolutions refuse an empty batch, so one image of zeros is run, and its outputs are cut to length 0.
         image = (None if each is None else tf.zeros([1, *each.shape[1:]], each.dtype) for each in (x, condition))
         return tuple(output[:0] for output in run_in_shards(function, 1, compiled, *image))
     outputs = []
@@ -332,7 +333,7 @@ def run_in_shards(
 
 
 def split_into_shards(x: tf.Tensor) -> Batch:
-    """Splits a batch into the list of its shards; a batch that `is_sharded` excludes is returned unchanged."""
+    """Splits a batch into the list of its shards; a batch that is not `is_sharded` is returned unchanged."""
     return _split_batch(x, count_shards()) if is_sharded(x) else x
 
 
@@ -342,7 +343,7 @@ def join_shards(batch: Batch | tuple[tf.Tensor, ...]) -> tf.Tensor:
 
 
 def accept_shards(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
-    """Decorates a function that maps each image separately, so that it also maps a list of shards to such a list.
+    """Decorates a function that maps each image separately: called with lists of shards, it returns a list of shards.
 
     >>> @accept_shards
     ... def scaled(x, factor):
@@ -363,7 +364,7 @@ def accept_shards(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
 
 
 def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
-    """Returns a list of `shards` parts of a batch, in the order of the images; of None for no tensor."""
+    """Splits a batch into a list of `shards` parts, in the order of the images; None becomes a list of None."""
     if x is None or shards == 1:
         return [x] * shards
     count = get_sizes(x)[0]
@@ -376,14 +377,14 @@ def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
 
 @contextlib.contextmanager
 def backward_memory(mode: str | None, probe: tf.Tensor | None = None) -> Iterator[None]:
-    """Selects the activation-memory mode of the backward pass for code called or traced inside this context.
+    """A context that selects how activations reach the backward pass of code called or traced inside it.
 
-    "keep" stores all activations. "recompute" computes the hidden maps of coupling nets a second time, which takes most
-    of the time of a forward pass. The hidden maps have many times as many channels as the maps between layers. Values
+    "keep" stores all activations. "recompute" does not store the hidden maps of coupling nets, which have many times as
+    many channels as the maps between layers: computing them a second time takes most of a forward pass's time. Values
     and gradients are equal to the bit with "keep" and "recompute". "invert" stores the input and the output of each
     chain of flow layers and recovers the maps between the layers by inversion; gradients differ only by rounding.
 
-    Outside of this context gradients are correct, too, but the nets run in the way that is fastest without gradients.
+    Outside of this context gradients are correct, too, but nets run in the way that is fastest without a backward pass.
 
     Args:
         mode: "keep", "recompute" or "invert"; None for the behaviour outside of the context.
@@ -410,14 +411,15 @@ def get_backward_mode() -> str | None:
 
 
 def _get_error_probe() -> tf.Tensor | None:
-    """Returns the error probe of the innermost `backward_memory` context; None if there is none."""
+    """Returns the error probe, whose gradient is the inversion error, of the innermost `backward_memory`; or None."""
     return getattr(_state, "backward", (None, None))[1]
 
 
 def make_image_probes(x: tf.Tensor) -> tf.Tensor | None:
-    """Returns an error probe (see `backward_memory`) for each image of x, `[batch]`; None unless layers are inverted.
+    """Returns an error probe, a scalar whose gradient is an inversion error, for each image of x, `[batch]`, or None.
 
-    The gradient of the context's probe is the largest gradient of these probes.
+    The gradient of the probe of `backward_memory` is the largest gradient of these probes. The result is None if that
+    context has no probe, or another mode than "invert".
     """
     probe = _get_error_probe() if get_backward_mode() == "invert" else None
     if probe is None:
@@ -431,7 +433,7 @@ def make_image_probes(x: tf.Tensor) -> tf.Tensor | None:
 
 
 def measure_inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:
-    """Returns the largest error of each recovered image relative to the stored image's largest number, `[batch]`."""
+    """Returns for each image max |recovered - stored| / max |stored|, float32 `[batch]`; 0 for an image of zeros."""
     axes = list(range(1, len(stored.shape)))
     largest = tf.reduce_max(tf.abs(stored), axes)
     difference = tf.reduce_max(tf.abs(recovered - stored), axes)
@@ -445,9 +447,9 @@ def apply_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
     their hidden maps stay in the cache of a core.
 
     Args:
-        net: function of maps `[batch, height, width, channels]`, a condition of each image (a vector, a map or None)
-            and weights that maps each image separately; hidden maps have as many channels as the first weight's last
-            axis.
+        net: function that maps each image separately; its arguments are maps `[batch, height, width, channels]`, the
+            images' conditions (vectors, maps or None), and weights. The last axis of the first weight is as long as the
+            hidden maps have channels.
     """
     if get_backward_mode() == "keep":
         return net
@@ -459,7 +461,7 @@ def _run_recomputing(
 ) -> tf.Tensor:
     """Runs a coupling net whose hidden maps the backward pass computes a second time, and returns the output.
 
-    `tf.recompute_grad` and `keras.remat` need variables, but inside a `keras.StatelessScope` the weights are tensors.
+    `tf.recompute_grad` and `keras.remat` are not used, because they need variables, and here weights can be tensors.
     """
 
     def apply(x: tf.Tensor, *rest: tf.Tensor) -> tf.Tensor:
@@ -468,13 +470,13 @@ def _run_recomputing(
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
-            # The control dependency delays the second computation until its gradient is needed.
+            # The control dependency delays the second computation until the backward pass needs it.
             with tf.control_dependencies([upstream]):
                 again = [tf.identity(value) for value in inputs]
             with tf.GradientTape() as tape:
                 tape.watch(again)
                 y = apply(*again)
-            # A graph leaves out the last convolution of the second computation, because nothing uses y.
+            # In a graph, TensorFlow leaves out the last convolution of the second computation, because y is not used.
             return tape.gradient(y, again, output_gradients=upstream)
 
         return apply(*inputs), gradient
@@ -487,8 +489,8 @@ def run_in_slices(
 ) -> tf.Tensor:
     """Runs a coupling net on a few images at a time, so that hidden maps stay in a core's cache; returns the output.
 
-    If an operation uses several cores, or a GPU, the net runs on all images at once. `apply_memory_mode` describes the
-    arguments.
+    If an operation uses several cores or a GPU, the net runs on all images at once. The arguments are those of the net
+    of `apply_memory_mode`.
     """
     has_own_core = tf.config.threading.get_intra_op_parallelism_threads() == 1
     if not has_own_core or tf.config.get_visible_devices("GPU") or not x.shape.is_fully_defined():

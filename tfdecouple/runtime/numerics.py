@@ -1,4 +1,4 @@
-"""Matrix products, inverses and determinants in full precision, and sizes of tensors."""
+"""Matrix products, inverses and determinants in full precision, and sizes of tensors that may be unknown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tfdecouple.runtime.precision import get_net_precision
 
 
 def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
-    """Returns the matrix product a b, which is never computed in TF32; neither are its gradients.
+    """Returns the matrix product a b; neither the product nor its gradients are computed in TF32.
 
     TensorFlow's switch for TF32 applies to whole graphs. Inside `net_precision("tf32")` the switch may be on, so the
     product is computed in float64, which the switch does not affect. Elsewhere the switch is off.
@@ -26,13 +26,13 @@ def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = F
 def multiply_channels(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False, full: bool = False) -> tf.Tensor:
     """Multiplies the channels of x by a matrix, as a 1x1 convolution does, and returns `[..., outputs]`.
 
-    The gradient for the kernel of a 1x1 convolution would take a tenth more time.
+    TensorFlow's 1x1 convolution is not used, because its gradient for the kernel takes a tenth more time.
 
     Args:
         x: array `[..., channels]`.
         matrix: matrix `[channels, outputs]` of the dtype of x.
         transpose: whether `matrix` is transposed, `[outputs, channels]`.
-        full: whether the product is never computed in TF32 (`multiply_in_full_precision`).
+        full: whether TF32 is excluded, by `multiply_in_full_precision`.
     """
     multiply = multiply_in_full_precision if full else tf.matmul
     product = multiply(tf.reshape(x, [-1, x.shape[-1]]), matrix, transpose_b=transpose)
@@ -50,13 +50,13 @@ def is_traced_for_xla() -> bool:
 
 
 def compute_log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
-    """Returns log |det W|, `[...]`, of each matrix W in `[..., n, n]`."""
+    """Returns log |det W| of each matrix W in `matrix`, `[..., n, n]`; the result is `[...]`."""
     return _compute_log_abs_det_by_qr(matrix) if is_traced_for_xla() else tf.linalg.slogdet(matrix).log_abs_determinant
 
 
 @tf.custom_gradient
 def _compute_log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns log |det W| by a QR factorisation, because XLA cannot compute determinants on CPUs, and the gradient."""
+    """Returns log |det W|, and for the decorator its gradient, by QR: XLA cannot compute determinants on CPUs."""
     factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
     value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))), -1)
 
@@ -67,9 +67,9 @@ def _compute_log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 
 
 def get_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
-    """Returns the size of each axis of a tensor: a number if the size is known, otherwise a scalar tensor.
+    """Returns the size of each axis of a tensor: an int if the size is known, otherwise a scalar tensor.
 
-    A graph would take six operations to read a size, which each layer of a deep flow would repeat.
+    Known sizes are not read by the graph, because that takes six operations, which each layer of a flow would repeat.
     """
     known = x.shape.as_list()
     if None not in known:
@@ -79,9 +79,9 @@ def get_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
 
 
 def multiply_sizes(factors: Iterable[int | tf.Tensor], dtype: tf.DType) -> tf.Tensor:
-    """Returns the product of sizes from `get_sizes` as a scalar tensor of `dtype`."""
+    """Returns the product of sizes, ints or scalar tensors from `get_sizes`, as a scalar tensor of `dtype`."""
     count = math.prod(factors)
-    # A cast of a known product would be one more operation in the graph.
+    # A known product becomes a constant, because a cast would be one more operation in the graph.
     return tf.constant(count, dtype) if isinstance(count, int) else tf.cast(count, dtype)
 
 

@@ -1,4 +1,4 @@
-"""Options of command lines whose values are numbers from a range; other values are refused in one line."""
+"""Command-line options whose values are numbers in a range; other values raise an error of one line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tfdecouple.errors import one_line
 
 
 def make_number_type(kind: type[int] | type[float], least: float = 0, most: float = 2**31 - 1) -> Callable[[str], Any]:
-    """Returns a function that converts the text of an option to a number from `least` to `most`, as argparse's `type`.
+    """Returns a function, for argparse's `type`, that converts an option's text to a number from `least` to `most`.
 
-    Another text raises argparse's error for a wrong value. `kind` is int for whole numbers.
+    `kind` is int or float. The function raises ArgumentTypeError for text that is no number of this type and range.
     """
     numeral = "a whole number" if kind is int else "a finite number"
 
@@ -33,9 +33,9 @@ def make_number_type(kind: type[int] | type[float], least: float = 0, most: floa
 def add_number(
     parser: Any, name: str, default: float | None, text: str, least: float = 0, most: float = 2**31 - 1
 ) -> None:
-    """Adds an option to a parser, whose value is a number from `least` to `most`, whole unless the default is a float.
+    """Adds the option `name` to a parser; its value is a number from `least` to `most`.
 
-    The help is `text` and the default; a default of None is explained by `text` itself.
+    The number is a float if the default is one, else an int. The help is `text`, followed by the default unless None.
     """
     kind = make_number_type(float if isinstance(default, float) else int, least, most)
     help_text = text if default is None else f"{text} (default {default:g})"

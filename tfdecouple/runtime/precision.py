@@ -1,4 +1,4 @@
-"""Contexts that set the precision: full float32 or TF32 for the whole process, and the precision inside the nets.
+"""Contexts that set the precision: full float32 or TF32 for the whole process, and lower precision inside nets.
 
 On NVIDIA GPUs since Ampere TensorFlow rounds the operands of float32 matrix products and convolutions to 10 bits of
 mantissa (TF32) unless TensorFlow's switch for TF32 is off. A flow inverts exactly only if both directions compute equal
@@ -22,7 +22,7 @@ from tfdecouple.errors import UserError, warn_user
 _enabled = tf.config.experimental.tensor_float_32_execution_enabled
 _enable = tf.config.experimental.enable_tensor_float_32_execution
 
-# The traces for which `full_float32` has issued its warning.
+# The traced graphs for which `full_float32` has issued its warning, so that it issues one for each.
 _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
@@ -41,7 +41,7 @@ class _Switch:
         self._user_setting = False
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
-        """Changes the numbers of contexts, and sets the switch: off for `full`, else on for `tf32`, else the user's."""
+        """Adds to the counts of contexts, and sets the switch: off for any `full`, else on for any `tf32`, else as before."""
         with self._lock:
             if not (self.full or self.tf32):
                 self._user_setting = _enabled()
@@ -55,7 +55,7 @@ _switch = _Switch()
 
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
-    """Runs the code inside in full float32, without TF32; the context manager is also a decorator of functions.
+    """A context, also a decorator of functions, whose code computes in full float32, without TF32.
 
     Contexts can be nested and entered by several threads at once; TensorFlow's switch for TF32 returns to the user's
     setting when the last context ends. The switch has no effect on a `tf.function` that is traced inside the context,
@@ -81,7 +81,7 @@ def full_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_float_32() -> Iterator[None]:
-    """Runs the code inside in TF32 on GPUs that have it, unless any thread is inside `full_float32`."""
+    """A context whose code computes in TF32 on GPUs that have it, unless any thread is inside `full_float32`."""
     _switch.turn(tf32=1)
     try:
         yield
@@ -95,7 +95,7 @@ def has_visible_gpu() -> bool:
 
 
 def _warn_of_trace() -> None:
-    """Warns the user, once for each trace, if the function that is being traced may run in TF32 later."""
+    """Warns the user, once for each traced function, if the function being traced may later run in TF32 on a GPU."""
     if not _enabled() or _switch.tf32 or not has_visible_gpu():
         return
     trace = tf.compat.v1.get_default_graph()
@@ -121,7 +121,7 @@ _state = threading.local()
 
 @contextlib.contextmanager
 def net_precision(dtype: str) -> Iterator[None]:
-    """Sets the precision of the nets that are called or traced inside the context: "float32", "tf32" or "bfloat16".
+    """A context that sets the precision of nets called or traced inside it: "float32", "tf32" or "bfloat16".
 
     "bfloat16" applies to the coupling nets of images only. "tf32" allows TF32 (`tensor_float_32`) in the encoder and in
     the coupling nets of images; all other products are computed without TF32 (`multiply_in_full_precision`).
@@ -140,5 +140,5 @@ def net_precision(dtype: str) -> Iterator[None]:
 
 
 def get_net_precision() -> str | None:
-    """Returns the precision that the innermost `net_precision` context sets; None for "float32", or no context."""
+    """Returns "tf32" or "bfloat16", as the innermost `net_precision` context sets; None for float32 or no context."""
     return getattr(_state, "dtype", None)

@@ -1,6 +1,6 @@
 """The start and the end of a program: TensorFlow's settings, and errors as one line with an exit status.
 
-Only programs call these functions, because they change settings of the whole process.
+Only programs call these functions, not a library's user, because the functions change settings of the whole process.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tfdecouple.errors import ConfigError, UserError, one_line
 from tfdecouple.runtime.devices import count_cores
 from tfdecouple.runtime.requirements import EXTRAS, describe_missing_package, require_backend
 
-# TensorFlow's environment variable that decides whether a program takes memory of a GPU step by step.
+# TensorFlow's environment variable that decides whether a program takes a GPU's memory as needed, not all at once.
 ALLOW_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
-# Environment variable with the number of shards in which a CPU computes a batch.
+# Environment variable with the number of shards, parts of a batch that a CPU computes at the same time.
 SHARDS = "TFDECOUPLE_SHARDS"
 # Options of glibc's malloc.h in bytes: free memory at the end of the heap that glibc keeps (M_TRIM_THRESHOLD), extra
 # memory that glibc requests (M_TOP_PAD), and the least size of blocks that glibc maps singly (M_MMAP_THRESHOLD).
 _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
-# Packages that Keras imports if they are installed, for wrappers and plots that no program of this project uses.
+# Keras imports these packages if they are installed. They are hidden from Keras, because no program needs them there.
 _UNUSED = ("sklearn", "matplotlib", "IPython", "pandas")
 
 
@@ -47,7 +47,7 @@ def start_tensorflow(threads: int | None = None) -> None:
     """
     require_backend()
     _keep_memory()
-    # With Python's default thresholds, garbage collection among TensorFlow's many objects takes a tenth of the time.
+    # TensorFlow has many objects: with Python's default thresholds garbage collection takes a tenth of a start's time.
     gc.set_threshold(100_000, 20, 20)
     is_quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
     if is_quiet:
@@ -62,7 +62,7 @@ def start_tensorflow(threads: int | None = None) -> None:
     # the first training step of the quickstart, and made each step slower (58 images/s instead of 98).
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not gpus})
     if ALLOW_GROWTH not in os.environ:
-        # TensorFlow raises RuntimeError if a user's code has started it; then the user's setting stays.
+        # TensorFlow raises RuntimeError if it has started to use the GPUs; then the earlier setting stays.
         with contextlib.suppress(RuntimeError):
             for gpu in gpus:
                 # Without this setting TensorFlow takes all memory of a GPU at the start.
@@ -76,7 +76,8 @@ def divide_cores(threads: int) -> None:
 
     With two threads, the halves of a batch are computed at once (`run_in_shards`), each on one thread: a small model
     trains at 127 images/s instead of 79. With more threads, every operation uses all threads. The environment variable
-    TFDECOUPLE_SHARDS sets another number of parts of a batch. TensorFlow's own variables for threads have precedence.
+    TFDECOUPLE_SHARDS sets another number of parts of a batch. If TF_NUM_INTRAOP_THREADS or TF_NUM_INTEROP_THREADS is
+    set, nothing is changed. ConfigError is raised for an invalid TFDECOUPLE_SHARDS.
     """
     import tensorflow as tf
 
@@ -86,7 +87,7 @@ def divide_cores(threads: int) -> None:
     shards = min(max(1, int(text)), threads)
     if any(name in os.environ for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")):
         return
-    # TensorFlow raises RuntimeError if a user's code has started it; then the user's threads stay.
+    # TensorFlow raises RuntimeError if it has started its threads; then their numbers stay.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
         # `count_shards` divides this number by the threads of one operation to get the number of shards.
@@ -111,7 +112,7 @@ def _keep_memory() -> None:
 
 @contextlib.contextmanager
 def _hide_packages(*names: str) -> Iterator[None]:
-    """Makes imports of the named packages fail inside the context, unless the packages are already imported."""
+    """A context in which imports of the packages `names` fail, unless a package has been imported before."""
     hidden = [name for name in names if name not in sys.modules]
     # Python raises ImportError for a module whose entry in `sys.modules` is None.
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
@@ -124,7 +125,7 @@ def _hide_packages(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _mute_standard_error() -> Iterator[None]:
-    """Drops output to standard error inside the context, where TensorFlow logs before any log level applies."""
+    """A context that drops all output to standard error: while it is imported, TensorFlow logs at every level."""
     stream = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -139,8 +140,8 @@ def _mute_standard_error() -> Iterator[None]:
 def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
     """Returns the arguments `args` and `env` of `subprocess.run` that start Python with arguments such as "-m".
 
-    The new process imports modules from the same folders as this process, and none from its working folder.
-    `environment` has further environment variables.
+    The new process imports modules from the same folders as this process, and none from its working folder. Its
+    environment is that of this process with the variables in `environment`.
     """
     package = str(pathlib.Path(__file__).resolve().parents[2])
     path = os.pathsep.join(map(os.path.abspath, [*sys.path, package]))
@@ -153,7 +154,7 @@ def get_arguments(arguments: Sequence[str] | None) -> list[str]:
 
 
 def run_program(main: Callable[[], int]) -> int:
-    """Runs the function `main` of a program, prints an error as one line, and returns the exit status.
+    """Runs the function `main` of a program, prints an error that it raises as one line, and returns the exit status.
 
     Returns:
         The status that `main` returns; 2 after a user's mistake, a full disk or too little memory; 130 after an
@@ -161,7 +162,7 @@ def run_program(main: Callable[[], int]) -> int:
         program itself, whose traceback TFDECOUPLE_TRACEBACK=1 shows.
     """
     _prepare_output()
-    # Objects are exempt from the garbage collection at exit, which would take seconds with TensorFlow's graphs.
+    # The garbage collection at exit skips all objects, because it would take seconds with TensorFlow's graphs.
     atexit.register(gc.freeze)
     try:
         try:
@@ -207,9 +208,10 @@ def run_program(main: Callable[[], int]) -> int:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Returns whether an exception is an interruption (Ctrl-C), or was raised because of one.
+    """Returns whether an exception is a KeyboardInterrupt (Ctrl-C), or was raised because of one.
 
-    TensorFlow replaces an exception of a Python function that it calls, and clean-up can fail after an interruption.
+    TensorFlow replaces an interruption in a Python function that it calls by its own exception with the same text, and
+    clean-up after an interruption can raise another exception.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -220,14 +222,14 @@ def was_interrupted(error: BaseException) -> bool:
 
 
 def _print_interruption(*saved: object) -> int:
-    """Prints that the program was interrupted and what was saved; returns the exit status 130."""
-    # Python would print a message for each of TensorFlow's unfinished generators that fails when it is closed.
+    """Prints that the program was interrupted, and the texts `saved` on what it had saved; returns exit status 130."""
+    # Without this hook Python prints a message for each of TensorFlow's unfinished generators that fails at exit.
     sys.unraisablehook = lambda _: None
     return _print_error("; ".join(["interrupted", *map(str, saved)]), 130)
 
 
 def _print_error(text: str, status: int) -> int:
-    """Prints an error as one line, with unprintable characters escaped; returns the exit status."""
+    """Prints an error to standard error as one line, with unprintable characters escaped; returns `status`."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -242,12 +244,13 @@ def _print_error(text: str, status: int) -> int:
 
 
 def _prepare_output() -> None:
-    """Makes printing safe for terminals that cannot show all characters, and for closed standard streams."""
+    """Prevents printing from failing on terminals that cannot show all characters, and on closed standard streams."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            # The number is occupied, because native code would print into the next file that gets the number.
+            # A closed standard stream becomes /dev/null. Otherwise the next file to be opened would get its number, and
+            # native code would print into that file.
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
     # Pillow's warning of large images is hidden, because `open_image` checks sizes and raises its own error.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
@@ -260,6 +263,6 @@ def _prepare_output() -> None:
 
 
 def drop_output(stream: TextIO | None = None) -> None:
-    """Drops all further output, also at exit, to a stream that cannot be written; by default to standard output."""
+    """Sends all further output of a stream that cannot be written, by default standard output, to /dev/null."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

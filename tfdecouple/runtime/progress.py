@@ -1,4 +1,4 @@
-"""Display of the progress of long work: a bar on a terminal, otherwise a line every few seconds, with the time left."""
+"""Shows the progress of long work and the time left: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from tfdecouple.runtime.process import drop_output
 
-# Without a terminal: seconds before the first line of a counter.
+# Without a terminal, the first line of a `Counter` is printed after this many seconds.
 _FIRST = 5.0
-# Without a terminal: seconds between lines, and seconds without any line before a note is printed.
+# Without a terminal, this many seconds pass between lines, and pass without a line before a note is printed.
 INTERVAL = 15.0
 
 
@@ -32,7 +32,7 @@ def format_duration(seconds: float) -> str:
 
 
 class TimeLeft:
-    """An estimator of the time that work still takes at its mean speed so far, and a timer for reports.
+    """Estimates the time left of some work from its mean speed so far, and tells when a report is due.
 
     The speed is measured from the first call of `is_report_due` on, so that earlier time for tracing does not count.
 
@@ -56,7 +56,7 @@ class TimeLeft:
         return True
 
     def measure_rate(self, done: float) -> float:
-        """Returns the amount of work done per second; 0 before the speed is known."""
+        """Returns the amount of work done per second, where `done` is the amount so far; 0 before it is known."""
         now = time.monotonic()
         start, before = self._start or (now, done)
         return (done - before) / (now - start) if now > start else 0.0
@@ -70,8 +70,8 @@ class TimeLeft:
 class Counter:
     """A context that shows on standard error how many of `total` images are done: a bar on a terminal, else lines.
 
-    The context is called with the number of finished images. An earlier process has finished `before` of the images;
-    `unit` names other things than images.
+    The code inside calls the `Counter` with the number of finished images. `what` names the work, `before` is how many
+    images an earlier process finished, and `unit` is what is counted instead of images.
     """
 
     def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0, unit: str = "images"):
@@ -130,7 +130,7 @@ class TrainingProgress:
                 print(text, file=self._file, flush=True)
 
     def show_step(self, step: int) -> None:
-        """Shows that `step` steps are done; the metrics are those of the last call of `set_metrics`."""
+        """Shows that `step` steps are done, with the time left and the metrics that `set_metrics` has set."""
         is_due = self._left.is_report_due(step)
         text = ", ".join(part for part in (self._metrics, self._left.format_time_left(step)) if part)
         if self._bar is not None:
@@ -146,9 +146,9 @@ class TrainingProgress:
         self._metrics = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
     def show_note(self, text: str, at_once: bool = False) -> None:
-        """Shows what the training does besides steps.
+        """Shows a note on what the training does between steps, such as an evaluation.
 
-        Without a terminal, a line is printed only if no line was printed for `INTERVAL` seconds, or if `at_once`.
+        Without a terminal, the note is printed only if no line was printed for `INTERVAL` seconds, or if `at_once`.
         """
         if self._bar is not None:
             with self._ignore_output_errors():
@@ -157,7 +157,7 @@ class TrainingProgress:
             self.print_line(f"  {text}")
 
     def make_counter(self, what: str, total: int) -> Callable[[int], None]:
-        """Returns a callback that takes the number of finished images, and shows it as a note with the time left."""
+        """Returns a callback that shows the number of finished images, its argument, as a note with the time left."""
         left = TimeLeft(total)
 
         def report(done: int) -> None:
@@ -168,7 +168,7 @@ class TrainingProgress:
         return report
 
     def close_bar(self) -> None:
-        """Closes the bar, which shows the last metrics."""
+        """Closes the bar on a terminal, with the metrics that `set_metrics` set last."""
         if self._bar is not None:
             with self._ignore_output_errors():
                 self._bar.set_description_str(self._metrics, refresh=False)
@@ -176,7 +176,7 @@ class TrainingProgress:
 
     @contextlib.contextmanager
     def _ignore_output_errors(self) -> Iterator[None]:
-        """Lets training continue without output after the output could not be written: closed terminal, full disk."""
+        """A context that drops all later output, and raises no OSError, if output fails: closed terminal, full disk."""
         try:
             yield
         except OSError as error:

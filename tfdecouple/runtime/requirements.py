@@ -11,7 +11,7 @@ import sys
 
 from tfdecouple.errors import ConfigError, UserError
 
-# Extras of `pip install 'tfdecouple[EXTRA]'` by the import name of an optional package that they install.
+# For the import name of each optional package: the EXTRA of `pip install 'tfdecouple[EXTRA]'` that installs it.
 EXTRAS = {
     "ai_edge_litert": "litert",
     "onnx": "export",
@@ -28,7 +28,7 @@ EXTRAS = {
 
 
 class MissingPackageError(UserError, ImportError):
-    """The error for an optional package that is not installed."""
+    """An optional package, which a feature needs, is not installed; the message has the command that installs it."""
 
 
 def require_packages(*modules: str, what: str) -> None:
@@ -42,7 +42,7 @@ def require_packages(*modules: str, what: str) -> None:
 
 
 def describe_missing_package(module: str, what: str) -> str:
-    """Returns the message that `what` needs a missing package, with the command that installs the package.
+    """Returns the error message that `what` needs the missing package `module`, with the command that installs it.
 
     >>> describe_missing_package("matplotlib", "the command curves")
     "the command curves needs matplotlib, which is missing: pip install 'tfdecouple[plots]'"
