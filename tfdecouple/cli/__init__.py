@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_command(arguments: Sequence[str]) -> int:
     """Runs the command `arguments[0]` with the other arguments, and returns its exit status.
 
-    Without a command, the help is printed. UserError is raised for an unknown command, and by commands.
+    Without arguments, the help is printed. UserError is raised if there is no such command.
     """
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draws metrics of runs: writes curves.png and curves.json into --out, by default RUN/pictures; returns 0."""
+    """Draws metrics of runs into curves.png and curves.json in --out, by default pictures/ of the first; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_training_curves(path: str, name: str) -> Any:
-    """Returns `Curves` of the metrics in the log metrics.jsonl of the run at `path`; `name` is the legend's text.
+    """Returns `Curves` of the metrics in the log metrics.jsonl of the run at `path`; `name` stands in the legend.
 
     Raises RunError if the log is missing or has no bits/dim yet.
     """

@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Finds directions; writes directions.json into RUN, and for each label or CSV column a picture; returns 0."""
+    """Writes the run's directions.json, and for each label or CSV column a picture and a JSON file; returns 0."""
     if options.attributes and options.labels:
         raise UserError("--attributes excludes --labels: give one of them, then the other")
     if options.split == "train":

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple doctor`: tests the project's promises, such as exact reconstruction, here; times the model."""
+"""`python -m tfdecouple doctor`: tests on this machine what the project promises, and measures speed and memory."""
 
 import argparse
 import pathlib

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple edit`: adds multiples of a direction to z of images, and decodes them with the same v."""
+"""`python -m tfdecouple edit`: adds multiples of a direction to z of images, and decodes with unchanged v."""
 
 import argparse
 from typing import Any

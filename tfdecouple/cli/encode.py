@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfdecouple.runs.opened_run import Run
 
 FORMATS = ("tfrecord", "parquet")
-# Largest number of images, and largest size in bytes, of one file; a killed program loses the work on one file.
+# Largest number of images, and largest size in bytes, of one file. A killed program loses the work on one file.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
@@ -142,7 +142,7 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    """Returns a manifest for codes yet to be written: their fields, the model, the data, the images in each file."""
+    """Returns a manifest for codes yet to be written: fields, model, data, and the number of images per file."""
     from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
     from tfdecouple.corpus.encoding import hash_image_keys
     from tfdecouple.runs.opened_run import hash_weights

@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Encodes the images in --images with Apache Beam into files in --out, prints how many, and returns 0."""
+    """Encodes the images in --images with Apache Beam into files in --out, prints a summary, and returns 0."""
     start_tensorflow()
     try:
         import apache_beam  # noqa: F401

@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Computes, prints and writes the requested metrics one by one, so that a failure keeps earlier ones; returns 0."""
+    """Computes, prints and writes the requested metrics one by one: earlier results survive a failure; returns 0."""
     start_tensorflow()
     import tensorflow as tf
 
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
                 if not files:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
-                    # The evaluation is logged at its first result, so that it is not counted if it fails earlier.
+                    # Evaluations of test images count from their first result on; those that fail earlier do not count.
                     if options.split == "test" or not all(each.on_split for each in metrics):
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
@@ -139,7 +139,7 @@ class Evaluation:
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
     def make_image_batches(self) -> tf.data.Dataset:
-        """Returns a dataset of dicts with batches of the evaluated images, as `make_evaluation_batches` makes them."""
+        """Returns a dataset of the evaluated images in batches: dicts with "image", "label", "index" and "weight"."""
         from tfdecouple.data import make_evaluation_batches
         from tfdecouple.data.batches import round_batch_size
         from tfdecouple.data.labels import check_batch_labels
@@ -147,7 +147,7 @@ class Evaluation:
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        # Fewer images than the split has are drawn at random, because the first images of a folder share a class.
+        # If only a part of the split is evaluated, it is drawn at random: the first images of a folder share a class.
         drawn = self.count < self.size
         indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
@@ -167,7 +167,7 @@ class Evaluation:
 def write_metric_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Writes a metric's result, run and data into `out` as JSON, and its picture as PNG; returns the JSON's name."""
+    """Writes a metric's result and facts on run and data as JSON, and its picture, to `out`; returns the file name."""
     from tfdecouple.cli.run_images import write_picture
 
     opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split

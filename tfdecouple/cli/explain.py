@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints default and meaning of config options, those whose names contain a given text or all; returns 0."""
+    """Prints default and meaning of all config options, or of those whose names contain a given text; returns 0."""
     for name in options.names:
         if not any(name in option for option in list_option_names()):
             raise make_unknown_option_error(name)

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draws samples, searches the nearest images of each, writes neighbours.png and neighbours.json; returns 0."""
+    """Draws samples, finds the images nearest to each, writes neighbours.png and neighbours.json, and returns 0."""
     start_tensorflow()
     from scipy.spatial.distance import cdist
 

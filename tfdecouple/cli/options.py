@@ -90,7 +90,7 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: Seque
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds FILE, pairs of the user's images, and --pairing, how a data set's images are paired, to a parser."""
+    """Adds the argument FILE, images of the user in pairs, and --pairing, how a data set is paired, to a parser."""
     text = "pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]"
     parser.add_argument("files", nargs="*", metavar="FILE", help=text)
     text = "pairs of the data set: within a class, across classes or any; auto: within and across if there are classes"

@@ -138,8 +138,8 @@ def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     if pairing != "across":
         pairs = _alternate_groups(groups)
     elif groups:
-        # After its first image the list has two images of one label, two of the next, and so on. Pairing from the first
-        # image on separates each two, so that a label is paired with several others.
+        # The list is one image of the first label, two of the second, two of the third, and so on. Pairs of neighbours
+        # from its start therefore have different labels, and a label is paired with several others.
         images = [groups[0][0], *itertools.chain(*_alternate_groups([*groups[1:], groups[0][1:]]))]
         pairs = [pair for pair in zip(images[::2], images[1::2], strict=False) if labels[pair[0]] != labels[pair[1]]]
     else:
@@ -154,7 +154,7 @@ def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
 
 
 def find_results_folder(run: str, out: pathlib.Path | None, name: str) -> pathlib.Path:
-    """Returns the folder for results: `out`, or if None the sub-folder `name` of the run or of the working folder."""
+    """Returns the folder for results: `out` unless None, else RUN/`name`, or ./`name` if `run` is not a run folder."""
     return out or (pathlib.Path(run) / name if is_run_folder(run) else pathlib.Path(name))
 
 
@@ -193,7 +193,7 @@ def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
 
 
 class OwnSizeResults:
-    """Applies changes that the model makes at its size to the user's photographs (FILE) at their own sizes.
+    """Repeats changes, which the model makes at its own size, on the user's photographs at their sizes.
 
     Attributes:
         small: the photographs, shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.

@@ -50,7 +50,7 @@ def make_timed_config(config: Config, batch: int) -> Config:
 class Work(NamedTuple):
     """Work that is timed, such as a training step.
 
-    The function `call` does the work once, on a count of `images`, and waits for the result. The function `begin`, if
+    The function `call` does the work once, on `images` images, and waits for the result. The function `begin`, if
     it is not None, starts the work and does not wait for a GPU.
     """
 
@@ -160,7 +160,7 @@ def time_calls(
 ) -> tuple[list[float], list[float]]:
     """Returns the wall times and the CPU times in seconds of `reps` repetitions, each of `calls` calls.
 
-    If there is a function `begin`, only the last call of a repetition waits for its result, as training does at a log.
+    If there is a function `begin`, only the last call of a repetition waits, as a training waits only when it logs.
     """
     walls, cpus = [], []
     for _ in range(reps):
@@ -174,17 +174,17 @@ def time_calls(
 
 
 def read_live_bytes(device: str, kind: str = "peak") -> int:
-    """Returns the "peak" or "current" bytes of tensors on a device; CPUs need the environment variable `COUNTING`."""
+    """Returns the "peak" or "current" bytes of tensors on a device; on CPUs `COUNTING` must be in the environment."""
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])
 
 
-# --- the checks of `doctor` ---
+# --- the checks of speed and memory of the command `doctor` ---
 
 
 def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Variant = DEFAULT) -> Config:
-    """Returns the config that `doctor` times: a preset or the bundled small model, with this batch size and variant."""
+    """Returns the config that `doctor` times: a preset or the bundled small model, at a batch size, in a variant."""
     config = load_preset(request.preset) if request.preset else load_small_config()
     # Data-dependent initialisation from 16 images is fast and takes less memory than a training step.
     settings = ["training.init_images=16", *request.settings, *variant.settings]

@@ -1,4 +1,4 @@
-"""Checks of `doctor` with a small trained model: every device computes equal numbers, trains equally, inverts exactly.
+"""Checks of `doctor` with a small trained model: do all devices compute the same numbers, train alike, invert exactly?
 
 The run folder `doctor/model/` has `numbers.npz` beside its checkpoint: photographs that the model was not trained on,
 and what the model computes from some of them in float32 on a CPU. `benchmarks/doctor_model.py` makes this folder.
@@ -76,7 +76,7 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
 
 
 def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
-    """Returns arrays that the small model computes on a device: codes and bits/dim of images, decoded x, samples."""
+    """Returns by name what the small model computes on a device: codes and bits/dim of images, decoded x, samples."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -121,7 +121,7 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
 
 
 def compare_numbers(task: Task) -> Iterator[Result]:
-    """Yields a result for each device: whether it computes the arrays in `numbers.npz`, within their bounds."""
+    """Yields a result for each device: whether the small model computes the arrays in `numbers.npz` there."""
     right, images = load_numbers(), load_photographs(IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant == DEFAULT else {}
@@ -177,7 +177,7 @@ def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
-    """Returns a result: whether `together`, weights from several devices, equal `alone`, from one, within the bound."""
+    """Returns a result: whether `together`, weights from several devices, equal `alone`, from one, nearly."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
     is_bitwise = bool(np.array_equal(alone, together))
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
@@ -188,7 +188,7 @@ def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.
     return Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
 
-# --- exact round trips ---
+# --- exact reconstruction: decode(encode(image)) is the image ---
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -169,7 +169,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
     assert not variables, f"weights without a source: {sorted(variables)}"
 
 
-# --- the config ---
+# --- translation of wolf's config ---
 
 
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
@@ -204,7 +204,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
 
 
 def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
-    """Returns the options, such as "steps", of the flow in section `name` of wolf's config.
+    """Returns by name the options, such as "steps", of the flow in section `name` of wolf's config.
 
     WolfError is raised if the section's entry `inverse` differs from the argument `inverse`.
     """
@@ -262,7 +262,7 @@ def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns p(y) of the classes up to a factor, from wolf's `probs` or `logits`; () for equal ones, if absent."""
+    """Returns p(y) of the classes up to a factor, from wolf's `probs` or `logits`; () if both are absent."""
     names = ("discriminator.probs", "discriminator.logits")
     given = {name: numbers for name in names if (numbers := _get_value(values, name, default=None)) is not None}
     if len(given) > 1:

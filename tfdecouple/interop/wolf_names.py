@@ -88,7 +88,7 @@ _CLASS_WEIGHTS: dict[str, tuple[str, Convert]] = {
 
 
 def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
-    """Yields for each weight of a model its name in wolf, its name here, and the function to convert wolf's array."""
+    """Yields a `WeightMatch` for each weight of a model: wolf's name, this project's name, a function to convert."""
     weights = list(model.named_variables())
     yield from _match_flow("generator.flow", "flow", model.flow, weights)
     if model.dequantizer is not None:
@@ -108,7 +108,7 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
 
 
 def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the `WeightMatch` of each weight of a flow; weights' names begin with `root` in wolf, with `ours` here."""
+    """Yields the `WeightMatch` of each weight of a flow; names begin with `root` in wolf, `ours` in this project."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"

@@ -28,7 +28,7 @@ _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves maps with a 3x3 kernel and zero padding; callers get `[batch, height, width, outputs]`.
 
-    The function of the gradient, which is returned, too, goes to the decorator.
+    The decorator takes the second result, the function of the gradient.
 
     Args:
         x: maps, `[batch, height, width, inputs]`.
@@ -44,7 +44,7 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves maps with the weight-normalised 3x3 kernel g V / ||V||; callers get `[batch, height, width, outputs]`.
 
-    The function of the gradient, which is returned, too, goes to the decorator. It computes the kernel again, by one
+    The decorator takes the second result, the function of the gradient. This function computes the kernel again, by one
     multiplication per weight: stored kernels would take as much memory as all weights, for each shard of a batch.
 
     Args:
@@ -72,7 +72,7 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tupl
 
 
 def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient for the input x of a 3x3 convolution, shaped as x, from `upstream`, that for its output."""
+    """Returns the gradient for the input x of a 3x3 convolution, from the output's gradient `upstream`."""
     neighbours = _count_packed_pixels(upstream, x.shape[-1])
     if neighbours > 1:
         return _convolve_packed(upstream, kernel, neighbours, reflected=True)
@@ -80,7 +80,7 @@ def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor)
 
 
 def compute_kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient for a 3x3 kernel, shaped as the kernel, from the input x and the gradient for the output."""
+    """Returns the gradient for the kernel of a 3x3 convolution, from its input x and the output's gradient `upstream`."""
     inputs, outputs = x.shape[-1], upstream.shape[-1]
     is_swapped = _fills_registers(x) and _compute_filled_share(inputs) > _compute_filled_share(outputs)
     if is_swapped:

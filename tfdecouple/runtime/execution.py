@@ -68,16 +68,17 @@ class Execution:
         x: tf.Tensor,
         *others: tf.Tensor | None,
     ) -> Callable[[], tuple[tf.Tensor, ...]]:
-        """Returns a function without arguments that runs `function` on the batch x in shards, or eagerly its trace.
+        """Returns a function without arguments that runs `function` on shards of the batch x; eagerly, it runs a trace.
 
-        The trace contains the network's variables, because passing a thousand weights as arguments took 45 ms a call.
+        The trace captures the network's variables, because passing a thousand weights as arguments took 45 ms a call.
 
         Args:
             network: the network whose weights the function reads.
             name: name of the function in the network, by which its trace is found again.
             function: function of x and a condition; it maps each image separately, and returns a tuple of tensors.
             x: the batch, `[batch, ...]`.
-            *others: the condition and the error probes of the images (`make_image_probes`), each a tensor or None.
+            *others: the condition, and the error probes of `make_image_probes`, whose gradients carry inversion errors;
+                each a tensor or None.
         """
         compiled = self.jit_compile if get_jit_compile() is None else bool(get_jit_compile())
         shards = count_shards() if is_sharded(x) else 1
@@ -107,7 +108,7 @@ class Execution:
             x: the input, whose shape and dtype select the trace.
         """
         layer = method.__self__  # type: ignore[attr-defined]
-        # The key has which weights are trainable, because a trace of a backward pass computes only their gradients.
+        # The key tells which weights are trainable, because a traced backward pass computes gradients for them only.
         trainable, compiled = tuple(variable.trainable for variable in layer.variables), bool(get_jit_compile())
         key = (method.__name__, _describe_layer(layer), trainable, compiled, x.shape[1:], *_get_trace_settings())
         if key not in self._layer_functions:
@@ -243,7 +244,7 @@ def disable_autograph(owner: _Class) -> _Class:
 def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> Any:
     """Returns `run` as a `tf.function` that stays a function in a caller's graph: TensorFlow does not inline it."""
     return tf.function(
-        # TensorFlow warns if functions with the same code are traced often; a new `partial` counts as another function.
+        # A new `partial` counts as another function: TensorFlow warns if one function is traced often.
         functools.partial(run),
         autograph=False,
         reduce_retracing=True,
@@ -319,7 +320,7 @@ def run_in_shards(
         compiled: whether XLA compiles the layers.
         x: the batch, `[batch, ...]`.
         condition: z or a map for each image, `[batch, ...]`, or None.
-        probe: error probes of the images (`make_image_probes`), `[batch]`, or None.
+        probe: error probes of `make_image_probes`, whose gradients carry inversion errors, `[batch]`, or None.
     """
     if x.shape[0] == 0:
         # Convolutions refuse an empty batch, so one image of zeros is run, and its outputs are cut to length 0.
@@ -372,7 +373,7 @@ def _split_batch(x: tf.Tensor | None, shards: int) -> list[Any]:
     return [x[start:stop] for start, stop in itertools.pairwise(edges)]
 
 
-# --- the memory of the backward pass ---
+# --- activation memory: how activations reach the backward pass ---
 
 
 @contextlib.contextmanager
@@ -448,8 +449,8 @@ def apply_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
 
     Args:
         net: function that maps each image separately; its arguments are maps `[batch, height, width, channels]`, the
-            images' conditions (vectors, maps or None), and weights. The last axis of the first weight is as long as the
-            hidden maps have channels.
+            images' conditions (vectors, maps or None), and weights. The size of the last axis of the first weight is
+            the number of channels of the hidden maps.
     """
     if get_backward_mode() == "keep":
         return net

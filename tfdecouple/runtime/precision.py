@@ -41,7 +41,7 @@ class _Switch:
         self._user_setting = False
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
-        """Adds to the counts of contexts, and sets the switch: off for any `full`, else on for any `tf32`, else as before."""
+        """Adds to the counts; sets TF32 off with `full` contexts, on with `tf32` ones alone, else to the user's."""
         with self._lock:
             if not (self.full or self.tf32):
                 self._user_setting = _enabled()
@@ -121,7 +121,7 @@ _state = threading.local()
 
 @contextlib.contextmanager
 def net_precision(dtype: str) -> Iterator[None]:
-    """A context that sets the precision of nets called or traced inside it: "float32", "tf32" or "bfloat16".
+    """A context that sets the precision of nets called or traced in it, to "float32", "tf32" or "bfloat16".
 
     "bfloat16" applies to the coupling nets of images only. "tf32" allows TF32 (`tensor_float_32`) in the encoder and in
     the coupling nets of images; all other products are computed without TF32 (`multiply_in_full_precision`).

@@ -47,7 +47,7 @@ def start_tensorflow(threads: int | None = None) -> None:
     """
     require_backend()
     _keep_memory()
-    # TensorFlow has many objects: with Python's default thresholds garbage collection takes a tenth of a start's time.
+    # With Python's default thresholds, garbage collection takes a tenth of the time in which a program starts.
     gc.set_threshold(100_000, 20, 20)
     is_quiet = "TF_CPP_MIN_LOG_LEVEL" not in os.environ
     if is_quiet:
@@ -87,7 +87,7 @@ def divide_cores(threads: int) -> None:
     shards = min(max(1, int(text)), threads)
     if any(name in os.environ for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")):
         return
-    # TensorFlow raises RuntimeError if it has started its threads; then their numbers stay.
+    # TensorFlow raises RuntimeError if it has started its threads; then the number of threads stays.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
         # `count_shards` divides this number by the threads of one operation to get the number of shards.
@@ -125,7 +125,7 @@ def _hide_packages(*names: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _mute_standard_error() -> Iterator[None]:
-    """A context that drops all output to standard error: while it is imported, TensorFlow logs at every level."""
+    """A context that drops all output to standard error, where TensorFlow logs before log levels take effect."""
     stream = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -210,8 +210,8 @@ def run_program(main: Callable[[], int]) -> int:
 def was_interrupted(error: BaseException) -> bool:
     """Returns whether an exception is a KeyboardInterrupt (Ctrl-C), or was raised because of one.
 
-    TensorFlow replaces an interruption in a Python function that it calls by its own exception with the same text, and
-    clean-up after an interruption can raise another exception.
+    TensorFlow replaces an interruption in a Python function that it calls by its own exception, whose text has the word
+    KeyboardInterrupt. Clean-up after an interruption can raise another exception.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -15,7 +15,7 @@ from tfdecouple.runtime.process import drop_output
 
 # Without a terminal, the first line of a `Counter` is printed after this many seconds.
 _FIRST = 5.0
-# Without a terminal, this many seconds pass between lines, and pass without a line before a note is printed.
+# Without a terminal: seconds between two lines, and seconds after the last line before a note is printed.
 INTERVAL = 15.0
 
 
@@ -56,7 +56,7 @@ class TimeLeft:
         return True
 
     def measure_rate(self, done: float) -> float:
-        """Returns the amount of work done per second, where `done` is the amount so far; 0 before it is known."""
+        """Returns the amount of work per second, where `done` is the amount done so far; 0 before the speed is known."""
         now = time.monotonic()
         start, before = self._start or (now, done)
         return (done - before) / (now - start) if now > start else 0.0
@@ -114,7 +114,7 @@ class TrainingProgress:
         self._bar: tqdm | None = None
 
     def show_start(self, step: int) -> None:
-        """Starts the display at a step of the run, 0 or the step at which the run resumes."""
+        """Starts the display at `step`, which is 0 or the step at which the run resumes."""
         self._left = TimeLeft(self._total, 0.0)
         if self._file.isatty():
             options = {"initial": step, "unit": "step", "bar_format": "step {n_fmt}/{total_fmt} |{bar}| {desc}"}
@@ -141,7 +141,7 @@ class TrainingProgress:
             self.print_line(f"step {step}/{self._total}{text and f': {text}'}")
 
     def set_metrics(self, bits_per_dim: float, images_per_second: float) -> None:
-        """Sets the metrics that `show_step` shows from now on: means of bits per dimension and of speed."""
+        """Sets the metrics that `show_step` shows from now on: means of bits per dimension and of images per second."""
         digits = 0 if images_per_second >= 10 else 2
         self._metrics = f"{bits_per_dim:.3f} bits/dim, {images_per_second:.{digits}f} images/s"
 
