@@ -53,7 +53,7 @@ def add_command(commands: Any, name: str, summary: str, details: str = "") -> ar
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
-    """Adds --run, which is by default the bundled weights unless `required`, and --out if `out`, to a parser."""
+    """Adds the option --run to a parser, by default the bundled weights unless `required`; if `out`, also --out."""
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
     else:
@@ -69,7 +69,7 @@ def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
-    """Adds --seed and --count to a parser; --count is how many `what` ("samples") to draw, by default `count`."""
+    """Adds --seed and --count to a parser; --count, by default `count`, is how many `what` ("samples") to draw."""
     add_number(parser, "--count", count, f"number of {what}", 1, MOST_IN_A_PICTURE)
     add_number(parser, "--seed", 0, "seed of all draws")
 
@@ -90,7 +90,7 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: Seque
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument FILE, images of the user in pairs, and --pairing, how a data set is paired, to a parser."""
+    """Adds to a parser FILE, for pairs of the user's images, and --pairing, how images of a data set are paired."""
     text = "pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]"
     parser.add_argument("files", nargs="*", metavar="FILE", help=text)
     text = "pairs of the data set: within a class, across classes or any; auto: within and across if there are classes"

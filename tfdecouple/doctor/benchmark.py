@@ -184,7 +184,7 @@ def read_live_bytes(device: str, kind: str = "peak") -> int:
 
 
 def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Variant = DEFAULT) -> Config:
-    """Returns the config that `doctor` times: a preset or the bundled small model, at a batch size, in a variant."""
+    """Returns the config that `doctor` times: a preset or the bundled small model, with the settings of `variant`."""
     config = load_preset(request.preset) if request.preset else load_small_config()
     # Data-dependent initialisation from 16 images is fast and takes less memory than a training step.
     settings = ["training.init_images=16", *request.settings, *variant.settings]

@@ -154,7 +154,7 @@ def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Weight
     *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
 
     def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
-        """Reorders wolf's dense kernel, for inputs flattened with channels first, to inputs with channels last."""
+        """Reorders wolf's dense kernel from inputs flattened channels first to inputs flattened channels last."""
         maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
         return maps.reshape(-1, len(array))
 

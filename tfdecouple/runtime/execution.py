@@ -68,7 +68,7 @@ class Execution:
         x: tf.Tensor,
         *others: tf.Tensor | None,
     ) -> Callable[[], tuple[tf.Tensor, ...]]:
-        """Returns a function without arguments that runs `function` on shards of the batch x; eagerly, it runs a trace.
+        """Returns a function without arguments that runs `function`, in eager mode its trace, on shards of the batch x.
 
         The trace captures the network's variables, because passing a thousand weights as arguments took 45 ms a call.
 
@@ -217,7 +217,7 @@ def jit_compiled(on: bool) -> Iterator[None]:
 
 
 def get_jit_compile() -> bool | None:
-    """Returns the argument of the innermost `jit_compiled` context; None outside of any."""
+    """Returns whether the innermost `jit_compiled` context lets XLA compile layers; None outside of any context."""
     return getattr(_state, "jit_compile", None)
 
 
@@ -407,7 +407,7 @@ def backward_memory(mode: str | None, probe: tf.Tensor | None = None) -> Iterato
 
 
 def get_backward_mode() -> str | None:
-    """Returns the mode of the innermost `backward_memory` context; None outside of any."""
+    """Returns "keep", "recompute" or "invert", as the innermost `backward_memory` context selects; None without one."""
     return getattr(_state, "backward", (None, None))[0]
 
 

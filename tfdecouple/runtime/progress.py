@@ -56,7 +56,7 @@ class TimeLeft:
         return True
 
     def measure_rate(self, done: float) -> float:
-        """Returns the amount of work per second, where `done` is the amount done so far; 0 before the speed is known."""
+        """Returns the amount of work per second, with `done` the amount done so far; 0 before the speed is known."""
         now = time.monotonic()
         start, before = self._start or (now, done)
         return (done - before) / (now - start) if now > start else 0.0
