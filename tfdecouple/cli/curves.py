@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draws metrics of runs into curves.png and curves.json in --out, by default pictures/ of the first; returns 0."""
+    """Writes curves.png and curves.json into --out, by default the folder `pictures` of the first run; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name

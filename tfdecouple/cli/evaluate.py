@@ -154,7 +154,7 @@ class Evaluation:
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe_inputs(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields lines of text that name the run, its step, the images and, unless None, the count `test_evaluations`."""
+        """Yields lines of text that describe the run, the images and, unless None, the count `test_evaluations`."""
         split = self.options.split
         averaged = "averaged " if self.opened.averaged else ""
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"

@@ -193,7 +193,7 @@ def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
 
 
 class OwnSizeResults:
-    """Repeats changes, which the model makes at its own size, on the user's photographs at their sizes.
+    """Repeats changes, which the model makes at its own size, on the user's photographs at the photographs' sizes.
 
     Attributes:
         small: the photographs, shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.
