@@ -32,7 +32,7 @@ BOUND = 1e-4
 # Number of training steps after which the weights from several devices are compared with those from one device.
 STEPS = 10
 # Largest allowed difference of weights trained on several devices from weights trained on one, relative to the
-# change in training. The bound exceeds the rounding of gradients, because Adam's steps are large for tiny gradients, too.
+# change in training. It exceeds the rounding of gradients, because Adam's steps are large for tiny gradients, too.
 WEIGHTS_BOUND = 1e-3
 _RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
 _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
