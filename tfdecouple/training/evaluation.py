@@ -1,4 +1,4 @@
-"""The results of a run's evaluations: metrics, pictures, the best weights, and the summary at the end of the run."""
+"""Writing of evaluation results to the run folder: metrics, pictures, the best weights, and summary.json at the end."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tfdecouple.training.state import TrainingState
 from tfdecouple.visualization.grids import reconstruct_images
 from tfdecouple.visualization.pictures import PictureInputs, count_shown_images, save_pictures
 
-# Largest number of test images that are compressed with lossless codecs, for comparison.
-_CODED = 1000
-# Smallest number of images that each evaluation encodes and decodes, whatever `training.pictures` is.
+# At the end of a run, up to this many test images are also compressed with WebP and PNG, to compare bits/dim.
+_MOST_COMPRESSED = 1000
+# Each evaluation encodes and decodes at least this many images, even if the option `training.pictures` is smaller.
 _LEAST_RECONSTRUCTED = 4
 
-# Functions from a model and some validation images, uint8, to metrics by name, which every evaluation logs.
+# Each function gets the model and some validation images (uint8), and returns a dict of metrics, which are logged.
 DIAGNOSTICS = [
     DecoupledModel.diagnose,
 ]
 
 
 class EvaluationReports:
-    """A writer of the results of evaluations to the run folder; only the chief of several workers uses it.
+    """Writes the results of evaluations to the run folder; in a distributed run only the chief (rank 0) uses it.
 
-    `note` is called with the name of each part of a report before the part is computed.
+    The function `note` is called with a text, such as "drawing samples", before each slow part of a report.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class EvaluationReports:
         self._directory = directory
 
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
-        """Saves pictures, metrics and, if they are the best, the weights; returns a message with the results."""
+        """Saves metrics and pictures of a validation, and the weights if `is_best`; returns a message for the user."""
         model = self._state.model
         count = min(self._count_shown_images(step), self._source.sizes["validation"])
         # Fewer images are returned if some files cannot be read.
@@ -69,15 +69,15 @@ class EvaluationReports:
         )
 
     def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
-        """Writes summary.json, and returns its content and messages with the results of the run.
+        """Writes summary.json; returns its content, a dict, and lines of text with the results for the user.
 
-        `test` has the metrics on the `count` test images; it is None if they were not evaluated.
+        `test` has the metrics on the first `count` test images, or is None if no test images were evaluated.
         """
         best, loaded = int(self._state.best_step.numpy()), self._directory.loaded_step
         averages = bool(self._config.training.ema_decay)
         summary: dict[str, Any] = {
             "steps": step,
-            # Opening the run loads the weights of this step, too.
+            # `Run.open` loads the weights of this step, too. It is not `best` if the best checkpoint is damaged.
             "best_step": loaded,
             "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()) if loaded == best else None,
             "test": test.to_log_row() if test else None,
@@ -92,9 +92,9 @@ class EvaluationReports:
         if test is None:
             lines.append("test: left alone (training.evaluation_samples=0)")
         else:
-            images, labels = load_images(self._source, "test", min(_CODED, count), at_most=True)
+            images, labels = load_images(self._source, "test", min(_MOST_COMPRESSED, count), at_most=True)
             self._show_note("lossless codecs")
-            # Codecs store all 8 bits of a channel, so they are not compared with models of fewer bits.
+            # Codecs store all 8 bits of a channel, so they are not compared with models of fewer bits per channel.
             codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
             shown = self._count_shown_images(step)
@@ -115,7 +115,7 @@ class EvaluationReports:
         return summary, lines
 
     def _count_shown_images(self, step: int) -> int:
-        """Returns how many held-out images are encoded, decoded and drawn after a step."""
+        """Returns how many held-out images the evaluation at `step` decodes: up to `training.pictures`, at least 4."""
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)
@@ -123,7 +123,7 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Draws the pictures of a step; returns a text on the exactness of reconstructions, and paths by picture."""
+        """Saves PNG pictures; returns a text on how many images are reconstructed exactly, and paths by picture."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
@@ -132,13 +132,13 @@ class EvaluationReports:
             inputs = PictureInputs(self._state.model, images, seed, self._count_shown_images(step), labels, label_names)
             exact = save_pictures(inputs, folder, prefix, lambda name: self._show_note(f"drawing {name}"))
         except UserError as error:
-            # A model with alpha = 1 sometimes fails to invert an image; the run then continues without pictures.
+            # With alpha = 1, scales of couplings can be near 0, so that inverting an image fails; the run continues.
             return f"no pictures ({error})", {}
         pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
         return f"reconstruction: {_describe_exact_count(exact, images)}", pictures
 
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
-        """Returns a text on how many of the images the model reconstructs exactly."""
+        """Encodes and decodes the images; returns a text on how many of them come out with the same pixels."""
         model = self._state.model
         try:
             quantized = np.asarray(model.quantize_images(images))
@@ -149,5 +149,5 @@ class EvaluationReports:
 
 
 def _describe_exact_count(exact: int, images: np.ndarray) -> str:
-    """Returns a text on how many images are reconstructed exactly, given their number."""
+    """Returns the text "N of M images identical to the last pixel"; N is `exact`, and M is the count of `images`."""
     return f"{exact} of {len(images)} images identical to the last pixel"

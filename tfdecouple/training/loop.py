@@ -40,13 +40,13 @@ from tfdecouple.training.workers import (
     require_divisible_batch,
 )
 
-# A run is evaluated on at most as many images as it was trained on, but on at least this number of images.
+# A short run is evaluated on only as many images as it was trained on, to save time, but on at least this many.
 _LEAST_EVALUATED = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of a training: the run folder, the content of summary.json, and whether this process is the chief."""
+    """The result of `train`: the run folder, the content of summary.json, and whether this process is the chief."""
 
     workdir: pathlib.Path
     summary: dict[str, Any]
@@ -60,11 +60,11 @@ def train(
     devices: int | None = None,
     download: bool = False,
 ) -> Outcome:
-    """Trains a run to its last step, from its beginning or from its newest checkpoint, and returns the outcome.
+    """Trains a run to its last step, from the beginning or from the newest checkpoint in its folder.
 
-    The global seed of Keras is set, because initial weights are drawn from it. In a cluster, which TF_CONFIG describes,
-    all workers call `train` with the same arguments before TensorFlow runs its first operation. Only the first worker,
-    the chief, reads and writes the run folder.
+    The function sets the global seed of Keras, from which initial weights are drawn. In a cluster, described by the
+    environment variable TF_CONFIG, all workers call `train` with the same arguments before TensorFlow runs its first
+    operation. Only the first worker, the chief, reads and writes the run folder.
 
     Args:
         config: the config of the run.
@@ -73,7 +73,7 @@ def train(
         download: whether TFDS downloads and prepares a missing data set.
 
     Raises:
-        ConfigError: where options contradict each other or the devices, or the processor lacks the precision.
+        ConfigError: where options contradict each other or the devices, or no device supports `training.precision`.
         DataError: where images are missing or unreadable.
         InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
         DivergedError: after training.max_skipped_steps steps in a row that were not applied.
@@ -114,7 +114,7 @@ def train(
 
 
 def _open_source(config: Config, download: bool) -> Source:
-    """Opens the images of a run; raises DataError if they have another number of labels than the model."""
+    """Returns the opened data set of a run; raises DataError if a model with labels has another number of labels."""
     source = open_source(config.data, config.model.image_shape, download)
     require_label_count(source, config.model)
     return source
@@ -122,7 +122,7 @@ def _open_source(config: Config, download: bool) -> Source:
 
 @contextlib.contextmanager
 def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
-    """Returns a context in which errors about a full disk or too little memory become RunError, with one line."""
+    """Returns a context that turns OSError, as for a full disk, and out-of-memory errors into one-line RunErrors."""
     try:
         yield
     except OSError as error:
@@ -131,7 +131,7 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
             "checkpoint"
         ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        # Before the first step the folder has no config, so the command may use the same folder again.
+        # Until the first step has worked, the folder has no config, and a command with other options may use it again.
         where = " in another --workdir" if (path / CONFIG).is_file() else ""
         raise RunError(
             f"out of memory; start again{where} with a smaller training.batch_size or more "
@@ -142,8 +142,8 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
 class Trainer:
     """The training of a run, from the newest checkpoint in its folder to its last step.
 
-    All workers take every step together. Only the chief uses the run directory, and broadcasts the variables that were
-    read from it. A process that trains alone is the chief.
+    All workers (processes) take every step together. Only the chief (rank 0) uses the run folder; it sends variables
+    from checkpoints to the other workers. A process that trains alone is the chief.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Trainer:
         self._files_written = False
 
     def train_to_end(self) -> dict[str, Any]:
-        """Trains to the last step and returns the run's summary; raises the errors of `train`."""
+        """Trains to the last step; returns the content of summary.json, a dict; raises the errors of `train`."""
         messages, is_new = self.directory.restore_newest_state(self.state)
         if not is_new:
             self.workers.broadcast_variables(
@@ -195,7 +195,7 @@ class Trainer:
             return self._measure_test_images(stop)
 
     def _print_run_description(self, messages: list[str]) -> None:
-        """Prints a description of model, devices and images, then `messages`."""
+        """Prints a description of the run's model, devices and images, then the lines `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -216,7 +216,7 @@ class Trainer:
             )
 
     def _initialize_weights(self) -> None:
-        """Initialises the weights from training images or from another run."""
+        """Sets the initial weights: from the run `training.init_from` if given, else from training images."""
         run = self.training.init_from
         if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
@@ -226,7 +226,7 @@ class Trainer:
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
             images = next(iter(first))["image"]
             if self.training.noise:
-                # The first updates train on images with noise, so the scales of the layers are set from such images.
+                # The first updates train on images with noise, so the layers are initialised from such images, too.
                 normal = tf.random.stateless_normal(
                     images.shape, randomness.derive_seed(self.training.seed, "start", "images")
                 )
@@ -239,14 +239,14 @@ class Trainer:
         self.state.optimizer.start_averages()
 
     def _broadcast_model(self) -> None:
-        """Copies the weights of the chief's model to all workers."""
+        """Copies the weights of the chief's model to the models of all other workers."""
         self.workers.broadcast_variables(self.state.group_checkpoint_variables()["model"].values())
 
     def _write_run_files(self) -> None:
-        """Writes the config of the run and opens its log; later calls do nothing.
+        """Writes config.json and opens metrics.jsonl; later calls do nothing.
 
-        A new run calls it after the first step, which shows that the options work: a folder with the config of a
-        mistaken command would refuse the corrected command.
+        A new run writes them after the first step, which shows that the options work. If a mistaken command left its
+        config in the folder, the folder would refuse the corrected command.
         """
         if self._files_written:
             return
@@ -283,11 +283,11 @@ class Trainer:
                 self._log_training_row(fetched.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif is_first:
-                # The first step includes the time for tracing, so it does not count for the speed.
+                # The first step includes the time for tracing, so the logged images per second do not include it.
                 since, last = time.monotonic(), self.step
             self.progress.show_step(self.step)
             if saves:
-                # A signal may end the program during the evaluation, so the state is saved before.
+                # A signal may end the program during the evaluation, so the state is saved before the evaluation.
                 self._save_checkpoint()
                 if evaluates:
                     self._evaluate_validation(stop)
@@ -304,16 +304,16 @@ class Trainer:
             )
 
     def _should_stop(self, stop: StopRequest, fetched: StepResult | None = None) -> bool:
-        """Returns whether to stop after this step; `fetched` is the step's result if it was copied to the host.
+        """Returns whether a signal stops the run after this step; `fetched` is the step's result if on the host.
 
-        Several workers stop only after such a step, because its result has the stop flags of all workers.
+        Several workers stop together, only after a fetched step: its result has the sum of all workers' stop flags.
         """
         if self.workers.count > 1:
             return fetched is not None and bool(fetched.stop)
         return bool(stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
-        """Returns an iterator over micro-batches, the inputs of `TrainStep`, from the run's current step on."""
+        """Returns an endless iterator over micro-batches, as `TrainStep` takes them, from the current step on."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
@@ -330,9 +330,9 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
     def _fetch_step_result(self, result: StepResult) -> StepResult:
-        """Waits for the last step and returns its result; prints how many steps were skipped since the last call.
+        """Waits for a step, returns its result as Python numbers, and prints the steps skipped since the last call.
 
-        DivergedError is raised if too many steps in a row were skipped.
+        DivergedError is raised if `training.max_skipped_steps` steps in a row were skipped (not applied).
         """
         fetched = result.fetch_numbers()
         self._write_run_files()
@@ -345,7 +345,7 @@ class Trainer:
             self.progress.print_line(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
             self.skipped = skipped
             if self.state.halted.numpy():
-                # Later steps, which may already be dispatched, change nothing, so the state is saved under this step.
+                # Steps that were dispatched after step `step` changed nothing, so the checkpoint is one of step `step`.
                 self.step = step
                 self._save_checkpoint()
                 raise DivergedError(
@@ -367,9 +367,9 @@ class Trainer:
         self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
-        """Saves the state of the training; with `overwrite=False` only if this step has no checkpoint yet.
+        """Writes a checkpoint of the current step; with `overwrite=False`, an existing one stays.
 
-        DivergedError is raised if a weight is not finite, because no later step could be applied.
+        DivergedError is raised if a weight is not finite, because a run could not continue from such a checkpoint.
         """
         if not self.state.has_finite_weights():
             raise DivergedError(
@@ -382,9 +382,9 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _restore_or_repeat_evaluation(self, stop: StopRequest) -> None:
-        """Restores the result of the evaluation at the current step from the log, or repeats a missing evaluation.
+        """Takes the validation bits/dim of the current step from the log; evaluates if the row is missing but due.
 
-        The log also has a row for each step that was the last one when the run had fewer steps.
+        If `training.steps` was raised, the log also has a row for the former last step, where no evaluation is due.
         """
         bits_per_dim = self.log.validation_bits_per_dim(self.step)
         if bits_per_dim is not None:
@@ -393,9 +393,9 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Evaluates the (averaged) weights on the validation images, logs the result and saves the best weights.
+        """Computes bits/dim of the validation images, logs it, and saves the (averaged) weights if they are the best.
 
-        A signal ends the evaluation at once, because the state is saved; the resumed run repeats the evaluation.
+        A signal ends the evaluation at once: the state was saved before, and the resumed run repeats the evaluation.
         """
         count = self._count_evaluated_images("validation", self.training.evaluation_images)
         where = (
@@ -411,7 +411,7 @@ class Trainer:
         self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
-        """Evaluates the best weights on the test images, if the config asks for it, and returns the run's summary."""
+        """Evaluates the best weights on test images unless `evaluation_samples` is 0; writes, returns the summary."""
         training, count = self.training, self._count_evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
@@ -434,23 +434,23 @@ class Trainer:
             return summary
 
     def _stop_evaluation_at_once(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context whose code a signal ends at once; no signal does so if several workers stop together."""
+        """Returns a context that a signal ends at once; with several workers, which stop together, it does nothing."""
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _count_evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns how many images of a split are evaluated: at most `limit`, and as many as the run was trained on."""
+        """Returns how many images of a split to evaluate: up to `limit` (0: all), but no more than were trained on."""
         size = self.source.sizes[split]
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
     def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
-        """Returns the first `count` images of a split in batches of a multiple of the number of devices."""
+        """Returns a dataset of the first `count` images of a split; each device gets an equal part of every batch."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
 
 
 class _ChiefProxy:
-    """A proxy of an object: its methods are called in the chief's process, and every worker gets the result."""
+    """A proxy of `target`: a method runs in the chief's process (rank 0) only, and every worker gets the result."""
 
     def __init__(self, workers: Workers, target: Any):
         self._workers = workers

@@ -1,4 +1,4 @@
-"""The log of a run: the file `metrics.jsonl` and the loggers that receive its rows."""
+"""The log of a run: the file `metrics.jsonl`, whose rows are also passed to loggers such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tfdecouple.storage.files import parse_json, write_text
 
 # Name of the metric by which the best weights are chosen; every row of validation metrics has this metric.
 _SELECTED_BY = "bits_per_dim"
-# Texts that the log has instead of NaN and infinities, because JSON has no such numbers.
+# The log has these texts instead of NaN and infinities, because JSON has no such numbers.
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 class MetricsLog:
-    """A writer of metrics to `metrics.jsonl` that also passes rows and pictures on to loggers.
+    """Writes metrics as rows of `metrics.jsonl`, and passes rows and pictures on to loggers such as TensorBoard.
 
-    A logger that uses another project's client is dropped with a message if the client fails: no client may end a run.
-    All methods raise OSError if the disk is full. Nothing in the run folder changes before `open`.
+    If a logger calls a client of another project, such as `wandb`, and the client fails, the logger is dropped with a
+    message and the run continues. All methods raise OSError if the disk is full. Before `open`, nothing is written.
     """
 
     def __init__(self, folder: pathlib.Path, loggers: Sequence[Logger] = (), report: Callable[[str], None] = print):
@@ -33,8 +33,9 @@ class MetricsLog:
     def open(self, step: int, is_last: bool = False) -> int:
         """Opens the log for new rows, and returns the number of damaged lines that were removed.
 
-        Rows after `step`, from which the run resumes, are removed, because the run will write them again. At the last
-        step the row of test metrics is also removed. Older rows of test metrics stay: they count the test evaluations.
+        Rows of steps after `step`, at which the run resumes, are removed, because the run will write them again. With
+        `is_last`, the test metrics of `step` are removed, too. Test metrics of earlier steps stay, so that the log
+        shows how often the test images were evaluated.
         """
         damaged = 0
         if self._path.exists():
@@ -46,9 +47,9 @@ class MetricsLog:
         return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
-        """Adds a row of metrics, by name, to the log; `kind` is "train", "validation" or "test".
+        """Adds a row to the log: `values`, metrics by name; `kind` is "train", "validation" or "test".
 
-        The loggers also receive the pictures: paths of PNG files by name.
+        Loggers get the row and the `pictures`, paths of PNG files by name; `metrics.jsonl` gets the row alone.
         """
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_format_log_row({"step": step, "kind": kind, **values}))
@@ -61,7 +62,7 @@ class MetricsLog:
         self._call_loggers(write_pictures)
 
     def validation_bits_per_dim(self, step: int) -> float | None:
-        """Returns the validation bits/dim at a step; None if the log has no such row."""
+        """Returns the bits/dim of the validation at `step`; None if the log has no row of this validation."""
         rows = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
         return float(rows[-1][_SELECTED_BY]) if rows else None
 
@@ -77,7 +78,7 @@ class MetricsLog:
         for logger in list(self._loggers):
             try:
                 call(logger)
-            # Every exception is caught, because another project's client may raise anything.
+            # Every exception is caught, because a client of another project may raise anything.
             except Exception as error:
                 if not logger.is_foreign:
                     raise
@@ -86,12 +87,12 @@ class MetricsLog:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl`, without damaged lines such as a last one cut short by a crash."""
+    """Returns the rows of a `metrics.jsonl` as dicts, without damaged lines; [] if the file is missing."""
     return _read_log_rows(path)[0] if path.is_file() else []
 
 
 def _read_log_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """Returns the rows and the number of damaged lines, without a last line that a crash may have cut short."""
+    """Returns a log's rows as dicts, and a count of damaged lines, without a last line that a crash cut short."""
     *lines, last = path.read_bytes().split(b"\n")
     rows = [_parse_log_row(line) for line in [*lines, last]]
     return [row for row in rows if row], rows[:-1].count(None)

@@ -1,4 +1,4 @@
-"""The Adam optimizer, with decoupled weight decay and averages of the weights."""
+"""The Adam optimizer, with decoupled weight decay and running averages of the weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Named = Mapping[str, tf.Variable]
 
 
 class _UpdateScalars(NamedTuple):
-    """Float32 scalars for the updates of all variables; those of a skipped update leave every variable unchanged."""
+    """Float32 scalars of Adam's rule for one update; those of a skipped update leave all variables unchanged."""
 
     beta_1: tf.Tensor
     beta_2: tf.Tensor
@@ -37,19 +37,19 @@ class _UpdateScalars(NamedTuple):
 
 
 class Optimizer:
-    """An Adam optimizer with averages of weights and moving statistics; create it in the scope of the strategy.
+    """An Adam optimizer with running averages of weights and moving statistics; create it in `strategy.scope()`.
 
     Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here the
-    moments of all small weights are one vector, which one operation changes; so are their averages. TensorFlow's fused
-    kernel updates each large weight without temporary copies.
+    moments of all small weights are one vector, which one operation changes; the averages of small weights are another.
+    TensorFlow's fused kernel updates each large weight without temporary copies.
 
-    The graph has no condition, because the host would have to wait for a GPU in each step. A skipped update changes
-    everything by zero.
+    The graph has no `tf.cond`, because the host would have to wait for a GPU in each step. A skipped update adds zero
+    to every variable.
 
     Args:
         config: the options of training.
         weights: the trainable weights by name.
-        statistics: moving statistics of batch normalisation by name; they are averaged, too.
+        statistics: moving statistics of batch normalisation by name; the optimizer averages them, too.
 
     Attributes:
         means, variances: the first and second moments of the gradients, by name of the weight.
@@ -80,7 +80,7 @@ class Optimizer:
     def start_averages(self) -> None:
         """Sets the averages to the current weights and statistics."""
         for name, average in self.averages.items():
-            # Without a copy the average would share the memory of its weight and change with it.
+            # Without a copy, the average would share the weight's memory, and in-place updates would change both.
             average.assign(tf.raw_ops.DeepCopy(x=self._averaged[name]))
 
     @contextlib.contextmanager
@@ -108,12 +108,12 @@ class Optimizer:
         rate: tf.Tensor,
         gradient_scale: tf.Tensor | None = None,
     ) -> None:
-        """Updates weights, moments, statistics and averages on the device of the calling replica.
+        """Updates weights, moments, statistics and averages on the device of the replica that calls this method.
 
         Args:
             applied: whether to apply the update, a boolean scalar.
-            gradients: gradients in the order of the weights.
-            statistics: new values in the order of the moving statistics.
+            gradients: one gradient per weight, in the order of the constructor's `weights`.
+            statistics: new values of the moving statistics, in the order of the constructor's `statistics`.
             updates: number of updates before this one.
             rate: learning rate.
             gradient_scale: factor that clips the gradients; None if `clip_norm` is 0.
@@ -139,11 +139,11 @@ class Optimizer:
         if self._averages.views:
             average = self._averages.variable.handle
             change = _read_variable(average) - tf.concat(new_values, 0)
-            # The operation subtracts alpha times delta in place, without another copy of the averages.
+            # This operation of SGD subtracts alpha * delta from the averages in place, without another copy of them.
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
     def _update_small(self, scalars: _UpdateScalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Updates all small weights together, and returns a list with one vector of their new values."""
+        """Updates all small weights at once; returns a list with one vector, the new values of these weights."""
         weights = [self._weights[name] for name in self._small]
         before, change = flatten_and_join([_read_variable(weight.handle) for weight in weights]), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
@@ -151,7 +151,7 @@ class Optimizer:
         _apply_adam(scalars, gradient, change, self._means.variable.handle, self._variances.variable.handle)
         difference = _read_variable(change)
         for weight, value in zip(weights, _split_vector_like(difference, weights), strict=True):
-            # Weights are changed in place, because new buffers in each step would fragment the memory.
+            # Weights are changed in place, because new buffers in each step would fragment the device's memory.
             tf.raw_ops.AssignAddVariableOp(resource=weight.handle, value=value)
         return [before + difference]
 
@@ -162,8 +162,9 @@ class Optimizer:
         done = _apply_adam(scalars, _scale_gradient(gradient, scalars), weight, mean, variance)
         if name not in self.averages:
             return done
-        # Adam's kernel averages gradients in its slot m; given the weight as gradient and the average as m, it averages
-        # weights in one operation. A rate of 0 keeps the variable (here the mean), and a beta_2 of 1 the variance.
+        # Adam's kernel computes m = beta_1 * m + (1 - beta_1) * gradient. With the average as m and the weight as the
+        # gradient, it updates the average in one operation. The kernel also changes a variable and a second moment: a
+        # rate of 0 keeps the variable (here `mean`) as it is, and a beta_2 of 1 keeps the second moment (`variance`).
         still = scalars._replace(rate=tf.zeros([]), beta_1=scalars.average_decay, beta_2=tf.ones([]))
         return _apply_adam(still, _read_variable(weight), mean, self.averages[name].handle, variance)
 
@@ -175,7 +176,7 @@ class Optimizer:
         power_1, power_2 = (
             tf.cast(tf.pow(tf.constant(b, tf.float64), count), tf.float32) for b in (config.beta_1, config.beta_2)
         )
-        # A smaller decay in the first updates makes the averages forget the initial weights soon.
+        # A smaller decay in the first updates lets the averages forget the initial weights soon.
         before = tf.cast(updates, tf.float32)
         average_decay = tf.minimum(config.ema_decay, (1 + before) / (10 + before))
         rate = tf.where(applied, rate, 0.0)
@@ -186,7 +187,7 @@ class Optimizer:
             beta_2_power=power_2,
             rate=rate,
             decay=rate * config.weight_decay,
-            # The kernel adds epsilon before the bias correction, and Adam's definition after it: so epsilon is scaled.
+            # Adam adds epsilon after the bias correction, TensorFlow's kernel before it, so epsilon is scaled here.
             epsilon=tf.where(applied, config.epsilon * tf.sqrt(1 - power_2), 1.0),
             average_decay=tf.where(applied, average_decay, 1.0),
             gradient_scale=tf.where(applied, gradient_scale if config.clip_norm else 1.0, 0.0),
@@ -203,7 +204,7 @@ def _apply_adam(
 
 
 def _scale_gradient(gradient: tf.Tensor, scalars: _UpdateScalars) -> tf.Tensor:
-    """Returns a gradient times `gradient_scale`; the product is 0 where the scale is 0, even for NaN."""
+    """Returns the gradient times `scalars.gradient_scale`; a scale of 0 gives 0 even where the gradient is NaN."""
     return tf.math.multiply_no_nan(gradient, scalars.gradient_scale)
 
 
@@ -222,11 +223,11 @@ def _make_zero_variable(variable: tf.Variable) -> tf.Variable:
 
 
 class FlatBuffer:
-    """A vector of zeros that replaces many float32 variables, so that one operation changes all of them.
+    """A float32 vector that replaces many variables, so that one operation changes all of them; zeros at first.
 
     Attributes:
         variable: the vector.
-        views: by name of a replaced variable, the `BufferView` of its part of the vector.
+        views: dict from the name of each replaced variable to the `BufferView` of this variable's part of the vector.
     """
 
     def __init__(self, shapes: Mapping[str, tf.TensorShape]):
@@ -240,7 +241,7 @@ class FlatBuffer:
 
 
 class BufferView(base.Trackable):
-    """A part of a vector, from an index on, that is read, assigned and saved like a variable of a given shape."""
+    """The part of a vector from index `start` on, read, assigned and saved like a variable with the shape `shape`."""
 
     dtype = tf.float32
 
@@ -250,20 +251,20 @@ class BufferView(base.Trackable):
         self.shape = tf.TensorShape(shape)
 
     def read_value(self) -> tf.Tensor:
-        """Returns the value of the view as a tensor, float32."""
+        """Returns the view's part of the vector as a float32 tensor in the view's shape."""
         return tf.reshape(tf.convert_to_tensor(self._vector)[self._part], self.shape)
 
     def numpy(self) -> np.ndarray:
-        """Returns the value of the view as an array, float32."""
+        """Returns the view's part of the vector as a float32 NumPy array in the view's shape."""
         return self.read_value().numpy()
 
     def assign(self, value: Any) -> None:
-        """Sets the value of the view on all devices; raises ValueError for a value of another shape."""
+        """Writes `value` into the view's part of the vector on all devices; raises ValueError for another shape."""
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")
         for copy in self.device_copies():
-            # The sliced assignment of `tf.Variable` would first copy the slice.
+            # `variable[begin:end].assign` would first copy the slice, so the operation is called directly.
             tf.raw_ops.ResourceStridedSliceAssign(
                 ref=copy._vector.handle,
                 begin=[self._part.start],
@@ -273,7 +274,7 @@ class BufferView(base.Trackable):
             )
 
     def device_copies(self) -> tuple[BufferView, ...]:
-        """Returns a view into each device's copy of the vector."""
+        """Returns one view per device: a view of the same part of that device's copy of the vector."""
         distributed = isinstance(self._vector, tf.distribute.DistributedValues)
         vectors = self._vector.values if distributed else (self._vector,)
         return tuple(BufferView(vector, self._part.start, self.shape) for vector in vectors)

@@ -1,4 +1,4 @@
-"""The run folder of a training: checks before the training, the lock of the folder, and its files."""
+"""The run folder during a training: checks before the training, the lock of the folder, and writing of its files."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tfdecouple.storage.files import TEMPORARY, require_own_files, write_json, w
 from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.state import TrainingState
 
-# Names of the options that a resumed run may change.
-_FREE = ("training.steps", "training.loggers")
+# Only these options may have another value when a run is resumed.
+_CHANGEABLE = ("training.steps", "training.loggers")
 
 
 def make_paths_absolute(config: Config) -> Config:
-    """Returns the config with absolute paths, so that its run can be resumed from any working directory."""
+    """Returns the config with all paths made absolute, so that its run can be resumed from any working directory."""
     training, start = config.training, config.training.init_from
     if start and is_run_folder(start):
         training = dataclasses.replace(training, init_from=os.path.abspath(os.path.expanduser(start)))
@@ -45,7 +45,7 @@ def make_paths_absolute(config: Config) -> Config:
 
 
 class RunDirectory:
-    """The run folder of a training, which need not exist yet; only the chief of several workers uses it.
+    """The run folder of a training, which need not exist yet; in a distributed run only the chief (rank 0) uses it.
 
     Attributes:
         log: the log of the run; `write_run_files` opens it.
@@ -73,27 +73,27 @@ class RunDirectory:
             self._lock.release()
 
     def require_same_run(self) -> None:
-        """Raises RunError if the folder is in use or holds anything but this run; locks the folder if it exists."""
+        """Raises RunError if the folder is in use or holds anything but this run; else locks it, unless it is new."""
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
 
     def _holds_this_run(self) -> bool:
-        """Returns whether the folder holds this run; False for a new folder, RunError for anything else."""
+        """Returns True if the folder holds this run, False if it is new or empty; raises RunError for anything else."""
         path = self.path
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
         if path.is_dir():
             require_own_files(path)
         if not (path / CONFIG).is_file():
-            # A program that ends before its first step leaves these files, so a folder with only them counts as new.
+            # A training that ends before its first step leaves the lock and temporary files; such a folder is new.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         before = make_paths_absolute(load_config(path))
         changed = compare_configs(before, self._config)
-        # Descriptions may change, and so may the list of photographs if the run does not train on photographs.
-        free = [*_FREE, "description", "notes"]
+        # The config's texts may change, and so may the list of photographs if the run does not train on photographs.
+        free = [*_CHANGEABLE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
         for name in free:
@@ -109,7 +109,7 @@ class RunDirectory:
             raise RunError(
                 f"{path} holds a run with another config: {listed}. "
                 "Choose another --workdir, or give the options it was started with "
-                f"(only {' and '.join(_FREE)} may change)"
+                f"(only {' and '.join(_CHANGEABLE)} may change)"
             )
         return True
 
@@ -124,7 +124,7 @@ class RunDirectory:
             ) from error
 
     def require_label_names(self, names: Sequence[str]) -> None:
-        """Raises RunError if a label has another name than at the beginning of the run; the message names the label."""
+        """Raises RunError if `names`, the label names of the images, differ from those at the beginning of the run."""
         classes = self._config.model.classes
         if self.is_resumed and classes and (changed := find_changed_label(self.path, classes, names)):
             was, now = changed
@@ -134,9 +134,9 @@ class RunDirectory:
             )
 
     def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
-        """Restores the newest readable checkpoint; returns messages for the user, and whether the run is new.
+        """Loads the newest readable checkpoint into `state`; returns messages for the user, and whether the run is new.
 
-        RunError is raised if the folder has checkpoints, but none can be read.
+        RunError is raised if the folder has checkpoints, but none of them can be read.
         """
         self.checkpoints.remove_remains()
         for left in self.path.glob(TEMPORARY):
@@ -154,7 +154,7 @@ class RunDirectory:
                 messages.append(f"passed over: {error}")
                 continue
             messages.append(f"goes on from step {int(state.step.numpy())}")
-            # The run will repeat the later steps, so their checkpoints and best weights are removed.
+            # The run will repeat the steps after `step`, so their checkpoints and best weights are removed.
             for kind in ("step", "best"):
                 for newer in (s for s in self.checkpoints.list_checkpoint_steps(kind) if s > step):
                     self.checkpoints.remove_checkpoint(kind, newer)
@@ -167,7 +167,7 @@ class RunDirectory:
         return messages
 
     def read_finished_summary(self) -> dict[str, Any] | None:
-        """Returns the summary of a run that has taken all steps, and prints this; None for any other run."""
+        """Returns the content of summary.json, with a message, if the run has taken all its steps; otherwise None."""
         step = self._begun
         if step < self._config.training.steps:
             return None
@@ -182,10 +182,10 @@ class RunDirectory:
         return summary
 
     def load_initial_weights(self, state: TrainingState, run: str, label_names: Sequence[str]) -> None:
-        """Loads the best weights of another run into the model.
+        """Loads the best weights of another run into the model; `run` is a folder or the name of pretrained weights.
 
         A model with labels may start from a run without labels. The weights that depend on labels then keep their
-        initial values; where z is a function of the label, encoder and prior of the other run are not loaded.
+        initial values. If z is a function of the label, the encoder and prior of the other run are not loaded.
 
         Raises:
             ConfigError: where architecture or labels differ in any other way.
@@ -211,9 +211,9 @@ class RunDirectory:
         load_weights(run, state.model, averaged=other.training.ema_decay > 0, names=names)
 
     def write_run_files(self, label_names: Sequence[str] = ()) -> int:
-        """Writes config and label names, opens the log, and returns the number of damaged rows in the log.
+        """Writes config.json and labels.json, opens the log, and returns how many damaged rows the log had.
 
-        RunError is raised if another program has started a run in the folder meanwhile.
+        RunError is raised if another program has started a run in the folder since `require_same_run`.
         """
         if not self._lock.is_locked:
             self._acquire_lock()
@@ -225,9 +225,9 @@ class RunDirectory:
         return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
     def save_training_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
-        """Saves the state of the training; with `overwrite=False` only if the step has no checkpoint yet.
+        """Writes `state` as the checkpoint of `step`; with `overwrite=False`, an existing checkpoint stays.
 
-        After SIGTERM use `overwrite=False`, because a SIGKILL may follow while a complete checkpoint is replaced.
+        After SIGTERM use `overwrite=False`: a SIGKILL may follow and interrupt the replacement of a good checkpoint.
         """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
@@ -236,15 +236,15 @@ class RunDirectory:
             self.checkpoints.write_checkpoint("step", step, state.group_checkpoint_variables())
 
     def save_best_weights(self, state: TrainingState, step: int) -> None:
-        """Saves the model's weights as the best weights of the run."""
+        """Saves the current weights of the model, after `step` steps, as the best weights of the run."""
         self.checkpoints.write_checkpoint("best", step, {"model": state.group_checkpoint_variables()["model"]})
 
     def load_best_weights(self, state: TrainingState) -> None:
-        """Loads the best weights into the model; those of the newest checkpoint if the best cannot be read."""
+        """Loads the run's best weights into the model, or the newest readable weights if the best are damaged."""
         self.loaded_step = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Writes summary.json, and the test metrics to the log if the test images were evaluated."""
+        """Writes `summary` to summary.json; if it has test metrics, also adds them as a row to the log."""
         if summary["test"] is not None:
             self.log.write("test", summary["steps"], summary["test"])
         write_json(self.path / SUMMARY, summary)

@@ -22,11 +22,11 @@ class InterruptedRunError(RunError):
 
 
 class _Stopped(BaseException):
-    """The exception that ends the code inside `stop_at_once`. Libraries that catch `Exception` do not catch it."""
+    """Ends the code inside `stop_at_once`; a BaseException, so that libraries that catch `Exception` let it pass."""
 
 
 class StopRequest:
-    """A context that catches SIGTERM, SIGHUP and Ctrl-C; a second Ctrl-C ends the program at once, without saving.
+    """A context that records SIGTERM, SIGHUP or Ctrl-C in `reason`; a second Ctrl-C ends the program without saving.
 
     Attributes:
         reason: the name of the received signal, or None.
@@ -38,10 +38,10 @@ class StopRequest:
         self._raises = False
 
     def __enter__(self) -> StopRequest:
-        """Returns the context after installing its handlers, which Python allows in the main thread only."""
+        """Installs the signal handlers if in the main thread (Python forbids it elsewhere); returns the context."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # A program under nohup ignores SIGHUP, so that it survives the end of its terminal.
+                # SIGHUP stays ignored in a program under nohup, which must survive the end of its terminal.
                 if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
                     continue
                 self._old_handlers[number] = signal.signal(number, self._handle_signal)
@@ -56,9 +56,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def stop_at_once(self, where: str) -> Iterator[None]:
-        """Returns a context whose code a signal ends at once, even a signal that came before; save the state first.
+        """Returns a context that raises InterruptedRunError as soon as a signal comes, or at once if one has come.
 
-        It raises InterruptedRunError with the message "stopped by SIGTERM " and `where`.
+        Save the state before. The message is "stopped by", the name of the signal, and `where`.
         """
         try:
             if self.reason:

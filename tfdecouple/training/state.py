@@ -1,4 +1,4 @@
-"""The state of a training, which its checkpoints hold: model, optimizer and counters."""
+"""The state of a training, as checkpoints hold it: the model, the optimizer and counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.run_folder import list_averaged_weights
 from tfdecouple.training.optimizer import Optimizer
 
-# Names of the fields of `StepResult` whose means over the steps since the last row are written to the log.
+# Fields of `StepResult`. Each row of the log has their means over the steps since the row before.
 RUNNING_MEANS = (
     "bits_per_dim",
     "reconstruction",
@@ -25,18 +25,20 @@ RUNNING_MEANS = (
 
 
 class TrainingState:
-    """The model, the optimizer and the counters of a training; create it in the scope of the strategy.
+    """The model, the optimizer and the counters of a training; create the state inside `strategy.scope()`.
 
     Attributes:
         trainable: trainable weights of the model by name.
         moving: moving statistics of batch normalisation by name.
-        step: number of steps, including skipped ones; the position in the data.
-        updates: number of applied updates; the position in the schedules.
+        step: number of steps, including skipped ones; it determines which images come next.
+        updates: number of applied updates; it determines the learning rate and the other schedules.
         skipped: number of skipped steps in a row.
         best_step, best_bits_per_dim: step and bits/dim of the best evaluation on the validation images.
-        window: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, and number of these steps.
-        not_finite: number of steps in which each of `RUNNING_MEANS` was not finite; not in checkpoints.
-        refused_error: largest inversion error for which a step was not applied; not in checkpoints.
+        window: vector: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, then the number of
+            these steps.
+        not_finite: vector: for each of `RUNNING_MEANS`, in how many steps it was not finite; not in checkpoints.
+        refused_error: largest inversion error (with `training.memory=invert`) of steps that were skipped because of
+            this error; not in checkpoints.
         halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. Later steps, which
             the host may already have dispatched, then change nothing.
     """
@@ -59,7 +61,7 @@ class TrainingState:
         self.refused_error = tf.Variable(np.float32(0), trainable=False)
 
     def group_checkpoint_variables(self) -> dict[str, Mapping[str, Any]]:
-        """Returns all variables of a checkpoint by group and name; the group "model" has the weights."""
+        """Returns the variables of a checkpoint: a dict of groups, which are dicts by name; "model" has the weights."""
         counters = ("step", "updates", "skipped", "best_step", "best_bits_per_dim", "window")
         return {
             "model": self._named,
@@ -74,7 +76,7 @@ class TrainingState:
         return all(np.isfinite(variable.numpy()).all() for variable in self._named.values())
 
     def count_step(self, result: Any) -> None:
-        """Counts a step and adds its metrics, the tensors of a `StepResult`, to the sums; part of the step's graph."""
+        """Counts a step, and adds its metrics (`result`, a `StepResult`) to `window`; runs inside the step's graph."""
         metrics = tf.stack([getattr(result, name) for name in RUNNING_MEANS])
         is_finite = tf.math.is_finite(metrics)
         running = tf.equal(self.halted, 0)
@@ -91,13 +93,13 @@ class TrainingState:
         self.halted.assign(tf.cast(~running | (skipped >= self._training.max_skipped_steps), tf.int64))
 
     def fetch_running_means(self) -> dict[str, float]:
-        """Returns the means of `RUNNING_MEANS` since the last call by name, NaN without any step; resets the sums."""
+        """Returns the mean of each of `RUNNING_MEANS` since the last call, by name (NaN if no step); resets them."""
         *totals, count = self.window.numpy().tolist()
         self.window.assign(tf.zeros_like(self.window))
         return {name: total / count if count else math.nan for name, total in zip(RUNNING_MEANS, totals, strict=True)}
 
     def describe_skip_reasons(self) -> str:
-        """Returns a text on why steps since the last call were not applied, and resets the counters of the reasons."""
+        """Returns why steps were skipped since the last call, a text such as "kl not finite"; resets the counters."""
         counts, error = self.not_finite.numpy(), float(self.refused_error.numpy())
         self.not_finite.assign(tf.zeros_like(self.not_finite))
         self.refused_error.assign(0.0)
@@ -110,7 +112,7 @@ class TrainingState:
         return "; ".join(reasons)
 
     def update_best_evaluation(self, step: int, bits_per_dim: float) -> bool:
-        """Stores step and bits/dim of an evaluation if it is the best so far, and returns whether it is.
+        """Stores `step` and `bits_per_dim` if this evaluation is the best so far, and returns whether it is.
 
         Once the training images contain patterns (noise and checkerboards), earlier evaluations do not count: their
         bits/dim may be lower, but weights that were not trained on patterns do not reconstruct patterns exactly.

@@ -1,7 +1,7 @@
-"""A training step: gradients on all devices, their sum, a check, and one update; and the schedules over the updates.
+"""A training step: gradients on all devices, their sum, a check, and one update; and schedules over the updates.
 
-The learning rate is scheduled as in paper appendix C.2. The argument `update` of a schedule is the number of updates
-before this one, an integer scalar.
+The schedules are those of the learning rate (paper appendix C.2), the KL weight and the image noise. Their argument
+`update` is the number of updates before this one, an integer scalar.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ class StepResult(NamedTuple):
         bits_per_dim: bits/dim of the batch, the mean over its images.
         reconstruction, kl, dequantization: the terms of the bound, mean nats per image.
         gradient_norm: global norm of the gradient before clipping.
+        learning_rate: the learning rate of the step.
         applied: whether the update was applied. It is not applied if the loss or the gradient norm is not finite,
             `inversion_error` is above its bound, or training has halted.
         stop: a number above 0 if any worker was asked to stop; all workers have the same number.
-        inversion_error: error of the activations that `training.memory=invert` reconstructs, 0 in other modes. At the
-            input of each stage it is the largest difference relative to the largest number; these errors are summed
-            over the stages, and the largest sum in the batch is taken.
+        inversion_error: error of the activations that `training.memory=invert` reconstructs; 0 in other modes. The
+            error at the input of a stage is the largest difference divided by the largest activation. An image's
+            errors are summed over the stages, and the largest sum of any image in the batch is reported.
     """
 
     bits_per_dim: Any
@@ -49,41 +50,41 @@ class StepResult(NamedTuple):
     inversion_error: Any = 0.0
 
     def fetch_numbers(self) -> StepResult:
-        """Waits for the step and returns its result as Python numbers, copied from the devices."""
+        """Waits for the step, copies its result from the devices, and returns the result as Python numbers."""
         return StepResult(*(np.asarray(value).item() for value in self))
 
 
 class TrainStep:
-    """A function that takes a training step: it draws noise, adds up the devices' gradients, and updates the weights.
+    """A callable that takes a training step: it draws noise, adds up the devices' gradients, and updates the weights.
 
     The noise of an image depends on the seed, the step and the image's index in the batch. Each device draws the noise
     of the whole batch and uses a slice of it, so a step gives the same result with any number of devices.
 
     Micro-batches are processed one after the other. Batch normalisation uses the statistics of a micro-batch (as in the
     paper's code). Its moving statistics change once per update, towards the mean of the micro-batches' statistics.
-    `state` must be created in the scope of the strategy.
+    `state` must be created inside `strategy.scope()`.
     """
 
     def __init__(self, config: Config, state: TrainingState, strategy: tf.distribute.Strategy):
         self.state = state
         self._training = config.training
         self._strategy = strategy
-        # The largest inversion error is needed, but values of devices can only be added up. So the errors are a vector,
-        # in which each micro-batch of each device has an entry, and the vectors of the devices are added up.
+        # The step needs the largest inversion error, but results of devices are added up. So each micro-batch of each
+        # device writes its error to another entry of a vector, and the largest entry of the summed vector is taken.
         self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
         self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
-        # AutoGraph is off because it would take seconds to search loops over a thousand variables for control flow.
+        # AutoGraph is off, because it would search loops over a thousand variables for control flow, for seconds.
         self._whole = tf.function(self._take_undivided_step, autograph=False)
         self._start = tf.function(self._make_zero_sums, autograph=False)
         self._add = tf.function(self._add_micro_batch, autograph=False)
         self._finish = tf.function(self._apply_micro_batches, autograph=False)
 
     def __call__(self, micro_batches: Sequence[Any], step: int, stop: bool = False) -> StepResult:
-        """Takes one step and returns its result as tensors; on a GPU it does not wait for the end of the step.
+        """Takes one training step and returns its result as tensors; on a GPU the call returns before the step ends.
 
-        The graph of the step has no condition on a computed value, because the host would have to wait for the value.
+        The graph of the step has no `tf.cond`, because the host would have to wait for the value of the condition.
 
         Args:
             micro_batches: the images of each micro-batch, uint8, as one tensor per device; for a model with labels,
@@ -110,7 +111,7 @@ class TrainStep:
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
         """Adds each device's result for a micro-batch to the device's sums, and returns the new sums.
 
-        The sums are one long vector, because a thousand tensors would take long to pass on.
+        A device's sums are one vector, because passing a thousand tensors from call to call would take long.
         """
 
         def add(sums: tf.Tensor, examples: Any) -> tf.Tensor:
@@ -127,7 +128,7 @@ class TrainStep:
         return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
     def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
-        """Returns bound and gradient of the images of this device in micro-batch `number`."""
+        """Returns a `Share`: bound and gradients of this device's images in micro-batch `number`, counted from 0."""
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -160,7 +161,7 @@ class TrainStep:
         return share
 
     def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Adds noise to images and replaces some by patterns; `own` is the slice of the batch that the images are."""
+        """Returns images with noise, some replaced by patterns; `own` is the slice of the batch with these images."""
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
@@ -174,11 +175,11 @@ class TrainStep:
         return images
 
     def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
-        """Adds up the devices' results, applies the update if the sum passes the check, and returns the result."""
+        """Adds up the devices' results, updates the weights if the sum passes `judge_step`, and returns the result."""
         training, state = self._training, self.state
-        # Every step has this reduction, also a step that is not applied, because all workers must take part in it.
+        # All workers must take part in this collective sum, so steps that are not applied have it, too.
         total = self._sum_device_results(shares)
-        # `run` turns the flag into one tensor per device, because `reduce` adds up tensors of devices only.
+        # `reduce` accepts only values with one tensor per device, so `run` first makes such a value of the flag.
         stop = self._strategy.reduce(
             tf.distribute.ReduceOp.SUM, self._strategy.run(tf.identity, args=(stop,)), axis=None
         )
@@ -210,7 +211,7 @@ class TrainStep:
         return result
 
     def _sum_device_results(self, shares: Share) -> Share:
-        """Returns the sums of the devices' results, but the means of the moving statistics; both on all devices."""
+        """Returns a `Share`: the sum of the devices' results, but for moving statistics the mean over the devices."""
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
 
@@ -228,7 +229,7 @@ class TrainStep:
 
 
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the learning rate of an update, float32.
+    """Returns the learning rate after `update` updates, a float32 scalar.
 
     The rate rises linearly from 1e-7 to `learning_rate` over `warmup_steps` updates. Then each update multiplies it by
     `decay_rate`.
@@ -242,9 +243,9 @@ def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tenso
 
 
 def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the weight of the KL term in the loss of an update, float32.
+    """Returns the weight of the KL term in the loss after `update` updates, a float32 scalar.
 
-    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper it is 1.
+    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. The paper's is 1.
     """
     if not config.kl_warmup_steps:
         return tf.constant(config.kl_weight)
@@ -252,16 +253,16 @@ def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
 
 
 def compute_noise_deviation(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
-    """Returns the standard deviation of the noise on the images of an update, in pixel values, float32.
+    """Returns the standard deviation of the noise on training images after `update` updates, in pixel values, float32.
 
-    It falls from `noise` to 0 along half a cosine over `noise_steps` updates (Tschannen et al., 2024).
+    The deviation falls from `noise` to 0 along half a cosine over `noise_steps` updates (Tschannen et al., 2024).
     """
     done = tf.minimum(1.0, tf.cast(update, tf.float32) / max(config.noise_steps, 1))
     return config.noise * tf.where(done < 1, (1 + tf.cos(math.pi * done)) / 2, 0.0)
 
 
 def add_image_noise(images: tf.Tensor, deviation: tf.Tensor, normal: tf.Tensor) -> tf.Tensor:
-    """Returns uint8 images plus standard normal noise times a deviation in pixel values, rounded and clipped, uint8."""
+    """Returns uint8 images plus `deviation * normal` (N(0, 1) noise) in pixel values, rounded and clipped to 0..255."""
     noisy = tf.round(tf.cast(images, tf.float32) + deviation * normal)
     return tf.cast(tf.clip_by_value(noisy, 0.0, 255.0), tf.uint8)
 
@@ -270,8 +271,8 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     """Returns synthetic images, uint8 of the given shape: half are noise, half are checkerboards of two colours.
 
     The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
-    to one field as large as the image, all equally likely. Half of all images have only the values 0 and 255, and a
-    quarter have equal channels. What an image shows depends on the seed and on its index alone.
+    to one field as large as the image; all sides are equally likely. Half of all images have only the values 0 and 255,
+    and a quarter have equal channels. An image depends only on the seed and on the index of the image.
     """
     batch, height, width, channels = shape
 
@@ -286,7 +287,7 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     sides = 1 + math.ceil(math.log2(max(height, width)))
     side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int32)
     rows, columns = tf.range(height)[None, :, None], tf.range(width)[None, None, :]
-    # The first two values of the noise are the two colours of a checkerboard.
+    # `values` has a colour for each pixel of noise; a checkerboard uses the first two of these colours.
     board = (rows // side + columns // side) % 2
     positions = tf.where(chance("board") < 0.5, board, rows * width + columns)
     return tf.cast(tf.gather(values, positions, batch_dims=1), tf.uint8)

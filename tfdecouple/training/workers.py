@@ -19,27 +19,27 @@ from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
 from tfdecouple.storage.files import parse_json
 
-# Example of TF_CONFIG for error messages.
+# Example of a value of the environment variable TF_CONFIG, for error messages.
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
 
 _Address = Annotated[str, pydantic.Field(pattern=r"^\S+:\d{1,5}$")]
 
 
 # Seconds without a heartbeat after which a worker counts as dead. A worker that dies during a step is noticed at once.
-_SILENCE = 40
+_MOST_SILENCE = 40
 
 _Communication = tf.distribute.experimental.CommunicationImplementation
 
 
 class Task(pydantic.BaseModel):
-    """The job of a worker, "chief" or "worker", and its index among the workers with this job."""
+    """The job of this process in TF_CONFIG, "chief" or "worker", and its index among the processes with this job."""
 
     type: Literal["chief", "worker", ""] = ""
     index: pydantic.NonNegativeInt = 0
 
 
 class Cluster(pydantic.BaseModel):
-    """The workers of a run, as TF_CONFIG describes them.
+    """The workers (processes) of a run, as the environment variable TF_CONFIG describes them.
 
     Attributes:
         cluster: addresses (host:port) by job: "worker", and "chief" where there is one.
@@ -51,7 +51,7 @@ class Cluster(pydantic.BaseModel):
 
     @property
     def workers(self) -> list[str]:
-        """The addresses of all workers, with the chief's first."""
+        """The addresses (host:port) of all workers, a list with the chief's address first."""
         return [*self.cluster.get("chief", []), *self.cluster.get("worker", [])]
 
     @property
@@ -64,7 +64,7 @@ def find_cluster() -> Cluster | None:
     """Returns the cluster that the environment variable TF_CONFIG describes; None if it has fewer than two workers.
 
     Raises:
-        ConfigError: where TF_CONFIG describes no cluster.
+        ConfigError: where TF_CONFIG is no valid description of a cluster.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
@@ -100,6 +100,9 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
         devices: number of devices of each worker; None for all GPUs, or one CPU. Several devices without a GPU are
             logical CPU devices: they show how a run behaves on several devices, but are no faster.
         cluster: the cluster of all workers; None for this process alone.
+
+    Raises:
+        ConfigError: where there are fewer devices.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
@@ -124,7 +127,8 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
 def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Returns the MirroredStrategy over some devices, always the same object for the same devices.
 
-    A second strategy in the process would number its collective operations like the first one.
+    A second strategy would give its collective operations the numbers of the first, by which TensorFlow tells them
+    apart.
     """
     return tf.distribute.MirroredStrategy(list(devices))
 
@@ -148,11 +152,11 @@ def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribu
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=_Communication.AUTO if gpus else _Communication.RING
     )
-    # After 10 seconds without a heartbeat TensorFlow's coordination service takes a worker for dead, which is too short
-    # for a busy host. No public option changes this time, so the method that configures the service is wrapped.
+    # TensorFlow's coordination service counts a worker as dead after 10 seconds without a heartbeat, too few for a busy
+    # host. No public option changes this time, so the method that configures the service is wrapped.
     current = context.context()
     configure = current.configure_coordination_service
-    current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _SILENCE)
+    current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _MOST_SILENCE)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
     finally:
@@ -160,13 +164,13 @@ def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribu
 
 
 def make_device_input_options() -> tf.distribute.InputOptions:
-    """Returns the input options with which the next batches are copied to the devices during a step."""
+    """Returns input options for a distributed dataset: the next batches are copied to the devices during a step."""
     batches = 2 if tf.config.get_visible_devices("GPU") else 1
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
 
 def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
-    """Raises ConfigError unless the batch size is a multiple of the number of devices times micro-batches."""
+    """Raises ConfigError unless the batch size is a multiple of `replicas` (number of devices) times micro-batches."""
     slices = replicas * config.micro_batches
     if config.batch_size % slices:
         micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
@@ -177,7 +181,7 @@ def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
         )
 
 
-# Errors of TensorFlow's collective operations after another worker has ended.
+# TensorFlow's collective operations raise one of these errors after another worker has ended.
 _LOST = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -187,7 +191,7 @@ _LOST = (
     tf.errors.UnknownError,
     tf.errors.FailedPreconditionError,
 )
-# Number of bytes of variables that are broadcast together.
+# Variables are broadcast in groups of about this many bytes.
 _BROADCAST_BYTES = 2**24
 
 
@@ -197,9 +201,9 @@ class LostWorkerError(RunError):
 
 @contextlib.contextmanager
 def convert_lost_worker_errors(rank: int) -> Iterator[None]:
-    """Returns a context in which errors after the end of another worker become LostWorkerError.
+    """Returns a context that turns TensorFlow's errors after the end of another worker into LostWorkerError.
 
-    The message names this process by its rank.
+    The message names this process by `rank`, its index among all workers.
     """
     try:
         yield
@@ -213,10 +217,10 @@ def convert_lost_worker_errors(rank: int) -> Iterator[None]:
 
 
 class Workers:
-    """All workers of a run, which may be this process alone: calls and values are exchanged between them.
+    """The workers (processes) of a run, or this process alone; the methods call functions in them and exchange values.
 
-    Every method is a barrier: all workers must call the same methods in the same order. The exchange uses one
-    collective operation only, the sum over devices, because training needs it anyway.
+    Every method is a barrier: all workers must call the same methods in the same order. Values are exchanged by one
+    collective operation, the sum over devices, which training needs anyway.
 
     >>> alone = Workers()
     >>> alone.call_on_chief(lambda: 1), alone.call_on_all(lambda: 2)
@@ -226,7 +230,7 @@ class Workers:
         count: number of processes.
         rank: the rank of this process. Rank 0 is the chief, the only worker that prints and writes the run folder.
         add: function that returns the sum of the byte arrays of all workers (`make_collective_sum`). At each index only
-            one worker may have a byte above 0.
+            one worker may have a byte above 0, so that no sum exceeds a byte.
     """
 
     def __init__(self, count: int = 1, rank: int = 0, add: Callable[[np.ndarray], np.ndarray] = np.array):
@@ -235,14 +239,15 @@ class Workers:
         self._add = add
 
     def call_on_all(self, act: Callable[[], Any]) -> Any:
-        """Calls `act` in every process and returns this process's result.
+        """Calls `act` in every process and returns the result of this process.
 
-        It raises the error of `act`; where `act` failed in other processes only, RunError with their first message.
+        Where `act` fails, its error is raised. Where it works but fails in another process, RunError is raised with
+        the message of the first process that failed.
         """
         return self._call_and_exchange(act)[0]
 
     def call_on_chief(self, act: Callable[[], Any]) -> Any:
-        """Calls `act` in the chief's process, and returns its result, JSON values, in every process.
+        """Calls `act` in the chief's process, and returns the result, which must be JSON values, in every process.
 
         An error of `act` is raised in the chief's process; the other processes raise RunError with its message.
         """
@@ -250,7 +255,7 @@ class Workers:
         return result if self.rank == 0 else json.loads(text)
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
-        """Raises RunError in every process if some JSON values differ between workers; the message lists them."""
+        """Raises RunError in every process if JSON values differ between workers; the message names them by `what`."""
         chiefs, *others = map(json.loads, self._exchange_texts(json.dumps(values)))
         for rank, other in enumerate(others, 1):
             if changed := [f"{k} is {v!r} and {other[k]!r}" for k, v in chiefs.items() if other[k] != v]:
@@ -263,10 +268,10 @@ class Workers:
         variables = list(variables)
         ends = itertools.accumulate(variable.shape.num_elements() * variable.dtype.size for variable in variables)
         numbered = zip(variables, ends, strict=True)
-        # Copies of all variables at once would need too much memory, and one sum for each variable would take long.
+        # Copies of all variables at once would need too much memory, and one sum per variable would take too long.
         for _, pack in itertools.groupby(numbered, lambda pair: pair[1] // _BROADCAST_BYTES):
             chosen = [variable for variable, _ in pack]
-            # Bytes are summed up instead of numbers, because sums of bytes are exact for every type, and for NaN.
+            # Bytes are summed instead of numbers, because sums of bytes are exact for every dtype, and for NaN.
             values = [variable.numpy() for variable in chosen]
             data = np.frombuffer(b"".join(value.tobytes() for value in values), np.uint8)
             data = self._add(data if self.rank == 0 else np.zeros_like(data))
@@ -285,7 +290,7 @@ class Workers:
             failure = error
             line = one_line(error)
             message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
-        # Results of `call_on_all` may be no JSON values; `default` accepts them, because no other process reads them.
+        # `call_on_all` allows results that JSON cannot hold; `default=str` writes those as texts, which nobody reads.
         text = json.dumps(result, default=str) if self.rank == 0 and not failure else "null"
         answers = [json.loads(answer) for answer in self._exchange_texts(json.dumps([message, text]))]
         if failure is not None:
@@ -310,12 +315,12 @@ class Workers:
 
 
 def make_collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that adds up a byte array of each of `count` workers, on the devices of a strategy."""
+    """Returns a function that takes this worker's byte array and returns the sum of the arrays of all workers."""
     devices = strategy.num_replicas_in_sync // count
 
     def add(data: np.ndarray) -> np.ndarray:
         def value_on_device(device: tf.distribute.ValueContext) -> tf.Tensor:
-            # Only one device of each worker has the worker's data, so that they are added once.
+            # Only the first device of each worker contributes the worker's data, so that the sum has them once.
             has_data = device.replica_id_in_sync_group % devices == 0
             return tf.constant(data if has_data else np.zeros_like(data), tf.float32)
 
