@@ -1,1 +1,1 @@
-"""Run folders, opened as models and saved; published weights; and directions in z."""
+"""Run folders: opening them as models, saving models, publishing weights, and directions in z."""

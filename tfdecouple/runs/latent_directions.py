@@ -1,4 +1,4 @@
-"""The directions in z of a run, and the file `directions.json` in its folder."""
+"""Directions in z, each of which changes one property of images, and their file `directions.json` in a run folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ METHODS = (MEANS, CLASSIFIER)
 class Direction:
     """A direction in z that changes one property of an image.
 
-    Adding the vector to z is one unit of change. For a label it is the distance, along the direction, from the mean of
-    the images without the label to that of the images with it; for a number, one standard deviation of the number.
+    Adding `vector` to z changes the property by one unit. For a label, the unit is the distance, along the direction,
+    between the mean z of images without the label and the mean z of images with the label. For a number, such as a
+    column of a table, the unit is one standard deviation of the number.
 
     Attributes:
-        name: the name of the label, of the two labels ("coffee to rocket"), or of the column.
+        name: the name of the label, of two labels ("coffee to rocket"), or of the column of numbers.
         method: how the direction was found: "means", the difference of means (for numbers the slope of z), or
             "classifier", the normal of a regularised linear classifier (for numbers of a ridge regression).
         vector: the direction as a vector in z, float32 `[d_z]`.
-        figures: metrics on held-out images by name, and numbers of images.
+        figures: metrics on held-out images, and counts of images, by name.
     """
 
     name: str
@@ -51,8 +52,8 @@ class Directions:
     """All directions in z of a run.
 
     Attributes:
-        weights_sha256: the digest of the weights that encoded the images.
-        about: the data set, numbers of images and seed of the search.
+        weights_sha256: the SHA-256 of the model's weights with which the directions were found, hexadecimal.
+        about: the data set, counts of images and random seed with which the directions were found, by name.
         directions: the directions, in the order of the search.
     """
 
@@ -65,11 +66,11 @@ class Directions:
         return iter(self.directions)
 
     def __len__(self) -> int:
-        """Returns the number of directions; two methods give two directions of one name."""
+        """Returns the number of directions; a name counts twice if both methods found a direction for it."""
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
-        """Returns the direction with this name and the method "means"; raises the errors of `find`."""
+        """Returns the direction with this name and the method "means"; raises UserError where there is none."""
         return self.find(name)
 
     @property
@@ -86,7 +87,7 @@ class Directions:
         return matches[0]
 
     def write(self, folder: pathlib.Path) -> pathlib.Path:
-        """Writes directions.json into a run folder and returns its path; raises RunError if that fails."""
+        """Writes directions.json into a run folder and returns the file's path; raises RunError if writing fails."""
         path = folder / FILE
         # Python writes floats to JSON without loss, so a vector that is read again has the same bits.
         directions = [
@@ -105,7 +106,7 @@ class Directions:
         """Returns the directions in a run folder, which may be untrusted; None if there is no directions.json.
 
         Raises:
-            RunError: where the file is damaged, or its vectors have not the size `latent_dim` of the model's z.
+            RunError: where the file is damaged, or a vector has not `latent_dim` entries, the size of the model's z.
         """
         path = pathlib.Path(folder) / FILE
         try:
@@ -129,7 +130,7 @@ class _DirectionEntry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
     name: Annotated[str, pydantic.Field(min_length=1)]
     method: Literal["means", "classifier"]
-    # Numbers beyond the bounds would become infinite in float32.
+    # The bounds exclude numbers that would become infinite in float32.
     vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]
 
 

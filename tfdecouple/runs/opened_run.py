@@ -1,4 +1,4 @@
-"""Opened runs, with their model, images and directions in z; and the writing of models as run folders."""
+"""Opening of run folders, with their model, data set and directions in z; and saving of models as run folders."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Run:
 
     @classmethod
     def open(cls, run: str | pathlib.Path, z_for: str = "", jit_compile: bool = False) -> Self:
-        """Returns an opened run. The run may be untrusted (docs/security.md).
+        """Reads a run's config, builds the model, loads the best weights; the run may be untrusted (docs/security.md).
 
         Args:
             run: a run folder, the name of bundled weights, or an address on the Hub (see `find_run_folder`).
@@ -73,17 +73,17 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the run, the same for all spellings of its path."""
+        """The name of the run: the last part of its absolute path, or the name of its repository on the Hub."""
         return run_name(self.path)
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder of the run's files."""
+        """The folder with the run's files; for an address on the Hub, the folder of the downloaded files."""
         return find_run_folder(self.path)
 
     @property
     def averaged(self) -> bool:
-        """Whether the model has averaged weights."""
+        """Whether the model has weights that were averaged over training steps (`training.ema_decay` above 0)."""
         return self.config.training.ema_decay > 0
 
     def facts(self) -> dict[str, Any]:
@@ -91,11 +91,11 @@ class Run:
         return {"run": self.path, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
-        """Returns a sentence that names the run and its step, for the end of a picture's caption."""
+        """Returns a sentence with the run's name and number of updates, for the end of a picture's caption."""
         return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
 
     def encode_z(self, images: np.ndarray) -> np.ndarray:
-        """Returns the means of q(z|x) of images, float32 `[n, d_z]`, without computing v."""
+        """Returns the means of q(z|x) of uint8 images, float32 `[n, d_z]`, without computing v."""
         return np.asarray(self.model.posterior(images).mean())
 
     def encode_split(
@@ -114,9 +114,9 @@ class Run:
         return np.concatenate(codes), np.concatenate(labels)
 
     def directions(self) -> Directions | None:
-        """Returns the directions in z of the run; None if none were found yet.
+        """Returns the directions in z in the run's directions.json; None if the run has no such file.
 
-        RunError is raised for directions that were found with other weights.
+        RunError is raised if the directions were found with other weights than those of the model.
         """
         directions = Directions.read(self.folder, self.config.model.latent_dim)
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
@@ -128,11 +128,11 @@ class Run:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The names of the model's labels; () for a model without labels."""
+        """The names of the model's labels, a tuple of texts; () for a model without labels."""
         return read_label_names(self.path, self.config.model.classes) if self.config.model.has_classes else ()
 
     def require_labels(self, source: Source) -> None:
-        """Raises DataError if a data set has other labels than the model; the message names the first one."""
+        """Raises DataError if a data set has other labels than the model; the message names the first difference."""
         if not self.config.model.has_classes:
             return
         require_label_count(source, self.config.model)
@@ -146,16 +146,16 @@ class Run:
     def open_source(
         self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
     ) -> Source:
-        """Returns the opened data set of the run, or of another `data.source`.
+        """Opens the data set of the run, or the data set `source`, for images of the model's shape.
 
-        Keywords set other options of `data`; where the value is None, the run's own value stays. With `download` TFDS
+        Further keywords are options of `DataConfig`; an option that is None keeps the run's value. With `download` TFDS
         downloads and prepares missing data.
         """
         data = self.make_data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
     def make_data_config(self, source: str | None, **others: Any) -> DataConfig:
-        """Returns the data config that `open_source` opens, for the same arguments."""
+        """Returns the `DataConfig` of the data set that `open_source` opens for the same arguments."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=replace_source(config.data, source))
@@ -164,13 +164,13 @@ class Run:
 
 
 def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns the model of a run with its best weights so far (averaged ones, where the run averages).
+    """Returns the model of a run with the best weights so far (averaged, if the run averages weights).
 
     >>> load_model("docs/results/conditional").config.latent_dim
     64
 
-    The run is the folder of a training, which may still be running, or of an imported checkpoint. With `jit_compile`
-    XLA compiles the model's functions when they are first used with a batch size.
+    `run` is a run folder, even of a training that is still running, or the name or address of pretrained weights. With
+    `jit_compile` XLA compiles the model's functions when they are first used with a batch size.
 
     Raises:
         RunError: where the folder is no run folder, or holds no complete checkpoint yet.
@@ -180,16 +180,16 @@ def load_model(run: str | pathlib.Path, *, jit_compile: bool = False) -> Decoupl
 
 
 def load_pretrained(name: str, *, jit_compile: bool = False) -> DecoupledModel:
-    """Returns a model with weights that come with the installation, or with downloaded weights.
+    """Returns a model with pretrained weights: bundled with the installation, or downloaded from the Hugging Face Hub.
 
     >>> load_pretrained("photographs").config.image_shape
     (64, 64, 3)
 
-    The name is that of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hugging Face Hub. Config and
-    weights are downloaded from there and compared with their digests; no code is run.
+    `name` is the name of bundled weights, or an address `hf://OWNER/NAME[@REVISION]` on the Hub, from which config and
+    weights are downloaded and compared with their digests. No downloaded code is run.
 
     Raises:
-        UserError: where no weights have this name, files differ from their manifest, or the extra `hub` is missing.
+        UserError: where no weights have this name, files differ from the manifest, or the Hub's client is missing.
     """
     return load_model(name, jit_compile=jit_compile)
 
@@ -207,11 +207,11 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     ...     load_model(f"{folder}/mine").config == model.config
     True
 
-    `config` names the images on which the model was trained. Without it the images count as unknown.
+    `config` names the images on which the model was trained. Without `config` the images count as unknown.
 
     Raises:
         RunError: where the folder is not empty or cannot be written.
-        ConfigError: where the config has another model, or the folder a name that no run can have.
+        ConfigError: where `config` is of another model, or the folder's name cannot be the name of a run.
         NotInitializedError: where the model has no weights yet.
     """
     model.require_initialized()
@@ -219,7 +219,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
-    # A decay above 0 would say that the run has averaged weights, but it has the weights of the model only.
+    # An `ema_decay` above 0 would tell readers that the weights are averages, which the model's may not be.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -233,7 +233,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
-    """Writes a run folder: the config, and the model's weights as the best weights of a step."""
+    """Writes a run folder with the config and one checkpoint: the model's weights, as the best weights of `step`."""
     text = config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write_checkpoint("best", step, {"model": model.named_variables()})
@@ -241,9 +241,9 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 
 
 def load_directions(run: str | pathlib.Path) -> Directions:
-    """Returns the directions in z that `python -m tfdecouple directions` found for a run, by name.
+    """Returns the `Directions` in z that `python -m tfdecouple directions` found for a run.
 
-    The weights of the run are not compared with those of the directions; `Run.directions` does that.
+    Whether the directions were found with the run's current weights is not checked; `Run.directions` checks it.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['astronaut', 'chelsea']

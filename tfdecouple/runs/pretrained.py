@@ -25,22 +25,22 @@ from tfdecouple.storage.files import FileDigest, read_model, write_json
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # Name of the bundled weights that commands use if the user names no run.
 DEFAULT = "photographs"
-# Prefix of addresses on the Hub.
+# Prefix of addresses on the Hugging Face Hub, such as hf://OWNER/NAME.
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
 MANIFEST_BYTES = 2**20
-# Pattern of the names of the files that a model needs; only these files are downloaded.
+# Pattern of the names of the files that a model needs; no other files are downloaded from the Hub.
 NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
     re.ASCII,
 )
-# Names of the published files that only people read, so that they are never downloaded.
+# These published files are for people only, so the program never downloads them.
 FOR_PEOPLE = (CARD, "metrics.jsonl")
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
 
 def list_pretrained() -> tuple[str, ...]:
-    """Returns the names of the bundled weights.
+    """Returns the names of the weights that are bundled with the installation.
 
     >>> list_pretrained()
     ('photographs',)
@@ -60,7 +60,7 @@ def find_pretrained(name: str) -> pathlib.Path | None:
 
 
 class Manifest(pydantic.BaseModel):
-    """The list of published files: size and digest by the name of the file within the folder."""
+    """The content of a manifest.json: the size and SHA-256 of each published file, by the file's path in the folder."""
 
     model_config = pydantic.ConfigDict(strict=True)
     format: Literal[1] = 1
@@ -68,17 +68,17 @@ class Manifest(pydantic.BaseModel):
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path) -> Self:
-        """Returns the manifest of all files of a folder."""
+        """Returns the manifest of all files in a folder and its sub-folders, except an existing manifest.json."""
         paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         return cls(files={name: FileDigest.from_file(path) for name, path in paths.items() if name != MANIFEST})
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes the manifest as manifest.json into a folder."""
+        """Writes the manifest into a folder, as manifest.json."""
         write_json(folder / MANIFEST, self.model_dump())
 
     @classmethod
     def read(cls, path: pathlib.Path, where: str) -> Self:
-        """Returns the manifest in an untrusted manifest.json; error messages call the folder of the file `where`.
+        """Returns the manifest in an untrusted manifest.json; `where` is the name of its folder for error messages.
 
         Raises:
             RunError: where the manifest is damaged, or lacks files that a model needs.
@@ -97,11 +97,11 @@ class Manifest(pydantic.BaseModel):
 
     @property
     def model_files(self) -> dict[str, FileDigest]:
-        """The sizes and digests of the files that a model needs, by name."""
+        """The sizes and digests of the files that a model needs: a dict by path in the folder."""
         return {name: facts for name, facts in self.files.items() if name not in FOR_PEOPLE}
 
     def require_matching_files(self, folder: pathlib.Path, where: str) -> None:
-        """Raises RunError if a needed file of a folder is missing or has another size or digest."""
+        """Raises RunError if a file that a model needs is missing in a folder, or has another size or digest."""
         for name, facts in self.model_files.items():
             path = folder / name
             if not path.is_file():
@@ -113,7 +113,7 @@ class Manifest(pydantic.BaseModel):
 
 
 def parse_hub_address(address: str) -> tuple[str, str | None]:
-    """Splits an address on the Hub into repository and revision; the revision is None for the newest commit.
+    """Splits an address on the Hugging Face Hub into repository and revision (None for the newest commit).
 
     >>> parse_hub_address("hf://ada/faces@v1")
     ('ada/faces', 'v1')
@@ -126,20 +126,20 @@ def parse_hub_address(address: str) -> tuple[str, str | None]:
 
 @functools.lru_cache(maxsize=32)
 def download_weights(address: str) -> pathlib.Path:
-    """Downloads weights from the Hub and returns their folder, after comparing sizes and digests with the manifest.
+    """Downloads weights from the Hub, compares sizes and digests with the manifest, and returns the weights' folder.
 
-    The errors are those of `find_pretrained`.
+    The function raises the errors of `find_pretrained`.
     """
     repository, revision = parse_hub_address(address)
     hub = _open_hub_client(address)
     with _convert_hub_errors(address):
-        # A dry run asks the Hub for the size of a file, so that no file is downloaded that is larger than expected.
+        # A dry run asks the Hub for the size of a file, so that no file larger than expected is downloaded.
         listed = hub.hf_hub_download(repository, MANIFEST, revision=revision, dry_run=True)
         if listed.file_size > MANIFEST_BYTES:
             raise RunError(
                 f"the manifest of {address} has {listed.file_size:,} bytes; one has {MANIFEST_BYTES:,} at most"
             )
-        # The branch may have a newer commit by now, so all files are taken from the commit of the manifest.
+        # The branch may get a newer commit meanwhile, so all files are downloaded from the commit of the manifest.
         commit = listed.commit_hash
         path = pathlib.Path(hub.hf_hub_download(repository, MANIFEST, revision=commit))
         manifest, folder = Manifest.read(path, address), path.parent
@@ -162,7 +162,8 @@ def _open_hub_client(address: str) -> Any:
 def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message: str) -> str:
     """Uploads a folder of published weights in one commit, and returns the address of the commit.
 
-    The target is `hf://OWNER/NAME[@BRANCH]`. A missing repository is made, and hidden if `private` is true.
+    `address` is `hf://OWNER/NAME[@BRANCH]` on the Hugging Face Hub. A missing repository is created, as a private one
+    if `private` is true. `message` is the message of the commit.
     """
     repository, branch = parse_hub_address(address)
     hub = _open_hub_client(address)
@@ -180,7 +181,7 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 
 @contextlib.contextmanager
 def _convert_hub_errors(address: str) -> Iterator[None]:
-    """Returns a context in which every error of the Hub's client becomes a RunError with one line."""
+    """Returns a context that turns every error of the Hub's client into a RunError of one line."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Publishing of a run's weights: a folder with card and manifest, on this machine or on the Hugging Face Hub."""
+"""Publishing of a run's weights, with model card and manifest, in a folder or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
     Args:
         run: a run folder, or the name or address of pretrained weights.
         to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository that is made if absent.
-        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None for that of published weights.
+        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None if the card of `run` has one.
         name: the name of the model; None for the last part of `to`.
-        private: whether a new repository is private.
+        private: whether a new repository on the Hub is private.
 
     Raises:
         UserError: where an argument is wrong, the run has no weights, or the Hub refuses the upload.
@@ -74,7 +74,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
 
 
 def _read_licence(run: str) -> str:
-    """Returns the licence in the model card of published weights; raises UserError if there is none."""
+    """Returns the licence that the model card of published weights states; raises UserError if there is none."""
     card = find_run_folder(run) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
@@ -84,10 +84,10 @@ def _read_licence(run: str) -> str:
 
 
 def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
-    """Writes the files of published weights: a run folder with a model card and a manifest."""
+    """Writes published weights into `folder`: a run folder with a model card and a manifest."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
-    # The published config must not show the paths of this machine.
+    # The published config must not contain private paths of this machine.
     data = dataclasses.replace(config.data, source=hide_image_path(config.data.source, config), data_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
     write_run(folder, opened.model, dataclasses.replace(config, data=data, training=training), opened.step)
@@ -117,13 +117,13 @@ def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence
 
 
 def hide_image_path(text: str, config: Config) -> str:
-    """Returns a text with the path of the folder of a run's images, which is private, replaced by the folder's name."""
+    """Returns `text` with the private path of the run's image folder, if it has one, cut down to the folder's name."""
     option, folder = locate_images(config.data) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 
 
 def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, Any], address: str | None = None) -> str:
-    """Returns the text of a model card: a header in YAML for the Hub, then Markdown.
+    """Returns the text of the model card of published weights: a YAML header for the Hub, then Markdown.
 
     `summary` is the content of summary.json, or {}. `address` is an address on the Hub, the name of bundled weights, or
     None for a folder.
@@ -166,7 +166,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         facts["after encode and decode"] = summary["reconstruction"]
     lines = [
         "---",
-        # JSON is written into the YAML header, because every JSON value is valid YAML.
+        # The values in the YAML header are written as JSON, because every JSON value is valid YAML.
         *(f"{key}: {json.dumps(value)}" for key, value in header.items()),
         "---",
         "",
@@ -181,7 +181,7 @@ def make_weights_card(opened: Run, name: str, licence: str, summary: dict[str, A
         "new = model.sample(16, temperature=0.8, seed=0)  # uint8",
         "```",
         "",
-        # Without an encoder, z is a function of labels, which image files do not have.
+        # The command `switch` encodes image files, so the card of a model without an encoder leaves it out.
         *([f"    tfdecouple switch --run {run} a.jpg b.jpg", ""] if model.has_encoder else []),
         "`manifest.json` has the SHA-256 of every file. `load_pretrained` compares them, fetches config and weights "
         "alone (JSON and numbers), and runs nothing that lies beside them.",

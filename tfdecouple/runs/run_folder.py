@@ -2,12 +2,12 @@
 
     config.json      the config of the run
     checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
-    metrics.jsonl    the log: a row for each line
+    metrics.jsonl    the log: one row of metrics in each line
     summary.json     how the training, or an import, ended
     images/          pictures of each evaluation
     labels.json      names of the labels of a model with labels, in their order
     directions.json  directions in z, where some were found
-    .lock            held by the program that trains
+    .lock            locked by the program that trains
 
 Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`).
 """
@@ -34,7 +34,7 @@ LOCK = ".lock"
 
 
 def is_run_folder(run: str | pathlib.Path) -> bool:
-    """Returns whether `run` is the path of a run folder, and not the name or address of pretrained weights."""
+    """Returns whether `run` means the path of a folder, and not pretrained weights by their name or address."""
     text = str(run)
     return not text.startswith(HUB) and ((pathlib.Path(run) / CONFIG).is_file() or text not in list_pretrained())
 
@@ -61,7 +61,7 @@ def run_name(run: str | pathlib.Path) -> str:
 
 
 def load_config(run: str | pathlib.Path) -> Config:
-    """Returns the config of a run (see `find_run_folder`), after checking that its folder can be trusted.
+    """Returns the config of a run (see `find_run_folder`), after checking that no links lead out of the folder.
 
     Raises:
         RunError: where the folder is missing or is no run folder.
@@ -84,7 +84,7 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 
 def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
-    """Yields folder, kind and step of each checkpoint of a run: the best weights first, then the newest states."""
+    """Yields folder, kind ("best", then "step") and step of each checkpoint of a run, the newest of a kind first."""
     folder = CheckpointFolder(find_run_folder(run) / CHECKPOINTS)
     for kind in ("best", "step"):
         for step in folder.list_checkpoint_steps(kind):
@@ -92,7 +92,7 @@ def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolde
 
 
 def require_fitting_weights(run: str | pathlib.Path, planned: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RunError if the checkpoint that would be loaded has weights of other names or shapes than planned."""
+    """Raises RunError if the checkpoint to load has other names or shapes of weights than `planned`, shapes by name."""
     for folder, kind, step in _list_checkpoints(run):
         try:
             stored = folder.read_weight_shapes(kind, step)
@@ -130,12 +130,12 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
 
 
 def list_averaged_weights(model: Any) -> set[str]:
-    """Returns the names of the weights that a training averages: all trainable weights and moving statistics."""
+    """Returns the names of the variables that a training averages: trainable weights and moving statistics."""
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of the `classes` labels of a run; "0", "1", ... where an imported run has no names."""
+    """Returns the names of the labels of a run, `classes` many; "0", "1", ... if an imported run has no names."""
     path = find_run_folder(run) / LABELS
     if not path.is_file():
         return tuple(map(str, range(classes)))
@@ -149,7 +149,7 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 
 
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns the old and the new name of the first label that `names` calls otherwise; None if all names agree.
+    """Returns the run's name and the new name of the first label that differs in `names`; None if none differs.
 
     None is also returned for an imported run, because its labels have no names.
     """
@@ -161,7 +161,7 @@ def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[st
 
 class _TestMetrics(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="allow")
-    # The file has null instead of a number that is not finite.
+    # summary.json has null instead of NaN and infinities.
     bits_per_dim: float | None
     images: int
 
@@ -197,7 +197,7 @@ def describe_unknown_data(config: Config) -> str:
 
 
 def are_images_known(summary: Mapping[str, Any] | None, step: int) -> bool:
-    """Returns whether the config of a run names the images on which its weights of a step were trained.
+    """Returns whether the config of a run names the images on which the weights of `step` were trained.
 
     For an imported checkpoint, and for a model that `save_run` got without a config, the images are unknown: the config
     beside these weights has the default data source.

@@ -1,1 +1,1 @@
-"""Functions that write files completely or not at all, and that read files and checkpoints within limits."""
+"""Functions that write files completely or not at all, and that read untrusted files and checkpoints safely."""

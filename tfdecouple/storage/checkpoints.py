@@ -20,10 +20,10 @@ from tfdecouple.errors import RunError, one_line
 Variables = Mapping[str, Any]
 
 # Beginning and end of the keys that TensorFlow gives the model's variables in a checkpoint.
-_BEFORE, _AFTER = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
+_KEY_PREFIX, _KEY_SUFFIX = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
 # Pattern of the name of the index file of a checkpoint.
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
-# Pattern of the names of all files of checkpoints, including those that an interrupted write leaves.
+# Pattern of the names of all files of checkpoints, including the files that an interrupted write leaves behind.
 _OURS = re.compile(r"\.?(step|best)-\d{9}(_temp.*|\.data-.*|\.index(\.tempstate.*)?)")
 
 
@@ -50,11 +50,13 @@ class CheckpointFolder:
         return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
 
     def checkpoint_path(self, kind: str, step: int) -> str:
-        """Returns the path of a checkpoint in TensorFlow's form: without the endings of the files."""
+        """Returns the path of a checkpoint for TensorFlow: the path of the checkpoint's files without their endings."""
         return str(self.path / f"{kind}-{step:09d}")
 
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Writes a checkpoint, then removes old ones: all but the newest `keep` "step", or all but one "best".
+        """Writes `groups`, variables by group and name, as a checkpoint; removes older checkpoints of this kind.
+
+        Of the kind "step" the newest `keep` checkpoints stay; of the kind "best" only the new one stays.
 
         The files are written under other names and renamed when they are complete, the index last: a listed checkpoint
         is complete even if the program is killed at any moment. RunError is raised if the files cannot be written (a
@@ -64,7 +66,7 @@ class CheckpointFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             _make_checkpoint(groups).write(str(self.path / unfinished))
-            # TensorFlow would copy the index instead of renaming it, and a kill could leave half of the copy.
+            # TensorFlow's own rename would copy the index, and a kill could leave half of the copy.
             for file in (*self.path.glob(f"{unfinished}.data-*"), self.path / f"{unfinished}.index"):
                 file.replace(file.with_name(file.name[1:]))
         except (tf.errors.OpError, OSError) as error:
@@ -81,19 +83,19 @@ class CheckpointFolder:
             ) from error
         newest = self.list_checkpoint_steps(kind)[: self.keep] if kind == "step" else []
         for other in self.list_checkpoint_steps(kind):
-            # The new checkpoint stays even if older runs in this folder have left checkpoints of later steps.
+            # The new checkpoint stays even if an older run in this folder has left checkpoints of later steps.
             if other not in (step, *newest):
                 self.remove_checkpoint(kind, other)
 
     def read_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Assigns the values in a checkpoint to variables, which are given by group and name.
+        """Loads the values in a checkpoint into `groups`, variables by group and name.
 
         Raises:
             DamagedCheckpointError: where files are incomplete or do not match their checksums.
             RunError: where the checkpoint lacks one of the variables.
         """
         prefix = self.checkpoint_path(kind, step)
-        # All values are read before any is assigned, because a damaged file must not change half of the variables.
+        # All values are read once before any is assigned: a damaged file must not change half of the variables.
         with _convert_read_errors(prefix):
             reader = tf.train.load_checkpoint(prefix)
             for name in reader.get_variable_to_shape_map():
@@ -119,8 +121,8 @@ class CheckpointFolder:
             types = reader.get_variable_to_dtype_map()
             for name, shape in reader.get_variable_to_shape_map().items():
                 declared += math.prod(shape) * types[name].size
-                if name.startswith(_BEFORE):
-                    weights[name.removeprefix(_BEFORE).removesuffix(_AFTER).replace(".S", "/")] = tuple(shape)
+                if name.startswith(_KEY_PREFIX):
+                    weights[name.removeprefix(_KEY_PREFIX).removesuffix(_KEY_SUFFIX).replace(".S", "/")] = tuple(shape)
             stored = sum(data.stat().st_size for data in self.path.glob(f"{kind}-{step:09d}.data-*"))
         if declared > stored:
             raise DamagedCheckpointError(
@@ -154,7 +156,7 @@ class DamagedCheckpointError(RunError):
 
 @contextlib.contextmanager
 def _convert_read_errors(prefix: str) -> Iterator[None]:
-    """Returns a context in which errors while reading a checkpoint become DamagedCheckpointError."""
+    """Returns a context that turns errors while reading a checkpoint into DamagedCheckpointError."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
@@ -162,7 +164,7 @@ def _convert_read_errors(prefix: str) -> Iterator[None]:
 
 
 def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    """Returns TensorFlow's checkpoint object for variables by group and name."""
+    """Returns a `tf.train.Checkpoint` of `groups`, variables by group and name."""
     # Keras' variables are unwrapped, because `tf.train.Checkpoint` accepts TensorFlow's variables only.
     return tf.train.Checkpoint(
         **{

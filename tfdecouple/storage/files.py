@@ -1,4 +1,4 @@
-"""Functions that read untrusted files within limits of size, and write files completely or not at all."""
+"""Functions that read untrusted files up to a size limit, and write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 # Pattern of the names of temporary files, which a program leaves behind if it is killed while it writes.
 TEMPORARY = ".*.tmp"
 
-# Pattern of a list of numbers in indented JSON. It matches no text, because texts in JSON have no line breaks.
+# Pattern of a list of numbers in indented JSON. It never matches in a text, because JSON texts have no line breaks.
 _NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
 
-# Largest depth of nested lists and dicts in JSON that is read; files of this project are nested less.
+# JSON with lists and dicts nested deeper than this is refused; files of this project are nested less deeply.
 _DEPTH = 50
 
 
@@ -41,7 +41,7 @@ def require_own_files(folder: pathlib.Path) -> None:
             if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
         if where == os.path.join(folder, "wandb"):
-            # The client of Weights & Biases makes links to its cache in these folders, so they are not checked.
+            # The client of Weights & Biases puts links to its cache into these folders, so they are not checked.
             folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
 
@@ -63,11 +63,11 @@ def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
 
 
 def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**20) -> Model:
-    """Returns the content of an untrusted JSON file as a pydantic model.
+    """Returns the content of an untrusted JSON file as an instance of `model`, a class of pydantic.
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where `read_json` refuses the file, or the model a value; the message names the first wrong value.
+        ValueError: where `read_json` refuses the file, or `model` a value; the message names the first wrong value.
     """
     try:
         return model.model_validate(read_json(path, at_most))
@@ -120,9 +120,9 @@ def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Writes the content of a `temporary_file` to the disk, then renames the file to its final path.
+    """Flushes a file made with `temporary_file` to the disk (fsync), then renames the file to `path`.
 
-    If this raises OSError, for example for a full disk, an old file at the final path stays unchanged.
+    If that raises OSError, for example for a full disk, an old file at `path` stays unchanged.
     """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
