@@ -1,8 +1,8 @@
 """The config of a run with all its options, as frozen dataclasses that are read from JSON and written as JSON.
 
-A `Config` holds model, data, training and a description, and is complete: a run can be repeated from it. `override`
-changes single options by their dotted names (`--set model.latent_dim=32`). An unknown name or an impossible combination
-raises a `ConfigError` of one line that names the value.
+A `Config` holds the options of model, data and training, and a description; from it a run can be repeated. `override`
+changes single options by their dotted names, as `--set model.latent_dim=32` does. An unknown name or an impossible
+combination raises a `ConfigError` of one line that names the value.
 """
 
 from tfdecouple.config.data import PHOTOGRAPHS, DataConfig

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tfdecouple.config.values import Count, NonNegative, Positive, require, validate_options
 
-# Names of the sample photographs whose licences let anybody use them; `data/sample_images.py` lists their files.
+# Names of the sample photographs whose licences let anybody use them; `data/sample_images.py` has their files.
 PHOTOGRAPHS = ("astronaut", "chelsea", "china", "coffee", "flower", "rocket")
 
 
@@ -22,14 +22,18 @@ class DataConfig:
         source: "photographs" (sample images of the installation), the name of a TFDS data set ("cifar10", "tfds:NAME")
             or "folder:PATH".
         data_dir: folder of prepared TFDS data sets; null for TFDS' own default.
-        horizontal_flip: mirror each training image with probability 1/2.
-        pad_and_crop: reflect-pad training images by this many pixels and crop at random; 0 for none.
-        centre_crop: side in pixels of the centre square to keep before resizing; 0 for the largest square. For
-            rectangles, in the proportions of `model.image_shape`, it is the shorter side.
-        validation_examples: number of training images to hold out where a data set has no validation split.
-        on_bad_image: "stop" at an image that cannot be read, or "skip" and count it.
-        cache_gib: decoded images are kept in memory where they need at most this many GiB.
-        photographs: names of the sample photographs to take (docs/data.md).
+        horizontal_flip: whether to mirror each training image with probability 1/2.
+        pad_and_crop: number of pixels by which training images are reflect-padded at each side, before a random crop
+            to their old size; 0 for none.
+        centre_crop: side in pixels of the square that is cut from the centre of an image before resizing; 0 for the
+            largest square. If `model.image_shape` is no square, the cut has its proportions, and this is the shorter
+            side.
+        validation_examples: number of training images to hold out if a data set has no validation split.
+        on_bad_image: what happens at an image that cannot be read: "stop" the program, or "skip" the image and count
+            it.
+        cache_gib: largest size, in GiB, of decoded images that are kept in memory; a larger data set is decoded anew
+            in each epoch.
+        photographs: names of the sample photographs to use (docs/data.md).
         photograph_crops: number of training crops of the sample photographs.
     """
 

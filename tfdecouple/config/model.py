@@ -19,7 +19,8 @@ from tfdecouple.config.values import (
 )
 from tfdecouple.transforms import TRANSFORMS
 
-# Module and class of each layer by name. Nothing is imported here, because these modules would import TensorFlow.
+# "module:class" of each further layer of a flow step, by name. These are texts, because importing the modules would
+# import TensorFlow.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.elementary_layers:SinhArcsinh",
 }
@@ -46,47 +47,48 @@ class ModelConfig:
         image_shape: height, width and channels of the images, such as [32, 32, 3] for RGB or [48, 64, 1] for grey.
             Images of one or two channels are squeezed before the first level, too.
         n_bits: bits per colour channel, 1 to 8. Below 8, pixels are quantised to `2**n_bits` bins.
-        latent_dim: size of the global code z (the paper's d_z); unused where `conditioning` is "none".
-        conditioning: where z enters. "coupling": every coupling of the flow (the paper's model). "base": only mean and
-            scale of the Gaussian of v (the paper's Table 3 baseline). "none": no z, no encoder (refined Glow).
-        steps: steps of flow per level. The first and the last level hold a number; each level between them holds a
-            list, one number for each stage of the fine-grained multi-scale structure (paper Figure 3c).
-        hidden_channels: width of the coupling nets, one number per level.
-        factors: for each inner level, one over the fraction of its channels that leave at the end of each stage (4: a
-            quarter). A single entry holds for all levels.
+        latent_dim: number of dimensions of the global code z (the paper's d_z); unused if `conditioning` is "none".
+        conditioning: where z enters. "coupling": every coupling of the flow (the paper's model). "base": only the mean
+            and scale of the Gaussian of v (the paper's Table 3 baseline). "none": no z, no encoder (refined Glow).
+        steps: flow steps of each level. The first and the last level have a number; each inner level, between them,
+            has a list with a number for each stage. Some channels leave the flow after a stage (paper Figure 3c).
+        hidden_channels: channels of the hidden maps of the coupling nets, one number per level.
+        factors: for each inner level, one over the fraction of its channels that leave the flow after each stage (4: a
+            quarter). A single entry applies to all inner levels.
         transform: transform of the couplings, by a name in `transforms.py`: "affine" (s = 1 + alpha*tanh(u/2)) or
             "additive".
-        multiscale_transform: the same choice for the coupling before each factor-out.
+        multiscale_transform: as `transform`, for the coupling at the end of each stage, before channels leave the flow.
         alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). With a smaller
-            alpha, images further from the training images still come back to the last pixel (docs/RESULTS.md, "What
+            alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md, "What
             comes back").
-        step_layers: further layers at the end of each step of the decoder's flow, by names in `STEP_LAYERS` such as
+        step_layers: further layers at the end of each flow step of the decoder, by names in `STEP_LAYERS` such as
             "sinh_arcsinh".
         conditioner: the net of each coupling of the decoder's flow, by a name in `CONDITIONERS`: "convolutional", the
             paper's.
-        encoder_channels: planes of the encoder's ResNet levels, each of which halves the resolution.
-        encoder_out_channels: the paper's c', planes after the last ResNet level.
+        encoder_channels: channels of each level of the encoder, a ResNet; each level halves the resolution.
+        encoder_out_channels: channels after the last level of the encoder (the paper's c').
         prior: "flow" (a small flow over z, paper B.3), "normal" (N(0, I), the ablation) or "classes": z is a learned
             function of the label of an image, an embedding and an MLP, and there is no encoder.
-        prior_steps: steps of the prior flow.
-        prior_hidden: width of the prior flow's coupling nets.
-        prior_transform: the same choice for the couplings of the prior flow.
-        prior_alpha: alpha of the prior flow.
-        classes: number of labels that the model knows; 0 for none. With `prior` "classes", z is a function of the
-            label; with "flow" or "normal", the prior over z has a learned shift and scale for each label.
-        class_probabilities: p(y) of each label, up to a common factor; empty for equal ones. It is not trained.
-        base_hidden: width of the net from z to mean and scale of v, for `conditioning` "base" only.
+        prior_steps: number of flow steps of the prior.
+        prior_hidden: hidden units of the prior flow's coupling nets.
+        prior_transform: as `transform`, for the couplings of the prior flow.
+        prior_alpha: as `alpha`, for the couplings of the prior flow.
+        classes: number of different labels; 0 for a model without labels. With `prior` "classes", z is a function of
+            the label; with "flow" or "normal", the prior over z has a learned shift and scale for each label.
+        class_probabilities: p(y) of each label, up to a common factor, not trained; empty if all labels are equally
+            likely.
+        base_hidden: hidden units of the net from z to mean and scale of v, for `conditioning` "base" only.
         dequantization: distribution of the noise u within the bins of the pixels: "uniform", or "flow", a learned
-            q(u|x): a flow from noise to u, conditioned on a map of the image (variational dequantisation, Ho et al.,
-            2019). The options that begin with `dequantization_` are for "flow" only.
-        dequantization_steps: steps of that flow per level, as `steps`.
-        dequantization_hidden_channels: width of its coupling nets, one number per level.
-        dequantization_factors: as `factors`, for the inner levels of that flow.
-        dequantization_transform: as `transform`, for all couplings of that flow.
-        dequantization_alpha: as `alpha`, for the couplings of that flow.
-        dequantization_encoder_channels: planes of the levels of the network from the image to the map, each of which
-            halves the resolution, and doubles it on the way back.
-        dequantization_map_channels: channels of the map.
+            q(u|x): a flow from noise to u, conditioned on a feature map of the image (variational dequantisation, Ho
+            et al., 2019). The options that begin with `dequantization_` are for "flow" only.
+        dequantization_steps: as `steps`, for the dequantisation flow.
+        dequantization_hidden_channels: as `hidden_channels`, for the dequantisation flow.
+        dequantization_factors: as `factors`, for the inner levels of the dequantisation flow.
+        dequantization_transform: as `transform`, for all couplings of the dequantisation flow.
+        dequantization_alpha: as `alpha`, for the couplings of the dequantisation flow.
+        dequantization_encoder_channels: channels of each level of the network from the image to the feature map. Each
+            level halves the resolution; as many levels then double it again.
+        dequantization_map_channels: channels of the feature map.
     """
 
     image_shape: Shape = (32, 32, 3)
@@ -204,14 +206,14 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
-        """Raises ConfigError if the images cannot be halved as often as an encoder has levels, by the option `name`."""
+        """Raises ConfigError unless the images can be halved once for each entry (level of an encoder) of `name`."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         self._check_halving(2**levels, f"{network} halves", f"model.{name}")
 
     def _check_halving(self, scale: int, halve: str, option: str) -> None:
-        """Raises ConfigError unless height and width of the images are multiples of `scale`."""
+        """Raises ConfigError unless height and width of the images are multiples of `scale`, a power of 2."""
         *sides, channels = self.image_shape
         nearest = [*(-(-side // scale) * scale for side in sides), channels]
         require(
@@ -221,7 +223,7 @@ class ModelConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the options of the model by name, as JSON values."""
+        """Returns the options of the model: a dict of JSON values by name."""
         return to_json_values(dataclasses.asdict(self))
 
     @property
@@ -231,32 +233,32 @@ class ModelConfig:
 
     @property
     def bound_of_scales(self) -> float | None:
-        """The option `alpha`, which bounds the scales of couplings; None if all couplings of the flow are additive."""
+        """The option `alpha`, which bounds the scales of affine couplings; None if all couplings are additive."""
         return None if self.transform == self.multiscale_transform == "additive" else self.alpha
 
     @property
     def has_encoder(self) -> bool:
-        """Whether z is drawn from a learned q(z|x)."""
+        """Whether the model has an encoder: z is drawn from a learned q(z|x)."""
         return self.has_latent and self.prior != "classes"
 
     @property
     def has_class_codes(self) -> bool:
-        """Whether z is a learned function of the label."""
+        """Whether z is a learned function of an image's label (`prior` "classes"); then there is no encoder."""
         return self.has_latent and self.prior == "classes"
 
     @property
     def has_classes(self) -> bool:
-        """Whether the model takes labels of the images."""
+        """Whether the model is conditioned on labels of the images."""
         return self.classes > 0
 
     @property
     def label_shares(self) -> tuple[float, ...]:
-        """The probability p(y) of each label, up to a common factor."""
+        """The probability p(y) of each label, up to a common factor: a tuple, empty for a model without labels."""
         return self.class_probabilities or (1.0,) * self.classes
 
     @property
     def has_dequantizer(self) -> bool:
-        """Whether u is drawn from a learned q(u|x)."""
+        """Whether the dequantisation noise u is drawn from a learned q(u|x), not uniformly."""
         return self.dequantization == "flow"
 
     @property
@@ -266,12 +268,12 @@ class ModelConfig:
 
     @property
     def levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages of each level of the flow."""
+        """The stages (runs of flow steps of one shape) of each level of the flow: a tuple of `StagePlan`s per level."""
         return plan_flow_levels(self.image_shape, self.steps, self.hidden_channels, self.factors)
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages of each level of the dequantisation flow; () if u is uniform."""
+        """The stages of each level of the dequantisation flow: a tuple of `StagePlan`s each; () if u is uniform."""
         if not self.has_dequantizer:
             return ()
         widths, factors = self.dequantization_hidden_channels, self.dequantization_factors

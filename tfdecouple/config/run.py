@@ -27,11 +27,11 @@ T = typing.TypeVar("T")
 
 _PRESETS = pathlib.Path(__file__).parents[1] / "presets"
 
-# Largest number of bytes of a config's name, after which a folder is named; file systems accept 255 bytes.
+# Largest number of bytes of a config's name. A folder gets this name, and file systems accept 255 bytes.
 _NAME_BYTES = 200
-# Largest number of bytes of the file of a config; ordinary files of configs have some kilobytes.
+# Larger config files (in bytes) are refused as damaged or malicious; ordinary ones have some kilobytes.
 _MOST_BYTES = 2**18
-# Pattern of an entry "name: meaning" or "name, name: meaning", of several lines, in the Attributes of a docstring.
+# Pattern of an entry "name: meaning" or "name, name: meaning", of one or more lines, in the Attributes of a docstring.
 _ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -43,12 +43,12 @@ class Config:
     64
 
     Attributes:
-        name: name of the preset, or another name.
-        description: one line for people.
-        notes: more lines for people: hardware, duration, how to shorten the run.
-        model: the architecture.
-        data: the images.
-        training: the optimisation.
+        name: name of the preset, or a name that the user chose.
+        description: one line that describes the config to users.
+        notes: further lines for users: hardware, duration, how to shorten the run.
+        model: options of the architecture.
+        data: options of the images.
+        training: options of the optimisation.
     """
 
     name: str = "custom"
@@ -78,7 +78,7 @@ class Config:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def flatten_options(self) -> dict[str, Any]:
-        """Returns the value of every option by its dotted name, such as "model.latent_dim", as JSON values."""
+        """Returns all options in one dict: JSON values by dotted name, such as "model.latent_dim"."""
         values = self.to_dict()
         return {name: functools.reduce(operator.getitem, name.split("."), values) for name in list_option_names()}
 
@@ -97,7 +97,7 @@ class Config:
 def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     """Returns a config of the class `cls` with the options in a dict of JSON values; other options have their defaults.
 
-    Error messages name an option by `prefix`, such as "model.", and the option's key in the dict.
+    Error messages name an option by its key in the dict, with `prefix`, such as "model.", before it.
 
     Raises:
         ConfigError: where a name is unknown (the message has the nearest name), a type is wrong or a value impossible.
@@ -115,7 +115,7 @@ def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
 
 
 def make_unknown_option_error(name: str) -> ConfigError:
-    """Returns the ConfigError for an unknown option; its message has the most similar name of an option."""
+    """Returns the ConfigError for an unknown option; the message suggests the option with the most similar name."""
     # An option of the same name in any section is suggested first, because the user may have left out the section.
     same = [full for full in list_option_names() if full.rpartition(".")[2] == name.rpartition(".")[2]]
     hint = (
@@ -127,7 +127,7 @@ def make_unknown_option_error(name: str) -> ConfigError:
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Returns a config with some options changed by assignments "NAME=VALUE"; a VALUE that is no JSON becomes a text.
+    """Returns a config with some options changed by texts "NAME=VALUE"; VALUE is JSON, or else taken as a text.
 
     >>> changed = override(Config(), ["model.latent_dim=32", "training.precision=tf32"])
     >>> changed.model.latent_dim, changed.training.precision
@@ -149,7 +149,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         try:
             value = parse_json(text)
         except ValueError:
-            # `parse_json` refuses integers beyond 64 bits; as a float, the number is refused as too large.
+            # `parse_json` refuses integers beyond 64 bits. As floats they get a clearer error: that they are too large.
             value = float(text) if text.strip().removeprefix("-").isdecimal() else text
         section = values
         *path, last = name.split(".")
@@ -169,10 +169,10 @@ def list_option_names() -> tuple[str, ...]:
 
 
 def describe_options() -> dict[str, str]:
-    """Returns the help text of each option by its dotted name: one line, taken from the docstring of the config class.
+    """Returns the help text of each option, one line from the docstring of the config class, by dotted name.
 
     >>> describe_options()["model.steps"][:30]
-    'steps of flow per level. The f'
+    'flow steps of each level. The '
     """
     meanings: dict[str, str] = {}
     for prefix, cls in (("", Config), ("model.", ModelConfig), ("data.", DataConfig), ("training.", TrainingConfig)):
@@ -182,7 +182,7 @@ def describe_options() -> dict[str, str]:
 
 
 def compare_configs(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns the options in which two configs differ: by dotted name, the value in `ours` and that in `theirs`."""
+    """Returns the options in which two configs differ: by dotted name, the pair of values in `ours` and `theirs`."""
     others = theirs.flatten_options()
     return {name: (value, others[name]) for name, value in ours.flatten_options().items() if value != others[name]}
 
@@ -211,7 +211,7 @@ def load_preset(name: str) -> Config:
 
 
 def describe_config(config: Config) -> str:
-    """Returns a text that names the preset of a config and the options of the model that differ from the preset.
+    """Returns a text with the name of a config and the options of the model that differ from the preset of this name.
 
     >>> describe_config(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
     'quickstart with model.latent_dim=64'

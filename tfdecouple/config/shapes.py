@@ -1,6 +1,6 @@
-"""The shapes of images, and of the maps in flows and encoders, level by level.
+"""The shapes of images, and of the feature maps in flows and encoders, level by level.
 
-The config uses this arithmetic for its checks, and the networks are built from it.
+The config uses these functions for its checks, and the networks are built by their results.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 Shape = tuple[int, int, int]
 
 RGB_CHANNELS = 3
-# Pillow's modes of images by number of channels.
+# Pillow's name of the image mode for each number of channels that image files can have.
 PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
 
 # Smallest number of channels at the first level. Images with fewer channels are squeezed first: a coupling cannot split
@@ -23,15 +23,16 @@ LEAST_CHANNELS = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """A stage of the flow: steps with the same number of channels, after which some channels may leave the flow.
+    """The plan of a stage: flow steps with equal numbers of channels, after which some channels may leave the flow.
 
     Attributes:
         name: prefix of the names of the stage's layers, such as `level_0_part_0`.
-        reduction: ratio of the height of the image to the height of the stage's maps.
-        height, width, channels: shape of the stage's maps.
+        level: index of the stage's level; level 0 has the highest resolution.
+        reduction: ratio of the height of the image to the height of the stage's feature maps.
+        height, width, channels: shape of the stage's feature maps.
         hidden: channels of the hidden maps of the coupling nets.
         steps: number of flow steps.
-        dropped: number of channels that leave at the end of the stage.
+        dropped: number of channels that leave the flow at the end of the stage.
     """
 
     name: str
@@ -51,22 +52,22 @@ class StagePlan:
 
     @property
     def positions(self) -> int:
-        """The number of positions in a map, height times width."""
+        """The number of positions in a feature map of the stage, height times width."""
         return self.height * self.width
 
     @property
     def step_names(self) -> tuple[str, ...]:
-        """The names of the stage's steps, such as `level_0_part_0_step_0`, in the forward direction."""
+        """The names of the stage's flow steps, such as `level_0_part_0_step_0`, in the forward direction (x to v)."""
         return name_flow_steps(self.steps, f"{self.name}_")
 
     @property
     def factor_out_name(self) -> str:
-        """The name of the layer after the stage, which transforms the channels that leave the flow."""
+        """The name of the layer at the end of the stage, which transforms the channels that leave the flow."""
         return f"{self.name}_factor_out"
 
 
 class Block(NamedTuple):
-    """A ResNet block of an encoder: the name of its layer, and the channels of its output (`planes`).
+    """The plan of a ResNet block of an encoder: the name of its layer, and the channels of its output (`planes`).
 
     A block with `strides` 2 halves height and width, or doubles them if its convolutions are transposed.
     """
@@ -78,7 +79,7 @@ class Block(NamedTuple):
 
 
 def is_square_of_rgb(image_shape: Shape) -> bool:
-    """Returns whether images of this shape are squares of three channels."""
+    """Returns whether images of this shape are square and have three channels."""
     height, width, channels = image_shape
     return height == width and channels == RGB_CHANNELS
 
@@ -114,8 +115,8 @@ def plan_flow_levels(
     """Returns the stages of each level of the flow, the highest resolution first (paper Figure 3c).
 
     A squeeze before every level but the first multiplies the channels by four and halves height and width; images of
-    one or two channels are squeezed before the first level, too. An inner level has several stages, after each of which
-    the same number of channels leaves.
+    one or two channels are squeezed before the first level, too. An inner level has one or more stages; after each
+    stage the same number of channels leaves the flow.
 
     Args:
         image_shape: height, width and channels of the images.
@@ -160,7 +161,7 @@ def plan_flow_levels(
 
 
 def plan_encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
-    """Returns the blocks of the encoder: two per level, of which the second halves height and width.
+    """Returns the blocks of the encoder, two for each entry (level) of `planes`; the second halves height and width.
 
     >>> [(block.name, block.planes, block.strides) for block in plan_encoder_blocks((8, 16))][:3]
     [('level_0_block_1', 8, 1), ('level_0_block_2', 8, 2), ('level_1_block_1', 16, 1)]
@@ -173,10 +174,10 @@ def plan_encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
 
 
 def plan_map_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ...]:
-    """Returns the blocks of a network from an image to a map of the same height and width.
+    """Returns the blocks of a network from an image to a feature map with the image's height and width.
 
-    The blocks of an encoder come first. Then each level has two blocks of transposed convolutions, the second of which
-    doubles height and width and has the channels of the next higher resolution, or of the map.
+    The blocks of an encoder come first. Then each level, in reverse order, has two blocks of transposed convolutions.
+    The second doubles height and width and has the channels of the level before, or at level 0 `map_channels`.
 
     >>> [(block.name, block.planes, block.strides) for block in plan_map_blocks((8, 16), 4)[4:]]
     [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]
@@ -191,7 +192,7 @@ def plan_map_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ..
 
 
 def name_flow_steps(count: int, prefix: str = "") -> tuple[str, ...]:
-    """Returns the names of `count` flow steps, in the forward direction.
+    """Returns the names of `count` flow steps, each with `prefix` before it, in the forward direction (x to v).
 
     >>> name_flow_steps(2)
     ('step_0', 'step_1')
@@ -200,7 +201,7 @@ def name_flow_steps(count: int, prefix: str = "") -> tuple[str, ...]:
 
 
 def halve_channels(channels: int) -> tuple[int, int]:
-    """Returns how many channels a coupling leaves unchanged, and how many it changes: half of them, rounded down.
+    """Returns how many channels a coupling leaves unchanged, and how many it changes: half of all, rounded down.
 
     >>> halve_channels(7)
     (4, 3)

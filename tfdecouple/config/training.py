@@ -22,57 +22,60 @@ class TrainingConfig:
     'float32'
 
     Attributes:
-        steps: number of optimiser updates of the whole run.
+        steps: number of training steps of the whole run, each with one optimiser update.
         batch_size: images per update, over all devices.
         micro_batches: number of parts in which a batch is processed, one after the other, to save memory.
-        learning_rate: the peak, reached after the warm-up.
-        warmup_steps: updates of linear warm-up from 1e-7.
-        decay_rate: factor of the learning rate per update after the warm-up.
+        learning_rate: the peak of the learning rate, reached at the end of the warm-up.
+        warmup_steps: number of updates in which the learning rate rises linearly from 1e-7 to the peak.
+        decay_rate: factor by which each update after the warm-up multiplies the learning rate.
         beta_1, beta_2, epsilon: Adam's parameters (Kingma and Ba, 2015).
-        weight_decay: decoupled decay of every trainable parameter, times the learning rate.
+        weight_decay: decoupled weight decay: each update subtracts this times learning rate times weight.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
         ema_decay: decay of the running averages of the weights, which evaluation and sampling use; 0 for no averages.
         kl_weight: weight of the KL term in the loss; 1 in the paper. With a smaller weight, z keeps more of the image.
             Reported bounds always have weight 1.
-        kl_warmup_steps: updates over which the weight rises linearly from 0; 0 in the paper.
-        noise: standard deviation, in pixel values 0..255, of normal noise that is added to the training images at the
-            first update and falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to
-            0..255. 0 for none, as in the paper. Validation and test images never have any.
-        noise_steps: updates after which the noise has fallen to 0.
-        patterns: share of the training images, drawn at random, that are replaced by noise and boards of two colours
-            (`training/step.py`), so that unnatural images, too, come back from their codes; 0 for none, as in the
-            paper. A share of 0.01 is enough after long training. Validation and test images are never replaced.
-        patterns_after: updates before the first image is replaced; the best weights are then chosen among later ones.
+        kl_warmup_steps: number of updates in which the KL weight rises linearly from 0; 0 in the paper.
+        noise: standard deviation, in pixel values 0..255, of normal noise on the training images at the first update.
+            The deviation falls to 0 over `noise_steps`, along a cosine; the images are rounded and clipped to 0..255.
+            0 for no noise, as in the paper. Validation and test images never have noise.
+        noise_steps: number of updates after which the noise has fallen to 0.
+        patterns: share of the training images, chosen at random, that are replaced by noise and checkerboards
+            (`training/step.py`), so that unnatural images are reconstructed exactly, too; 0 for none, as in the paper.
+            A share of 0.01 is enough after long training. Validation and test images are never replaced.
+        patterns_after: number of updates before the first image is replaced; the best weights are then chosen among
+            later evaluations.
         precision: arithmetic of the matrix products in a training step. "float32": full precision, as in the paper's
             code, which is older than TF32. "tf32": 10 bits of mantissa in encoder and coupling nets, which GPUs since
-            Ampere compute faster; all else in full. "mixed_bfloat16": bfloat16 in the coupling nets. Evaluations are
+            Ampere compute faster; all else in float32. "mixed_bfloat16": bfloat16 in the coupling nets. Evaluations are
             always in full precision.
         memory: how the activations of the flow reach the backward pass. "keep": they are stored. "recompute": the
             hidden maps of the coupling nets, nearly all of the memory, are computed again: less memory, more time, the
-            same numbers. "invert": each step's input is reconstructed from its output, and the memory does not grow
-            with the number of steps; gradients are the same but for rounding, and an update where the rounding has
-            grown too large is not applied.
-        jit_compile: whether XLA compiles each kind of step of flow and prior, at the start of a run: for GPUs, where it
-            fuses the operations between the products; the same numbers but for rounding.
+            same numbers. "invert": each flow step's input is reconstructed from its output, so that the memory does not
+            grow with the number of flow steps. Gradients are the same but for rounding; an update is skipped if the
+            rounding errors have grown too large.
+        jit_compile: whether XLA compiles the flow steps of flow and prior, once for each shape, at the start of a run.
+            On GPUs this fuses the operations between matrix products; the numbers are the same but for rounding.
         bytes_per_pack: gradients are summed over devices in packs of about this many bytes, each as soon as the
             backward pass has computed it; 0 for all of them in one pack after the backward pass.
         seed: the seed of all random numbers.
-        init_images: training images for the data-dependent initialisation.
-        max_skipped_steps: consecutive updates that may be skipped, for values that are not finite or, with
-            `memory="invert"`, an inaccurate inversion.
-        log_every, evaluate_every, checkpoint_every: in updates.
-        keep_checkpoints: how many of the latest checkpoints are kept, beside the best.
-        evaluation_batch_size: images per batch in evaluations, over all devices; rounded up to a multiple of their
-            number.
+        init_images: number of training images for the data-dependent initialisation.
+        max_skipped_steps: number of skipped updates in a row that end a run. An update is skipped if the loss or the
+            gradient is not finite or, with `memory="invert"`, if the inversion is inaccurate.
+        log_every, evaluate_every, checkpoint_every: number of steps between two rows of the log, two evaluations, or
+            two checkpoints.
+        keep_checkpoints: how many of the latest checkpoints are kept, beside the best weights.
+        evaluation_batch_size: images per batch in evaluations, over all devices; rounded up to a multiple of the number
+            of devices.
         evaluation_images: validation images per evaluation; 0 for all.
-        pictures: largest number of images in the pictures of an evaluation: fewer for images above 64 pixels (4 of
-            256), and no more than the run has seen; 0 for no pictures.
-        evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as for
-            trials of options.
-        loggers: where figures and pictures go beside `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
-            & Biases) needs the extra `loggers` and writes to the run folder unless `WANDB_MODE` says otherwise. A
-            resumed run may change them.
-        init_from: run folder whose weights this run starts from; null to start from data.
+        pictures: largest number of images in the pictures of an evaluation: fewer for images above 64 x 64 pixels (4
+            for 256 x 256), and no more than the run was trained on; 0 for no pictures.
+        evaluation_samples: draws of (z, u) per image in the final test evaluation; 0 for no test evaluation, as when
+            options are compared.
+        loggers: where metrics and pictures go beside `metrics.jsonl`: "tensorboard", "wandb" or both. "wandb" (Weights
+            & Biases) needs the extra `loggers`, and writes to the run folder unless `WANDB_MODE` has another value. A
+            resumed run may have other loggers.
+        init_from: run folder, or name of pretrained weights, from whose weights this run starts; null to initialise
+            the weights from training images.
     """
 
     steps: Positive = 1000

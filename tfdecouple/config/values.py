@@ -13,16 +13,16 @@ import pydantic
 
 from tfdecouple.errors import ConfigError
 
-# Types of options with a range.
+# Types of numeric options; pydantic checks the range.
 Count = Annotated[int, pydantic.Field(ge=0)]
 Positive = Annotated[int, pydantic.Field(ge=1)]
 NonNegative = Annotated[float, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
-# Largest value of an option by type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
+# Largest value of an option of each type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# Description of the accepted values for each type of pydantic's errors; the names in braces are those of the error.
+# For each type of pydantic's errors: which values are accepted. The error has the values for the names in braces.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -41,7 +41,7 @@ _EXPECTED = {
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises ConfigError with this message unless the condition holds."""
+    """Raises ConfigError with the text `message` unless the condition is true."""
     if not condition:
         raise ConfigError(message)
 
@@ -61,7 +61,7 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 def validate_options(config: Any, prefix: str = "") -> None:
     """Checks all options of a config, and converts each value to the type of its option, in place.
 
-    Sections of the config, such as `model`, were checked when they were made.
+    Sections of the config, such as `model`, are skipped, because each has checked itself when it was made.
 
     Raises:
         ConfigError: where a value has a wrong type or is out of its range, or a list has a name twice.
@@ -89,7 +89,7 @@ def validate_options(config: Any, prefix: str = "") -> None:
 
 @functools.cache
 def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]]:
-    """Returns the type of each option of a config class, and pydantic's validator of the type, by the option's name."""
+    """Returns a dict from each option's name to the option's type and to pydantic's validator of this type."""
     adapters = {}
     for name, hint in typing.get_type_hints(cls, include_extras=True).items():
         if typing.get_origin(hint) is tuple:
@@ -101,7 +101,7 @@ def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]
 
 
 def _describe_accepted_values(error: Mapping[str, Any]) -> str:
-    """Returns a text that describes the accepted values, for one of pydantic's errors."""
+    """Returns which values an option accepts, a text such as "at least 1", given pydantic's error for another value."""
     if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
         return f"at most {_LARGEST[int]:.2g}"
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
