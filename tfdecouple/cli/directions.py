@@ -40,8 +40,8 @@ def add_parser(commands: Any) -> None:
     arguments.add_out(parser)
     arguments.add_data(parser, split="validation")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="use these labels only")
-    text = "find a direction for each column of a CSV file instead: a line of names, then a line for each image that "
-    text += "begins with the path of its file below the folder. A column with two values counts as a label"
+    text = "find a direction for each column of a CSV file instead: a line of names, then for each image a line that "
+    text += "begins with the image's path below the data folder. A column with two values counts as a label"
     parser.add_argument("--attributes", metavar="FILE", help=text)
     text = f"number of training images, drawn at random, and of images of --split; 0 means at most {_MOST_IMAGES:,}"
     arguments.add_number(parser, "--images", 0, text)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tfdecouple.runs.opened_run import Run
 
 FORMATS = ("tfrecord", "parquet")
-# Largest number of images, and largest size in bytes, of one file. A killed program loses the work on one file.
+# Largest number of images, and largest size in bytes, of one file. A killed program loses its work on one file.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         commands,
         "encode",
         "write the codes of all images of a data set into files",
-        "The same command goes on where it stopped. docs/encoding.md says what is in the files.",
+        "The same command resumes where it stopped. docs/encoding.md says what is in the files.",
     )
     parser.add_argument("--run", metavar="RUN", help=arguments.RUN_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", type=pathlib.Path, help="folder for the codes")
@@ -35,9 +35,9 @@ def add_parser(commands: Any) -> None:
     arguments.add_choice(parser, "--format", FORMATS, "tfrecord or parquet")
     parser.add_argument("--v", action="store_true", help="write v beside z: as many numbers as the image has")
     parser.add_argument("--z-std", action="store_true", help="write the standard deviation of the posterior of z")
-    text = "write how unlike the training each image is, as `evaluate --outliers`"
+    text = "write how unlike the training images each image is, as `evaluate --outliers` does"
     parser.add_argument("--scores", action="store_true", help=text)
-    text = f"images of a file (default {_MOST_IMAGES}, fewer where they are large)"
+    text = f"images per file (default {_MOST_IMAGES}, fewer where they are large)"
     arguments.add_number(parser, "--images-per-shard", None, text, 1)
     arguments.add_number(parser, "--batch-size", None, "images at a time (default as in evaluations)", 1)
     arguments.add_number(parser, "--limit", None, "only the first N images of each split", 1)

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple neighbours`: shows samples beside the training images with the nearest pixels and z."""
+"""`python -m tfdecouple neighbours`: shows samples beside their nearest training images, by pixels and by z."""
 
 import argparse
 from typing import Any

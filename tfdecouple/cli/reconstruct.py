@@ -13,12 +13,16 @@ from tfdecouple.runtime.process import start_tensorflow
 def add_parser(commands: Any) -> None:
     """Adds the command `reconstruct` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
     parser = arguments.add_command(
-        commands, "reconstruct", "encode images, decode them again and count those that come back to the last pixel"
+        commands,
+        "reconstruct",
+        "encode images, decode their codes and count the images that are equal to the last pixel",
     )
     arguments.add_run(parser)
     arguments.add_data(parser)
     arguments.add_drawing(parser, 20, "images")
-    text = "images at their own size, neither cropped nor resized, a picture each (folders and photographs)"
+    text = (
+        "neither crop nor resize the images; write a picture for each (only for the data sets folder and photographs)"
+    )
     parser.add_argument("--own-size", action="store_true", help=text)
 
 

@@ -64,7 +64,7 @@ def add_parser(commands: Any) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="change an option, as often as needed: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
+        help="change an option; can be repeated: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
         "`python -m tfdecouple explain` explains each",
     )
     add_shortcut(model, "--steps", "training.steps", "number of updates", metavar="N", type=int)

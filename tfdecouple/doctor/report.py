@@ -131,7 +131,7 @@ def format_settings(settings: Sequence[str]) -> str:
 
 
 def find_failures(results: Results) -> list[tuple[str, Result]]:
-    """Returns pairs (name of the check, result) of all results of a promise that does not hold."""
+    """Returns the pair (name of the check, result) for each result whose promise does not hold."""
     return [(name, result) for name, each in results.items() for result in each if result.holds is False]
 
 

@@ -134,7 +134,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # Torch's own message is replaced, because it advises weights_only=False, with which code in the file runs.
+        # Torch's own message is replaced, because it advises weights_only=False, which would run code in the file.
         raise WolfError(
             f"torch cannot read {path}: it is damaged, or holds more than tensors, and nothing of that is run; {_SAVE}"
         ) from error

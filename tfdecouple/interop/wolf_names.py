@@ -136,7 +136,10 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the `WeightMatch` of each weight in ResNet blocks: two a level downwards, then two transposed upwards."""
+    """Yields the `WeightMatch` of each weight in the ResNet blocks of an encoder.
+
+    `blocks` are two for each level from fine to coarse, then two transposed blocks for each level from coarse to fine.
+    """
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
         level = 2 * levels - 1 - index // 2 if block.transposed else index // 2

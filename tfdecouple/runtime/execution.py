@@ -180,7 +180,7 @@ class Execution:
         y_gradient: tf.Tensor,
         log_det_gradient: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, list[list[tf.Tensor | None]]]:
-        """Runs layers backwards from the last output y; returns the input, and gradients for input, z and weights."""
+        """Inverts layers from the last output y; returns the first input, and gradients for it, z and the weights."""
         z_gradient = None if z is None else tf.zeros_like(z)
         weight_gradients: list[list[tf.Tensor | None]] = []
         for layer, own in zip(reversed(layers), reversed(weights), strict=True):
