@@ -75,7 +75,7 @@ class Comparison(NamedTuple):
 
 
 def main() -> int:
-    """Reads the command line and compares speeds; returns the exit status."""
+    """Reads the command line of compare.py, compares speeds with a PyTorch program, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yardstick", type=pathlib.Path, help="the PyTorch program")
     parser.add_argument("--yardstick-python", default=sys.executable, help="a Python interpreter that has torch")
@@ -109,7 +109,7 @@ def parse_comparison(text: str) -> Comparison:
 
 
 def run_rounds(options: argparse.Namespace) -> int:
-    """Measures the phases of both programs in rounds, and prints results after each round; returns the exit status."""
+    """Times this project and the PyTorch program in rounds; prints results after each; returns the exit status."""
     comparisons = [parse_comparison(text) for text in options.phases.split(",") if text]
     if any(comparison.counterpart for comparison in comparisons) and not options.yardstick:
         raise UserError("--yardstick is missing: the path of the PyTorch program to compare with")

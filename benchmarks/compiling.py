@@ -48,7 +48,7 @@ CALLS = 3
 
 
 def main() -> int:
-    """Reads the command line and times the compilation of layers; returns the exit status."""
+    """Reads the command line of compiling.py, times XLA's compilation of layers, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", metavar="PRESET", help="presets to measure (default all)")
     parser.add_argument("--images", type=int, default=1, help="images in a batch (default 1)")
@@ -90,7 +90,7 @@ def measure_presets(options: argparse.Namespace) -> int:
 
 
 def render_presets(presets: dict[str, dict[str, Any]]) -> str:
-    """Returns a Markdown table of compilation times and differences, with a row for each preset."""
+    """Returns a Markdown table of compilation times and of XLA's deviations, with a row for each preset."""
     rows = [
         [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"]]
         + ["" if row[column] is None else f"{row[column]:.1e}" for column in ("off", "rounding")]
@@ -117,7 +117,7 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """A text with the class, the config and the shapes of the layer; it is equal for equivalent layers."""
+        """A text with the class, config and shapes of this layer, by which equivalent layers are recognised."""
         config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
         return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)} {self.condition}"
 

@@ -40,7 +40,7 @@ _KINDS = 24
 
 
 def main() -> int:
-    """Reads the command line and counts the operations of a step; returns the exit status."""
+    """Reads the command line of dispatches.py, counts a step's operations, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")
     parser.add_argument("--batch", type=int, default=16, help="images in a step (default 16)")

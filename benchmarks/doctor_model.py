@@ -76,7 +76,7 @@ def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
 
 
 def main() -> int:
-    """Reads the command line and trains the model; returns the exit status."""
+    """Reads the command line of doctor_model.py, trains the model of `doctor`, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder for the model")
     folder = parser.parse_args().folder

@@ -31,7 +31,7 @@ BATCH = 256
 
 
 def main() -> int:
-    """Reads the command line and counts changed images; returns the exit status."""
+    """Reads the command line of exactness.py, counts inexact images, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
     parser.add_argument("--count", type=int, default=64, help="noise images, and images per data set (default 64)")

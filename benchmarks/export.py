@@ -34,7 +34,7 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 
 
 def main() -> int:
-    """Reads the command line and measures an export; returns the exit status."""
+    """Reads the command line of export.py, measures an export, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=pathlib.Path, help="run folder, or the name of bundled weights")

@@ -22,8 +22,8 @@ def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads
 
     Args:
         runtime: name of the runtime in `RUNTIMES` or `OTHERS`.
-        run: run folder.
-        exported: export folder.
+        run: path of the run folder, for the Keras model.
+        exported: path of the export folder, for the other runtimes.
         threads: number of threads of the runtime.
         most: number of images in the largest batch.
     """

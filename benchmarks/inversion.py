@@ -46,7 +46,7 @@ SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def main() -> int:
-    """Reads the command line and measures the errors of gradients; returns the exit status."""
+    """Reads the command line of inversion.py, measures errors of gradients, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart", help="preset of the model (default quickstart)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
@@ -90,7 +90,7 @@ def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
-    """Trains a model with this alpha; yields table rows of gradient errors for each of --updates and each precision."""
+    """Trains a model with this alpha; yields a table row of gradient errors for each of --updates and precision."""
     preset = load_preset(options.preset)
     # `make_timed_config` sets a tiny learning rate; with the preset's rate the model learns.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
@@ -142,7 +142,7 @@ class Gradients:
         self._functions: dict[tuple[str, str], Any] = {}
 
     def compare(self, precision: str) -> list[Any]:
-        """Returns the last six cells of a table row, from "error" to "precision alone", for one precision."""
+        """Returns six table cells with the errors of gradients in a precision if layers are inverted (`invert`)."""
         import numpy as np
 
         full, *_ = self._compute("keep", "float32")
@@ -160,7 +160,7 @@ class Gradients:
         ]
 
     def _compute(self, mode: str, precision: str) -> tuple[list[Any], float]:
-        """Returns the gradients of all weights with `training.memory=mode`, a list, and the largest inversion error."""
+        """Returns a list of all weights' gradients with `training.memory=mode`, and the largest inversion error."""
         if (mode, precision) not in self._functions:
             self._functions[mode, precision] = self._trace(mode, precision)
         with _round_products(precision):

@@ -104,7 +104,7 @@ def list_commands() -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Reads the command line and measures, makes the tables, or checks them; returns the exit status."""
+    """Reads the command line of results.py; measures, makes tables or checks them; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="*", metavar="NAME", help="first run these commands (default all)")
     parser.add_argument("--data-dir", help="folder of TensorFlow Datasets, for --measure")
@@ -118,7 +118,7 @@ def main() -> int:
 
 
 def run_action(options: argparse.Namespace) -> int:
-    """Carries out the parsed options and returns the exit status, which is 1 if a check finds a difference."""
+    """Does what the options of results.py request; returns the exit status, 1 if --check finds a difference."""
     commands = list_commands()
     if options.list:
         for name, lines in commands.items():
@@ -251,7 +251,7 @@ def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def compare_with_ours(run: str) -> tuple[float, float]:
-    """Returns the bits/dim by which a run is worse than our run "conditional", and the standard error of this.
+    """Returns the bits/dim by which a run is worse than our run "conditional", and this number's standard error.
 
     The difference is paired by seed, because runs of one seed see the same images in the same order.
     """

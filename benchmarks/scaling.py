@@ -88,7 +88,7 @@ def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1
 
 
 def main() -> int:
-    """Reads the command line and makes the requested tables; returns the exit status."""
+    """Reads the command line of scaling.py, makes the requested tables, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES), help=f"tables (default {','.join(TABLES)})")
     parser.add_argument("--preset", default="quickstart", help="preset that is measured (default quickstart)")
@@ -307,7 +307,7 @@ def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
     """Draws time, memory per image and largest micro-batch over the depth (flow steps in a stage) into a file.
 
     Args:
-        measured: rows of the tables by the table's name; "memory" must be there.
+        measured: `{name of a table: rows}`; the table "memory" must be there.
         path: path of the image file.
     """
     import matplotlib

@@ -51,7 +51,7 @@ FIRST_STEP_BATCH = 16
 
 
 def main() -> int:
-    """Reads the command line and measures a phase; returns the exit status."""
+    """Reads the command line of throughput.py, measures a phase such as train16, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", required=True, help="a kind of work and a number of images, such as train16")
     parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")

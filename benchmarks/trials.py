@@ -61,17 +61,17 @@ class Trial(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name of the run folder, a text such as "alpha-0.5-0"."""
+        """The name of this trial's run folder, with the seed at the end, such as "alpha-0.5-0"."""
         return f"{self.name}-{self.seed}"
 
     @property
     def command(self) -> str:
-        """The command line of the training run as a text, without the run folder and the data folder."""
+        """The command line of this trial as a text, without the run folder and the data folder."""
         return f"python train.py {shlex.join(self.arguments)}"
 
 
 def main() -> int:
-    """Reads the command line and runs trials, lists them, or makes the table; returns the exit status."""
+    """Reads the command line of trials.py; runs trials, lists them or makes the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="names of trials (default all)")
     parser.add_argument(
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def run_action(options: argparse.Namespace) -> int:
-    """Carries out the parsed options and returns the exit status."""
+    """Does what the options of trials.py request, and returns the exit status."""
     if options.measure:
         print(json.dumps(measure_probe(options.measure, options.data_dir)))
         return 0

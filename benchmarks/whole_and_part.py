@@ -187,7 +187,7 @@ def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: int = 6, side: int = 200) -> None:
-    """Writes one JPEG with a row for each of the first `most` switches and a column for each list in `columns`."""
+    """Writes one JPEG with a row for each switch, up to `most` rows, and a column for each list in `columns`."""
     from PIL import Image
 
     sheet = Image.new("RGB", (len(columns) * side, most * side), "white")
@@ -200,7 +200,7 @@ def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: in
 
 
 def main() -> int:
-    """Reads the command line; trains the two models, or measures their switches; returns the exit status."""
+    """Reads the command line of whole_and_part.py; trains two models or measures them; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "measure"), help="train both models, or measure switches")
     parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")

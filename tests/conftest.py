@@ -32,7 +32,7 @@ collect_ignore_glob = ["*/conftest.py"]
 
 
 def pytest_configure(config):
-    """Starts to count skips, and sets TensorFlow up in processes that run tests (not in pytest-xdist's controller)."""
+    """Starts to count skipped tests; sets TensorFlow up, except in pytest-xdist's controller, which runs no tests."""
     skips.pytest_configure(config)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         import tensorflow as tf

@@ -1,4 +1,4 @@
-"""Functions that run the code blocks of an export's model card; the code must reconstruct a black image exactly."""
+"""Functions that run the code in an export's model card, which must encode and decode a black image exactly."""
 
 from __future__ import annotations
 

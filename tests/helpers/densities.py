@@ -65,14 +65,14 @@ class LinearGaussian(Density):
         return (np.asarray(images, np.float64).reshape(-1, 3) + 0.5) / 128 - 1
 
     def log_marginal(self, images):
-        """Returns log p(x) in nats, float64 `[n]`."""
+        """Returns log p(x) of uint8 images under this density in nats, float64 `[n]`."""
         covariance = np.outer(self.weights, self.weights) + self.noise**2 * np.eye(3)
         x = self.x(images)
         squares = np.einsum("ni,ij,nj->n", x, np.linalg.inv(covariance), x)
         return -(squares + np.linalg.slogdet(2 * math.pi * covariance)[1]) / 2
 
     def gap(self, images):
-        """Returns KL(q(z|x) || p(z|x)) in nats, float64 `[n]`: the difference of log p(x) and the expected ELBO."""
+        """Returns KL(q(z|x) || p(z|x)) of images in nats, float64 `[n]`: log p(x) minus the expected ELBO."""
         difference = self.x(images) @ (self.slopes - self.exact_slopes)
         ratio = self.stddev**2 / self.exact_stddev**2
         return (ratio - 1 - math.log(ratio) + difference**2 / self.exact_stddev**2) / 2

@@ -116,7 +116,7 @@ class _Emulation:
         self._perturb = tf.function(self._add_noise, autograph=False).get_concrete_function(anything, anything)
 
     def close(self) -> None:
-        """Removes the copies of traced functions from TensorFlow."""
+        """Removes the emulated copies of traced functions from TensorFlow, when the emulation ends."""
         for original, copy in self._copies.items():
             if copy != original[0]:
                 context.context().remove_function(copy)
@@ -125,7 +125,7 @@ class _Emulation:
     # --- emulation of single operations ---
 
     def wrap_execute(self, execute: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function that runs an operation as `execute` does, but with emulated arithmetic."""
+        """Returns a replacement of `execute`, by which TensorFlow runs single operations; it emulates products."""
 
         def run(ctx: Any, kind: str, name: Any, *arguments: Any) -> Any:
             if kind not in _PRODUCTS:

@@ -281,7 +281,7 @@ class _Server:
         return None
 
     def _close(self) -> None:
-        """Closes the server's descriptors in a forked process, because the program may use their numbers."""
+        """Closes the server's file descriptors in a forked process, because the program may need their numbers."""
         self._selector.close()
         for control in self._clients.values():
             control.close()

@@ -22,7 +22,7 @@ from tfdecouple.model.outlier_scores import outlier_scores
 TOLERANCE = 1e-5
 
 
-# Model configs by name of the variant. TINY has odd channel counts (3, 9) and even ones (12, 24).
+# Configs of the tested models by name. TINY has odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,
     "alpha-1": variants.VARIANTS["alpha-1"],
@@ -57,7 +57,7 @@ VARIANTS = {
 
 @functools.cache
 def get_model(name):
-    """Returns the shared Keras model of a variant; all weights affect the results, and z differs between images."""
+    """Returns the shared Keras model of a name in VARIANTS; its weights all matter, and z differs between images."""
     random.seed(0)
     model = fresh(VARIANTS[name])
     encoders = [] if model.encoder is None else [model.encoder]
@@ -74,7 +74,7 @@ def get_model(name):
 
 @functools.cache
 def get_deployed_model(name, order="NHWC"):
-    """Returns the shared `DeployedModel` of a variant, the model of an export's layers; `order` is NHWC or NCHW."""
+    """Returns the shared `DeployedModel`, made of an export's layers, of a name in VARIANTS; `order`: NHWC or NCHW."""
     return DeployedModel(get_model(name), order)
 
 
@@ -105,7 +105,7 @@ def make_inputs(config, count=5, seed=1):
 
 
 def compute_expected(name, endpoint_name):
-    """Returns {output name: array} of an endpoint for the inputs of `make_inputs`, computed by the Keras model."""
+    """Returns {output name: array} of an endpoint for `make_inputs`, by the Keras model of a name in VARIANTS."""
     model, given = get_model(name), make_inputs(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
     labels = model.drop_unused_labels(given["labels"])
@@ -159,19 +159,19 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
             assert difference.max() < tolerance * np.abs(theirs).max(), output
 
 
-# Names of the variants whose ONNX models are tested; together they have a layer of each class.
+# Names of the models whose ONNX files are tested; together these models have a layer of each class.
 IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
 
 
 @functools.cache
 def get_onnx_model(name, endpoint):
-    """Returns the shared `onnx.ModelProto` of an endpoint, such as "encode", of a variant. Do not change the model."""
+    """Returns the shared `onnx.ModelProto` of an endpoint, such as "encode", of a name in VARIANTS. Do not change it."""
     return build_onnx(get_deployed_model(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
 
 
 @functools.cache
 def open_onnx(name, endpoint):
-    """Returns the shared `onnxruntime.InferenceSession` of an endpoint, such as "encode", of a variant."""
+    """Returns the shared `onnxruntime.InferenceSession` of an endpoint, such as "encode", for a name in VARIANTS."""
     return onnxruntime.InferenceSession(
         get_onnx_model(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"]
     )

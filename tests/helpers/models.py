@@ -70,7 +70,7 @@ def strengthen_z(model):
 
 
 def random_images(count=4, size=8, seed=0):
-    """Returns images of uniform noise, uint8 `[count, size, size, 3]`; `size` may be an image shape."""
+    """Returns images of uniform noise, uint8 `[count, size, size, 3]`; `size` is a side or a whole image shape."""
     shape = (size, size, 3) if isinstance(size, int) else size
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""Functions that take code from the recipes of docs/extending.md and run it in a copy of the project's packages."""
+"""Functions that take the example code of docs/extending.md and run it in a copy of the project's packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.places import PATIENCE, ROOT
 
 
 def read_recipe(name: str) -> str:
-    """Returns the code of the recipe under a heading of docs/extending.md; the heading's case does not matter."""
+    """Returns the example code under a heading of docs/extending.md; the case of the heading does not matter."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     begins = re.search(rf"^## {re.escape(name)}$", text, re.MULTILINE | re.IGNORECASE)
     assert begins, f"there is no recipe for {name}"

@@ -161,7 +161,7 @@ class ReadCounter:
 
     @contextlib.contextmanager
     def count_reads(self):
-        """Makes this counter count inside the context, by patching TensorFlow and `TrainStep`; yields the counter."""
+        """Makes this counter count copies to the host in the context, by patching TensorFlow; yields the counter."""
         numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
 
         def count_numpy(tensor):

@@ -46,7 +46,7 @@ class Servable:
             self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
 
     def predict(self, request):
-        """Returns the response to a PredictRequest; raises Refusal unless it has exactly the signature's inputs."""
+        """Runs the model for a PredictRequest; returns the response, or raises Refusal if inputs are wrong."""
         name = request.model_spec.signature_name or "serving_default"
         if name not in self.signatures:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -140,7 +140,7 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._grpc.stop(None).wait()
 
     def servable(self, name, version):
-        """Returns the loaded `Servable`; raises Refusal if name or version differ. Version 0 means the newest."""
+        """Returns the served model; raises Refusal if it has another name or version. Version 0 means the newest."""
         if name != self.name or version not in (0, self.loaded.version):
             wanted = f"Specific({name}, {version})" if version else f"Latest({name})"
             raise Refusal(NOT_FOUND, f"Servable not found for request: {wanted}")

@@ -33,7 +33,7 @@ class _SkipCounter:
     pytest_collectreport = pytest_runtest_logreport
 
     def list_unexpected(self) -> list[tuple[str, str]]:
-        """Returns the pairs (test, reason) of skips that are not in tests/expected_skips.txt, sorted."""
+        """Returns the sorted pairs (test, reason) of the counted skips that are not in tests/expected_skips.txt."""
         lines = EXPECTED.read_text(encoding="utf-8").splitlines()
         expected = [line.split(" | ", 1) for line in lines if line.strip() and not line.startswith("#")]
 

@@ -50,7 +50,7 @@ class Trainer:
         self.steps = 0
 
     def take(self, count=1):
-        """Takes `count` training steps on different images; returns the last `StepResult` as Python numbers."""
+        """Takes `count` training steps on different images; returns the last step's `StepResult`, on the host."""
         model = self.config.model
         for _ in range(count):
             examples = random_images(BATCH, model.image_shape, seed=100 + self.steps)
@@ -65,7 +65,7 @@ class Trainer:
         return result.fetch_numbers()
 
     def values(self, device=None):
-        """Returns {name: array} of all variables in checkpoints; with an index `device`, the values on that device."""
+        """Returns {name: array} of this trainer's variables; with an index `device`, their copies on that device."""
 
         def read(variable):
             if device is not None:
@@ -81,7 +81,7 @@ class Trainer:
         }
 
     def put(self, values):
-        """Assigns {name: array}, as the method `values` returns it, to all variables in a checkpoint."""
+        """Assigns {name: array}, as the method `values` returns it, to this trainer's variables."""
         for group, variables in self.state.group_checkpoint_variables().items():
             for name, variable in variables.items():
                 variable.assign(values[f"{group}/{name}"])

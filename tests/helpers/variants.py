@@ -100,7 +100,7 @@ def fresh(config):
 
 @functools.cache
 def variant(name):
-    """Returns the shared model of a name in VARIANTS or OF_CLASSES. Do not change the model."""
+    """Returns the shared, initialised model of a name in VARIANTS or OF_CLASSES. Do not change the model."""
     return fresh({**VARIANTS, **OF_CLASSES}[name])
 
 
@@ -115,7 +115,7 @@ def read_weights(model):
 
 
 def has_weights(model, before):
-    """Returns whether all weights of a model equal those in `before`, which `read_weights` has returned."""
+    """Returns whether all weights of a model equal the arrays in `before`, which `read_weights` has returned."""
     return all(np.array_equal(value, before[name]) for name, value in read_weights(model).items())
 
 

@@ -44,19 +44,19 @@ class Reference:
         self.results = sorted(set(self.arrays) - INPUTS - drawn)
 
     def imported(self, workdir):
-        """Imports the wolf checkpoint into the new run folder `workdir`, and returns the `DecoupledModel`."""
+        """Imports this checkpoint of the authors into the new run folder `workdir`; returns the `DecoupledModel`."""
         return import_wolf(
             self.folder / "config.json", self.folder / "model.npz", image_shape=(32, 32, 3), workdir=workdir
         )
 
     def assert_computed(self, computed, name):
-        """Asserts that the array `computed[name]` differs from wolf's by less than NEAR times wolf's largest value."""
+        """Asserts that `computed[name]` differs from the authors' result by less than NEAR times its largest number."""
         ours, theirs = np.asarray(computed[name], "float64"), self.arrays[name]
         assert ours.shape == theirs.shape and np.abs(theirs).max() > 0.01
         assert np.abs(ours - theirs).max() < NEAR * np.abs(theirs).max()
 
     def edited(self, changes):
-        """Returns a copy of the config with changes, `{dotted name: value}`; the value `...` removes an entry."""
+        """Returns a copy of this config with changes, `{dotted name: value}`; the value `...` removes an entry."""
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             *path, last = name.split(".")
@@ -71,6 +71,6 @@ class Reference:
 
 
 def assert_refused(config, words):
-    """Asserts that a wolf config raises WolfError on import, with a message of one line that has all the words."""
+    """Asserts that importing a config of the authors' code raises WolfError with one line that has all the words."""
     message = message_of(WolfError, lambda: translate_config(config, image_shape=(32, 32, 3)))
     assert [word for word in words if word not in message] == []

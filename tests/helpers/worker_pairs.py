@@ -28,7 +28,7 @@ class WorkerThreads:
         self._data = [None] * count
 
     def run(self, act):
-        """Calls `act(workers)` in a thread for each worker; returns a list with each result or raised exception."""
+        """Calls `act(workers)` in a thread for each training worker; returns a list of results or raised exceptions."""
 
         def call(workers):
             try:
@@ -77,7 +77,7 @@ class WorkerProcesses:
             self.processes.append(process)
 
     def end(self):
-        """Waits until both workers have ended; returns a list of (exit status, standard output, standard error)."""
+        """Waits until both worker processes end; returns a list of (exit status, standard output, standard error)."""
         try:
             texts = [process.communicate(timeout=PATIENCE) for process in self.processes]
             return [(process.returncode, *both) for process, both in zip(self.processes, texts, strict=True)]
@@ -94,7 +94,7 @@ class WorkerProcesses:
         return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
 
     def wait_for_checkpoint(self, beyond=0):
-        """Waits until a checkpoint of a step after `beyond` is saved; returns the step of the latest checkpoint."""
+        """Waits until the run has a checkpoint of a step after `beyond`; returns the step of the latest checkpoint."""
         begun = time.monotonic()
         while max(self.saved(), default=0) <= beyond:
             assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]
