@@ -142,7 +142,7 @@ class Gradients:
         self._functions: dict[tuple[str, str], Any] = {}
 
     def compare(self, precision: str) -> list[Any]:
-        """Returns six table cells with the errors of gradients in a precision if layers are inverted (`invert`)."""
+        """Returns six table cells: errors of the gradients with `training.memory=invert` in this precision."""
         import numpy as np
 
         full, *_ = self._compute("keep", "float32")

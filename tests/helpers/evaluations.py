@@ -37,5 +37,5 @@ def write_onnx(path, *, dtype="uint8", shape="n, h, w, 3", keep_dims=0, outputs=
 
 
 def compute_mean_colours(images):
-    """Returns the mean colour of each image, which models of `write_onnx` also compute, float64 `[n, channels]`."""
+    """Returns the mean colour of each image, which models of `write_onnx` compute too, float64 `[n, channels]`."""
     return images.mean((1, 2), dtype=np.float64)

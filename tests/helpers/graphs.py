@@ -165,7 +165,7 @@ IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
 
 @functools.cache
 def get_onnx_model(name, endpoint):
-    """Returns the shared `onnx.ModelProto` of an endpoint, such as "encode", of a name in VARIANTS. Do not change it."""
+    """Returns the shared `onnx.ModelProto` of an endpoint, such as "encode", for a name in VARIANTS. Do not edit it."""
     return build_onnx(get_deployed_model(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
 
 

@@ -1,4 +1,4 @@
-"""Images whose first red value is the image's index, as arrays, files and data sources, and the indices of batches."""
+"""Images whose first red value is the image's index, as arrays, files and data sources; functions to read it."""
 
 from __future__ import annotations
 
