@@ -4,8 +4,9 @@
     python benchmarks/inversion.py --alphas 1 --updates 500 --precisions float32 tf32 mixed_bfloat16 --break
     python benchmarks/inversion.py --run docs/results/glow --batch 64
 
-A model is trained with `keep`. After each number of --updates, the gradient of a batch is computed with `keep` and with
-`invert`, in each precision. Columns:
+With `keep` the backward pass uses stored activations; with `invert` it reconstructs activations by inverting layers.
+The program trains a model with `keep`. After each number of --updates, it computes the gradient of a batch with `keep`
+and with `invert`, in each precision. Columns:
 
   error            inversion error of the worst image (`StepResult.inversion_error`)
   largest          for each weight, the largest difference of its gradient over the gradient's largest number; the

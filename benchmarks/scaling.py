@@ -221,7 +221,7 @@ def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -
 
 
 def calculate_memory() -> Rows:
-    """Returns rows of calculated memory for the presets in LARGE, with each depth in DEPTHS and the preset's own."""
+    """Returns rows of calculated memory for the presets in LARGE, with each depth in DEPTHS and their own depth."""
     rows = []
     for name in LARGE:
         own = load_preset(name)

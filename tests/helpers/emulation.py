@@ -28,7 +28,7 @@ from tensorflow.python.framework import op_def_registry
 from tfdecouple.errors import UserError
 from tfdecouple.runtime import precision as tf32
 
-# TensorFlow operations that compute products, each with the indices of the inputs to round; None rounds all inputs.
+# TensorFlow operations that multiply matrices, each with the indices of the inputs to round; None rounds all inputs.
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {
     "MatMul": (0, 1),
     "BatchMatMul": (0, 1),
@@ -172,7 +172,7 @@ class _Emulation:
             return self._copies[name, rounds]
 
     def _replace_products(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Replaces products by emulated ones in a traced function's `definition`; returns whether anything changed."""
+        """Replaces matrix products in a traced function's `definition` by emulated ones; returns whether it changed."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:

@@ -30,7 +30,7 @@ def load_program(path: pathlib.Path) -> types.ModuleType:
 
 
 def draw_smooth_image(height: int, width: int) -> np.ndarray:
-    """Returns a smooth image, uint8 `[height, width, 3]`, because JPEG compression changes smooth images little."""
+    """Returns a smooth image, uint8 `[height, width, 3]`, which changes little when it is compressed as JPEG."""
     y, x, channel = np.ogrid[:height, :width, :3]
     waves = 128 + 90 * np.sin(x / 7 + channel) * np.cos(y / 5) + 30 * np.sin((x + 2 * y) / 2)
     return np.clip(waves, 0, 255).astype(np.uint8)
