@@ -167,7 +167,7 @@ class Evaluation:
 def write_metric_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Writes a metric's result and facts on run and data as JSON, and its picture, to `out`; returns the file name."""
+    """Writes a metric's result, run and data as JSON, and its picture as PNG, to `out`; returns the JSON's name."""
     from tfdecouple.cli.run_images import write_picture
 
     opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split

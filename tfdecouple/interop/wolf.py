@@ -51,7 +51,7 @@ def import_wolf(
     Raises:
         WolfError: if the config has parts that this project does not have, such as MaCow flows, the weights do not fit
             the config, or the run folder is not empty.
-        ConfigError: if no run can have the name of the folder.
+        ConfigError: if the folder's name is not valid as the name of a run.
     """
     folder = pathlib.Path(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -62,7 +62,7 @@ def import_wolf(
         reason = error.strerror if isinstance(error, OSError) else error
         raise WolfError(f"{config_path} cannot be read: {reason}") from error
     model_config = translate_config(values, image_shape=image_shape, n_bits=n_bits)
-    # The config is made before the weights are read, so that a folder name that no run can have raises its error early.
+    # The config is made before the weights are read, so that an invalid folder name raises its error at once.
     config = Config(
         name=folder.absolute().name,
         description=f"imported from a checkpoint of the reference, {pathlib.Path(weights_path).name}",
