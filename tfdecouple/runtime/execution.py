@@ -277,7 +277,7 @@ def _describe_layer(layer: keras.layers.Layer) -> str:
 
 
 def _get_trace_settings() -> tuple[Any, ...]:
-    """Returns the settings of the current thread on which a trace depends: precision, memory mode, whether XLA compiles."""
+    """Returns the current thread's settings on which a trace depends: precision, memory mode, whether XLA compiles."""
     return get_net_precision(), get_backward_mode(), is_traced_for_xla()
 
 
