@@ -121,7 +121,7 @@ def encode_examples(
     names: Sequence[str],
     attributes: Attributes | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes images drawn from a split: returns z, float32 `[n, d_z]`, and a value for each name, float64 `[n, names]`.
+    """Encodes images drawn from a split: returns z, float32 `[n, d_z]`, and values for each name, float64 `[n, names]`.
 
     For a label the value is 1 or 0: whether the image has the label. For a column of --attributes it is the number in
     the CSV file. An image whose value is NaN is not used for the direction of that name.
