@@ -1,8 +1,8 @@
-"""The elementary maps of the flow: TFP bijectors with log-determinants in closed form (paper 2.2, A and B).
+"""The elementary maps of the flow: TFP bijectors with log-determinants in closed form (paper section 2.2).
 
 A bijector takes arrays `[batch, ..., channels]` in either direction. The parameters of a bijector are tensors: a layer
 makes a new bijector in each call, from the values of its weights. `forward_and_log_det` returns value and
-log-determinant together, without TFP's cache, which would hold maps in memory until garbage is collected.
+log-determinant together. Unlike TFP's methods it does not cache them, so that no feature map stays in memory.
 """
 
 from tfdecouple.bijectors.closed_form import ClosedForm, forward_and_log_det, inverse_and_log_det

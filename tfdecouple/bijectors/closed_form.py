@@ -14,7 +14,7 @@ from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
 
 
 def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns y, the output of any TFP bijector for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`.
+    """Returns y, the output of any TFP `bijector` for x `[batch, ..., channels]`, and log |det dy/dx|, `[batch]`.
 
     >>> y, log_det = forward_and_log_det(tfb.Scale(2.0), tf.ones([3, 5]))
     >>> y.shape.as_list(), [round(float(number), 2) for number in log_det]
@@ -27,7 +27,7 @@ def forward_and_log_det(bijector: tfb.Bijector, x: tf.Tensor) -> tuple[tf.Tensor
 
 
 def inverse_and_log_det(bijector: tfb.Bijector, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns x, which any TFP bijector maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
+    """Returns the x that any TFP `bijector` maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
     if isinstance(bijector, ClosedForm):
         return bijector.inverse_and_log_det(y)
     log_det = bijector.inverse_log_det_jacobian(y, event_ndims=len(y.shape) - 1)
@@ -46,8 +46,8 @@ class ClosedForm(tfb.Bijector):
         is_constant_jacobian: whether the log-determinant is equal for all x.
 
     Attributes:
-        parameter_ndims: {parameter: count of its axes}; 0 stands for any shape that broadcasts to x. A tensor with
-            another count of axes, or a variable instead of a tensor, raises UserError.
+        parameter_ndims: {parameter: count of its axes}; 0 stands for any shape that broadcasts to x. The
+            constructor raises UserError for a tensor with another count of axes, and for a variable.
     """
 
     parameter_ndims: ClassVar[Mapping[str, int]] = {}
@@ -75,14 +75,14 @@ class ClosedForm(tfb.Bijector):
         return {name: tfp_util.ParameterProperties(event_ndims=ndims) for name, ndims in cls.parameter_ndims.items()}
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns y, and log |det dy/dx| of each image `[batch]`, for x `[batch, ..., channels]`.
+        """Returns this bijector's output y for x `[batch, ..., channels]`, and log |det dy/dx| per image, `[batch]`.
 
-        TFP's methods would also put x and y into a cache, which holds them in memory until garbage is collected.
+        TFP's methods would also put x and y into a cache, which holds both in memory until garbage is collected.
         """
         return self._forward(x), self._sum_per_image(self._forward_log_det_jacobian(x), x)
 
     def inverse_and_log_det(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns x, and log |det dx/dy| of each image `[batch]`, for y `[batch, ..., channels]`."""
+        """Returns the x that this bijector maps to y `[batch, ..., channels]`, and log |det dx/dy|, `[batch]`."""
         x = self._inverse(y)
         log_det = self._forward_log_det_jacobian(x)
         # A scalar is negated before `_sum_per_image` repeats it for each image, since negating one number is cheaper.
@@ -92,7 +92,7 @@ class ClosedForm(tfb.Bijector):
         return -self._forward_log_det_jacobian(self._inverse(y))
 
     def _sum_per_image(self, log_det: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """Returns the log-determinant of each image, `[batch]`: the sum of `log_det` over all positions of x."""
+        """Sums `log_det`, a value for each position of x or one scalar for all, over each image; returns `[batch]`."""
         events = get_sizes(x)[: len(x.shape) - self.forward_min_event_ndims]
         if log_det.shape.rank == 0:
             # All positions have the same log-determinant, so a product replaces TFP's sum over a map of equal numbers.
@@ -103,7 +103,7 @@ class ClosedForm(tfb.Bijector):
 
 
 def _as_parameter(value: Any) -> tf.Tensor:
-    """Converts a parameter to a tensor; raises UserError for a variable, which would get no gradient."""
+    """Converts a bijector's parameter to a tensor; raises UserError for a variable, which would get no gradient."""
     if hasattr(value, "assign"):
         raise UserError(
             f"a bijector got the variable {value.name}, of which it would hold a copy without gradients; pass "

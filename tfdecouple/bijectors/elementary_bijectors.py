@@ -1,4 +1,4 @@
-"""The elementary bijectors: maps of single numbers, maps of channels (actnorm, 1x1 convolution), the squeeze."""
+"""The elementary bijectors: maps of single values, of channels (actnorm, 1x1 convolution) and of pixels (squeeze)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tfdecouple.runtime.numerics import compute_log_abs_det, get_sizes, invert_m
 class BoundedAffine(ClosedForm):
     """The bijector y = s x + shift, with s = 1 + alpha tanh(u/2) in (1 - alpha, 1 + alpha) (paper equation 6 and B.2).
 
-    In a coupling `shift` and `unbounded` (u) have the shape of x, `[batch, ..., channels]`; alpha lies in (0, 1].
+    The argument `unbounded` is u. In a coupling, shift and u have the shape of x, `[batch, ..., channels]`; alpha lies
+    in (0, 1].
 
     >>> BoundedAffine(tf.zeros([1]), tf.zeros([1]), alpha=0.5).forward(tf.constant([3.0])).numpy().tolist()
     [3.0]
@@ -40,11 +41,11 @@ class BoundedAffine(ClosedForm):
 
     @property
     def scale(self) -> tf.Tensor:
-        """The positive scale s, of the shape of u."""
+        """The positive scale s of y = s x + shift, a tensor of the shape of `unbounded`."""
         return tf.exp(self._shared) if self.alpha == 1 else self._shared
 
     def forward_and_log_det(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns y, and log |det dy/dx| of each image `[batch]`; a gradient tape gets gradients in closed form."""
+        """Returns y = s x + shift, and log |det dy/dx|, `[batch]`, with faster gradients if all shapes are equal."""
         if any(x.shape.as_list() != parameter.shape.as_list() for parameter in (self.shift, self.unbounded)):
             return super().forward_and_log_det(x)
         scaled, log_det = self._scale_with_gradient(x)
@@ -61,9 +62,9 @@ class BoundedAffine(ClosedForm):
         return self._shared if self.alpha == 1 else tf.math.log(self._shared)
 
     def _scale_with_gradient(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns s x, and the log-determinant of each image `[batch]`, for x of the shape of u.
+        """Returns s x, and the log-determinant of each image, `[batch]`, for x of the shape of `unbounded`.
 
-        The gradient in closed form needs half as many operations as the gradient that TensorFlow derives.
+        The custom gradient needs half as many operations as the gradient that TensorFlow derives.
         """
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 
@@ -178,7 +179,7 @@ class ChannelAffine(ClosedForm):
 
 @tf.custom_gradient
 def _scale_channels(x: tf.Tensor, scale: tf.Tensor, shift: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns scale * x + shift per channel; the gradient needs half as many operations as TensorFlow's would."""
+    """Returns scale * x + shift for each channel; the custom gradient needs half as many operations as TensorFlow's."""
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         axes = list(range(len(x.shape) - 1))
@@ -252,7 +253,7 @@ class Squeeze(ClosedForm):
 
 
 def _map_images(function: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Applies a function of `[batch, height, width, channels]` to images with any leading axes; keeps these axes."""
+    """Applies `function`, which needs a batch of images, to x with any leading axes, and keeps these axes."""
     if x.shape.rank == 4:
         return function(x)
     y = function(tf.reshape(x, [-1, *get_sizes(x)[-3:]]))

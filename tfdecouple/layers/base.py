@@ -1,4 +1,4 @@
-"""The base classes of Keras layers: of all layers, of invertible layers, and of layers made of inner layers."""
+"""The base classes of all Keras layers here, of invertible layers, and of invertible layers made of inner layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tfdecouple.runtime.precision import full_float32
 Shape = tuple[int, ...]
 # The condition of a layer: z `[batch, d_z]`, a feature map `[batch, height, width, channels]`, or None.
 Condition: TypeAlias = "tf.Tensor | None"
-# What a layer returns in either direction: the output, and the log-determinant of each image, `[batch]`.
+# The result of an invertible layer in either direction: the output, and the log-determinant of each image, `[batch]`.
 Mapped = tuple[tf.Tensor, tf.Tensor]
 # A callback that `visit_layers` calls instead of a layer: (layer, input, condition) -> output.
 Visit = Callable[["InvertibleLayer", tf.Tensor, "Condition"], tf.Tensor]
@@ -89,7 +89,7 @@ class Nested:
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The layers directly inside this layer, without layers inside those."""
+        """The direct sub-layers of this layer, a list without the sub-layers of these sub-layers."""
         return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
 
 
@@ -112,11 +112,11 @@ class BaseLayer(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Specifies this layer's weights, as {name: `Weight`}, for input and condition of these shapes, batch first."""
+        """Returns {name: `Weight` (shape, initializer, dtype)} of this layer's weights, for shapes batch first."""
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns a list of (layer, input shape, condition shape), one for each layer directly inside this layer."""
+        """Returns [(layer, input shape, condition shape)] of this layer's direct sub-layers, shapes batch first."""
         return []
 
     def compute_weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
@@ -127,21 +127,21 @@ class BaseLayer(keras.layers.Layer):
         return shapes
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` (multiply-adds, stored values) for one image; by default the sum over inner layers."""
+        """Returns this layer's `Cost` (multiply-adds, stored values) for one image: the sum over direct sub-layers."""
         cost = Cost()
         for layer, *inputs in self.children(x_shape, condition_shape):
             cost = cost.add_cost(layer.cost(*inputs))
         return cost
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the weights that `declare` specifies, and builds the inner layers that `children` lists."""
+        """Creates this layer's weights, which `declare` specifies, and builds the sub-layers that `children` lists."""
         self._sides = tuple((x_shape or ())[1:-1])
         declared = self.declare(x_shape, condition_shape)
-        # An initializer draws its seed from Python's generator when it is created. All are created here and none in a
-        # constructor, so that the initial weights of a model do not depend on models that were never built.
+        # A new initializer draws its seed from Python's generator. So initializers are created here, not in a
+        # constructor: the initial weights of a model then do not depend on models that were never built.
         for name, (shape, initializer, dtype, trainable) in declared.items():
             initializer = initializer if isinstance(initializer, str) else initializer()
-            # With autocasting, Keras would cast weights that are read inside a user's layer in mixed precision.
+            # Autocasting is off, because Keras would cast the weights inside a user's layer with mixed precision.
             options = {"dtype": dtype, "trainable": trainable, "autocast": False}
             setattr(self, name, self.add_weight(name=name, shape=shape, initializer=initializer, **options))
         self._declared = tuple(declared)
@@ -151,7 +151,7 @@ class BaseLayer(keras.layers.Layer):
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """Returns {name: value} of the constructor's arguments, as plain values from which Keras rebuilds the layer."""
+        """Returns {name: value} of the constructor's arguments, plain values, with which Keras rebuilds this layer."""
         values = {name: getattr(self, name) for name in self.saved_arguments}
         plain = {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in values.items()}
         return {**super().get_config(), **plain}
@@ -185,7 +185,7 @@ class InvertibleLayer(BaseLayer):
 
     @full_float32()
     def forward_and_log_det(self, x: Any, condition: Any = None) -> Mapped:
-        """Returns y, the layer's output for x in the forward direction (towards v), and log |det dy/dx|, `[batch]`.
+        """Returns y, this layer's output for x in the forward direction (towards v), and log |det dy/dx|, `[batch]`.
 
         Args:
             x: `[batch, height, width, channels]`, or `[batch, channels]` for vectors.
@@ -197,7 +197,7 @@ class InvertibleLayer(BaseLayer):
 
     @full_float32()
     def inverse_and_log_det(self, y: Any, condition: Any = None) -> Mapped:
-        """Returns the x that `forward_and_log_det` maps to y for the same condition, and log |det dx/dy|, `[batch]`."""
+        """Returns the x that this layer maps to y for the same condition, and log |det dx/dy| per image, `[batch]`."""
         y, condition = self._prepare_inputs(y, condition)
         return self._inverse(y, condition)
 
@@ -205,13 +205,16 @@ class InvertibleLayer(BaseLayer):
     def inverse_and_gradients(
         self, y: tf.Tensor, condition: Condition, y_gradient: tf.Tensor, log_det_gradient: tf.Tensor
     ) -> Gradients:
-        """Recovers the input x from the layer's output y, and computes all gradients, given those for y and log_det."""
+        """Recovers this layer's input x from its output y; returns `Gradients`: x, and gradients of the loss.
+
+        `y_gradient` and `log_det_gradient` are the gradients of the loss for y and for log_det `[batch]`.
+        """
         # The gradient tapes watch tensors, so each weight is replaced by one tensor, which the code inside reads.
         with substitute_weights(zip(self.variables, read_layer_weights(self), strict=True)):
             return self._inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
 
     def as_bijector(self, condition: Any = None) -> tfb.Bijector:
-        """Returns the layer as a TFP bijector, whose forward direction is the layer's, from x towards v.
+        """Returns this layer as a TFP bijector, whose forward direction is that of the layer, from x towards v.
 
         The bijector takes any leading dimensions, `[..., height, width, channels]`, and the condition as a keyword:
         `bijector.forward(x, condition=z)`, or `bijector_kwargs={"condition": z}` in a `tfd.TransformedDistribution`.
@@ -234,14 +237,14 @@ class InvertibleLayer(BaseLayer):
         return self.forward_and_log_det(x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of the output and of the log-determinant, for the `summary` of a Keras model."""
+        """Returns the shapes of this layer's output, `x_shape`, and log-determinant, (batch,), for Keras' `summary`."""
         return tuple(x_shape), tuple(x_shape)[:1]
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector of the layer, from x to y (towards v), for given values of the weights.
+        """Returns this layer's bijector from x to y (towards v), for given values of the layer's weights.
 
         `weights` is {name: tensor} with the names of `declare`; the bijector must be invertible for all values of the
-        weights. It is a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP, and acts on numbers, on channels
+        weights. It is a `ClosedForm` of `tfdecouple/bijectors/` or a bijector of TFP, and acts on values, on channels
         (the last axis), or on images (`forward_min_event_ndims` of 0, 1 or 3). In a layer that is exported, the
         bijector may use only operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products, sums,
         quotients; not expm1 and log1p), and no arrays except the weights.
@@ -249,7 +252,7 @@ class InvertibleLayer(BaseLayer):
         raise NotImplementedError
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Creates the layer's weights for inputs of `x_shape` and conditions of `condition_shape`, both batch first."""
+        """Creates this layer's weights for inputs of `x_shape` and conditions of `condition_shape` (batch first)."""
         self._event_ndims = len(x_shape) - 1
         self._channels = x_shape[-1]
         if condition_shape is not None:
@@ -257,18 +260,18 @@ class InvertibleLayer(BaseLayer):
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` (multiply-adds, stored values) for one image; layers with weights store their input."""
+        """Returns this layer's `Cost` for one image: the sum over sub-layers, plus its input if it has weights."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.add_cost(super().cost(x_shape, condition_shape))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the layer's weights from a batch of inputs x, by default none of them, and returns the outputs for x."""
+        """Returns this layer's outputs for a batch x; layers that initialise weights from x override this method."""
         return self.forward_and_log_det(x, condition)[0]
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction with a call of `visit` instead of each innermost layer; returns the output.
+        """Runs this layer's forward direction, but calls `visit` for each innermost layer; returns the output.
 
         `visit(layer, x, condition)` must return the output of `layer` for x, possibly after a change of the layer's
         weights. An innermost layer contains no invertible layers.
@@ -295,7 +298,7 @@ class InvertibleLayer(BaseLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _prepare_inputs(self, x: Any, condition: Any) -> tuple[tf.Tensor, Condition]:
-        """Casts x and condition to tensors of the layer's dtype, builds the layer if needed, and checks the shapes."""
+        """Casts x and condition to tensors of this layer's dtype, builds the layer if needed, and checks the shapes."""
         x = cast_to_tensor(x, self.compute_dtype)
         if condition is not None:
             condition = cast_to_tensor(condition, self.compute_dtype)
@@ -326,7 +329,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
     """An invertible layer that consists of inner layers; two methods describe how data pass through them.
 
     Subclasses implement the methods `run_forward` and `run_inverse`, whose argument `run_layers` runs inner layers.
-    Training, inversion, initialisation and diagnostics call the methods with different functions `run_layers`.
+    Training, inversion, initialisation and diagnostics call the two methods with different functions `run_layers`.
 
     Attributes:
         execution: the `Execution` that runs inner layers as `tf.function`s, which layers of equal shapes and options
@@ -336,12 +339,12 @@ class InvertibleComposite(Nested, InvertibleLayer):
     execution: Execution | None = None
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Calls `initialize` of each innermost layer, from first to last, on a batch x; returns the outputs for x."""
+        """Initialises all innermost layers, first to last, from a batch x; returns this layer's outputs for x."""
         return self.visit_layers(x, condition, lambda layer, *inputs: layer.initialize(*inputs))
 
     @full_float32()
     def visit_layers(self, x: Any, condition: Any, visit: Visit) -> tf.Tensor:
-        """Runs the forward direction with a call of `visit` instead of each innermost layer; returns the output."""
+        """Runs this layer's forward direction, but calls `visit` for each innermost layer; returns the output."""
         x, condition = self._prepare_inputs(x, condition)
 
         def run_layers(layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
@@ -358,7 +361,7 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self._bind_run(self.run_inverse, "_inverse", y, condition)()
 
     def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
-        """Returns a function without arguments that calls `run`, which is `run_forward` or `run_inverse`, on a batch.
+        """Returns a function without arguments that calls `run` (`run_forward` or `run_inverse`) on x and condition.
 
         `method` is the name of the inner layers' method for the same direction, "_forward" or "_inverse".
         """
@@ -368,16 +371,16 @@ class InvertibleComposite(Nested, InvertibleLayer):
         return self.execution.trace_network(self, method, run, x, condition, make_image_probes(x))
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant `[batch]`; `run_layers` runs inner layers in sequence."""
+        """Returns this layer's output for x, and log |det dy/dx|, `[batch]`; `run_layers` runs inner layers."""
         raise NotImplementedError
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that the layer maps to y, and log |det dx/dy|; `run_layers` runs inner layers in sequence."""
+        """Returns the x that this layer maps to y, and log |det dx/dy|, `[batch]`; `run_layers` runs inner layers."""
         raise NotImplementedError
 
 
 def _run_layers(method: str, layers: Sequence[InvertibleLayer], h: tf.Tensor, condition: Condition) -> Mapped:
-    """Calls the method named `method` of each layer in turn; returns last output and sum of the log-determinants."""
+    """Calls the method named `method` of each layer in turn; returns last output and sum of log-determinants."""
     log_dets = []
     for layer in layers:
         h, log_det = getattr(layer, method)(h, condition)
@@ -394,15 +397,15 @@ class InvertibleSequence(InvertibleComposite):
     sequence: list[InvertibleLayer]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns a list of (layer, `x_shape`, `condition_shape`) of the sequence's layers, which keep the shape."""
+        """Returns [(layer, `x_shape`, `condition_shape`)] of this sequence's layers, which all keep the shape."""
         return [(layer, x_shape, condition_shape) for layer in self.sequence]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Runs all layers, from first to last, on x; returns the last output and the sum of the log-determinants."""
+        """Runs this sequence's layers, first to last, on x; returns the last output and the sum of log-determinants."""
         return run_layers(self.sequence, x, condition)
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Inverts all layers, from last to first: returns the x that the sequence maps to y, and log |det dx/dy|."""
+        """Inverts this sequence's layers, last to first: returns the x that they map to y, and log |det dx/dy|."""
         return run_layers(self.sequence[::-1], y, condition)
 
     def _bind_run(self, run: Callable, method: str, x: tf.Tensor, condition: Condition) -> Callable[[], Any]:
@@ -417,7 +420,7 @@ class InvertibleSequence(InvertibleComposite):
         weight_gradients: dict[int, tf.Tensor | None] = {}
         previous: list[tf.Tensor] = []
         for layer in reversed(self.sequence):
-            # Without this dependency TensorFlow could run several layers at once, holding the maps of all in memory.
+            # Without this dependency TensorFlow could invert several layers at once, with the maps of all in memory.
             with tf.control_dependencies(previous):
                 y = tf.identity(y)
             found = layer.inverse_and_gradients(y, condition, y_gradient, log_det_gradient)
@@ -441,7 +444,7 @@ def _list_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def require_condition(layer: keras.layers.Layer, size: int, condition: Any, local: bool = False) -> None:
-    """Raises UserError unless `condition`, z or (with `local`) a feature map, is given and has `size` channels."""
+    """Raises UserError unless `condition`, a z or (if `local`) a feature map, is given and has `size` channels."""
     expected = f"[batch, height, width, {size}]" if local else f"[batch, {size}]"
     if condition is None:
         what = "a map" if local else "z"

@@ -18,17 +18,17 @@ from tfdecouple.runtime.precision import full_float32, get_net_precision
 
 
 def fan_in_uniform() -> keras.initializers.Initializer:
-    """Returns the initializer of kernels in the paper's code (without weight norm): uniform in +-1/sqrt(fan_in)."""
+    """Returns the initializer of kernels without weight norm, uniform in +-1/sqrt(fan_in), as in the paper's code."""
     return keras.initializers.VarianceScaling(scale=1 / 3, mode="fan_in", distribution="uniform")
 
 
 def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
-    """Returns an initializer of biases, uniform in +-1/sqrt(fan_in), where `fan_in` is that of the layer's kernel."""
+    """Returns an initializer of biases, uniform in +-1/sqrt(fan_in), given the fan-in of the kernel beside the bias."""
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
 
 def weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Returns {name: `Weight` (shape, initializer)} of a `WeightNorm` with a kernel of this shape, outputs last."""
+    """Returns {name: `Weight` (shape, initializer)} of the `WeightNorm` of a kernel of this shape, outputs last."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -49,7 +49,7 @@ class WeightNorm(NamedTuple):
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Any]) -> Self:
-        """Returns a `WeightNorm` of those three of a layer's weights, {name: value}, that `weight_norm` specified."""
+        """Returns a `WeightNorm` with direction, gain and bias from {name: value} of a layer's weights."""
         return cls(*(weights[f"last_{name}"] for name in cls._fields))
 
     def kernel(self) -> tf.Tensor:
@@ -60,15 +60,15 @@ class WeightNorm(NamedTuple):
 
 
 class StartsAtZero:
-    """A mixin for layers that end in a `WeightNorm`; must be listed before the Keras class among the base classes."""
+    """A mixin for layers that end in a `WeightNorm`; a subclass must list it before the Keras class."""
 
     @property
     def last(self) -> WeightNorm:
-        """The variables direction, gain and bias of the last, weight-normalised kernel, as a `WeightNorm`."""
+        """The variables direction, gain and bias of this layer's last, weight-normalised kernel, as a `WeightNorm`."""
         return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
 
     def reset_to_zero(self) -> None:
-        """Sets gain and bias of the last kernel to 0, so that the layer's output is 0 for every input."""
+        """Sets gain and bias of this layer's last kernel to 0, so that the layer's output is 0 for every input."""
         for weight in (self.last.gain, self.last.bias):
             weight.assign(tf.zeros_like(weight))
 
@@ -81,9 +81,9 @@ class CouplingNet(StartsAtZero, BaseLayer):
     the weights: a kernel of four axes is a convolution, and one of two axes is multiplied by one vector per image.
 
     Args:
-        outputs: number of output channels.
-        hidden: number of channels of the hidden layers.
-        condition_size: number of channels of the condition, or 0 for a net without a condition.
+        outputs: count of output channels.
+        hidden: count of channels of the hidden layers.
+        condition_size: size of z, or channels of the feature map, that conditions the net; 0 for no condition.
         **kwargs: arguments of `BaseLayer`, for example `dtype`.
     """
 
@@ -96,7 +96,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
         self.condition_size = condition_size
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the output of the net for x, `[batch, ..., outputs]` in the layer's dtype.
+        """Returns this coupling net's output for x, `[batch, ..., outputs]`, in the dtype of the net's weights.
 
         `weights` is {name: tensor} with the names of `declare`. `condition` is z, `[batch, condition_size]`, or a
         feature map with the height and width of x; a net without a condition ignores the argument.
@@ -105,15 +105,15 @@ class CouplingNet(StartsAtZero, BaseLayer):
 
     @full_float32()
     def call(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Returns the output of the net for x, `[batch, ..., outputs]`, computed with the current weights."""
+        """Returns this coupling net's output for x, `[batch, ..., outputs]`, computed with its current weights."""
         return self.output(self.read_tensors(), x, condition)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple:
-        """Returns the shape of the net's output, `[batch, ..., outputs]`, for the `summary` of a Keras model."""
+        """Returns the shape of this coupling net's output, `(batch, ..., outputs)`, for Keras' `summary`."""
         return (*x_shape[:-1], self.outputs)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` (multiply-adds, stored values) of the net for one image."""
+        """Returns this coupling net's `Cost` for one image: multiply-adds, and values in inputs and a hidden map."""
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
@@ -130,11 +130,11 @@ class ConvNet(CouplingNet):
     Zero padding keeps height and width.
     """
 
-    # Whether the condition is a feature map, to which the net applies a 3x3 convolution, instead of z.
+    # True if the condition is a feature map, which the net convolves, and False if it is the vector z.
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the net, for inputs `[batch, height, width, channels]`."""
+        """Returns {name: `Weight` (shape, initializer)} of three convolutions, and of FC(z) if there is a z."""
         weights = {
             "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
             "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),
@@ -148,7 +148,7 @@ class ConvNet(CouplingNet):
         return weights | weight_norm((3, 3, self.hidden, self.outputs))
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the net's output `[batch, height, width, outputs]` for x `[batch, height, width, channels]`."""
+        """Returns this net's output, `[batch, height, width, outputs]`, for x `[batch, height, width, channels]`."""
         dtype = "bfloat16" if get_net_precision() == "bfloat16" else self.compute_dtype
         last, kernels = WeightNorm.from_weights(weights), [tf.cast(weights["first"], dtype)]
         kernels += [tf.cast(tf.squeeze(weights["second"], [0, 1]), dtype), last.direction, last.gain]
@@ -186,7 +186,7 @@ def _run_hidden_maps(
     """Returns the output of a `ConvNet` before the bias of the last convolution is added.
 
     `shift` is FC(z), `[batch, hidden]`, or a feature map, or None for a net without a condition. For a feature map,
-    `map_convolution` is kernel and bias of the convolution that is applied to the map; otherwise empty.
+    `map_convolution` contains kernel and bias of the convolution that is applied to the map; otherwise it is empty.
     """
     h = multiply_channels(tf.nn.elu(convolve(x, first)), second)
     if map_convolution:
@@ -202,7 +202,7 @@ class MLP(CouplingNet):
     """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the net, for inputs `[batch, channels]`."""
+        """Returns {name: `Weight` (shape, initializer)} of three dense layers, for inputs `[batch, channels]`."""
         return {
             "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -212,7 +212,7 @@ class MLP(CouplingNet):
         }
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns the output of the net, `[batch, outputs]`, for x `[batch, channels]`; `condition` is ignored."""
+        """Returns this MLP's output, `[batch, outputs]`, for x `[batch, channels]`; `condition` is ignored."""
         last = WeightNorm.from_weights(weights)
         h = tf.nn.elu(multiply_in_full_precision(x, weights["first"]) + weights["first_bias"])
         h = tf.nn.elu(multiply_in_full_precision(h, weights["second"]) + weights["second_bias"])

@@ -38,7 +38,7 @@ PARTS = ("last", "first")
 class ChannelSplit:
     """A split of C channels into x_a (unchanged) and x_b (transformed), one of the four in the paper's Figure 3b.
 
-    The number of transformed channels, n_t, is floor(C/2), or `transformed` if given (for the continuous pattern only):
+    The count of transformed channels, n_t, is floor(C/2), or `transformed` if given (for the continuous pattern only):
 
     | pattern    | part  | transformed (x_b)      | unchanged (x_a)        |
     | continuous | last  | the last n_t channels  | the first C - n_t      |
@@ -75,7 +75,7 @@ class ChannelSplit:
         return channels - transformed, transformed
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Splits x, `[batch, ..., channels]`, along the channels into x_a (unchanged) and x_b (transformed)."""
+        """Splits the channels of x, `[batch, ..., channels]`, into x_a (to stay unchanged) and x_b (to transform)."""
         channels = x.shape[-1]
         unchanged, transformed = self.count_channels(channels)
         if self._is_alternating(channels):
@@ -167,7 +167,7 @@ class Coupling(Nested, InvertibleLayer):
         self.net: Any = None
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(conditioner, shape of x_a, condition shape)]; the first call also creates the conditioner."""
+        """Returns [(coupling net, shape of its input x_a, condition shape)]; the first call also creates the net."""
         unchanged, transformed = self.split.count_channels(x_shape[-1])
         self._outputs = TRANSFORMS[self.transform].parameters * transformed
         if self.net is None:
@@ -185,13 +185,13 @@ class Coupling(Nested, InvertibleLayer):
         return [(self.net, (*x_shape[:-1], unchanged), condition_shape)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` (multiply-adds, stored values) of conditioner and transform for one image."""
+        """Returns this coupling's `Cost` (multiply-adds, stored values) for one image, of its net and its transform."""
         _, transformed = self.split.count_channels(x_shape[-1])
         activations = math.prod(x_shape[1:-1]) * transformed * TRANSFORMS[self.transform].count_activations(self.alpha)
         return super().cost(x_shape, condition_shape).add_cost(Cost(activations=activations))
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the output of the net to 0, so that the coupling is the identity, and returns x."""
+        """Sets the output of the coupling net to 0, so that the coupling is the identity, and returns x."""
         x, _ = self._prepare_inputs(x, condition)
         self.net.reset_to_zero()
         return x
@@ -248,7 +248,7 @@ class Coupling(Nested, InvertibleLayer):
         return Gradients(x, x_gradient, rest[0] if rest else None, weight_gradients)
 
     def _make_bijector(self, raw: tf.Tensor) -> tfb.Bijector:
-        """Returns the bijector that maps x_b to y_b, with parameters from `raw`, the output of the net."""
+        """Returns this coupling's bijector from x_b to y_b; its parameters are `raw`, the coupling net's output."""
         transform = TRANSFORMS[self.transform]
         if raw.shape[-1] != self._outputs:
             raise UserError(f"the conditioner of {self.name} gives {raw.shape[-1]} channels; it needs {self._outputs}")

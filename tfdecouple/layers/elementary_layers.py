@@ -18,7 +18,7 @@ from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, 
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
 from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
 
-# A channel with a smaller standard deviation counts as constant; neighbouring pixel values differ by 2/256.
+# A channel with a smaller standard deviation counts as constant; in x, neighbouring pixel values differ by 2/256.
 _CONSTANT = 1e-4
 
 
@@ -36,12 +36,12 @@ class ActNorm(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of log-scale and bias, each of shape `[channels]`."""
+        """Returns {name: `Weight` (shape, initializer)} of this actnorm's log-scale and bias, each `[channels]`."""
         initializer = functools.partial(keras.initializers.RandomNormal, stddev=0.05)
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets scale and bias so that each channel of the outputs for a batch x is normalised; returns the outputs."""
+        """Sets scale and bias so that each channel of the output for a batch x is normalised; returns the output."""
         x, _ = self._prepare_inputs(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
@@ -53,7 +53,7 @@ class ActNorm(InvertibleLayer):
         return (x - mean) * tf.exp(log_scale)
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelAffine:
-        """Returns the bijector y = exp(log_scale) * x + bias, with both parameters from `weights`."""
+        """Returns the bijector y = exp(log_scale) * x + bias, with both parameters from the dict `weights`."""
         return ChannelAffine(weights["bias"], weights["log_scale"])
 
 
@@ -70,20 +70,20 @@ class InvertibleLinear(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the matrix W, whose shape is `[channels, channels]`."""
+        """Returns {"kernel": `Weight` (shape, initializer)} of this layer's matrix W, `[channels, channels]`."""
         return {"kernel": Weight((x_shape[-1], x_shape[-1]), keras.initializers.Orthogonal)}
 
     def compute_condition_number(self) -> tf.Tensor:
-        """Returns the condition number of W, a float64 scalar: the largest singular value divided by the smallest."""
+        """Returns the condition number of W, a float64 scalar: its largest singular value divided by its smallest."""
         values = tf.linalg.svd(tf.cast(self.kernel, tf.float64), compute_uv=False)
         return values[0] / values[-1]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` for one image: multiply-adds of the matrix product, and values of the stored input."""
+        """Returns this layer's `Cost` for one image: multiply-adds of W x, and count of values in the stored input."""
         return super().cost(x_shape, condition_shape).add_cost(Cost(math.prod(x_shape[1:]) * x_shape[-1]))
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ChannelMatrix:
-        """Returns the bijector y = W x, with the matrix W from `weights`."""
+        """Returns the bijector y = W x, with the matrix W from the entry "kernel" of `weights`."""
         return ChannelMatrix(weights["kernel"])
 
 
@@ -105,29 +105,29 @@ class Squeeze(InvertibleLayer):
     """
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Marks the layer, which has no weights, as built; raises UserError if `x_shape` is not that of images."""
+        """Marks the squeeze, which has no weights, as built; raises UserError if `x_shape` has not four axes."""
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
-        # `InvertibleLayer.build` would store a number of channels, but one squeeze layer serves all levels of a flow.
+        # `InvertibleLayer.build` would fix the count of channels, but one squeeze layer serves all levels of a flow.
         BaseLayer.build(self, x_shape)
 
     def compute_output_shape(self, x_shape: Any, condition_shape: Any = None) -> tuple[tuple, tuple]:
-        """Returns the shapes of the squeezed images, (batch, h, w, 4c), and of the log-determinant, (batch,)."""
+        """Returns the shapes of output, (batch, h, w, 4c), and log_det, (batch,), for an input (batch, 2h, 2w, c)."""
         batch, height, width, channels = x_shape
         return (batch, height // 2, width // 2, 4 * channels), (batch,)
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; both arguments are ignored."""
+        """Returns the squeeze as a bijector, `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; both arguments are ignored."""
         return bijectors.Squeeze()
 
     def as_bijector(self, condition: Condition = None) -> ClosedForm:
-        """Returns the bijector from `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; `condition` is ignored."""
+        """Returns the squeeze as a TFP bijector, `[..., 2h, 2w, c]` to `[..., h, w, 4c]`; `condition` is ignored."""
         return bijectors.Squeeze()
 
 
 @keras.saving.register_keras_serializable(package="tfdecouple")
 class Sigmoid(InvertibleLayer):
-    """A layer that applies the sigmoid to every number: y = 1 / (1 + exp(-x)).
+    """A layer that applies the sigmoid to every entry of x: y = 1 / (1 + exp(-x)).
 
     >>> y, log_det = Sigmoid().forward_and_log_det(tf.zeros([2, 4, 4, 3]))
     >>> float(y[0, 0, 0, 0]), log_det.shape.as_list()
@@ -156,11 +156,11 @@ class SinhArcsinh(InvertibleLayer):
     """
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape)} of skewness and log-tails, `[channels]`, before `bijector` bounds them."""
+        """Returns {name: `Weight` (shape)} of skewness and log-tails, each `[channels]`; `bijector` bounds them."""
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails), with bounded parameters from `weights`."""
+        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails), both parameters bounded, from `weights`."""
         # Tails between exp(-1/4) and exp(1/4) keep the output finite when many of these layers follow each other.
         skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
         return tfb.SinhArcsinh(skewness, tf.exp(log_tails))
@@ -186,7 +186,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the net that maps z to mean and log-scale of h."""
+        """Returns {name: `Weight` (shape, initializer)} of the net that maps z to mean and log-scale of the input."""
         return {
             "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),
@@ -194,13 +194,13 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         }
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets the output of the net to 0, so that the layer is the identity, and returns x."""
+        """Sets the net's output (mean and log-scale) to 0, so that the whitening is the identity; returns x."""
         x, _ = self._prepare_inputs(x, condition)
         self.reset_to_zero()
         return x
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> ClosedForm:
-        """Returns the bijector v = (h - mu(z)) / sigma(z); z is `condition`, and `weights` are the net's weights."""
+        """Returns the bijector v = (h - mu(z)) / sigma(z); z is `condition`; `weights` of the net give mu and sigma."""
         require_condition(self, self.condition_size, condition)
         h = tf.nn.elu(multiply_in_full_precision(condition, weights["first"]) + weights["first_bias"])
         last = WeightNorm.from_weights(weights)

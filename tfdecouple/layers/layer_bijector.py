@@ -42,7 +42,7 @@ class LayerBijector(tfb.Bijector):
 
     @property
     def condition(self) -> tf.Tensor | None:
-        """The constructor's condition as a tensor, used in calls without the keyword `condition`; or None."""
+        """The condition of calls without the keyword `condition`, as a tensor, from the constructor; or None."""
         return None if self._condition is None else cast_to_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:
@@ -62,7 +62,7 @@ class LayerBijector(tfb.Bijector):
         return self._run_layer_method(self._layer.inverse_and_log_det, y, condition)[1]
 
     def _run_layer_method(self, method: Callable, x: tf.Tensor, condition: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        """Calls a method of the layer on x with any leading axes; output and log-determinants keep these axes."""
+        """Calls `method` of the wrapped layer on x with any leading axes; the two results keep these axes."""
         condition = self._condition if condition is None else condition
         event_ndims, condition_ndims = self._layer._event_ndims, self._layer._condition_ndims
         batch, event = tf.shape(x)[:-event_ndims], x.shape[-event_ndims:]
