@@ -79,7 +79,7 @@ def set_depth(config: Config, steps: int) -> Config:
 
 
 def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
-    """Returns the bytes of training that do not depend on the batch size, with all numbers in float32.
+    """Returns the bytes of memory in training that do not depend on the batch size, with all numbers in float32.
 
     The numbers are the weights, their gradients and Adam's two moments, averaged weights if there are any, and with
     micro-batches the sum of their gradients and the vector that is added to the sum.

@@ -278,7 +278,7 @@ def _check_sbatch(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_tfdecouple(arguments: list[str], folder: pathlib.Path) -> None:
-    """Raises CommandError if arguments of `tfdecouple` are wrong; without any, the word only names the project."""
+    """Raises CommandError for wrong arguments of `tfdecouple`; a line with no arguments only names the project."""
     if arguments:
         check = {"train": _check_train, "export": _check_export}.get(arguments[0])
         check(arguments[1:], folder) if check else _check_commands(arguments, folder)
