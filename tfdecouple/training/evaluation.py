@@ -23,7 +23,7 @@ _MOST_COMPRESSED = 1000
 # Each evaluation encodes and decodes at least this many images, even if the option `training.pictures` is smaller.
 _LEAST_RECONSTRUCTED = 4
 
-# Each function gets the model and some validation images (uint8), and returns a dict of metrics, which are logged.
+# Every evaluation calls these functions with the model and validation images (uint8), and logs the returned dicts.
 DIAGNOSTICS = [
     DecoupledModel.diagnose,
 ]
@@ -50,10 +50,14 @@ class EvaluationReports:
         self._directory = directory
 
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
-        """Saves metrics and pictures of a validation, and the weights if `is_best`; returns a message for the user."""
+        """Saves the results of an evaluation on validation images; returns a message for the user.
+
+        The metrics (`measured` and diagnostics) go to the log, pictures to the folder images/, and the weights to a
+        checkpoint if `is_best` is true.
+        """
         model = self._state.model
         count = min(self._count_shown_images(step), self._source.sizes["validation"])
-        # Fewer images are returned if some files cannot be read.
+        # `at_most=True` accepts fewer images than `count`, because some files may be unreadable.
         images, labels = load_images(self._source, "validation", count, at_most=True)
         images = np.asarray(model.quantize_images(images))
         diagnostics = {name: value for diagnose in DIAGNOSTICS for name, value in diagnose(model, images).items()}
@@ -69,7 +73,7 @@ class EvaluationReports:
         )
 
     def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
-        """Writes summary.json; returns its content, a dict, and lines of text with the results for the user.
+        """Writes summary.json; returns its content, a dict, and a list of lines that tell the user the results.
 
         `test` has the metrics on the first `count` test images, or is None if no test images were evaluated.
         """
@@ -77,7 +81,7 @@ class EvaluationReports:
         averages = bool(self._config.training.ema_decay)
         summary: dict[str, Any] = {
             "steps": step,
-            # `Run.open` loads the weights of this step, too. It is not `best` if the best checkpoint is damaged.
+            # `Run.open` loads the weights of this step, too. `loaded` is not `best` if the best checkpoint is damaged.
             "best_step": loaded,
             "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()) if loaded == best else None,
             "test": test.to_log_row() if test else None,
@@ -115,7 +119,10 @@ class EvaluationReports:
         return summary, lines
 
     def _count_shown_images(self, step: int) -> int:
-        """Returns how many held-out images the evaluation at `step` decodes: up to `training.pictures`, at least 4."""
+        """Returns how many held-out images the evaluation at `step` encodes, decodes and draws.
+
+        They are at most `training.pictures`, and at most as many as the run was trained on, but at least 4.
+        """
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
         return max(most, _LEAST_RECONSTRUCTED)
@@ -123,7 +130,7 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Saves PNG pictures; returns a text on how many images are reconstructed exactly, and paths by picture."""
+        """Saves pictures as PNG files; returns a text on exact reconstructions, and a dict of paths by picture name."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"

@@ -60,7 +60,7 @@ def train(
     devices: int | None = None,
     download: bool = False,
 ) -> Outcome:
-    """Trains a run to its last step, from the beginning or from the newest checkpoint in its folder.
+    """Trains a run to its last step, from its beginning or its newest checkpoint, and returns an `Outcome`.
 
     The function sets the global seed of Keras, from which initial weights are drawn. In a cluster, described by the
     environment variable TF_CONFIG, all workers call `train` with the same arguments before TensorFlow runs its first
@@ -73,7 +73,7 @@ def train(
         download: whether TFDS downloads and prepares a missing data set.
 
     Raises:
-        ConfigError: where options contradict each other or the devices, or no device supports `training.precision`.
+        ConfigError: where options contradict each other, or the devices do not suit the options.
         DataError: where images are missing or unreadable.
         InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
         DivergedError: after training.max_skipped_steps steps in a row that were not applied.
@@ -114,7 +114,7 @@ def train(
 
 
 def _open_source(config: Config, download: bool) -> Source:
-    """Returns the opened data set of a run; raises DataError if a model with labels has another number of labels."""
+    """Returns the opened data set of a run; raises DataError if a model with labels expects another number of them."""
     source = open_source(config.data, config.model.image_shape, download)
     require_label_count(source, config.model)
     return source
@@ -131,7 +131,7 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
             "checkpoint"
         ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        # Until the first step has worked, the folder has no config, and a command with other options may use it again.
+        # Until the first step has worked, the folder has no config, so the corrected command may use the same folder.
         where = " in another --workdir" if (path / CONFIG).is_file() else ""
         raise RunError(
             f"out of memory; start again{where} with a smaller training.batch_size or more "
@@ -140,7 +140,7 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
 
 
 class Trainer:
-    """The training of a run, from the newest checkpoint in its folder to its last step.
+    """The training of a run, from the newest checkpoint in the run folder to the last step.
 
     All workers (processes) take every step together. Only the chief (rank 0) uses the run folder; it sends variables
     from checkpoints to the other workers. A process that trains alone is the chief.
@@ -283,7 +283,7 @@ class Trainer:
                 self._log_training_row(fetched.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif is_first:
-                # The first step includes the time for tracing, so the logged images per second do not include it.
+                # The first step includes the time for tracing, so the images per second are measured from here on.
                 since, last = time.monotonic(), self.step
             self.progress.show_step(self.step)
             if saves:
@@ -304,16 +304,17 @@ class Trainer:
             )
 
     def _should_stop(self, stop: StopRequest, fetched: StepResult | None = None) -> bool:
-        """Returns whether a signal stops the run after this step; `fetched` is the step's result if on the host.
+        """Returns whether the run stops after this step because of a signal.
 
-        Several workers stop together, only after a fetched step: its result has the sum of all workers' stop flags.
+        `fetched` is the result of the step if it was copied to the host, else None. Several workers stop together, and
+        only after a fetched step, because a step's result has the sum of the stop flags of all workers.
         """
         if self.workers.count > 1:
             return fetched is not None and bool(fetched.stop)
         return bool(stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
-        """Returns an endless iterator over micro-batches, as `TrainStep` takes them, from the current step on."""
+        """Returns an endless iterator over micro-batches of training images (and labels) from the current step on."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
@@ -330,7 +331,7 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
     def _fetch_step_result(self, result: StepResult) -> StepResult:
-        """Waits for a step, returns its result as Python numbers, and prints the steps skipped since the last call.
+        """Waits for a step and returns its result as Python numbers; prints how many steps were skipped meanwhile.
 
         DivergedError is raised if `training.max_skipped_steps` steps in a row were skipped (not applied).
         """
@@ -345,7 +346,7 @@ class Trainer:
             self.progress.print_line(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
             self.skipped = skipped
             if self.state.halted.numpy():
-                # Steps that were dispatched after step `step` changed nothing, so the checkpoint is one of step `step`.
+                # Steps that were dispatched after step `step` changed nothing, so the checkpoint is one of this step.
                 self.step = step
                 self._save_checkpoint()
                 raise DivergedError(
@@ -367,7 +368,7 @@ class Trainer:
         self.progress.set_metrics(row["bits_per_dim"], images_per_second)
 
     def _save_checkpoint(self, overwrite: bool = True) -> None:
-        """Writes a checkpoint of the current step; with `overwrite=False`, an existing one stays.
+        """Writes a checkpoint of the current step; with `overwrite=False`, an existing checkpoint of the step stays.
 
         DivergedError is raised if a weight is not finite, because a run could not continue from such a checkpoint.
         """
@@ -382,9 +383,10 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _restore_or_repeat_evaluation(self, stop: StopRequest) -> None:
-        """Takes the validation bits/dim of the current step from the log; evaluates if the row is missing but due.
+        """Reads the validation bits/dim of the current step, at which a run resumes, from the log, or evaluates again.
 
-        If `training.steps` was raised, the log also has a row for the former last step, where no evaluation is due.
+        It evaluates only if an evaluation is due at this step. If `training.steps` was raised, the log also has the
+        bits/dim of the former last step, where no evaluation is due.
         """
         bits_per_dim = self.log.validation_bits_per_dim(self.step)
         if bits_per_dim is not None:
@@ -393,7 +395,7 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Computes bits/dim of the validation images, logs it, and saves the (averaged) weights if they are the best.
+        """Computes bits/dim of the validation images, logs it, and saves the (averaged) weights if it is the best.
 
         A signal ends the evaluation at once: the state was saved before, and the resumed run repeats the evaluation.
         """
@@ -411,7 +413,10 @@ class Trainer:
         self.progress.print_line(message)
 
     def _measure_test_images(self, stop: StopRequest) -> dict[str, Any]:
-        """Evaluates the best weights on test images unless `evaluation_samples` is 0; writes, returns the summary."""
+        """Evaluates the best weights on test images, writes summary.json and returns its content, a dict.
+
+        If `training.evaluation_samples` is 0, no test images are evaluated.
+        """
         training, count = self.training, self._count_evaluated_images("test")
         where = (
             f"while the test images were measured; all {self.step} steps and the best weights are saved, "
@@ -434,11 +439,17 @@ class Trainer:
             return summary
 
     def _stop_evaluation_at_once(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context that a signal ends at once; with several workers, which stop together, it does nothing."""
+        """Returns a context in which a signal at once raises InterruptedRunError, whose message ends with `where`.
+
+        With several workers the context has no effect, because workers stop together, after a step.
+        """
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _count_evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns how many images of a split to evaluate: up to `limit` (0: all), but no more than were trained on."""
+        """Returns how many images of a split to evaluate: at most `limit`; 0 for no limit.
+
+        In a short run they are at most as many as the images that the run was trained on, but at least 64 if available.
+        """
         size = self.source.sizes[split]
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
@@ -450,7 +461,7 @@ class Trainer:
 
 
 class _ChiefProxy:
-    """A proxy of `target`: a method runs in the chief's process (rank 0) only, and every worker gets the result."""
+    """A proxy that calls methods of `target` in the chief's process (rank 0) only; every worker gets the results."""
 
     def __init__(self, workers: Workers, target: Any):
         self._workers = workers

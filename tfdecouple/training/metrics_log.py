@@ -67,11 +67,11 @@ class MetricsLog:
         return float(rows[-1][_SELECTED_BY]) if rows else None
 
     def flush(self) -> None:
-        """Makes all loggers write their buffered rows to disk."""
+        """Makes all loggers of this log write their buffered rows and pictures to disk."""
         self._call_loggers(lambda logger: logger.flush())
 
     def close(self) -> None:
-        """Closes all loggers."""
+        """Closes all loggers of this log, such as the event file of TensorBoard."""
         self._call_loggers(lambda logger: logger.close())
 
     def _call_loggers(self, call: Callable[[Logger], None]) -> None:

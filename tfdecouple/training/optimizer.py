@@ -15,9 +15,9 @@ from tensorflow.python.trackable import base
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flatten_and_join, is_small_weight
 
-# Number of large weights that are updated at the same time. Without this bound TensorFlow would update all at once and
-# hold temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
-_AT_A_TIME = 2
+# At most this many large weights are updated at the same time. Otherwise TensorFlow would update all at once and hold
+# temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
+_LARGE_AT_ONCE = 2
 
 _Named = Mapping[str, tf.Variable]
 
@@ -78,14 +78,14 @@ class Optimizer:
         }
 
     def start_averages(self) -> None:
-        """Sets the averages to the current weights and statistics."""
+        """Sets the running averages to the current values of the weights and moving statistics."""
         for name, average in self.averages.items():
             # Without a copy, the average would share the weight's memory, and in-place updates would change both.
             average.assign(tf.raw_ops.DeepCopy(x=self._averaged[name]))
 
     @contextlib.contextmanager
     def use_averages(self) -> Iterator[None]:
-        """Returns a context inside which weights and statistics are replaced by their averages."""
+        """Returns a context in which the weights and moving statistics have the values of their running averages."""
         self._swap_averages()
         try:
             yield
@@ -121,10 +121,10 @@ class Optimizer:
         applied, updates = tf.identity(applied), tf.identity(updates)
         scalars = self._compute_update_scalars(applied, updates, rate, gradient_scale)
         by_name = dict(zip(self._weights, gradients, strict=True))
-        chains: list[list[tf.Operation]] = [[] for _ in range(_AT_A_TIME)]
+        chains: list[list[tf.Operation]] = [[] for _ in range(_LARGE_AT_ONCE)]
         for number, name in enumerate(self._large):
-            with tf.control_dependencies(chains[number % _AT_A_TIME]):
-                chains[number % _AT_A_TIME] = [self._update_large(scalars, by_name[name], name)]
+            with tf.control_dependencies(chains[number % _LARGE_AT_ONCE]):
+                chains[number % _LARGE_AT_ONCE] = [self._update_large(scalars, by_name[name], name)]
         new_values = self._update_small(scalars, by_name) if self._small else []
         if self._statistics:
             variables = list(self._statistics.values())
@@ -241,7 +241,7 @@ class FlatBuffer:
 
 
 class BufferView(base.Trackable):
-    """The part of a vector from index `start` on, read, assigned and saved like a variable with the shape `shape`."""
+    """A part of a flat buffer (a vector variable) that is read, assigned and saved like a variable of shape `shape`."""
 
     dtype = tf.float32
 
@@ -251,15 +251,15 @@ class BufferView(base.Trackable):
         self.shape = tf.TensorShape(shape)
 
     def read_value(self) -> tf.Tensor:
-        """Returns the view's part of the vector as a float32 tensor in the view's shape."""
+        """Returns this part of the flat buffer as a float32 tensor of the shape `self.shape`."""
         return tf.reshape(tf.convert_to_tensor(self._vector)[self._part], self.shape)
 
     def numpy(self) -> np.ndarray:
-        """Returns the view's part of the vector as a float32 NumPy array in the view's shape."""
+        """Returns this part of the flat buffer as a float32 NumPy array of the shape `self.shape`."""
         return self.read_value().numpy()
 
     def assign(self, value: Any) -> None:
-        """Writes `value` into the view's part of the vector on all devices; raises ValueError for another shape."""
+        """Writes `value` into this part of the flat buffer on all devices; raises ValueError for a wrong shape."""
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape != self.shape:
             raise ValueError(f"a value of shape {value.shape} does not fit a view of shape {self.shape}")
@@ -274,7 +274,7 @@ class BufferView(base.Trackable):
             )
 
     def device_copies(self) -> tuple[BufferView, ...]:
-        """Returns one view per device: a view of the same part of that device's copy of the vector."""
+        """Returns a `BufferView` for each device, of the same part of this device's copy of the flat buffer."""
         distributed = isinstance(self._vector, tf.distribute.DistributedValues)
         vectors = self._vector.values if distributed else (self._vector,)
         return tuple(BufferView(vector, self._part.start, self.shape) for vector in vectors)

@@ -37,7 +37,7 @@ _CHANGEABLE = ("training.steps", "training.loggers")
 
 
 def make_paths_absolute(config: Config) -> Config:
-    """Returns the config with all paths made absolute, so that its run can be resumed from any working directory."""
+    """Returns the config with all paths made absolute, so that the run can be resumed from any working directory."""
     training, start = config.training, config.training.init_from
     if start and is_run_folder(start):
         training = dataclasses.replace(training, init_from=os.path.abspath(os.path.expanduser(start)))
@@ -66,20 +66,20 @@ class RunDirectory:
         self._begun = 0
 
     def close(self) -> None:
-        """Closes the log and releases the lock of the folder."""
+        """Closes the log of the run and releases the lock of the run folder."""
         try:
             self.log.close()
         finally:
             self._lock.release()
 
     def require_same_run(self) -> None:
-        """Raises RunError if the folder is in use or holds anything but this run; else locks it, unless it is new."""
+        """Raises RunError if the run folder is in use or holds anything but this run; locks it unless it is new."""
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
 
     def _holds_this_run(self) -> bool:
-        """Returns True if the folder holds this run, False if it is new or empty; raises RunError for anything else."""
+        """Returns True if the run folder holds this run, False if it is new or empty; else raises RunError."""
         path = self.path
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return False
@@ -114,7 +114,7 @@ class RunDirectory:
         return True
 
     def _acquire_lock(self) -> None:
-        """Locks the folder; raises RunError if another program is training in it."""
+        """Locks the run folder, and makes it if it is missing; raises RunError if another program is training there."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
@@ -167,7 +167,7 @@ class RunDirectory:
         return messages
 
     def read_finished_summary(self) -> dict[str, Any] | None:
-        """Returns the content of summary.json, with a message, if the run has taken all its steps; otherwise None."""
+        """Returns the content of summary.json, and prints a message, if the run has taken all steps; otherwise None."""
         step = self._begun
         if step < self._config.training.steps:
             return None

@@ -34,9 +34,9 @@ class TrainingState:
         updates: number of applied updates; it determines the learning rate and the other schedules.
         skipped: number of skipped steps in a row.
         best_step, best_bits_per_dim: step and bits/dim of the best evaluation on the validation images.
-        window: vector: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, then the number of
-            these steps.
-        not_finite: vector: for each of `RUNNING_MEANS`, in how many steps it was not finite; not in checkpoints.
+        window: a vector: sums of `RUNNING_MEANS` over the applied steps since the last row of the log, then the number
+            of these steps.
+        not_finite: a vector: in how many steps each of `RUNNING_MEANS` was not finite; not in checkpoints.
         refused_error: largest inversion error (with `training.memory=invert`) of steps that were skipped because of
             this error; not in checkpoints.
         halted: 1 once `max_skipped_steps` steps in a row were skipped, else 0; not in checkpoints. Later steps, which
@@ -61,7 +61,7 @@ class TrainingState:
         self.refused_error = tf.Variable(np.float32(0), trainable=False)
 
     def group_checkpoint_variables(self) -> dict[str, Mapping[str, Any]]:
-        """Returns the variables of a checkpoint: a dict of groups, which are dicts by name; "model" has the weights."""
+        """Returns the variables of a checkpoint as a dict of dicts, by group and name; "model" has the weights."""
         counters = ("step", "updates", "skipped", "best_step", "best_bits_per_dim", "window")
         return {
             "model": self._named,
@@ -76,7 +76,7 @@ class TrainingState:
         return all(np.isfinite(variable.numpy()).all() for variable in self._named.values())
 
     def count_step(self, result: Any) -> None:
-        """Counts a step, and adds its metrics (`result`, a `StepResult`) to `window`; runs inside the step's graph."""
+        """Counts a step and adds its metrics (`result`, a `StepResult`) to running sums, within the step's graph."""
         metrics = tf.stack([getattr(result, name) for name in RUNNING_MEANS])
         is_finite = tf.math.is_finite(metrics)
         running = tf.equal(self.halted, 0)
@@ -93,7 +93,10 @@ class TrainingState:
         self.halted.assign(tf.cast(~running | (skipped >= self._training.max_skipped_steps), tf.int64))
 
     def fetch_running_means(self) -> dict[str, float]:
-        """Returns the mean of each of `RUNNING_MEANS` since the last call, by name (NaN if no step); resets them."""
+        """Returns a dict of training metrics: means over the applied steps since the last call, or NaN without a step.
+
+        The keys are `RUNNING_MEANS`. The call resets the sums from which the means are computed.
+        """
         *totals, count = self.window.numpy().tolist()
         self.window.assign(tf.zeros_like(self.window))
         return {name: total / count if count else math.nan for name, total in zip(RUNNING_MEANS, totals, strict=True)}

@@ -75,7 +75,7 @@ class TrainStep:
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
         self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
-        # AutoGraph is off, because it would search loops over a thousand variables for control flow, for seconds.
+        # AutoGraph would need seconds to search loops over a thousand variables for control flow, so it is off.
         self._whole = tf.function(self._take_undivided_step, autograph=False)
         self._start = tf.function(self._make_zero_sums, autograph=False)
         self._add = tf.function(self._add_micro_batch, autograph=False)
@@ -109,7 +109,7 @@ class TrainStep:
         return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
-        """Adds each device's result for a micro-batch to the device's sums, and returns the new sums.
+        """Adds each device's gradients and terms of a micro-batch to the device's sums, and returns the new sums.
 
         A device's sums are one vector, because passing a thousand tensors from call to call would take long.
         """
@@ -128,7 +128,7 @@ class TrainStep:
         return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
     def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
-        """Returns a `Share`: bound and gradients of this device's images in micro-batch `number`, counted from 0."""
+        """Returns this device's `Share` (bound and gradients of its images) of micro-batch `number`, counted from 0."""
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -161,7 +161,10 @@ class TrainStep:
         return share
 
     def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Returns images with noise, some replaced by patterns; `own` is the slice of the batch with these images."""
+        """Returns the device's training images with noise, and some replaced by patterns, as the config tells.
+
+        Patterns are synthetic images: noise and checkerboards. `own` is the slice of the batch with these images.
+        """
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
         if training.noise:
@@ -175,7 +178,7 @@ class TrainStep:
         return images
 
     def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
-        """Adds up the devices' results, updates the weights if the sum passes `judge_step`, and returns the result."""
+        """Adds up the devices' results, updates the weights if `judge_step` accepts the sum, and returns the result."""
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so steps that are not applied have it, too.
         total = self._sum_device_results(shares)
@@ -211,7 +214,7 @@ class TrainStep:
         return result
 
     def _sum_device_results(self, shares: Share) -> Share:
-        """Returns a `Share`: the sum of the devices' results, but for moving statistics the mean over the devices."""
+        """Combines the devices' results in one `Share`: sums over devices, but means for the moving statistics."""
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
 
@@ -272,7 +275,7 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
 
     The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
     to one field as large as the image; all sides are equally likely. Half of all images have only the values 0 and 255,
-    and a quarter have equal channels. An image depends only on the seed and on the index of the image.
+    and a quarter are grey (all channels are equal). An image depends only on the seed and on the index of the image.
     """
     batch, height, width, channels = shape
 

@@ -102,7 +102,7 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
         cluster: the cluster of all workers; None for this process alone.
 
     Raises:
-        ConfigError: where there are fewer devices.
+        ConfigError: where there are fewer devices than `devices`.
     """
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices is {devices}; it must be at least 1")
@@ -127,8 +127,7 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
 def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
     """Returns the MirroredStrategy over some devices, always the same object for the same devices.
 
-    A second strategy would give its collective operations the numbers of the first, by which TensorFlow tells them
-    apart.
+    TensorFlow tells collective operations apart by numbers, and a second strategy would use the first one's again.
     """
     return tf.distribute.MirroredStrategy(list(devices))
 
@@ -229,8 +228,8 @@ class Workers:
     Args:
         count: number of processes.
         rank: the rank of this process. Rank 0 is the chief, the only worker that prints and writes the run folder.
-        add: function that returns the sum of the byte arrays of all workers (`make_collective_sum`). At each index only
-            one worker may have a byte above 0, so that no sum exceeds a byte.
+        add: function that takes this worker's byte array and returns the sum over all workers (`make_collective_sum`).
+            At each index at most one worker has a byte above 0, so that no sum exceeds a byte.
     """
 
     def __init__(self, count: int = 1, rank: int = 0, add: Callable[[np.ndarray], np.ndarray] = np.array):
@@ -255,7 +254,10 @@ class Workers:
         return result if self.rank == 0 else json.loads(text)
 
     def require_equal(self, what: str, values: Mapping[str, Any]) -> None:
-        """Raises RunError in every process if JSON values differ between workers; the message names them by `what`."""
+        """Raises RunError in every process unless all workers have equal `values`, which are JSON values by name.
+
+        The message begins with `what`, a text that names the values, and lists the differences.
+        """
         chiefs, *others = map(json.loads, self._exchange_texts(json.dumps(values)))
         for rank, other in enumerate(others, 1):
             if changed := [f"{k} is {v!r} and {other[k]!r}" for k, v in chiefs.items() if other[k] != v]:
@@ -280,7 +282,7 @@ class Workers:
                 variable.assign(np.frombuffer(part.tobytes(), value.dtype).reshape(value.shape))
 
     def _call_and_exchange(self, act: Callable[[], Any]) -> tuple[Any, str]:
-        """Calls `act`, and returns its result in this process and its result in the chief's process as a JSON text."""
+        """Calls `act`; returns the result of this process, and the result of the chief's process as a JSON text."""
         if self.count == 1:
             return act(), "null"
         result, failure, message = None, None, ""
