@@ -40,7 +40,7 @@ class Direction:
     figures: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def describe_accuracy(self) -> str:
-        """Returns a text on how well the direction predicts the property of held-out images; "" if not measured."""
+        """Returns a text on how well this direction predicts the property of held-out images; "" if not measured."""
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
         if isinstance(accuracy, float):
             return f"tells {accuracy:.1%} of held-out images right (50 % is chance)"
@@ -54,7 +54,7 @@ class Directions:
     Attributes:
         weights_sha256: the SHA-256 of the model's weights with which the directions were found, hexadecimal.
         about: the data set, counts of images and random seed with which the directions were found, by name.
-        directions: the directions, in the order of the search.
+        directions: the directions, in the order in which they were found.
     """
 
     weights_sha256: str
@@ -62,24 +62,24 @@ class Directions:
     directions: tuple[Direction, ...]
 
     def __iter__(self) -> Iterator[Direction]:
-        """Yields all directions, in the order of the search."""
+        """Yields all directions in z, in the order in which they were found."""
         return iter(self.directions)
 
     def __len__(self) -> int:
-        """Returns the number of directions; a name counts twice if both methods found a direction for it."""
+        """Returns the number of directions in z; a name counts twice if both methods found a direction for it."""
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
-        """Returns the direction with this name and the method "means"; raises UserError where there is none."""
+        """Returns the `Direction` with this name and the method "means"; raises UserError where there is none."""
         return self.find(name)
 
     @property
     def names(self) -> list[str]:
-        """The names of the directions, without repetitions."""
+        """The names of the directions in z, a list without repetitions."""
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
     def find(self, name: str, method: str = MEANS) -> Direction:
-        """Returns the direction with this name and method; raises UserError where there is none."""
+        """Returns the `Direction` with this name and method, "means" or "classifier"; UserError where there is none."""
         matches = [one for one in self.directions if (one.name, one.method) == (name, method)]
         if not matches:
             listed = ", ".join(self.names[:20]) + (" and more" if len(self.names) > 20 else "")
@@ -103,7 +103,7 @@ class Directions:
 
     @classmethod
     def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
-        """Returns the directions in a run folder, which may be untrusted; None if there is no directions.json.
+        """Returns the `Directions` in z of a run folder, which may be untrusted; None if there is no directions.json.
 
         Raises:
             RunError: where the file is damaged, or a vector has not `latent_dim` entries, the size of the model's z.

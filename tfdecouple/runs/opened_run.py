@@ -146,7 +146,7 @@ class Run:
     def open_source(
         self, source: str | None = None, data_dir: str | None = None, download: bool = False, **others: Any
     ) -> Source:
-        """Opens the data set of the run, or the data set `source`, for images of the model's shape.
+        """Opens the data set of the run, or the data set `source`, with images in the shape that the model expects.
 
         Further keywords are options of `DataConfig`; an option that is None keeps the run's value. With `download` TFDS
         downloads and prepares missing data.
@@ -243,7 +243,7 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the `Directions` in z that `python -m tfdecouple directions` found for a run.
 
-    Whether the directions were found with the run's current weights is not checked; `Run.directions` checks it.
+    The function does not check that they were found with the run's current weights; `Run.directions` does.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['astronaut', 'chelsea']

@@ -106,7 +106,7 @@ def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence
         write_json(folder / LABELS, opened.label_names)
     if directions is not None:
         for one in directions:
-            # The data set of a direction is not published, because it may be a folder of this machine.
+            # The name of a direction's data set is not published, because it may be a folder of this machine.
             one.figures.pop("data", None)
             one.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)

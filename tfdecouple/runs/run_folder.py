@@ -84,7 +84,7 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 
 def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
-    """Yields folder, kind ("best", then "step") and step of each checkpoint of a run, the newest of a kind first."""
+    """Yields folder, kind ("best", then "step") and step of each checkpoint of a run, the newest of each kind first."""
     folder = CheckpointFolder(find_run_folder(run) / CHECKPOINTS)
     for kind in ("best", "step"):
         for step in folder.list_checkpoint_steps(kind):
@@ -112,8 +112,9 @@ def require_fitting_weights(run: str | pathlib.Path, planned: Mapping[str, tuple
 def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
     """Loads the best weights of a run into a model of the run's config, and returns the step of these weights.
 
-    If the best weights are damaged, the weights of the newest readable state are loaded: its averaged weights if the
-    run averages weights (`averaged`). With `names` only the weights with one of these names are loaded.
+    If the best weights are damaged, the weights in the newest readable checkpoint of the training state are loaded: the
+    averaged weights if the run averages weights (`averaged`). With `names` only the weights with these names are
+    loaded. RunError is raised if no checkpoint can be read.
     """
     variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
     problem = None
@@ -135,7 +136,7 @@ def list_averaged_weights(model: Any) -> set[str]:
 
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of the labels of a run, `classes` many; "0", "1", ... if an imported run has no names."""
+    """Returns the names of a run's labels, a tuple of `classes` texts; "0", "1", ... if an imported run has none."""
     path = find_run_folder(run) / LABELS
     if not path.is_file():
         return tuple(map(str, range(classes)))
@@ -186,7 +187,7 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
-    """Returns the test metrics in a summary; None if they are not finite or belong to weights of another step."""
+    """Returns the test metrics in a summary; None if not finite or of weights of another step than `step`."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
 

@@ -22,9 +22,9 @@ Variables = Mapping[str, Any]
 # Beginning and end of the keys that TensorFlow gives the model's variables in a checkpoint.
 _KEY_PREFIX, _KEY_SUFFIX = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
 # Pattern of the name of the index file of a checkpoint.
-_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
+_INDEX_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
 # Pattern of the names of all files of checkpoints, including the files that an interrupted write leaves behind.
-_OURS = re.compile(r"\.?(step|best)-\d{9}(_temp.*|\.data-.*|\.index(\.tempstate.*)?)")
+_FILE_NAMES = re.compile(r"\.?(step|best)-\d{9}(_temp.*|\.data-.*|\.index(\.tempstate.*)?)")
 
 
 class CheckpointFolder:
@@ -43,10 +43,10 @@ class CheckpointFolder:
         self.keep = keep
 
     def list_checkpoint_steps(self, kind: str = "step") -> list[int]:
-        """Returns the steps of all "step" or all "best" checkpoints, the newest first."""
+        """Returns the training steps of all checkpoints of a kind, "step" or "best", the newest first."""
         if not self.path.is_dir():
             return []
-        matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
+        matches = (_INDEX_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
         return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
 
     def checkpoint_path(self, kind: str, step: int) -> str:
@@ -132,21 +132,21 @@ class CheckpointFolder:
         return weights
 
     def remove_checkpoint(self, kind: str, step: int) -> None:
-        """Removes the files of a checkpoint. The index goes first: without it, the checkpoint is not listed."""
+        """Removes the files of a checkpoint, the index first: without an index, the checkpoint is not listed."""
         prefix = pathlib.Path(self.checkpoint_path(kind, step))
         prefix.with_name(prefix.name + ".index").unlink(missing_ok=True)
         for data in self.path.glob(prefix.name + ".data-*"):
             data.unlink(missing_ok=True)
 
     def remove_remains(self) -> None:
-        """Removes what interrupted writes have left: temporary folders, and data files without an index."""
+        """Removes what interrupted writes have left in the folder: temporary folders and data files without index."""
         complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.list_checkpoint_steps(kind)}
         for entry in self.path.iterdir() if self.path.is_dir() else ():
-            if not _OURS.fullmatch(entry.name):
+            if not _FILE_NAMES.fullmatch(entry.name):
                 continue
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
-            elif not _NAME.fullmatch(entry.name) and entry.name.partition(".")[0] not in complete:
+            elif not _INDEX_NAME.fullmatch(entry.name) and entry.name.partition(".")[0] not in complete:
                 entry.unlink(missing_ok=True)
 
 

@@ -22,11 +22,11 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 # Pattern of the names of temporary files, which a program leaves behind if it is killed while it writes.
 TEMPORARY = ".*.tmp"
 
-# Pattern of a list of numbers in indented JSON. It never matches in a text, because JSON texts have no line breaks.
-_NUMBERS = re.compile(r'\[\n([^][{}"]*)\]')
+# Pattern of a list of numbers in indented JSON. It matches in no JSON string, because these have no line breaks.
+_NUMBER_LIST = re.compile(r'\[\n([^][{}"]*)\]')
 
 # JSON with lists and dicts nested deeper than this is refused; files of this project are nested less deeply.
-_DEPTH = 50
+_MOST_NESTING = 50
 
 
 def require_own_files(folder: pathlib.Path) -> None:
@@ -37,7 +37,7 @@ def require_own_files(folder: pathlib.Path) -> None:
             target = os.path.realpath(path)
             if os.path.islink(path) and os.path.commonpath([root, target]) != root:
                 raise UntrustedError(f"{path} is a link to {target}, out of the folder; put there what it leads to")
-            # A path may be missing by now, because a running training removes files.
+            # A path may be missing by now, because a training that is still running removes old files.
             if os.path.lexists(path) and not os.path.isfile(path) and not os.path.isdir(path):
                 raise UntrustedError(f"{path} is neither a file nor a folder; remove it")
         if where == os.path.join(folder, "wandb"):
@@ -90,7 +90,7 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [values]
-    for _ in range(_DEPTH):
+    for _ in range(_MOST_NESTING):
         for value in level:
             if isinstance(value, int) and abs(value) >= 2**63 or isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"the number {str(value)[:20]} is not finite or has more than 64 bits")
@@ -166,7 +166,7 @@ def write_json(path: pathlib.Path, values: Any) -> None:
     NaN and infinities become null, because JSON has no such numbers.
     """
     indented = json.dumps(_replace_nan_by_none(values), indent=2, allow_nan=False)
-    text = _NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
+    text = _NUMBER_LIST.sub(lambda match: f"[{' '.join(match[1].split())}]", indented)
     write_text(path, text + "\n")
 
 
