@@ -166,7 +166,7 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Raises ConfigError if no flow can be built from the options whose names begin with `prefix`."""
+        """Raises ConfigError if no flow can be built from the options; their prefix is "" or "dequantization_"."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -206,7 +206,7 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
-        """Raises ConfigError unless the images can be halved once for each entry (level of an encoder) of `name`."""
+        """Raises ConfigError unless images can be halved once per level; the option `name` has an entry per level."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")

@@ -102,7 +102,7 @@ def describe_images(image_shape: Shape) -> str:
 
 
 def is_squeezed_first(channels: int) -> bool:
-    """Returns whether a flow squeezes images with this number of channels before its first level."""
+    """Returns whether a flow squeezes images with so many channels (2 x 2 pixels become channels) before level 0."""
     return channels < LEAST_CHANNELS
 
 
@@ -123,7 +123,7 @@ def plan_flow_levels(
         steps: number of steps of each level; for an inner level, a list with the number of steps of each stage.
         hidden_channels: for each level, the channels of the hidden maps of the coupling nets.
         factors: for each level between the first and the last, one over the fraction of its channels that leave after
-            each stage (4: a quarter); a single entry holds for all of these levels.
+            each stage (4: a quarter); a single entry applies to all of these levels.
 
     >>> for level in plan_flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
     ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])
