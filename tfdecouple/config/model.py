@@ -55,8 +55,8 @@ class ModelConfig:
         hidden_channels: channels of the hidden maps of the coupling nets, one number per level.
         factors: for each inner level, one over the fraction of its channels that leave the flow after each stage (4: a
             quarter). A single entry applies to all inner levels.
-        transform: transform of the couplings, by a name in `transforms.py`: "affine" (s = 1 + alpha*tanh(u/2)) or
-            "additive".
+        transform: transform of the couplings, by a name in `transforms.py`: "affine" (scale 1 + alpha*tanh(h/2), h
+            from the coupling net) or "additive".
         multiscale_transform: as `transform`, for the coupling at the end of each stage, before channels leave the flow.
         alpha: the paper's bound of the affine scale, in (0, 1]: a scale lies in (1 - alpha, 1 + alpha). With a smaller
             alpha, images less similar to the training images are still reconstructed exactly (docs/RESULTS.md, "What
@@ -273,7 +273,7 @@ class ModelConfig:
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages of each level of the dequantisation flow: a tuple of `StagePlan`s each; () if u is uniform."""
+        """The stages of each level of the dequantisation flow, as for `levels`; () if the noise u is uniform."""
         if not self.has_dequantizer:
             return ()
         widths, factors = self.dequantization_hidden_channels, self.dequantization_factors

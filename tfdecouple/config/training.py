@@ -100,7 +100,7 @@ class TrainingConfig:
     memory: Literal[MEMORY] = "keep"  # type: ignore[valid-type]
     jit_compile: bool = False
     bytes_per_pack: Count = 2**25
-    # The range is that of keras.utils.set_random_seed.
+    # `keras.utils.set_random_seed` accepts this range.
     seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0
     init_images: Positive = 512
     max_skipped_steps: Positive = 10

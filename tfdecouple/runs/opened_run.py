@@ -116,7 +116,7 @@ class Run:
     def directions(self) -> Directions | None:
         """Returns the directions in z in the run's directions.json; None if the run has no such file.
 
-        RunError is raised if the directions were found with other weights than those of the model.
+        RunError is raised if the directions were found with other weights than the model now has.
         """
         directions = Directions.read(self.folder, self.config.model.latent_dim)
         if directions is not None and directions.weights_sha256 != hash_weights(self.model):
@@ -219,7 +219,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
-    # An `ema_decay` above 0 would tell readers that the weights are averages, which the model's may not be.
+    # An `ema_decay` above 0 would mark the weights as averages, but nothing shows that the model's weights are.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -243,7 +243,7 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the `Directions` in z that `python -m tfdecouple directions` found for a run.
 
-    The function does not check that they were found with the run's current weights; `Run.directions` does.
+    The function does not check whether the run has other weights now than in the search; `Run.directions` does.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['astronaut', 'chelsea']

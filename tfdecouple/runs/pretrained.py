@@ -73,7 +73,7 @@ class Manifest(pydantic.BaseModel):
         return cls(files={name: FileDigest.from_file(path) for name, path in paths.items() if name != MANIFEST})
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes the manifest into a folder, as manifest.json."""
+        """Writes this manifest into the file manifest.json of a folder."""
         write_json(folder / MANIFEST, self.model_dump())
 
     @classmethod
@@ -113,7 +113,7 @@ class Manifest(pydantic.BaseModel):
 
 
 def parse_hub_address(address: str) -> tuple[str, str | None]:
-    """Splits an address on the Hugging Face Hub into repository and revision (None for the newest commit).
+    """Splits a Hugging Face Hub address into repository and revision (None: newest commit); else raises UserError.
 
     >>> parse_hub_address("hf://ada/faces@v1")
     ('ada/faces', 'v1')
@@ -139,7 +139,7 @@ def download_weights(address: str) -> pathlib.Path:
             raise RunError(
                 f"the manifest of {address} has {listed.file_size:,} bytes; one has {MANIFEST_BYTES:,} at most"
             )
-        # The branch may get a newer commit meanwhile, so all files are downloaded from the commit of the manifest.
+        # All files are downloaded from the manifest's commit, because the branch may get a newer commit at any time.
         commit = listed.commit_hash
         path = pathlib.Path(hub.hf_hub_download(repository, MANIFEST, revision=commit))
         manifest, folder = Manifest.read(path, address), path.parent

@@ -3,10 +3,10 @@
     config.json      the config of the run
     checkpoints/     best-NNNNNNNNN, the best weights, and step-NNNNNNNNN, the whole state of the training
     metrics.jsonl    the log: one row of metrics in each line
-    summary.json     how the training, or an import, ended
+    summary.json     the test metrics of a finished training, or the origin of imported weights
     images/          pictures of each evaluation
     labels.json      names of the labels of a model with labels, in their order
-    directions.json  directions in z, where some were found
+    directions.json  directions in z, if they were computed
     .lock            locked by the program that trains
 
 Loggers add files, such as tensorboard/. A folder of published weights is a run folder, too (see `pretrained`).
@@ -176,7 +176,7 @@ class _Summary(pydantic.BaseModel):
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of summary.json; None while the file is missing. ValueError is raised for a damaged file."""
+    """Returns the content of a run's summary.json, a dict; None if it is missing; ValueError if it is damaged."""
     path = find_run_folder(run) / SUMMARY
     if not path.is_file():
         return None

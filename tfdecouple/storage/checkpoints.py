@@ -54,7 +54,7 @@ class CheckpointFolder:
         return str(self.path / f"{kind}-{step:09d}")
 
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Writes `groups`, variables by group and name, as a checkpoint; removes older checkpoints of this kind.
+        """Writes `groups`, variables by group and name, as a checkpoint; removes old checkpoints of its kind.
 
         Of the kind "step" the newest `keep` checkpoints stay; of the kind "best" only the new one stays.
 
@@ -110,7 +110,7 @@ class CheckpointFolder:
             ) from error
 
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
-        """Returns the shapes of the model's weights in a checkpoint by name, without reading the weights.
+        """Returns a dict from names to shapes of the model's weights in a checkpoint, without reading the weights.
 
         DamagedCheckpointError is raised if the index cannot be read, or if the weights have more bytes than the files.
         """

@@ -67,7 +67,7 @@ def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**2
 
     Raises:
         OSError: where the file cannot be read.
-        ValueError: where `read_json` refuses the file, or `model` a value; the message names the first wrong value.
+        ValueError: where `read_json` refuses the file, or a value does not fit `model`; the message names the value.
     """
     try:
         return model.model_validate(read_json(path, at_most))

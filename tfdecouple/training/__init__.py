@@ -1,4 +1,4 @@
-"""Training of a model: the function `train`, the class of its result, and the errors that it raises."""
+"""Training of a model: the function `train`, its result (`Outcome`), and the errors that it raises."""
 
 from tfdecouple.errors import DivergedError
 from tfdecouple.training.loop import Outcome, train

@@ -331,7 +331,7 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
     def _fetch_step_result(self, result: StepResult) -> StepResult:
-        """Waits for a step and returns its result as Python numbers; prints how many steps were skipped meanwhile.
+        """Waits for a step and returns its result as Python numbers; prints how many steps were skipped, if any.
 
         DivergedError is raised if `training.max_skipped_steps` steps in a row were skipped (not applied).
         """

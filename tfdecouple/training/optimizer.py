@@ -23,7 +23,7 @@ _Named = Mapping[str, tf.Variable]
 
 
 class _UpdateScalars(NamedTuple):
-    """Float32 scalars of Adam's rule for one update; those of a skipped update leave all variables unchanged."""
+    """Float32 scalars in Adam's rule for one update; for a skipped update they leave all variables unchanged."""
 
     beta_1: tf.Tensor
     beta_2: tf.Tensor

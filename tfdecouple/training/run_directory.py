@@ -86,7 +86,7 @@ class RunDirectory:
         if path.is_dir():
             require_own_files(path)
         if not (path / CONFIG).is_file():
-            # A training that ends before its first step leaves the lock and temporary files; such a folder is new.
+            # A training that ends before its first step leaves the lock and temporary files; the folder is still new.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")

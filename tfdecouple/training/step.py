@@ -1,7 +1,7 @@
 """A training step: gradients on all devices, their sum, a check, and one update; and schedules over the updates.
 
-The schedules are those of the learning rate (paper appendix C.2), the KL weight and the image noise. Their argument
-`update` is the number of updates before this one, an integer scalar.
+Schedules determine the learning rate (paper appendix C.2), the weight of the KL term and the noise on images. Their
+argument `update` is the number of updates before this one, an integer scalar.
 """
 
 from __future__ import annotations
@@ -178,11 +178,11 @@ class TrainStep:
         return images
 
     def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
-        """Adds up the devices' results, updates the weights if `judge_step` accepts the sum, and returns the result."""
+        """Adds up the devices' results, updates the weights if the sum is finite and exact, and returns the result."""
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so steps that are not applied have it, too.
         total = self._sum_device_results(shares)
-        # `reduce` accepts only values with one tensor per device, so `run` first makes such a value of the flag.
+        # `reduce` accepts only values with one tensor per device, so `run` first copies the flag to each device.
         stop = self._strategy.reduce(
             tf.distribute.ReduceOp.SUM, self._strategy.run(tf.identity, args=(stop,)), axis=None
         )
@@ -214,7 +214,7 @@ class TrainStep:
         return result
 
     def _sum_device_results(self, shares: Share) -> Share:
-        """Combines the devices' results in one `Share`: sums over devices, but means for the moving statistics."""
+        """Sums the devices' gradients, terms of the bound and inversion errors, and averages the moving statistics."""
         add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
 

@@ -317,7 +317,7 @@ class Workers:
 
 
 def make_collective_sum(strategy: tf.distribute.Strategy, count: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that takes this worker's byte array and returns the sum of the arrays of all workers."""
+    """Returns a function that takes this worker's byte array and returns the sum of all workers' arrays."""
     devices = strategy.num_replicas_in_sync // count
 
     def add(data: np.ndarray) -> np.ndarray:
