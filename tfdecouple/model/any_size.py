@@ -23,7 +23,7 @@ from tfdecouple.runtime.precision import full_float32
 
 # Longest side of an image, in pixels, for which float32 holds all sums in `shrink_images` exactly.
 LONGEST_SIDE = 32_767
-# Images are encoded and decoded in groups of at most this many pixels; an image with more pixels is a group alone.
+# Images are encoded and decoded in groups of at most this many pixels; a larger image is a group of its own.
 _PIXELS_AT_ONCE = 2**20
 
 
@@ -61,7 +61,7 @@ def shrink_images(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
 def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
     """Divides the second axis of x `[n, length, k]` into `count` parts; returns their rounded means `[n, count, k]`."""
     length = get_sizes(x)[1]
-    # If an old pixel is `count` units long and a new pixel `length` units, all borders of pixels are whole numbers.
+    # In units in which an old pixel is `count` long and a new pixel `length`, all pixel borders are whole numbers.
     old, new = tf.range(length + 1) * count, tf.range(count + 1)[:, None] * length
     shared = tf.maximum(tf.minimum(old[1:], new[1:]) - tf.maximum(old[:-1], new[:-1]), 0)
     total, length = tf.matmul(tf.cast(shared, tf.float32), x), tf.cast(length, tf.float32)
@@ -69,14 +69,14 @@ def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def pad_and_shrink_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns uint8 images twice: padded for the flow, and resized to `config.image_shape` for the encoder."""
+    """Returns uint8 images (padded for the flow, resized for the encoder), the latter of `config.image_shape`."""
     if images.shape[1:3] == config.image_shape[:2]:
         return images, images
     return pad_images(images, compute_size_multiple(config)), shrink_images(images, *config.image_shape[:2])
 
 
 def pad_images(images: tf.Tensor, multiple: int) -> tf.Tensor:
-    """Returns images padded to a height and width divisible by `multiple`; the last row and column are repeated."""
+    """Pads images, by repeating the last row and column, to a height and a width divisible by `multiple`."""
     for axis, side in enumerate(get_sizes(images)[1:3], 1):
         padded = round_side_up(side, multiple)
         if not (isinstance(side, int) and side == padded):
@@ -92,7 +92,7 @@ def round_side_up(side: Any, multiple: int) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def compute_size_multiple(config: ModelConfig) -> int:
-    """Returns the number that must divide an image's height and width, so that flow and dequantizer can halve them.
+    """Returns the int that must divide an image's height and width, so that flow and dequantizer can halve the image.
 
     >>> compute_size_multiple(ModelConfig(image_shape=(32, 32, 3), steps=(2, (6, 6), (6, 6), 4)))
     8
@@ -116,9 +116,9 @@ def find_weight_of_fixed_size(config: ModelConfig) -> str:
 def require_any_size(config: ModelConfig, name: str, array: Any) -> None:
     """Raises DataError if the model accepts images of `config.image_shape` only, or a side of `array` is too long.
 
-    The model accepts one size only if the shape of a weight outside the encoder depends on the image size. A side is
-    too long above `LONGEST_SIDE`. `array` holds images or local codes, `[batch, height, width, channels]`; the message
-    calls the array `name`.
+    If the shape of a weight outside the encoder depends on the image size, the model accepts one size only. A side is
+    too long above `LONGEST_SIDE`. `array` is images or local codes, `[batch, height, width, channels]`, which the
+    message calls `name`.
     """
     shape, needed = tuple(array.shape), f"[batch, {', '.join(map(str, config.image_shape))}]"
     if weight := find_weight_of_fixed_size(config):

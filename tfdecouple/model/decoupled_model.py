@@ -38,7 +38,7 @@ from tfdecouple.runtime.execution import disable_autograph
 from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 
-# `sample` and `interpolate` decode at most this many images at once, to limit the memory; no result depends on it.
+# `sample` and `interpolate` decode at most this many images at once to limit memory; results do not depend on it.
 CHUNK = 64
 
 
@@ -76,7 +76,8 @@ class DecoupledModel(Networks):
             **kwargs: arguments of the constructor.
 
         Raises:
-            ConfigError: if no preset has this name, or the preset has no weights and `load_weights` is true.
+            ConfigError: if no preset or bundled weights have this name, or `load_weights` is true for a preset without
+                weights.
         """
         if not (find_run_folder(preset) / CONFIG).is_file():
             known = (*list_pretrained(), *preset_names())
@@ -135,7 +136,7 @@ class DecoupledModel(Networks):
         if tf.executing_eagerly():
             require_finite("encode gave codes that are not finite", v, *([] if z is None else [z]))
             if verify:
-                # `decode` would raise an error at pixels that are not finite, before any pixels are compared.
+                # The flow is inverted here, because `decode` would raise another error for pixels that are not finite.
                 x = self._run_within_memory(self._invert_flow, v, z)[:, : images.shape[1], : images.shape[2]]
                 decoded, expected = self.quantizer.round_to_pixels(x), self.quantizer.quantize_pixels(images)
                 require_exact_images(decoded, x, expected, self.config.bound_of_scales)
@@ -348,7 +349,7 @@ class DecoupledModel(Networks):
             raise DataError(f"labels are {shown}; they must be a pair, those of a and those of b") from None
         return self.encode(a, of_a), self.encode(b, of_b)
 
-    # --- methods that override Keras' methods; most of their work is done in keras_training.py ---
+    # --- overrides of Keras' methods, most of whose work is done by functions in keras_training.py ---
 
     _options: TrainingConfig | None = None
     _bound_metrics: keras_training.BoundMetrics | None = None
@@ -383,7 +384,7 @@ class DecoupledModel(Networks):
         self._options, self._bound_metrics = training, metrics
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns {name: value} of the arguments of `compile`, plain values that Keras saves with the model."""
+        """Returns {name: value} of the arguments of this model's `compile`, plain values that Keras saves with it."""
         config = super().get_compile_config()
         if not config or self._options is None:
             return config
@@ -402,7 +403,7 @@ class DecoupledModel(Networks):
         return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
 
     def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:
-        """Returns training options and metrics from `compile`; raises UserError, with the name `method`, before it."""
+        """Returns training config and metrics from `compile`; raises UserError, naming `method`, if not compiled."""
         if self._options is None or self._bound_metrics is None:
             raise UserError(f"call model.compile(optimizer) before {method}")
         return self._options, self._bound_metrics
@@ -499,7 +500,7 @@ class DecoupledModel(Networks):
     predict_step = keras_training.predict_step
 
     def make_train_function(self, force: bool = False) -> None:
-        """Sets `train_function`, which runs the steps of Keras' `fit`; TF32 is on only for `precision` "tf32"."""
+        """Sets `train_function`, which runs training steps in Keras' `fit`, with TF32 only if `precision` is "tf32"."""
         if self.train_function is not None and not force:
             return
         training, _ = self.require_compiled("fit")
@@ -525,4 +526,4 @@ class DecoupledModel(Networks):
             self.predict_function = full_float32()(self.predict_function)
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Does nothing: the constructor builds the model, and Keras would trace a whole training step to build it."""
+        """Does nothing, because the constructor has built the model; Keras would trace a training step to build it."""

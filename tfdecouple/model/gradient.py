@@ -19,7 +19,7 @@ from tfdecouple.runtime.execution import jit_compiled
 NETS = {"float32": "float32", "tf32": "tf32", "mixed_bfloat16": "bfloat16"}
 # Largest inversion error (relative difference between stored and recovered activations of an image) with which a step
 # is applied. At the bound for float32, gradients change by less than 1e-4 of the largest entry; at the other bounds, by
-# a tenth of the change from rounding the nets' operands. Ordinary errors are below a tenth of it (docs/training.md).
+# a tenth of the change from rounding the nets' operands. Usual errors are below 1/10 of the bound (docs/training.md).
 INVERSION_BOUND = {"float32": 1e-4, "tf32": 4e-3, "mixed_bfloat16": 6e-2}
 
 # Weights with at most this many entries are joined to one vector, so that a graph has fewer operations.
@@ -27,17 +27,17 @@ _LARGEST_JOINED_SIZE = 2**15
 
 
 class Share(NamedTuple):
-    """One device's share of the results of a training step, which are the sums of the devices' shares.
+    """One device's share of the results of a training step: the step's results are the sums of all devices' shares.
 
-    The exception is `moving`, of which the step uses the mean over the devices.
+    The field `moving` is an exception: the step uses its mean over the devices.
 
     Attributes:
         gradients: gradients for the trainable weights, in the order of the weights.
         moving: new moving statistics of batch normalisation, in the order of the variables.
         terms: reconstruction, kl and dequantization, the terms of the bound, in nats, each summed over the device's
-            images and divided by the number of images of the whole batch.
-        inversion_error: the largest inversion error of an image (see `backward_memory`), a scalar, or a vector that
-            holds the scalar in one slot (`put_in_slot`).
+            images and divided by the image count of the whole batch.
+        inversion_error: the largest inversion error of an image (see `backward_memory`), a scalar, or a vector with
+            the scalar at one index and zeros elsewhere (`put_in_slot`).
     """
 
     gradients: list[Any]
@@ -72,8 +72,8 @@ def differentiate_bound(
         training: options of training, of which `precision`, `memory` and `jit_compile` are used.
         seed: seed of the step's noise.
         own: the slice of the whole batch that contains the device's images.
-        batch_size: number of images in the whole batch, over all devices.
-        trainable: weights to differentiate by.
+        batch_size: count of images in the whole batch, over all devices.
+        trainable: variables of the weights for which gradients are computed.
         moving: variables with the moving statistics of batch normalisation.
         kl_weight: weight of the KL term in the loss, a scalar.
         weights: tensors with the values of `trainable`; None to read the values from the variables.
@@ -122,7 +122,7 @@ class Verdict(NamedTuple):
 
 
 def judge_step(share: Share, precision: str) -> Verdict:
-    """Returns the verdict on a training step, given the combined shares of all devices and `training.precision`."""
+    """Returns the `Verdict` on a training step, given the sum of all devices' shares and the `training.precision`."""
     norm = compute_gradient_norm(share.gradients)
     finite = tf.math.is_finite(tf.add_n(share.terms)) & tf.math.is_finite(norm)
     # The comparison is false for NaN, so an inversion error of NaN counts as too large.
@@ -130,16 +130,16 @@ def judge_step(share: Share, precision: str) -> Verdict:
 
 
 def put_in_slot(value: tf.Tensor, slot: int | tf.Tensor, slots: int) -> tf.Tensor:
-    """Returns a vector of `slots` numbers: `value` at the index `slot`, and 0 elsewhere.
+    """Returns a vector `[slots]` with the scalar `value` at the index `slot`, and 0 elsewhere.
 
-    Results of devices and micro-batches are added up, which would lose the maximum of a value. So each device and
-    micro-batch puts its value at an index of its own; the largest entry of the sum of the vectors is the maximum.
+    The vectors of all devices and micro-batches, each with another `slot`, are added up. The sum contains all their
+    values, so its largest entry is the maximum, which a sum of the scalars would not give.
     """
     return tf.where(tf.equal(tf.range(slots), slot), value, tf.zeros_like(value))
 
 
 def flatten_and_join(values: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Returns the entries of all tensors as one vector, one tensor after the other."""
+    """Returns the entries of all tensors in `values` as one vector, one tensor after the other."""
     return tf.concat([tf.reshape(value, [-1]) for value in values], 0)
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfdecouple.errors import UserError
 from tfdecouple.runtime.numerics import get_sizes
 
-# Two codes count as parallel if the sine of their angle is at most this number. No unique arc connects parallel codes.
+# Codes count as parallel if the sine of the angle between them is at most this. No unique arc connects parallel codes.
 _LEAST_SINE = 1e-6
 
 

@@ -25,8 +25,8 @@ OPTIONS = ("kl_weight", "precision", "memory", "jit_compile", "seed", "init_imag
 # Names of arguments of Keras' `compile` that must be None, because the loss is always the negative bound.
 FIXED = ("loss", "loss_weights", "metrics", "weighted_metrics")
 TERMS = ("reconstruction", "kl", "dequantization")
-# The default precision of training for a global dtype policy of Keras. Other policies with float16 are refused; models
-# train in float32 under all other policies.
+# The default precision of training for a global dtype policy of Keras. Policies with float16 are refused; under all
+# other policies models train in float32.
 _POLICIES = {"mixed_bfloat16": "mixed_bfloat16", "bfloat16": "mixed_bfloat16"}
 
 
@@ -60,7 +60,7 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
 
 
 class BoundMetrics:
-    """The Keras metrics of the evidence lower bound, means over images since the last reset; counts of skipped steps.
+    """The Keras metrics of the evidence lower bound, means over images since the last reset, and two counts of steps.
 
     Args:
         bits_per_dim: function that converts nats per image to bits per colour value.
@@ -68,8 +68,8 @@ class BoundMetrics:
 
     Attributes:
         metrics: Keras metrics: the loss in nats per image, bits per dimension, and the terms in nats per image.
-        skipped: number of steps skipped since the last applied step, an int64 variable.
-        not_applied: number of steps skipped in this epoch, an int64 variable.
+        skipped: count of steps skipped since the last applied step, an int64 variable.
+        not_applied: count of steps skipped in this epoch, an int64 variable.
     """
 
     def __init__(self, bits_per_dim: Callable[[Any], Any], training: TrainingConfig):
@@ -79,7 +79,7 @@ class BoundMetrics:
 
     @property
     def image_count(self) -> tf.Tensor:
-        """The number of images over which the means are taken, an int64 scalar."""
+        """The count of images over which these metrics are means, an int64 scalar."""
         return tf.cast(self.metrics[0].count, tf.int64)
 
     @property
@@ -88,35 +88,35 @@ class BoundMetrics:
         return self.skipped < self._training.max_skipped_steps
 
     def collect_results(self) -> dict[str, tf.Tensor]:
-        """Returns {name: value} of all metrics, float64 scalars."""
+        """Returns {name: value} of all metrics of the bound, with float64 scalars as values."""
         return {metric.name: metric.result() for metric in self.metrics}
 
     def add_images(self, terms: tf.Tensor, count: tf.Tensor) -> None:
-        """Adds `count` images to the metrics, given their mean terms of the bound in nats, float64 `[3]`."""
+        """Adds `count` images to these metrics; `terms`, float64 `[3]`, are their mean terms of the bound in nats."""
         reconstruction, kl, dequantization = each = tf.unstack(terms)
         loss = reconstruction + self._training.kl_weight * kl + dequantization
         for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):
             metric.update_state(value, count)
 
     def count_step(self, applied: tf.Tensor, terms: tf.Tensor, count: tf.Tensor) -> None:
-        """Counts a step as applied or skipped, and adds the step's images to the metrics if it was applied."""
+        """Counts a training step as applied or skipped; if it was applied, adds its `count` images to the metrics."""
         self.add_images(tf.where(applied, terms, tf.zeros_like(terms)), tf.where(applied, count, tf.zeros_like(count)))
-        # Once training has diverged the count no longer changes, because the host looks at it only every few steps.
+        # Once training has diverged, the count stays, so that the host sees it: the host looks only every few steps.
         skipped = self.skipped + tf.cast(self.converges, tf.int64)
         self.skipped.assign(tf.where(applied, tf.zeros_like(self.skipped), skipped))
         self.not_applied.assign_add(tf.cast(~applied, tf.int64))
 
 
 class _MeanOfImages(keras.metrics.Mean):
-    """A Keras metric, the mean over images; NaN without images, which no callback takes for the best mean."""
+    """A Keras metric: the mean over images. Without images it is NaN, which no callback takes for the best mean."""
 
     def result(self) -> tf.Tensor:
-        """Returns the mean, a float64 scalar; NaN if there are no images."""
+        """Returns this metric's mean over images, a float64 scalar; NaN if there are no images."""
         return tf.convert_to_tensor(self.total) / tf.convert_to_tensor(self.count)
 
 
 class SkippedSteps(keras.callbacks.Callback):
-    """A callback that warns of skipped steps, and ends training after `max_skipped_steps` skipped steps in a row."""
+    """A Keras callback that warns of skipped steps, and ends training after `max_skipped_steps` of them in a row."""
 
     def __init__(self, metrics: BoundMetrics, training: TrainingConfig):
         super().__init__()
@@ -163,7 +163,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
     images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
     if weights is not None:
         raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-    # Keras takes the pair in fit((images, labels)) for one input, so it is split here; lists of numbers are arrays.
+    # Keras takes the pair in fit((images, labels)) for one input, so it is split here. A list of numbers is no pair.
     is_pair = isinstance(images, tuple | list) and labels is None and 1 <= len(images) <= 2
     if is_pair and all(hasattr(part, "shape") or tf.is_tensor(part) for part in images):
         images, labels = [*images, None][:2]
@@ -244,7 +244,7 @@ def wrap_generator(x: Any) -> Any:
 
 
 def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
-    """Runs a training step on a batch and returns {name: value} of the metrics; a skipped step changes no weight."""
+    """Runs a step of `fit` on a batch; returns {name: value} of the metrics. A skipped step changes no weight."""
     training, metrics = model.require_compiled("fit")
     images, labels = _read_batch(model, data)
     seed = randomness.derive_seed(training.seed, "step", tf.convert_to_tensor(model.optimizer.iterations))
@@ -295,7 +295,7 @@ def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
 
 
 def predict_step(model: Networks, data: Any) -> Any:
-    """Returns the codes of a batch, a tuple (z, v); only the tensor v for a model without z."""
+    """Returns the codes (z, v) of a batch of images for `predict`, or only the tensor v for a model without z."""
     codes = model.encode(*_read_batch(model, data))
     return codes.v if codes.z is None else tuple(codes)
 
@@ -306,7 +306,7 @@ def list_moving_statistics(model: Networks) -> list[keras.Variable]:
 
 
 def _read_batch(model: Networks, data: Any) -> tuple[tf.Tensor, Any]:
-    """Returns the images of a batch, checked, and the labels, which are None for a model without labels."""
+    """Checks a batch from Keras; returns (images, labels), where labels are None for a model without labels."""
     images, labels = unpack_images(data)
     images = tf.convert_to_tensor(images)
     require_images(images, model.config.image_shape)

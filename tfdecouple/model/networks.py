@@ -108,7 +108,7 @@ class Networks(keras.Model):
         self.build()
 
     def build(self, input_shape: Any = None) -> None:
-        """Creates all weights; the constructor calls this method, because the config fixes every shape."""
+        """Creates all weights of the model; the constructor calls this method, because the config fixes every shape."""
         if hasattr(self, "initialized"):
             return
         z = None, self.config.latent_dim
@@ -122,7 +122,7 @@ class Networks(keras.Model):
         self.built = True
 
     def get_config(self) -> dict[str, Any]:
-        """Returns a dict for `from_config`: the name, the config, and the paths of layers that are not trainable."""
+        """Returns a dict for `from_config`: the model's name, config, and paths of layers that are not trainable."""
         untrained = [path for path, layer in _walk_layers(self) if not layer.trainable]
         return {"name": self.name, "config": self.config.to_dict(), **({"untrained": untrained} if untrained else {})}
 
@@ -139,7 +139,7 @@ class Networks(keras.Model):
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
-        """The shape of a batch of images, `(None, height, width, channels)`."""
+        """The shape of a batch of the model's images, `(None, height, width, channels)`."""
         return (None, *self.config.image_shape)
 
     @property
@@ -174,7 +174,7 @@ class Networks(keras.Model):
 
     @property
     def quantizer(self) -> Quantizer:
-        """The quantizer, which converts pixels to bins, bins to x, and x to pixels."""
+        """The model's `Quantizer`, which converts pixels 0..255 to bins, bins to x in [-1, 1), and x to pixels."""
         return Quantizer(self.config.n_bits)
 
     @property
@@ -203,7 +203,7 @@ class Networks(keras.Model):
         return self._name_variables(self.variables)
 
     def parameter_count(self) -> dict[str, int]:
-        """Returns {network: number of trainable parameters}, and the sum of these numbers as "total"."""
+        """Returns {network: count of the model's trainable parameters}, and the sum of these counts as "total"."""
         named = self._name_variables(self.trainable_variables)
         return count_by_network({name: variable.shape for name, variable in named.items()})
 
@@ -297,7 +297,7 @@ class Networks(keras.Model):
             raise UserError("this model knows no labels (model.classes is 0)")
 
     def _visit_flows(self, x: tf.Tensor, z: tf.Tensor | None, labels: tf.Tensor | None, visit: Visit) -> None:
-        """Runs prior flow (on z) and flow (on x) with `visit(layer, ...)` instead of each layer; see `visit_layers`."""
+        """Runs prior flow on z and flow on x, but calls `visit(layer, input, condition)` for each innermost layer."""
         if z is not None and self.prior_flow is not None:
             shifted = z
             if self.prior_affine is not None:
@@ -306,14 +306,14 @@ class Networks(keras.Model):
         self.flow.visit_layers(x, z, visit)
 
     def require_initialized(self) -> None:
-        """Raises NotInitializedError if the weights were neither initialised nor loaded."""
+        """Raises NotInitializedError if the model's weights were neither initialised nor loaded."""
         if not self.has_weights():
             raise NotInitializedError(
                 "this model is not initialised: call model.initialize(images) with training images, or load a run"
             )
 
     def has_weights(self) -> bool:
-        """Returns whether the weights were initialised from images or loaded."""
+        """Returns whether the model's weights were initialised from images or loaded."""
         # The flag has no value within a trace, so `init_scope` leaves the trace. The flag becomes a tensor first,
         # because `bool` of a variable on several devices is always true.
         with tf.init_scope():
@@ -378,7 +378,7 @@ class Networks(keras.Model):
         return self._make_prior([self.prior_affine.as_bijector(labels)], tf.shape(labels))
 
     def _make_prior(self, first: list[tfb.Bijector], batch: Any) -> tfd.Distribution:
-        """Returns the distribution over z that the bijectors `first`, then the prior flow, map to N(0, I).
+        """Returns the TFP distribution over z that the bijectors `first`, then the prior flow, map to N(0, I).
 
         `batch` is the batch shape of the distribution.
         """
@@ -495,7 +495,7 @@ class Networks(keras.Model):
         return dequantize(self, bins, as_pixel_noise(noise, bins))
 
     def evaluate_log_joint(self, bins: tf.Tensor) -> tf.Tensor:
-        """Returns log p(x, y) of each label y, `[batch, classes]`, up to a constant for each image."""
+        """Returns log p(x, y) of images, given as `bins`, for each label y, `[batch, classes]`, up to a constant."""
         if self.code_net is None:
             assert self.encoder is not None
             z = self.encoder.run_inference(self.quantizer.place_at_edges(bins))[0]
@@ -517,13 +517,13 @@ class Networks(keras.Model):
         return z if self.prior_affine is None else self.prior_affine.invert_for_labels(z, labels)
 
     def draw_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
-        """Returns int32 labels drawn from p(y) for the samples with the indices `first` to `last` - 1 of a seed."""
+        """Draws from p(y), by `seed`, the int32 labels of the samples with the indices `first` to `last` - 1."""
         normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
 
     def drop_unused_labels(self, labels: Any) -> Any:
-        """Returns the labels unchanged, or None for a model without labels."""
+        """Returns `labels` unchanged if the model has labels, and otherwise None."""
         return labels if self.config.has_classes else None
 
     def nats_to_bits_per_dim(self, nats: Any) -> Any:
@@ -548,7 +548,7 @@ class Networks(keras.Model):
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
     def _find_bins_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns pixel bins of the images padded for the flow, and of the images resized for the encoder."""
+        """Returns the bins of images' pixels twice: of the images padded for the flow, and resized for the encoder."""
         padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.quantizer.find_bins(padded)
         return bins, bins if shrunk is padded else self.quantizer.find_bins(shrunk)

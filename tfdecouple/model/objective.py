@@ -117,7 +117,7 @@ def _evaluate_prior(networks: Any, z: tf.Tensor, labels: tf.Tensor | None) -> tu
 
 
 def evaluate_class_priors(networks: Any, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Evaluates p(z, y) for z `[batch, d_z]` and every label y; returns outputs of the prior flow and log p(z, y).
+    """Evaluates p(z, y) for z `[batch, d_z]` and every label y; returns the prior flow's outputs and log p(z, y).
 
     The outputs are `[batch, classes, d_z]`, standard normal under the model, and log p(z, y) is `[batch, classes]`.
     """

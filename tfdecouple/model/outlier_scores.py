@@ -26,7 +26,7 @@ class OutlierScores(NamedTuple):
     Attributes:
         bits_per_dim: the negative evidence lower bound in bits per colour value.
         prior_nats: -log p(z) in nats; None for a model without z, or whose z is a function of the label.
-        shell: number of standard deviations by which v is longer (below 0: shorter) than expected under the model.
+        shell: count of standard deviations by which v is longer (below 0: shorter) than expected under the model.
         typicality: distance of prior flow output and parts of v from the typical set (`score_typicality`).
     """
 
@@ -36,14 +36,14 @@ class OutlierScores(NamedTuple):
     typicality: tf.Tensor
 
     def to_dict(self) -> dict[str, tf.Tensor]:
-        """Returns {name: scores} of all scores that are not None."""
+        """Returns {name: tensor `[batch]`} of all outlier scores that are not None."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def outlier_scores(
     model: DecoupledModel, images: Any, z_noise: tf.Tensor, u_noise: tf.Tensor, labels: Any = None
 ) -> OutlierScores:
-    """Returns the outlier scores of images, for given noise of z and of the dequantization.
+    """Returns the `OutlierScores` of images; the evidence lower bound is evaluated at the given noise.
 
     If z is a function of the label and no labels are given, each image is scored with its most probable label.
 
@@ -91,7 +91,7 @@ def score_typicality(parts: Sequence[tf.Tensor]) -> tf.Tensor:
     """Returns the distance of latents, given in parts, from the typical set of the standard normal, float32 `[batch]`.
 
     The parts, each `[batch, ...]`, are for example the latents that leave the flow after each stage. For each part,
-    with n numbers, the squared length is compared with its mean n, in units of its standard deviation sqrt(2 n). The
+    with n entries, the squared length is compared with its mean n, in units of its standard deviation sqrt(2 n). The
     result is the root mean square of these deviations over the parts; the mean square is 1 under the model. A sum over
     all latents would not do, because deviations of different levels could cancel: for an image without noise, v is too
     short at fine levels and too long at coarse levels.
@@ -110,5 +110,5 @@ def compute_chi_moments(dimensions: int) -> tuple[float, float]:
 
 
 def _compute_excess(x: tf.Tensor) -> tf.Tensor:
-    """Returns |x|^2 - n, `[batch]`, for x with n numbers an image; the sum of x^2 - 1 is more exact than |x|^2."""
+    """Returns |x|^2 - n, `[batch]`, for x with n entries per image; the sum of x^2 - 1 is more exact than |x|^2."""
     return tf.reduce_sum(tf.square(x) - 1, list(range(1, len(x.shape))))

@@ -1,4 +1,4 @@
-"""The conversion between pixels, their bins, and the numbers x in [-1, 1) that the flow maps."""
+"""The conversion between pixels, their bins, and the values x in [-1, 1) that the flow maps."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Quantizer:
 
     @property
     def n_bins(self) -> int:
-        """The number of bins, 2**n_bits."""
+        """The count of bins into which the 256 pixel values are divided, 2**n_bits."""
         return 2**self.n_bits
 
     @property
     def pixels_per_bin(self) -> int:
-        """The number of pixel values in a bin, 256 / n_bins."""
+        """The count of pixel values in each bin, 256 / n_bins, an int."""
         return 256 // self.n_bins
 
     @property
@@ -42,20 +42,20 @@ class Quantizer:
         return 2 / self.n_bins
 
     def find_bins(self, pixels: Any) -> tf.Tensor:
-        """Returns the bin of each uint8 pixel, a whole number from 0 to n_bins - 1 in float32."""
+        """Returns the bin of each uint8 pixel, a whole number from 0 to n_bins - 1, as a float32 tensor."""
         bins = tf.cast(pixels, tf.float32)
         return bins if self.pixels_per_bin == 1 else tf.floor(bins / self.pixels_per_bin)
 
     def place_at_edges(self, bins: Any) -> Any:
-        """Returns x at the lower edge of each bin, which is the input of the encoder."""
+        """Returns x in [-1, 1) at the lower edge of each bin, of the shape of `bins`: the input of the encoder."""
         return bins * self.bin_width - 1
 
     def place_in_bins(self, bins: Any, u: Any) -> Any:
-        """Returns x at the position u in [0, 1) within each bin."""
+        """Returns x in [-1, 1) at the position u in [0, 1) within each bin, of the shape of `bins` and u."""
         return (bins + u) * self.bin_width - 1
 
     def place_at_centres(self, bins: Any) -> Any:
-        """Returns x at the centre of each bin."""
+        """Returns x in [-1, 1) at the centre of each bin, of the shape of `bins`."""
         return self.place_in_bins(bins, 0.5)
 
     def scale_to_bins(self, x: Any) -> Any:
@@ -63,7 +63,7 @@ class Quantizer:
         return (x + 1) * (self.n_bins / 2)
 
     def round_to_pixels(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the pixels of x, uint8, each the lowest pixel of its bin; x outside of [-1, 1) is clipped."""
+        """Returns uint8 pixels: for each x the lowest pixel value in its bin; x outside of [-1, 1) is clipped."""
         bins = tf.clip_by_value(tf.floor(self.scale_to_bins(x)), 0, self.n_bins - 1)
         return tf.cast(bins if self.pixels_per_bin == 1 else bins * self.pixels_per_bin, tf.uint8)
 
@@ -75,6 +75,6 @@ class Quantizer:
         """Converts -log p(x), in nats per image, to bits per colour value of the image of quantised pixels.
 
         The bits are an upper bound: -log P(image) is at most the mean of -log p(x) over all x in the bins of the
-        pixels, minus the logarithms of the bins' widths. `dimensions` is the number of colour values of an image.
+        pixels, minus the logarithms of the bins' widths. `dimensions` is the count of colour values of an image.
         """
         return (nats / dimensions - math.log(self.bin_width)) / math.log(2)

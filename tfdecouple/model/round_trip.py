@@ -28,7 +28,7 @@ def far_from_training(v: Any) -> np.ndarray:
         v: local codes, `[batch, height, width, channels]`.
     """
     v = np.asarray(v)
-    # Comparisons with NaN are false, so this negated comparison counts a v with NaN as far.
+    # A comparison with NaN is false, so its negation counts an image whose v contains NaN as far.
     return ~(np.sqrt(np.square(v).mean(tuple(range(1, v.ndim)))) <= FAR)
 
 
@@ -58,8 +58,8 @@ def require_finite(what: str, *arrays: tf.Tensor) -> None:
 def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, alpha: float | None) -> None:
     """Raises InversionError, with the images' indices, if `decoded` differs from `images` or x is not finite.
 
-    All arrays are `[batch, height, width, channels]`; x is `decoded` before rounding to pixels. `alpha` is the model's
-    bound of the scales of couplings, None if no coupling scales. The message advises a model with a smaller alpha.
+    All arrays are `[batch, height, width, channels]`; `decoded` is x rounded to pixels. `alpha` is the model's bound
+    of the scales of couplings, None if no coupling scales. The message advises a model with a smaller alpha.
     """
     same = (np.asarray(decoded) == np.asarray(images)) & np.isfinite(np.asarray(x))
     lost = np.flatnonzero(~same.all(tuple(range(1, same.ndim))))
@@ -71,7 +71,7 @@ def require_exact_images(decoded: tf.Tensor, x: tf.Tensor, images: tf.Tensor, al
 
 
 def format_image_numbers(indices: Any, most: int = 8) -> str:
-    """Returns the indices of images as text for a message: the first `most` indices, and the count of the rest.
+    """Returns images' indices as text for a message: at most `most` of the indices, then the count of the rest.
 
     >>> format_image_numbers([3, 5]), format_image_numbers(range(10), 2)
     ('3, 5', '0, 1 and 8 more')

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-# Bytes of a number in each precision.
+# Bytes of one value in each precision.
 FLOAT32, BFLOAT16 = 4, 2
 
 # A backward pass by inversion holds this many feature maps of the size of a layer's input at once: values and gradients
@@ -30,12 +30,12 @@ FLOAT32, BFLOAT16 = 4, 2
 _INVERSION_MAPS = 8
 # Outside the flow this many arrays of the image's size are in memory: pixels, noise, x, v, and a gradient for each.
 _IMAGE_MAPS = 8
-# A pass without gradients holds so many hidden maps of a coupling net, and feature maps of a stage's shape, at once.
+# A pass without gradients holds this many hidden maps of a coupling net, and this many maps of a stage, at once.
 _HIDDEN_MAPS, _STAGE_MAPS = 3, 8
 
 
 def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns {name: (network, input shape)} of a model's networks, not built yet; shapes are batch first."""
+    """Returns {name: (unbuilt network, input shape)} of all networks of a model; input shapes are batch first."""
     from tfdecouple.networks.dequantizer import Dequantizer
     from tfdecouple.networks.encoder import Encoder
     from tfdecouple.networks.flow import Flow
@@ -61,7 +61,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 @functools.lru_cache(maxsize=8)
 def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns the result of `make_networks` with one flow step a stage, as all steps of a stage have equal shapes."""
+    """Returns `make_networks` for one flow step per stage, which is enough: a stage's steps have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
@@ -92,7 +92,7 @@ def compute_weight_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
-    """Returns {network: number of trainable parameters}, and their sum as "total", given {path: shape} of all weights.
+    """Returns {network: count of trainable parameters}, with the sum as "total", given {path: shape} of all weights.
 
     Flow, encoder and prior are always listed; dequantizer and class codes only if the model has them.
 
@@ -110,12 +110,12 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns {network: number of trainable parameters}, as `DecoupledModel.parameter_count`, from a config alone."""
+    """Returns {network: count of trainable parameters}, and the sum as "total", from a config without a model."""
     return count_by_network(compute_weight_shapes(config))
 
 
 def _count_widest_map(config: ModelConfig) -> int:
-    """Returns how many numbers the largest feature map of a model has, for a single image."""
+    """Returns how many values the largest feature map of a model has for a single image."""
     sizes = [math.prod(config.image_shape)]
     sizes += [stage.positions * stage.hidden for stage in _list_stages(config)]
     for encoder, shape in _list_encoders(config):
@@ -151,7 +151,7 @@ def require_memory(config: ModelConfig) -> None:
 
 
 def count_multiply_adds(config: ModelConfig) -> int:
-    """Returns the multiply-adds of one image's forward pass through all encoders and all flows over images."""
+    """Returns the multiply-adds for one image in encoder, flow and dequantizer (if there is one), without the prior."""
     in_flows = sum(cost.multiply_adds for cost in _compute_flow_costs(config))
     return in_flows + sum(encoder.cost(x_shape).multiply_adds for encoder, x_shape in _list_encoders(config))
 
@@ -186,10 +186,10 @@ def count_activation_bytes(config: ModelConfig, *, memory: str = "keep", precisi
 def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
     """Returns the bytes, besides the weights, that `encode`, `decode` or `elbo` needs at most for one image.
 
-    `height` and `width` are those of the image.
+    The image has this `height` and `width`, in pixels.
     """
     own_height, own_width, channels = config.image_shape
-    # Maps are counted for images of the config's size; the result is scaled by the number of pixels.
+    # Values are counted for an image of the config's size; the result is scaled by the ratio of the pixel counts.
     stages = _list_stages(config)
     widest = [stage.positions * (_HIDDEN_MAPS * stage.hidden + _STAGE_MAPS * stage.channels) for stage in stages]
     if config.has_dequantizer:
@@ -201,13 +201,16 @@ def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
 
 
 def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
-    """Returns the bytes a layer stores for the backward pass of one image, with the memory "keep" or "recompute"."""
+    """Returns the bytes of one image that a layer of this `Cost` stores for the backward pass, in the mode `memory`.
+
+    `memory` is "keep" or "recompute"; values in the coupling nets have `net_bytes` bytes.
+    """
     hidden_maps = 2 * cost.hidden_map if memory == "keep" else 0
     return FLOAT32 * cost.activations + net_bytes * (cost.net_inputs + hidden_maps)
 
 
 def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
-    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the flows of decoder and dequantizer."""
+    """Yields the `Cost` of each flow step and each `FactorOut` layer, in the model's and the dequantizer's flow."""
     networks = _make_smallest_networks(config)
     flows = [networks["flow"][0]] + ([networks["dequantizer"][0].flow] if config.has_dequantizer else [])
     stages = ((flow, stage) for flow in flows for stage in flow.stages)
@@ -219,12 +222,12 @@ def _compute_flow_costs(config: ModelConfig) -> Iterator[Cost]:
 
 
 def _list_stages(config: ModelConfig) -> list[StagePlan]:
-    """Returns the `StagePlan` of each stage in the flows of decoder and dequantizer."""
+    """Returns the `StagePlan` of each stage in the model's flow, then of each stage in the dequantizer's flow."""
     return list(itertools.chain(*config.levels, *config.dequantization_levels))
 
 
 def _list_encoders(config: ModelConfig) -> list[tuple[Any, tuple]]:
-    """Returns [(encoder, input shape)] of a model's encoders, of z and of the dequantizer, before they are built."""
+    """Returns [(unbuilt encoder, input shape)]: the encoder of z and the dequantizer's, if the model has them."""
     networks = _make_smallest_networks(config)
     found = [networks["encoder"]] if config.has_encoder else []
     if config.has_dequantizer:

@@ -19,7 +19,7 @@ from tfdecouple.networks.encoder import LocalResNet
 from tfdecouple.networks.flow import Flow, Stage
 
 # The sigmoid of normal noise is closest to uniform for this standard deviation: its relative entropy to uniform noise
-# is 0.0095 nats a number, and 0.193 nats for the standard deviation 1.
+# is 0.0095 nats per value, and 0.193 nats for the standard deviation 1.
 _NEAR_UNIFORM = 1.75
 # Every actnorm is initialised from at least this many noise values per channel, which determine its scale to about
 # 0.5 %.
@@ -38,7 +38,7 @@ class DequantizingFlow(Flow):
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of every layer inside, for noise of the images' shape."""
+        """Returns [(layer, input shape, condition shape)] of this flow's direct sub-layers, shapes batch first."""
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -52,8 +52,8 @@ class DequantizingFlow(Flow):
         """Sets the weights so that u is nearly uniform: couplings become the identity, actnorms are set from noise.
 
         The output of every actnorm gets mean 0 and the standard deviation for which the sigmoid of normal noise is
-        closest to uniform. The standard deviation 1, as in the paper's code, would raise the bound by 0.28 bits per
-        dimension.
+        closest to uniform. The standard deviation 1, as in the paper's code, would raise the bound of
+        -log p(x) by 0.28 bits per dimension.
         """
         positions = self.levels[-1][0].plan.positions
         noise = tf.random.stateless_normal([-(-_LEAST_NOISE_COUNT // positions), *self.config.image_shape], seed)
@@ -69,13 +69,13 @@ class DequantizingFlow(Flow):
         self.visit_layers(noise, None, visit)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns u in (0, 1) for noise x, and the log-determinant `[batch]`; `run_layers` runs the layers inside."""
+        """Returns u in (0, 1) for the noise x, and log |det du/dx|, `[batch]`; `run_layers` runs inner layers."""
         y, log_det = super().run_forward(x, condition, run_layers)
         u, change = run_layers([self.sigmoid], y, None)
         return u, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the noise that the flow maps to y = u, and the log-determinant `[batch]` of the inverse."""
+        """Returns the noise x that this flow maps to y = u, and log |det dx/du|, `[batch]`."""
         y, change = run_layers([self.sigmoid], y, None)
         x, log_det = super().run_inverse(y, condition, run_layers)
         return x, log_det + change
@@ -96,12 +96,12 @@ class Dequantizer(Nested, BaseLayer):
         self.flow = DequantizingFlow(self.config, name="flow")
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of encoder and flow, for images of the config's size."""
+        """Returns [(layer, input shape, None)] of the dequantizer's encoder and flow, for images of config size."""
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 
     def build(self, x_shape: Any = None) -> None:  # type: ignore[override]
-        """Creates the weights of encoder and flow for images of the config's size."""
+        """Creates the weights of the dequantizer's encoder and flow for images of the config's size."""
         super().build(x_shape)
 
     def compute_output_shape(self, x_shape: Any, noise_shape: Any = None) -> tuple[tuple, tuple]:

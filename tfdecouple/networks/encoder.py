@@ -27,7 +27,7 @@ class Convolution(BaseLayer):
     TensorFlow's padding "SAME" would pad an even image on one side only at stride 2.
 
     Args:
-        planes: number of output channels.
+        planes: count of output channels.
         size: side of the kernel, 1 or 3.
         strides: factor by which height and width shrink; a transposed convolution enlarges them by this factor.
         transposed: whether the convolution is transposed.
@@ -46,7 +46,7 @@ class Convolution(BaseLayer):
         self.bias_fan_in = bias_fan_in
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`}, the specifications of the kernel and, with `bias_fan_in`, of the bias."""
+        """Returns {name: `Weight` (shape, initializer)} of the kernel and, unless `bias_fan_in` is 0, of the bias."""
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
         weights = {"kernel": Weight((self.size, self.size, *channels), fan_in_uniform)}
         if self.bias_fan_in:
@@ -54,14 +54,14 @@ class Convolution(BaseLayer):
         return weights
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape `(batch, height, width, planes)` of the output maps for an input of shape `x_shape`."""
+        """Returns the shape `(batch, height, width, planes)` of this convolution's output for an input of `x_shape`."""
         batch, height, width, _ = x_shape
         sides = (side * self.strides if self.transposed else side // self.strides for side in (height, width))
         return (batch, *sides, self.planes)
 
     @accept_shards
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the output maps `[batch, height, width, planes]` for maps x; `strides` changes height and width."""
+        """Convolves maps x to `planes` channels; `strides` divides (if `transposed`, multiplies) the maps' sides."""
         kernel, step, border = tf.convert_to_tensor(self.kernel), self.strides, self.size // 2
         if self.transposed:
             y = self._transpose(x, kernel)
@@ -95,7 +95,7 @@ class BatchNorm(BaseLayer):
     epsilon = 1e-5
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`}, the specifications of scale, shift, moving mean and variance, each `[channels]`."""
+        """Returns {name: `Weight` (shape, initializer)} of scale, shift, moving mean, moving variance, `[channels]`."""
         shape = x_shape[-1:]
         return {
             "gamma": Weight(shape, "ones"),
@@ -105,12 +105,13 @@ class BatchNorm(BaseLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output, which is `x_shape`."""
+        """Returns `x_shape`, because batch normalisation keeps the shape of its input."""
         return tuple(x_shape)
 
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns maps x, normalised by the statistics of the batch in training, otherwise by the moving statistics.
+        """Normalises maps x by the statistics of the batch in training, and otherwise by the moving statistics.
 
+        The maps are one tensor, or a list of shards (parallel parts of the batch), and the result has the same form.
         In training the moving statistics are updated. A layer that is not trainable always uses the moving statistics.
         """
         if training and self.trainable:
@@ -173,7 +174,7 @@ class ResNetBlock(Nested, BaseLayer):
         self.shortcut: list[BaseLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None for no condition)] of convolutions and normalisations in the block."""
+        """Returns [(layer, input shape, None)] of this block's convolutions and normalisations, without condition."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -183,7 +184,7 @@ class ResNetBlock(Nested, BaseLayer):
         return [(*each, None) for each in zip(layers, (x_shape, inner, inner, inner, x_shape, inner), strict=False)]
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns the `Cost` of the block for one image: multiply-adds, and numbers stored for the backward pass."""
+        """Returns this block's `Cost` for one image: multiply-adds, and values stored for the backward pass."""
         self.children(x_shape)
         *sides, channels = x_shape[1:]
         *out_sides, planes = self.compute_output_shape(x_shape)[1:]
@@ -199,12 +200,12 @@ class ResNetBlock(Nested, BaseLayer):
         return Cost(first + 9 * planes**2 * out, activations)
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output maps, batch first, for maps of shape `x_shape`."""
+        """Returns the shape of this block's output, `(batch, height, width, planes)`, for maps of shape `x_shape`."""
         return self.convolution_1.compute_output_shape(x_shape)
 
     @full_float32()
     def call(self, x: Batch, training: bool = False) -> Batch:
-        """Returns maps `[batch, height/strides, width/strides, planes]`; a transposed block enlarges the sides."""
+        """Returns this block's output for maps x; `strides` divides (in a transposed block, multiplies) the sides."""
         # Keras' `__call__` would treat a batch's list of shards (parallel parts) as several inputs, so `call` is used.
         h = self.norm_1.call(self.convolution_1.call(x), training)
         h = self.norm_2.call(self.convolution_2.call(_elu(h)), training)
@@ -215,7 +216,7 @@ class ResNetBlock(Nested, BaseLayer):
 
 
 class _BlockNetwork(Nested, BaseLayer):
-    """The base class of networks that run ResNet blocks one after the other; each `Block` describes one block."""
+    """The base class of networks that run ResNet blocks in sequence, made from descriptions (`Block`) of the blocks."""
 
     def __init__(self, blocks: Iterable[Block], **kwargs: Any):
         super().__init__(**kwargs)
@@ -225,7 +226,7 @@ class _BlockNetwork(Nested, BaseLayer):
         ]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(block, input shape, None for no condition)] of all blocks, for images of shape `x_shape`."""
+        """Returns [(block, input shape, None)] of this network's ResNet blocks, which have no condition."""
         children: list[tuple[BaseLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
@@ -234,10 +235,10 @@ class _BlockNetwork(Nested, BaseLayer):
 
     @full_float32()
     def run_inference(self, x: tf.Tensor) -> Any:
-        """Returns the outputs of `call` with `training=False`; in eager mode a trace makes this faster than `call`."""
+        """Returns `call(x, training=False)` for images x; in eager mode a traced function makes this method faster."""
 
         def run(x: tf.Tensor, condition: None) -> tuple[tf.Tensor, ...]:
-            # All blocks are in one trace, so that XLA, if the option is on, compiles one program for the network.
+            # All blocks are in one trace, so that XLA, if `jit_compile` is on, compiles one program for the network.
             return self.execution.run_layer(self._infer_as_tuple, x)
 
         outputs = self.execution.trace_network(self, "_infer_as_tuple", run, x)()
@@ -264,8 +265,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
 
     Args:
         latent_dim: size of z.
-        channels: number of output channels of each level; each level halves height and width.
-        out_channels: number of channels before flattening (the paper's c').
+        channels: count of output channels of each level; each level halves height and width.
+        out_channels: count of channels before flattening (the paper's c').
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
@@ -279,21 +280,21 @@ class Encoder(StartsAtZero, _BlockNetwork):
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`}, the specifications of the dense layer at the end, for images of shape `x_shape`."""
+        """Returns {name: `Weight` (shape, initializer)} of the encoder's last dense layer, for images of `x_shape`."""
         return weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None for no condition)] of the ResNet blocks and the 1x1 convolution after."""
+        """Returns [(layer, input shape, None)] of the encoder's ResNet blocks and of the 1x1 convolution after them."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]
 
     def compute_map_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the map that is flattened before the dense layer, for images of shape `x_shape`."""
+        """Returns the shape, batch first, of the map before the encoder's dense layer, for images of `x_shape`."""
         return (*self.children(x_shape)[-1][1][:-1], self.out_channels)
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of mean and log-variance, each `(batch, latent_dim)`."""
+        """Returns the shapes of mean and log-variance of z, each `(batch, latent_dim)`, for images of `x_shape`."""
         return ((x_shape[0], self.latent_dim),) * 2
 
     @full_float32()
@@ -315,8 +316,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
 class LocalResNet(_BlockNetwork):
     """A network from an image to a map of the image's size: the encoder's blocks, then as many transposed blocks.
 
-    `channels` are the numbers of output channels of the encoder's levels, each of which halves height and width.
-    `map_channels` is the number of channels of the map.
+    `channels` are the counts of output channels of the encoder's levels, which each halve height and width.
+    `map_channels` is the count of channels of the map.
     """
 
     saved_arguments = ("channels", "map_channels")
@@ -327,7 +328,7 @@ class LocalResNet(_BlockNetwork):
         self.map_channels = map_channels
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape of the output maps, `(batch, height, width, map_channels)`."""
+        """Returns the shape of this network's output, `(batch, height, width, map_channels)`."""
         return (*x_shape[:-1], self.map_channels)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:

@@ -81,7 +81,7 @@ class FactorOut(InvertibleComposite):
         self.actnorm = ActNorm(name="actnorm", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of 1x1 convolution, coupling and actnorm."""
+        """Returns [(layer, input shape, condition shape)] of this layer's 1x1 convolution, coupling and actnorm."""
         self._remaining = x_shape[-1] - self.dropped
         return [
             (self.mixing, x_shape, condition_shape),
@@ -90,14 +90,14 @@ class FactorOut(InvertibleComposite):
         ]
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the output for x, and the log-determinant `[batch]`; `run_layers` runs the layers inside."""
+        """Runs 1x1 convolution, coupling and actnorm on x with `run_layers`; returns output and log-determinant."""
         h, log_det = run_layers([self.mixing, self.coupling], x, condition)
         remaining, dropped = tf.split(h, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         return tf.concat([remaining, dropped], -1), log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that `run_forward` maps to y, and the log-determinant `[batch]` of the inverse."""
+        """Inverts actnorm, coupling and 1x1 convolution with `run_layers`; returns x for y, and log |det dx/dy|."""
         remaining, dropped = tf.split(y, [self._remaining, self.dropped], -1)
         dropped, change = run_layers([self.actnorm], dropped, None)
         x, log_det = run_layers([self.coupling, self.mixing], tf.concat([remaining, dropped], -1), condition)
@@ -106,7 +106,7 @@ class FactorOut(InvertibleComposite):
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """The layers of a stage: flow steps with one number of channels, and perhaps a `FactorOut` layer after them."""
+    """The layers of a stage: flow steps with equally many channels, then a `FactorOut` layer if channels leave."""
 
     plan: StagePlan
     steps: tuple[FlowStep, ...]
@@ -114,7 +114,7 @@ class Stage:
 
     @property
     def layers(self) -> tuple[InvertibleLayer, ...]:
-        """All layers of the stage, a tuple in the order of the forward direction."""
+        """All layers of this stage, a tuple in the order of the forward direction (from x towards v)."""
         return (*self.steps, self.factor_out) if self.factor_out else self.steps
 
 
@@ -135,7 +135,7 @@ class Flow(InvertibleComposite):
         condition_size: size of the vector, or channels of the full-resolution map, that conditions the flow; 0 for no
             condition.
         local: whether the condition is a map, which is squeezed like the image, level by level.
-        squeezes_first: whether the first level begins with a squeeze.
+        is_squeezed_first: whether the first level begins with a squeeze.
 
     >>> from tfdecouple.config import ModelConfig
     >>> config = ModelConfig(image_shape=(8, 8, 3), steps=(1, (1, 1), 1), hidden_channels=(4, 4, 4))
@@ -164,17 +164,17 @@ class Flow(InvertibleComposite):
 
     @property
     def stages(self) -> Iterator[Stage]:
-        """The stages of all levels, an iterator in the order of the forward direction."""
+        """The stages of all levels of this flow, an iterator in the order of the forward direction (from x to v)."""
         return (stage for level in self.levels for stage in level)
 
     def compute_condition_shape(self, stage: StagePlan) -> tuple[int | None, ...]:
-        """Returns the shape, batch first, of z or of the map that conditions the couplings of a stage."""
+        """Returns the shape, batch first, of the condition (z or a feature map) of the couplings in a stage."""
         if not self.local:
             return (None, self.condition_size)
         return (None, stage.height, stage.width, self.condition_size * stage.reduction**2)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of every layer inside, for images of the config's shape."""
+        """Returns [(layer, input shape, condition shape)] of the flow's direct sub-layers; `x_shape` is ignored."""
         image = (None, *self.config.image_shape)
         children: list[tuple[BaseLayer, Any, Any]] = []
         for stage in self.stages:
@@ -184,7 +184,7 @@ class Flow(InvertibleComposite):
         return children if self.whitening is None else [*children, (self.whitening, image, None)]
 
     def build(self, x_shape: Any = None, condition_shape: Any = None) -> None:
-        """Creates the weights of every layer, for images of the config's shape whatever `x_shape` is."""
+        """Creates all weights of the flow, for images of the config's shape; both arguments are ignored."""
         BaseLayer.build(self, (None, *self.config.image_shape))
         self._condition_ndims = 3 if self.local else 1
 
@@ -203,9 +203,9 @@ class Flow(InvertibleComposite):
         step_layers: Sequence[str],
         couplings: Mapping[str, Any],
     ) -> tuple[tuple[Stage, ...], ...]:
-        """Returns the stages of each level; `couplings` are arguments that all couplings share.
+        """Returns the stages of each level, made from the plans in `levels`; `couplings` are arguments of couplings.
 
-        `transform` is that of couplings in flow steps, `multiscale_transform` that of couplings in `FactorOut` layers.
+        Couplings in flow steps use `transform`, and couplings in `FactorOut` layers use `multiscale_transform`.
         """
         dtype = self.dtype_policy
 
@@ -241,7 +241,7 @@ class Flow(InvertibleComposite):
         return super()._prepare_inputs(x, condition)
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns v for x, and the log-determinant `[batch]`; `run_layers` runs the layers inside."""
+        """Returns v for images x, and log |det dv/dx|, `[batch]`; `run_layers` runs sub-layers in sequence."""
         h, level_condition = x, condition
         left: list[list[tf.Tensor]] = []
         log_dets = []
@@ -257,7 +257,7 @@ class Flow(InvertibleComposite):
                     left[-1].append(dropped)
         log_det = make_zero_log_det(x)
         for depth in reversed(range(len(self.levels))):
-            # v contains the remaining channels first, then the channels that left, from the last stage to the first.
+            # In v the channels that remained come first, then the channels that left, from the last stage to the first.
             h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
             h = self._leave_level(depth, h)
             log_det = log_dets[depth] + log_det
@@ -267,7 +267,7 @@ class Flow(InvertibleComposite):
         return v, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that the flow maps to y = v, and the log-determinant `[batch]` of the inverse."""
+        """Returns the x that this flow maps to y = v, and log |det dx/dv|, `[batch]`; `run_layers` runs sub-layers."""
         h, level_condition, log_det = y, condition, make_zero_log_det(y)
         if self.whitening is not None:
             h, whitening_log_det = run_layers([self.whitening], y, condition)
@@ -287,7 +287,7 @@ class Flow(InvertibleComposite):
         return h, log_det if self.whitening is None else whitening_log_det + log_det
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
-        """Squeezes the input of a level, and a condition that is a map, if the level begins so; returns both."""
+        """Squeezes a level's input, and a condition that is a map, if the level begins with a squeeze; returns both."""
         if not (depth or self.is_squeezed_first):
             return h, condition
         if condition is not None and self.local:
@@ -298,7 +298,7 @@ class Flow(InvertibleComposite):
         return self.squeeze.inverse_and_log_det(h)[0] if depth or self.is_squeezed_first else h
 
     def _split_level(self, depth: int, v: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Splits v at a level into the channels that remained and a list of the channels that left after each stage."""
+        """Splits v at level `depth` into the channels that remained and a list of those that left after each stage."""
         counts = [stage.plan.dropped for stage in self.levels[depth] if stage.plan.dropped]
         remaining, *dropped = tf.split(v, [v.shape[-1] - sum(counts), *counts[::-1]], -1)
         return remaining, dropped[::-1]

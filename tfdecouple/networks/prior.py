@@ -37,7 +37,7 @@ class PriorFlow(InvertibleSequence):
     """The prior flow, which maps z `[batch, d_z]` to standard normal noise `[batch, d_z]`.
 
     Args:
-        steps: number of flow steps.
+        steps: count of flow steps.
         hidden: width of the coupling nets.
         transform: name of the couplings' transform, such as "affine" or "additive".
         alpha: bounds the scale of an affine coupling to (1 - alpha, 1 + alpha).
@@ -65,7 +65,7 @@ class _ClassLayer(BaseLayer):
         self.latent_dim = latent_dim
 
     def _select_rows(self, labels: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Returns the row of `rows` `[classes, d_z]` for each label `[batch]`; zeros for a label out of range."""
+        """Returns for each label `[batch]` its row of `rows` `[classes, d_z]`; a label out of range gets zeros."""
         # The gradient of `tf.gather` adds up rows in a varying order on a GPU, so a matrix product is used instead.
         return multiply_in_full_precision(tf.one_hot(labels, self.classes, dtype=rows.dtype), rows)
 
@@ -75,7 +75,7 @@ class ClassCodes(_ClassLayer):
     """A net from the label to z: embedding - FC - ELU - FC - ELU - FC, as in the paper's code ("categorical" there)."""
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`}, the specifications of embedding and three dense layers, as in the paper's code."""
+        """Returns {name: `Weight` (shape, initializer)} of the embedding of labels and of three dense layers."""
         size, hidden = self.latent_dim, _HIDDEN_FACTOR * self.latent_dim
         embedding = functools.partial(keras.initializers.RandomUniform, -_EMBEDDING_RANGE, _EMBEDDING_RANGE)
         after_size, after_hidden = (functools.partial(make_bias_initializer, fan_in) for fan_in in (size, hidden))
@@ -90,12 +90,12 @@ class ClassCodes(_ClassLayer):
         }
 
     def compute_output_shape(self, x_shape: Any) -> tuple:
-        """Returns the shape `(batch, d_z)` of z for labels of shape `x_shape`, `(batch,)`."""
+        """Returns the shape of z, `(batch, d_z)`, for labels of shape `x_shape`, which is `(batch,)`."""
         return (*x_shape, self.latent_dim)
 
     @full_float32()
     def compute_codes(self) -> tf.Tensor:
-        """Returns z for each of the labels, float32 `[classes, d_z]`."""
+        """Returns the z of every label of the model, float32 `[classes, d_z]`."""
         read = tf.convert_to_tensor
         h = tf.nn.elu(multiply_in_full_precision(read(self.embedding), read(self.first)) + read(self.first_bias))
         h = tf.nn.elu(multiply_in_full_precision(h, read(self.second)) + read(self.second_bias))
@@ -103,7 +103,7 @@ class ClassCodes(_ClassLayer):
 
     @full_float32()
     def call(self, labels: tf.Tensor) -> tf.Tensor:
-        """Returns z, float32 `[batch, d_z]`, for integer labels `[batch]`."""
+        """Returns the z of each image's label, float32 `[batch, d_z]`, for integer labels `[batch]`."""
         return self._select_rows(labels, self.compute_codes())
 
 
@@ -115,11 +115,11 @@ class ClassAffine(_ClassLayer):
     """
 
     def declare(self, x_shape: Any = None, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight`}, the specifications of log-scale and shift, each `[classes, d_z]`."""
+        """Returns {name: `Weight` (shape)} of log-scale and shift of z for each label, both `[classes, d_z]`."""
         return dict.fromkeys(("log_scale", "shift"), Weight((self.classes, self.latent_dim)))
 
     def compute_output_shape(self, x_shape: Any) -> tuple[tuple, tuple]:
-        """Returns the shapes of the output, `(batch, classes, d_z)`, and of the log-determinants, `(classes,)`."""
+        """Returns the shapes of this layer's output, `(batch, classes, d_z)`, and log-determinants, `(classes,)`."""
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset_to_zero(self) -> None:
@@ -128,21 +128,21 @@ class ClassAffine(_ClassLayer):
             weight.assign(tf.zeros_like(weight))
 
     def call(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns z scaled and shifted for every label, `[batch, classes, d_z]`, and log-determinants `[classes]`."""
+        """Returns z scaled and shifted by each label, `[batch, classes, d_z]`, and log-determinants, `[classes]`."""
         log_scale = tf.convert_to_tensor(self.log_scale)
         y = z[:, None] * tf.exp(log_scale) + tf.convert_to_tensor(self.shift)
         return y, tf.reduce_sum(log_scale, -1)
 
     @full_float32()
     def invert_for_labels(self, y: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Returns the z `[batch, d_z]` that the layer maps to y `[batch, d_z]` for the images' labels `[batch]`."""
+        """Returns the z `[batch, d_z]` that this layer maps to y `[batch, d_z]` for the images' labels `[batch]`."""
         log_scale, shift = (
             self._select_rows(labels, tf.convert_to_tensor(each)) for each in (self.log_scale, self.shift)
         )
         return (y - shift) * tf.exp(-log_scale)
 
     def as_bijector(self, labels: tf.Tensor | None = None) -> tfb.Bijector:
-        """Returns a TFP bijector of z: `[batch, d_z]` for given labels, or `[..., classes, d_z]` for all labels."""
+        """Returns this layer as a TFP bijector of z `[batch, d_z]`, or of `[..., classes, d_z]` if `labels` is None."""
         log_scale, shift = (tf.convert_to_tensor(each) for each in (self.log_scale, self.shift))
         if labels is not None:
             log_scale, shift = (tf.gather(each, labels) for each in (log_scale, shift))
