@@ -22,7 +22,7 @@ BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 # Largest value of an option of each type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# Which values an option accepts, by type of pydantic's error. The error has the bounds that replace names in braces.
+# Texts on the values that an option accepts, by type of pydantic's error; the error's bounds replace the braces.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",

@@ -383,10 +383,10 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _restore_or_repeat_evaluation(self, stop: StopRequest) -> None:
-        """Reads the validation bits/dim of the current step, at which a run resumes, from the log, or evaluates again.
+        """When a run resumes, restores the last evaluation's bits/dim from the log, or repeats the evaluation.
 
-        It evaluates only if an evaluation is due at this step. If `training.steps` was raised, the log also has the
-        bits/dim of the former last step, where no evaluation is due.
+        The evaluation is repeated if one is due at the current step and the log has none. If `training.steps` was
+        raised, the log also has the evaluation of the former last step, where none is due now.
         """
         bits_per_dim = self.log.validation_bits_per_dim(self.step)
         if bits_per_dim is not None:

@@ -70,7 +70,7 @@ class TrainStep:
         self._training = config.training
         self._strategy = strategy
         # The step needs the largest inversion error, but results of devices are added up. So each micro-batch of each
-        # device writes its error to another entry of a vector, and the largest entry of the summed vector is taken.
+        # device writes its error to a separate entry of a vector; the largest entry of the summed vector is the result.
         self._slots = config.training.micro_batches * strategy.num_replicas_in_sync
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
         self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
@@ -109,7 +109,7 @@ class TrainStep:
         return self._strategy.run(lambda: tf.zeros([sum(self._sizes)]))
 
     def _add_micro_batch(self, sums: Any, examples: Any, step: tf.Tensor, number: tf.Tensor) -> Any:
-        """Adds each device's gradients and terms of a micro-batch to the device's sums, and returns the new sums.
+        """Adds each device's gradients and bound for a micro-batch to the device's sums, and returns the new sums.
 
         A device's sums are one vector, because passing a thousand tensors from call to call would take long.
         """
@@ -248,7 +248,8 @@ def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tenso
 def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss after `update` updates, a float32 scalar.
 
-    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. The paper's is 1.
+    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper it is
+    always 1.
     """
     if not config.kl_warmup_steps:
         return tf.constant(config.kl_weight)
