@@ -31,7 +31,7 @@ _EXACT_RUNTIMES = (
     "All: decode with the runtime, the device and the precision that encoded.",
 )
 
-# This folder has for each format a Markdown template with code that runs the exported files.
+# The folder of the Markdown templates, one for each format, with code that runs the exported files.
 _TEMPLATES = pathlib.Path(__file__).with_name("calls")
 _EXAMPLE_ORDER = ("onnx", "litert", "savedmodel", "web")
 
@@ -49,10 +49,11 @@ def describe_rights(provenance: Provenance) -> str:
 def make_model_card(
     provenance: Provenance, endpoints: Sequence[Endpoint], images: str, formats: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the model card as a dict for JSON.
+    """Returns the model card of an export, facts about the exported model, as a dict for JSON.
 
-    `images` says in words with which real images the files were verified. `formats` has for each exported format a dict
-    with its files and the results of its verification, such as "parity" and "round_trip".
+    `endpoints` are the functions that users can call, such as "encode". `images` says in words with which real images
+    the files were verified. `formats` is {exported format: a dict of its files and of the results of its verification},
+    such as "parity" (differences from the Keras model) and "round_trip" (counts of images that decode exactly).
     """
     model = provenance.config.model
     described = {
@@ -95,7 +96,7 @@ def make_model_card(
 
 
 def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the model card's entries of endpoints, each with "onnx" added, the path of its ONNX file or None."""
+    """Returns {endpoint: its entry in the model card}; adds "onnx" to each entry, the path of its ONNX file or None."""
     has_onnx = "onnx" in formats
     return {
         name: {**one, "onnx": f"onnx/{one['file']}.onnx" if has_onnx and one["file"] else None}
@@ -104,11 +105,12 @@ def _name_files(endpoints: Mapping[str, Any], formats: Mapping[str, Any]) -> dic
 
 
 def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns {"promised": whether the model card promises exact decoding, "meaning": the promise in words}.
+    """Returns {"promised": whether the model card promises exact decoding, "meaning": a text on this promise}.
 
-    Decoding is exact if an encoded image decodes to the very same pixels. The promise covers images like the real
-    images of the verification. It needs two conditions: all images of the verification decoded exactly, and `alpha`,
+    Decoding is exact if an encoded image decodes to the very same pixels. The model card promises this, for images like
+    the real images of the verification, on two conditions. All images of the verification decoded exactly, and `alpha`,
     which bounds the scales of couplings to (1 - alpha, 1 + alpha), is below 1 or None (all couplings are additive).
+    `formats` is {exported format: its entry in the model card}, with the counts of images that decoded exactly.
     """
     tried = {name: entry["round_trip"] for name, entry in formats.items() if entry.get("round_trip")}
     inexact = sorted({name for trips in tried.values() for name, e in trips.items() if e["identical"] < e["images"]})
@@ -140,7 +142,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns {format: entry} of formats whose files exist, from the model card in `folder`; {} for a damaged card."""
+    """Returns {format: entry}, for formats whose files exist, from the model card of `folder`; {} if it is invalid."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {
@@ -154,9 +156,10 @@ def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
-    """Raises UserError if the export folder `folder` would hold files of two models after an export of `formats`.
+    """Raises UserError if an export would leave files of two models in the export folder `folder`.
 
-    `about` identifies the new model: a dict with "name", "config_sha256" and "any_size" as in the model card.
+    `formats` are the names of the formats to export, which replace earlier files of these formats. `about` identifies
+    the model to export: a dict with "name", "config_sha256" and "any_size" as in the model card.
     """
     for name, entry in _read_formats(folder).items():
         if entry["name"] != about["name"] or (name not in formats and any(entry[key] != about[key] for key in _SAME)):
@@ -167,7 +170,7 @@ def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapp
 
 
 def merge_earlier_formats(card: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
-    """Adds to a new model card the formats that earlier exports wrote into `folder`, and returns the merged card."""
+    """Returns the new model card `card` with the formats added that earlier exports wrote into the folder `folder`."""
     formats, architecture = {**_read_formats(folder), **card["formats"]}, card["architecture"]
     try:
         exact = judge_exactness(architecture["alpha"], architecture["n_bits"], formats)
@@ -230,7 +233,7 @@ def render_model_card(card: Mapping[str, Any]) -> str:
 
 
 def _describe_labels(architecture: Mapping[str, Any]) -> str:
-    """Returns the words on labels for the model card's line "architecture"; "" for a model without labels."""
+    """Returns the words on the model's labels for the line "architecture" of the model card; "" without labels."""
     names = architecture.get("labels") or []
     if not names:
         return ""
@@ -239,7 +242,7 @@ def _describe_labels(architecture: Mapping[str, Any]) -> str:
 
 
 def _describe_bits_per_dim(bits: Mapping[str, Any] | None) -> str:
-    """Returns bits/dim in words for the model card, such as "3.214 on 1000 test images (ELBO)"."""
+    """Returns the model's bits/dim in words for the model card, such as "3.214 on 1000 test images (ELBO)"."""
     if not bits:
         return "not recorded for these weights"
     parts = []
@@ -255,7 +258,7 @@ def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
 
 
 def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Returns Markdown lines on a format's verification: differences from the Keras model, images decoded exactly."""
+    """Returns Markdown lines on the verification of format `name`: differences from the Keras model, exact images."""
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
@@ -309,25 +312,25 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
 
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns an endpoint's input in which the model's image size replaces named axes such as "height" in "shape"."""
+    """Returns an endpoint's input, a dict, whose "shape" has the model's image size for axes such as "height"."""
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
     return {**array, "shape": ["batch", *sides]}
 
 
 def _write_python_zeros(array: Mapping[str, Any]) -> str:
-    """Returns Python code that makes an endpoint's input for one image, all zeros, such as `np.zeros((1, 64), ...)`."""
+    """Returns Python code for an array of zeros, an endpoint's input for one image: `np.zeros((1, 64), np.float32)`."""
     sizes = ", ".join(map(str, [1, *array["shape"][1:]]))
     return f"np.zeros(({sizes}{',' if len(array['shape']) == 1 else ''}), np.{array['dtype']})"
 
 
 def _write_js_zeros(array: Mapping[str, Any]) -> str:
-    """Returns JavaScript code that makes an endpoint's input for one image, all zeros: `new ort.Tensor(...)`."""
+    """Returns JavaScript code for a tensor of zeros, an endpoint's input for one image: `new ort.Tensor(...)`."""
     sizes, kind = [1, *array["shape"][1:]], array["dtype"]
     return f'new ort.Tensor("{kind}", new {kind.capitalize()}Array({math.prod(sizes)}), {sizes})'
 
 
 def _write_json_zeros(array: Mapping[str, Any]) -> str:
-    """Returns Python code for an entry of a JSON request, such as `"z": [0.0] * 64`: zeros as input of one image."""
+    """Returns Python code for one input of a JSON request, zeros for one image, such as `"z": [0.0] * 64`."""
     value = "0.0" if array["dtype"] == "float32" else "0"
     for size in reversed(array["shape"][1:]):
         value = f"[{value}] * {size}"

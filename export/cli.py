@@ -43,7 +43,7 @@ exit status:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m export") -> int:
-    """Runs the command with `arguments` (None: `sys.argv`) and returns its exit status; messages call it `prog`."""
+    """Runs `python -m export` with `arguments` (None: `sys.argv`); returns its exit status; messages call it `prog`."""
     return run_program(lambda: _run_command(arguments, prog))
 
 
@@ -104,7 +104,7 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
-    """Parses the command line, exports a run or verifies an export folder, and returns the exit status."""
+    """Parses the arguments of `python -m export`, exports a run or verifies an export, and returns the exit status."""
     parser = make_export_parser(prog)
     options = parser.parse_args(get_arguments(arguments))
     require_packages("onnx", "tf2onnx", "onnxruntime", "tensorflow_serving", what="the export")
@@ -141,7 +141,7 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     """Verifies an export folder, prints the result, and returns the exit status: 0, or 4 for a problem.
 
-    `expected` is the SHA-256 that `manifest.json` must have; None: any. Raises UserError without a valid manifest.
+    `expected` is the SHA-256 that `manifest.json` must have; None: any. Raises UserError if it is missing or invalid.
     """
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.comparison import join_problems

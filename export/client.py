@@ -33,7 +33,7 @@ FORMATS, MOST_PIXELS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"), 2**
 
 
 class Model:
-    """Runs the ONNX files of an exported model on `batch` images at once; `shape` is (height, width, channels)."""
+    """Runs the ONNX files of an export on `batch` images at once; `shape` is (height, width, channels) of an image."""
 
     def __init__(self, folder=FOLDER, providers=("CPUExecutionProvider",), batch=16):
         inner = pathlib.Path(folder, "onnx")
@@ -64,16 +64,17 @@ class Model:
         return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
     def encode(self, images, labels=None):
-        """Returns {"z": float32 `[n, d_z]`, "v": float32 `[n, *shape]`} for images, uint8 `[n, *shape]`.
+        """Encodes images, uint8 `[n, *shape]`, to {"z": float32 `[n, d_z]`, "v": float32 `[n, *shape]`}.
 
-        A model without z returns v alone. `labels`, integers `[n]`, are needed if `needs_labels` is true. Files of an
-        export with --any-size take images of any size; then v is padded, and "size" has (height, width) of the images.
+        A model without z returns v alone. `labels`, integers `[n]`, are needed if this object's `needs_labels` is true.
+        Files of an export with --any-size take images of any size. Then v has the size of the padded images, and the
+        result has a third entry, "size", with (height, width) of the images.
         """
         inputs = {"images": images} | ({"labels": np.asarray(labels, np.int32)} if self.needs_labels else {})
         return self._run_session(self.encoder, inputs) | ({"size": images.shape[1:3]} if self.any_size else {})
 
     def decode(self, size=(None, None), **codes):
-        """Decodes z and v to images, uint8 `[n, *shape]`; crops them to `size`, (height, width), if it is given."""
+        """Decodes z and v to images, uint8 `[n, *shape]`, and crops the images to `size`, (height, width), if given."""
         return self._run_session(self.decoder, codes)["images"][:, : size[0], : size[1]]
 
     def sample(self, count=1, temperature=0.7, labels=None, seed=None):
@@ -89,7 +90,7 @@ class Model:
         return self._run_session(sampler, inputs)["images"]
 
     def switch(self, a, b, labels_a=None, labels_b=None):
-        """Returns two arrays of images: with z of images `a` and v of images `b`, and with z of `b` and v of `a`."""
+        """Returns two arrays of images: from z of images `a` and v of images `b`, and from z of `b` and v of `a`."""
         a, b = self.encode(a, labels_a), self.encode(b, labels_b)
         return self.decode(**{**b, "z": a["z"]}), self.decode(**{**a, "z": b["z"]})
 
@@ -110,7 +111,7 @@ class Model:
 
 
 def _resize_axis(pixels, size, axis):
-    """Resizes uint8 pixels along an axis, bilinearly with antialiasing; the result equals Pillow's `resize`."""
+    """Resizes an axis of uint8 pixels to `size`, bilinearly with antialiasing; the result equals Pillow's `resize`."""
     scale = pixels.shape[axis] / size
     if scale == 1:
         return pixels
@@ -126,7 +127,7 @@ def _resize_axis(pixels, size, axis):
 
 
 def make_test_images(height, width, channels):
-    """Returns 16 images of smooth colour waves (2 above 128 pixels a side), uint8 `[n, height, width, channels]`."""
+    """Returns 16 images (2 if a side exceeds 128 pixels) of colour waves, uint8 `[n, height, width, channels]`."""
     longer = max(height, width)
     number, y, x, channel = np.ogrid[: 16 if longer <= 128 else 2, :height, :width, :channels]
     phase = 256 * ((number % 4 + 1) * x + (number // 4 + 1) * y) // longer + 85 * channel
@@ -152,14 +153,14 @@ def read_picture(path, channels):
 
 
 def _fail(text):
-    """Prints an error and returns 2, the exit status of errors; status 1 means that images do not decode exactly."""
+    """Prints an error and returns 2, the exit status of errors; 1 is the status for images that decode inexactly."""
     print(f"error: {text}", file=sys.stderr)
     return 2
 
 
 @contextlib.contextmanager
 def _explain_errors(action):
-    """A context that ends the program after any exception, with the line "error: cannot ACTION: ..." and status 2.
+    """A context that ends the program after any exception, with the line "error: cannot ACTION: ..." and exit status 2.
 
     Pillow and ONNX Runtime raise many classes of exception for files that are missing, damaged or of another export.
     """
@@ -170,7 +171,7 @@ def _explain_errors(action):
 
 
 def main(arguments=None):
-    """Runs the command line (switch, sample, decode at own size, or check), and returns the exit status."""
+    """Runs client.py, which switches pictures, samples images or checks the ONNX files, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: sys.exit(_fail(message))  # type: ignore[method-assign]
     parser.add_argument("paths", nargs="*", metavar="PICTURE")
@@ -206,7 +207,7 @@ def main(arguments=None):
 
 
 def _check_model(model):
-    """Encodes and decodes test images, prints how many decode exactly, and returns 0 if all do, else 1."""
+    """Encodes and decodes test images, prints how many decode exactly; returns the exit status: 0 if all do, else 1."""
     images = make_test_images(*model.shape) // model.step * model.step
     with _explain_errors(f"encode and decode with the files in {model.folder}"):
         codes = model.encode(images, np.zeros(len(images)))
@@ -230,7 +231,7 @@ def _decode_at_own_size(model, path):
 
 
 def _switch_pictures(model, paths):
-    """Switches z between two picture files, writes ab.png and ba.png, and returns the exit status."""
+    """Exchanges z between the two picture files `paths`, writes ab.png and ba.png, and returns the exit status."""
     if model.needs_labels or "z" not in [output.name for output in model.encoder.get_outputs()]:
         return _fail("this model needs labels, or has no z to switch; call Model in a program")
     pictures = []

@@ -29,10 +29,10 @@ Arrays = dict[str, np.ndarray]
 # The type is `export.verification.vectors.KerasAnswers`. Importing it here would be circular.
 KerasAnswers = Any
 
-# What an input that is no scalar can contain: the values of `Array.holds`.
+# The values of `Array.holds`, which says what an endpoint's input contains if the input is no scalar.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
-# The verification compares samples at temperatures (factors of v's noise) from the first to the second.
+# The verification compares samples at temperatures (factors of the noise v) from the first to the second of these.
 TEMPERATURES = (0.1, 1.0)
 
 
@@ -45,11 +45,11 @@ class Array:
         dtype: "uint8", "float32" or "int32".
         shape: the shape without the batch axis, which always comes first.
         meaning: a description in a few words for the model card.
-        holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM`, `LABEL`, or for a
-            scalar the first and the last value that the verification tries.
+        holds: the content of an input: `IMAGE`, `GLOBAL_CODE`, `LOCAL_CODE`, `NORMAL`, `UNIFORM` or `LABEL`; for a
+            scalar, a pair of the first and the last value that the verification tries.
         labels: for `LABEL`, the smallest label and the largest label plus one.
-        scale: for an output of floats, the magnitude of the terms that it is the sum of. The verification takes the
-            rounding error of the output as relative to this magnitude.
+        scale: for an output of floats, the magnitude of the terms whose sum it is. The verification allows a rounding
+            error of the output in proportion to this magnitude.
         free: the names of the axes height and width, for files that take images of any size; else (). `shape` has the
             sizes of the model's images in both cases.
     """
@@ -65,7 +65,7 @@ class Array:
 
     @property
     def axes(self) -> tuple[int | str, ...]:
-        """The size of each axis, with "batch" first; an axis of any size has a name instead, such as "height"."""
+        """The size of each axis of this input or output, as a tuple; the batch and axes of any size have names."""
         return ("batch", *self.free, *self.shape[len(self.free) :])
 
     def make_tensor_spec(self) -> tf.TensorSpec:
@@ -75,11 +75,11 @@ class Array:
         return tf.TensorSpec([None if isinstance(size, str) else size for size in self.axes], self.dtype, self.name)
 
     def to_dict(self) -> dict[str, object]:
-        """Returns {"name", "dtype", "shape", "meaning"} for JSON; axes of any size stand in "shape" by their names."""
+        """Returns "name", "dtype", "shape" (in which axes of any size are names) and "meaning" as a dict for JSON."""
         return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
 
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns test values of this input, `[count, *shape]`: noise, labels in turn, or evenly spaced scalars."""
+        """Returns `count` test values of this input, `[count, *shape]`: noise, labels in turn, or spaced scalars."""
         if not isinstance(self.holds, str):
             first, last = self.holds
             return np.linspace(first, last, count, dtype=np.float32)
@@ -117,7 +117,7 @@ class Endpoint:
     needs_z: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ValueError if two of the inputs and outputs have the same name, which ONNX does not allow."""
+        """Raises ValueError if two inputs or outputs of the endpoint have the same name, which ONNX does not allow."""
         names = [array.name for array in (*self.inputs, *self.outputs)]
         if len({*names}) < len(names):
             raise ValueError(
@@ -300,7 +300,7 @@ def list_endpoints(config: ModelConfig, any_size: bool = False) -> tuple[Endpoin
 
 
 def _free_sides(endpoint: Endpoint, image: tuple[int, ...], *sides: str) -> Endpoint:
-    """Returns `endpoint` for images of any height and width; `sides` are the names of these two axes in its inputs."""
+    """Returns `endpoint` for images of any size, not only `image`; `sides` name the height and width of its inputs."""
 
     def free(arrays: tuple[Array, ...], names: tuple[str, ...]) -> tuple[Array, ...]:
         return tuple(dataclasses.replace(one, free=names) if one.shape == image else one for one in arrays)
@@ -315,7 +315,7 @@ def list_onnx_names(config: ModelConfig, any_size: bool = False) -> dict[str, st
 
 
 def find_endpoint(config: ModelConfig, name: str) -> Endpoint:
-    """Returns the endpoint called `name` of a model with this config; StopIteration if there is none."""
+    """Returns the endpoint called `name` of a model with this config; raises StopIteration if there is none."""
     return next(one for one in list_endpoints(config) if one.name == name)
 
 
@@ -345,7 +345,7 @@ def _build_sample_graph(deployed: DeployedModel, inputs: Tensors) -> dict[str, t
 
 
 def _encode_both(deployed: DeployedModel, inputs: Tensors) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Encodes images_a and images_b as one batch; returns [z of a, z of b] and [v of a, v of b]."""
+    """Encodes the inputs images_a and images_b as one batch; returns [z of a, z of b] and [v of a, v of b]."""
     import tensorflow as tf
 
     # For batches of different sizes `tf.stack` raises an error; after `tf.concat`, `tf.split` would mix a and b.

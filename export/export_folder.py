@@ -30,7 +30,8 @@ JSON_NAME = "model_card.json"
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
 _STAGING, _LOCK = ".export-", ".export.lock"
-# While a folder is replaced, the old one has this prefix in the hidden folder, so that it can be restored.
+# While an exported folder is replaced, the old folder lies in the hidden folder, with this prefix before its name, so
+# that it can be restored.
 _OLD = "old-"
 
 # The largest size in bytes of a manifest or model card that is read.
@@ -73,8 +74,8 @@ class Manifest(_Model):
 
     Attributes:
         format: the version of the manifest's format.
-        parts: the parts that can be verified, by name.
-        files: the size and SHA-256 of each file, by its path in the folder.
+        parts: {name, such as "onnx": part of the export that can be verified}.
+        files: {path in the export folder: size and SHA-256 of the file}.
     """
 
     format: Literal[1]
@@ -83,13 +84,16 @@ class Manifest(_Model):
 
     @property
     def vectors(self) -> set[str]:
-        """The paths, in the export folder, of the files of test vectors that the parts need."""
+        """The paths in the export folder, as a set, of the files of test vectors that this manifest's parts need."""
         return {part.vectors for part in self.parts.values()}
 
     def record_export(
         self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
     ) -> Manifest:
-        """Returns the manifest after an export: with its new parts and files, without old ones that `folder` lacks."""
+        """Returns this manifest after an export into `folder`: with the new `parts` and `files`, without removed ones.
+
+        `parts` is {name: part of the export}, and `files` is {path in `folder`: size and SHA-256}.
+        """
         old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
         all_parts = {**old_parts, **parts}
         within = tuple(f"{name}/" for name in old_parts)
@@ -102,7 +106,10 @@ class Manifest(_Model):
         return Manifest(format=1, parts=all_parts, files=dict(sorted({**old_files, **files}.items())))
 
     def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-        """Yields ("changed", "missing", "unknown" or "link", path) for each file that differs from the manifest."""
+        """Yields (difference, path) for each file in `folder` that differs from this manifest.
+
+        The difference is "changed", "missing", "unknown" (not in the manifest) or "link".
+        """
         present = dict(_list_entries(folder))
         for name, file_type in present.items():
             if file_type == "link":
@@ -116,7 +123,7 @@ class Manifest(_Model):
                 yield "changed", name
 
     def find_stray_files(self, folder: pathlib.Path) -> Iterator[str]:
-        """Yields paths in the manifest that no part of the export contains, and paths that only the model card has."""
+        """Yields paths in this manifest that lie in no part of the export, and paths that only the model card names."""
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:
@@ -142,9 +149,9 @@ def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDiges
 
 
 def name_vectors_file(file: pathlib.Path) -> str:
-    """Returns the path of a file of test vectors in the export folder, `test_vectors/DIGEST.npz`.
+    """Returns the path that `file`, a file of test vectors, gets in the export folder: `test_vectors/DIGEST.npz`.
 
-    The digest is of the file's bytes, so that several exports of the same model share one file.
+    The digest is that of the file's bytes, so that several exports of the same model share one file.
     """
     return f"{VECTORS}/{hash_file(file)[:16]}.npz"
 
@@ -223,7 +230,7 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Removes the hidden folder and the lock, and, if they are empty, the folders that `__enter__` made."""
+        """Removes the hidden folder, the lock of the export folder, and empty folders that `__enter__` made."""
         with ignore_interruptions():
             shutil.rmtree(self.area, ignore_errors=True)
             self._lock.close()
@@ -245,7 +252,7 @@ class Staging:
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
     def publish_version(self, built: pathlib.Path, version: int) -> None:
-        """Renames a built SavedModel to `savedmodel/VERSION`, in one step, so that a server never sees a part of it.
+        """Renames the folder `built`, a SavedModel, to `savedmodel/VERSION`; a server never sees an incomplete folder.
 
         Raises:
             UserError: if the version exists already.
@@ -256,7 +263,7 @@ class Staging:
         os.rename(built, target)
 
     def publish_folder(self, built: pathlib.Path, name: str) -> None:
-        """Renames a built folder into the export folder as `name`; if this fails, restores the older folder `name`."""
+        """Renames `built` to the folder `name` of the export; if this fails, restores the older folder `name`."""
         target, old = self.folder / name, self.area / f"{_OLD}{name}"
         if target.exists():
             os.rename(target, old)
@@ -267,7 +274,7 @@ class Staging:
             raise
 
     def publish_file(self, built: pathlib.Path, name: str | None = None) -> None:
-        """Renames a built file into the export folder as `name` (None: its present name), replacing an older file."""
+        """Renames the file `built` to `name` (None: its name) in the export folder, and so replaces an older file."""
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)
@@ -283,7 +290,7 @@ def interrupt_on_sigterm() -> contextlib.AbstractContextManager[None]:
 
 
 def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
-    """Returns a context that ignores SIGINT and SIGTERM, for renames into place, which cannot be undone.
+    """Returns a context that ignores SIGINT and SIGTERM, to rename built files into place, which cannot be undone.
 
     A signal mask would not be enough: it applies to one thread, and TensorFlow's threads would get the signals.
     """
@@ -292,7 +299,7 @@ def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[..., None] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
-    """A context in which `handler` handles `signals`; it does nothing outside the main thread, as Python requires."""
+    """A context in which `handler` handles `signals`, if entered in the main thread; Python forbids other threads."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -93,7 +93,7 @@ class ExportConfig:
     web_gpu: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError for a wrong value, an option of a format that is not exported, or an existing version."""
+        """Raises UserError for a wrong option, an option of a format that is not exported, or an existing version."""
         for name in self.formats:
             if name not in FORMATS:
                 raise UserError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
@@ -173,7 +173,7 @@ class _Exporter:
         self._signatures = [offered[name] for name in dict.fromkeys(config.endpoints or offered)]
         if "web" in config.formats:
             require_page_support(self._model.config)
-        # The model card records these facts, so that a later export into the same folder can compare its own.
+        # The model card records these facts, so that a later export into this folder can compare its model.
         self._about: dict[str, Any] = {
             **{name: getattr(self._provenance, name) for name in ("name", "run", "step")},
             "config_sha256": self._provenance.make_metadata()["config_sha256"],
@@ -185,7 +185,7 @@ class _Exporter:
         self._parts: dict[str, Part] = {}
 
     def build_and_publish(self) -> list[pathlib.Path]:
-        """Builds, verifies and publishes all files; returns the paths of the new folders and of the model card."""
+        """Builds, verifies and publishes the exported files; returns the paths of new folders and of the model card."""
         config, provenance = self._config, self._provenance
         # The web page contains the ONNX files, so they are built even if the format onnx is not requested.
         needed = {*config.formats, *(["onnx"] if "web" in config.formats else [])}
@@ -230,7 +230,7 @@ class _Exporter:
         return vectors, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
-        """Writes and verifies a SavedModel in the hidden folder `area`; `part` is its name, such as "savedmodel/3"."""
+        """Writes and verifies a SavedModel in the hidden folder `area`; `part` is its later path, "savedmodel/3"."""
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
         folder = area / "savedmodel"
         save_saved_model(deployed, self._signatures, folder, lambda name: self._report(f"SavedModel: {name}"))
@@ -257,8 +257,9 @@ class _Exporter:
     ) -> None:
         """Compares the files in `folder` with the Keras model, and records the result for model card and manifest.
 
-        `name` is the format, `title` its name in messages, `part` the files' place in the export folder, `names` has
-        the name of each endpoint's file, and `paths` are for the model card. Raises RefusedError for wrong answers.
+        `name` is the format, and `title` names it in messages. `part` is the future path of the files' folder, and
+        `paths` are those of the files, for the model card. `names` is {endpoint: name of its file, without suffix}.
+        Raises RefusedError if answers of the files are wrong.
         """
         self._report(f"verifying the {title} in a process of its own")
         file = folder.parent / _VECTORS
@@ -325,7 +326,10 @@ class _Exporter:
         return [*published, staging.folder / TEXT_NAME]
 
     def _make_manifest(self, staging: Staging, vectors: str) -> tuple[Manifest, set[str]]:
-        """Returns the export folder's new manifest, and the paths of test-vector files that no part needs any more."""
+        """Returns the export folder's new manifest, and the paths of old files of test vectors that it does not need.
+
+        `vectors` is the path of this export's test vectors in the export folder.
+        """
         formats = self._config.formats
         parts = {name: part for name, part in self._parts.items() if name.partition("/")[0] in formats}
         files = digest_folder(staging.area / "files")

@@ -68,7 +68,7 @@ class Provenance:
 
     @property
     def crop(self) -> int:
-        """The side in pixels of the centre square to crop from a user's image; 0 for the largest square."""
+        """The side in pixels of the centre square to crop from an image of the export's user; 0: the largest square."""
         return choose_user_crop(self.config.data)
 
     def make_metadata(self) -> dict[str, str]:

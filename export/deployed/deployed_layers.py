@@ -31,8 +31,8 @@ Output = tuple[tf.Tensor, LogDet]
 class DeployedLinear(Deployed):
     """A linear map of an export, plus a bias: a zero-padded convolution of images, or a matrix product of vectors.
 
-    The kernel is float64: `[height, width, inputs, outputs]`, or for vectors `[inputs, outputs]`. With `unsqueezes`
-    each group of four output channels becomes a block of 2 x 2 pixels.
+    `kernel` is float64: `[height, width, inputs, outputs]`, or for vectors `[inputs, outputs]`. If `unsqueezes` is
+    true, each group of four output channels becomes a block of 2 x 2 pixels.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DeployedLinear(Deployed):
         self._strides, self._unsqueezes = strides, unsqueezes
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Applies the map to images in the layout of the graph, or to vectors `[batch, inputs]`."""
+        """Applies this linear map to images in the graph's layout (NHWC or NCHW), or to vectors `[batch, inputs]`."""
         if len(self.kernel.shape) == 2:
             y = tf.matmul(x, self.kernel)
             return y if self.bias is None else y + self.bias
@@ -80,16 +80,16 @@ class DeployedMix(Deployed):
         self.log_det = float(np.linalg.slogdet(matrix)[1])
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns y = W x + b, and the log-determinant."""
+        """Returns y = W x + b, with this layer's matrix W over the channels of x, and the log-determinant."""
         return self.mix(x), self.layout.count_pixels(x) * self.log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns the x for which W x + b is y."""
+        """Returns the x for which W x + b, with this layer's matrix W and bias b, is y."""
         return self.unmix(y)
 
 
 class DeployedActNorm(Deployed):
-    """An actnorm y = scale * x + bias in an export; the first `before` channels stay unchanged."""
+    """An actnorm in an export: scales and shifts each channel; the first `before` channels stay unchanged."""
 
     def __init__(self, layer: ActNorm, name: str, layout: Layout, before: int = 0, images: bool = True):
         super().__init__(name, layout)
@@ -100,11 +100,11 @@ class DeployedActNorm(Deployed):
         self.log_det = float(log_scale.sum())
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns y = scale * x + bias, and the log-determinant."""
+        """Scales and shifts each channel of x; returns y = scale * x + bias, and the log-determinant."""
         return x * self.scale + self.bias, self.layout.count_pixels(x) * self.log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns x = (y - bias) / scale."""
+        """Inverts the scale and shift of each channel: returns x = (y - bias) / scale."""
         return (y - self.bias) / self.scale
 
 
@@ -116,7 +116,7 @@ def fold_weight_norm(weights: WeightNorm) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DeployedUnfolded(Deployed):
-    """The base class of an export's layers with unfolded weights: they call the model's layer on NHWC images."""
+    """The base class of an export's layers that keep the weights of the model's layer and call it on NHWC images."""
 
     def __init__(self, layer: BaseLayer, name: str, layout: Layout):
         super().__init__(name, layout)
@@ -125,20 +125,20 @@ class DeployedUnfolded(Deployed):
             setattr(self, f"weight_{key}", round_to_float32(f"{name}/{key}", to_float64(weight)))
 
     def read_weights(self) -> dict[str, tf.Tensor]:
-        """Returns {name of a weight in the model's layer: float32 tensor}."""
+        """Returns the weights of this layer as {name of the weight in the model's layer: float32 tensor}."""
         return {key: tf.convert_to_tensor(getattr(self, f"weight_{key}")) for key in self._keys}
 
 
 class DeployedRegistered(DeployedUnfolded):
-    """An export's layer whose class is in the registry `STEP_LAYERS`; it applies the bijector of the model's layer."""
+    """An export's form of a layer from the registry `STEP_LAYERS` (further layers of flow steps), with its bijector."""
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns y, the value of the bijector at x, and the log-determinant."""
+        """Returns y, the value at x of the bijector of the model's layer, and the log-determinant."""
         y, log_det = forward_and_log_det(self._layer.bijector(self.read_weights()), self.layout.to_nhwc(x))
         return self.layout.from_nhwc(y), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns the x at which the bijector has the value y."""
+        """Returns the x at which the bijector of the model's layer has the value y."""
         return self.layout.from_nhwc(self._layer.bijector(self.read_weights()).inverse(self.layout.to_nhwc(y)))
 
 
@@ -146,20 +146,20 @@ class DeployedConditioner(DeployedUnfolded):
     """An export's coupling net whose class a user has added to `CONDITIONERS`; it calls the net of the model."""
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Returns the parameters of the coupling's transform, not yet bounded, concatenated along the channels."""
+        """Runs this net of a coupling on x; returns the transform's parameters, unbounded, along the channels."""
         z = conditions[-1] if self._layer.condition_size else None
         return self.layout.from_nhwc(self._layer.output(self.read_weights(), self.layout.to_nhwc(x), z))
 
 
 class Conditioning:
-    """A collector of the matrices that the coupling nets multiply z with, so that one product serves all nets."""
+    """A collector of the matrices by which coupling nets multiply z, so that one matrix product serves all nets."""
 
     def __init__(self) -> None:
         self.kernels: list[np.ndarray] = []
         self.biases: list[np.ndarray] = []
 
     def add_net(self, net: Any) -> int | None:
-        """Adds the matrix by which a net multiplies z; returns the net's index, or None for a net without vector z."""
+        """Adds the matrix by which `net` multiplies z; returns the index of the matrix, or None without a vector z."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(to_float64(net.condition_kernel))
@@ -167,7 +167,7 @@ class Conditioning:
         return len(self.kernels) - 1
 
     def make_linear(self, name: str, layout: Layout) -> DeployedLinear | None:
-        """Returns one linear map of z, the matrices of all nets concatenated; None if no net takes a vector z."""
+        """Returns one linear map of z, the concatenated matrices of all added nets; None if no net takes a vector z."""
         if not self.kernels:
             return None
         return DeployedLinear(name, np.concatenate(self.kernels, 1), np.concatenate(self.biases), layout)
@@ -189,14 +189,14 @@ class DeployedNet(Deployed):
 
         self.first, self.second = (make_linear(layer, layer, f"{layer}_bias") for layer in ("first", "second"))
         self.last = DeployedLinear(f"{name}/last", *fold_weight_norm(net.last), layout)
-        # A vector z enters the net by a matrix product that all nets share, and a feature map by the net's convolution.
+        # A vector z enters by a matrix product that all nets share, and a feature map z by a convolution of this net.
         self._index = conditioning.add_net(net)
         self.local = None
         if isinstance(net, LocalConvNet):
             self.local = make_linear("condition", "condition_kernel", "condition_bias")
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Returns the parameters of the coupling's transform, not yet bounded, concatenated along the channels."""
+        """Runs this net of a coupling on x; returns the transform's parameters, unbounded, along the channels."""
         h = self.second(self.layout.elu(self.first(x)))
         if self._index is not None:
             h += conditions[self._index]
@@ -220,7 +220,7 @@ class DeployedSplit:
         self._inverse_order = np.argsort(order).tolist()
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns x_a, the channels of x that stay unchanged, and x_b, the channels to transform."""
+        """Splits x into x_a, the channels that the coupling leaves unchanged, and x_b, those that it transforms."""
         first, second = sorted((self.unchanged, self.transformed))
         if self._consecutive:
             low, high = self._layout.split_channels(x, [len(first), len(second)])
@@ -254,13 +254,13 @@ class DeployedCoupling(Deployed):
             self.net = DeployedConditioner(layer.net, f"{name}/net", layout)
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns y, which is x with its channels x_b transformed, and the log-determinant."""
+        """Transforms the channels x_b of x as this coupling does; returns all channels, and the log-determinant."""
         x_a, x_b = self._split(x)
         y_b, log_det = forward_and_log_det(self._make_bijector(x_a, conditions), x_b)
         return self._split.merge_channels(x_a, y_b), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns x, which is y with its transformed channels transformed back."""
+        """Inverts this coupling: returns x, which is y after the inverse transform of the channels x_b."""
         y_a, y_b = self._split(y)
         return self._split.merge_channels(y_a, self._make_bijector(y_a, conditions).inverse(y_b))
 

@@ -55,13 +55,13 @@ class DeployedClasses(Deployed):
             setattr(self, name, round_to_float32(f"classes/{name}", array))
 
     def gather_rows(self, array: Array, labels: tf.Tensor) -> tf.Tensor:
-        """Returns the rows of `array`, an attribute of this object, for `labels`, int32 `[batch]`."""
+        """Returns the rows of `array`, `[classes, ...]`, whose indices are `labels`, int32 `[batch]`."""
         # If the array is a variable, it is read first, because gathering from a variable would be a stateful operation.
         return tf.gather(tf.convert_to_tensor(array), labels)
 
 
 class DeployedModel(Deployed):
-    """The form of a `DecoupledModel` in an export; the graphs of all endpoints are built from it.
+    """The form of a `DecoupledModel` in an export, from which the graphs of all endpoints (such as "encode") are built.
 
     Attributes:
         flow: the flow between images x and local codes v.
@@ -72,7 +72,7 @@ class DeployedModel(Deployed):
 
     Raises:
         NotInitializedError: if the model has no weights.
-        InversionError: if a matrix cannot be inverted, or a number is not finite.
+        InversionError: if the matrix of a 1x1 convolution cannot be inverted, or a weight is not finite.
     """
 
     def __init__(self, model: DecoupledModel, order: str = "NHWC"):
@@ -91,7 +91,7 @@ class DeployedModel(Deployed):
             self.dequantizer = DeployedDequantizer(model.dequantizer, layout)
 
     def to_bins(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the bins, float32 in the layout of the graph, of uint8 images `[batch, height, width, channels]`."""
+        """Returns the bins of uint8 images, `[batch, height, width, channels]`, as float32 in the graph's layout."""
         return self.quantizer.find_bins(self.layout.from_nhwc(images))
 
     def to_pixels(self, x: tf.Tensor) -> tf.Tensor:
@@ -99,18 +99,18 @@ class DeployedModel(Deployed):
         return self.layout.to_nhwc(self.quantizer.round_to_pixels(x))
 
     def infer_posterior(self, bins: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for images x, given as `bins`."""
+        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`; `bins` are those of the pixels of x."""
         assert self.encoder is not None
         return self.encoder.infer_posterior(self.quantizer.place_at_edges(bins))
 
     def infer_z(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns z, `[batch, d_z]`: the mean of q(z|x), or the z of the labels; None if the model has no z."""
+        """Returns z, `[batch, d_z]`: the mean of q(z|x) for images in `bins`, or z of `labels`; or None without z."""
         if self.classes is not None and self.classes.codes is not None:
             return self.classes.gather_rows(self.classes.codes, labels)
         return None if self.encoder is None else self.infer_posterior(bins)[0]
 
     def encode(self, images: tf.Tensor, labels: tf.Tensor | None = None) -> tuple[tf.Tensor | None, tf.Tensor]:
-        """Returns the codes z and v of uint8 images; v is in the layout of the graph.
+        """Returns the codes z and v of uint8 images; v is in the layout of the graph (NHWC or NCHW).
 
         If the graph takes images of any size, images are shrunk to compute z, and padded to compute v.
         """
@@ -120,11 +120,11 @@ class DeployedModel(Deployed):
         return z, self.flow.forward_and_log_det(self.quantizer.place_at_centres(bins), z)[0]
 
     def decode(self, z: tf.Tensor | None, v: tf.Tensor) -> tf.Tensor:
-        """Returns the uint8 images that are decoded from z and v; v is in the layout of the graph."""
+        """Returns the uint8 images that are decoded from z and v; v is in the layout of the graph (NHWC or NCHW)."""
         return self.to_pixels(self.flow.inverse(v, z))
 
     def z_from_noise(self, noise: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns z from the prior for standard normal noise and, if the model has labels, labels; None without z."""
+        """Returns z that the prior makes of normal noise (and of labels, if the model has any); None without z."""
         classes = self.classes
         if classes is not None and classes.codes is not None:
             return self.infer_z(None, labels)
@@ -134,7 +134,10 @@ class DeployedModel(Deployed):
         return (z - classes.gather_rows(classes.shift, labels)) * classes.gather_rows(classes.unscale, labels)
 
     def evaluate_class_priors(self, z: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the prior flow's output for z and each label, `[batch, classes, d_z]`, and log p(z, y) likewise."""
+        """Returns the prior flow's output for z and each label, and log p(z, y) of z and each label y.
+
+        The shapes are `[batch, classes, d_z]` and `[batch, classes]`.
+        """
         assert self.classes is not None and self.prior is not None
         scaled = z[:, None] * self.classes.scale + self.classes.shift
         classes, latent_dim = scaled.shape[1:]
@@ -145,9 +148,10 @@ class DeployedModel(Deployed):
         return tf.reshape(noise, [-1, classes, latent_dim]), log_joint
 
     def compute_scores(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Returns {name: `[batch]`} of the scores in `OutlierScores` (bits/dim, typicality, ...) that the model has.
+        """Returns the outlier scores of images (bits/dim, typicality, ...) as {field of `OutlierScores`: `[batch]`}.
 
-        The inputs are "images", "u_noise", "z_noise" if the model has an encoder, and "labels" if it has labels.
+        `inputs` is {name: tensor}: "images" (uint8), "u_noise" (dequantisation noise), "z_noise" if the model has an
+        encoder, and "labels" if it has labels.
         """
         bins, labels, config = self.to_bins(inputs["images"]), inputs.get("labels"), self.config
         z, kl, log_q, classes = None, None, None, self.classes

@@ -36,7 +36,7 @@ class DeployedSequence(Deployed):
         self.sequence = tuple(sequence)
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Returns the output of the last layer, and the sum of the log-determinants of all layers."""
+        """Runs the layers of this sequence on x; returns the last layer's output, and the sum of log-determinants."""
         log_det: LogDet = 0.0
         for layer in self.sequence:
             x, layer_log_det = layer.forward_and_log_det(x, conditions)
@@ -44,7 +44,7 @@ class DeployedSequence(Deployed):
         return x, log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Returns the x for which the output of the last layer is y."""
+        """Inverts the layers of this sequence: returns the x for which the output of the last layer is y."""
         for layer in reversed(self.sequence):
             y = layer.inverse(y, conditions)
         return y
@@ -68,7 +68,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns for an export the layers before channels leave the flow: a linear map, a coupling and an actnorm."""
+    """Returns the layers of an export before channels leave the flow: a linear map, a coupling and an actnorm."""
     matrix = to_float64(layer.mixing.kernel)
     channels = len(matrix)
     layers = [
@@ -87,7 +87,7 @@ def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
 
 
 class DeployedStage(DeployedSequence):
-    """A stage of an export's flow: flow steps, then layers after which `dropped` channels leave it and others stay."""
+    """A stage of an export's flow: flow steps, then layers after which `dropped` channels leave, `remaining` stay."""
 
     def __init__(self, stage: Any, name: str, layout: Layout, conditioning: Conditioning):
         layers = []
@@ -99,7 +99,7 @@ class DeployedStage(DeployedSequence):
 
 
 class DeployedWhitening(Deployed):
-    """The last layer of an export's flow, v = (x - mu(z)) / sigma(z), for which a net computes mu and log sigma."""
+    """The last layer of an export's flow, v = (x - mu(z)) / sigma(z); a net computes mu and log sigma from z."""
 
     def __init__(self, layer: ConditionalWhitening, name: str, layout: Layout, shape: tuple[int, int, int]):
         super().__init__(name, layout)
@@ -112,17 +112,17 @@ class DeployedWhitening(Deployed):
         self._shape = layout.order_shape(*shape)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor) -> Output:
-        """Returns v and the log-determinant for z and x, the output of the flow's levels."""
+        """Returns v = (x - mu(z)) / sigma(z) for x, the output of the flow's levels, and the log-determinant."""
         mean, log_scale = self._infer_gaussian(z)
         return (x - mean) * tf.exp(-log_scale), -tf.reduce_sum(log_scale, [1, 2, 3])
 
     def inverse(self, y: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
-        """Returns the output of the flow's levels for which `forward_and_log_det` returns y."""
+        """Returns x = y * sigma(z) + mu(z), the output of the flow's levels; y is the local code v."""
         mean, log_scale = self._infer_gaussian(z)
         return y * tf.exp(log_scale) + mean
 
     def _infer_gaussian(self, z: tf.Tensor) -> list[tf.Tensor]:
-        """Returns mu and log sigma of z, each in the shape of v."""
+        """Returns mu(z) and log sigma(z), which the net of this layer computes, each in the shape of v."""
         mean_and_log_scale = tf.split(self.last(self.layout.elu(self.first(z))), 2, -1)
         return [tf.reshape(one, [-1, *self._shape]) for one in mean_and_log_scale]
 
@@ -145,7 +145,7 @@ class DeployedFlow(Deployed):
             self.whitening = DeployedWhitening(flow.whitening, f"{name}/whitening", layout, flow.config.image_shape)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor | None) -> Output:
-        """Returns v and the log-determinant for x and z; z is a vector, a feature map or None."""
+        """Maps images x to v, conditioned on z (a vector, a feature map or None); returns v and the log-determinant."""
         v, log_det = self._run_level(0, x, self._make_conditions(z))
         if self.whitening is None:
             return v, log_det
@@ -153,7 +153,7 @@ class DeployedFlow(Deployed):
         return v, log_det + whitening_log_det
 
     def inverse(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
-        """Returns the x for which `forward_and_log_det` returns v."""
+        """Maps v back to images: returns the x for which `forward_and_log_det(x, z)` returns v."""
         h = v if self.whitening is None else self.whitening.inverse(v, z)
         return self._invert_level(0, h, self._make_conditions(z))
 
@@ -169,13 +169,13 @@ class DeployedFlow(Deployed):
         return [*parts, v]
 
     def _make_conditions(self, z: tf.Tensor | None) -> Conditions:
-        """Returns for each net the term that z adds to its hidden layer, then z; for a feature map z, z alone."""
+        """Returns a tuple: the term that z adds in each coupling net, then z; (z,) alone if z is a feature map."""
         if self._local or self.condition is None:
             return () if z is None else (z,)
         return (*self.layout.slice_channels(self.layout.as_one_pixel(self.condition(z)), self._widths), z)
 
     def _run_level(self, depth: int, h: tf.Tensor, conditions: Conditions) -> Output:
-        """Runs level `depth` and all deeper levels on h; returns their part of v, and the log-determinant."""
+        """Runs the flow's level `depth` and all deeper levels on h; returns their part of v and the log-determinant."""
         squeezes = depth > 0 or self._squeezes_first
         log_det: LogDet = 0.0
         left: list[tf.Tensor] = []
@@ -194,7 +194,7 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(v) if squeezes else v, log_det
 
     def _invert_level(self, depth: int, v: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Returns the input of level `depth` for v, the output of this level and all deeper levels."""
+        """Returns the input of level `depth` of the flow for v, the output of this level and all deeper levels."""
         stages, squeezes = self.levels[depth][::-1], depth > 0 or self._squeezes_first
         if squeezes:
             v, conditions = self.layout.squeeze(v), self._squeeze_conditions(conditions)
@@ -209,7 +209,7 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(h) if squeezes else h
 
     def _squeeze_conditions(self, conditions: Conditions) -> Conditions:
-        """Returns the conditions for a squeezed image: feature maps are squeezed, too, and terms of a vector z stay."""
+        """Squeezes the couplings' conditions for a squeezed image if they are feature maps of z, not vectors."""
         return tuple(map(self.layout.squeeze, conditions)) if self._local else conditions
 
 
@@ -250,13 +250,13 @@ class DeployedBlock(Deployed):
         self.second = fold_convolution(f"{name}/second", block.convolution_2, block.norm_2, layout, 1)
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the feature maps that the block computes from x, both in the layout of the graph."""
+        """Runs this ResNet block on feature maps x; input and output are in the layout of the graph (NHWC or NCHW)."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self.layout.elu(self.second(self.layout.elu(self.first(x))) + shortcut)
 
 
 def fold_blocks(blocks: Sequence[ResNetBlock], name: str, layout: Layout) -> tuple[DeployedBlock, ...]:
-    """Returns an encoder's ResNet blocks in their form for an export, in the same order."""
+    """Returns the ResNet blocks of an encoder in their form for an export, in the same order; `name` is its path."""
     return tuple(DeployedBlock(block, f"{name}/{block.name}", layout) for block in blocks)
 
 
@@ -273,7 +273,7 @@ class DeployedEncoder(Deployed):
         )
 
     def infer_posterior(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the mean and log-variance of q(z|x), each `[batch, d_z]`, for x in [-1, 1)."""
+        """Returns the mean and log-variance of q(z|x), each `[batch, d_z]`, for images x in [-1, 1)."""
         for block in self.blocks:
             x = block(x)
         h = self.layout.elu(self.top(x))
@@ -282,7 +282,7 @@ class DeployedEncoder(Deployed):
 
 
 class DeployedDequantizer(Deployed):
-    """An export's q(u|x) of the noise u: a network from images to feature maps, and a flow that these condition."""
+    """An export's q(u|x) of dequantisation noise u: a network makes feature maps of x, which condition a flow of u."""
 
     def __init__(self, dequantizer: Dequantizer, layout: Layout):
         super().__init__("dequantizer", layout)
@@ -290,7 +290,7 @@ class DeployedDequantizer(Deployed):
         self.flow = DeployedFlow(dequantizer.flow, layout, "dequantizer/flow")
 
     def forward_and_log_det(self, x: tf.Tensor, noise: tf.Tensor) -> Output:
-        """Returns u from normal noise and x in [-1, 1) (lower edges of bins), and the log-determinant."""
+        """Turns normal noise into dequantisation noise u, given x (lower edges of bins); returns u, log-determinant."""
         for block in self.blocks:
             x = block(x)
         u, flow_log_det = self.flow.forward_and_log_det(noise, x)

@@ -33,12 +33,12 @@ class Deployed:
         self.name, self.layout = name, layout
 
     def collect_arrays(self) -> dict[str, Array]:
-        """Returns {`NAME/ATTRIBUTE`: weight array} of the layer and of its inner layers at any depth."""
+        """Returns {`NAME/ATTRIBUTE`: array} of the weights of this layer and of its inner layers, at any depth."""
         layers = self.iterate_layers()
         return {f"{layer.name}/{key}": array for layer in layers for key, array in layer._list_own_arrays().items()}
 
     def replace_arrays(self, function: Callable[[str, Array], Array]) -> Self:
-        """Returns a copy of the layer in which `function(name, array)` replaces each weight array."""
+        """Returns a copy of this layer in which `function(name, array)` replaces each weight, also of inner layers."""
 
         def copy_value(value: Any) -> Any:
             if isinstance(value, Deployed):
@@ -52,7 +52,7 @@ class Deployed:
         return new
 
     def iterate_layers(self) -> Iterator[Deployed]:
-        """Yields the layer itself and all its inner layers, at any depth."""
+        """Yields this layer and all its inner layers, at any depth."""
 
         def iterate_inside(value: Any) -> Iterator[Deployed]:
             if isinstance(value, Deployed):
@@ -79,7 +79,7 @@ def round_to_float32(name: str, value: np.ndarray) -> np.ndarray:
     """Rounds a folded weight to a float32 array; `name` is the name of the weight in error messages.
 
     Raises:
-        InversionError: if a number of the weight is not finite.
+        InversionError: if an entry of the weight is not finite.
     """
     if not np.all(np.isfinite(value)):
         raise InversionError(f"weight {name} is not finite; the run has diverged and cannot be exported")
@@ -103,28 +103,31 @@ class Layout:
 
     @property
     def axis(self) -> int:
-        """The index of the channel axis, for images and for vectors."""
+        """The index of the channel axis of images and vectors in this layout, an int: 1 for NCHW, -1 for NHWC."""
         return 1 if self.order == "NCHW" else -1
 
     def from_nhwc(self, images: tf.Tensor) -> tf.Tensor:
-        """Converts images `[batch, height, width, channels]` to this layout."""
+        """Transposes images `[batch, height, width, channels]` to the axes of this layout."""
         return tf.transpose(images, [0, 3, 1, 2]) if self.order == "NCHW" else images
 
     def to_nhwc(self, images: tf.Tensor) -> tf.Tensor:
-        """Converts images of this layout to `[batch, height, width, channels]`."""
+        """Transposes images from the axes of this layout to `[batch, height, width, channels]`."""
         return tf.transpose(images, [0, 2, 3, 1]) if self.order == "NCHW" else images
 
     def order_shape(self, height: int, width: int, channels: int) -> tuple[int, int, int]:
-        """Returns the shape of an image in this layout, without the batch axis."""
+        """Returns the three sizes of an image in this layout's order: (channels, height, width) for NCHW."""
         return (channels, height, width) if self.order == "NCHW" else (height, width, channels)
 
     def order_flattened(self, height: int, width: int, channels: int) -> np.ndarray:
-        """Returns for each entry of a flattened image in this layout the entry's index in the flattened NHWC image."""
+        """Returns an int array that turns a flattened NHWC image into the image flattened in this layout.
+
+        Entry i is the index, in the flattened NHWC image, of entry i of the image that is flattened in this layout.
+        """
         indices = np.arange(height * width * channels).reshape(height, width, channels)
         return (indices.transpose(2, 0, 1) if self.order == "NCHW" else indices).ravel()
 
     def count_pixels(self, x: tf.Tensor) -> int | tf.Tensor:
-        """Returns height * width of images x, or 1 for vectors; an int, or a float32 tensor if a size is unknown."""
+        """Returns height * width of images x in this layout, or 1 for vectors; a float32 tensor if unknown."""
         count = math.prod(get_sizes(x)[2:] if self.order == "NCHW" else get_sizes(x)[1:-1])
         return count if isinstance(count, int) else tf.cast(count, tf.float32)
 
@@ -177,7 +180,7 @@ class Layout:
         return tf.nn.depth_to_space(x, 2, self.order)
 
     def as_one_pixel(self, vectors: tf.Tensor) -> tf.Tensor:
-        """Returns vectors `[batch, channels]` as images of one pixel."""
+        """Returns vectors `[batch, channels]` as images of one pixel in this layout."""
         return tf.reshape(vectors, [-1, *self.order_shape(1, 1, vectors.shape[-1])])
 
     def elu(self, x: tf.Tensor) -> tf.Tensor:

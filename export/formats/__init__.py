@@ -1,5 +1,5 @@
 """The writers of exported files, with a module for each format."""
 
-# These formats have one file for each endpoint with a file name (`Endpoint.onnx`), instead of one file for all.
+# These formats have a file for each endpoint that has a file name (`Endpoint.onnx`); a SavedModel has all endpoints.
 FILE_FORMATS = ("onnx", "litert")
 FORMATS = ("savedmodel", *FILE_FORMATS, "web")

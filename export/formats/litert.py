@@ -21,8 +21,8 @@ def write_litert_files(
 ) -> None:
     """Writes a float32 LiteRT file for each endpoint into a folder, as `NAME.tflite`, with built-in operations alone.
 
-    NAME is `Endpoint.onnx`, and `deployed` has the layout NHWC. `report` is called with lines of progress. TensorFlow
-    converts the files from a temporary SavedModel.
+    NAME is `Endpoint.onnx`. `deployed` is the model with folded weights, in the layout NHWC. `report` is called with
+    lines of progress. TensorFlow converts the files from a temporary SavedModel.
 
     Raises:
         UserError: if an endpoint needs more than LiteRT's built-in operations.

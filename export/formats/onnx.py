@@ -35,7 +35,10 @@ def write_onnx_files(
     folder: pathlib.Path,
     report: Callable[[str], Any],
 ) -> None:
-    """Writes an ONNX file for each endpoint into a folder, named by `Endpoint.onnx`; `deployed` has the layout NCHW."""
+    """Writes an ONNX file for each endpoint into a folder, named by `Endpoint.onnx`.
+
+    `deployed` is the model with folded weights, in the layout NCHW. `metadata`, {name: text}, goes into each file.
+    """
     for endpoint in endpoints:
         report(f"ONNX: {endpoint.onnx}")
         model = build_onnx(deployed, endpoint, {**metadata, "endpoint": endpoint.name})
@@ -43,10 +46,11 @@ def write_onnx_files(
 
 
 def build_onnx(deployed: DeployedModel, endpoint: Endpoint, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """Returns the ONNX model of an endpoint, which contains all weights and has `metadata` as properties.
+    """Returns the ONNX model of an endpoint; it contains all weights, and `metadata`, {name: text}, as properties.
 
-    During the conversion the weights are inputs; afterwards they become initializers of the model. So tf2onnx does not
-    spend most of its time on copying and folding weights, and the size limit of a TensorFlow graph does not apply.
+    During the conversion, the weights are inputs of the graph; afterwards they become initializers of the ONNX model.
+    So tf2onnx does not spend most of its time on copying and folding weights, and a TensorFlow graph's size limit does
+    not apply.
     """
     with _silence_tf2onnx():
         import tf2onnx.tfonnx
@@ -107,7 +111,10 @@ def _rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 def _insert_weights(graph: onnx.GraphProto, arrays: Mapping[str, np.ndarray]) -> None:
-    """Turns inputs of an ONNX graph that are weights into initializers, transposed if a node transposes them."""
+    """Turns the inputs of an ONNX graph that are weights, {name: array}, into initializers.
+
+    If a node of the graph transposes a weight, the node is removed and the initializer is the transposed weight.
+    """
     inputs = [value for value in graph.input if value.name not in arrays]
     del graph.input[:]
     graph.input.extend(inputs)
@@ -159,7 +166,7 @@ def _name_free_axes(graph: onnx.GraphProto, endpoint: Endpoint) -> None:
 
 @contextlib.contextmanager
 def _silence_tf2onnx() -> Iterator[None]:
-    """A context in which tf2onnx is silent; the verification later finds faults in converted files."""
+    """A context in which tf2onnx prints and logs nothing; the verification later finds faults in converted files."""
     loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -36,9 +36,9 @@ def save_saved_model(
 ) -> None:
     """Writes a SavedModel of `deployed`, in the layout NHWC, into a new folder; each endpoint becomes a signature.
 
-    The first endpoint is also the signature `serving_default`. `report` receives the name of each endpoint when it is
-    traced. The deployed weights are variables, so that all signatures share them and the size limit of a graph does not
-    apply. A full disk raises OSError or tf.errors.OpError.
+    The first endpoint is also the signature `serving_default`. `report` is called with an endpoint's name when the
+    endpoint is traced. The weights of `deployed` are stored as variables, so that all signatures share them and the
+    size limit of a graph does not apply. A full disk raises OSError or tf.errors.OpError.
     """
     # The variables are plain TensorFlow variables, because the variables of a Keras layer would be written twice.
     stored = deployed.replace_arrays(
@@ -84,7 +84,7 @@ def _read_variables(stored: Kind) -> Kind:
 
 
 def _share_methods(stored: Deployed, *methods: str) -> Any:
-    """Returns an object with the named methods of a layer as `tf.function`s, traced once for all signatures."""
+    """Returns an object with `methods`, names of methods of `stored`, as `tf.function`s that are traced only once."""
 
     def share_method(method: str) -> Any:
         return tf.function(lambda *inputs: getattr(_read_variables(stored), method)(*inputs), autograph=False)

@@ -51,7 +51,8 @@ EXAMPLES = {
 def write_web_page(folder: pathlib.Path, onnx: pathlib.Path, runtime: pathlib.Path, about: Mapping[str, Any]) -> None:
     """Writes the web page into a new folder, with ONNX files from `onnx` and files of onnxruntime-web from `runtime`.
 
-    `about` has the facts of `describe_model`, and "web_gpu", whether the page also gets the runtime for graphics cards.
+    `about` is the dict of `describe_model` with one more entry, "web_gpu": whether the page also gets the runtime for
+    graphics cards.
     """
     shutil.copytree(PAGE, folder)
     sources = {f"model/{name}.onnx": onnx / f"{name}.onnx" for name in PAGE_MODELS}
@@ -119,7 +120,7 @@ def make_example_files() -> dict[str, bytes]:
 def describe_examples(data: DataConfig | None) -> list[dict[str, Any]]:
     """Returns file, title, author and licence of each example photograph, and "seen", whether the model trained on it.
 
-    "seen" is None, for unknown, unless `data`, the config of the training data, selects the sample photographs.
+    "seen" is None (unknown) unless the training data, with the config `data`, are the sample photographs.
     """
     seen = data.photographs if data is not None and data.source == "photographs" else None
     return [

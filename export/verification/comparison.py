@@ -67,9 +67,10 @@ def compare_files(
 
     Args:
         runtime: the runtime to run the files in, a key of `RUNTIMES`.
-        folder: the folder of the files.
-        vectors: the arrays of `vectors.make_test_vectors` and `folded_weights.digest_weights`. For files that take
-            images of any size, `sizes` has names such as "8x6", and the names of that size's arrays begin with "8x6/".
+        folder: the folder with the exported files.
+        vectors: the test vectors, {name: array}: inputs and the Keras model's answers (`vectors.make_test_vectors`),
+            and digests of weights (`folded_weights.digest_weights`). For files that take images of any size, `sizes`
+            has names of sizes, such as "8x6", and the names of the arrays for this size begin with "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
         report: a callback that receives lines of progress.
@@ -103,7 +104,7 @@ def compare_files(
 
 
 def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the problems of an endpoint's answers, and {output: differences from the Keras model's answer}."""
+    """Runs an endpoint on its test inputs; returns a list of problems, and {output: differences from the model}."""
     own_name = opened.aliases.get(endpoint, endpoint)
     inputs, parts = select_arrays(vectors, f"in/{own_name}/"), select_arrays(vectors, f"out/{own_name}/")
     if not parts:
@@ -140,7 +141,11 @@ def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:
 
 
 def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: str) -> None:
-    """Encodes and decodes images; adds to `found` the counts and, as problems, images that only the model recovers."""
+    """Encodes and decodes the test images with the exported files, and adds the counts of recovered images to `found`.
+
+    Images that only the Keras model recovers are added as problems. `size` is "", or such as " 8x6" for files that take
+    images of any size.
+    """
     for image_type, images in {"real": vectors["real"], **select_arrays(vectors, "extreme/")}.items():
         height, width = images.shape[1:3]
         batch = max(1, min(16, _PIXELS_AT_ONCE // (height * width)))
@@ -164,7 +169,10 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
 
 
 def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
-    """Yields a line for each weight in the files that is not finite float32, and one if too few match the digests."""
+    """Yields a problem for each weight in the exported files that is not finite float32, and one for wrong weights.
+
+    The weights are wrong if too few of their numbers are in weights whose digests are among `vectors`.
+    """
     digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []
     for name, array in opened.read_weights():
@@ -181,8 +189,8 @@ def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
 
 
 def digest_array(array: np.ndarray) -> str:
-    """Returns the SHA-256 of an array's type and sorted numbers, so that the order of its axes does not matter."""
-    # Adding 0 turns -0.0 into 0.0. The two are equal, so their order after sorting would depend on the axes.
+    """Returns the SHA-256 of an array's dtype and sorted values, so that the order of its axes does not matter."""
+    # Adding 0 turns -0.0 into 0.0. The two compare equal, so their order after sorting would depend on the axes.
     return hashlib.sha256(array.dtype.str.encode() + (np.sort(array, axis=None) + 0).tobytes()).hexdigest()
 
 
@@ -192,7 +200,7 @@ def select_arrays(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
 
 
 def join_problems(problems: Sequence[str]) -> str:
-    """Returns one line: a single problem as it is, or the count of problems and the first five."""
+    """Joins problems into one line: a single problem as it is; for several, their count and the first five."""
     if len(problems) == 1:
         return problems[0]
     listed = [f"({number}) {text}" for number, text in enumerate(problems[:_LISTED], 1)]
@@ -215,7 +223,11 @@ def _describe_differences(differences: Mapping[str, float]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compares files with test vectors and prints the report; the last argument has options of `compare_files`."""
+    """Runs `python -m export.verification.comparison`, which compares exported files with test vectors; returns 0.
+
+    `arguments` are the runtime, the folder of the files, the path of the test vectors, and a JSON dict of further
+    arguments of `compare_files`. The last line on standard output is the report.
+    """
     runtime, folder, path, options = arguments
     with np.load(path) as archive:
         vectors = dict(archive)

@@ -18,8 +18,8 @@ from tfdecouple.model import DecoupledModel
 
 Arrays = dict[str, np.ndarray]
 
-# The tolerance of a number in a weight is _ROUNDING times the number, for rounding to float32, plus _FLOOR times the
-# largest number of the weight.
+# The tolerance of a value in a weight is _ROUNDING times the value, for rounding to float32, plus _FLOOR times the
+# largest value in the weight.
 _ROUNDING, _FLOOR = 1e-6, 1e-9
 # This factor replaces _FLOOR for weights that the model itself computes in float32.
 _SINGLE = 1e-6
@@ -134,7 +134,7 @@ class _ExpectedWeights:
                 self._expect(f"{layer}/weight_{name}", array)
 
     def _is_unfolded(self, net: str) -> bool:
-        """Returns whether a coupling's net is of a registered type, whose weights are exported without folding."""
+        """Returns whether the coupling net with the path `net` is of a type that users register; it is never folded."""
         return net.startswith("flow/") and self._config.conditioner != "convolutional"
 
     def _is_conditioned(self, layer: str) -> bool:
@@ -142,7 +142,7 @@ class _ExpectedWeights:
         return layer.startswith("flow/") and "condition_kernel" in arrays and not self._is_unfolded(layer)
 
     def _expect(self, name: str, array: np.ndarray, floor: float = _FLOOR) -> None:
-        """Adds an expected weight to `weights`; its tolerance is rounding to float32 plus `floor` times its maximum."""
+        """Adds `array` to the expected weights; the tolerance is float32 rounding plus `floor` times its maximum."""
         self.weights[name] = (np.asarray(array), floor)
 
     def _expect_linear(self, name: str, kernel: np.ndarray, bias: np.ndarray | None) -> None:
@@ -151,7 +151,7 @@ class _ExpectedWeights:
             self._expect(f"{name}/bias", bias)
 
     def _expect_mix(self, step: str, arrays: Arrays) -> None:
-        """Adds the expected weights of W (e^s x + b), an actnorm and a matrix W, and of the inverse of this map."""
+        """Adds the expected weights of a flow step's W (e^s x + b), an actnorm and a matrix W, and of its inverse."""
         matrix = arrays["kernel"]
         channels = len(matrix)
         actnorm = self._layers.get(f"{step}/actnorm_1")
@@ -168,7 +168,7 @@ class _ExpectedWeights:
         self._expect(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
 
     def _expect_convolution(self, block: str, kind: str, arrays: Arrays) -> None:
-        """Adds the expected kernel and bias of a convolution into which its batch normalisation is folded."""
+        """Adds the expected kernel and bias of a ResNet block's convolution, with its batch normalisation folded in."""
         name, norm_name = _CONVOLUTIONS[kind]
         norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
         epsilon, strides = self._blocks[block_name]
@@ -206,7 +206,7 @@ def _fold_weight_norm(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _as_plain_convolution(kernel: np.ndarray, strides: int) -> np.ndarray:
-    """Returns the kernel of a plain 3 x 3 convolution that equals a transposed convolution with this kernel."""
+    """Returns the kernel of a plain 3 x 3 convolution that equals a transposed convolution with `kernel`."""
     size, _, outputs, inputs = kernel.shape
     spread = np.zeros((inputs, 3 * strides, 3 * strides, outputs))
     place = slice(strides - size // 2, strides - size // 2 + size)

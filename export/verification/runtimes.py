@@ -39,7 +39,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         package: the name of the Python package that runs the files.
         layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
         sorts_outputs: whether `call_endpoint` returns outputs sorted by name, not in the endpoint's order.
-        share: the fraction of the numbers in the files' weights that must equal those of the exporter to the last bit.
+        share: the fraction of values in the files' weights that must equal the model's folded weights to the last bit.
         aliases: {further name of an endpoint: its name}.
         available: whether the runtime can compute on this machine.
     """
@@ -58,15 +58,15 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     @abc.abstractmethod
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Runs an endpoint and returns `{output name: array}` for `{input name: array}`."""
+        """Runs an endpoint of the exported files on `inputs`, {input name: array}; returns {output name: array}."""
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name for messages, array) of each weight in the files."""
+        """Yields (name for messages, array) of each weight in the exported files."""
 
 
 class SavedModel(Runtime):
-    """Runs a SavedModel in a TensorFlow session."""
+    """A runtime for the verification that runs a SavedModel in a TensorFlow session."""
 
     title, package = "SavedModel", "tensorflow"
 
@@ -93,7 +93,7 @@ class SavedModel(Runtime):
         self.aliases = {_DEFAULT: next(iter(names))}
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Runs a signature and returns `{output name: array}` for `{input name: array}`."""
+        """Runs a signature of the SavedModel on `inputs`, {input name: array}; returns {output name: array}."""
         import tensorflow as tf
 
         signature = self._signatures[endpoint]
@@ -104,14 +104,14 @@ class SavedModel(Runtime):
         return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, value) of each variable of the SavedModel, which are the weights."""
+        """Yields (name, array) of each weight, a variable of the SavedModel."""
         names = [one.name for one in self._session.graph.get_operations() if one.type == "VarHandleOp"]
         # All variables are read in one call, because every call of a session takes time for the whole graph.
         yield from zip(names, self._session.run([f"{name}/Read/ReadVariableOp:0" for name in names]), strict=True)
 
 
 class OnnxFiles(Runtime):
-    """Runs ONNX files with one execution provider of ONNX Runtime."""
+    """A runtime for the verification that runs ONNX files with one execution provider of ONNX Runtime."""
 
     title, package, layout, sorts_outputs = "ONNX", "onnxruntime", "NCHW", False
 
@@ -130,12 +130,12 @@ class OnnxFiles(Runtime):
         self.available = all(provider in one.get_providers() for one in self._sessions.values())
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Runs the ONNX file of an endpoint and returns `{output name: array}` for `{input name: array}`."""
+        """Runs the ONNX file of an endpoint on `inputs`, {input name: array}; returns {output name: array}."""
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, array) of each initializer, except scalars and integers, which are shapes and axes."""
+        """Yields (name, array) of each initializer of the ONNX files, except scalars and integers (shapes, axes)."""
         import onnx
         from onnx import numpy_helper
 
@@ -146,10 +146,10 @@ class OnnxFiles(Runtime):
 
 
 class LiteRTFiles(Runtime):
-    """Runs LiteRT files with the interpreter of the package ai-edge-litert."""
+    """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert."""
 
     title, package = "LiteRT", "ai-edge-litert"
-    # The converter multiplies some weights into others, so not all weights in the file equal those of the exporter.
+    # LiteRT's converter multiplies some weights into others, so not all weights equal the model's folded weights.
     share = 0.75
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
@@ -162,11 +162,11 @@ class LiteRTFiles(Runtime):
         self._runners = {endpoint: one.get_signature_runner(endpoint) for endpoint, one in interpreters.items()}
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
-        """Runs the LiteRT file of an endpoint and returns `{output name: array}` for `{input name: array}`."""
+        """Runs the LiteRT file of an endpoint on `inputs`, {input name: array}; returns {output name: array}."""
         return self._runners[endpoint](**inputs)
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (name, array) of each float constant in the files, except zeros that the converter adds as biases."""
+        """Yields (name, array) of each float constant in the LiteRT files, except zeros that the converter adds."""
         from ai_edge_litert import schema_py_generated as schema
 
         for name in self.names.values():

@@ -12,13 +12,14 @@ import dataclasses
 
 import numpy as np
 
+# The relative size of random changes of inputs, which show how much rounding can change the Keras model's answers.
 PERTURBATION = 1e-6
-# The tolerance is this multiple of the change that the perturbation causes. Files without a fault differed by 0.03 to
-# 1.1 times this change.
+# The tolerance of a file's answer is this multiple of the change of the Keras model's answer when inputs change by
+# `PERTURBATION`. Files without a fault differed from the model by 0.03 to 1.1 times this change.
 FACTOR = 4.0
-# To allow for rounding, each tolerance is raised by this fraction of an image's largest value plus `Array.scale`.
+# To allow for rounding, each tolerance is raised by this fraction of the magnitude of the answer.
 FLOOR = 2e-6
-# If its tolerance is at least this many bins, an image is unstable (rounding alone changes pixels) and not compared.
+# An image whose tolerance is at least this many bins is not compared, because rounding alone changes its pixels.
 UNSTABLE = 0.5
 
 
@@ -28,8 +29,8 @@ class Answer:
 
     Attributes:
         values: the answer: floats, float32 `[n, ...]`, or pixels, uint8 `[n, height, width, channels]`.
-        bound: the tolerance for each image, float32 `[n]`, for pixels in bins before rounding; infinite for an image
-            that is not compared, because the model's answer to the image is unstable or not finite.
+        bound: the tolerance for each image, float32 `[n]`; for pixels in units of bins, before rounding. It is infinite
+            for an image that is not compared, because the model's answer to the image is unstable or not finite.
         exact: for pixels, bool in the shape of `values`: whether the file's pixel must be equal. False if the value
             before rounding lies within `bound` of a border between two bins; then one bin of difference is accepted.
             Empty for floats.
@@ -43,9 +44,10 @@ class Answer:
 
     @classmethod
     def from_floats(cls, values: np.ndarray, perturbed: np.ndarray, scale: float = 1.0) -> Answer:
-        """Returns the `Answer` for an output of floats, from the model's answers to inputs and to perturbed inputs.
+        """Returns the `Answer` for an output of floats, from two answers of the Keras model, float32 `[n, ...]`.
 
-        `scale` is `Array.scale`, the magnitude of the numbers that the output is summed from.
+        `values` is the answer to the inputs, and `perturbed` the answer to inputs that are changed by a relative 1e-6.
+        `scale` is `Array.scale`, the magnitude of the terms whose sum the output is.
         """
         bound = _compute_tolerances(values, perturbed) + FLOOR * (scale + _find_largest(values))
         bound = np.where(np.isfinite(bound), bound, np.inf).astype(np.float32)
@@ -53,9 +55,10 @@ class Answer:
 
     @classmethod
     def from_bins(cls, bins: np.ndarray, perturbed: np.ndarray, n_bins: int) -> Answer:
-        """Returns the `Answer` for an output of pixels, from the model's answers to inputs and to perturbed inputs.
+        """Returns the `Answer` for an output of pixels, from two answers of the Keras model.
 
-        The model's answers are in units of bins, before they are rounded down.
+        `bins` is the answer to the inputs, and `perturbed` the answer to inputs that are changed by a relative 1e-6;
+        both are `[n, height, width, channels]`, in units of bins, before they are rounded down.
         """
 
         def clip(values: np.ndarray) -> np.ndarray:
@@ -72,10 +75,10 @@ class Answer:
         return cls(values, bound.astype(np.float32), exact, np.array(step))
 
     def compare_file(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
-        """Returns how a file's answer `found` differs from the model's, and the problem in one line, or None.
+        """Returns how an exported file's answer `found` differs from this one, and the problem in one line, or None.
 
-        The differences are a dict of numbers for the model card: over the compared images "max" and "mean", for floats
-        relative to the largest value; "unstable", the number of images that are not compared; and for pixels
+        The differences are a dict of floats for the model card: over the compared images "max" and "mean", for floats
+        relative to the largest value; "unstable", the count of images that are not compared; and for pixels
         "differing", the fraction of values that differ.
         """
         compared, pixels = np.isfinite(self.bound), self.values.dtype == np.uint8
@@ -114,10 +117,10 @@ class Answer:
 
 
 def _compute_tolerances(values: np.ndarray, perturbed: np.ndarray, most: float = np.inf) -> np.ndarray:
-    """Returns for each image `FACTOR` times the largest effect of the perturbation on its values, float64 `[n]`.
+    """Returns a tolerance for each image, float64 `[n]`: 4 times the largest change from `values` to `perturbed`.
 
-    The tolerance is at least the median of all images, up to `most`, because the effect on one image can be small by
-    chance.
+    The two are the Keras model's answers to inputs and to slightly changed inputs. Each tolerance is raised to the
+    median over all images, or to `most` if that is smaller, because the change of one image can be small by chance.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         tolerances = FACTOR * _find_largest(perturbed.astype(np.float64) - values)

@@ -75,8 +75,9 @@ def make_test_vectors(
 
     `in/ENDPOINT/INPUT` are inputs, `out/ENDPOINT/OUTPUT/FIELD` the Keras model's answers (fields of `Answer`), and
     `batches` has the batch sizes. `real` and `extreme/TYPE` are quantised images to encode and decode. `kept/TYPE` has
-    a bool for each image: whether the Keras model recovers the image exactly, from its codes and from perturbed codes.
-    If so, files must recover the image. `labels/TYPE` has the labels of the images, if z is a function of the label.
+    a bool for each image: whether the Keras model recovers the image exactly, from its codes and from codes changed by
+    a relative 1e-6. If so, files must recover the image. `labels/TYPE` has the labels of the images, if z is a function
+    of the label.
 
     Args:
         model: the Keras model.
@@ -136,7 +137,7 @@ class _Inputs:
         self._made: Arrays = {}
 
     def make_values(self, array: Array, endpoint: Endpoint) -> np.ndarray:
-        """Returns the values of `array`, an input of `endpoint`, with a row for each image."""
+        """Returns the test values of an input of `endpoint`, specified by `array`, with a row for each image."""
         if array.holds in (IMAGE, LABEL):
             # images_b are images_a shifted by half the batch. If the batch is even, each pair of images occurs in both
             # orders, and the Keras model computes equal answers only once.
@@ -173,7 +174,7 @@ class _Inputs:
 def make_extreme_images(
     shape: tuple[int, int, int], rng: np.random.Generator, most: int = 4
 ) -> Mapping[str, np.ndarray]:
-    """Returns {type such as "black": artificial images, uint8 `[n, *shape]`}, with n at most `most`."""
+    """Returns {type such as "black": artificial images, uint8 `[n, *shape]`}; each type has at most `most` images."""
     height, width, channels = shape
     board = np.indices((height, width)).sum(0)[:, :, None] % 2 * np.ones(channels, int) * 255
     return {
@@ -233,8 +234,9 @@ class KerasAnswers:
 
     Args:
         model: the model, with weights.
-        unperturbed: None to leave inputs as they are. Otherwise the `KerasAnswers` to unperturbed inputs; inputs are
-            then perturbed at random, up or down, by a relative `PERTURBATION` (pixels by this fraction of their range).
+        unperturbed: None to answer inputs as they are. To answer slightly changed inputs, the `KerasAnswers` that
+            leaves them unchanged; then each value of an input is changed at random, up or down, by a relative
+            `PERTURBATION` (a pixel by this fraction of the range of pixels).
     """
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None):
@@ -245,18 +247,18 @@ class KerasAnswers:
         self._cache: dict[bytes, list[Optional]] = {}
 
     def encode(self, images: np.ndarray, labels: Optional = None) -> Encoding:
-        """Returns the codes of uint8 images; the labels are used only if z is a function of the label."""
+        """Returns the Keras model's codes of uint8 images; labels are used only if z is a function of the label."""
         labels = labels if self.config.has_class_codes else None
         return Encoding(*self._answer_rows("encode", self._compute_codes, images, labels))  # type: ignore[arg-type]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
-        """Returns decoded images before rounding to pixels, float64, in units of bins: bin k spans k to k + 1."""
+        """Returns images that the model decodes, float64, before rounding to pixels, in bins: bin k is k to k + 1."""
         (x,) = self._answer_rows("decode", self._compute_images, z, v)
         assert x is not None
         return self._model.quantizer.scale_to_bins(x.astype(np.float64))
 
     def z_from_noise(self, noise: Optional, labels: Optional = None) -> Optional:
-        """Returns z from noise of the prior, and from labels if the model has labels; None for a model without z."""
+        """Returns z that the Keras model's prior makes of normal noise (and labels, if it has any); None without z."""
         if not self.config.has_latent:
             return None
         if noise is None:
@@ -267,7 +269,7 @@ class KerasAnswers:
     def score(
         self, images: np.ndarray, z_noise: Optional, u_noise: np.ndarray, labels: Optional = None
     ) -> dict[str, np.ndarray]:
-        """Returns {name: `[n]`} of the `OutlierScores` that the model has, for uint8 images and noise for z and u."""
+        """Returns the Keras model's outlier scores of uint8 images, for noise of z and u, as {name: array `[n]`}."""
         if z_noise is None:
             z_noise = np.zeros((len(images), self.config.latent_dim), np.float32)
         if self._unperturbed is not None:
@@ -284,13 +286,13 @@ class KerasAnswers:
         return dict(zip(names, self._run_in_batches(compute, images, z_noise, u_noise, labels), strict=True))
 
     def classify(self, images: np.ndarray) -> np.ndarray:
-        """Returns log p(y|x) of each label y for uint8 images x, `[n, classes]`."""
+        """Returns the Keras model's log p(y|x) of each label y for uint8 images x, `[n, classes]`."""
         return self._run_in_batches(
             lambda bins: [tf.math.log_softmax(self._model.evaluate_log_joint(bins))], self._to_bins(images)
         )[0]
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
-        """Returns the uint8 pixels of values in units of bins; values outside the bins get the nearest bin's pixel."""
+        """Converts values in units of bins to uint8 pixels; values outside the bins get the pixel of the nearest."""
         quantizer = self._model.quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
@@ -343,7 +345,10 @@ class KerasAnswers:
     def _answer_rows(
         self, method: str, compute: Callable[..., Sequence[Optional]], *inputs: Optional
     ) -> list[Optional]:
-        """Returns the results of `compute` for all rows of the inputs; for equal rows `compute` runs once."""
+        """Returns the arrays that `compute(*inputs)` returns; a row that occurred before comes from a cache.
+
+        `method` names the function in the keys of the cache. Row n of each result depends only on row n of the inputs.
+        """
         arrays = [array for array in inputs if array is not None]
         keys = [
             hashlib.sha256(b"|".join([method.encode(), *(array[row].tobytes() for array in arrays)])).digest()
@@ -358,7 +363,7 @@ class KerasAnswers:
         return [None if column[0] is None else np.stack(column) for column in columns]
 
     def _run_in_batches(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        """Calls `function` on batches of `arrays`, all of one size, and returns its results for all rows."""
+        """Calls `function` on batches of rows of `arrays`, all of one size; returns its results for all rows."""
         inputs = [array for array in arrays if array is not None]
         length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs if array.ndim in (2, 4))
         at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))
