@@ -89,7 +89,7 @@ class Nested:
 
     @property
     def layers(self) -> list[keras.layers.Layer]:
-        """The direct sub-layers of this layer, a list without the sub-layers of these sub-layers."""
+        """The direct sub-layers of this layer, a list that does not contain deeper sub-layers."""
         return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
 
 
@@ -112,11 +112,11 @@ class BaseLayer(keras.layers.Layer):
         super().__init__(dtype=dtype, **kwargs)
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer, dtype)} of this layer's weights, for shapes batch first."""
+        """Returns {name: `Weight` (shape, initializer, dtype)} of this layer's weights; by default none."""
         return {}
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of this layer's direct sub-layers, shapes batch first."""
+        """Returns [(layer, input shape, condition shape)] of this layer's direct sub-layers; by default none."""
         return []
 
     def compute_weight_shapes(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Shape]:
@@ -260,7 +260,7 @@ class InvertibleLayer(BaseLayer):
         super().build(x_shape, condition_shape)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this layer's `Cost` for one image: the sum over sub-layers, plus its input if it has weights."""
+        """Returns this layer's `Cost` for one image: the sum over sub-layers, plus a stored input if it has weights."""
         # A layer with weights stores its input, from which the gradients for the weights are computed.
         own = Cost(activations=math.prod(x_shape[1:]) if self.declare(x_shape, condition_shape) else 0)
         return own.add_cost(super().cost(x_shape, condition_shape))

@@ -28,7 +28,7 @@ def make_bias_initializer(fan_in: int) -> keras.initializers.Initializer:
 
 
 def weight_norm(shape: Shape) -> dict[str, Weight]:
-    """Returns {name: `Weight` (shape, initializer)} of the `WeightNorm` of a kernel of this shape, outputs last."""
+    """Returns {name: `Weight` (shape, initializer)} for a `WeightNorm` with a kernel of `shape`, outputs last."""
     return {
         "last_direction": Weight(shape, functools.partial(keras.initializers.RandomNormal, stddev=0.05)),
         "last_gain": Weight(shape[-1:]),
@@ -60,7 +60,7 @@ class WeightNorm(NamedTuple):
 
 
 class StartsAtZero:
-    """A mixin for layers that end in a `WeightNorm`; a subclass must list it before the Keras class."""
+    """A mixin for layers whose last kernel, a `WeightNorm`, starts at 0; list it before the Keras base class."""
 
     @property
     def last(self) -> WeightNorm:
@@ -96,7 +96,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
         self.condition_size = condition_size
 
     def output(self, weights: Mapping[str, tf.Tensor], x: tf.Tensor, condition: Condition) -> tf.Tensor:
-        """Returns this coupling net's output for x, `[batch, ..., outputs]`, in the dtype of the net's weights.
+        """Returns this coupling net's output for x, `[batch, ..., outputs]`, in the net's `dtype`.
 
         `weights` is {name: tensor} with the names of `declare`. `condition` is z, `[batch, condition_size]`, or a
         feature map with the height and width of x; a net without a condition ignores the argument.
@@ -113,7 +113,7 @@ class CouplingNet(StartsAtZero, BaseLayer):
         return (*x_shape[:-1], self.outputs)
 
     def cost(self, x_shape: Any, condition_shape: Any = None) -> Cost:
-        """Returns this coupling net's `Cost` for one image: multiply-adds, and values in inputs and a hidden map."""
+        """Returns this coupling net's `Cost` for one image: multiply-adds, and counts of input and hidden values."""
         positions = math.prod(x_shape[1:-1])
         shapes = [weight.shape for weight in self.declare(x_shape, condition_shape).values()]
         adds = sum(math.prod(shape) * (positions if len(shape) == 4 else 1) for shape in shapes if len(shape) > 1)
@@ -134,7 +134,7 @@ class ConvNet(CouplingNet):
     _local = False
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of three convolutions, and of FC(z) if there is a z."""
+        """Returns {name: `Weight` (shape, initializer)} of three convolutions, and of FC(z) if conditional."""
         weights = {
             "first": Weight((3, 3, x_shape[-1], self.hidden), fan_in_uniform),
             "second": Weight((1, 1, self.hidden, self.hidden), fan_in_uniform),

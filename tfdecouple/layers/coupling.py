@@ -231,7 +231,7 @@ class Coupling(Nested, InvertibleLayer):
             tape.watch(raw)
             bijector = self._make_bijector(raw)
             with tape.stop_recording():
-                # TFP would find y_b for x_b in its cache, so x_b would get no gradient; a copy of x_b is not cached.
+                # TFP's cache would return y_b for x_b, without a gradient for x_b. A copy of x_b is not in the cache.
                 x_b = tf.identity(inverse_and_log_det(bijector, y_b)[0])
             tape.watch(x_b)
             outputs = forward_and_log_det(bijector, x_b)

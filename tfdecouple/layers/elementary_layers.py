@@ -41,7 +41,7 @@ class ActNorm(InvertibleLayer):
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets scale and bias so that each channel of the output for a batch x is normalised; returns the output."""
+        """Sets scale and bias to give outputs for a batch x mean 0, deviation 1 per channel; returns the outputs."""
         x, _ = self._prepare_inputs(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
@@ -160,7 +160,7 @@ class SinhArcsinh(InvertibleLayer):
         return {"skewness": Weight(x_shape[-1:]), "tails": Weight(x_shape[-1:])}
 
     def bijector(self, weights: Mapping[str, tf.Tensor], condition: Condition = None) -> tfb.Bijector:
-        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails), both parameters bounded, from `weights`."""
+        """Returns the bijector y = s sinh((arcsinh(x) + skewness) * tails), with bounded parameters from `weights`."""
         # Tails between exp(-1/4) and exp(1/4) keep the output finite when many of these layers follow each other.
         skewness, log_tails = (tf.tanh(weights[name]) / 4 for name in ("skewness", "tails"))
         return tfb.SinhArcsinh(skewness, tf.exp(log_tails))

@@ -42,7 +42,7 @@ class LayerBijector(tfb.Bijector):
 
     @property
     def condition(self) -> tf.Tensor | None:
-        """The condition of calls without the keyword `condition`, as a tensor, from the constructor; or None."""
+        """The constructor's condition as a tensor, which calls without the keyword `condition` use; or None."""
         return None if self._condition is None else cast_to_tensor(self._condition, self.dtype)
 
     def _get_parameterization(self) -> int:

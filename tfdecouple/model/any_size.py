@@ -69,7 +69,7 @@ def _average_second_axis(x: tf.Tensor, count: int) -> tf.Tensor:
 
 
 def pad_and_shrink_images(config: ModelConfig, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns uint8 images (padded for the flow, resized for the encoder), the latter of `config.image_shape`."""
+    """Returns uint8 images padded for the flow, and the images resized to `config.image_shape` for the encoder."""
     if images.shape[1:3] == config.image_shape[:2]:
         return images, images
     return pad_images(images, compute_size_multiple(config)), shrink_images(images, *config.image_shape[:2])

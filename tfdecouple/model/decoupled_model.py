@@ -500,7 +500,7 @@ class DecoupledModel(Networks):
     predict_step = keras_training.predict_step
 
     def make_train_function(self, force: bool = False) -> None:
-        """Sets `train_function`, which runs training steps in Keras' `fit`, with TF32 only if `precision` is "tf32"."""
+        """Sets `train_function`, which Keras' `fit` calls to run steps, with TF32 only if `precision` is "tf32"."""
         if self.train_function is not None and not force:
             return
         training, _ = self.require_compiled("fit")
@@ -514,13 +514,13 @@ class DecoupledModel(Networks):
         self.train_function = context()(self.train_function)
 
     def make_test_function(self, force: bool = False) -> None:
-        """Sets `test_function`, which evaluates the batches of Keras' `evaluate`, in full float32."""
+        """Sets `test_function`, which Keras' `evaluate` calls to evaluate batches, in full float32 (without TF32)."""
         if self.test_function is None or force:
             super().make_test_function(force)
             self.test_function = full_float32()(self.test_function)
 
     def make_predict_function(self, force: bool = False) -> None:
-        """Sets `predict_function`, which encodes the batches of Keras' `predict`, in full float32."""
+        """Sets `predict_function`, which Keras' `predict` calls to encode batches, in full float32 (without TF32)."""
         if self.predict_function is None or force:
             super().make_predict_function(force)
             self.predict_function = full_float32()(self.predict_function)

@@ -60,7 +60,7 @@ def make_training_config(options: dict[str, Any]) -> TrainingConfig:
 
 
 class BoundMetrics:
-    """The Keras metrics of the evidence lower bound, means over images since the last reset, and two counts of steps.
+    """The Keras metrics of the evidence lower bound, means over images since the last reset; counts of skipped steps.
 
     Args:
         bits_per_dim: function that converts nats per image to bits per colour value.
@@ -79,7 +79,7 @@ class BoundMetrics:
 
     @property
     def image_count(self) -> tf.Tensor:
-        """The count of images over which these metrics are means, an int64 scalar."""
+        """The count of images over which the metrics of the bound are means, an int64 scalar."""
         return tf.cast(self.metrics[0].count, tf.int64)
 
     @property
@@ -92,7 +92,7 @@ class BoundMetrics:
         return {metric.name: metric.result() for metric in self.metrics}
 
     def add_images(self, terms: tf.Tensor, count: tf.Tensor) -> None:
-        """Adds `count` images to these metrics; `terms`, float64 `[3]`, are their mean terms of the bound in nats."""
+        """Adds `count` images to these metrics, given their means of the bound's `terms` in nats, float64 `[3]`."""
         reconstruction, kl, dequantization = each = tf.unstack(terms)
         loss = reconstruction + self._training.kl_weight * kl + dequantization
         for metric, value in zip(self.metrics, [loss, self._bits_per_dim(tf.add_n(each)), *each], strict=True):

@@ -149,7 +149,7 @@ class Networks(keras.Model):
 
     @property
     def input(self) -> keras.KerasTensor:
-        """The symbolic images, a `KerasTensor`, from which a user can make another Keras model."""
+        """The model's symbolic input images, a `KerasTensor`, from which a user can make another Keras model."""
         self._call_symbolically()
         return super().input
 
@@ -517,7 +517,7 @@ class Networks(keras.Model):
         return z if self.prior_affine is None else self.prior_affine.invert_for_labels(z, labels)
 
     def draw_labels(self, first: int, last: int, seed: tf.Tensor) -> tf.Tensor:
-        """Draws from p(y), by `seed`, the int32 labels of the samples with the indices `first` to `last` - 1."""
+        """Returns int32 labels, drawn from p(y) by `seed`, of the samples with the indices `first` to `last` - 1."""
         normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
         return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
@@ -548,7 +548,7 @@ class Networks(keras.Model):
         return None if images.shape[1:3] == self.config.image_shape[:2] else (height, width)
 
     def _find_bins_of_any_size(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the bins of images' pixels twice: of the images padded for the flow, and resized for the encoder."""
+        """Returns the bins of images padded for the flow, and the bins of the images resized for the encoder."""
         padded, shrunk = pad_and_shrink_images(self.config, images)
         bins = self.quantizer.find_bins(padded)
         return bins, bins if shrunk is padded else self.quantizer.find_bins(shrunk)

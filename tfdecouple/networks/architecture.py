@@ -61,7 +61,7 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
 
 @functools.lru_cache(maxsize=8)
 def _make_smallest_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
-    """Returns `make_networks` for one flow step per stage, which is enough: a stage's steps have equal shapes."""
+    """Returns the networks of `make_networks` with one flow step per stage: a stage's steps have equal shapes."""
 
     def reduce(steps: tuple) -> tuple:
         return tuple((1,) * len(entry) if isinstance(entry, tuple) else 1 for entry in steps)
@@ -110,7 +110,7 @@ def count_by_network(weights: Mapping[str, Shape]) -> dict[str, int]:
 
 
 def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Returns {network: count of trainable parameters}, and the sum as "total", from a config without a model."""
+    """Returns {network: count of trainable parameters}, and the sum as "total", from a model's config alone."""
     return count_by_network(compute_weight_shapes(config))
 
 

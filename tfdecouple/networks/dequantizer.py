@@ -38,7 +38,7 @@ class DequantizingFlow(Flow):
         self.sigmoid = Sigmoid(name="sigmoid", dtype=self.dtype_policy)
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, condition shape)] of this flow's direct sub-layers, shapes batch first."""
+        """Returns [(layer, input shape, condition shape)] of this flow's direct sub-layers."""
         return [*super().children(), (self.sigmoid, (None, *self.config.image_shape), None)]
 
     def _make_levels(self) -> tuple[tuple[Stage, ...], ...]:
@@ -96,7 +96,7 @@ class Dequantizer(Nested, BaseLayer):
         self.flow = DequantizingFlow(self.config, name="flow")
 
     def children(self, x_shape: Any = None, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None)] of the dequantizer's encoder and flow, for images of config size."""
+        """Returns [(layer, image shape, None)] of the dequantizer's two direct sub-layers, encoder and flow."""
         image = (None, *self.config.image_shape)
         return [(self.encoder, image, None), (self.flow, image, None)]
 

@@ -203,7 +203,7 @@ class Flow(InvertibleComposite):
         step_layers: Sequence[str],
         couplings: Mapping[str, Any],
     ) -> tuple[tuple[Stage, ...], ...]:
-        """Returns the stages of each level, made from the plans in `levels`; `couplings` are arguments of couplings.
+        """Makes the stages of each level from the plans in `levels`; every coupling gets the arguments `couplings`.
 
         Couplings in flow steps use `transform`, and couplings in `FactorOut` layers use `multiscale_transform`.
         """

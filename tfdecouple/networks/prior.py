@@ -123,7 +123,7 @@ class ClassAffine(_ClassLayer):
         return (x_shape[0], self.classes, self.latent_dim), (self.classes,)
 
     def reset_to_zero(self) -> None:
-        """Sets log-scale and shift to 0 for every label, so that the layer is the identity."""
+        """Sets this layer's log-scale and shift to 0 for every label, so that the layer is the identity."""
         for weight in (self.log_scale, self.shift):
             weight.assign(tf.zeros_like(weight))
 
