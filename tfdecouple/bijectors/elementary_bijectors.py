@@ -28,7 +28,7 @@ class BoundedAffine(ClosedForm):
 
     def __init__(self, shift: Any, unbounded: Any, alpha: float = 1.0):
         super().__init__(0, locals())
-        # If float32 rounds alpha to 1, then 1 + alpha tanh(u/2) could be 0; the formula below for alpha = 1 cannot.
+        # If float32 rounds alpha to 1, then 1 + alpha tanh(u/2) could be 0; the formula for alpha = 1 is never 0.
         self.alpha = 1.0 if np.float32(alpha) == 1 else alpha
         # Value, log-determinant and gradient share `_shared`, which is log s for alpha = 1 and s otherwise.
         if self.alpha == 1:

@@ -96,7 +96,7 @@ class Nested:
 class BaseLayer(keras.layers.Layer):
     """A Keras layer that specifies its weights before it is built, and whose weights Keras never casts.
 
-    Without casts, a method of the layer may be called directly inside a user's layer in mixed precision. Subclasses
+    Without casts, a method of the layer can be called directly inside a user's layer in mixed precision. Subclasses
     specify the layer's weights (`declare`) and its inner layers (`children`) for inputs of any shape. The names, shapes
     and count of a model's weights, and the cost of a model, are computed from these specifications before a weight is
     created.

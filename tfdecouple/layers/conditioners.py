@@ -202,7 +202,7 @@ class MLP(CouplingNet):
     """The coupling net for vectors, in the prior over z (paper B.3): FC - ELU - FC - ELU - FC, without a condition."""
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of three dense layers, for inputs `[batch, channels]`."""
+        """Returns {name: `Weight` (shape, initializer)} of the three dense layers of this MLP."""
         return {
             "first": Weight((x_shape[-1], self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),

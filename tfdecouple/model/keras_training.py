@@ -175,7 +175,7 @@ def unpack_images(data: Any) -> tuple[Any, Any]:
 
 
 def is_read_by_batches(x: Any) -> bool:
-    """Returns whether x yields batches, like a data set, a `PyDataset` or a generator, instead of being an array."""
+    """Returns whether x, an argument of `fit`, yields batches (a data set, a generator), rather than being an array."""
     return not (isinstance(x, tuple | list | dict) or tf.is_tensor(x) or hasattr(x, "__array__"))
 
 
@@ -210,8 +210,8 @@ def require_one_device(model: keras.Model) -> None:
 def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
     """Returns a NumPy array of at most `count` training images from `x`, an argument of `fit`, to initialise a model.
 
-    From an array, the images are drawn at random, except from the last part, the fraction `split`, which `fit` keeps
-    for validation. From a data set or another iterable, the first images are returned. An iterator raises DataError,
+    From an array, the images are drawn at random, but not from its last fraction `split`, which `fit` keeps for
+    validation. From a data set or another iterable, the first images are returned. An iterator raises DataError,
     because Keras could not read the same images again.
     """
     if isinstance(x, Iterator):

@@ -128,7 +128,7 @@ class Networks(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Networks:
-        """Returns a new, uninitialised model with the name, config and trainable layers of a dict from `get_config`."""
+        """Returns a new, uninitialised model from a dict of `get_config`; the same layers are not trainable."""
         arguments = dict(config)
         untrained = arguments.pop("untrained", ())
         model = cls(**arguments)
