@@ -43,7 +43,7 @@ _DIGESTS = "_digests.jsonl"
 
 
 def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
-    """Encodes a folder of images as the options of `encode-beam` say, and writes and returns the codes' manifest.
+    """Encodes a folder of images, as `options` of the command `encode-beam` say; writes and returns the manifest.
 
     Raises:
         UserError: if the model or the images are missing, the output folder is not empty, or the pipeline fails.
@@ -138,9 +138,9 @@ def _add_pipeline_steps(
 class FolderReader:
     """A reader of the image files below a folder, for workers; keys and labels are those of the data set `folder:PATH`.
 
-    `root` is the path of the folder, with a "/" at its end. `image_shape` and `centre_crop` are those of `read_image`.
-    `has_splits` says whether the sub-folders are splits, as they are if one is named "train". `labels` are the names of
-    all labels, sorted.
+    `root` is the path of the folder, with a "/" at its end. `image_shape` is the shape to which images are cropped and
+    resized, and `centre_crop` the largest side of the crop in pixels, 0 for no limit. `has_splits` says whether the
+    sub-folders are splits, as they are if one is named "train". `labels` are the names of all labels, sorted.
     """
 
     root: str
@@ -150,11 +150,11 @@ class FolderReader:
     labels: tuple[str, ...] = ()
 
     def find_image_key(self, path: str) -> str:
-        """Returns the key of an image: the path of the image's file, relative to the reader's folder."""
+        """Returns the key of an image: `path`, the path of the image's file, relative to this reader's folder."""
         return path.removeprefix(self.root)
 
     def is_image_path(self, path: str) -> bool:
-        """Returns whether a path is that of an image of the data set, by the file's ending and the folders' names."""
+        """Returns whether `path` is an image of this reader's data set, by the file's ending and the folders' names."""
         names = self.find_image_key(path).split("/")
         is_image = names[-1].lower().endswith(SUFFIXES) and not any(name.startswith(".") for name in names)
         return is_image and (not self.has_splits or (len(names) > 1 and names[0] in SPLIT_FOLDERS))
@@ -165,9 +165,10 @@ class FolderReader:
         return next(iter(folders[self.has_splits :]), "")
 
     def read_image_file(self, name: bytes) -> Iterator[Any]:
-        """Yields (key, label, pixels) of an image file, or a text about the file, tagged `UNREADABLE`, if that fails.
+        """Yields (key, label, pixels) of an image file; if the file is unreadable, a text with the tag `UNREADABLE`.
 
-        `name` is the path as bytes. The pixels are uint8 `[height, width, channels]`.
+        `name` is the path of the file as bytes. The key is UTF-8, the label an integer (-1 for none), and the pixels
+        are uint8 `[height, width, channels]`.
         """
         path = os.fsdecode(name)
         key = encode_image_key(self.find_image_key(path))
@@ -185,7 +186,7 @@ class FolderReader:
 
 
 def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, centre_crop: int) -> FolderReader:
-    """Returns a reader of the images among `paths`, the files below the folder `root`; DataError if there are none."""
+    """Returns a reader of the images among `paths`, all files below the folder `root`; DataError if there is none."""
     has_splits = any(path.startswith(f"{root}train/") for path in paths)
     reader = FolderReader(root, image_shape, centre_crop, has_splits)
     names = {reader.find_label_name(path) for path in paths if reader.is_image_path(path)}
@@ -196,7 +197,7 @@ def make_folder_reader(root: str, paths: Sequence[str], image_shape: Shape, cent
 
 @dataclasses.dataclass(frozen=True)
 class BatchEncoder:
-    """An encoder of batches of images, for workers; it computes the arrays `fields` with the ONNX file `model`."""
+    """An encoder of image batches for the workers of Beam; computes the codes `fields` with the ONNX file `model`."""
 
     model: str
     fields: tuple[Field, ...]
@@ -213,10 +214,11 @@ class BatchEncoder:
 
 @functools.lru_cache(maxsize=1)
 def open_encoder_session(model: str, threads: int, names: tuple[str, ...] = ()) -> Any:
-    """Returns an ONNX Runtime session of a model file; all threads of a process share the session.
+    """Returns an ONNX Runtime session of the ONNX file `model`; all threads of a process share the session.
 
-    The session computes the outputs `names`; () for all. Without v among the names, the flow is removed from the graph,
-    because ONNX Runtime would run the flow even if v is not requested. Raises DataError if the file cannot be opened.
+    The session computes the outputs `names`; () for all. If "v" is not among `names`, the flow is removed from the
+    graph, because ONNX Runtime would run the flow even if v is not requested. Raises DataError if the file cannot be
+    opened.
     """
     import onnx.utils
     import onnxruntime
@@ -253,7 +255,7 @@ def _find_encoder_file(model: str) -> str:
 
 
 def _choose_output_fields(session: Any, options: argparse.Namespace) -> tuple[tuple[Field, ...], Shape]:
-    """Returns the fields to store for each image (z; with --v also v), and the shape of the images the model takes.
+    """Returns the fields to store for each image (z; with --v also v), and the shape of the images to encode.
 
     Raises:
         UserError: if the ONNX file is not an encoder that these options can use.

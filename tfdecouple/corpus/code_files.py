@@ -25,8 +25,8 @@ def write_codes(
 ) -> None:
     """Writes the codes of n images into the file `path`, in the format `name`, "tfrecord" or "parquet".
 
-    `fields` name the arrays to write. `keys` are the names of the images in UTF-8. `rows` has the array "label", int
-    `[n]`, and an array for each field, float32 `[n, ...]`.
+    `fields` have the names of the arrays to write, such as "z". `keys` are the names of the images in UTF-8. `rows` is
+    a dict of "label", int `[n]`, and an array for each field, float32 `[n, ...]`.
     """
     labels, arrays = rows["label"].tolist(), {field.name: rows[field.name] for field in fields}
     if name == "tfrecord":
@@ -44,8 +44,8 @@ def serialize_examples(
 ) -> Iterator[bytes]:
     """Yields, for each image, a serialised `tf.train.Example` with the image's key, label and codes.
 
-    `keys` are UTF-8, and the label of an unlabelled image is -1. `arrays` are the codes, float32 `[n, ...]`, by the
-    name of the field.
+    `keys` are the names of the images in UTF-8, and the label of an unlabelled image is -1. `arrays` is {name of the
+    field, such as "z": codes of all images, float32 `[n, ...]`}.
     """
     for row, (key, label) in enumerate(zip(keys, labels, strict=True)):
         features = {
@@ -60,7 +60,10 @@ def serialize_examples(
 
 
 def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
-    """Returns the Arrow schema of a file of codes; each column's metadata has the shape of the array of one image."""
+    """Returns the Arrow schema of a Parquet file with key, label and the codes `fields` of images, a column for each.
+
+    The metadata of a column of codes have the shape of the code of one image.
+    """
     import pyarrow as pa
 
     columns = [pa.field("key", pa.string(), False), pa.field("label", pa.int32(), False)]
@@ -74,7 +77,10 @@ def make_parquet_schema(fields: Sequence[Field]) -> pa.Schema:
 def make_parquet_table(
     keys: Sequence[bytes], labels: Sequence[int], arrays: Mapping[str, np.ndarray], fields: Sequence[Field]
 ) -> pa.Table:
-    """Returns an Arrow table with the codes in `fields`; all other arguments are those of `serialize_examples`."""
+    """Returns an Arrow table with the key, the label and the codes `fields` of n images.
+
+    `keys`, `labels` and `arrays` have an entry for each image, as for `serialize_examples`.
+    """
     import pyarrow as pa
 
     columns = [pa.array([key.decode() for key in keys], pa.string()), pa.array(np.asarray(labels, np.int32))]
@@ -132,7 +138,7 @@ def read_codes(folder: str | pathlib.Path, split: str | None = None, partial: bo
     Returns:
         A finite dataset of dicts, one for each image: "key" string [], "label" int32 [] (-1 for none) and those float32
         arrays that were written: "z" [d_z], "z_std" [d_z], "v" [height, width, channels]; with --scores also the
-        numbers [] "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
+        scalars "bits_per_dim", "bits_per_dim_minus_codec", "shell", "typicality" and, with an encoder, "prior_nats".
 
     Raises:
         DataError: if the folder holds no codes, lacks the split, or is incomplete and `partial` is False.

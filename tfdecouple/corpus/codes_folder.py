@@ -71,12 +71,12 @@ class CodesFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Unlocks the folder."""
+        """Unlocks the folder of codes, so that another program can write to it."""
         self._lock.release()
 
     @contextlib.contextmanager
     def convert_write_errors(self) -> Iterator[None]:
-        """Returns a context that raises UserError instead of file errors of Python or TensorFlow."""
+        """Returns a context that raises UserError, "cannot write", instead of file errors of Python or TensorFlow."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -88,7 +88,11 @@ class CodesFolder:
             ) from error
 
     def begin_codes_folder(self, manifest: CodesManifest, model: DecoupledModel, config: Config, step: int) -> None:
-        """Writes a run folder with the weights of `model`, and the first manifest, which lists no code files yet."""
+        """Writes into this folder of codes a run folder with the weights of `model`, and the manifest `manifest`.
+
+        `config` is the config of the run, and `step` the training step of the weights. Raises UserError if the folder
+        cannot be written.
+        """
         run = self.path / RUN
         with self.convert_write_errors():
             if run.exists():
@@ -100,10 +104,10 @@ class CodesFolder:
     def find_missing_shards(
         self, manifest: CodesManifest, report: Report, counter: Callable[[int], None]
     ) -> list[ShardRange]:
-        """Removes damaged code files, and returns the code files that are still to be written.
+        """Removes damaged code files, and returns a `ShardRange` for each code file that is still to be written.
 
         `report` is a callback that receives a text about each removed file and each damaged line of the journal.
-        `counter` is a callback that receives the number of checked files.
+        `counter` is a callback that receives the count of files checked so far.
         """
         missing = []
         self._shards = read_shard_records(self.path, manifest, report)
@@ -123,7 +127,8 @@ class CodesFolder:
     ) -> None:
         """Writes a file of codes under a temporary name, adds the file's SHA-256 to the journal, and renames the file.
 
-        `keys` and `rows` are those of `write_codes`. Raises UserError if the file cannot be written.
+        `keys` are the names of the file's images in UTF-8, and `rows` is a dict of "label" and code arrays with an
+        entry for each image. Raises UserError if the file cannot be written.
         """
         with self.convert_write_errors(), temporary_file(self.path / shard.name) as temporary:
             write_codes(manifest.format, temporary, manifest.fields, keys, rows)
@@ -136,7 +141,7 @@ class CodesFolder:
             self._shards[shard.name] = entry
 
     def finish_codes_folder(self, manifest: CodesManifest) -> CodesManifest:
-        """Writes and returns the manifest of the complete folder, with all code files; removes the journal."""
+        """Writes and returns the manifest of the complete folder, which lists all code files; removes the journal."""
         shards = tuple(self._shards[shard.name] for shard in manifest.list_shard_ranges())
         images = sum(shard.images or 0 for shard in shards)
         skipped = sum(manifest.splits.values()) - images
@@ -149,7 +154,10 @@ class CodesFolder:
 
 
 def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Report) -> dict[str, Shard]:
-    """Returns the `Shard` of each written code file by name; `report` receives a text on each damaged journal line."""
+    """Returns {file name: `Shard`} of all code files in the manifest and in the journal of `folder`.
+
+    `report` is a callback that receives a text about each damaged line of the journal.
+    """
     try:
         lines = (folder / JOURNAL).read_bytes().splitlines()
     except FileNotFoundError:
@@ -165,7 +173,7 @@ def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Re
 
 
 def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns a text on how a code file differs from `shard`, its entry in manifest or journal; None if equal."""
+    """Returns how a code file differs from `shard`, its entry in manifest or journal, as text; None if it does not."""
     if shard is None:
         return "has no SHA-256 on record"
     try:
@@ -178,10 +186,10 @@ def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
 
 
 def verify_codes(folder: pathlib.Path, manifest: CodesManifest, counter: Callable[[int], None]) -> list[str]:
-    """Returns a list of texts, one for each code file that was changed, is missing, or is not in the manifest.
+    """Returns a list of problems of a folder of codes: a text for each file that is changed, missing or unknown.
 
-    Further texts say that the folder is incomplete, or that its weights are not those of the codes. `counter` is a
-    callback that receives the number of checked files.
+    Further texts say that the folder is incomplete, or that the weights in it did not make the codes. `counter` is a
+    callback that receives the count of files checked so far.
     """
     lines: list[str] = []
     shards, names = read_shard_records(folder, manifest, lines.append), manifest.list_shard_names()

@@ -51,19 +51,19 @@ class Field(_Model):
 
     @property
     def size(self) -> int:
-        """The number of values in the array of one image."""
+        """The count of values, an int, in the array that this field stores for one image."""
         return math.prod(self.shape)
 
 
 class Shard(FileDigest):
-    """Name, bytes, SHA-256 and number of images of a complete code file; `encode-beam` does not count the images."""
+    """The name, size in bytes, SHA-256 and count of images (None from `encode-beam`) of a complete code file."""
 
     name: _Name
     images: _Count | None = None
 
 
 class ShardRange(NamedTuple):
-    """The name of a code file, and which images of a split it has: those with indices from `start` to `stop` - 1."""
+    """The name of a code file, and the images in the file: those of `split` with indices from `start` to `stop` - 1."""
 
     name: str
     split: str
@@ -72,7 +72,7 @@ class ShardRange(NamedTuple):
 
 
 class ModelFacts(_Model):
-    """Run and step of the model that encoded; the SHA-256 of its weights (`encode`) or ONNX file (`encode-beam`)."""
+    """The encoding model: run, training step, and SHA-256 of the weights (`encode`) or ONNX file (`encode-beam`)."""
 
     run: str | None
     step: _Count
@@ -101,11 +101,11 @@ class CodesManifest(_Model):
         model: the model that encoded the images.
         data: the encoded data set.
         label_names: names of the labels; empty for images without labels.
-        splits: number of images in each split, by name, in the order of encoding.
-        images_per_shard: largest number of images in a code file; 0 for encode-beam, which has no such limit.
+        splits: {name of a split: count of its images}, in the order of encoding.
+        images_per_shard: largest count of images in a code file; 0 for encode-beam, which has no such limit.
         complete: whether all files are written.
-        totals: how many "images", "skipped" images and "bytes" there are in a complete folder.
-        shards: the code files of a complete folder.
+        totals: for a complete folder, the counts of "images" (encoded), "skipped" (unreadable images) and "bytes".
+        shards: the code files of a complete folder; () before.
     """
 
     version: Literal[1] = 1
@@ -140,7 +140,7 @@ class CodesManifest(_Model):
         return self
 
     def list_shard_ranges(self) -> list[ShardRange]:
-        """Returns a `ShardRange` for each code file that the complete folder has or will have, in order."""
+        """Returns a `ShardRange` for each code file of the folder, whether written or still to be written, in order."""
         ranges = []
         for split, size in self.splits.items():
             starts = range(0, size, self.images_per_shard)
@@ -150,12 +150,12 @@ class CodesManifest(_Model):
         return ranges
 
     def list_shard_names(self, split: str | None = None) -> list[str]:
-        """Returns the names of the code files of `split` (None: all splits) in the complete folder, in order."""
+        """Returns the names of the code files of `split` (None: all splits), whether written or not yet, in order."""
         names = [shard.name for shard in (self.shards if self.complete else self.list_shard_ranges())]
         return [name for name in names if split is None or name.startswith(f"{split}-")]
 
     def require_same_job(self, job: CodesManifest, folder: pathlib.Path) -> None:
-        """Raises DataError, with the first difference, unless the manifest `job` is for the same encoding as this."""
+        """Raises DataError, naming the first difference, unless the manifest `job` is of the same encoding as this."""
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:
@@ -164,7 +164,7 @@ class CodesManifest(_Model):
                 f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
                 "the former, or another folder with --out"
             )
-        # The title has the path of the images. The path may change if the images have keys, which identify the images.
+        # The title has the path of the images. The path can differ if the images have keys, which identify the images.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions")
         for name in ("format", "fields", "images_per_shard", *title, "splits", *data):
@@ -181,12 +181,12 @@ class CodesManifest(_Model):
             )
 
     def write_manifest(self, folder: pathlib.Path) -> None:
-        """Writes the manifest into a folder as JSON."""
+        """Writes this manifest as the JSON file `_manifest.json` into a folder of codes."""
         write_json(folder / MANIFEST, self.model_dump(mode="json", exclude_none=True))
 
     @classmethod
     def read_manifest(cls, folder: pathlib.Path) -> CodesManifest | None:
-        """Returns the manifest in a folder, or None if there is none; raises DataError for a malformed manifest."""
+        """Returns the manifest of a folder of codes, or None if there is none; raises DataError if it is invalid."""
         path = folder / MANIFEST
         try:
             return read_model(path, cls, _MOST_BYTES)
@@ -217,7 +217,7 @@ def encode_image_key(key: str) -> bytes:
 
 
 def choose_code_fields(config: ModelConfig, *, v: bool, z_std: bool, scores: bool = False) -> tuple[Field, ...]:
-    """Returns name and shape of each array to store: z if the model has z; v, z_std and outlier scores if requested."""
+    """Returns the fields to store for an image: z if the model has z; v, z_std and outlier scores if requested."""
     latent = (config.latent_dim,)
     shapes: dict[str, tuple[int, ...]] = {"z": latent} if config.has_latent else {}
     if z_std:

@@ -21,13 +21,13 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.model.round_trip import far_from_training
 from tfdecouple.runtime.precision import full_float32
 
-# A function of images, their indices in the split and their labels. It returns a dict of codes, an array by field.
+# A function of images, their indices in the split and their labels. It returns {name of a field: array of codes}.
 ImageEncoder = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 Rows = dict[str, np.ndarray]
 
 
 def make_image_encoder(model: DecoupledModel, fields: Sequence[Field], batch_size: int) -> ImageEncoder:
-    """Returns a function that computes a dict of the codes in `fields` of at most `batch_size` images.
+    """Returns a function that computes the codes `fields` of at most `batch_size` images, as {name: array}.
 
     The arguments of the function are images, uint8 `[n, height, width, channels]`, their indices in the split, and
     their labels. The function pads smaller batches, so that TensorFlow traces the model once. The flow runs only if v
@@ -84,11 +84,11 @@ def encode_shards(
     batch_size: int,
     counter: Callable[[int], None],
 ) -> list[bytes]:
-    """Encodes images into code files; returns the keys of images that are `far_from_training`, by their written v.
+    """Encodes images into code files; returns the keys of images that may decode inexactly (`far_from_training`).
 
     `shards` are the code files to write, in the order of the manifest. `encoder` is the result of `make_image_encoder`,
-    and `counter` is a callback that receives the number of encoded images. Without v among the codes, no key is
-    returned.
+    and `counter` is a callback that receives the count of images encoded so far. If v is not among the codes, no key
+    is returned.
 
     Raises:
         DataError: if an image cannot be read.
@@ -133,7 +133,7 @@ def hash_image_keys(source: Source, splits: Sequence[str]) -> str:
 def _encode_batches(
     source: Source, split: str, indices: np.ndarray, encoder: ImageEncoder, batch_size: int
 ) -> Iterator[Rows]:
-    """Yields, for each batch of the images with `indices` (ascending), a dict of "index", "label" and code arrays."""
+    """Yields a dict of "index", "label" and code arrays for each batch of the images with `indices`, ascending."""
     batches = source.open_split(split).decode_examples(indices).batch(batch_size).prefetch(2).as_numpy_iterator()
     while True:
         try:

@@ -26,7 +26,7 @@ class Estimate:
 
     @classmethod
     def from_values(cls, values: Any) -> Estimate:
-        """Returns the mean and standard error, computed in float64, of `values`, `[images]`, one value per image."""
+        """Returns the `Estimate` of `values`, `[images]`, with one value per image; computes in float64."""
         values = np.asarray(values, np.float64)
         error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
         return cls(float(values.mean()), float(error))
@@ -42,7 +42,7 @@ class Estimate:
 
 
 class Result(NamedTuple):
-    """The result of a metric: values for the metric's JSON file, lines that `evaluate` prints, and a picture or None.
+    """The result of a metric of `evaluate`: values for a JSON file, lines of text to print, and a picture or None.
 
     The values are plain Python objects; NaN and infinities become null in the file.
     """
@@ -86,7 +86,7 @@ class Metric:
 
     @property
     def option(self) -> str:
-        """The name of the command-line option that requests the metric, such as "--latent-use"."""
+        """The name of the command-line option that requests this metric, such as "--latent-use"."""
         return f"--{self.name.replace('_', '-')}"
 
     def is_requested(self) -> bool:
@@ -94,7 +94,7 @@ class Metric:
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Checks the metric's options, files and packages; `evaluate` calls this before it computes any metric.
+        """Checks this metric's options, files and packages; `evaluate` calls this before it computes any metric.
 
         Raises:
             UserError: if an option is wrong, or a file, a data set or a package that the metric needs is missing.
@@ -103,7 +103,7 @@ class Metric:
             require_packages("matplotlib", what=self.option)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the metric's result; `evaluation`, a `cli.evaluate.Evaluation`, has the run, images and devices.
+        """Computes this metric; `evaluation`, a `cli.evaluate.Evaluation`, has the run, the images and the devices.
 
         Raises:
             UserError: if the metric cannot be computed for a reason that the user can change.
@@ -112,12 +112,12 @@ class Metric:
 
 
 def describe_draw_count(k: int) -> str:
-    """Returns `k`, a number of random draws, as a text, such as "1 draw" or "3 draws"."""
+    """Returns `k`, a count of random draws, as a text, such as "1 draw" or "3 draws"."""
     return f"{k} draw{'s' if k > 1 else ''}"
 
 
 def require_finite_values(what: str, values: np.ndarray, index: np.ndarray) -> None:
-    """Raises RunError, which lists the images that have a NaN or an infinity, unless all `values` are finite.
+    """Raises RunError, which lists the images with a NaN or an infinity, unless all `values` are finite.
 
     `values` are `[images, ...]`, and `index`, `[images]`, has the indices of the images in their split. `what` names
     the values in the message, such as "the bound".

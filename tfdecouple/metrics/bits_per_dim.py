@@ -51,7 +51,7 @@ class BitsPerDim(Metric):
 
 
 class ImportanceWeighted(Metric):
-    """The metric of bits per dimension by the importance-weighted bound, over --importance draws per image."""
+    """The metric of bits per dimension by the importance-weighted bound, from --importance draws per image."""
 
     name = "importance"
 
@@ -62,7 +62,7 @@ class ImportanceWeighted(Metric):
         add_number(group, "--importance", 0, text)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the importance-weighted bound, how far it is below the ELBO, and how many draws are effective."""
+        """Returns the importance-weighted bound in bits/dim, its gain over the ELBO, and a count of effective draws."""
         bound, line = _evaluate_bound(evaluation, IMPORTANCE_WEIGHTED, self.options.importance)
         gain = f"    {bound.gain.to_text(4)} below the ELBO over the same draws"
         return Result(
@@ -71,7 +71,7 @@ class ImportanceWeighted(Metric):
 
 
 def _evaluate_bound(evaluation: Any, bound: str, k: int) -> tuple[Bound, str]:
-    """Returns a bound on the bits/dim of the images of --split, from `k` draws per image, and its line for printing."""
+    """Returns the bound named `bound` for the images of --split, from `k` draws per image, and a line to print."""
     from tfdecouple.runtime.progress import Counter
 
     evaluator, draws = (
@@ -92,7 +92,7 @@ class OwnSize(Metric):
     help = "also bits/dim of the images at their own size, neither cropped nor resized (folders and photographs)"
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the bits/dim of each image, averaged over --samples draws of noise, and the mean over the images."""
+        """Returns each image's bits/dim at its own size, averaged over --samples draws, and the mean of all images."""
         from tfdecouple import randomness
         from tfdecouple.metrics.drawn_images import draw_uncropped_images
         from tfdecouple.runtime.progress import Counter
@@ -147,7 +147,7 @@ class Bound:
     effective_draws: float
 
     def to_log_row(self) -> dict[str, float]:
-        """Returns a dict of numbers for a row of the training log: the bound, its terms, counts of images and draws."""
+        """Returns this bound as a dict for a row of the training log: the bound, its terms, counts of images, draws."""
         terms = {name: getattr(self, name).mean for name in _TERMS}
         bits = {"bits_per_dim": self.bits_per_dim, "standard_error": self.standard_error}
         return {**bits, **terms, "images": self.images, "samples": self.k}
@@ -156,9 +156,9 @@ class Bound:
 class BoundEvaluator:
     """A callable that computes a bound on the bits per dimension of images, on one or more devices.
 
-    Draw number n of an image depends only on the seed, on n and on the index of the image, and sums are taken in
-    float64. So the batch size and the number of devices change a result by rounding alone. For a model without z, only
-    the dequantisation noise u is drawn.
+    The draw with index n of an image depends only on the seed, on n and on the index of the image, and sums are taken
+    in float64. So the batch size and the count of devices change a result by rounding alone. For a model without z,
+    only the dequantisation noise u is drawn.
 
     Args:
         model: a `DecoupledModel` with weights, or another density that has the attributes `config`,
@@ -172,7 +172,7 @@ class BoundEvaluator:
         self._model = model
         self._has_classes = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
-        # TensorFlow traces the function once for each batch shape, because the seed and the draw number are tensors.
+        # TensorFlow traces the function once for each batch shape, because seed and index of the draw are tensors.
         self._compute_on_devices = tf.function(
             lambda *inputs: self._strategy.run(self._compute_elbo_terms, args=inputs),
             autograph=False,
@@ -254,13 +254,13 @@ class BoundEvaluator:
         return Bound(bound, k, len(bits), mean, error, reconstruction, kl, dequantization, gain, effective_draws)
 
     def _gather_from_devices(self, values: Any) -> np.ndarray:
-        """Returns the values of all devices as one array in the order of the batch, on every worker."""
+        """Joins the parts of `values` that lie on several devices into one array, in the order of the batch."""
         return self._strategy.gather(values, axis=0).numpy()
 
     def _compute_elbo_terms(
         self, images: tf.Tensor, labels: tf.Tensor | None, index: tf.Tensor, seed: tf.Tensor, number: tf.Tensor
     ) -> tf.Tensor:
-        """Returns the three terms of each image's ELBO for draw `number` of the noise, in nats, `[batch, 3]`."""
+        """Returns the three terms of each image's ELBO, in nats, `[batch, 3]`, for the draw with the index `number`."""
         import tensorflow as tf
 
         from tfdecouple import randomness

@@ -143,7 +143,10 @@ def _format_accuracy(result: dict[str, Any]) -> str:
 
 
 def _format_linear_classifiers(report: dict[str, Any]) -> list[str]:
-    """Returns the lines of the printed table of test accuracies; `report` has the values that `LinearProbe` returns."""
+    """Returns the lines of a table of test accuracies, a row for each set of features, a column for each classifier.
+
+    `report` is the dict of values that `LinearProbe.compute` returns.
+    """
     lines = [
         f"Test accuracy of linear classifiers, {report['classes']} classes (paper Table 4): "
         f"{report['train_images']:,} training, {report['test_images']:,} test images.",
@@ -193,10 +196,10 @@ def classify_images(
 ) -> dict[str, Any]:
     """Classifies each image x as the label y with the highest p(y|x); returns a dict of the accuracy and more metrics.
 
-    The dict has plain Python values: `images`, the number of labelled images; `accuracy` and `standard_error`;
+    The dict has plain Python values: `images`, the count of labelled images; `accuracy` and its `standard_error`;
     `chance`, the share of the most frequent label; `log_probability`, the mean of log p(y|x) of the true label y in
-    nats; and `confusion`, the result of `count_confusion`. `batches` come from `make_evaluation_batches`. `on_batch` is
-    a callback that receives the number of classified images.
+    nats; and `confusion`, the result of `count_confusion`. `batches` are dicts from `make_evaluation_batches`, and
+    `on_batch` is a callback that receives the count of images classified so far.
 
     Raises:
         DataError: if no image has a label.
@@ -231,10 +234,10 @@ def classify_images(
 
 
 def count_confusion(features: str, classifier: str, labels: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Returns a dict with the confusion matrix of a classifier, from true `labels` and `predicted` labels, `[n]`.
+    """Returns a dict with the confusion matrix of a classifier, from true `labels` and `predicted` labels, int `[n]`.
 
     The keys are `features` and `classifier`, the names that were passed; `accuracy`; `labels`, a sorted list of all
-    true and predicted labels; and `counts`, with a row for each true label and a column for each predicted label.
+    true and predicted labels; and `counts`, the matrix, with a row for each true and a column for each predicted label.
     """
     from sklearn.metrics import confusion_matrix
 

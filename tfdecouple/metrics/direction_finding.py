@@ -22,22 +22,24 @@ from threadpoolctl import threadpool_limits
 from tfdecouple.metrics.linear_classifier import STRENGTHS, fit_classifier
 from tfdecouple.runs.latent_directions import CLASSIFIER, MEANS, Direction
 
-# Smallest number of training images with a label, and of those without it. A fifth of all is held out to choose C.
+# At least this many training images must have a label, and as many lack it. A fifth of all is held out to choose C, the
+# inverse strength of the classifier's regularisation.
 LEAST = 5
 
 
 def find_label_directions(
     name: str, z: np.ndarray, has: np.ndarray, held_z: np.ndarray, held_has: np.ndarray, seed: int
 ) -> list[Direction]:
-    """Returns two directions in z from images without a label to images with it: by means and by classifier.
+    """Returns two directions in z from images without a label to images with it: by means and by a linear classifier.
 
-    `name` becomes the name of both directions. `has` and `held_has`, bool `[n]`, say which training and held-out images
-    have the label. At least `LEAST` training images have it, and at least `LEAST` lack it. The classifier is fitted to
-    equally many images of both classes, drawn with `seed`, so that neither class dominates the threshold and the choice
-    of C, the inverse regularisation strength.
+    `name` becomes the name of both directions. `z` and `held_z`, float32 `[n, d_z]`, are the codes of training and of
+    held-out images. `has` and `held_has`, bool `[n]`, say which of these images have the label. At least `LEAST`
+    training images have it, and at least `LEAST` lack it. The classifier is fitted to equally many images with and
+    without the label, drawn with `seed`, so that neither class dominates the threshold and the choice of C, the inverse
+    regularisation strength.
 
     The metrics of a direction (`Direction.figures`) are `accuracy`, the mean of the accuracies on held-out images with
-    and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; numbers of images; and
+    and without the label (0.5 is chance); the binomial `standard_error` of `accuracy`; `auroc`; counts of images; and
     C. The first three are None if the held-out images all have the label, or all lack it.
     """
     means = z[has].mean(0, dtype=np.float64), z[~has].mean(0, dtype=np.float64)
@@ -71,10 +73,11 @@ def find_number_directions(
     """Returns two directions in z, by two methods, along which a numeric attribute of images, such as an age, grows.
 
     The first is the slope of the mean of z per standard deviation of the attribute. The second is the normal of a ridge
-    regression, whose penalty is chosen by leave-one-out cross-validation. `values` and `held_values`, `[n]`, have the
-    attribute of each training and held-out image; the training images must not all have the same value. The metrics of
-    a direction (`Direction.figures`) are the `r2` of a linear prediction of the attribute along the direction on the
-    held-out images (None if these all have the same value), numbers of images, and the penalty.
+    regression, whose penalty is chosen by leave-one-out cross-validation. `name` becomes the name of both directions.
+    `z` and `held_z`, float32 `[n, d_z]`, are the codes of training and of held-out images. `values` and `held_values`,
+    `[n]`, are the attribute of these images; the training images must not all have the same value. The metrics of a
+    direction (`Direction.figures`) are the `r2` of a linear prediction of the attribute along the direction on the
+    held-out images (None if these all have the same value), counts of images, and the penalty.
     """
     mean, deviation = values.mean(), values.std()
     standard, held_standard = (values - mean) / deviation, (held_values - mean) / deviation
@@ -101,13 +104,16 @@ def _subtract_centre(z: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _scale_normal(normal: np.ndarray, difference: np.ndarray) -> np.ndarray:
-    """Returns `normal` as float32, scaled to the length of the projection of `difference` onto `normal`."""
+    """Returns the vector `normal`, float32 `[d_z]`, scaled to the length of the projection of `difference` onto it."""
     square = normal @ normal
     return ((abs(normal @ difference) / square if square > 0 else 0.0) * normal).astype(np.float32)
 
 
 def _evaluate_scores(scores: np.ndarray, has: np.ndarray) -> dict[str, Any]:
-    """Returns accuracy, standard error and AUROC of classifier scores `[n]`; a score above 0 predicts the label."""
+    """Returns a dict of accuracy, standard error and AUROC of a classifier of a label, by its scores on n images.
+
+    A score above 0 predicts the label; `has`, bool `[n]`, says which images have the label.
+    """
     if has.all() or not has.any():
         return {"accuracy": None, "standard_error": None, "auroc": None}
     shares, sizes = (np.mean(scores[has] > 0), np.mean(scores[~has] <= 0)), (has.sum(), (~has).sum())

@@ -32,7 +32,10 @@ def draw_image_indices(source: Source, split: str, count: int, seed: int) -> np.
 def read_drawn_batches(
     source: Source, split: str, indices: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the images of a split with `indices` in batches, as `read_chosen_batches` does, with a progress bar."""
+    """Yields batches of the images of a split with `indices`, in ascending order, and shows a progress bar.
+
+    A batch is a dict of "image" uint8 `[b, height, width, channels]`, "label" int32 `[b]` (-1 for none) and "index".
+    """
     from tfdecouple.data import read_chosen_batches
 
     done = 0
@@ -76,7 +79,7 @@ def encode_drawn_images(
 
 
 def make_padded_batches(values: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields pairs (batch, count): equally large batches of rows of `values`, and how many rows are no padding."""
+    """Yields pairs (batch of rows of `values`, count of rows that are not padding); all batches have the same size."""
     size = min(batch_size, len(values))
     for start in range(0, len(values), size):
         batch = values[start : start + size]

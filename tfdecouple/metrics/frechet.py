@@ -56,7 +56,7 @@ class FrechetDistance(Metric):
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
-        """Opens the feature extractor and tries it on two images: a wrong file fails before any metric is computed."""
+        """Opens the extractor of --frechet and tries it on two images: a bad file fails before a metric is computed."""
         from tfdecouple.runs.run_folder import load_config
 
         open_feature_extractor(
@@ -64,7 +64,10 @@ class FrechetDistance(Metric):
         )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the distance of samples and the floor, in squared units of features, and warnings of few images."""
+        """Returns the Frechet distance of samples and its floor, in squared units of features, and warnings.
+
+        A warning says that images are too few for a meaningful distance.
+        """
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
         samples = options.frechet_images
@@ -157,7 +160,7 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
 def draw_model_samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields `count` samples in batches, uint8, with v scaled by `temperature`; sample k depends on k and the seed."""
+    """Yields batches of samples, uint8, `count` in all, with v scaled by `temperature`; k and `seed` fix sample k."""
     import tensorflow as tf
 
     from tfdecouple import randomness
@@ -256,7 +259,7 @@ def open_feature_extractor(path: pathlib.Path | str, image_shape: Shape, trust: 
 
 
 def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Returns a function that runs an ONNX file on images, the dtypes of all inputs, and the count of outputs."""
+    """Opens an ONNX file; returns a function from images to features, the inputs' dtypes, and the count of outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -272,7 +275,7 @@ def _open_onnx_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any
 
 
 def _open_keras_extractor(path: pathlib.Path) -> tuple[Callable[[np.ndarray], Any], list[str], int]:
-    """Returns a function that runs a Keras file on images, the dtypes of all inputs, and the count of outputs."""
+    """Opens a Keras file; returns a function from images to features, the inputs' dtypes, and the count of outputs."""
     import keras
 
     model = keras.saving.load_model(path, compile=False)

@@ -36,7 +36,7 @@ _FITTED, _VALUES = 2_000, 2**25
 
 
 class ImageStatistics(Metric):
-    """The metric of how well z and v predict statistics of images, and which code these follow if z is exchanged."""
+    """The metric of how well z and v predict statistics of images, and which code the statistics follow in a switch."""
 
     name = "image_statistics"
     help = (
@@ -59,7 +59,7 @@ class ImageStatistics(Metric):
             )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns what `compute_image_statistics` gives for the images of --split, with training images for fitting."""
+        """Returns the dict of `compute_image_statistics` for the images of --split, and the lines of a table of it."""
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []
@@ -76,7 +76,7 @@ def compute_brightness(images: np.ndarray) -> np.ndarray:
 
 
 def compute_colour(images: np.ndarray) -> np.ndarray:
-    """Returns each image's mean of red minus green and of yellow minus blue, `[n, 2]`; `images` are `[n, S, S, 3]`."""
+    """Returns each image's mean red minus green and mean yellow minus blue, `[n, 2]`; `images` are `[n, S, S, 3]`."""
     red, green, blue = images.mean((1, 2)).T
     return np.stack([red - green, (red + green) / 2 - blue], 1)
 
@@ -257,15 +257,17 @@ def _compute_r2(features: tuple[np.ndarray, ...], train_y: np.ndarray, y: np.nda
 
 
 def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, seed: int) -> dict[str, dict[str, float]]:
-    """Returns a dict of the numbers `z`, `v` and `nearer_to_z` of `compute_image_statistics`, with standard errors.
+    """Returns how far a statistic of switched images follows z and v: {"z": ..., "v": ..., "nearer_to_z": ...}.
 
-    The arguments are one statistic, `[n, k]`, of the switched images and of the images from which z and v come.
+    A switched image is decoded from z of one image and v of another. `switched`, `of_z` and `of_v`, `[n, k]`, are the
+    statistic of the switched images and of the images from which z and v come. Each value of the result is a dict of
+    "mean" and "standard_error"; `compute_image_statistics` explains the three.
     """
     mean, scale = of_v.mean(0), np.maximum(of_v.std(0), 1e-12)
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
     def solve_normal_equations(*products: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Returns p and q, `[2, ...]`, of the least-squares fit y = p a + q b from the products aa, ab, bb, ay, by."""
+        """Returns p and q, `[2, ...]`, of the least-squares fit y = p a + q b; `products` are aa, ab, bb, ay, by."""
         aa, ab, bb, ay, by = (each.sum(axis) for each in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])

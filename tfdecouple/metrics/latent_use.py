@@ -72,7 +72,7 @@ class LatentUse:
 
     Attributes:
         prior: the name of the prior, "normal" or "flow".
-        images, samples: the number of images, and of draws of z and of the dequantisation noise u per image.
+        images, samples: the count of images, and the count of draws of z and of the dequantisation noise u per image.
         kl: KL(q(z|x) || p(z)). It is exact for the normal prior of a model without labels, and otherwise estimated from
             the draws.
         kl_method: "exact" or "Monte Carlo".
@@ -116,7 +116,7 @@ def compute_latent_use(
     seed: int = 0,
     on_batch: Callable[[int], None] = lambda done: None,
 ) -> LatentUse:
-    """Returns how much a model uses z on a set of images, computed on one device.
+    """Returns a `LatentUse`, metrics of how much a model uses z on a set of images, computed on one device.
 
     Draws depend on the seed and on the index of the image, so that the batch size changes a result by rounding alone.
 
@@ -231,8 +231,8 @@ def compute_latent_use(
 def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the information that z has about the image in nats: by image, `[N]`, and by dimension of z, `[d_z]`.
 
-    For an image x it is log q(z|x) minus the log of the mean of q(z|x') over all images x', at most log N. For a
-    dimension it is the mean over images of the same difference, computed from this dimension alone. `z` is one draw
+    The information for an image x is log q(z|x) minus the log of the mean of q(z|x') over all images x', at most log N.
+    For a dimension, it is the mean over images of this difference, computed from the dimension alone. `z` is one draw
     from each q(z|x), which has the mean `mean` and the standard deviation `stddev`. All arrays are float64, and the
     arguments are `[N, d_z]`.
     """
@@ -254,14 +254,14 @@ def compute_mutual_information(z: np.ndarray, mean: np.ndarray, stddev: np.ndarr
 
 
 def _compute_log_density(z: np.ndarray, mean: np.ndarray, stddev: np.ndarray) -> np.ndarray:
-    """Returns the log density, in nats, of each entry of `z` under a normal distribution, in the shape of `z`."""
+    """Returns the log density, in nats, of each entry of `z` under a normal distribution with `mean` and `stddev`."""
     return -np.square((z - mean) / stddev) / 2 - np.log(stddev) - math.log(2 * math.pi) / 2
 
 
 def draw_derangement(count: int, seed: Any) -> np.ndarray:
-    """Returns a random permutation of 0 to `count` - 1, int64 `[count]`, that leaves no number at its position.
+    """Returns a random permutation of the indices 0 to `count` - 1, int64 `[count]`, that leaves no index in its place.
 
-    The function arranges the numbers on a circle in random order and replaces each number by its neighbour. `count` is
+    The function arranges the indices on a circle in random order and replaces each index by its neighbour. `count` is
     at least 2.
     """
     order = _draw_random_order(count, seed)

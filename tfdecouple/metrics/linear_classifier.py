@@ -99,16 +99,16 @@ class FittedClassifier(NamedTuple):
 def fit_classifier(
     kind: str, features: np.ndarray, labels: np.ndarray, on_fit: Callable[[int], None] = lambda fits: None
 ) -> FittedClassifier:
-    """Chooses C on the last fifth of the training images, and returns a classifier with this C, fitted to all of them.
+    """Chooses C on the last fifth of the training images; returns a classifier with this C, fitted to all the images.
 
-    The values of C, the inverse strength of the regularisation, rise by factors of ten. The search stops when the
+    The tried values of C, the inverse strength of the regularisation, rise by factors of ten. The search stops when the
     accuracy on the last fifth is more than its standard error below the best one, because a larger C takes longer.
 
     Args:
         kind: a key of `CLASSIFIERS`.
         features: standardised features of five or more training images, float32 `[n, features]`, in random order.
         labels: the labels of the images, int `[n]`; the first four fifths must have two different labels.
-        on_fit: a callback that receives the number of fits so far.
+        on_fit: a callback that receives the count of fits so far.
     """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits

@@ -30,7 +30,8 @@ SCORES = {
 }
 # The synthetic outliers that `make_outlier_images` makes.
 MADE = ("noise", "constant", "permuted")
-# A threshold lets the share `PASSING` of the run's images pass. Intervals come from `RESAMPLES` bootstrap samples.
+# The threshold for false positives lets the share `PASSING` of the run's images pass. Confidence intervals come from
+# `RESAMPLES` bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
 Scores = dict[str, np.ndarray]
@@ -73,7 +74,7 @@ class Outliers(Metric):
             source.open_split(options.split)
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns how well each score separates outliers from the images of --split, and the scores of all images."""
+        """Returns how well each score separates outliers from images of --split, all scores, and their histograms."""
         from tfdecouple.visualization.plots import COLOURS, plot_histograms, render_figure
 
         options, source, count = self.options, evaluation.source, evaluation.count
@@ -112,7 +113,10 @@ class Outliers(Metric):
         return Result(values, _format_separation(reports, options), render_figure(figure))
 
     def _read_outlier_batches(self, evaluation: Any, name: str) -> Iterator[Mapping[str, Any]]:
-        """Yields batches of the outliers `name`, as `make_evaluation_batches` does, up to `evaluation.count` images."""
+        """Yields batches of the outliers `name`, such as "noise" or a data set, up to `evaluation.count` images.
+
+        A batch is a dict of "image", "index", "weight" (0 for padding) and, from a data set, "label".
+        """
         from tfdecouple.data import make_evaluation_batches
 
         options, start = self.options, 0
@@ -179,7 +183,7 @@ class OutlierScorer:
         self._score_draw = score_draw
 
     def __call__(self, images: np.ndarray, index: np.ndarray, count: int | None = None) -> Scores:
-        """Returns a dict from score names to the scores of the first `count` images, float64 `[count]`.
+        """Returns {name of a score: scores of the first `count` images, float64 `[count]`}.
 
         The names are those of `SCORES`, without "prior_nats" for a model without a prior over z. `images` are uint8
         `[n, height, width, channels]`, with padding at the end if `count` is less than n. `index`, `[n]`, has the
@@ -202,7 +206,11 @@ class OutlierScorer:
 
 
 def _score_images(scorer: OutlierScorer, batches: Iterable[Mapping[str, Any]], name: str, total: int) -> Scores:
-    """Returns a dict of arrays `[n]` for the images of all batches: scores, "index" and "label" (-1 for none)."""
+    """Returns {score or "index" or "label": array `[n]`} of the n images of all batches; the label is -1 for none.
+
+    `name` names the images, and `total` is their count, for the progress bar and errors. Raises RunError if a score is
+    not finite.
+    """
     from tfdecouple.runtime.progress import Counter
 
     rows: list[Scores] = []
@@ -236,7 +244,7 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
 
 
 def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Returns `[2, ...]`: the AUROC, and the share of outliers below the threshold that lets 95 % of inliers pass."""
+    """Returns, `[2, ...]`, AUROC and the share of outliers below the threshold that lets 95 % of the inliers pass."""
     # The quantile is a little below `PASSING`, because rounding errors could otherwise let 96 of 100 images pass.
     threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return np.stack([compute_auroc(inliers, outliers, axis), (outliers <= threshold).mean(axis)])
