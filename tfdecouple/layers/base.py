@@ -1,4 +1,4 @@
-"""The base classes of all Keras layers here, of invertible layers, and of invertible layers made of inner layers."""
+"""The base classes of all layers, of invertible layers, and of invertible layers that are made of inner layers."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Cost(NamedTuple):
     hidden_map: int = 0
 
     def add_cost(self, other: Cost) -> Self:
-        """Returns the sum of this cost and `other`, field by field."""
+        """Returns a `Cost`, the sum of this cost and `other` field by field."""
         return type(self)(*(one + two for one, two in zip(self, other, strict=True)))
 
 

@@ -86,7 +86,7 @@ class ChannelSplit:
         return tuple(tf.split(x, [transformed, unchanged], -1)[::-1])
 
     def merge_channels(self, x_a: tf.Tensor, x_b: tf.Tensor) -> tf.Tensor:
-        """Joins x_a and x_b to one array, with the channels in the order that they had before the split."""
+        """Joins x_a and x_b to one array `[batch, ..., channels]`, with channels in the order before the split."""
         pair = (x_a, x_b) if self.part == "last" else (x_b, x_a)
         if self._is_alternating(x_a.shape[-1] + x_b.shape[-1]):
             return _interleave_channels(*pair)

@@ -41,7 +41,7 @@ class ActNorm(InvertibleLayer):
         return {"log_scale": Weight(x_shape[-1:], initializer), "bias": Weight(x_shape[-1:])}
 
     def initialize(self, x: tf.Tensor, condition: Condition = None) -> tf.Tensor:
-        """Sets scale and bias to give outputs for a batch x mean 0, deviation 1 per channel; returns the outputs."""
+        """Sets scale and bias to normalise every channel of this actnorm's outputs for x; returns the outputs."""
         x, _ = self._prepare_inputs(x, condition)
         flat = tf.reshape(x, [-1, x.shape[-1]])
         mean = tf.reduce_mean(flat, 0)
@@ -105,7 +105,7 @@ class Squeeze(InvertibleLayer):
     """
 
     def build(self, x_shape: Any, condition_shape: Any = None) -> None:
-        """Marks the squeeze, which has no weights, as built; raises UserError if `x_shape` has not four axes."""
+        """Marks the squeeze, which has no weights, as built; raises UserError unless `x_shape` has four axes."""
         if len(x_shape) != 4:
             raise UserError(f"squeeze got a shape {tuple(x_shape)}; it needs [batch, height, width, channels]")
         # `InvertibleLayer.build` would fix the count of channels, but one squeeze layer serves all levels of a flow.
@@ -186,7 +186,7 @@ class ConditionalWhitening(StartsAtZero, InvertibleLayer):
         self.condition_size = condition_size
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the net that maps z to mean and log-scale of the input."""
+        """Returns {name: `Weight` (shape, initializer)} of this layer's net from z to mean and log-scale."""
         return {
             "first": Weight((self.condition_size, self.hidden), fan_in_uniform),
             "first_bias": Weight((self.hidden,)),

@@ -399,7 +399,7 @@ class DecoupledModel(Networks):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """The Keras metrics of a compiled model: the loss, bits per dimension and the terms of the lower bound."""
+        """A compiled model's Keras metrics, a list: the loss, bits per dimension and the terms of the lower bound."""
         return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
 
     def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:

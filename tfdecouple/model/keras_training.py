@@ -301,7 +301,7 @@ def predict_step(model: Networks, data: Any) -> Any:
 
 
 def list_moving_statistics(model: Networks) -> list[keras.Variable]:
-    """Returns the variables with the moving means and variances of all batch normalisations in the model."""
+    """Returns a list of the variables with moving means and variances of all batch normalisations in the model."""
     return [variable for variable in model.non_trainable_variables if variable.path.endswith(("_mean", "_variance"))]
 
 

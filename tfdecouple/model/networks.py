@@ -320,7 +320,7 @@ class Networks(keras.Model):
             return bool(tf.convert_to_tensor(self.initialized.value))
 
     def compute_output_spec(self, images: Any, labels: Any = None, training: bool = False) -> Codes:
-        """Returns the symbolic codes of symbolic images, so that another Keras model can contain this model."""
+        """Returns `Codes` of `KerasTensor`s for symbolic images, so that another Keras model can contain this model."""
         self._require_outputs()
         require_images(images, self.config.image_shape)
         z = keras.KerasTensor((images.shape[0], self.config.latent_dim), "float32")
@@ -584,7 +584,7 @@ class Networks(keras.Model):
 
 
 def run_in_parts(function: Callable[..., Any], count: int, *batches: tf.Tensor | None) -> Any:
-    """Calls `function` with `count` entries of tensors `[n, ...]` (or None) at a time; returns the joined results."""
+    """Calls `function` on `count` entries at a time of `batches`, each `[n, ...]` or None; returns joined results."""
     starts = range(0, next(batch.shape[0] for batch in batches if batch is not None), count)
     parts = [
         function(*(None if batch is None else batch[start : start + count] for batch in batches)) for start in starts

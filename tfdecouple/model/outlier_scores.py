@@ -62,7 +62,7 @@ def outlier_scores(
 
 
 def score_latents(model: DecoupledModel, elbo: Elbo, latents: Latents) -> OutlierScores:
-    """Returns the outlier scores computed from a result of `DecoupledModel.elbo_and_latents`."""
+    """Returns the `OutlierScores` of images, given the two results of `DecoupledModel.elbo_and_latents`."""
     return OutlierScores(
         elbo.bits_per_dim,
         None if latents.prior_noise is None else -latents.log_prior,

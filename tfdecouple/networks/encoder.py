@@ -46,7 +46,7 @@ class Convolution(BaseLayer):
         self.bias_fan_in = bias_fan_in
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
-        """Returns {name: `Weight` (shape, initializer)} of the kernel and, unless `bias_fan_in` is 0, of the bias."""
+        """Returns {name: `Weight` (shape, initializer)} of this convolution's kernel and, if it has one, bias."""
         channels = (self.planes, x_shape[-1]) if self.transposed else (x_shape[-1], self.planes)
         weights = {"kernel": Weight((self.size, self.size, *channels), fan_in_uniform)}
         if self.bias_fan_in:

@@ -220,7 +220,7 @@ class Flow(InvertibleComposite):
         return tuple(tuple(map(make_stage, level)) for level in levels)
 
     def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
-        """Splits v into its parts in the order in which they leave the flow, each at the resolution of its level."""
+        """Splits v into a list of maps, in the order in which they leave the flow, each at its level's resolution."""
         parts = []
         for depth in range(len(self.levels)):
             v, dropped = self._split_level(depth, self._enter_level(depth, v, None)[0])
