@@ -1,6 +1,6 @@
-"""A hook of MkDocs that adds pages from outside docs/, the tour and the API to the site, and rewrites links.
+"""Hooks of MkDocs that add READMEs, the notebook tour.ipynb and pages of the API to the site, and rewrite links.
 
-mkdocs.yml names this file, and MkDocs calls its functions on_*.
+mkdocs.yml names this file; MkDocs calls the functions whose names begin with `on_`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import griffe
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# The path in the site of each page from outside docs/, by its path in the repository.
+# {path in the repository: path in the site} of the pages whose files are not in docs/.
 SITE_PATHS = {
     "README.md": "index.md",
     "SECURITY.md": "security_policy.md",
@@ -29,9 +29,9 @@ SITE_PATHS = {
         for path in ROOT.glob("examples/*/README.md")
     },
 }
-# The packages below tfdecouple whose `__all__` the API documents.
+# The packages below tfdecouple that get a page in the site's API; the page documents the names in their `__all__`.
 PUBLIC_PACKAGES = ("config", "data", "layers", "bijectors", "training", "corpus")
-# The classes in tfdecouple.networks that the API documents, because that package has no `__all__`.
+# The classes on the API's page of tfdecouple.networks, which are listed here, because that package has no `__all__`.
 NETWORKS = (
     "tfdecouple.networks.flow.Flow",
     "tfdecouple.networks.encoder.Encoder",
@@ -43,7 +43,7 @@ _LOG = logging.getLogger("mkdocs.plugins.tfdecouple")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages from outside docs/, the tour with its pictures, and the pages of the API."""
+    """Adds the pages from outside docs/, the tour's pictures and the API's pages to MkDocs' `files`; returns these."""
     pages = {path: (ROOT / source).read_text(encoding="utf-8") for source, path in SITE_PATHS.items()}
     pages["tour.md"], pictures = convert_notebook(json.loads(pages["tour.md"]))
     for path, content in {**pages, **dict(make_api_pages()), **pictures}.items():
@@ -52,16 +52,16 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Returns the text of a page with links within the repository replaced by links within the site.
+    """Returns the Markdown of a page with its links to files of the repository replaced by links to pages of the site.
 
-    A link to a file that is not in the site becomes plain text. A link to a missing file causes a warning.
+    A link to a file that is not in the site becomes plain text, with a warning if the repository lacks the file, too.
     """
     sources = {path: source for source, path in SITE_PATHS.items()}
     own_source = sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def rewrite_link(match: re.Match) -> str:
         mark, text, target = match.groups()
-        # The text of a link can itself contain the link to a picture.
+        # The text of a link can contain a picture, whose path needs rewriting, too.
         text = _LINK.sub(rewrite_link, text)
         if re.match(r"[a-z]+:|#", target) or page.file.src_uri == "tour.md" and target.startswith("tour/"):
             return f"{mark}[{text}]({target})"
@@ -81,23 +81,23 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 class Doctests(griffe.Extension):
-    """An extension of griffe that turns the examples in docstrings into code blocks."""
+    """An extension of griffe, which reads docstrings for the site, that turns the examples in them into code blocks."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Puts the examples in the docstring of an object into code blocks."""
+        """Puts the examples (lines from `>>>` on) in the docstring of `obj` between the fences of a code block."""
         if obj.docstring is not None:
             example = re.compile(r"^>>> .*(?:\n(?! *$).*)*", re.M)
             obj.docstring.value = example.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
 
 
 def _change_outside_code(markdown: str, change: Callable[[str], str]) -> str:
-    """Returns a text in which `change` was applied to all parts outside fenced code blocks."""
+    """Applies the function `change` to all parts of a Markdown text outside code blocks; returns the new text."""
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
     return "".join(part if index % 2 else change(part) for index, part in enumerate(parts))
 
 
 def convert_notebook(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
-    """Returns a notebook with its outputs as Markdown, and its pictures as PNG bytes by their paths in the site."""
+    """Converts a Jupyter notebook (a dict) with its outputs to Markdown and {path in the site: bytes of a PNG file}."""
     lines: list[str] = []
     pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
@@ -121,7 +121,7 @@ def convert_notebook(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
 
 
 def list_public_names() -> dict[str, list[str]]:
-    """Returns the full names of the public classes and functions of each page of the API, by the name of the page."""
+    """Returns {name of an API page: full names of the public classes and functions that the page documents}."""
     pages = {"tfdecouple": [f"tfdecouple.{name}" for name in _read_all("tfdecouple")]}
     for package in PUBLIC_PACKAGES:
         pages[package] = [f"tfdecouple.{package}.{name}" for name in _read_all(f"tfdecouple/{package}")]
@@ -130,7 +130,7 @@ def list_public_names() -> dict[str, list[str]]:
 
 
 def _read_all(folder: str) -> list[str]:
-    """Returns `__all__` of a package, read from the source without importing the package."""
+    """Returns the names in a package's `__all__`, read from the source in `folder` without importing the package."""
     module = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
     (value,) = (
         node.value
@@ -141,7 +141,7 @@ def _read_all(folder: str) -> list[str]:
 
 
 def make_api_pages() -> Iterator[tuple[str, str]]:
-    """Yields the path in the site and the Markdown of each page of the API."""
+    """Yields (path in the site, Markdown) of each page of the API."""
     for page, names in list_public_names().items():
         package = ROOT / "tfdecouple" / ("" if page == "tfdecouple" else page) / "__init__.py"
         about = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""

@@ -1,4 +1,4 @@
-"""Fixtures and hooks for all tests: two logical CPU devices, tiny models, run folders, exports and cleanup."""
+"""Pytest's fixtures and hooks for all tests: two logical CPU devices, tiny models, run folders, exports, cleanup."""
 
 import os
 
@@ -20,35 +20,36 @@ from helpers.places import ROOT, copy_once, make_once, user_environment
 from helpers.skips import pytest_addoption, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 from PIL import Image
 
-# Programs that tests interrupt inherit ignored signals: background jobs may ignore SIGINT, and jobs of nohup SIGHUP.
+# Tests interrupt programs, which would inherit an ignored SIGINT (of a background job) or SIGHUP (of nohup).
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-# With --doctest-modules pytest would import each conftest.py as a module, and several modules of one name clash.
+# With --doctest-modules pytest would import every conftest.py as a module, and modules of the same name clash.
 collect_ignore_glob = ["*/conftest.py"]
 
 
 def pytest_configure(config):
-    """Starts to count skipped tests; sets TensorFlow up, except in pytest-xdist's controller, which runs no tests."""
+    """Starts to count skipped tests; sets TensorFlow up in each process of pytest that runs tests."""
     skips.pytest_configure(config)
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         import tensorflow as tf
 
-        # TensorFlow makes logical devices only before the first operation. Tests of several devices use both.
+        # Tests of several devices need two logical ones, which TensorFlow makes only before its first operation.
         tf.config.set_logical_device_configuration(
             tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
         )
-        # Grappler, TensorFlow's graph optimizer, is off, because it takes longer on small graphs than it saves.
+        # Grappler, TensorFlow's graph optimizer, is off: on small graphs it takes more time than it saves.
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def pytest_collection_finish():
-    """Exempts the objects that exist after all imports from garbage collection, and makes collections rare.
+    """Makes Python's garbage collection ignore all objects that exist after the imports, and run rarely.
 
-    A collection is slow, because TensorFlow graphs have many small objects. `release_memory` forces one per test file.
+    A collection is slow, because TensorFlow graphs have many small objects. The fixture `release_memory` runs a
+    collection after each test file.
     """
     gc.collect()
     gc.freeze()
@@ -57,7 +58,7 @@ def pytest_collection_finish():
 
 @pytest.fixture
 def eager():
-    """Runs each `tf.function` of the test eagerly; for one or two calls this is faster than tracing the function."""
+    """Makes each `tf.function` run eagerly during a test; for one or two calls this is faster than tracing."""
     from helpers.traces import run_eagerly
 
     with run_eagerly():
@@ -66,7 +67,7 @@ def eager():
 
 @pytest.fixture(scope="module")
 def eager_file():
-    """Runs each `tf.function` eagerly in all tests of a file and in the module-scoped fixtures of the file."""
+    """Makes each `tf.function` run eagerly during all tests of a file, and in the file's module-scoped fixtures."""
     from helpers.traces import run_eagerly
 
     with run_eagerly():
@@ -75,7 +76,7 @@ def eager_file():
 
 @pytest.fixture(autouse=True, scope="module")
 def release_memory(request):
-    """Frees traced functions and the caches of `functools` after each test file; they would add up to gigabytes."""
+    """Frees traced functions and empties the file's `functools` caches after each test file; else gigabytes add up."""
     from helpers.traces import release_traces
 
     with release_traces():
@@ -86,25 +87,25 @@ def release_memory(request):
             if getattr(value, "__module__", None) == request.module.__name__ and hasattr(value, "cache_clear"):
                 value.cache_clear()
     gc.collect()
-    # The remaining objects live until the process ends, so later collections can skip them.
+    # The objects that are left now live until the process ends, so later collections need not visit them.
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Seeds `random`, from which Keras draws seeds of initial weights, so that a test always has the same weights."""
+    """Seeds Python's `random`, from which Keras draws its seeds, so that a test's models always start the same."""
     random.seed(0)
 
 
 @pytest.fixture(autouse=True)
 def hooks_restored(monkeypatch):
-    """Restores `sys.unraisablehook` after each test, because an interrupted program of the project replaces it."""
+    """Restores `sys.unraisablehook` after each test, because programs of the project replace it when interrupted."""
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """A shared `DecoupledModel` of the config TINY, initialised; each weight affects its results. Do not change it."""
+    """An initialised `DecoupledModel` of the config TINY, whose weights all matter. Tests share it: never change it."""
     from helpers.models import TINY, give_effect, random_images
 
     from tfdecouple.model import DecoupledModel
@@ -117,7 +118,7 @@ def tiny_model():
 
 @pytest.fixture
 def traced(eager):
-    """Turns tracing of `tf.function` on for one test of an eager file, because the test calls a function often."""
+    """Turns tracing of `tf.function` on again for a test that calls a function often, in a file that runs eagerly."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(False)
@@ -125,7 +126,7 @@ def traced(eager):
 
 @pytest.fixture
 def small_model(traced):
-    """A shared `DecoupledModel` of the smallest config, for tests of its methods with tracing on. Do not change it."""
+    """An initialised `DecoupledModel` of the smallest config, with tracing on. Tests share it: never change it."""
     from helpers.variants import variant
 
     return variant("coupling")
@@ -133,7 +134,7 @@ def small_model(traced):
 
 @pytest.fixture
 def of_bits(tiny_model, traced, monkeypatch):
-    """A function that sets `tiny_model` to `n_bits` bits per subpixel until the test ends, and returns the model."""
+    """A function of `n_bits` that sets `tiny_model` to that many bits per colour value for one test, and returns it."""
     from helpers.models import TINY
 
     def choose(n_bits):
@@ -145,7 +146,7 @@ def of_bits(tiny_model, traced, monkeypatch):
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory):
-    """The path of a folder with subfolders of PNG files: 20 training images, 6 validation images and 5 test images."""
+    """The path of a folder of PNG images in three subfolders: train (20 images), validation (6) and test (5)."""
     from helpers.models import random_images
 
     def make(folder):
@@ -160,7 +161,7 @@ def image_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def watched_run(image_folder, tmp_path_factory):
-    """The folder of a finished run of `run_config(image_folder)`, and {step: count of values copied to the host}."""
+    """The folder of a finished training run, and {count of finished steps: count of values copied to the host}."""
 
     def make(folder):
         from helpers.runs import ReadCounter, run_config
@@ -177,13 +178,13 @@ def watched_run(image_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(watched_run):
-    """The path of the folder of a finished run of `run_config(image_folder)`. Do not change the folder."""
+    """The path of the run folder of a finished training run of ten steps. Tests share it: never change it."""
     return watched_run[0]
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """The path of a run folder, "tiny", with a small model whose z affects the decoded image. Do not change it."""
+    """The path of a run folder of a small model whose z affects decoded images. Tests share it: never change it."""
 
     def make(folder):
         from helpers.models import SMALL, give_effect, random_images, strengthen_z
@@ -201,20 +202,20 @@ def tiny_run(tmp_path_factory):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """Turns off the progress messages that programs print on a slow machine."""
+    """Turns off the progress messages that the project's programs print when work takes long, as on slow machines."""
     monkeypatch.setattr("tfdecouple.runtime.progress._FIRST", 1e6)
 
 
 @pytest.fixture
 def forked():
-    """Speeds up starts of Python programs: `subprocess` forks them from a process that has imported TensorFlow."""
+    """During a test, `subprocess` forks Python programs from a process that has imported TensorFlow, to start fast."""
     with forked_programs():
         yield
 
 
 @pytest.fixture(scope="session")
 def exported(tiny_run, tmp_path_factory):
-    """The path of an export of `tiny_run` with a SavedModel and ONNX files. Do not change the folder."""
+    """The path of an export folder, made from the run `tiny_run`. Tests share the folder: never change it."""
 
     def make(folder):
         from export.pipeline import ExportConfig, export
@@ -227,7 +228,7 @@ def exported(tiny_run, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def npm_example(tmp_path_factory):
-    """A function that copies examples/NAME, links or installs the npm packages there, and returns the copy's path."""
+    """A function of `name` that copies examples/NAME, adds the npm packages it needs, and returns the copy's path."""
     copies = {}
 
     def copy(name):
@@ -252,7 +253,7 @@ def npm_example(tmp_path_factory):
 
 @pytest.fixture
 def disk(tmp_path):
-    """A function of `kilobytes` that mounts a file system of this size and returns its path, or else skips the test."""
+    """A function of `kilobytes` that mounts a file system of this size and returns its path, or skips the test."""
     made = []
 
     def make(kilobytes):

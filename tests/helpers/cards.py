@@ -22,7 +22,7 @@ def _read_card(folder: pathlib.Path) -> dict:
 
 
 def run_python_blocks(folder: pathlib.Path, count: int = 1) -> None:
-    """Asserts that the model card has `count` Python blocks, and that each of them reconstructs a black image."""
+    """Asserts that an export's model card has `count` Python blocks, each of which reconstructs a black image."""
     shape = tuple(_read_card(folder)["architecture"]["image_shape"])
     programs = read_code_blocks(folder, "python")
     assert len(programs) == count
@@ -33,7 +33,7 @@ def run_python_blocks(folder: pathlib.Path, count: int = 1) -> None:
 
 
 def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
-    """Asserts that the model card's JavaScript reconstructs a black image, with npm packages from folder `example`."""
+    """Asserts that the JavaScript in an export's model card reconstructs a black image; `example` has npm packages."""
     (program,) = read_code_blocks(folder, "js")
     shape = ",".join(map(str, (1, *_read_card(folder)["architecture"]["image_shape"])))
     check = f'if (String(same.dims) !== "{shape}" || same.data.some((value) => value !== 0)) throw same;\n'
@@ -44,7 +44,7 @@ def run_javascript_block(folder: pathlib.Path, example: pathlib.Path) -> None:
 
 
 def run_curl_block(folder: pathlib.Path) -> dict:
-    """Runs the model card's curl command against a server of the SavedModel; returns {output name: value}."""
+    """Serves an export's SavedModel and runs the curl command in its model card; returns {output name: value}."""
     from helpers.serving_server import Server
 
     (command,) = read_code_blocks(folder, "sh")

@@ -1,4 +1,4 @@
-"""Densities in closed form that stand in for a model, so that tests can compare metrics with exact values."""
+"""Densities of images in closed form, which stand in for a model, so that tests know the exact value of a metric."""
 
 import math
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ SHAPE = (1, 1, 3)
 
 
 class Density:
-    """The base class of stand-ins for a model of images with one pixel and three channels; densities are in nats."""
+    """The base class of stand-ins for a `DecoupledModel` of images with one pixel and three channels."""
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
         self.config = SimpleNamespace(
@@ -33,7 +33,7 @@ class Density:
 
 
 class Uniform(Density):
-    """A uniform density with an exact ELBO: the noise of z cancels in the sum of reconstruction term and KL term."""
+    """A uniform density of images, whose ELBO is exact: the noise of z cancels between reconstruction term and KL."""
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         spread = tf.reduce_sum(tf.cast(z_noise, tf.float64), 1)
@@ -42,9 +42,10 @@ class Uniform(Density):
 
 
 class LinearGaussian(Density):
-    """A density with p(z) = N(0, I), p(x|z) = N(weights z_0, noise^2 I) and q(z_0|x) = N(slopes x, stddev^2).
+    """A linear Gaussian model: p(z) = N(0, I), p(x|z) = N(weights z_0, noise^2 I), q(z_0|x) = N(slopes x, stddev^2).
 
-    Only the first entry of z is used. x lies at the centre of its bin, or anywhere in the bin if `centres` is false.
+    z_0, the first entry of z, is the only one in use. With `centres`, x is the centre of a pixel's bin; otherwise the
+    noise u places x in the bin.
     """
 
     weights = np.array([0.5, 0.3, -0.2])
@@ -59,25 +60,25 @@ class LinearGaussian(Density):
         self.stddev = self.exact_stddev if stddev is None else stddev
         self.centres = centres
 
-    # --- exact values in NumPy, with which tests compare metrics ---
+    # --- Exact values, computed in NumPy, with which tests compare metrics. ---
 
     def x(self, images):
         return (np.asarray(images, np.float64).reshape(-1, 3) + 0.5) / 128 - 1
 
     def log_marginal(self, images):
-        """Returns log p(x) of uint8 images under this density in nats, float64 `[n]`."""
+        """Returns the exact log p(x) of uint8 images under this linear Gaussian density, in nats, float64 `[n]`."""
         covariance = np.outer(self.weights, self.weights) + self.noise**2 * np.eye(3)
         x = self.x(images)
         squares = np.einsum("ni,ij,nj->n", x, np.linalg.inv(covariance), x)
         return -(squares + np.linalg.slogdet(2 * math.pi * covariance)[1]) / 2
 
     def gap(self, images):
-        """Returns KL(q(z|x) || p(z|x)) of images in nats, float64 `[n]`: log p(x) minus the expected ELBO."""
+        """Returns KL(q(z|x) || p(z|x)) of uint8 images, in nats, float64 `[n]`; it equals log p(x) - E[ELBO]."""
         difference = self.x(images) @ (self.slopes - self.exact_slopes)
         ratio = self.stddev**2 / self.exact_stddev**2
         return (ratio - 1 - math.log(ratio) + difference**2 / self.exact_stddev**2) / 2
 
-    # --- the methods of `DecoupledModel` that metrics call ---
+    # --- Stand-ins for the methods of `DecoupledModel` that metrics call. ---
 
     def elbo_from_noise(self, images, z_noise, u_noise):
         u = 0.5 if self.centres else tf.cast(tf.reshape(u_noise, [-1, 3]), tf.float64)
@@ -110,7 +111,7 @@ class LinearGaussian(Density):
 
 
 def counted_batches(images, size, fill=0):
-    """Returns a dataset of batches, dicts (image, index, weight) of `size` images; padding at the end has weight 0."""
+    """Returns a dataset of batches, dicts (image, index, weight) of `size` images; images of padding have weight 0."""
     missing = -len(images) % size
     filled = np.concatenate([images, np.full((missing, *images.shape[1:]), fill, np.uint8)])
     index = np.concatenate([np.arange(len(images)), np.zeros(missing)]).astype(np.int64)
@@ -119,6 +120,6 @@ def counted_batches(images, size, fill=0):
 
 
 def gaussian_images(count, scale=38.0, seed=0):
-    """Returns images whose values are normally distributed around 127.5 and rounded, uint8 `[count, 1, 1, 3]`."""
+    """Returns random images, uint8 `[count, 1, 1, 3]`; values are drawn from N(127.5, scale^2), rounded and clipped."""
     values = 127.5 + scale * np.random.default_rng(seed).standard_normal((count, *SHAPE))
     return np.clip(np.round(values), 0, 255).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Functions that read the project's Markdown documents, and check the documented commands without running them.
+"""Functions that read the project's Markdown documents, and check the commands in them without running the commands.
 
-The checks use the project's own parsers, presets and files.
+The checks call the project's argument parsers, load its presets, and look for the files that a command names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from helpers.places import ROOT
 from tfdecouple import cli
 from tfdecouple.config import Config, load_preset, override
 
-# Paths of the project's documents. Model cards are left out, because their commands run in an export folder.
+# Paths of the project's Markdown files, without model cards, whose commands run in an export folder.
 DOCUMENTS = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "examples/*/*.md")
@@ -38,9 +38,9 @@ class Block(NamedTuple):
     """A block of code in a Markdown document.
 
     Attributes:
-        language: the word after the fence, or "" for an indented block.
-        text: the lines of the block without its indentation.
-        line: line number, from 1, of the first line of `text` in the document.
+        language: the word after the opening ```, or "" for an indented block.
+        text: the lines of code, without the indentation of an indented block.
+        line: the line of the document, counted from 1, on which `text` begins.
     """
 
     language: str
@@ -49,7 +49,7 @@ class Block(NamedTuple):
 
 
 def split_code(text: str) -> tuple[list[Block], str]:
-    """Returns the code blocks of a Markdown text, and the text with empty lines instead of the blocks."""
+    """Returns the code blocks of a Markdown text, and a copy of the text with empty lines in place of the blocks."""
     blocks: list[Block] = []
     prose: list[str] = []
     lines = text.splitlines()
@@ -57,7 +57,7 @@ def split_code(text: str) -> tuple[list[Block], str]:
     while number < len(lines):
         line = lines[number]
         fence = re.match(r"(`{3,}|~{3,})\s*([\w+-]*)", line)
-        # An indented line after an item of a list continues the item, so it begins no block of code.
+        # An indented line after a list item continues the item, so it must not count as a code block.
         last = next((before for before in reversed(prose) if before.strip()), "")
         in_list = re.match(r"\s*([-*]|\d+\.) |  ", last)
         if fence:
@@ -79,19 +79,19 @@ def split_code(text: str) -> tuple[list[Block], str]:
 
 
 def find_inline_code(text: str) -> list[str]:
-    """Returns the pieces of code between backquotes in a Markdown text, without its code blocks."""
+    """Returns the pieces of code between single backquotes in a Markdown text; code blocks are left out."""
     found = re.findall(r"(?<!`)`([^`]+)`(?!`)", split_code(text)[1])
     return [" ".join(code.split()) for code in found]
 
 
 def find_links(text: str) -> list[str]:
-    """Returns the targets of the links and images in a document, whether written as Markdown or as HTML."""
+    """Returns the targets (URLs or paths) of all links and images in a Markdown text, which can contain HTML."""
     prose = re.sub(r"(?<!`)`[^`]+`(?!`)", "`code`", split_code(text)[1])
     return re.findall(r"\]\(<?([^)\s>]+)>?[^)]*\)", prose) + re.findall(r"(?:href|src)=\"([^\"]+)\"", prose)
 
 
 def list_anchors(text: str) -> set[str]:
-    """Returns the anchors that GitHub gives the headings of a document."""
+    """Returns the anchors, such as "quick-start", that GitHub gives the headings of a Markdown text."""
     anchors: set[str] = set()
     for heading in re.findall(r"^#{1,6} +(.+?)\s*#*$", split_code(text)[1], re.M):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -102,7 +102,7 @@ def list_anchors(text: str) -> set[str]:
 
 
 def list_commands(block: str) -> list[str]:
-    """Returns the command lines in a code block, continued lines joined, without explanations after the commands."""
+    """Returns the command lines in a code block; joins continued lines, and drops explanations after the commands."""
     commands: list[str] = []
     is_continued = False
     for line in block.splitlines():
@@ -117,11 +117,11 @@ def list_commands(block: str) -> list[str]:
 
 
 class CommandError(AssertionError):
-    """The error for a command in the documentation that would fail."""
+    """The assertion error for a command in the documentation that would fail if a user ran it."""
 
 
 class _Parsed(BaseException):
-    """The exception that ends a program when the command line is parsed; its only argument is the parsed options."""
+    """The exception that ends a program as soon as it has parsed its command line; `args[0]` is the parsed options."""
 
 
 def _require(condition: object, message: str) -> None:
@@ -130,7 +130,7 @@ def _require(condition: object, message: str) -> None:
 
 
 def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
-    """Runs a program until its parser has read the command line, and returns the parsed options.
+    """Runs a program until its argparse parser has read the command line, and returns the parsed options.
 
     Args:
         program: the function `main` of the program, which reads `sys.argv`.
@@ -151,7 +151,7 @@ def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
         for name in ("parse_args", "parse_intermixed_args"):
             patch.setattr(argparse.ArgumentParser, name, end_after(getattr(argparse.ArgumentParser, name)))
         patch.setattr(sys, "argv", ["program", *arguments])
-        # The documentation must write options in full, so abbreviations are turned off.
+        # Documented commands must write options in full, so argparse must not accept abbreviations.
         patch.setattr(argparse.ArgumentParser, "_get_option_tuples", lambda parser, text: [])
         try:
             with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
@@ -165,7 +165,7 @@ def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
 
 
 def _load_main(path: pathlib.Path) -> object:
-    """Imports a Python program by its path, and returns the program's function `main`."""
+    """Imports the Python program in the file `path`, and returns the program's function `main`."""
     if path.parent.name == "benchmarks":
         sys.path.insert(0, str(ROOT))
         return importlib.import_module(f"benchmarks.{path.stem}").main
@@ -177,7 +177,7 @@ def _load_main(path: pathlib.Path) -> object:
 
 def _check_train(arguments: list[str], folder: pathlib.Path) -> None:
     options = parse_options(cli.train_main, arguments)
-    # With --help the parser ends the program, and `options` is empty.
+    # With --help the parser ends the program, `options` is empty, and there is no preset to check.
     if hasattr(options, "preset"):
         override(Config() if options.config else load_preset(options.preset), options.set)
 
@@ -197,7 +197,7 @@ def _check_export(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_files(arguments: list[str], folder: pathlib.Path) -> None:
-    """Raises CommandError if an argument is a path that exists neither in `folder` nor in the repository."""
+    """Raises CommandError if a path among the arguments exists neither in `folder` nor in the repository."""
     for before, argument in itertools.pairwise(["", *arguments]):
         path = argument.partition("::")[0]
         if before in ("-f", "-r") or re.match(r"(examples|docs|benchmarks|tests)/|.*\.py$", path):
@@ -219,7 +219,7 @@ def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
     elif first == "train.py":
         _check_train(rest, folder)
     else:
-        # A program may be in the document's folder, or in an export folder, whose client.py comes from export/.
+        # A document can name a program in its own folder, or client.py, which exports copy from the folder export/.
         places = (ROOT, folder, ROOT / "benchmarks", ROOT / "export")
         path = next((place / first for place in places if (place / first).is_file()), None)
         _require(path is not None, f"there is no {first}")
@@ -231,10 +231,10 @@ def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_options(source: str, arguments: list[str]) -> None:
-    """Raises CommandError if an option is not in the source of a program that has no argparse parser."""
+    """Raises CommandError for an option that the text `source` of a program without argparse does not contain."""
     for option in arguments:
         if option.startswith("--") and option != "--":
-            # Programs for Node.js name options without dashes, as `name: { type: ... }`.
+            # The source of a program for Node.js has the options without dashes, as `name: { type: ... }`.
             pattern = rf"(?<![\w-]){option}(?![\w-])|\b{option[2:]}\b[\"']?\s*:\s*\{{\s*type"
             _require(re.search(pattern, source), f"the program has no option {option}")
 
@@ -278,20 +278,20 @@ def _check_sbatch(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_tfdecouple(arguments: list[str], folder: pathlib.Path) -> None:
-    """Raises CommandError for wrong arguments of `tfdecouple`; a line with no arguments only names the project."""
+    """Raises CommandError for wrong arguments of the program `tfdecouple`; accepts an empty list."""
     if arguments:
         check = {"train": _check_train, "export": _check_export}.get(arguments[0])
         check(arguments[1:], folder) if check else _check_commands(arguments, folder)
 
 
 def _check_docker(arguments: list[str], folder: pathlib.Path) -> None:
-    """Raises CommandError if a Dockerfile is missing, or if `docker run ... tfdecouple ...` has a wrong command."""
+    """Raises CommandError if a file for `docker` is missing, or if `docker run ... tfdecouple ...` would fail."""
     _check_files(arguments, folder)
     if arguments[:1] == ["run"] and "tfdecouple" in arguments:
         _check_tfdecouple(arguments[arguments.index("tfdecouple") + 1 :], folder)
 
 
-# For each program that the documentation calls: a function that checks the arguments, or None to accept any.
+# {program in documented commands: function that checks its arguments, or None if any arguments are accepted}.
 PROGRAMS = {
     "tfdecouple": _check_tfdecouple,
     "python": _check_python,
@@ -307,7 +307,7 @@ PROGRAMS = {
     "docker": _check_docker,
     **dict.fromkeys(("curl", "export", "sudo")),
 }
-# Short names by which the documentation calls programs of the project, and the paths of the programs.
+# {file name that the documentation uses for a program of the project: path of the program}.
 SHORT_NAMES = {
     "throughput.py": "benchmarks/throughput.py",
     "client.py": "client.py",
@@ -317,9 +317,9 @@ _ASSIGNMENTS = r"^(?:[A-Z_0-9]+=(?:'[^']*'|\"[^\"]*\"|\S*)\s+)*"
 
 
 def split_command(line: str) -> list[str]:
-    """Returns the words of a documented command, with examples instead of placeholders.
+    """Returns the words of a documented command, with examples in place of placeholders such as NAME.
 
-    Brackets around optional arguments and the word "..." are removed. A placeholder of one capital letter becomes 1.
+    Brackets around optional arguments are removed, as is the word "...". A placeholder of one capital letter becomes 1.
     """
     line = re.sub(r"\[(-[^\[\]]*)\]", r"\1", line)
     line = re.sub(r"\bNAME=VALUE\b", "model.alpha=0.5", line)
@@ -328,7 +328,7 @@ def split_command(line: str) -> list[str]:
 
 
 def is_command(line: str) -> bool:
-    """Returns whether a line begins with a program in `PROGRAMS`, after assignments of environment variables."""
+    """Returns whether a line begins with the name of a program in `PROGRAMS`, possibly after assignments VAR=value."""
     return re.sub(_ASSIGNMENTS, "", line).partition(" ")[0] in PROGRAMS
 
 

@@ -28,7 +28,7 @@ from tensorflow.python.framework import op_def_registry
 from tfdecouple.errors import UserError
 from tfdecouple.runtime import precision as tf32
 
-# TensorFlow operations that multiply matrices, each with the indices of the inputs to round; None rounds all inputs.
+# {TensorFlow operation that multiplies matrices: indices of the inputs that are rounded to TF32, or None for all}.
 _PRODUCTS: dict[str, tuple[int, ...] | None] = {
     "MatMul": (0, 1),
     "BatchMatMul": (0, 1),
@@ -45,16 +45,16 @@ _PRODUCTS: dict[str, tuple[int, ...] | None] = {
 _DROPPED_BITS = 13
 _SEED = 0
 
-# The next number for the name of a copied function or a new node; these names must be unique in the process.
+# This counter makes the names of copied functions and new graph nodes unique in the process, as TensorFlow requires.
 _names = itertools.count(1)
 
 
 @contextlib.contextmanager
 def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
-    """Makes TensorFlow compute like an accelerator inside the context, in all threads of the process.
+    """Makes TensorFlow round like an accelerator (TF32, noise) inside the context, in all threads of the process.
 
     With TensorFlow's switch for TF32 off and without noise, float32 results are unchanged to the bit. The emulation
-    leaves `tf.data` pipelines alone, which always run on CPUs, and sessions of TensorFlow 1.
+    changes neither `tf.data` pipelines, which always run on CPUs, nor sessions of TensorFlow 1.
 
     >>> x = tf.constant([[1.0 + 2**-12]])
     >>> with emulated_accelerator():
@@ -71,7 +71,7 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
     if not 0 <= noise < 1:
         raise UserError(f"noise is {noise}; it must lie in [0, 1), for example 1e-6")
     emulation = _Emulation(noise)
-    # TensorFlow looks both functions up by name at each call, so that a replacement takes effect at once.
+    # TensorFlow looks these two functions up by name at each call, so replacing their attributes takes effect at once.
     with (
         _replaced(pywrap_tfe, "TFE_Py_FastPathExecute", emulation.wrap_execute),
         _replaced(context.Context, "call_function", emulation.wrap_call_function),
@@ -82,7 +82,7 @@ def emulated_accelerator(noise: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keep_tf32_switch() -> Iterator[None]:
-    """Prevents the project from turning TensorFlow's switch for TF32 off inside the context, in all threads."""
+    """Keeps the project's code from turning TensorFlow's switch for TF32 off, inside the context, in all threads."""
     with _replaced(tf32._switch, "turn", lambda turn: lambda **_: None):
         yield
 
@@ -98,25 +98,25 @@ def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callab
 
 
 class _Emulation:
-    """Wrappers of TensorFlow's functions that emulate an accelerator, and the emulated copies of traced functions.
+    """Wrappers of the two functions by which TensorFlow runs operations; they emulate an accelerator's rounding.
 
     Args:
-        noise: largest relative change of a result.
+        noise: largest relative change of each number in a product's result; 0 for none.
     """
 
     def __init__(self, noise: float):
         self._noise = noise
-        # The seed of the next product's noise; each product has its own stream of random numbers.
+        # Each product draws its noise with a new seed from this counter, so that no two products share their noise.
         self._streams = itertools.count(1)
         self._lock = threading.RLock()
         self._copies: dict[tuple[bytes, bool], bytes] = {}
         anything = tf.TensorSpec(None, tf.float32)
-        # These attributes keep both functions alive, because TensorFlow removes a function without references.
+        # TensorFlow removes a traced function without references, so these attributes keep the two functions alive.
         self._round = tf.function(_round_to_tf32, autograph=False).get_concrete_function(anything)
         self._perturb = tf.function(self._add_noise, autograph=False).get_concrete_function(anything, anything)
 
     def close(self) -> None:
-        """Removes the emulated copies of traced functions from TensorFlow, when the emulation ends."""
+        """Ends the emulation: removes the copies of traced functions that it added to TensorFlow's context."""
         for original, copy in self._copies.items():
             if copy != original[0]:
                 context.context().remove_function(copy)
@@ -125,7 +125,7 @@ class _Emulation:
     # --- emulation of single operations ---
 
     def wrap_execute(self, execute: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a replacement of `execute`, by which TensorFlow runs single operations; it emulates products."""
+        """Returns a replacement of `execute`, which runs single TensorFlow operations; it emulates matrix products."""
 
         def run(ctx: Any, kind: str, name: Any, *arguments: Any) -> Any:
             if kind not in _PRODUCTS:
@@ -135,7 +135,7 @@ class _Emulation:
                 values[0] = _convert_operands(values[0])
             else:
                 operands = _convert_operands([values[index] for index in indices])
-                # Inputs that are no operands are sizes. TensorFlow takes a list for several inputs, a tensor for one.
+                # An input that is not an operand is a size. TensorFlow would take a list of numbers for several inputs.
                 for index in range(len(op_def_registry.get(kind).input_arg)):
                     is_operand = index in indices
                     values[index] = (
@@ -152,7 +152,7 @@ class _Emulation:
     # --- emulation of traced functions ---
 
     def wrap_call_function(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a replacement of `call`, by which TensorFlow runs traced functions; it runs their emulated copies."""
+        """Returns a replacement of `call`, which runs traced TensorFlow functions; it runs their emulated copies."""
 
         def run(ctx: Any, name: bytes, inputs: Any, outputs: int) -> Any:
             return call(ctx, self._copy_function(name, _switch_is_on()), inputs, outputs)
@@ -160,7 +160,7 @@ class _Emulation:
         return run
 
     def _copy_function(self, name: bytes, rounds: bool) -> bytes:
-        """Returns the name of a traced function's emulated copy, or `name` if the function has no products."""
+        """Returns the name of the emulated copy of the traced function `name`, or `name` if it needs no emulation."""
         with self._lock:
             if (name, rounds) not in self._copies:
                 definition = context.context().get_function_def(name)
@@ -172,7 +172,7 @@ class _Emulation:
             return self._copies[name, rounds]
 
     def _replace_products(self, definition: function_pb2.FunctionDef, rounds: bool) -> bool:
-        """Replaces matrix products in a traced function's `definition` by emulated ones; returns whether it changed."""
+        """Edits a traced function's `definition` to emulate its matrix products; returns whether anything changed."""
         changed = False
         nodes = list(definition.node_def)
         for node in nodes:
@@ -199,7 +199,7 @@ class _Emulation:
         return changed or bool(products)
 
     def _make_nodes_around(self, node: node_def_pb2.NodeDef, mark: str, rounds: bool) -> Iterator[node_def_pb2.NodeDef]:
-        """Yields nodes that round the operands of the product `node` and perturb its result; rewires `node` to them."""
+        """Rewires the graph node of a product to new nodes that round its operands; yields these and a noise node."""
 
         def make_node(suffix: str, operation: str, inputs: list[str], **types: Any) -> node_def_pb2.NodeDef:
             new = node_def_pb2.NodeDef(name=node.name + mark + suffix, op=operation, input=inputs, device=node.device)
@@ -230,18 +230,18 @@ class _Emulation:
             yield make_call("_result", self._perturb, [result, f"{uniform.name}:output:0"])
 
     def _add_noise(self, y: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-        """Returns `y`, float32, with each number changed by up to `self._noise` of it; `uniform` is noise in [0, 1)."""
+        """Returns `y`, float32, with relative noise of up to `self._noise`, made from `uniform`, random in [0, 1)."""
         return y * (1 + self._noise * (2 * uniform - 1))
 
 
 def _is_float32_product(node: node_def_pb2.NodeDef) -> bool:
-    """Returns whether an operation in a traced function is a product of float32 operands."""
+    """Returns whether a graph node of a traced function is a matrix product or convolution of float32 operands."""
     types = [node.attr[name].type for name in ("T", "Ta") if name in node.attr]
     return node.op in _PRODUCTS and types[0] == tf.float32.as_datatype_enum
 
 
 def _convert_operands(values: Any) -> list[tf.Tensor]:
-    """Returns operands as tensors of one dtype, rounded to TF32 if they are float32 and TensorFlow's switch is on."""
+    """Converts a product's operands to tensors of one dtype; rounds float32 to TF32 if TensorFlow's switch is on."""
     dtype = next((tf.as_dtype(value.dtype) for value in values if tf.is_tensor(value)), None)
     tensors = [tf.convert_to_tensor(value, dtype) for value in values]
     if tensors[0].dtype == tf.float32 and _switch_is_on():
@@ -250,7 +250,7 @@ def _convert_operands(values: Any) -> list[tf.Tensor]:
 
 
 def _round_to_tf32(x: tf.Tensor) -> tf.Tensor:
-    """Returns a float32 tensor rounded to 10 bits of mantissa, to nearest even."""
+    """Returns `x`, float32, rounded to TF32's 10 bits of mantissa, with ties to even; inf and NaN are unchanged."""
     bits = tf.bitcast(x, tf.int32)
     odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _DROPPED_BITS), 1)
     bits = tf.bitwise.bitwise_and(bits + odd + (2 ** (_DROPPED_BITS - 1) - 1), -(2**_DROPPED_BITS))
@@ -262,5 +262,5 @@ def _switch_is_on() -> bool:
 
 
 def _pass_gradient(change: Callable[[tf.Tensor], tf.Tensor], x: tf.Tensor) -> tf.Tensor:
-    """Returns `change(x)` with the gradient of the identity, because an accelerator's rounding has no gradient."""
+    """Returns `change(x)` with the gradient of the identity: gradients on accelerators ignore rounding and noise."""
     return tf.custom_gradient(lambda x: (change(x), lambda upstream: upstream))(x)

@@ -1,4 +1,4 @@
-"""Functions that compute one metric of the command `evaluate` directly, and that write ONNX feature extractors."""
+"""Functions that compute one metric of `tfdecouple evaluate` without the command, and write ONNX feature extractors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OPTIONS |= {"probe_images": 0, "frechet_images": 10_000}
 
 
 def compute_metric(metric, model, source, *, batch_size=32, **options):
-    """Returns the result of the class `metric` for a model and a data source; `options` override `OPTIONS`."""
+    """Returns what the metric class `metric` computes for a model and a data source; `options` override `OPTIONS`."""
     instance = metric(SimpleNamespace(**{**OPTIONS, **options}))
     run = SimpleNamespace(model=model, config=SimpleNamespace(model=model.config), label_names=source.label_names)
     context = SimpleNamespace(opened=run, source=source, batch_size=batch_size, options=instance.options)
@@ -21,7 +21,7 @@ def compute_metric(metric, model, source, *, batch_size=32, **options):
 
 
 def write_onnx(path, *, dtype="uint8", shape="n, h, w, 3", keep_dims=0, outputs=("features",), divide_by=1.0):
-    """Writes an ONNX feature extractor whose three features are the mean colour of an image; returns the path."""
+    """Writes an ONNX model to `path` whose three features are the mean colour of an image; returns `path`."""
     features = f"float[{shape.partition(',')[0]}, {'1, 1, ' * keep_dims}3]"
     means = "\n".join(f"{name} = ReduceMean <keepdims = {keep_dims}> (scaled, axes)" for name in outputs)
     text = f"""<ir_version: 9, opset_import: ["": 18]>
@@ -37,5 +37,5 @@ def write_onnx(path, *, dtype="uint8", shape="n, h, w, 3", keep_dims=0, outputs=
 
 
 def compute_mean_colours(images):
-    """Returns the mean colour of each image, which models of `write_onnx` compute too, float64 `[n, channels]`."""
+    """Returns the mean colour of each image, float64 `[n, channels]`, which the models of `write_onnx` compute, too."""
     return images.mean((1, 2), dtype=np.float64)

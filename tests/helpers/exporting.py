@@ -1,4 +1,4 @@
-"""Stand-ins for the slow functions of the package `export`, and functions that read export folders."""
+"""Functions that replace the slow functions of the package `export` in a test, and that read export folders."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from export.formats.web import PAGE_MODELS
 from export.verification.comparison import Report
 from helpers.models import TINY
 
-# Names of the ONNX files in an export of TINY.
+# Names of the ONNX files in an export of a model with the config TINY.
 PARTS = tuple(f"{name}.onnx" for name in list_onnx_names(TINY).values())
 # Names of the ONNX files that the web page of an export loads.
 ON_PAGE = tuple(f"{name}.onnx" for name in PAGE_MODELS)
-# Names of an export's manifest of digests and folder of test vectors, with which `--verify` compares the rest.
+# The manifest (digests of the files) and the folder of test vectors, with which `--verify` checks an export's files.
 RECORDS = ("manifest.json", "test_vectors")
 # Names of the files in an export folder that configure TensorFlow Serving, a server of the SavedModel.
 SERVING = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
-# Signatures of a small SavedModel, which loads faster than a SavedModel with all signatures.
+# The signatures with which tests build a small SavedModel, which loads faster than one with all signatures.
 SIGNATURES = ("encode", "decode")
 
 
 def _save_placeholder_model(deployed, chosen, folder, report):
     (folder / "variables").mkdir(parents=True)
     (folder / "saved_model.pb").write_text("graph")
-    # During this pause a test that watches the export folder can catch an incomplete version of the SavedModel.
+    # The pause gives a test that watches the export folder time to notice an incomplete version of the SavedModel.
     time.sleep(0.01)
     for name in ("variables.index", "variables.data-00000-of-00001"):
         (folder / "variables" / name).write_text("weights")
 
 
 def _replace_slow_parts(patch, opened, **parts):
-    """Replaces slow functions of the export by stand-ins; `parts` adds some, `{dotted name below export: function}`."""
+    """Patches slow functions of the package `export`; `parts` maps more of their dotted names to replacements."""
     parts = {
         "pipeline.open_run": lambda run, name: opened,
         "pipeline.load_real_images": lambda data, shape: (None, "test images"),
@@ -53,11 +53,11 @@ def _replace_slow_parts(patch, opened, **parts):
 
 
 def write_placeholders(patch, opened):
-    """Makes exports write placeholder files that pass verification.
+    """Patches the export to write placeholder files instead of models, and to skip the check of the files.
 
     Args:
         patch: pytest's `monkeypatch`.
-        opened: model and provenance of the exported run; only the model's config is used.
+        opened: the exported run, a model and its provenance; only the model's config is used.
     """
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: {},
@@ -69,7 +69,7 @@ def write_placeholders(patch, opened):
 
 
 def copy_finished_files(patch, exported, opened, saved_model, vectors):
-    """Makes exports copy ONNX files of the folder `exported`, and the folder `saved_model`, and build neither."""
+    """Patches the export to copy the ONNX files of `exported` and the folder `saved_model`, not to build models."""
     onnx_files = exported / "onnx"
     parts = {
         "pipeline.make_test_vectors": lambda model, images, report: vectors,
@@ -81,18 +81,18 @@ def copy_finished_files(patch, exported, opened, saved_model, vectors):
 
 
 def read_vectors(folder):
-    """Returns the test vectors of an export folder, {name: array} of inputs and the Keras model's outputs."""
+    """Returns the test vectors in an export folder: {name: array} of inputs and of outputs of the Keras model."""
     (path,) = (folder / VECTORS).iterdir()
     with np.load(path) as archive:
         return dict(archive)
 
 
 def ignore_message(text):
-    """Does nothing; stands in for the function that prints the export's progress messages."""
+    """Ignores a progress message of the export, instead of printing the message."""
 
 
 def read_tree(folder):
-    """Returns {relative path: bytes} of all files in a folder, also hidden ones; the value of a subfolder is None."""
+    """Returns {relative path: bytes} of all files below `folder`, hidden ones too; the value of a subfolder is None."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
@@ -101,7 +101,7 @@ def read_card(folder):
 
 
 def list_incomplete_files(folder):
-    """Returns a list with a text for each incomplete file or SavedModel version in an export folder."""
+    """Returns a list of texts, one for each file or SavedModel version in an export folder that is incomplete."""
     incomplete = []
     versions = folder / "savedmodel"
     for version in versions.iterdir() if versions.exists() else ():
@@ -110,7 +110,7 @@ def list_incomplete_files(folder):
         if not (version / "assets.extra" / JSON_NAME).exists():
             incomplete.append(f"{version.name} without a card")
     for name in (JSON_NAME, *SERVING):
-        # A file may be missing before it is published, but a visible one must be complete.
+        # While an export runs, a file is possibly not there yet, but a file that is there must be complete.
         with contextlib.suppress(FileNotFoundError):
             text = (folder / name).read_text()
             if not text.endswith("\n") or (name == JSON_NAME and not json.loads(text)):

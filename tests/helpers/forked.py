@@ -41,22 +41,22 @@ READ_AT_START = (
     *("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS", "CUDA"),
     *("OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "GRPC_"),
 )
-# Environment variables with a prefix in READ_AT_START that may differ between the server and a program, because the
-# server sets them, libraries read them later, or they change no result.
+# Environment variables with a prefix in READ_AT_START that are allowed to differ between the server and a program:
+# the server sets them, libraries read them later, or they change no result.
 EXEMPT = (
     *("PYTHONPATH", "TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "ONEDNN_MAX_CPU_ISA"),
     *("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OPENBLAS_NUM_THREADS"),
-    # The program itself reads TF_CONFIG, to find the other workers of its training run.
+    # The program reads TF_CONFIG after its start, to find the other workers of its training run.
     "TF_CONFIG",
     # scikit-learn sets these variables when it is imported.
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
 )
-# The format of an integer sent between client and server: a length, a process id, a thread count or an exit status.
+# The format of the integers that client and server send: lengths, process ids, thread counts and exit statuses.
 NUMBER = struct.Struct("!i")
 
 
 def _receive_bytes(connection: socket.socket, count: int) -> bytes:
-    """Returns `count` bytes from a connection; raises EOFError if the connection closes earlier."""
+    """Reads exactly `count` bytes from a socket and returns them; raises EOFError if the other side closes earlier."""
     received = b""
     while len(received) < count:
         if not (more := connection.recv(count - len(received))):
@@ -70,19 +70,19 @@ def _receive_number(connection: socket.socket) -> int:
 
 
 def _select_start_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment variables that libraries read when loaded, and that a forked program cannot change."""
+    """Returns the variables in `environment` that libraries read when they are loaded, before a program is forked."""
     return {k: value for k, value in environment.items() if k.startswith(READ_AT_START) and k not in EXEMPT}
 
 
-# The server starts with the environment variables at the time of this import, whatever a test sets later.
+# The variables are copied at import, so that the server starts without the changes that tests make later.
 _START_VARIABLES = _select_start_variables(os.environ)
 
 
-# --- the client, a process that starts programs ---
+# --- The client: a test's process, or a forked program, that starts programs. ---
 
 
 class ServerConnection:
-    """A client's connection to the server, a process that has imported TensorFlow and forks programs on request."""
+    """A connection to the fork server, a process that has imported TensorFlow and forks Python programs on request."""
 
     def __init__(self, control: socket.socket):
         self._control = control
@@ -90,21 +90,21 @@ class ServerConnection:
 
     @classmethod
     def start_server(cls) -> ServerConnection | None:
-        """Starts a server process; returns a connection to it, or None if the modules that it imports start threads."""
+        """Starts the fork server; returns a connection to it, or None if it cannot fork, because it has threads."""
         ours, theirs = socket.socketpair()
         others = {name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)}
-        # NumPy gets one thread, because other threads would not exist in forked programs.
+        # NumPy's linear algebra gets one thread, because a fork copies only one thread of the server.
         environment = {**others, **_START_VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1"}
         with theirs:
             command = [sys.executable, __file__, str(theirs.fileno()), *MODULES]
             nowhere = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             server = cls(ours)
             server._process = _Popen(command, env=environment, pass_fds=[theirs.fileno()], **nowhere)
-        # A forked process has only one thread, so a server with threads that a library started cannot be used.
+        # A fork copies only one thread, so libraries that started more threads in the server would fail in a program.
         return server if _receive_number(ours) == 1 else None
 
     def start_program(self, descriptors: list[int], request: dict) -> tuple[int, socket.socket]:
-        """Asks the server to fork a program; returns the process id, and a connection that receives the exit status."""
+        """Asks the fork server to start a program; returns its process id and a socket that gets its exit status."""
         ours, theirs = socket.socketpair()
         with theirs, self._lock:
             socket.send_fds(self._control, [b"f"], [theirs.fileno(), *descriptors])
@@ -121,22 +121,22 @@ def _start_server_once() -> ServerConnection | None:
     return ServerConnection.start_server()
 
 
-# The original `Popen`, with which the server is started, and the argument names of its method `_execute_child`.
+# The original `Popen` starts the server; `ForkedPopen` overrides its method with these argument names.
 _Popen = subprocess.Popen
 _ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
-# Arguments of `subprocess.Popen` with their defaults; a program with another value is not forked.
+# Defaults of the arguments of `subprocess.Popen` that the server does not support; other values prevent a fork.
 _NOT_FORKED = {"executable": None, "preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None}
 _NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True}
 
 
 class ForkedPopen(subprocess.Popen):
-    """A `subprocess.Popen` whose process is forked by the server if possible, and otherwise started anew."""
+    """A `subprocess.Popen` whose process is forked by a server if possible, and otherwise started as usual."""
 
     _status_connection: socket.socket | None = None
 
     @staticmethod
     def connect() -> ServerConnection | None:
-        # The lock prevents a second server, which would be garbage collected, so that its programs report no status.
+        # The lock keeps two threads from starting two servers, of which one would be garbage collected and not answer.
         with _starting:
             return _start_server_once()
 
@@ -174,7 +174,7 @@ class ForkedPopen(subprocess.Popen):
         except BlockingIOError:
             return 0, 0
         except (EOFError, OSError):
-            # The connection closes without a status only if the server was killed.
+            # The server always sends a status, unless it was killed; then its programs count as killed, too.
             return self.pid, signal.SIGKILL
         self._status_connection.close()
         return self.pid, status
@@ -193,7 +193,7 @@ class ForkedPopen(subprocess.Popen):
 
 
 def _find_forkable_program(args, environment: dict[str, str], cwd) -> list[str] | None:
-    """Returns the arguments of a Python program that may be forked, or None if a new process must be started."""
+    """Returns the arguments after `sys.executable` if the program can be forked, or None if it needs a new process."""
     if isinstance(args, (str, bytes, os.PathLike)):
         return None
     first, *rest = map(os.fspath, args)
@@ -207,7 +207,7 @@ def _find_forkable_program(args, environment: dict[str, str], cwd) -> list[str] 
 
 @contextlib.contextmanager
 def forked_programs() -> Iterator[None]:
-    """Makes `subprocess` fork programs that are started with `sys.executable`, inside the context."""
+    """Inside the context, `subprocess` forks Python programs from a server instead of starting new processes."""
     before, subprocess.Popen = subprocess.Popen, ForkedPopen
     try:
         yield
@@ -215,11 +215,11 @@ def forked_programs() -> Iterator[None]:
         subprocess.Popen = before
 
 
-# --- the server, a process that forks programs ---
+# --- The server: a process that has imported TensorFlow and forks programs. ---
 
 
 class _Server:
-    """The state of the server: connections to clients, and running programs with connections for their exit status."""
+    """The fork server: it reads requests from sockets, forks a program for each, and sends back the exit statuses."""
 
     def __init__(self, control: socket.socket):
         self._first = control
@@ -229,7 +229,7 @@ class _Server:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> dict | None:
-        """Forks a process for each request; returns the request in the forked process, and None when serving ends."""
+        """Forks a process for each request. Returns the request in the forked process, or None when the server ends."""
         while True:
             for key, _ in self._selector.select():
                 if key.fd in self._running:
@@ -244,7 +244,7 @@ class _Server:
                 elif control is self._first:
                     return None
                 else:
-                    # A client program has ended; the programs that it started continue.
+                    # This client, a forked program, has ended; the programs that it started continue.
                     self._selector.unregister(control)
                     self._clients.pop(key.fd).close()
 
@@ -253,7 +253,7 @@ class _Server:
         self._selector.unregister(number)
         os.close(number)
         status = os.waitpid(process, 0)[1]
-        # The client that started the program may have ended before the program.
+        # If the client ended before the program that it started, nobody receives the status, which is no error.
         with contextlib.suppress(OSError):
             connection.sendall(NUMBER.pack(status))
         connection.close()
@@ -281,7 +281,7 @@ class _Server:
         return None
 
     def _close(self) -> None:
-        """Closes the server's file descriptors in a forked process, because the program may need their numbers."""
+        """Closes the server's file descriptors in a forked process, where the program needs their numbers."""
         self._selector.close()
         for control in self._clients.values():
             control.close()
@@ -291,7 +291,7 @@ class _Server:
 
 
 def _renumber_descriptors(descriptors: list[int], control: socket.socket, numbers: list[int]) -> socket.socket:
-    """Moves descriptors to the `numbers` that the program expects; returns `control` as a socket at a free number."""
+    """Moves file descriptors to the `numbers` that a forked program expects; moves `control` away and returns it."""
     unused = max(100, *numbers) + 1
     moved = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, unused) for each in (*descriptors, control.detach())]
     os.closerange(3, unused)
@@ -303,12 +303,12 @@ def _renumber_descriptors(descriptors: list[int], control: socket.socket, number
 
 
 def _run_program(request: dict, search_path: list[str]) -> None:
-    """Runs the requested program in this process: `python -c CODE`, `python -m MODULE` or `python FILE`."""
+    """Runs a requested program (`-c CODE`, `-m MODULE` or FILE) in this forked process, as `python` would run it."""
     if request["start_new_session"]:
         os.setsid()
         request["control"].close()
     else:
-        # Programs that this program starts belong to the same session, so the server can fork them as well.
+        # This program stays in the server's session, so the server can fork the programs that it starts as well.
         server = ServerConnection(request["control"])
         ForkedPopen.connect = staticmethod(lambda: server)
         subprocess.Popen = ForkedPopen
@@ -336,7 +336,7 @@ def _run_program(request: dict, search_path: list[str]) -> None:
 
 
 def _open_streams() -> None:
-    """Opens Python's standard streams again, because their buffering depends on the forked program's environment."""
+    """Opens stdin, stdout and stderr again in a forked program, whose environment can ask for other buffering."""
     unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         old = getattr(sys, name)
@@ -350,17 +350,17 @@ def _open_streams() -> None:
 
 
 def main() -> None:
-    """Imports the modules named in `sys.argv`, then serves requests until the first client ends."""
-    # Programs must not find modules in the folder of this file.
+    """Runs the fork server: imports the modules named in `sys.argv`, forks programs, ends with the first client."""
+    # Python adds the folder of this file to its path, but the forked programs must not find the modules there.
     del sys.path[0]
     search_path = list(sys.path)
     number, *modules = sys.argv[1:]
     control = socket.socket(fileno=int(number))
     for module in modules:
         importlib.import_module(module)
-    # The client needs the number of threads: a forked process has only one, and locks of the other threads stay held.
+    # The client uses the server only if it has one thread: locks of other threads would stay held in forked processes.
     threads = len(os.listdir("/proc/self/task"))
-    # Garbage collection does not write to frozen objects, so their memory stays shared with the programs.
+    # Garbage collection skips frozen objects, so forked programs share their memory with the server.
     gc.collect()
     gc.freeze()
     control.sendall(NUMBER.pack(threads))

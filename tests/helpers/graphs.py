@@ -1,4 +1,4 @@
-"""Small models by name, one for each config option that changes an export, as Keras, deployed and ONNX models."""
+"""Small models, one for each config option that changes an export, as Keras models, export layers and ONNX models."""
 
 import dataclasses
 import functools
@@ -17,12 +17,12 @@ from helpers.variants import ODD, OF_CLASSES, SMALLEST, STAGES, fresh
 from tfdecouple.config import STEP_LAYERS
 from tfdecouple.model.outlier_scores import outlier_scores
 
-# Largest allowed difference of an output from the Keras model's, over the output's largest value. Differences of
-# about 5e-7 were measured.
+# Largest allowed difference between an output of an export and of the Keras model, divided by the output's largest
+# value. The measured differences are about 5e-7.
 TOLERANCE = 1e-5
 
 
-# Configs of the tested models by name. TINY has odd channel counts (3, 9) and even ones (12, 24).
+# {name: config of a tested model}. Feature maps of TINY have odd channel counts (3, 9) and even ones (12, 24).
 VARIANTS = {
     "alpha-0.8": TINY,
     "alpha-1": variants.VARIANTS["alpha-1"],
@@ -57,14 +57,14 @@ VARIANTS = {
 
 @functools.cache
 def get_model(name):
-    """Returns the shared Keras model of a name in VARIANTS; its weights all matter, and z differs between images."""
+    """Returns the Keras model with the config VARIANTS[name], made once; all its weights affect its results."""
     random.seed(0)
     model = fresh(VARIANTS[name])
     encoders = [] if model.encoder is None else [model.encoder]
     if model.dequantizer is not None:
         give_effect(model.dequantizer, scale=0.3)
         encoders.append(model.dequantizer.encoder)
-    # With the initial mean 0 and variance 1, folding batch normalisation into the weights would change nothing.
+    # Exports fold batch normalisation into weights; with its initial mean 0 and variance 1 this would change nothing.
     for block in (block for encoder in encoders for block in encoder.blocks):
         for norm in (block.norm_1, block.norm_2, *block.shortcut[1:]):
             norm.moving_mean.assign(np.linspace(-0.3, 0.4, norm.moving_mean.shape[0]))
@@ -74,12 +74,12 @@ def get_model(name):
 
 @functools.cache
 def get_deployed_model(name, order="NHWC"):
-    """Returns the shared `DeployedModel`, made of an export's layers, of a name in VARIANTS; `order`: NHWC or NCHW."""
+    """Returns the model VARIANTS[name] made of an export's layers, made once; `order` of axes is NHWC or NCHW."""
     return DeployedModel(get_model(name), order)
 
 
 def make_inputs(config, count=5, seed=1):
-    """Returns {input name: array} for the inputs of all endpoints: `count` random images, codes, labels or noise."""
+    """Returns {input name: array} for all functions that an export offers: `count` random images, codes or labels."""
     rng = np.random.default_rng(seed)
     images = random_images(count, config.image_shape, seed)
     draws = {
@@ -98,14 +98,14 @@ def make_inputs(config, count=5, seed=1):
     labels = np.arange(count, dtype=np.int32) % max(config.classes, 1)
     labelled = {"labels": labels, "labels_a": labels, "labels_b": labels[::-1].copy()}
     given = {**pictures, **labelled, **{name: values.astype("float32") for name, values in draws.items()}}
-    # An endpoint that a recipe adds may have inputs that are not listed above.
+    # An endpoint (an exported function, such as "encode") that a test adds can have inputs that are not listed above.
     for array in (array for one in list_endpoints(config) for array in one.inputs if array.name not in given):
         given[array.name] = images if array.holds == IMAGE else array.draw_values(rng, count)
     return given
 
 
 def compute_expected(name, endpoint_name):
-    """Returns {output name: array} of an endpoint for `make_inputs`, by the Keras model of a name in VARIANTS."""
+    """Returns {output name: array} that the Keras model VARIANTS[name] gives for an endpoint, such as "encode"."""
     model, given = get_model(name), make_inputs(VARIANTS[name])
     a, b = given["images_a"], given["images_b"]
     labels = model.drop_unused_labels(given["labels"])
@@ -135,7 +135,7 @@ def compute_expected(name, endpoint_name):
     if endpoint_name == "interpolate":
         every = model.interpolate(a, b, list(given["alpha"]), list(given["beta"]), both)
         return {"images": np.stack([every[k, k, k] for k in range(len(a))])}
-    # For an endpoint without a case above, the expected outputs are those of the verification of exports.
+    # An endpoint without a case above gets the outputs that the export's verification expects.
     one = find_endpoint(model.config, endpoint_name)
     answers = KerasAnswers(model)
     right = one.answer(answers, given)
@@ -146,7 +146,7 @@ def compute_expected(name, endpoint_name):
 
 
 def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
-    """Asserts that outputs agree: floats within relative `tolerance`, 99 % of pixels exactly, others within a bin."""
+    """Asserts that two dicts of outputs agree: floats within `tolerance`, 99 % of pixels exactly, all within a bin."""
     assert set(found) == set(right)
     for output, values in right.items():
         ours, theirs = np.asarray(found[output], "float64"), np.asarray(values, "float64")
@@ -159,26 +159,26 @@ def assert_same(found, right, n_bits=8, tolerance=TOLERANCE):
             assert difference.max() < tolerance * np.abs(theirs).max(), output
 
 
-# Names of the models whose ONNX files are tested; together these models have a layer of each class.
+# Names of the models whose ONNX files are tested; each layer class is in at least one of them.
 IN_FILES = ["alpha-0.8", "combined", "classes", "grey", "five channels"]
 
 
 @functools.cache
 def get_onnx_model(name, endpoint):
-    """Returns the shared `onnx.ModelProto` of an endpoint, such as "encode", for a name in VARIANTS. Do not edit it."""
+    """Returns the `onnx.ModelProto` of an endpoint, such as "encode", of the model VARIANTS[name]. Do not change it."""
     return build_onnx(get_deployed_model(name, "NCHW"), find_endpoint(VARIANTS[name], endpoint), {"run": name})
 
 
 @functools.cache
 def open_onnx(name, endpoint):
-    """Returns the shared `onnxruntime.InferenceSession` of an endpoint, such as "encode", for a name in VARIANTS."""
+    """Returns the `onnxruntime.InferenceSession` of an endpoint, such as "encode", of the model VARIANTS[name]."""
     return onnxruntime.InferenceSession(
         get_onnx_model(name, endpoint).SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
 
 def run_onnx(name, endpoint, **given):
-    """Runs the ONNX model of an endpoint on `make_inputs`, overridden by `given`; returns {output name: array}."""
+    """Runs the ONNX model of an endpoint, such as "encode", on random inputs and `given`; returns {name: output}."""
     session, arrays = open_onnx(name, endpoint), {**make_inputs(VARIANTS[name]), **given}
     values = session.run(None, {array.name: arrays[array.name] for array in session.get_inputs()})
     return dict(zip((output.name for output in session.get_outputs()), values, strict=True))

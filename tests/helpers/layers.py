@@ -1,4 +1,4 @@
-"""Invertible layers by name, each with inputs and conditions, and a check that any invertible layer must pass."""
+"""Invertible layers with test inputs and conditions, by name, and a check that every invertible layer must pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from tfdecouple.transforms import TRANSFORMS
 BATCH = 2
 CONDITION = 3
 PATTERNS = list(itertools.product(("continuous", "alternate"), ("last", "first")))
-# Options of couplings by name: each transform with `alpha` 1 and 0.6; additive couplings have no scale to bound.
+# {name: options of a coupling}, for each transform with `alpha` 1 and 0.6. An additive coupling has no scale, and so
+# needs no second `alpha`, the bound of the scale.
 SCALES = {
     f"{name}-{alpha}": {"transform": name, "alpha": alpha}
     for name in TRANSFORMS
@@ -33,7 +34,7 @@ SCALES = {
 
 
 def list_layers(layer):
-    """Returns a list of a Keras layer and all layers inside it, for which Keras has no public method."""
+    """Returns a list of a Keras layer and all layers inside it, at any depth; Keras has no public method for this."""
     return layer._flatten_layers()
 
 
@@ -54,7 +55,7 @@ def coupling_cases():
 
 whitening = functools.partial(ConditionalWhitening, 5, CONDITION, dtype="float64")
 
-# Cases by name: a constructor of a layer, the input shape without the batch, and the condition's length (0: none).
+# {name of a case: (constructor of a layer, input shape without batch axis, length of the condition, 0 for none)}.
 CASES = {
     "actnorm-image": (functools.partial(ActNorm, dtype="float64"), (3, 2, 3), 0),
     "actnorm-vector": (functools.partial(ActNorm, dtype="float64"), (5,), 0),
@@ -69,24 +70,24 @@ CASES = {
     },
     **{name: (make, shape, condition) for name, make, shape, condition in coupling_cases()},
 }
-# Names of cases of each layer class, but only two couplings, for tests of methods that do not depend on the options.
+# Names of cases for tests of methods that ignore a coupling's options: all other layers, and only two couplings.
 KINDS = [name for name in CASES if not name.startswith("coupling")] + [
     "coupling-alternate-first-affine-1.0-image-conditional",
     "coupling-continuous-first-additive-1.0-vector",
 ]
-# Names of one case for each way in which a coupling splits channels.
+# Names of four cases, one for each pattern in which a coupling splits the channels.
 SPLITS = [f"coupling-{pattern}-{part}-affine-0.6-image-conditional" for pattern, part in PATTERNS]
 CONDITIONAL = [name for name in KINDS if CASES[name][2]]
 
 
 @functools.cache
 def get_case(name):
-    """Returns the layer, inputs and conditions of a case in CASES as `build_case` makes them, but made only once."""
+    """Returns (layer, inputs, conditions) of the case CASES[name], which `build_case` makes once for all tests."""
     return build_case(name, *CASES[name])
 
 
 def build_case(name, make, shape, condition_size):
-    """Returns a layer with random weights, inputs `[2, *shape]`, and conditions `[2, condition_size]` (None for 0)."""
+    """Returns a layer with random weights, inputs `[2, *shape]`, and conditions `[2, condition_size]`, None for 0."""
     rng = np.random.default_rng(1)
     layer = make(name=name.replace(".", "_").replace("-", "_"))
     layer.build((None, *shape))
@@ -106,7 +107,7 @@ def build_layer(layer, shape):
 
 
 def check_layer(layer, shape):
-    """Builds a layer; asserts that its inverse and log-determinant are right for inputs of `shape`, batch included."""
+    """Builds `layer`; asserts that inverse and log-determinant are right for random inputs `shape`, `[batch, ...]`."""
     give_effect(build_layer(layer, (None, *shape[1:])), scale=0.3)
     rng = np.random.default_rng(0)
     x, condition = tf.constant(rng.standard_normal(shape)), tf.constant(rng.standard_normal((shape[0], CONDITION)))

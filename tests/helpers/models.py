@@ -1,4 +1,4 @@
-"""Tiny model configs, random images, functions that perturb weights, and checks of gradients and Jacobians."""
+"""Tiny model configs, random images, functions that perturb weights, and functions on gradients and Jacobians."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdecouple.config import ModelConfig
 
-# The smallest config with all parts: three levels, two stages in the inner level, odd channel counts (3 and 9).
+# The smallest config with every part of a model: three levels, the inner one with two stages, and odd channel counts.
 TINY = ModelConfig(
     image_shape=(8, 8, 3),
     latent_dim=4,
@@ -38,7 +38,7 @@ SMALL = ModelConfig(
     prior_alpha=0.8,
 )
 
-# Assignments for --set that make a preset's model small and the preset's data set short.
+# Assignments for the command-line option --set that make the model and the data set of a preset small.
 SMALL_SETTINGS = [
     "model.image_shape=[8,8,3]",
     "model.steps=[1,1]",
@@ -54,7 +54,7 @@ LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hi
 
 
 def give_effect(layer, seed=0, scale=0.1):
-    """Adds noise to a layer's or model's trainable weights, as couplings start as the identity; returns `layer`."""
+    """Adds noise to the trainable weights of a layer or model, because couplings start as identity; returns `layer`."""
     rng = np.random.default_rng(seed)
     for variable in layer.trainable_variables:
         variable.assign_add((scale * rng.standard_normal(tuple(variable.shape))).astype(variable.dtype))
@@ -62,7 +62,7 @@ def give_effect(layer, seed=0, scale=0.1):
 
 
 def strengthen_z(model):
-    """Multiplies the weights that make and use z by 8, so that z changes the decoded pixels; returns the model."""
+    """Multiplies the weights that compute or apply z by 8, so that z affects decoded pixels; returns `model`."""
     for variable in model.trainable_variables:
         if "condition_kernel" in variable.path or variable.path.endswith("encoder/last_gain"):
             variable.assign(8 * variable)
@@ -70,13 +70,13 @@ def strengthen_z(model):
 
 
 def random_images(count=4, size=8, seed=0):
-    """Returns images of uniform noise, uint8 `[count, size, size, 3]`; `size` is a side or a whole image shape."""
+    """Returns uniform noise, uint8 `[count, size, size, 3]`; `size` can also be (height, width, channels)."""
     shape = (size, size, 3) if isinstance(size, int) else size
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def assert_gradients_reach_weights(layer, loss):
-    """Asserts that the gradient of `loss()` reaches every trainable weight of a layer or model."""
+    """Asserts that every trainable weight of a layer or model has a finite, nonzero gradient of the scalar `loss()`."""
     with tf.GradientTape() as tape:
         value = loss()
     variables = layer.trainable_variables
@@ -86,16 +86,16 @@ def assert_gradients_reach_weights(layer, loss):
 
 
 def negative_log_likelihood(layer, x, condition):
-    """Returns -log p(x), summed over the batch and up to a constant, if `layer` maps x to N(0, I); a scalar."""
+    """Returns -log p(x) of a flow `layer` onto N(0, I), summed over the batch, up to a constant; a scalar tensor."""
     y, log_det = layer.forward_and_log_det(x, condition)
     return tf.reduce_sum(tf.square(y)) / 2 - tf.reduce_sum(log_det)
 
 
 def jacobian_log_det(forward, x, condition=None):
-    """Returns log |det dy/dx| for each entry of the batch x, `[batch]`, by automatic differentiation.
+    """Returns log |det dy/dx| for each example x, `[batch]`, by automatic differentiation; `forward` returns (y, ...).
 
-    Each entry of the batch is repeated, a copy for each output number. The gradient of output k of copy k is row k of
-    the Jacobian, so that one backward pass gives all rows.
+    An example with n values is repeated n times. The gradient of value k of the output for copy k is row k of the
+    Jacobian, so that one backward pass gives all rows.
     """
     size = math.prod(x.shape[1:])
     copies = tf.repeat(x, size, 0)
@@ -108,7 +108,7 @@ def jacobian_log_det(forward, x, condition=None):
 
 
 def visit_layers_with(network, x, condition, look):
-    """Runs an invertible network and returns its output; calls `look(layer, x, condition)` before each inner layer."""
+    """Runs a flow on `x`; calls `look(layer, input, condition)` before each layer in it; returns the flow's output."""
 
     def visit(leaf, h, z):
         look(leaf, h, z)

@@ -1,4 +1,4 @@
-"""Images whose first red value is the image's index, as arrays, files and data sources; functions to read it."""
+"""Test images that carry their index in their first red value, as arrays, files and data sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AUGMENTED = DataConfig(horizontal_flip=True, pad_and_crop=3)
 
 
 def numbered_images(count: int, size: int = SIZE) -> np.ndarray:
-    """Returns images of noise, uint8 `[count, size, size, 3]`, whose first red value is the image's index."""
+    """Returns images of noise, uint8 `[count, size, size, 3]`; the first red value of each image is its index."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(count)
     return images
@@ -34,7 +34,7 @@ def write_images(folder: pathlib.Path, images: np.ndarray, first: int = 0) -> No
 
 
 def one_line_error(call: Callable[[], object]) -> str:
-    """Asserts that `call()` raises a DataError with a message of one line, and returns the message."""
+    """Asserts that `call()` raises DataError with a message of one line; returns the message."""
     return message_of(DataError, call)
 
 

@@ -1,4 +1,4 @@
-"""A check process of `doctor` whose checks fail on purpose: by an exception, a hang, lack of memory or a signal."""
+"""The process in which `tfdecouple doctor` runs checks, here with checks that raise, hang or are killed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Image files in many formats and small ONNX models, which tests give to client.py and to the example programs."""
+"""Image files in many formats and small ONNX models, inputs of an export's client.py and of the example programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ORIENTATION = 0x0112  # The EXIF tag of the orientation of an image.
 
 
 def load_program(path: pathlib.Path) -> types.ModuleType:
-    """Imports a Python program by its path, such as a file in examples/, and returns the module."""
+    """Imports the Python file at `path`, such as a program in examples/, and returns the module."""
     spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,7 +30,7 @@ def load_program(path: pathlib.Path) -> types.ModuleType:
 
 
 def draw_smooth_image(height: int, width: int) -> np.ndarray:
-    """Returns a smooth image, uint8 `[height, width, 3]`, which changes little when it is compressed as JPEG."""
+    """Returns an image of smooth waves, uint8 `[height, width, 3]`, which JPEG compression changes little."""
     y, x, channel = np.ogrid[:height, :width, :3]
     waves = 128 + 90 * np.sin(x / 7 + channel) * np.cos(y / 5) + 30 * np.sin((x + 2 * y) / 2)
     return np.clip(waves, 0, 255).astype(np.uint8)
@@ -43,7 +43,7 @@ def make_orientation(orientation: int) -> Image.Exif:
 
 
 def write_picture_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Writes image files of many formats, sizes and orientations to a folder; returns {file name: path}."""
+    """Writes test images of many formats, sizes and EXIF orientations to a folder; returns {file name: path}."""
     noise = random_images(1, 61)[0]
     grey = Image.fromarray(noise[:37, :50, 0])
     alpha = random_images(1, 61, seed=1)[0, :, :, 0]
@@ -82,7 +82,7 @@ def write_picture_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def make_png_header(width: int, height: int) -> bytes:
-    """Returns the bytes of a short PNG file whose header claims an image of width x height pixels."""
+    """Returns the bytes of a broken PNG file: its header claims width x height pixels, but it has data for few."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -93,7 +93,7 @@ def make_png_header(width: int, height: int) -> bytes:
     )
 
 
-# Texts of ONNX models, an encoder and a decoder of 8 x 8 images, without z; their v is the image itself.
+# ONNX models, as text, of an encoder and a decoder of 8 x 8 images without z; they use the image as v.
 WITHOUT_Z = {
     "encoder": "encoder (uint8[batch, 8, 8, 3] images) => (float[batch, 8, 8, 3] v) { v = Cast <to = 1> (images) }",
     "decoder": "decoder (float[batch, 8, 8, 3] v) => (uint8[batch, 8, 8, 3] images) { images = Cast <to = 2> (v) }",
@@ -101,7 +101,7 @@ WITHOUT_Z = {
 
 
 def quantize_to_5_bits(encoder: str) -> str:
-    """Returns the text of an ONNX encoder, changed so that it rounds pixels down to multiples of 8, as with 5 bits."""
+    """Returns the text of an ONNX encoder, edited to round pixels down to multiples of 8, as a model of 5 bits does."""
     steps = r"""every = Cast <to = 1> (images)
         step = Constant <value = float {8.0}> ()
         levels = Div (every, step)
@@ -111,7 +111,7 @@ def quantize_to_5_bits(encoder: str) -> str:
 
 
 def write_onnx_models(folder: pathlib.Path, texts: Mapping[str, str], **metadata: str) -> pathlib.Path:
-    """Writes ONNX models to files `NAME.onnx` in a folder, from {name: text of the model}; returns the folder."""
+    """Writes each model in `texts`, {name: text of an ONNX model}, to `folder / "NAME.onnx"`; returns `folder`."""
     folder.mkdir(exist_ok=True)
     for name, text in texts.items():
         model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>\n{text}')

@@ -1,4 +1,4 @@
-"""Functions that take the example code of docs/extending.md and run it in a copy of the project's packages."""
+"""Functions that add the example code in docs/extending.md to a copy of the project's packages, and run the copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.places import PATIENCE, ROOT
 
 
 def read_recipe(name: str) -> str:
-    """Returns the example code under a heading of docs/extending.md; the case of the heading does not matter."""
+    """Returns the example code under the heading `name` of docs/extending.md; upper or lower case does not matter."""
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     begins = re.search(rf"^## {re.escape(name)}$", text, re.MULTILINE | re.IGNORECASE)
     assert begins, f"there is no recipe for {name}"
@@ -26,7 +26,7 @@ def read_recipe(name: str) -> str:
 
 
 def copy_packages(folder: pathlib.Path) -> pathlib.Path:
-    """Copies the project's packages and train.py into a folder, and returns the folder."""
+    """Copies the packages `tfdecouple` and `export`, and train.py, into a folder; returns the folder."""
     for package in ("tfdecouple", "export"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", folder)
@@ -34,14 +34,14 @@ def copy_packages(folder: pathlib.Path) -> pathlib.Path:
 
 
 def insert_text(file: pathlib.Path, before: str, text: str, after: str = "") -> None:
-    """Inserts text into a file, before the first occurrence of `before` that follows `after`."""
+    """Inserts `text` into a file, in front of the first occurrence of the string `before` behind the string `after`."""
     content = file.read_text(encoding="utf-8")
     place = content.index(before, content.index(after))
     file.write_text(content[:place] + text + content[place:], encoding="utf-8")
 
 
 def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
-    """Adds lines at the end of the list or dict that a Python file assigns to `name`, before the closing bracket."""
+    """Adds `lines` to a Python file, as the last entries of the list, tuple or dict that the file assigns to `name`."""
     rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
     begin = next(number for number, row in enumerate(rows) if re.match(rf"\s*{name}(:.*)? = .*[([{{]$", row))
     end = next(number for number in range(begin, len(rows)) if rows[number].strip()[0] in ")]}")
@@ -51,7 +51,7 @@ def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
 
 
 def run_in_copy(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
-    """Runs Python in a copy of the packages, forked or, if `anew`, as a new process; returns a `CompletedProcess`."""
+    """Runs `python ARGUMENTS` in a copy of the packages; forks it from a server unless `anew`; returns its result."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():

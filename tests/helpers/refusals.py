@@ -1,4 +1,4 @@
-"""Functions that assert that a program or a call fails with an error message of one line, and return the message."""
+"""Functions that assert that a program or a function fails with a message of one line, and return the message."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from tfdecouple.errors import ConfigError
 
 
 def refused(capsys, call, *, begun=False) -> str:
-    """Asserts that a program ends with status 2 and one line on standard error, and returns the line.
+    """Asserts that a program ends with status 2 and one line "error: ..." on standard error; returns the line.
 
     Args:
         capsys: pytest's fixture `capsys`.
-        call: function that runs the program and returns its status.
-        begun: whether the program may print on standard output before it fails.
+        call: function without arguments that runs the program in this process and returns its exit status.
+        begun: whether the program is allowed to print on standard output before it fails.
     """
     assert call() == 2
     out, err = capsys.readouterr()
@@ -24,7 +24,7 @@ def refused(capsys, call, *, begun=False) -> str:
 
 
 def message_of(error, call) -> str:
-    """Asserts that `call()` raises this error with a message of one line, and returns the message."""
+    """Asserts that `call()` raises the exception class `error` with a message of one line; returns the message."""
     with pytest.raises(error) as caught:
         call()
     message = str(caught.value)
@@ -33,5 +33,5 @@ def message_of(error, call) -> str:
 
 
 def refusal(call) -> str:
-    """Asserts that `call()` raises a ConfigError with a message of one line, and returns the message."""
+    """Asserts that `call()` raises ConfigError with a message of one line; returns the message."""
     return message_of(ConfigError, call)

@@ -1,4 +1,4 @@
-"""Configs, folders, checkpoints and logs of training runs, a fake training step, a counter of copies to the host."""
+"""Functions that write and read training runs, a fake training step, and a counter of copies from device to host."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tfdecouple.config import Config, DataConfig, TrainingConfig
 from tfdecouple.training.metrics_log import read_metrics
 from tfdecouple.training.step import StepResult, TrainStep
 
-# Names of the metrics in a log row that measure speed, and so differ between runs of one config.
+# Names of the metrics in metrics.jsonl that measure speed, which differs between two runs of one config.
 TIMING = ("images_per_second",)
 
 
 def run_config(images, *, model=SMALL, **training):
-    """Returns a config of ten training steps on an image folder, with checkpoints and evaluations at steps 5 and 10."""
+    """Returns the config of a run of ten steps on the image folder `images`; steps 5 and 10 evaluate and save."""
     options = {
         "steps": 10,
         "batch_size": 8,
@@ -44,7 +44,7 @@ def run_config(images, *, model=SMALL, **training):
 
 
 def write_run(folder, model, **config):
-    """Writes a run folder with a model's config and a "best" checkpoint of step 1, and returns the folder."""
+    """Writes a model's config and weights into a run folder, as the checkpoint "best" of step 1; returns `folder`."""
     from tfdecouple.storage.checkpoints import CheckpointFolder
     from tfdecouple.storage.files import write_text
 
@@ -54,7 +54,7 @@ def write_run(folder, model, **config):
 
 
 def read_checkpoint(run, name):
-    """Returns {key: array} of all variables in a checkpoint, such as "best", of the run folder `run`."""
+    """Returns {key: array} of all variables in the checkpoint `name`, such as "best", of the run folder `run`."""
     reader = tf.train.load_checkpoint(str(run / "checkpoints" / name))
     keys = [key for key in reader.get_variable_to_shape_map() if "VARIABLE_VALUE" in key]
     return {key: reader.get_tensor(key) for key in keys}
@@ -68,7 +68,7 @@ def assert_same_checkpoint(ours, theirs, name):
 
 
 def read_log(run):
-    """Returns {(kind, step): row} of a run's metrics.jsonl, kinds such as "train"; asserts that no pair repeats."""
+    """Returns {(kind, step): dict of metrics} of a run's metrics.jsonl; a kind is "train", "validation" or "test"."""
     found = read_metrics(run / "metrics.jsonl")
     values = {(row["kind"], row["step"]): row for row in found}
     assert len(values) == len(found)
@@ -76,16 +76,16 @@ def read_log(run):
 
 
 def read_log_without_timing(run):
-    """Returns {(kind, step): row} of a run's metrics.jsonl, kinds such as "train", without images per second."""
+    """Returns {(kind, step): dict of metrics} of a run's metrics.jsonl, like `read_log`, without images per second."""
     return {key: {k: v for k, v in row.items() if k not in TIMING} for key, row in read_log(run).items()}
 
 
 class FakeStep:
-    """A stand-in for TrainStep that only adds 0.001 to the averages and the first moments of small weights."""
+    """A stand-in for `TrainStep` that computes no gradients: it adds 0.001 to averaged weights and first moments."""
 
-    # Indices of the steps whose update is skipped, as if the loss were not finite.
+    # Tests set this to the indices of the steps whose update is to be skipped, as if the loss were not finite.
     bad = ()
-    # Index of the step at which another worker's request to stop reaches all workers, or None.
+    # Tests set this to the index of a step at which the run is to stop, as if another worker had asked for it.
     told_to_stop = None
 
     def __init__(self, config, state, strategy):
@@ -109,7 +109,7 @@ class FakeStep:
 
 
 def call_before_steps(monkeypatch, act, of=TrainStep):
-    """Makes training call `act(step_function, step)`, `step` being an index, before each step until the test ends."""
+    """Until the test ends, training calls `act(step_function, index of the step)` before each training step."""
     original = of.__call__
 
     def step(self, micro_batches, number, *wish):
@@ -120,7 +120,7 @@ def call_before_steps(monkeypatch, act, of=TrainStep):
 
 
 class WatchedTensor:
-    """A wrapper of a tensor that calls `count()` whenever the tensor's value is copied from the device to the host."""
+    """A wrapper of a tensor that calls `count()` each time a program copies the tensor's value to the host."""
 
     def __init__(self, tensor, count):
         self._tensor = tensor
@@ -150,7 +150,7 @@ class WatchedTensor:
 
 
 class ReadCounter:
-    """A counter of values copied from a device to the host; `after` is {count of finished steps: copies since then}."""
+    """A counter of values that training copies to the host; `after` is {count of finished steps: count of copies}."""
 
     def __init__(self):
         self.after = {}
@@ -161,7 +161,7 @@ class ReadCounter:
 
     @contextlib.contextmanager
     def count_reads(self):
-        """Makes this counter count copies to the host in the context, by patching TensorFlow; yields the counter."""
+        """Patches TensorFlow so that this counter counts copies to the host inside the context; yields the counter."""
         numpy, read, take = ops._EagerTensorBase._numpy, gen_resource_variable_ops.read_variable_op, TrainStep.__call__
 
         def count_numpy(tensor):

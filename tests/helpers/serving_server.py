@@ -1,7 +1,7 @@
-"""A server for tests with the gRPC services and the REST API of TensorFlow Serving.
+"""A server for tests that answers gRPC and REST requests by the rules of TensorFlow Serving.
 
-The services use the official stubs. A file name such as predict_util.cc names the source file of TensorFlow Serving
-with the same rules. The server has no version labels and no batching, and serves the newest version alone.
+The gRPC services use the official stubs. A comment's file name, such as predict_util.cc, is that of TensorFlow
+Serving's source file with the rule. The server has no version labels, no batching, and serves only the newest version.
 """
 
 import http.server
@@ -19,17 +19,17 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 from tensorflow_serving.config import model_server_config_pb2
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-# Patterns of the paths of REST requests, as in http_rest_api_util.cc of TensorFlow Serving.
+# Patterns of the URL paths that REST requests can have, as in TensorFlow Serving's http_rest_api_util.cc.
 PREDICT_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?:predict", re.IGNORECASE)
 METADATA_URL = re.compile(r"/v1/models/([^/:]+)(?:/versions/(\d+))?/metadata", re.IGNORECASE)
 
 
 class Refusal(Exception):
-    """The exception for a request that the server refuses; its args are a gRPC status code and a message."""
+    """The exception for a request that the server refuses; `args` are a gRPC status code and a message."""
 
 
 class Servable:
-    """A loaded version of a model, with a TensorFlow 1 session as in TensorFlow Serving."""
+    """A version of a SavedModel, loaded into a TensorFlow 1 session as TensorFlow Serving loads it."""
 
     def __init__(self, folder, version):
         self.version = version
@@ -37,7 +37,7 @@ class Servable:
         with self.session.graph.as_default():
             meta_graph = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder))
         self.signatures = meta_graph.signature_def
-        # The warmup file is optional, but a failing request in the file prevents loading (saved_model_warmup_util.cc).
+        # A SavedModel needs no file of warmup requests, but if one fails, loading fails (saved_model_warmup_util.cc).
         path = folder / "assets.extra" / "tf_serving_warmup_requests"
         records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator()) if path.exists() else []
         if len(records) > 1000:
@@ -46,7 +46,7 @@ class Servable:
             self.predict(prediction_log_pb2.PredictionLog.FromString(record).predict_log.request)
 
     def predict(self, request):
-        """Runs the model for a PredictRequest; returns the response, or raises Refusal if inputs are wrong."""
+        """Runs this model for a `PredictRequest`; returns a `PredictResponse`; raises Refusal for wrong inputs."""
         name = request.model_spec.signature_name or "serving_default"
         if name not in self.signatures:
             raise Refusal(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found.')
@@ -54,7 +54,7 @@ class Servable:
         if set(request.inputs) != set(signature.inputs):
             raise Refusal(INVALID, f"input size does not match signature: needed are {sorted(signature.inputs)}")
         for key, info in signature.inputs.items():
-            # A session in Python converts dtypes, but TensorFlow Serving refuses a wrong dtype.
+            # TensorFlow Serving refuses a wrong dtype, which the Python session below would convert silently.
             if request.inputs[key].dtype != info.dtype:
                 raise Refusal(INVALID, f"Expects {key} to be {tf.as_dtype(info.dtype).name}")
         try:
@@ -70,7 +70,7 @@ class Servable:
 
 
 def to_proto(array, dtype):
-    """Returns an array as a TensorProto with values in `int_val` or `float_val`, as C++'s `AsProtoField` does."""
+    """Returns an array as a `TensorProto` with its values in `int_val` or `float_val`, as TensorFlow Serving writes."""
     proto = tf.make_tensor_proto(np.zeros([0]), dtype, [0])
     proto.ClearField("tensor_content")
     proto.tensor_shape.CopyFrom(tf.TensorShape(np.shape(array)).as_proto())
@@ -79,7 +79,7 @@ def to_proto(array, dtype):
 
 
 def from_json(value, info):
-    """Returns nested JSON lists as a TensorProto; raises Refusal for values of a wrong type, as json_tensor.cc does."""
+    """Converts nested JSON lists to a `TensorProto`; raises Refusal for wrong types, as json_tensor.cc does."""
     dtype, array = tf.as_dtype(info.dtype), np.array(value)
     if array.dtype.kind not in ("i" if dtype.is_integer else "if"):
         raise Refusal(INVALID, f"JSON Value: {str(value)[:40]} is not of expected type: {dtype.name}")
@@ -87,7 +87,7 @@ def from_json(value, info):
 
 
 def inputs_from_json(body, inputs):
-    """Returns a JSON request as {input: TensorProto}, and whether it has rows ("instances"), not columns ("inputs")."""
+    """Returns {input name: TensorProto} of a JSON request, and whether it has "instances" (rows) or "inputs"."""
     if ("instances" in body) == ("inputs" in body):
         raise Refusal(INVALID, "expecting only one of 'inputs' or 'instances' keys to exist")
     if by_row := "instances" in body:
@@ -105,7 +105,7 @@ def inputs_from_json(body, inputs):
 
 
 def outputs_to_json(outputs, by_row):
-    """Returns the JSON reply, a dict with rows or columns of outputs; a single output has no name (json_tensor.cc)."""
+    """Returns the reply, {"predictions": rows} if `by_row`, else {"outputs": columns}; a single output has no name."""
     columns = {}
     for name, proto in outputs.items():
         values = [float(f"{value:.9g}") for value in proto.float_val] or list(proto.int_val)
@@ -117,10 +117,10 @@ def outputs_to_json(outputs, by_row):
 
 
 class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """A context that serves the newest version of a SavedModel in `base_path` by gRPC and REST, on free ports."""
+    """A context that serves the newest SavedModel version below `base_path`, by gRPC and REST, on free ports."""
 
     def __init__(self, base_path, name):
-        # A folder with a number as its name is a version (file_system_storage_path_source.cc).
+        # Each subfolder whose name is a number holds a version (file_system_storage_path_source.cc).
         newest = max(int(path.name) for path in base_path.iterdir() if path.name.isdecimal())
         self.name, self.loaded = name, Servable(base_path / str(newest), newest)
 
@@ -140,7 +140,7 @@ class Server(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._grpc.stop(None).wait()
 
     def servable(self, name, version):
-        """Returns the served model; raises Refusal if it has another name or version. Version 0 means the newest."""
+        """Returns the served model; raises Refusal unless it has this `name` and `version` (0: any version)."""
         if name != self.name or version not in (0, self.loaded.version):
             wanted = f"Specific({name}, {version})" if version else f"Latest({name})"
             raise Refusal(NOT_FOUND, f"Servable not found for request: {wanted}")
@@ -171,7 +171,7 @@ def _or_abort(context, answer):
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """The handler of REST requests; its attribute `owner` is the `Server`."""
+    """The handler of the server's REST requests; `owner` is the `Server` whose model it runs."""
 
     def do_GET(self):  # noqa: N802
         self._answer(METADATA_URL, self._look)
@@ -194,7 +194,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _look(self, name, version):
         response, signatures = self.owner.metadata(name, int(version or 0))
-        # Each message is converted separately, so that the reply has no "@type" (http_rest_api_util.cc).
+        # Converting the complete response would add "@type", which TensorFlow Serving's reply lacks.
         options = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
         spec, signatures = (json_format.MessageToDict(part, **options) for part in (response.model_spec, signatures))
         return {"model_spec": spec, "metadata": {"signature_def": signatures}}
@@ -218,6 +218,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def read_models(folder):
-    """Returns the models that an export folder's `models.config` lists, as protocol buffers `ModelConfig`."""
+    """Returns the list of TensorFlow Serving's protocol buffers `ModelConfig` in an export folder's `models.config`."""
     models = text_format.Parse((folder / "models.config").read_text(), model_server_config_pb2.ModelServerConfig())
     return list(models.model_config_list.config)

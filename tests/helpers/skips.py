@@ -1,8 +1,8 @@
 """Hooks of pytest, for conftest.py, that report skipped tests and compare them with tests/expected_skips.txt.
 
-A line of the file is `TEST | REASON`. TEST is a test without its parameters, or a module that is skipped as a whole. A
-REASON that ends in * stands for all reasons with this beginning. With `-o strict_skips=true` (`make test-all`) a skip
-that is not in the file fails the run.
+A line of that file is `TEST | REASON`. TEST is a test without its parameters, or the file of a module that is skipped.
+A REASON that ends in * stands for all reasons with this beginning. With pytest's option `-o strict_skips=true`, as in
+`make test-all`, a skip that is not in expected_skips.txt fails the run.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ EXPECTED = TESTS / "expected_skips.txt"
 
 
 class _SkipCounter:
-    """A plugin of pytest that counts skips by test and reason."""
+    """A plugin of pytest that counts skipped tests; `counts` is {(test without parameters, reason): count}."""
 
     def __init__(self) -> None:
         self.counts: collections.Counter[tuple[str, str]] = collections.Counter()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        # pytest reports expected failures as skipped, with an attribute `wasxfail`.
+        # Expected failures are not counted; pytest reports them as skipped, too, but with an attribute `wasxfail`.
         if report.skipped and not hasattr(report, "wasxfail"):
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             reason = " ".join(reason.removeprefix("Skipped: ").split())
             self.counts[report.nodeid.partition("[")[0], reason] += 1
 
-    # For a module that is skipped as a whole, pytest calls this hook instead.
+    # If a complete module is skipped, pytest calls the hook `pytest_collectreport` instead.
     pytest_collectreport = pytest_runtest_logreport
 
     def list_unexpected(self) -> list[tuple[str, str]]:
-        """Returns the sorted pairs (test, reason) of the counted skips that are not in tests/expected_skips.txt."""
+        """Returns the skips that are not in tests/expected_skips.txt, as a sorted list of (test, reason)."""
         lines = EXPECTED.read_text(encoding="utf-8").splitlines()
         expected = [line.split(" | ", 1) for line in lines if line.strip() and not line.startswith("#")]
 
@@ -50,19 +50,19 @@ _KEY = pytest.StashKey[_SkipCounter]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds pytest's setting `strict_skips`: a skip that is not in tests/expected_skips.txt fails the run."""
+    """Adds pytest's setting `strict_skips`: whether a skip that is not in tests/expected_skips.txt fails the run."""
     parser.addini("strict_skips", "a skip that is not in tests/expected_skips.txt fails the run", "bool", default=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the counter of skips; with pytest-xdist only in the controller, which gets the reports of all tests."""
+    """Registers a counter of skipped tests, but not in workers of pytest-xdist, whose controller gets all reports."""
     if not hasattr(config, "workerinput"):
         config.stash[_KEY] = _SkipCounter()
         config.pluginmanager.register(config.stash[_KEY], "skips")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fails the run if `strict_skips` is set and a skip is not in tests/expected_skips.txt."""
+    """Fails the run of pytest if `strict_skips` is true and a skipped test is not in tests/expected_skips.txt."""
     skips = session.config.stash.get(_KEY, None)
     if skips and session.config.getini("strict_skips") and skips.list_unexpected() and not session.exitstatus:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

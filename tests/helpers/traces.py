@@ -1,4 +1,4 @@
-"""Contexts that run functions without tracing them, or free traced functions that TensorFlow would keep forever."""
+"""Contexts that run each `tf.function` without tracing, or free traced functions that TensorFlow would keep forever."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 from tensorflow_probability import bijectors as tfb
 
-# Name prefixes in TensorFlow's registry of gradients: of traced `tf.custom_gradient`s, and of functions in a graph.
+# Beginnings of the names by which TensorFlow registers the gradients of traced `tf.custom_gradient`s and functions.
 _NAMES = ("CustomGradient-", "PartitionedCall-")
 
 
 @contextlib.contextmanager
 def run_eagerly() -> Iterator[None]:
-    """Runs each `tf.function` eagerly inside the context; for one or two calls, tracing would take longer."""
+    """Runs each `tf.function` eagerly inside the context; this is faster than tracing for one or two calls."""
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:
@@ -28,12 +28,12 @@ def run_eagerly() -> Iterator[None]:
 
 @contextlib.contextmanager
 def release_traces() -> Iterator[None]:
-    """Frees functions that are traced inside the context as soon as the program has no reference to them.
+    """Lets Python free a function that is traced inside the context as soon as the program has no reference to it.
 
-    TensorFlow registers a gradient for each function, process-wide and forever. The gradient keeps the function's graph
-    alive, which takes megabytes. This context leaves a weak reference in the registry and lets the graph hold its
-    gradient, so that both live as long as the function. TFP's process-wide cache of bijectors holds the same graphs, so
-    the context empties the cache; TFP computes the values again. Neither library has a public function for this.
+    TensorFlow registers a gradient for each traced function, forever. The gradient keeps the function's graph alive,
+    which takes megabytes. The context leaves only a weak reference in the registry, and lets the graph hold the
+    gradient, so that graph and gradient live as long as the function. It also empties TFP's cache of bijectors, which
+    holds the same graphs; TFP computes cached values again. Neither library has a public function for this.
     """
     before = set(_get_registry())
     try:
@@ -42,7 +42,7 @@ def release_traces() -> Iterator[None]:
         for name in set(_get_registry()) - before:
             if name.startswith(_NAMES):
                 _hold_weakly(name)
-        # If a version of TFP stores its cache elsewhere, memory is not freed, and a test of this function fails.
+        # If a later TFP stores its cache elsewhere, nothing is raised here, but a test of `release_traces` fails.
         with contextlib.suppress(AttributeError):
             cache = tfb.Bijector._cache.storage
             for key in list(cache):
@@ -55,7 +55,7 @@ def _get_registry() -> dict[str, dict[str, Any]]:
 
 
 def _hold_weakly(name: str) -> None:
-    """Replaces a gradient in the registry by a weak reference, and lets the gradient's graph hold the gradient."""
+    """Replaces the gradient `name` in TensorFlow's registry by a weak reference; the gradient's graph then holds it."""
     gradient = _get_registry()[name]["type"]
     graph = _find_graph(gradient)
     if graph is None:
@@ -66,7 +66,7 @@ def _hold_weakly(name: str) -> None:
 
 
 def _find_graph(gradient: Callable) -> tf.Graph | None:
-    """Returns the graph whose operations a registered gradient differentiates, or None for other gradients."""
+    """Returns the graph of the traced function that `gradient` differentiates, or None if there is no graph."""
     enclosed = _read_closure(gradient)
     if "self" in enclosed:
         return getattr(enclosed["self"], "_func_graph", None)
@@ -75,7 +75,7 @@ def _find_graph(gradient: Callable) -> tf.Graph | None:
 
 
 def _read_closure(function: Any) -> dict[str, Any]:
-    """Returns {variable name: value} of a function's closure, or {} if there is none."""
+    """Returns {name: value} of the variables in a function's closure, or {} for a function without a closure."""
     if not getattr(function, "__closure__", None):
         return {}
     return {

@@ -1,4 +1,4 @@
-"""A trainer that starts with the same weights on any number of devices, and comparisons of training states."""
+"""A trainer for tests, which starts with the same weights on any count of devices, and comparisons of its results."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ GLOW = dataclasses.replace(SMALL, conditioning="none")
 
 
 def augment_images(state, images, step, number=0, **training):
-    """Returns `images`, the part of a batch on device `number`, with a training step's noise and synthetic images."""
+    """Augments `images`, the part of a batch on the device with index `number`, as training step `step` would."""
     config = Config(model=SMALL, training=TrainingConfig(batch_size=BATCH, **training))
     take, start = TrainStep(config, state, tf.distribute.get_strategy()), number * len(images)
     seed = randomness.derive_seed(config.training.seed, "step", tf.constant(step))
@@ -27,7 +27,7 @@ def augment_images(state, images, step, number=0, **training):
 
 
 class Trainer:
-    """A training state and step on logical CPU devices, with the same initial weights for any number of devices."""
+    """A training state and a `TrainStep` on logical CPU devices; the initial weights ignore the count of devices."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
         options = {
@@ -50,7 +50,7 @@ class Trainer:
         self.steps = 0
 
     def take(self, count=1):
-        """Takes `count` training steps on different images; returns the last step's `StepResult`, on the host."""
+        """Takes `count` training steps, each on other random images; returns the last `StepResult`, as numbers."""
         model = self.config.model
         for _ in range(count):
             examples = random_images(BATCH, model.image_shape, seed=100 + self.steps)
@@ -65,7 +65,7 @@ class Trainer:
         return result.fetch_numbers()
 
     def values(self, device=None):
-        """Returns {name: array} of this trainer's variables; with an index `device`, their copies on that device."""
+        """Returns {name: array} of this trainer's variables; `device` is the index of a device whose copies to read."""
 
         def read(variable):
             if device is not None:
@@ -81,7 +81,7 @@ class Trainer:
         }
 
     def put(self, values):
-        """Assigns {name: array}, as the method `values` returns it, to this trainer's variables."""
+        """Assigns `values`, {name: array} from this class's method `values`, to this trainer's variables."""
         for group, variables in self.state.group_checkpoint_variables().items():
             for name, variable in variables.items():
                 variable.assign(values[f"{group}/{name}"])

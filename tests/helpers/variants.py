@@ -1,4 +1,4 @@
-"""The smallest model configs by name, one for each config option; functions for their models, images and weights."""
+"""Tiny model configs by name, one for each option of a model, and functions that make and compare their models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers.models import give_effect, random_images
 from tfdecouple.config import ModelConfig
 from tfdecouple.model import DecoupledModel
 
-# A config with two levels, the last of 2 x 2 pixels.
+# A config with two levels; feature maps of the last level have 2 x 2 pixels.
 SMALLEST = ModelConfig(
     image_shape=(4, 4, 3),
     latent_dim=4,
@@ -24,7 +24,7 @@ SMALLEST = ModelConfig(
     prior_hidden=4,
     prior_alpha=0.8,
 )
-# A config with an inner level, where channels leave the flow after a stage; the last level has 1 x 1 pixels.
+# A config with three levels; in the inner one, channels leave the flow. The last level's maps have 1 x 1 pixels.
 STAGES = dataclasses.replace(SMALLEST, steps=(1, (1,), 1), hidden_channels=(4, 4, 4))
 VARIANTS = {
     "coupling": SMALLEST,
@@ -36,7 +36,7 @@ VARIANTS = {
     "base-additive": dataclasses.replace(SMALLEST, conditioning="base", base_hidden=5, transform="additive"),
     "normal": dataclasses.replace(SMALLEST, prior="normal"),
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
-    # A grey image is squeezed before the first level, so that the last level has 1 x 2 pixels.
+    # Grey images are squeezed (2 x 2 pixels become 4 channels) before the first level; the last has 1 x 2 pixels.
     "grey": dataclasses.replace(SMALLEST, image_shape=(4, 8, 1)),
     "dequantization": dataclasses.replace(
         SMALLEST,
@@ -48,14 +48,14 @@ VARIANTS = {
         dequantization_map_channels=2,
     ),
 }
-# Configs by name of models that use class labels.
+# {name: config of a model that uses class labels}.
 OF_CLASSES = {
     "classes": dataclasses.replace(SMALLEST, prior="classes", classes=3, class_probabilities=(1, 2, 5)),
     "prior-classes": dataclasses.replace(SMALLEST, classes=3, class_probabilities=(1, 2, 5)),
 }
 
 
-# A config whose options all differ from their defaults, except for options that exclude each other.
+# A config with as many options as possible at other values than their defaults; some options exclude each other.
 ODD = ModelConfig(
     image_shape=(8, 8, 3),
     n_bits=6,
@@ -87,7 +87,7 @@ ODD = ModelConfig(
 
 
 def fresh(config):
-    """Returns a new initialised model; all its weights affect the results, and its z differs between images."""
+    """Returns a new initialised model, perturbed so that each weight affects its results and z depends on the image."""
     model = DecoupledModel(config)
     model.initialize(random_images(16, config.image_shape))
     if model.encoder is not None:
@@ -100,31 +100,31 @@ def fresh(config):
 
 @functools.cache
 def variant(name):
-    """Returns the shared, initialised model of a name in VARIANTS or OF_CLASSES. Do not change the model."""
+    """Returns an initialised model of the config `name` in VARIANTS or OF_CLASSES. Tests share it: never change it."""
     return fresh({**VARIANTS, **OF_CLASSES}[name])
 
 
 def images_of(model, count=3, seed=1):
-    """Returns random images of the shape that a model takes, uint8 `[count, height, width, channels]`."""
+    """Returns random images in the shape of `model`'s images, uint8 `[count, height, width, channels]`."""
     return random_images(count, model.config.image_shape, seed)
 
 
 def read_weights(model):
-    """Returns {name: array} of all weights of a model."""
+    """Returns {name: array} of all weights of a `DecoupledModel`, copied to the host."""
     return {name: variable.numpy() for name, variable in model.named_variables().items()}
 
 
 def has_weights(model, before):
-    """Returns whether all weights of a model equal the arrays in `before`, which `read_weights` has returned."""
+    """Returns whether all weights of a model equal `before`, {name: array} from `read_weights`."""
     return all(np.array_equal(value, before[name]) for name, value in read_weights(model).items())
 
 
 def equal(a, b):
-    """Asserts that two arrays have equal values."""
+    """Asserts that two arrays or tensors have equal values."""
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def quantize(images, n_bits):
-    """Returns 8-bit images quantised to `n_bits` bits: bin k becomes the value k * 256 / n_bins."""
+    """Returns uint8 images rounded down to the lowest value of each pixel's bin, one of 2**n_bits bins."""
     step = 256 // 2**n_bits
     return images // step * step

@@ -1,4 +1,4 @@
-"""Workers of one distributed training run, as threads of the test's process or as two processes of this machine."""
+"""Workers of one distributed training run, either as threads of the test's process or as two processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfdecouple.training.workers import Workers
 
 
 class WorkerThreads:
-    """Training workers that run as threads of this process, and add arrays up in memory instead of over a network."""
+    """Training workers (`Workers` objects) that run in threads of one process, and add up arrays without a network."""
 
     def __init__(self, count=2):
         self.workers = [Workers(count, rank, lambda data, rank=rank: self._sum(rank, data)) for rank in range(count)]
@@ -28,7 +28,7 @@ class WorkerThreads:
         self._data = [None] * count
 
     def run(self, act):
-        """Calls `act(workers)` in a thread for each training worker; returns a list of results or raised exceptions."""
+        """Calls `act(worker)` for each training worker, in its own thread; returns a list of results or exceptions."""
 
         def call(workers):
             try:
@@ -48,7 +48,7 @@ class WorkerThreads:
 
 
 def find_free_ports(count):
-    """Returns the numbers of `count` TCP ports on which no program of this machine listens."""
+    """Returns a list of `count` TCP ports (ints) of this machine that no program uses."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -57,7 +57,7 @@ def find_free_ports(count):
 
 
 class WorkerProcesses:
-    """Two worker processes that run `train.py` with one config and one run folder."""
+    """Two processes on this machine that train one model together: workers of `train.py` with one run folder."""
 
     def __init__(self, folder, config):
         self.run = folder / "run"
@@ -77,7 +77,7 @@ class WorkerProcesses:
             self.processes.append(process)
 
     def end(self):
-        """Waits until both worker processes end; returns a list of (exit status, standard output, standard error)."""
+        """Waits until both worker processes end; returns (exit status, stdout, stderr) of each, as a list."""
         try:
             texts = [process.communicate(timeout=PATIENCE) for process in self.processes]
             return [(process.returncode, *both) for process, both in zip(self.processes, texts, strict=True)]
@@ -94,7 +94,7 @@ class WorkerProcesses:
         return sorted(int(path.stem[5:]) for path in self.run.glob("checkpoints/step-*.index"))
 
     def wait_for_checkpoint(self, beyond=0):
-        """Waits until the run has a checkpoint of a step after `beyond`; returns the step of the latest checkpoint."""
+        """Waits until the workers have saved a checkpoint of a step after `beyond`; returns the latest saved step."""
         begun = time.monotonic()
         while max(self.saved(), default=0) <= beyond:
             assert all(process.poll() is None for process in self.processes), [p.communicate() for p in self.processes]
