@@ -1,4 +1,4 @@
-"""Functions that the benchmarks share: running programs that measure, writing Markdown tables and JSON files."""
+"""Functions that the benchmark programs share: they run programs that measure, and write tables and JSON files."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
-    """Runs `throughput.py` for a phase such as "train16" in a new process; returns its measurements, a dict."""
+    """Runs `throughput.py` in a new process, and returns the JSON object that it prints, {name: measurement}.
+
+    `phase` is a kind of work and a batch size: "train16" trains on batches of 16 images.
+    """
     return run_json([sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--phase", phase, *arguments])
 
 
 def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]:
-    """Runs a program, with idle threads asleep, and returns the JSON object in the last line of its output.
+    """Runs a program and returns the JSON object in the last line of the program's output, a dict.
+
+    Idle OpenMP threads of the program sleep instead of spinning, so that they take no CPU time.
 
     Args:
         command: the program and its arguments.
-        drop: names of the environment variables that are removed for the program.
+        drop: names of environment variables that the program does not inherit.
 
     Raises:
-        UserError: if the program fails or prints no JSON object; the message has the last line of its output.
+        UserError: if the program fails or prints no JSON object; the message quotes the last line of the output.
     """
     environment = {name: value for name, value in {**os.environ, **PASSIVE}.items() if name not in drop}
     try:
@@ -46,13 +51,13 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
 
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a Markdown table; `format_cell` formats the values in the header and the rows."""
+    """Returns a Markdown table as a text; `format_cell` formats each value in `header` and `rows`."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(format_cell(value) for value in line) + " |" for line in lines)
 
 
 def format_cell(value: Any) -> str:
-    """Returns the text of a table cell: floats have three decimals below 1 and fewer above; None is empty."""
+    """Returns a value as the text of a table cell: floats get three decimals below 1 and fewer above; None gives ""."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -62,7 +67,7 @@ def format_cell(value: Any) -> str:
 
 
 def replace_table(document: str, name: str, table: str) -> str:
-    """Returns a document with `table` between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+    """Returns the text `document` with `table` between the lines `<!-- NAME -->` and `<!-- end NAME -->`.
 
     Raises:
         UserError: if one of the two lines is missing.
@@ -76,7 +81,7 @@ def replace_table(document: str, name: str, table: str) -> str:
 
 
 def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
-    """Puts the Markdown tables `{name: text}` between their marker lines in a file; does nothing if `page` is None."""
+    """Replaces tables in the Markdown file `page`; `tables` is {name: new table}. Does nothing if `page` is None."""
     if page:
         document = page.read_text(encoding="utf-8")
         for name, table in tables.items():
@@ -85,7 +90,7 @@ def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
 
 
 def measure_relative_errors(arrays: Iterable[Any], expected: Iterable[Any]) -> list[float]:
-    """Returns, for each pair of arrays, max |array - expected| / max |expected|, computed in float64."""
+    """Returns max |array - expected| / max |expected| for each array and its counterpart, computed in float64."""
     import numpy as np
 
     pairs = [[np.asarray(value, np.float64) for value in pair] for pair in zip(arrays, expected, strict=True)]
@@ -93,6 +98,6 @@ def measure_relative_errors(arrays: Iterable[Any], expected: Iterable[Any]) -> l
 
 
 def write_json(path: str | pathlib.Path | None, value: Mapping[str, Any]) -> None:
-    """Writes `value` to a JSON file; does nothing if `path` is None."""
+    """Writes the mapping `value` to the file `path` as a JSON object; does nothing if `path` is None."""
     if path:
         pathlib.Path(path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

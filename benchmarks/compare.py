@@ -4,12 +4,13 @@
     python benchmarks/compare.py --yardstick FILE --form= --form=--channels-last --form="--channels-last --compile"
     python benchmarks/compare.py --phases train16:mixed_bfloat16,train16:invert/recompute
 
-The PyTorch program, called the yardstick, has phases trainN, evalN, decodeN and gemm and prints one JSON object in its
-last line, as `throughput.py` does. --yardstick-python is an interpreter that has torch. A form is a set of flags of the
-yardstick. In each round, for each phase, the program measures how fast the machine multiplies matrices, then runs the
-phase once with this project and once with each form of the yardstick. Each run is a process of its own, with the same
-number of threads, and idle threads sleep. The form with the best median is compared. On a shared machine ratios of
-neighbouring runs mean more than rates, so the table has the ratio of each round and the ratio of the medians.
+The PyTorch program is called the yardstick. A phase is a kind of work and a number of images in a batch: train16 trains
+on batches of 16 images. The yardstick has the phases trainN, evalN, decodeN and gemm (a matrix product), and prints one
+JSON object in its last line, as `throughput.py` does. --yardstick-python is an interpreter that has torch. A form is a
+set of flags of the yardstick. In each round, for each phase, the program measures how fast the machine multiplies
+matrices, then runs the phase once with this project and once with each form of the yardstick. Each run is a process of
+its own, with the same number of threads, and idle threads sleep. The form with the best median is compared. On a shared
+machine ratios of neighbouring runs mean more than rates, so the table has the ratio of each round and of the medians.
 
 The yardstick has no encoder and no prior, averages no weights and draws no noise. The yardstick's eval phase is the
 forward direction of the flow; this project's eval and encode are compared with that phase, and this project's decode
@@ -40,31 +41,31 @@ from tfdecouple.doctor.installation import describe_machine, list_instruction_se
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-# For each kind of phase of this project: the kind of phase of the yardstick, the PyTorch program, to compare with.
+# For each kind of work of this project, such as encode: the work of the PyTorch program that is compared with it.
 COUNTERPARTS = {"train": "train", "eval": "eval", "encode": "eval", "decode": "decode", "sample": "decode"}
-# Arguments of `throughput.py` for each variant of training that may follow `PHASE:` in --phases.
+# Arguments of `throughput.py` for each way of training that --phases can name after the phase, as in train16:invert.
 VARIANTS = {
     "mixed_bfloat16": ("--precision", "mixed_bfloat16"),
     "recompute": ("--memory", "recompute"),
     "invert": ("--memory", "invert"),
 }
-# Texts that may follow `PHASE:` in --phases. A/B compares variant A with variant B; A compares A with the default.
+# Texts that can follow `PHASE:` in --phases: A compares training A with float32 and `keep`; A/B compares A with B.
 COMPARED_VARIANTS = (*VARIANTS, "invert/recompute")
 PHASES = "train16,eval16,encode16,decode16,sample16"
 
-# In one round: the measurements of this project, and those of each form of the yardstick, {form: measurements}.
+# One round: measurements of this project, and {description: measurements} of each run that it is compared with.
 Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
 class Comparison(NamedTuple):
-    """A phase of this project, such as train16, and the phase that it is compared with.
+    """Work of this project that is timed, such as train16 (training on 16 images), and the work it is compared with.
 
     Attributes:
         name: text of the comparison in --phases, such as "train16:recompute".
-        phase: phase of `throughput.py`, such as "train16".
-        arguments: further arguments of `throughput.py`.
-        counterpart: phase of the yardstick, the PyTorch program; None if this project is compared with itself.
-        others: arguments of the second run of `throughput.py` if this project is compared with itself.
+        phase: argument --phase of `throughput.py`, such as "train16".
+        arguments: further arguments of `throughput.py` in the run of this project.
+        counterpart: argument --phase of the PyTorch program; None if this project is compared with itself.
+        others: further arguments of the second run of `throughput.py` if this project is compared with itself.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Comparison(NamedTuple):
 
 
 def main() -> int:
-    """Reads the command line of compare.py, compares speeds with a PyTorch program, and returns the exit status."""
+    """Runs the program `compare.py`, which compares speeds with a PyTorch program; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yardstick", type=pathlib.Path, help="the PyTorch program")
     parser.add_argument("--yardstick-python", default=sys.executable, help="a Python interpreter that has torch")
@@ -90,10 +91,10 @@ def main() -> int:
 
 
 def parse_comparison(text: str) -> Comparison:
-    """Parses `PHASE` or `PHASE:VARIANT`, such as "train16:recompute", and returns the comparison.
+    """Returns the `Comparison` that a text in --phases describes, such as "encode16" or "train16:recompute".
 
     Raises:
-        UserError: if the phase or variant is unknown.
+        UserError: if the text before or after the colon is unknown.
     """
     phase, _, variant = text.partition(":")
     kind, batch = parse_phase(phase)
@@ -109,7 +110,7 @@ def parse_comparison(text: str) -> Comparison:
 
 
 def run_rounds(options: argparse.Namespace) -> int:
-    """Times this project and the PyTorch program in rounds; prints results after each; returns the exit status."""
+    """Times the comparisons in --phases in --rounds rounds; prints a table after each round; returns exit status 0."""
     comparisons = [parse_comparison(text) for text in options.phases.split(",") if text]
     if any(comparison.counterpart for comparison in comparisons) and not options.yardstick:
         raise UserError("--yardstick is missing: the path of the PyTorch program to compare with")
@@ -121,7 +122,7 @@ def run_rounds(options: argparse.Namespace) -> int:
 
     def run_yardstick(phase: str, form: str = "") -> dict[str, Any]:
         command = [options.yardstick_python, str(options.yardstick), "--phase", phase, *common, *shlex.split(form)]
-        # PYTHONPATH may contain packages for this interpreter, which the yardstick's interpreter could not load.
+        # PYTHONPATH is dropped, because its packages are for this interpreter and may fail in the PyTorch program's.
         return run_json(command, drop=("PYTHONPATH",))
 
     gemm: list[dict[str, Any]] = []
@@ -149,7 +150,10 @@ def run_rounds(options: argparse.Namespace) -> int:
 
 
 def summarize_rounds(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a dict: medians over all rounds of this project and of the yardstick's fastest form, and ratios."""
+    """Returns a dict of medians over `rounds` of this project and of the fastest run compared with it, and of ratios.
+
+    The medians are of images/s, CPU seconds and memory. `gemm` has measurements of the machine's matrix products.
+    """
 
     def median(runs: list[dict[str, Any]], name: str) -> float:
         return statistics.median(run[name] for run in runs)
@@ -175,7 +179,7 @@ def summarize_rounds(comparison: Comparison, rounds: list[Round], gemm: list[dic
 
 
 def render_results(results: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table with a row for each of the dicts that `summarize_rounds` returned."""
+    """Returns a Markdown table of speeds, ratios and memory, with a row for each dict from `summarize_rounds`."""
     header = ["phase", "against", "images/s", "theirs", "ratio", "of each round", "CPU ratio", "MiB", "theirs"]
     rows = [
         [each["phase"], each["against"], float(each["ours_images_per_s"]), float(each["theirs_images_per_s"])]

@@ -3,16 +3,17 @@
     python benchmarks/compiling.py --docs docs/scaling.md --json compiling.json
     python benchmarks/compiling.py --presets quickstart cifar10 --images 16
 
-All layers of one class, config and shape are one kind of layer. For each kind in the flow, the dequantizer and the
-prior, the program makes one layer, perturbs its weights, and runs it forward and backward on random inputs: once by
+All layers of one class, config and shape are one kind of layer. For each kind of layer in the flow, the dequantizer and
+the prior, the program makes one layer, perturbs its weights, and runs it forward and backward on random inputs: once by
 TensorFlow, and once compiled by XLA (`jit_compiled`). A kind that several presets have is measured once. Each preset
-is measured in a new process, because XLA fails after some two hundred compilations in a process. Columns:
+is measured in a new process, because XLA fails after some two hundred compilations in a process. Columns of the table:
 
-  compiling   CPU seconds of the first call minus those of a later call, forward and backward, summed over the kinds;
-              the next column has the slowest kind alone
-  step        CPU seconds of a later call (best of three), summed over the kinds: XLA's divided by TensorFlow's
-  difference  largest difference between XLA and TensorFlow in the loss or a gradient, over its largest number
-  rounding    the same between TensorFlow's float32 and float64, for tensors with a `difference` above 1e-5
+  compiling     CPU seconds of the first call minus those of a later call, forward and backward, summed over the kinds
+  slowest kind  CPU seconds, as in `compiling`, of the kind of layer that takes longest
+  step          CPU seconds of a later call (best of three), summed over the kinds: XLA's divided by TensorFlow's
+  difference    largest difference between XLA and TensorFlow in the loss or a gradient, divided by the largest absolute
+                value of this loss or gradient
+  rounding      like `difference`, but of TensorFlow's float32 and float64, where `difference` is above 1e-5
 
 The loss is the mean, over the batch, of half the sum of squared outputs minus the log-determinant.
 --docs puts the table between the lines `<!-- compiling -->` and `<!-- end compiling -->` of a file.
@@ -39,16 +40,16 @@ from tfdecouple.config import ModelConfig, load_preset, preset_names  # noqa: E4
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Standard deviation of the noise that the program adds to weights; without noise, couplings would be the identity.
+# Standard deviation of the noise that is added to initial weights; without noise, couplings would be the identity.
 NOISE = 0.02
-# Above this relative difference between XLA and TensorFlow, TensorFlow's float32 is compared with float64.
+# If XLA and TensorFlow differ by more than this, relatively, TensorFlow's float32 is also compared with its float64.
 EXPECTED_ROUNDING = 1e-5
-# Number of timed calls after the first call, in which the layer is compiled.
+# Number of timed calls of a layer after the first call, which compiles the layer.
 CALLS = 3
 
 
 def main() -> int:
-    """Reads the command line of compiling.py, times XLA's compilation of layers, and returns the exit status."""
+    """Runs the program `compiling.py`, which times XLA's compilation of layers, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", metavar="PRESET", help="presets to measure (default all)")
     parser.add_argument("--images", type=int, default=1, help="images in a batch (default 1)")
@@ -60,7 +61,7 @@ def main() -> int:
 
 
 def measure_presets(options: argparse.Namespace) -> int:
-    """Measures the requested presets one after the other, prints and writes the table; returns the exit status."""
+    """Times XLA and TensorFlow on the layers of each preset in --presets, prints a table, and returns exit status 0."""
     presets = options.presets or preset_names()
     for preset in presets:
         load_preset(preset)  # An unknown name raises an error here, before the first preset is measured.
@@ -90,7 +91,7 @@ def measure_presets(options: argparse.Namespace) -> int:
 
 
 def render_presets(presets: dict[str, dict[str, Any]]) -> str:
-    """Returns a Markdown table of compilation times and of XLA's deviations, with a row for each preset."""
+    """Returns a Markdown table of XLA's compilation times and relative errors, from {preset: {measurement: value}}."""
     rows = [
         [name, row["kinds"], row["compiled_s"], row["slowest_s"], row["step"]]
         + ["" if row[column] is None else f"{row[column]:.1e}" for column in ("off", "rounding")]
@@ -108,7 +109,7 @@ class Kind:
     Attributes:
         layer: the layer, which has no weights yet.
         shape: shape of the layer's input without the batch.
-        condition: shape of z or of the conditioning map without the batch, or None.
+        condition: shape, without the batch, of z or of the feature map that conditions the layer; None without one.
     """
 
     layer: Any
@@ -117,7 +118,7 @@ class Kind:
 
     @property
     def key(self) -> str:
-        """A text with the class, config and shapes of this layer, by which equivalent layers are recognised."""
+        """A text of this layer's class, config and shapes; two layers with equal texts need only one measurement."""
         config = {name: value for name, value in self.layer.get_config().items() if name != "name"}
         return f"{type(self.layer).__name__} {json.dumps(config, sort_keys=True)} {list(self.shape)} {self.condition}"
 
@@ -146,14 +147,14 @@ def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
 def measure_preset(
     preset: str, images: int, threads: int, measured: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns a list of the keys of a preset's distinct layers, and {key: measurements} of those not in `measured`."""
+    """Returns the keys (`Kind.key`) of a preset's distinct layers, and {key: measurements} if not in `measured`."""
     start_tensorflow(threads)
     kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
     return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}
 
 
 def measure_kind(kind: Kind, images: int) -> dict[str, float]:
-    """Returns a dict: CPU seconds of a layer with XLA and without, and the relative difference of the results."""
+    """Runs a layer with and without XLA on `images` random inputs; returns a dict of CPU seconds and differences."""
     import numpy as np
     import tensorflow as tf
 
@@ -178,7 +179,7 @@ def measure_kind(kind: Kind, images: int) -> dict[str, float]:
 
 
 def _compute_in_float64(layer: Any, kind: Kind, inputs: tuple[Any, Any]) -> list[Any]:
-    """Returns a list of the loss and the gradients of a layer, computed by TensorFlow in float64."""
+    """Returns the list [loss, *gradients] of a layer, computed by TensorFlow in float64 from the float32 weights."""
     import tensorflow as tf
 
     exact = type(layer).from_config({**layer.get_config(), "dtype": "float64"})
@@ -190,7 +191,7 @@ def _compute_in_float64(layer: Any, kind: Kind, inputs: tuple[Any, Any]) -> list
 
 
 def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float, float]:
-    """Returns a list of a layer's loss and gradients, and CPU seconds of the first and of the fastest later call."""
+    """Runs a layer, with XLA or not; returns [loss, *gradients], CPU seconds of the first and fastest later call."""
     import keras
     import tensorflow as tf
 
@@ -216,7 +217,7 @@ def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[lis
     for _ in range(1 + CALLS):
         begun = time.process_time()
         results = function(*inputs, weights)
-        # Copying the loss to the host waits until the call has computed its results.
+        # The loss is copied to the host, because this waits until the call has computed all results.
         results[0].numpy()
         seconds.append(time.process_time() - begun)
     return results, seconds[0], min(seconds[1:])

@@ -6,8 +6,8 @@
 The counts are operations that TensorFlow's executors ran during the first step, also in functions that the step calls.
 Each operation costs time of the host, and most launch a kernel on a GPU. The counts come from the trace of TensorFlow's
 profiler, which leaves out operations that cost nothing: constants, arguments, identities and reshapes. The profiler
-also leaves out an operation that has run quickly some 90 times. The first step is therefore counted, and a function
-that one step calls more often than that is counted too low. There is no input pipeline.
+also stops recording an operation after some 90 quick runs. Therefore the program counts the first step, and the counts
+are too low for a function that one step calls more often. There is no input pipeline.
 
 On a CPU a step computes shards of a batch in parallel, and packs convolutions of few channels (docs/design.md).
 --one-shard keeps the batch in one piece, as on a GPU.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# This checkout comes first on the path, so that no other installed version of the project is measured.
+# This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, write_json  # noqa: E402
@@ -33,14 +33,14 @@ from tfdecouple.doctor.benchmark import Benchmark  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
-# Types of operation that TensorFlow runs to fold constants before the first step; a step itself has none of them.
-_OF_FOLDING = {"_Send", "_Recv"}
-# Number of types of operation with a row of their own in the table; all rarer types share one row.
-_KINDS = 24
+# Types of operation that are not counted, because TensorFlow runs them to fold constants before the first step.
+_FOLDING_TYPES = {"_Send", "_Recv"}
+# Number of types of operation with a row of their own in the printed table; all rarer types share one row.
+_ROWS = 24
 
 
 def main() -> int:
-    """Reads the command line of dispatches.py, counts a step's operations, and returns the exit status."""
+    """Runs the program `dispatches.py`, which counts the operations of a training step, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")
     parser.add_argument("--batch", type=int, default=16, help="images in a step (default 16)")
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def count_step(options: argparse.Namespace) -> int:
-    """Takes a training step and prints how many operations of each type ran; returns the exit status."""
+    """Runs one training step of --preset, prints how many operations of each type ran, and returns exit status 0."""
     phase = {"phase": f"train{options.batch}", "precision": None, "memory": None}
     config = make_config(argparse.Namespace(**vars(options), **phase), "train", options.batch)
     start_tensorflow(1 if options.one_shard else options.threads)
@@ -63,12 +63,12 @@ def count_step(options: argparse.Namespace) -> int:
     import numpy as np
     import tensorflow as tf
 
-    # The images are a constant, because the operations of an input pipeline would be counted.
+    # The images are a constant, because operations of an input pipeline would be counted with the step's.
     shape = options.batch, *config.model.image_shape
     images = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8))
     counts = count_operations(lambda: benchmark.step([images], 0).fetch_numbers())
     total = sum(counts.values())
-    most = counts.most_common(_KINDS)
+    most = counts.most_common(_ROWS)
     rows: list[list[Any]] = [[kind, number] for kind, number in most]
     rows += [["others", total - sum(number for _, number in most)], ["all", total]]
     print(make_table(["operation", f"{options.preset}, {options.batch} images"], rows))
@@ -78,7 +78,7 @@ def count_step(options: argparse.Namespace) -> int:
 
 
 def count_operations(call: Callable[[], Any]) -> collections.Counter[str]:
-    """Runs `call()` under TensorFlow's profiler, and returns how many operations of each type ran, by type."""
+    """Runs `call()` under TensorFlow's profiler, and returns {type of operation, such as "Conv2D": count of runs}."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -96,13 +96,13 @@ def count_operations(call: Callable[[], Any]) -> collections.Counter[str]:
         for line in plane.lines:
             for event in line.events:
                 name = plane.event_metadata[event.metadata_id].name
-                # An event named "NAME:TYPE" is an operation; an event named "CLASS::METHOD" is not.
+                # The profiler names the event of an operation "NAME:TYPE", and events of other code "CLASS::METHOD".
                 node, _, kind = name.rpartition(":")
                 if name == "ExecutorState::ProcessAsync::Start":
                     # This event stands for an asynchronous operation, whose type is one of the event's statistics.
                     stats = {names[one.metadata_id]: one.str_value or names.get(one.ref_value) for one in event.stats}
                     counts[stats["kernel_type"]] += 1
-                elif node and not node.endswith(":") and kind.isidentifier() and kind not in _OF_FOLDING:
+                elif node and not node.endswith(":") and kind.isidentifier() and kind not in _FOLDING_TYPES:
                     counts[kind] += 1
     return counts
 

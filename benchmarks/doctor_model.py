@@ -31,7 +31,9 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 def train_small_model(folder: pathlib.Path) -> None:
-    """Trains the small model of `doctor`; writes its config, best weights, and results on this CPU to a folder.
+    """Trains the small model with which `tfdecouple doctor` checks machines, and writes the model to a new folder.
+
+    The folder gets the config, the best weights, a summary, test images, and what this CPU computes from them.
 
     Raises:
         UserError: if the folder exists.
@@ -60,7 +62,7 @@ def train_small_model(folder: pathlib.Path) -> None:
 
 
 def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
-    """Writes crops of the photographs in FREE to a folder as PNG files, by split; returns the first test crops."""
+    """Writes crops of the photographs in FREE to `folder/SPLIT/`; returns test crops, uint8 `[n, height, width, 3]`."""
     from PIL import Image
 
     from tfdecouple.data import load_images, open_source
@@ -76,7 +78,7 @@ def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
 
 
 def main() -> int:
-    """Reads the command line of doctor_model.py, trains the model of `doctor`, and returns the exit status."""
+    """Runs the program `doctor_model.py`, which trains the small model of `tfdecouple doctor`; returns status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="DIR", type=pathlib.Path, help="a new folder for the model")
     folder = parser.parse_args().folder

@@ -1,11 +1,11 @@
-"""Counts, for each run, the real and extreme images that decode(encode(image)) does not reconstruct exactly.
+"""Counts, for trained models, the real and extreme images that decode(encode(image)) does not reconstruct exactly.
 
     python benchmarks/exactness.py --run runs/quickstart --run docs/results/conditional --json exactness.json
 
-Prints a row for each run and kind of image, such as noise or the test images of a data set: the number of changed
-images, the number of changed subpixels, and the root mean square (RMS) of v. The RMS is near 1 for images like the
-training images, and `DecoupledModel.encode` warns if it is large. With --every-image all test images of each
---data are counted, and no other images.
+Prints a table row for each run and each set of images, such as noise or the test images of a data set: how many images
+there are ("of") and how many change ("lost"), how many subpixels (colour values) change, and the root mean square (RMS)
+of v. The RMS is near 1 for images like the training images, and `DecoupledModel.encode` warns if the RMS is large. With
+--every-image the program uses all test images of each --data, and no other images.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from tfdecouple.doctor.device_checks import count_changed_subpixels, make_extrem
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["run", "alpha", "images", "of", "lost", "in subpixels", "RMS of v", "least of the lost"]
-# Number of images that are encoded at once.
+# Number of images that are encoded and decoded at once.
 BATCH = 256
 
 
 def main() -> int:
-    """Reads the command line of exactness.py, counts inexact images, and returns the exit status."""
+    """Runs the program `exactness.py`, which counts images that decoding changes, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
     parser.add_argument("--count", type=int, default=64, help="noise images, and images per data set (default 64)")
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def measure_runs(options: argparse.Namespace) -> int:
-    """Encodes and decodes images with each run, and prints a table of inexact images; returns the exit status."""
+    """Encodes and decodes images with each --run, prints how many of the images change, and returns exit status 0."""
     start_tensorflow()
     from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
@@ -86,7 +86,7 @@ def measure_runs(options: argparse.Namespace) -> int:
 
 
 def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
-    """Returns a dict: counts of images and subpixels that decode(encode(image)) changes, and the range of v's RMS."""
+    """Returns a dict: how many images and colour values decode(encode(image)) changes, and the range of v's RMS."""
     trips = [count_changed_subpixels(model, images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     differing, rms = map(np.concatenate, zip(*trips, strict=True))
     is_lost = differing > 0
@@ -101,7 +101,7 @@ def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 
 def format_row(row: dict[str, Any]) -> list[object]:
-    """Returns the table cells of a row, a dict with the run's name, alpha and the counts of `count_changes`."""
+    """Returns the cells below HEADER from a dict: run's name, alpha, name of the images, result of `count_changes`."""
     least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
     counts = [row["of"], row["lost"], row["subpixels"]]

@@ -6,7 +6,8 @@
 The program exports a run, or uses an existing export folder. Then it encodes and decodes with the Keras model, the
 SavedModel, ONNX Runtime and the requested runtimes. Each runtime has its own process with the same number of threads,
 and the runtimes take turns call by call, so that their rates can be compared even on a busy machine. The program prints
-a JSON line for the export, and one for each runtime, endpoint and batch size with median wall and CPU times of a call.
+a JSON line for the export, and one for each runtime, endpoint ("encode" or "decode") and batch size, with the median
+wall and CPU times of a call.
 
 OpenVINO runs the ONNX files in float32 (`INFERENCE_PRECISION_HINT=f32`); its interpreter needs only numpy and openvino.
 `litert` needs an export folder with LiteRT files.
@@ -34,7 +35,7 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 
 
 def main() -> int:
-    """Reads the command line of export.py, measures an export, and returns the exit status."""
+    """Runs the program `benchmarks/export.py`, which times an export and exported models; returns its status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=pathlib.Path, help="run folder, or the name of bundled weights")
@@ -49,10 +50,10 @@ def main() -> int:
 
 
 def measure_export(options: argparse.Namespace) -> int:
-    """Exports a run, or uses an existing export folder; measures the runtimes and returns the exit status.
+    """Exports --run, or uses the export folder --exported; times encoding and decoding in --runtimes; returns status 0.
 
     Raises:
-        UserError: if the run or export folder is missing, or z is a function of the label.
+        UserError: if the run or export folder is missing, or the model computes z from a label.
     """
     if options.exported:
         if not options.exported.is_dir():
@@ -74,7 +75,7 @@ def measure_export(options: argparse.Namespace) -> int:
 
 
 def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, object]:
-    """Exports a run to the folder `to`; returns a dict: seconds in all and for each format, and sizes in bytes."""
+    """Exports a run to the folder `to`, also in the formats `extra`; returns a dict of seconds and sizes in bytes."""
     command = [sys.executable, "-m", "export", "--run", str(run), "--to", str(to), "--format", "savedmodel", "onnx"]
     process = subprocess.Popen([*command, *extra], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     begun, marks = time.monotonic(), []
@@ -102,7 +103,7 @@ def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[s
 def measure_runtimes(
     run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], options: argparse.Namespace
 ) -> None:
-    """Times calls of the runtimes in turn, and prints a JSON line for each runtime, endpoint and batch size."""
+    """Times encoding and decoding, runtimes in turn; prints a JSON line for each runtime, endpoint and batch size."""
     pythons = {"openvino": options.openvino_python}
     program = str(ROOT / "benchmarks" / "export_worker.py")
     arguments = [str(run), str(exported), str(options.threads), str(max(options.batches))]
@@ -116,7 +117,8 @@ def measure_runtimes(
 
     def time_call(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
-        with contextlib.suppress(BrokenPipeError):  # A worker that fails prints its error and ends.
+        # A worker that fails closes its pipes; the missing answer below raises the error.
+        with contextlib.suppress(BrokenPipeError):
             worker.stdin.write(f"{endpoint} {batch}\n")
             worker.stdin.flush()
         if not (answer := worker.stdout.readline()):
@@ -130,7 +132,7 @@ def measure_runtimes(
             for number in range(options.rounds + 2):
                 for runtime in runtimes:
                     seconds = time_call(runtime, endpoint, batch)
-                    # The first two calls are not timed, because runtimes trace, allocate and choose algorithms in them.
+                    # The first two calls are not timed: in them, runtimes trace, allocate and choose algorithms.
                     if number >= 2:
                         times[runtime].append(seconds)
             walls = {runtime: [wall for wall, _ in times[runtime]] for runtime in runtimes}

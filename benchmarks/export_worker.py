@@ -2,7 +2,8 @@
 
     python benchmarks/export_worker.py RUNTIME RUN EXPORTED THREADS MOST
 
-For ONNX Runtime, OpenVINO and LiteRT the program needs only numpy and the runtime, and imports nothing of the project.
+RUN is a run folder, EXPORTED an export folder, and MOST the size of the largest batch. For ONNX Runtime, OpenVINO
+and LiteRT the program needs only numpy and the runtime, and imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ FILES = {"encode": "encoder", "decode": "decoder"}
 
 
 def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
-    """Calls an endpoint for each line "ENDPOINT BATCH" of standard input; prints wall and CPU seconds of the call.
+    """Encodes or decodes N images for each input line "encode N" or "decode N", and prints its wall and CPU seconds.
 
     Args:
         runtime: name of the runtime in `RUNTIMES` or `OTHERS`.
         run: path of the run folder, for the Keras model.
         exported: path of the export folder, for the other runtimes.
         threads: number of threads of the runtime.
-        most: number of images in the largest batch.
+        most: largest N that standard input may contain.
     """
     call = {**RUNTIMES, **OTHERS}[runtime](run, exported, threads)
     model = json.loads((exported / "model_card.json").read_text(encoding="utf-8"))["architecture"]
@@ -42,7 +43,7 @@ def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads
 
 
 def set_up_tensorflow(threads: int):
-    """Sets TensorFlow up to compute with `threads` threads, and returns the module `tensorflow`."""
+    """Imports TensorFlow and makes it compute with `threads` threads; returns the module `tensorflow`."""
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from tfdecouple.runtime.process import start_tensorflow
 
@@ -55,7 +56,7 @@ def set_up_tensorflow(threads: int):
 
 
 def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `(endpoint, {input: array})` that encodes or decodes with the Keras model of a run folder."""
+    """Returns a function `("encode" or "decode", {input: array})` that runs the Keras model of a run folder."""
     set_up_tensorflow(threads)
     import tfdecouple
 
@@ -68,7 +69,7 @@ def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `(endpoint, {input: array})` that runs the SavedModel in a session, as servers do."""
+    """Returns a function `("encode" or "decode", {input: array})` that runs a SavedModel as servers do."""
     tf = set_up_tensorflow(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -86,7 +87,7 @@ def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `(endpoint, {input: array})` that runs the ONNX files in ONNX Runtime."""
+    """Returns a function `("encode" or "decode", {input: array})` that runs ONNX files in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -99,7 +100,7 @@ def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `(endpoint, {input: array})` that runs the ONNX files in OpenVINO, in float32."""
+    """Returns a function `("encode" or "decode", {input: array})` that runs ONNX files in OpenVINO, in float32."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -111,7 +112,7 @@ def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `(endpoint, {input: array})` that runs the LiteRT files of an export folder."""
+    """Returns a function `("encode" or "decode", {input: array})` that runs the LiteRT files of an export folder."""
     from ai_edge_litert.interpreter import Interpreter
 
     runners = {
@@ -121,7 +122,7 @@ def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
     return lambda endpoint, given: runners[endpoint](**given)
 
 
-# Functions that open a model, by name of the runtime. Without --runtimes, only those in RUNTIMES are measured.
+# For each runtime, the function that opens a model in it. Only RUNTIMES are timed by default, OTHERS on request.
 RUNTIMES = {"keras": open_keras, "savedmodel": open_saved_model, "onnx": open_onnx}
 OTHERS = {"openvino": open_openvino, "litert": open_litert}
 

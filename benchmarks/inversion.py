@@ -9,12 +9,12 @@ The program trains a model with `keep`. After each number of --updates, it compu
 and with `invert`, in each precision. Columns:
 
   error            inversion error of the worst image (`StepResult.inversion_error`)
-  largest          for each weight, the largest difference of its gradient over the gradient's largest number; the
-                   column has the largest of these ratios
-  of               the name of the weight with this ratio
-  median           the median of the ratios over the weights
-  whole            norm of the difference over the norm of the gradient, all weights together
-  precision alone  the same ratio for the difference between the precision and float32, with `keep`
+  largest          largest relative error of a weight's gradient: the largest difference between `keep` and `invert`,
+                   divided by the gradient's largest absolute value
+  of               name of the weight with this error
+  median           median, over the weights, of their gradients' relative errors
+  whole            Euclidean norm of the difference divided by the norm of the gradient, all weights together
+  precision alone  like `whole`, for the difference between the gradients in this precision and in float32, with `keep`
 
 Without a GPU, TF32 is emulated. With --break, the program then makes the smallest singular value of a 1x1 convolution
 smaller and smaller, so that the convolution's inverse amplifies rounding errors. With --run, the weights are those of a
@@ -42,12 +42,12 @@ from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 HEADER = ["alpha", "updates", "precision", "error", "largest", "of", "median", "whole", "precision alone"]
-# Values that --break gives, one after another, to the smallest singular value of a 1x1 convolution.
+# With --break, the smallest singular value of a 1x1 convolution is set to each of these values in turn.
 SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def main() -> int:
-    """Reads the command line of inversion.py, measures errors of gradients, and returns the exit status."""
+    """Runs the program `inversion.py`, which measures gradient errors of `memory=invert`; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart", help="preset of the model (default quickstart)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def print_errors(options: argparse.Namespace) -> int:
-    """Trains a model with each alpha, or loads a run; prints the table of gradient errors; returns the exit status."""
+    """Trains a model for each of --alphas, or loads --run; prints a table of gradient errors; returns exit status 0."""
     start_tensorflow(options.threads)
     rows: list[list[Any]] = []
     models = [measure_run(options)] if options.run else [train_model(options, alpha) for alpha in options.alphas]
@@ -78,7 +78,7 @@ def print_errors(options: argparse.Namespace) -> int:
 
 
 def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
-    """Yields a table row of gradient errors (a list) for each precision, with the weights of a trained run."""
+    """Yields a list of cells below HEADER for each of --precisions: gradient errors with trained weights, of --run."""
     from tfdecouple import load_model
 
     model = load_model(options.run)
@@ -91,9 +91,9 @@ def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
-    """Trains a model with this alpha; yields a table row of gradient errors for each of --updates and precision."""
+    """Trains a model with this alpha; yields a list of cells below HEADER for each of --updates and each precision."""
     preset = load_preset(options.preset)
-    # `make_timed_config` sets a tiny learning rate; with the preset's rate the model learns.
+    # The preset's learning rate replaces the tiny one of `make_timed_config`, with which the model would not learn.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
     benchmark = make_benchmark(override(make_timed_config(preset, options.batch), [*own, *options.set]))
     work, gradients, done = benchmark.make_work("train", options.batch), Gradients(benchmark, options.batch), 0
@@ -118,7 +118,7 @@ def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]
 
 
 def make_benchmark(config: Config) -> Benchmark:
-    """Returns the `Benchmark` of a config, a model with a training step, on crops of the bundled photographs."""
+    """Returns a `Benchmark` (model, training step and data) of a config, on crops of the bundled photographs."""
     from tfdecouple.data import open_source
 
     data = DataConfig(source="photographs", photograph_crops=2048)
@@ -126,7 +126,7 @@ def make_benchmark(config: Config) -> Benchmark:
 
 
 class Gradients:
-    """The gradients of a model on one batch of images, with each `training.memory` and in each precision."""
+    """Computes the gradients of a model on one batch of images, with each `training.memory` and in each precision."""
 
     def __init__(self, benchmark: Benchmark, batch: int):
         import tensorflow as tf
@@ -143,7 +143,11 @@ class Gradients:
         self._functions: dict[tuple[str, str], Any] = {}
 
     def compare(self, precision: str) -> list[Any]:
-        """Returns six table cells: errors of the gradients with `training.memory=invert` in this precision."""
+        """Returns the last six cells of a row, texts: errors of the gradients with `training.memory=invert`.
+
+        `invert` is compared with `keep` in this precision. The cells are the inversion error, the largest error of a
+        weight's gradient, the weight's name, the median error, the error of all weights, and that of the precision.
+        """
         import numpy as np
 
         full, *_ = self._compute("keep", "float32")
@@ -161,7 +165,7 @@ class Gradients:
         ]
 
     def _compute(self, mode: str, precision: str) -> tuple[list[Any], float]:
-        """Returns a list of all weights' gradients with `training.memory=mode`, and the largest inversion error."""
+        """Returns the gradients of all weights, a list of arrays, with `training.memory=mode`; inversion error."""
         if (mode, precision) not in self._functions:
             self._functions[mode, precision] = self._trace(mode, precision)
         with _round_products(precision):
@@ -192,7 +196,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _round_products(precision: str) -> Iterator[None]:
-    """Makes products inside the context use TF32 if `precision` is "tf32" (emulated without a GPU), else float32."""
+    """Makes products in this context use TF32 if `precision` is "tf32" (emulated without a GPU), otherwise float32."""
     from helpers.emulation import emulated_accelerator
 
     from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32
@@ -205,7 +209,7 @@ def _round_products(precision: str) -> Iterator[None]:
 
 
 def _measure_distance(right: Sequence[Any], other: Sequence[Any]) -> float:
-    """Returns the norm of the difference between two lists of gradients, over the norm of `right`."""
+    """Returns the norm of the difference between two lists of gradients, divided by the norm of the list `right`."""
     import numpy as np
 
     off = sum(float(np.sum(np.square(a - b, dtype=np.float64))) for a, b in zip(right, other, strict=True))

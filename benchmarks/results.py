@@ -1,15 +1,15 @@
 """Makes the tables of docs/RESULTS.md from the JSON files in docs/results, and measures the runs there again.
 
     python benchmarks/results.py                              # makes the tables from docs/results, in seconds
-    python benchmarks/results.py --check                      # checks that the page agrees with the files
+    python benchmarks/results.py --check                      # checks that the tables agree with the files
     python benchmarks/results.py --measure --data-dir DIR --extractor FILE     # measures all again, which takes long
     python benchmarks/results.py --measure pictures exactness --data-dir DIR   # measures some; --list has the names
 
-Every number on the page is in a file in docs/results. Training wrote metrics.jsonl and summary.json. The commands that
---list shows wrote the other files from the weights in the repository, with two exceptions: benchmarks/trials.py writes
-trials.json, and by_length.json has metrics of earlier weights, with the commits that hold the weights. The repository
-has no weights of the quickstart: the commands under "quickstart" train them first. `make results` runs the third
-command above. Each table is between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+Every number in docs/RESULTS.md is in a file in docs/results. Training wrote metrics.jsonl and summary.json. Commands
+that --list shows wrote the other files from the weights in the repository, with two exceptions: benchmarks/trials.py
+writes trials.json, and by_length.json has metrics of earlier weights, with the commits that hold the weights. The
+repository has no weights of the quickstart: the commands under "quickstart" train them first. `make results` runs the
+third command above. In docs/RESULTS.md each table stands between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 PAGE, FILES = ROOT / "docs" / "RESULTS.md", ROOT / "docs" / "results"
-# The name of each compared model in the tables of docs/RESULTS.md, by the folder of its run.
+# The three compared models: {folder of the run in docs/results: name in the tables of docs/RESULTS.md}.
 RUNS = {"conditional": "ours", "base": "baseline", "glow": "Glow"}
-# The part of each compared model that z conditions, by the folder of the model's run.
+# What z conditions in each compared model: {folder of the run in docs/results: part of the model}.
 CONDITIONED = {
     "conditional": "every coupling",
     "base": "mean and scale of the Gaussian of v (the paper's Table 3)",
     "glow": "nothing (no z)",
 }
-# The run with 256 dimensions of z, which only the tables "models" and "probe" have; commit 0e3fdba has its weights.
+# Folder of a run with 256 dimensions of z, in the tables "models" and "probe"; its weights are in commit 0e3fdba.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, larger z"}
 # Bits/dim, FID and accuracies in % from Tables 1, 3 and 4 of the paper, whose images and models differ from ours.
@@ -50,7 +50,7 @@ PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
 PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
 PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
 PAPER_INFOMAX = "49.6"
-# File name of the ONNX feature extractor that the Fréchet distance uses; --extractor has its path.
+# This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
 # Commands of `tfdecouple` that read no images and therefore take no --data-dir.
 WITHOUT_IMAGES = {"curves", "sample"}
@@ -61,7 +61,7 @@ _QUICKSTART = "runs/quickstart"
 
 
 def list_commands() -> dict[str, list[str]]:
-    """Returns {name for --measure: command lines that write files in docs/results}."""
+    """Returns {name for --measure, such as "bits": list of the command lines that write files in docs/results}."""
     runs = [f"{_RUN}/{run}" for run in RUNS]
     all_runs, ours = " ".join(f"--run {run}" for run in runs), runs[0]
     exactness, evaluate = "python benchmarks/exactness.py", f"{_PROGRAM} evaluate --run"
@@ -104,7 +104,7 @@ def list_commands() -> dict[str, list[str]]:
 
 
 def main() -> int:
-    """Reads the command line of results.py; measures, makes tables or checks them; returns the exit status."""
+    """Runs the program `results.py`, which makes or checks the tables of docs/RESULTS.md; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="*", metavar="NAME", help="first run these commands (default all)")
     parser.add_argument("--data-dir", help="folder of TensorFlow Datasets, for --measure")
@@ -118,7 +118,7 @@ def main() -> int:
 
 
 def run_action(options: argparse.Namespace) -> int:
-    """Does what the options of results.py request; returns the exit status, 1 if --check finds a difference."""
+    """Lists commands, runs them, and makes or checks tables, as the options say; returns 1 if --check fails, else 0."""
     commands = list_commands()
     if options.list:
         for name, lines in commands.items():
@@ -129,7 +129,7 @@ def run_action(options: argparse.Namespace) -> int:
             if name not in commands:
                 raise UserError(f"--measure: there is no {name!r}; there are {', '.join(commands)}")
         lines = [line for name in options.measure or commands for line in commands[name]]
-        # A missing extractor raises an error before the first command, because the commands take long.
+        # A missing --extractor raises an error before the first command runs, because the commands take long.
         if not options.extractor and any(EXTRACTOR in shlex.split(line) for line in lines):
             raise UserError(f"--extractor is missing: --measure frechet needs {EXTRACTOR}")
         for line in lines:
@@ -145,7 +145,7 @@ def run_action(options: argparse.Namespace) -> int:
 
 
 def run_command(line: str, options: argparse.Namespace) -> None:
-    """Runs a command line of `list_commands` with the values of --extractor and --data-dir.
+    """Runs `line`, a command line from `list_commands`, with the values of --extractor and --data-dir in `options`.
 
     Raises:
         UserError: if the command fails.
@@ -160,25 +160,25 @@ def run_command(line: str, options: argparse.Namespace) -> None:
 
 
 def replace_tables(page: str) -> str:
-    """Returns `page`, the text of docs/RESULTS.md, with all tables made anew from the files in docs/results."""
+    """Returns the text `page` of docs/RESULTS.md with all tables replaced by tables of the files in docs/results."""
     for name, make in TABLES.items():
         page = replace_table(page, name, make())
     return page
 
 
 def list_differences(page: str, made: str) -> list[str]:
-    """Returns a message for each line of docs/RESULTS.md that differs from `made`, the text with new tables."""
+    """Returns a message for each line of `page`, the text of docs/RESULTS.md, that differs in the new text `made`."""
     pairs = itertools.zip_longest(page.splitlines(), made.splitlines(), fillvalue="")
     return [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
 
 
 @functools.cache
 def load_result(name: str) -> Any:
-    """Returns the content of a JSON file in docs/results; each file is read only once."""
+    """Returns the parsed content of the JSON file `name` in docs/results; each file is read only once."""
     return json.loads((FILES / name).read_text(encoding="utf-8"))
 
 
-# --- functions that make the tables, in the order of docs/RESULTS.md ---
+# --- Each function below makes one table of docs/RESULTS.md, in the order of that file. ---
 
 
 def _render_models() -> str:
@@ -192,7 +192,7 @@ def _render_models() -> str:
 
 
 def count_run_parameters(run: str) -> int:
-    """Returns the number of trained parameters of a run."""
+    """Returns how many trained parameters the model of a run has; `run` is a folder in docs/results."""
     return int(load_result(f"{run}/summary.json")["parameters"]["total"])
 
 
@@ -228,10 +228,10 @@ def _format_bits(evaluation: dict[str, Any]) -> str:
 
 
 def compare_seeds() -> tuple[int, dict[str, list[float]]]:
-    """Returns the last update at which all seeds were validated, and {run: bits/dim of each seed at this update}.
+    """Returns the last training step with validation bits/dim of all seeds, and {run: list of these bits/dim by seed}.
 
-    Seed 0 of a run is the run itself. The config and log of another seed are in docs/results/seeds/RUN-SEED. A run with
-    only one seed is left out.
+    Seed 0 of a run is docs/results/RUN. The config and log of another seed are in docs/results/seeds/RUN-SEED. The dict
+    leaves out a run with only one seed.
     """
     others = {run: sorted((FILES / "seeds").glob(f"{run}-*")) for run in RUNS}
     bits = {run: [_read_validation(folder) for folder in (FILES / run, *more)] for run, more in others.items() if more}
@@ -240,20 +240,20 @@ def compare_seeds() -> tuple[int, dict[str, list[float]]]:
 
 
 def _read_validation(run: pathlib.Path) -> dict[int, float]:
-    """Returns {update: bits/dim on the validation images} of a run folder."""
+    """Returns {training step: bits/dim on the validation images} from metrics.jsonl in the run folder `run`."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {int(row["step"]): float(row["bits_per_dim"]) for row in rows if row["kind"] == "validation"}
 
 
 def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Returns the mean of some values and the standard error of the mean."""
+    """Returns the mean of `values` and the standard error of the mean."""
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5
 
 
 def compare_with_ours(run: str) -> tuple[float, float]:
-    """Returns the bits/dim by which a run is worse than our run "conditional", and this number's standard error.
+    """Returns how many bits/dim a run needs more than our run "conditional" (mean over seeds), and the standard error.
 
-    The difference is paired by seed, because runs of one seed see the same images in the same order.
+    Only runs with equal seeds are subtracted, because they see the same images in the same order.
     """
     _, bits = compare_seeds()
     pairs = zip(bits["conditional"], bits[run], strict=False)
@@ -274,7 +274,7 @@ def _render_seeds() -> str:
 
 
 def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
-    """Returns {features, such as "z": {classifier: test accuracy in %, "dimensions": count}} of a run."""
+    """Returns {features of a run, such as "z": {linear classifier: test accuracy in %, "dimensions": count}}."""
     return {
         row["features"]: {
             "dimensions": row["dimensions"],
@@ -287,7 +287,7 @@ def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
 def _render_probe() -> str:
     rows: list[list[object]] = []
     names = {"pixels": "raw pixels", "pixels, PCA": "raw pixels, PCA"}
-    # The table has raw pixels only once, because their accuracy does not depend on the run.
+    # Raw pixels without PCA have only one row, because their accuracy does not depend on the model.
     for run, pixels in (("conditional", ("pixels", "pixels, PCA")), (LATENT_256, ("pixels, PCA",))):
         accuracies = load_accuracies(run)
         for features in ("z", "v", "v, PCA", *pixels):
@@ -301,7 +301,11 @@ def _render_probe() -> str:
 
 
 def _render_statistics() -> str:
-    """Returns a Markdown table of image statistics: R2 from z, v and pixels, and how far a switch follows z and v."""
+    """Returns a Markdown table with a row for each image statistic, such as contrast.
+
+    Its columns say how well z, v and pixels predict the statistic (R2), and how far the statistic follows z or v of a
+    switched image, which is decoded from z of one image and v of another.
+    """
     rows = []
     for name, each in load_result("conditional/evaluation/statistics/image_statistics-test.json")["statistics"].items():
         explained = [f"{each['r2'][kind]['mean']:.2f}" for kind in ("z", "v, PCA", "pixels, PCA")]
@@ -324,7 +328,7 @@ def _render_frechet() -> str:
 
 
 def _render_exactness() -> str:
-    """Returns a Markdown table with a row for each kind of image: count, inexact images, RMS of v in two runs."""
+    """Returns a Markdown table with a row for each set of images, such as noise: number, inexact images, RMS of v."""
     kinds: dict[str, dict[str, Any]] = {}
     for row in load_result("exactness.json")["rows"]:
         kinds.setdefault(row["images"], {})[row["run"]] = row
@@ -338,7 +342,7 @@ def _render_exactness() -> str:
 
 
 def load_by_length(run: str) -> dict[int, dict[str, Any]]:
-    """Returns {number of updates: metrics} of a run, for earlier weights and for the weights in the repository."""
+    """Returns {training steps: {metric: value}} of a run, for its earlier weights and the weights in the repository."""
     earlier = {row["updates"]: row for row in load_result("by_length.json")["rows"] if row["run"] == run}
     now = {"bits_per_dim": load_result(f"{run}/evaluation/bits_per_dim-test.json")["bits_per_dim"]}
     if run == "conditional":
@@ -360,22 +364,23 @@ def _render_by_length() -> str:
             values = [row[metric] for row in load_by_length(run).values() if metric in row]
             if values:
                 rows.append([f"{title}, {name}", *map(format_value, values)])
-    # Training uses synthetic training images (patterns) after this number of updates.
+    # After this many updates, training also uses patterns (synthetic images: noise and checkerboards).
     begin = load_result("conditional/config.json")["training"]["patterns_after"]
     lengths = load_by_length("conditional")
     header = [f"{updates:,} updates" + ", with patterns" * (updates > begin) for updates in lengths]
     return make_table(["metric, model", *header], rows)
 
 
-# Titles of the rows (outlier scores) and of the columns (kinds of outlier images) in the table "outliers".
+# Outlier scores, the rows of the table "outliers": {name in the JSON file: title in the table}.
 SCORES = {"bits_per_dim": "bits/dim", "bits_per_dim_minus_codec": "bits/dim minus WebP's", "prior_nats": "-log p(z)"}
 SCORES |= {"shell": "shell (length of v)", "typicality": "typicality"}
+# Sets of outlier images, the columns of the table "outliers": {name in the JSON file: title in the table}.
 OUTLIERS = {"photographs": "embedded photographs", "noise": "noise", "constant": "single colours"}
 OUTLIERS |= {"permuted": "permuted pixels"}
 
 
 def _render_outliers() -> str:
-    """Returns a Markdown table of the AUROC of each outlier score for each kind of outlier, with its interval."""
+    """Returns a Markdown table of AUROCs: a row for each outlier score, a column for each set of outlier images."""
     outliers, rows = load_result("conditional/evaluation/outliers/outliers-test.json")["outliers"], []
     for score, name in SCORES.items():
         row = [name]

@@ -13,7 +13,7 @@ Each measurement runs in a process of its own (`throughput.py`). The tables are:
   memory  calculated, for the presets for large images: memory of a training step, and largest micro-batch on a GPU
 
 An exponent is the slope of a straight line through the points of a column on logarithmic axes, by least squares; 1 is
-linear growth. Costs that do not grow (reading images, the encoder) make an exponent smaller than for larger work.
+linear growth. Costs that do not grow, such as the encoder's when the flow gets deeper, make an exponent smaller.
 
 "process, MiB" is the largest resident memory of the process. "MiB/image, measured" is the difference between two
 batches, one twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by
@@ -46,27 +46,27 @@ from tfdecouple.networks.architecture import FLOAT32, count_activation_bytes, co
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
 TABLES = ("batch", "depth", "large", "memory")
-# Kinds of phase of `throughput.py`, and batch sizes, in the table "batch".
+# Kinds of work of `throughput.py`, and numbers of images in a batch, that the table "batch" measures.
 KINDS = ("train", "encode", "decode")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-# Numbers of flow steps in a stage, and the batch size, of the table "depth".
+# Numbers of flow steps in each stage, and number of images in a batch, that the table "depth" measures.
 DEPTHS = (1, 2, 4, 8, 16)
 DEPTH_BATCH = 16
-# Presets of the table "memory".
+# Presets for large images, whose memory the table "memory" calculates.
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
-# Presets with numbers of flow steps in a stage, and batch size, of the table "large"; 24 GB of memory are enough.
+# The table "large" measures these presets with these numbers of flow steps in a stage; 24 GB of memory are enough.
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
 LARGE_BATCH = 2
 GPUS_GIB = (24, 80)
 # Fraction of a GPU's memory that tensors can use; the CUDA context, convolution workspaces and gaps take the rest.
 USABLE = 0.9
 GIB, MIB = 2**30, 2**20
-# MiB of activations in the smaller batch of a memory measurement, and least and largest number of images in it. The
-# activations must be large compared with workspaces and weights, and the batch small enough for a CPU.
+# A memory measurement compares two batches. The smaller batch has about this many MiB of activations, so that they
+# outweigh workspaces and weights; its number of images is limited to this range, so that a CPU is fast enough.
 MEMORY_MIB, MEMORY_IMAGES = 256, (4, 128)
 LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES = 1536, (LARGE_BATCH, 12)
-# Number of images in the data-dependent initialisation during a memory measurement. With so few images the training
-# step needs more memory than the initialisation.
+# Number of images in the data-dependent initialisation during a memory measurement. With so few images, the training
+# step and not the initialisation sets the peak of memory.
 INIT_IMAGES = 2
 
 Rows = list[dict[str, Any]]
@@ -79,16 +79,16 @@ def set_depth(config: Config, steps: int) -> Config:
 
 
 def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1) -> int:
-    """Returns the bytes of memory in training that do not depend on the batch size, with all numbers in float32.
+    """Returns the bytes of the float32 tensors in training whose size does not depend on the batch.
 
-    The numbers are the weights, their gradients and Adam's two moments, averaged weights if there are any, and with
-    micro-batches the sum of their gradients and the vector that is added to the sum.
+    These tensors are the `parameters` weights, their gradients and Adam's two moments; with `averages` the averaged
+    weights; with micro-batches the sum of their gradients and the vector that is added to the sum.
     """
     return FLOAT32 * parameters * (4 + averages + (2 if micro_batches > 1 else 0))
 
 
 def main() -> int:
-    """Reads the command line of scaling.py, makes the requested tables, and returns the exit status."""
+    """Runs the program `scaling.py`, which measures how time and memory grow with depth; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES), help=f"tables (default {','.join(TABLES)})")
     parser.add_argument("--preset", default="quickstart", help="preset that is measured (default quickstart)")
@@ -102,7 +102,7 @@ def main() -> int:
 
 
 def measure_tables(options: argparse.Namespace) -> int:
-    """Measures what the requested tables contain, prints and writes the tables, and returns the exit status."""
+    """Measures the tables in --tables, prints them, writes the files of other options, and returns exit status 0."""
     names = [name for name in options.tables.split(",") if name]
     for name in names:
         if name not in TABLES:
@@ -126,7 +126,7 @@ def measure_tables(options: argparse.Namespace) -> int:
 
 
 def measure_batches(options: argparse.Namespace) -> Rows:
-    """Returns rows of measurements for the table "batch": a row for each kind of phase and each batch size."""
+    """Returns measurements for the table "batch", a list of dicts: for each kind of work (such as encode) and batch."""
     variants = [(kind, memory) for kind in KINDS for memory in (MEMORY if kind == "train" else ("",))]
     return [
         run_phase(options, f"{kind}{batch}", ["--memory", memory] if memory else [])
@@ -137,7 +137,7 @@ def measure_batches(options: argparse.Namespace) -> Rows:
 
 
 def measure_depths(options: argparse.Namespace) -> Rows:
-    """Returns rows of measurements of training for the table "depth", one for each depth and training.memory."""
+    """Returns measurements of training, a list of dicts: for each training.memory and number of flow steps."""
     return [
         measure_depth(options, options.preset, memory, depth, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES)
         for memory in MEMORY
@@ -146,7 +146,7 @@ def measure_depths(options: argparse.Namespace) -> Rows:
 
 
 def measure_large(options: argparse.Namespace) -> Rows:
-    """Returns rows of measurements of training for the table "large": for each preset, depth and training.memory."""
+    """Returns measurements of training on large images, a list of dicts: per preset, memory mode and depth."""
     return [
         measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES)
         for preset, depths in MEASURED.items()
@@ -158,7 +158,7 @@ def measure_large(options: argparse.Namespace) -> Rows:
 def measure_depth(
     options: argparse.Namespace, preset: str, memory: str, depth: int, batch: int, mib: int, images: tuple[int, int]
 ) -> dict[str, Any]:
-    """Returns the measurements of training at a depth: times with `batch` images, and memory per image.
+    """Returns a dict of measurements of training at a depth: times with `batch` images, and memory per image.
 
     Depth is the number of flow steps in a stage. Memory is measured with two batches. The smaller batch has about `mib`
     MiB of activations, and a number of images within the bounds `images`. The other batch is twice as large.
@@ -168,14 +168,14 @@ def measure_depth(
     expected = count_activation_bytes(deep.model, memory=memory, precision=training.precision) / MIB
     small = min(images[1], max(images[0], round(mib / expected)))
     if memory == "recompute":
-        # The backward pass frees activations while it makes gradients, so the activations must outweigh the gradients.
+        # The backward pass frees activations while it makes gradients; activations set the peak only if larger.
         gradients = 4 * count_parameters(deep.model)["total"] / MIB
         small = max(small, math.ceil(3 * gradients / expected))
     extra = ["--set", f"model.steps={json.dumps(deep.model.steps)}", "--set", f"training.init_images={INIT_IMAGES}"]
     extra += ["--memory", memory]
     row = run_phase(options, f"train{batch}", extra, preset)
-    # The two batches run at the same time, because memory does not depend on speed. One thread means one shard, as on a
-    # GPU. With two shards the first could free activations before the second has computed all of its activations.
+    # The two batches run at the same time, because memory does not depend on speed. One thread means that the
+    # batch is one shard, as on a GPU; of two shards, one could free activations before the other has computed its own.
     extra += ["--live", "--threads", "1"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         steps = [pool.submit(run_phase, options, f"first_step{b}", extra, preset) for b in (small, 2 * small)]
@@ -190,12 +190,12 @@ def measure_depth(
 
 
 def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], preset: str = "") -> dict[str, Any]:
-    """Runs a phase of `throughput.py`, such as "train16"; prints a line and returns the measurements by name."""
+    """Runs `throughput.py` for a phase such as "train16", with the arguments `extra`; returns {measurement: value}."""
     preset = preset or options.preset
     arguments = ["--preset", preset, "--threads", str(options.threads)]
     for assignment in options.set:
         arguments += ["--set", assignment]
-    # The depth in `extra` comes last, so that the user's --set cannot undo it.
+    # `extra` comes last, so that its number of flow steps overrides the user's --set.
     row = run_throughput(phase, *arguments, *extra)
     rate = f"{row['images_per_s']:.2f} images/s, " if "images_per_s" in row else ""
     print(f"{preset} {phase} {' '.join(extra)}: {rate}{row['peak_rss_mib']:.0f} MiB", file=sys.stderr, flush=True)
@@ -213,7 +213,7 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
-    """Returns the largest micro-batch in training on a GPU with `gib` GiB of memory, or 0 if no image fits."""
+    """Returns the number of images in the largest micro-batch that fits on a GPU with `gib` GiB, or 0 if none fits."""
     training, parameters = config.training, count_parameters(config.model)["total"]
     state = count_state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=2)
     image = count_activation_bytes(config.model, memory=memory, precision=training.precision)
@@ -221,7 +221,7 @@ def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -
 
 
 def calculate_memory() -> Rows:
-    """Returns rows of calculated memory for the presets in LARGE, with each depth in DEPTHS and their own depth."""
+    """Returns calculated memory, a list of dicts: for each preset in LARGE, at each depth in DEPTHS and at its own."""
     rows = []
     for name in LARGE:
         own = load_preset(name)
@@ -242,14 +242,14 @@ def calculate_memory() -> Rows:
 
 
 def render_table(name: str, measured: dict[str, Any]) -> str:
-    """Returns the Markdown table of this name in TABLES; `measured` is {name of table: rows of measurements}."""
+    """Returns the Markdown table `name`, one of TABLES; `measured` is {name of a table: measurements, dicts}."""
     if name in ("depth", "large"):
         return render_depths(measured[name], ["preset", "memory"] if name == "large" else ["memory"])
     return {"batch": render_batches, "memory": render_memory}[name](measured[name])
 
 
 def render_batches(rows: Rows) -> str:
-    """Returns a Markdown table of images/s, with a row for each batch size and a column for each kind of phase."""
+    """Returns a Markdown table of images/s: a row for each batch size, a column for each kind of work."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
     by_key = {(row["kind"], row["batch"]): row for row in rows}
@@ -260,7 +260,10 @@ def render_batches(rows: Rows) -> str:
 
 
 def render_depths(rows: Rows, names: list[str]) -> str:
-    """Returns a Markdown table of training by depth; each group of rows with equal `names` ends with exponents."""
+    """Returns a Markdown table of time and memory of training at each depth (number of flow steps in each stage).
+
+    `names` are the first columns, such as "memory". After rows with equal values there, a row has growth exponents.
+    """
     header = [{"memory": "training.memory"}.get(name, name) for name in names]
     header += ["flow steps", "ms/update", "tracing, s", "process, MiB", "MiB/image, measured", "MiB/image, calculated"]
     groups: dict[tuple[str, ...], Rows] = {}
@@ -270,7 +273,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
     for group, chosen in groups.items():
         columns = [
             [float(row["ms_per_call"]) for row in chosen],
-            # The first call includes tracing. At least 0.01, because exponents need the logarithm.
+            # The first call includes tracing, the second does not. The least value is 0.01, because 0 has no logarithm.
             [float(max(row["first_call_s"] - row["second_step_s"], 0.01)) for row in chosen],
             [round(row["peak_rss_mib"]) for row in chosen],
             [float(max(row["mib_per_image"], 0.01)) for row in chosen],
@@ -283,7 +286,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
 
 
 def render_memory(rows: Rows) -> str:
-    """Returns a Markdown table of calculated memory for the presets in LARGE, each with its own depth."""
+    """Returns a Markdown table of calculated memory in training, with a row for each preset in LARGE."""
     header = ["preset", "parameters", "state, GiB", *(f"GiB/image, {memory}" for memory in MEMORY)]
     header += [f"{gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
@@ -304,10 +307,10 @@ def render_memory(rows: Rows) -> str:
 
 
 def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws time, memory per image and largest micro-batch over the depth (flow steps in a stage) into a file.
+    """Plots time, memory per image and largest micro-batch against the number of flow steps in a stage, into a file.
 
     Args:
-        measured: `{name of a table: rows}`; the table "memory" must be there.
+        measured: {name of a table: list of dicts of measurements}; must contain the key "memory".
         path: path of the image file.
     """
     import matplotlib
@@ -354,7 +357,10 @@ def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> None:
-    """Draws the columns in `styles` over the depth, with a colour for each value of training.memory."""
+    """Plots measurements against the depth on Matplotlib axes, with a colour for each value of training.memory.
+
+    `styles` is {name of a measurement: (Matplotlib line style, ending of the legend text)}.
+    """
     for number, memory in enumerate(MEMORY):
         chosen = [row for row in rows if row["memory"] == memory]
         for name, (style, ending) in styles.items():
@@ -363,7 +369,7 @@ def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> No
 
 
 def _draw_micro_batches(axis: Any, rows: Rows, gib: int) -> None:
-    """Draws the largest micro-batch on a GPU with `gib` GiB over the depth, with a colour for each preset."""
+    """Plots the largest micro-batch on a GPU with `gib` GiB against the depth, with a colour for each preset."""
     for number, name in enumerate(_list_presets(rows)):
         chosen = [row for row in rows if row["preset"] == name and row["depth"]]
         for memory, style in zip(MEMORY, ("o-", "s--", "^:"), strict=True):

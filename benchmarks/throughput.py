@@ -10,11 +10,11 @@ A phase is a kind of work followed by the number of images in a batch. The kinds
               (decay 0.999 if the preset averages none); only the result of a repetition's last step is copied to the
               host, as between two rows of a run's log
   eval        bits/dim with one draw of noise, as a run evaluates
-  encode      `model.encode` as the commands call it; likewise decode and sample
+  encode      `model.encode`, as the commands call it; decode and sample likewise
   first_step  one training step, timed from the start of the program
 
-TensorFlow is set up as in the project's programs, with --threads for the number of cores. Images are random. The last
-line is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call. After
+TensorFlow is set up as in the project's programs, but with --threads threads. Images are random. The last line of the
+output is one JSON object. `first_step_s` is the time from the start of the process to the end of the first call. After
 the first two calls come --reps repetitions, each with as many calls as take --seconds or longer. `peak_rss_mib` is the
 largest resident memory of the whole process, tracing included. With --live, `peak_live_mib` is the largest memory of
 TensorFlow's tensors at one time, weights included, counted by an allocator that TensorFlow has for GPUs.
@@ -36,7 +36,7 @@ import time
 _LOADED = time.monotonic()
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# This checkout comes first on the path, so that no other installed version of the project is measured.
+# This checkout comes first on `sys.path`, so that no other installed version of the project is measured.
 sys.path.insert(0, str(ROOT))
 
 from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
@@ -46,12 +46,12 @@ from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E402
 
 KINDS = (*PHASES, "first_step")
-# Batch size of the phase "first_step" if no number follows; other kinds of phase need a number.
+# Batch size of the phase "first_step" without a number; all other phases, such as train16, need a number.
 FIRST_STEP_BATCH = 16
 
 
 def main() -> int:
-    """Reads the command line of throughput.py, measures a phase such as train16, and returns the exit status."""
+    """Runs the program `throughput.py`, which times a model's training or other work, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phase", required=True, help="a kind of work and a number of images, such as train16")
     parser.add_argument("--preset", default="cifar10", help="preset of the model (default cifar10)")
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def measure_phase(options: argparse.Namespace) -> int:
-    """Runs the phase, such as train16, and prints its measurements as a JSON object; returns the exit status."""
+    """Times the work in --phase, such as train16 (training on 16 images); prints a JSON object; returns status 0."""
     kind, batch = parse_phase(options.phase)
     trains = kind in ("train", "first_step")
     config = make_config(options, kind, batch)
@@ -118,10 +118,10 @@ def measure_phase(options: argparse.Namespace) -> int:
 
 
 def parse_phase(text: str) -> tuple[str, int]:
-    """Splits a phase such as "train16" into its kind and its number of images.
+    """Splits a phase such as "train16" into the kind of work, "train", and the number of images in a batch, 16.
 
     Raises:
-        UserError: if the phase is unknown.
+        UserError: if the kind of work is unknown, or the number is 0 or missing.
     """
     match = re.fullmatch(r"([a-z_]+?)(\d*)", text)
     kind, digits = match.groups() if match else ("", "")
@@ -133,10 +133,11 @@ def parse_phase(text: str) -> tuple[str, int]:
 
 
 def make_config(options: argparse.Namespace, kind: str, batch: int) -> Config:
-    """Returns the config for timing a preset, changed by the options --precision, --memory and --set.
+    """Returns the config of --preset, with --precision, --memory and --set, for timing work such as "train".
 
     Raises:
-        UserError: if the options contradict the phase.
+        UserError: if --memory or --precision (not float32) is set for work that does not train, or if --set changes
+            the batch size.
     """
     config = load_preset(options.preset)
     trains = kind in ("train", "first_step")
@@ -163,7 +164,7 @@ def read_peak_rss_mib() -> float:
 
 
 def find_process_start() -> float:
-    """Returns when this process started (if unknown: loaded this file), in seconds of `time.monotonic`."""
+    """Returns the start time of this process, or (if unknown) of loading this file, in seconds of `time.monotonic`."""
     try:
         fields = pathlib.Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")

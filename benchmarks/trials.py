@@ -1,9 +1,9 @@
 """Runs trials of training options: short training runs, compared on validation images in one table.
 
-    python benchmarks/trials.py --data-dir DIR                 # runs all trials without a row; SIGTERM interrupts
+    python benchmarks/trials.py --data-dir DIR                 # runs all trials without a result; SIGTERM interrupts
     python benchmarks/trials.py --data-dir DIR --only alpha-0.5  # runs one trial with all its seeds
     python benchmarks/trials.py --list
-    python benchmarks/trials.py --docs docs/trials.md              # makes the table from the rows
+    python benchmarks/trials.py --docs docs/trials.md              # makes the table from the results
 
 `benchmarks/trials.json` has the options that all trials share, and the name, options and seeds of each trial. A trial
 with `from` begins with the options of the trial of that name. A trial with `commit` is not run again: some of its
@@ -38,7 +38,7 @@ from tfdecouple.runtime.process import run_program, start_tensorflow  # noqa: E4
 from tfdecouple.storage.files import parse_json, write_json  # noqa: E402
 
 PLAN, ROWS = ROOT / "benchmarks" / "trials.json", ROOT / "docs" / "results" / "trials.json"
-# Number of training images on which the classifier of z is fitted; it is tested on as many other training images.
+# Number of training images on which the classifier of z is fitted; the test has as many other training images.
 PROBED = 10_000
 
 
@@ -46,10 +46,10 @@ class Trial(NamedTuple):
     """A training run with the options of one trial and one seed.
 
     Attributes:
-        name: name of the trial.
-        seed: seed of the run.
+        name: name of the trial in trials.json, such as "alpha-0.5".
+        seed: value of `training.seed`.
         arguments: arguments of train.py, except for the run folder and the data folder.
-        shown: the arguments in the table: those that not all trials share.
+        shown: the arguments that the table shows, because not all trials share them.
         commit: last commit that has the trial's options, or "" if the options still exist.
     """
 
@@ -61,17 +61,17 @@ class Trial(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name of this trial's run folder, with the seed at the end, such as "alpha-0.5-0"."""
+        """The name of the run folder of this trial: the trial's name and seed, such as "alpha-0.5-0"."""
         return f"{self.name}-{self.seed}"
 
     @property
     def command(self) -> str:
-        """The command line of this trial as a text, without the run folder and the data folder."""
+        """The command line that trains this trial, a text without the run folder and the data folder."""
         return f"python train.py {shlex.join(self.arguments)}"
 
 
 def main() -> int:
-    """Reads the command line of trials.py; runs trials, lists them or makes the table; returns the exit status."""
+    """Runs the program `trials.py`, which compares training options in short runs, and returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="names of trials (default all)")
     parser.add_argument(
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def run_action(options: argparse.Namespace) -> int:
-    """Does what the options of trials.py request, and returns the exit status."""
+    """Runs or lists the trials without a result, or makes their table, as the options say; returns exit status 0."""
     if options.measure:
         print(json.dumps(measure_probe(options.measure, options.data_dir)))
         return 0
@@ -109,10 +109,10 @@ def run_action(options: argparse.Namespace) -> int:
 
 
 def list_trials(only: list[str] | None = None) -> list[Trial]:
-    """Returns the trials in trials.json, or only those named in `only`: first all with seed 0, then with seed 1.
+    """Returns a `Trial` for each trial in trials.json (or in `only`, names) and each seed, all with seed 0 first.
 
     Raises:
-        UserError: if no trial has one of the names.
+        UserError: if `only` contains a name that no trial has.
     """
     plan = parse_json(PLAN.read_text(encoding="utf-8"))
     trials = plan["trials"]
@@ -137,16 +137,16 @@ def _make_trial(plan: dict[str, Any], trial: dict[str, Any], changes: list[str],
 
 
 def find_row(trial: Trial, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Returns the row of metrics with this trial's name, seed and command, or None if `rows` has none."""
+    """Returns the dict of metrics in `rows` with this trial's name, seed and command, or None if there is none."""
     key = (trial.name, trial.seed, trial.command)
     return next((row for row in rows if (row["name"], row["seed"], row["command"]) == key), None)
 
 
 def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
-    """Trains and measures a trial; returns its row of metrics, or a row that says when the training diverged.
+    """Runs train.py for a trial and measures z; returns a dict of metrics, or of the step at which training diverged.
 
     Raises:
-        UserError: if the training fails in another way.
+        UserError: if the training fails without diverging.
         SystemExit: if a signal stops the training.
     """
     run = options.workdir.resolve() / trial.key
@@ -157,7 +157,7 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         try:
             status = process.wait()
         except (SystemExit, KeyboardInterrupt):
-            # On SIGTERM train.py saves a checkpoint before it ends.
+            # SIGTERM goes on to train.py, which saves a checkpoint before it ends.
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
@@ -184,7 +184,7 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-    """Returns a dict: accuracy of logistic regression on z and standard error; {} for a model without z."""
+    """Returns a dict of the accuracy of logistic regression on z of a run's images; {} for a model without z."""
     start_tensorflow()
     import numpy as np
 
@@ -211,12 +211,12 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of metrics in a JSON file, a list of dicts, or [] if there is no file."""
+    """Returns the metrics in a JSON file, a list with a dict for each trial and seed; [] if there is no file."""
     return list(parse_json(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 
 
 def render_trials(rows: list[dict[str, Any]]) -> str:
-    """Returns a Markdown table of the trials whose options still exist, in the order of trials.json, with all seeds."""
+    """Returns a Markdown table of `rows`, metrics of trials, with a line for each trial whose options still exist."""
     seeds: dict[str, tuple[Trial, list[list[str]]]] = {}
     for trial in list_trials():
         if not trial.commit and (row := find_row(trial, rows)):

@@ -1,11 +1,13 @@
-"""A trial: is a switch better if z encodes the whole photograph than if z, like v, encodes a part of it?
+"""Tests whether a switch is better if z encodes a whole photograph than if z, like v, encodes a part of it.
 
     python benchmarks/whole_and_part.py train PHOTOGRAPHS OUT --updates 1200
     python benchmarks/whole_and_part.py measure OTHER_PHOTOGRAPHS OUT
 
-A switch decodes z of one image with v of another. The program trains two models, "part" and "whole", from the bundled
-weights of 64-pixel images and on the same photographs. The flow of both models encodes v from a part of the photograph,
-of random size and shrunk to 64 x 64. "part" encodes z from the same part, and "whole" from the whole photograph.
+A switch decodes z of one image (the reference) with v of another (the content). "train" trains two models, "part" and
+"whole", from the bundled weights of 64-pixel images and on the same photographs. The flow of both models encodes v from
+a part of the photograph, of random size and shrunk to 64 x 64. The encoder of "part" encodes z from the same part, and
+the encoder of "whole" from the whole photograph. "measure" compares switches by the two models, by the bundled weights
+and by classical transfers of colour.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ from benchmarks.common import make_table, write_json
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
 NAMES = ("part", "whole")
-# Side of the model's images in pixels, images in a batch, longest side in pixels to which photographs shrink first.
+# Side of the model's images, in pixels; images in a batch; longest side of the shrunk training photographs, in pixels.
 SIDE, BATCH, LARGEST = 64, 32, 1280
-# Longest sides, in pixels, to which the photographs are shrunk before a switch.
+# Before switches, "measure" shrinks the photographs until their longest side has one of these numbers of pixels.
 SIZES = (256, 512)
 # Weights of red, green and blue in the luminance of a pixel.
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields pairs (large crop of a photograph, random part of the crop) without end, both uint8 `[64, 64, 3]`."""
+    """Yields without end pairs from image files: (large crop, random part of this crop), both uint8 `[64, 64, 3]`."""
     from PIL import Image
 
     photographs = []
@@ -56,7 +58,10 @@ def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def make_update(name: str, updates: int) -> tuple[Any, Callable]:
-    """Returns the bundled model, and a function that trains it on a batch of pairs and returns bits/dim and KL."""
+    """Returns the bundled model, and a function of images (whole, part) that trains this model for one step.
+
+    The function returns bits/dim and KL, scalars. z encodes the whole images if `name` is "whole", else their parts.
+    """
     import keras
     import tensorflow as tf
 
@@ -84,7 +89,7 @@ def make_update(name: str, updates: int) -> tuple[Any, Callable]:
 
 
 def train_models(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
-    """Trains the models "part" and "whole" in turns; writes weights to `out/NAME.npz` after every 100 updates."""
+    """Trains the models "part" and "whole" on image files; writes weights to `out/NAME.npz` after every 100 updates."""
     pairs, models = draw_pairs(files), {name: make_update(name, updates) for name in NAMES}
     history: dict[str, list[list[float]]] = {name: [] for name in NAMES}
     for step in range(1, updates + 1):
@@ -99,12 +104,12 @@ def train_models(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> 
 
 
 def read_weights(model: Any) -> dict[str, np.ndarray]:
-    """Returns {name: array} of a model's weights, with "|" instead of "/" in the names, as in the .npz files."""
+    """Returns {name: array} of a model's weights for an .npz file, with "|" instead of "/" in the names."""
     return {name.replace("/", "|"): variable.numpy() for name, variable in model.named_variables().items()}
 
 
 def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Switches photographs of each size in SIZES; prints a table of metrics; writes metrics and pictures to `out`."""
+    """Decodes v of each photograph with z of another; prints metrics of the results; writes pictures to `out`, too."""
     import tensorflow as tf
 
     import tfdecouple
@@ -144,12 +149,13 @@ def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
 
 
 def measure_transfer(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
-    """Returns six metrics of switches, over triples (content, reference, result) of images, uint8 `[height, width, 3]`.
+    """Returns six metrics of how a result has the reference's colours and the content's detail, over triples of images.
 
-    The first three are 0 if the result equals the content, and 1 if it equals the reference, in the mean colour (less
-    its lightness), the mean luminance, and the standard deviation of the luminance. The next two are the mean and the
-    smallest correlation of the result's luminance gradients with the content's. The last is the mean distance of the
-    result's colours from the reference's (2-Wasserstein of Gaussians, RGB from 0 to 1).
+    A triple is (content, reference, result), uint8 `[height, width, 3]`. The first three metrics are 0 if the result
+    equals the content, and 1 if the result equals the reference, in the mean colour (less its lightness), the mean
+    luminance, and the standard deviation of the luminance. The next two are the mean and the smallest correlation of
+    the result's luminance gradients with the content's. The last is the mean distance of the result's colours from the
+    reference's (2-Wasserstein of Gaussians, RGB from 0 to 1).
     """
     from scipy.linalg import sqrtm
 
@@ -171,7 +177,7 @@ def measure_transfer(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> l
 
 
 def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the content with the reference's mean and deviation of each CIELAB channel (Reinhard et al. 2001)."""
+    """Returns the image `content`, uint8, with CIELAB means and deviations of `reference` (Reinhard et al. 2001)."""
     from skimage.color import lab2rgb, rgb2lab
 
     a, b = rgb2lab(content), rgb2lab(reference)
@@ -180,14 +186,14 @@ def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns the content, uint8, with the reference's histogram in each colour channel."""
+    """Returns the image `content`, uint8, with the histogram of `reference` in each colour channel."""
     from skimage.exposure import match_histograms
 
     return match_histograms(content, reference, channel_axis=-1).astype(np.uint8)
 
 
 def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: int = 6, side: int = 200) -> None:
-    """Writes one JPEG with a row for each switch, up to `most` rows, and a column for each list in `columns`."""
+    """Writes a JPEG file with a column for each list of images in `columns`, and a row for each of `most` images."""
     from PIL import Image
 
     sheet = Image.new("RGB", (len(columns) * side, most * side), "white")
@@ -200,7 +206,7 @@ def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: in
 
 
 def main() -> int:
-    """Reads the command line of whole_and_part.py; trains two models or measures them; returns the exit status."""
+    """Runs the program `whole_and_part.py`, which trains two models or measures them; returns exit status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "measure"), help="train both models, or measure switches")
     parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
