@@ -258,7 +258,7 @@ def _describe_endpoint_array(array: Mapping[str, Any]) -> str:
 
 
 def _list_verification_results(name: str, entry: Mapping[str, Any]) -> list[str]:
-    """Returns Markdown lines on the verification of format `name`: differences from the Keras model, exact images."""
+    """Returns Markdown lines on a format's verification: differences from the Keras model, images decoded exactly."""
     lines = [f"### {name}", "", f"From run {entry['run']}, step {entry['step']}: {', '.join(entry['files'])}", ""]
     if "signatures" in entry:
         lines += [f"Signatures: {', '.join(entry['signatures'])}", ""]
@@ -312,7 +312,7 @@ def _list_example_calls(card: Mapping[str, Any]) -> list[str]:
 
 
 def _fill_free_axes(array: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns an endpoint's input, a dict, whose "shape" has the model's image size for axes such as "height"."""
+    """Returns an endpoint's input, a dict, with the model's image size in "shape" instead of names such as "height"."""
     sides = [image_shape[axis] if isinstance(size, str) else size for axis, size in enumerate(array["shape"][1:])]
     return {**array, "shape": ["batch", *sides]}
 

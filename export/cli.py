@@ -141,7 +141,7 @@ def _run_command(arguments: Sequence[str] | None, prog: str) -> int:
 def _verify_export(folder: pathlib.Path, expected: str | None) -> int:
     """Verifies an export folder, prints the result, and returns the exit status: 0, or 4 for a problem.
 
-    `expected` is the SHA-256 that `manifest.json` must have; None: any. Raises UserError if it is missing or invalid.
+    `expected` is the SHA-256 that `manifest.json` must have; None: any. Raises UserError without a valid manifest.json.
     """
     from export.export_folder import MANIFEST, load_manifest
     from export.verification.comparison import join_problems

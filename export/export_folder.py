@@ -90,9 +90,9 @@ class Manifest(_Model):
     def record_export(
         self, folder: pathlib.Path, parts: Mapping[str, Part], files: Mapping[str, FileDigest]
     ) -> Manifest:
-        """Returns this manifest after an export into `folder`: with the new `parts` and `files`, without removed ones.
+        """Returns a copy of this manifest with the new `parts` and `files` of an export, without outdated ones.
 
-        `parts` is {name: part of the export}, and `files` is {path in `folder`: size and SHA-256}.
+        `parts` is {name: part of the export}, and `files` is {path in the export folder `folder`: size and SHA-256}.
         """
         old_parts = {name: part for name, part in self.parts.items() if name not in parts and (folder / name).exists()}
         all_parts = {**old_parts, **parts}
@@ -263,7 +263,7 @@ class Staging:
         os.rename(built, target)
 
     def publish_folder(self, built: pathlib.Path, name: str) -> None:
-        """Renames `built` to the folder `name` of the export; if this fails, restores the older folder `name`."""
+        """Renames the folder `built` to `name` in the export folder; restores the older folder `name` if this fails."""
         target, old = self.folder / name, self.area / f"{_OLD}{name}"
         if target.exists():
             os.rename(target, old)
@@ -299,7 +299,7 @@ def ignore_interruptions() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _handle_signals(handler: Callable[..., None] | signal.Handlers, *signals: signal.Signals) -> Iterator[None]:
-    """A context in which `handler` handles `signals`, if entered in the main thread; Python forbids other threads."""
+    """A context in which `handler` handles `signals`; has no effect outside the main thread, as Python requires."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

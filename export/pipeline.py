@@ -230,7 +230,10 @@ class _Exporter:
         return vectors, source
 
     def _make_saved_model(self, area: pathlib.Path, deployed: DeployedModel, part: str) -> None:
-        """Writes and verifies a SavedModel in the hidden folder `area`; `part` is its later path, "savedmodel/3"."""
+        """Writes a SavedModel into the hidden folder `area` and verifies it.
+
+        `part` is the path that the SavedModel gets in the export folder, such as "savedmodel/3".
+        """
         names = {endpoint.name: endpoint.name for endpoint in self._signatures}
         folder = area / "savedmodel"
         save_saved_model(deployed, self._signatures, folder, lambda name: self._report(f"SavedModel: {name}"))
@@ -257,9 +260,9 @@ class _Exporter:
     ) -> None:
         """Compares the files in `folder` with the Keras model, and records the result for model card and manifest.
 
-        `name` is the format, and `title` names it in messages. `part` is the future path of the files' folder, and
-        `paths` are those of the files, for the model card. `names` is {endpoint: name of its file, without suffix}.
-        Raises RefusedError if answers of the files are wrong.
+        `name` is the format, and `title` names it in messages. `part` is the path that the folder gets in the export
+        folder, and `paths` are the paths that the files get there. `names` is {endpoint: name of its file, without
+        suffix}. Raises RefusedError if answers of the files are wrong.
         """
         self._report(f"verifying the {title} in a process of its own")
         file = folder.parent / _VECTORS
@@ -272,7 +275,7 @@ class _Exporter:
         self._formats[name] = {**self._about, "files": paths, **measured}
 
     def _make_page(self, area: pathlib.Path, runtime: pathlib.Path) -> None:
-        """Writes the web page into `area`, a hidden folder, with the ONNX files of `area` and onnxruntime-web."""
+        """Writes the web page into the hidden folder `area`, with the ONNX files in `area` and onnxruntime-web."""
         self._report("building the web page")
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
@@ -290,7 +293,7 @@ class _Exporter:
         self._report(f"  the page is {self._formats['web']['bytes'] / 1e6:.1f} MB")
 
     def _publish(self, staging: Staging, card: dict[str, Any], version: int | None) -> list[pathlib.Path]:
-        """Writes model card, client, settings and manifest, renames all files into place, and returns the new paths."""
+        """Writes model card, settings and manifest, renames all files into the export folder; returns the new paths."""
         self._report("putting it in place")
         # All files are written before the first is renamed into place, so that a full disk leaves no half export.
         files, vectors = _make_folder(staging.area / "files"), staging.area / _VECTORS

@@ -144,7 +144,7 @@ def _find_run_name(run: str | pathlib.Path) -> str:
 
 
 def make_safe_name(name: str) -> str:
-    """Returns `name` reduced to ASCII letters, digits, `_` and `-`, so that it is safe in a URL and as a folder.
+    """Returns `name` reduced to ASCII letters, digits, `_` and `-`, so that it is safe in a URL and as a file name.
 
     >>> make_safe_name("quickstart"), make_safe_name("faces, 2nd try/ema"), make_safe_name("..")
     ('quickstart', 'faces-2nd-try-ema', 'model')

@@ -100,11 +100,11 @@ class DeployedActNorm(Deployed):
         self.log_det = float(log_scale.sum())
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Scales and shifts each channel of x; returns y = scale * x + bias, and the log-determinant."""
+        """Scales and shifts each channel by this actnorm; returns scale * x + bias, and the log-determinant."""
         return x * self.scale + self.bias, self.layout.count_pixels(x) * self.log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Inverts the scale and shift of each channel: returns x = (y - bias) / scale."""
+        """Inverts this actnorm: returns (y - bias) / scale, with a scale and a bias for each channel."""
         return (y - self.bias) / self.scale
 
 
@@ -130,7 +130,7 @@ class DeployedUnfolded(Deployed):
 
 
 class DeployedRegistered(DeployedUnfolded):
-    """An export's form of a layer from the registry `STEP_LAYERS` (further layers of flow steps), with its bijector."""
+    """A further layer of flow steps, from the registry `STEP_LAYERS`, in an export; it runs the layer's bijector."""
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
         """Returns y, the value at x of the bijector of the model's layer, and the log-determinant."""
@@ -146,7 +146,7 @@ class DeployedConditioner(DeployedUnfolded):
     """An export's coupling net whose class a user has added to `CONDITIONERS`; it calls the net of the model."""
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Runs this net of a coupling on x; returns the transform's parameters, unbounded, along the channels."""
+        """Runs this coupling net on x; returns the parameters, not yet bounded, of the coupling's transform."""
         z = conditions[-1] if self._layer.condition_size else None
         return self.layout.from_nhwc(self._layer.output(self.read_weights(), self.layout.to_nhwc(x), z))
 
@@ -159,7 +159,7 @@ class Conditioning:
         self.biases: list[np.ndarray] = []
 
     def add_net(self, net: Any) -> int | None:
-        """Adds the matrix by which `net` multiplies z; returns the index of the matrix, or None without a vector z."""
+        """Adds the matrix by which `net` multiplies z; returns its index, or None if no vector z enters the net."""
         if not net.condition_size or isinstance(net, LocalConvNet):
             return None
         self.kernels.append(to_float64(net.condition_kernel))
@@ -196,7 +196,7 @@ class DeployedNet(Deployed):
             self.local = make_linear("condition", "condition_kernel", "condition_bias")
 
     def __call__(self, x: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Runs this net of a coupling on x; returns the transform's parameters, unbounded, along the channels."""
+        """Runs this coupling net on x; returns the parameters, not yet bounded, of the coupling's transform."""
         h = self.second(self.layout.elu(self.first(x)))
         if self._index is not None:
             h += conditions[self._index]
@@ -220,7 +220,7 @@ class DeployedSplit:
         self._inverse_order = np.argsort(order).tolist()
 
     def __call__(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Splits x into x_a, the channels that the coupling leaves unchanged, and x_b, those that it transforms."""
+        """Splits x into x_a, the channels that the coupling leaves unchanged, and x_b, the channels to transform."""
         first, second = sorted((self.unchanged, self.transformed))
         if self._consecutive:
             low, high = self._layout.split_channels(x, [len(first), len(second)])
@@ -254,13 +254,13 @@ class DeployedCoupling(Deployed):
             self.net = DeployedConditioner(layer.net, f"{name}/net", layout)
 
     def forward_and_log_det(self, x: tf.Tensor, conditions: Conditions = ()) -> Output:
-        """Transforms the channels x_b of x as this coupling does; returns all channels, and the log-determinant."""
+        """Runs this coupling: returns x with half of its channels transformed, and the log-determinant."""
         x_a, x_b = self._split(x)
         y_b, log_det = forward_and_log_det(self._make_bijector(x_a, conditions), x_b)
         return self._split.merge_channels(x_a, y_b), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Inverts this coupling: returns x, which is y after the inverse transform of the channels x_b."""
+        """Inverts this coupling: returns y with the transformed half of its channels transformed back."""
         y_a, y_b = self._split(y)
         return self._split.merge_channels(y_a, self._make_bijector(y_a, conditions).inverse(y_b))
 

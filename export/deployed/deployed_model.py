@@ -99,12 +99,16 @@ class DeployedModel(Deployed):
         return self.layout.to_nhwc(self.quantizer.round_to_pixels(x))
 
     def infer_posterior(self, bins: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`; `bins` are those of the pixels of x."""
+        """Returns mean and log-variance of q(z|x), each `[batch, d_z]`, for images whose pixels are in bins `bins`."""
         assert self.encoder is not None
         return self.encoder.infer_posterior(self.quantizer.place_at_edges(bins))
 
     def infer_z(self, bins: tf.Tensor | None, labels: tf.Tensor | None) -> tf.Tensor | None:
-        """Returns z, `[batch, d_z]`: the mean of q(z|x) for images in `bins`, or z of `labels`; or None without z."""
+        """Returns z, `[batch, d_z]`, or None if the model has no z.
+
+        z is the mean of q(z|x) for images whose pixels have the bins `bins`, or the z of `labels` in a model whose z is
+        a function of the label.
+        """
         if self.classes is not None and self.classes.codes is not None:
             return self.classes.gather_rows(self.classes.codes, labels)
         return None if self.encoder is None else self.infer_posterior(bins)[0]

@@ -87,7 +87,7 @@ def fold_prior(flow: PriorFlow | None, layout: Layout) -> DeployedSequence:
 
 
 class DeployedStage(DeployedSequence):
-    """A stage of an export's flow: flow steps, then layers after which `dropped` channels leave, `remaining` stay."""
+    """A stage of an export's flow: flow steps; then `dropped` of its channels leave the flow, and `remaining` stay."""
 
     def __init__(self, stage: Any, name: str, layout: Layout, conditioning: Conditioning):
         layers = []
@@ -209,7 +209,7 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(h) if squeezes else h
 
     def _squeeze_conditions(self, conditions: Conditions) -> Conditions:
-        """Squeezes the couplings' conditions for a squeezed image if they are feature maps of z, not vectors."""
+        """Squeezes the conditions of couplings for a squeezed image if z is a feature map; else returns them as is."""
         return tuple(map(self.layout.squeeze, conditions)) if self._local else conditions
 
 
@@ -290,7 +290,10 @@ class DeployedDequantizer(Deployed):
         self.flow = DeployedFlow(dequantizer.flow, layout, "dequantizer/flow")
 
     def forward_and_log_det(self, x: tf.Tensor, noise: tf.Tensor) -> Output:
-        """Turns normal noise into dequantisation noise u, given x (lower edges of bins); returns u, log-determinant."""
+        """Turns normal noise into dequantisation noise u of images x; returns u and the log-determinant.
+
+        x is in [-1, 1), at the lower edges of the bins of pixels.
+        """
         for block in self.blocks:
             x = block(x)
         u, flow_log_det = self.flow.forward_and_log_det(noise, x)

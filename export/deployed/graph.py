@@ -127,7 +127,7 @@ class Layout:
         return (indices.transpose(2, 0, 1) if self.order == "NCHW" else indices).ravel()
 
     def count_pixels(self, x: tf.Tensor) -> int | tf.Tensor:
-        """Returns height * width of images x in this layout, or 1 for vectors; a float32 tensor if unknown."""
+        """Returns height * width of images x in this layout, or 1 for vectors; a tensor if a side is unknown."""
         count = math.prod(get_sizes(x)[2:] if self.order == "NCHW" else get_sizes(x)[1:-1])
         return count if isinstance(count, int) else tf.cast(count, tf.float32)
 

@@ -17,7 +17,7 @@ from export.deployed.graph import Deployed
 from export.endpoints import Endpoint
 from tfdecouple.storage.files import write_text
 
-# A variable of the SavedModel is named with this prefix and the name of the deployed weight, with "." instead of "/".
+# Each folded weight is a variable of the SavedModel, named by this prefix and the weight's name, "." replacing "/".
 PREFIX = "folded/"
 _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 # The path within a SavedModel at which TensorFlow Serving looks for warm-up requests.
@@ -34,11 +34,12 @@ def save_saved_model(
     folder: pathlib.Path,
     report: Callable[[str], Any] = lambda name: None,
 ) -> None:
-    """Writes a SavedModel of `deployed`, in the layout NHWC, into a new folder; each endpoint becomes a signature.
+    """Writes a SavedModel into the new folder `folder`, with each endpoint as a signature.
 
-    The first endpoint is also the signature `serving_default`. `report` is called with an endpoint's name when the
-    endpoint is traced. The weights of `deployed` are stored as variables, so that all signatures share them and the
-    size limit of a graph does not apply. A full disk raises OSError or tf.errors.OpError.
+    `deployed` is the model with folded weights, in the layout NHWC. The first endpoint is also the signature
+    `serving_default`. `report` is called with an endpoint's name when the endpoint is traced. The weights of `deployed`
+    are stored as variables, so that all signatures share them and the size limit of a graph does not apply. A full disk
+    raises OSError or tf.errors.OpError.
     """
     # The variables are plain TensorFlow variables, because the variables of a Keras layer would be written twice.
     stored = deployed.replace_arrays(
@@ -63,7 +64,7 @@ def save_saved_model(
 def _trace_endpoint(
     shared: DeployedModel, endpoint: Endpoint, report: Callable[[str], Any]
 ) -> tf.types.experimental.ConcreteFunction:
-    """Returns the traced function of an endpoint for a SavedModel; the weights of `shared` are variables."""
+    """Returns the traced function of an endpoint; `shared` is the model with folded weights, which are variables."""
 
     def build_graph(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         report(endpoint.name)
@@ -79,7 +80,7 @@ def _trace_endpoint(
 
 
 def _read_variables(stored: Kind) -> Kind:
-    """Returns a copy of a deployed layer in which each weight, a variable, is replaced by a tensor with its value."""
+    """Returns a copy of a layer of the export in which a tensor with its value replaces each weight, a variable."""
     return stored.replace_arrays(lambda name, variable: tf.convert_to_tensor(variable))
 
 

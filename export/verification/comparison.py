@@ -63,7 +63,7 @@ def compare_files(
     provider: str = "",
     report: Callable[[str], Any] = lambda text: None,
 ) -> Report:
-    """Runs the exported files of a folder, and reports how their answers differ from the Keras model's answers.
+    """Runs the exported files in `folder`; returns a `Report` on how their answers differ from the Keras model's.
 
     Args:
         runtime: the runtime to run the files in, a key of `RUNTIMES`.
@@ -169,9 +169,9 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
 
 
 def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
-    """Yields a problem for each weight in the exported files that is not finite float32, and one for wrong weights.
+    """Yields a problem for each weight in the exported files that is not finite float32, and one if too many differ.
 
-    The weights are wrong if too few of their numbers are in weights whose digests are among `vectors`.
+    A weight differs if `vectors`, the test vectors, have no equal digest.
     """
     digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []

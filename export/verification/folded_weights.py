@@ -1,8 +1,8 @@
-"""Compares deployed weights, those of an export, with the model's, by formulas independent of `export.deployed`.
+"""Compares the weights of an export with the model's weights, by formulas independent of `export.deployed`.
 
 A fault in the folding of weights would be in every file, and a fault in one weight can be too small to change a pixel.
-So each deployed weight is computed a second time from the model's weights and compared. Weights in files are compared
-with the deployed weights by digests.
+So each deployed weight, a weight of the export, is computed a second time from the model's weights and compared.
+Weights in files are compared with the deployed weights by digests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Arrays = dict[str, np.ndarray]
 _ROUNDING, _FLOOR = 1e-6, 1e-9
 # This factor replaces _FLOOR for weights that the model itself computes in float32.
 _SINGLE = 1e-6
-# {convolution of a ResNet block in the model: (its name when deployed, the batch normalisation after it)}
+# {convolution of a ResNet block in the model: (its name in the export, the batch normalisation after it)}
 _CONVOLUTIONS = {
     "convolution_1": ("first", "norm_1"),
     "convolution_2": ("second", "norm_2"),
@@ -32,12 +32,12 @@ _CONVOLUTIONS = {
 
 
 def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel]) -> Arrays:
-    """Returns {"weights/LAYOUT": sorted SHA-256 digests of the deployed weights} after comparing them with the model's.
+    """Compares an export's folded weights with the model's; returns {"weights/LAYOUT": sorted SHA-256 digests of them}.
 
-    `deployed` is {name of a layout: deployed model}. The digests become part of the test vectors.
+    `deployed` is {name of a layout: model with folded weights}. The digests become part of the test vectors.
 
     Raises:
-        RefusedError: if a deployed weight differs from the model's weights.
+        RefusedError: if a folded weight differs from what the model's weights give.
     """
     if problems := [problem for one in deployed.values() for problem in compare_deployed_weights(model, one)]:
         raise RefusedError(f"not published: {join_problems(problems)}")
@@ -48,7 +48,7 @@ def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel])
 
 
 def compare_deployed_weights(model: DecoupledModel, deployed: DeployedModel) -> Iterator[str]:
-    """Computes each weight of an export again from the model's weights, and yields a line for each that differs."""
+    """Computes each weight of an export again from the model's weights; yields a line for each weight that differs."""
     numbers = {f"{one.name}/log_det": getattr(one, "log_det", None) for one in deployed.iterate_layers()}
     found = deployed.collect_arrays() | {name: one for name, one in numbers.items() if isinstance(one, float)}
     expected = _ExpectedWeights(model, deployed.layout).weights
@@ -134,7 +134,7 @@ class _ExpectedWeights:
                 self._expect(f"{layer}/weight_{name}", array)
 
     def _is_unfolded(self, net: str) -> bool:
-        """Returns whether the coupling net with the path `net` is of a type that users register; it is never folded."""
+        """Returns whether the coupling net at path `net` is of a registered type, whose weights are not folded."""
         return net.startswith("flow/") and self._config.conditioner != "convolutional"
 
     def _is_conditioned(self, layer: str) -> bool:

@@ -252,7 +252,10 @@ class KerasAnswers:
         return Encoding(*self._answer_rows("encode", self._compute_codes, images, labels))  # type: ignore[arg-type]
 
     def decode(self, z: Optional, v: np.ndarray) -> np.ndarray:
-        """Returns images that the model decodes, float64, before rounding to pixels, in bins: bin k is k to k + 1."""
+        """Returns the images that the Keras model decodes, float64, in units of bins, before they become pixels.
+
+        A value from k to k + 1 lies in bin k.
+        """
         (x,) = self._answer_rows("decode", self._compute_images, z, v)
         assert x is not None
         return self._model.quantizer.scale_to_bins(x.astype(np.float64))
@@ -274,7 +277,7 @@ class KerasAnswers:
             z_noise = np.zeros((len(images), self.config.latent_dim), np.float32)
         if self._unperturbed is not None:
             z_noise = self._perturb_noise(images, z_noise)
-            # u is perturbed in units of bins, so that x changes as much as it does for perturbed images.
+            # The noise u is changed in units of bins, so that x changes as much as it does for changed images.
             u_noise = self._perturb(u_noise, self.config.n_bins / 2)
 
         def compute(images: Any, z_noise: Any, u_noise: Any, labels: Any) -> list[tf.Tensor]:
@@ -292,7 +295,7 @@ class KerasAnswers:
         )[0]
 
     def to_pixels(self, bins: np.ndarray) -> np.ndarray:
-        """Converts values in units of bins to uint8 pixels; values outside the bins get the pixel of the nearest."""
+        """Converts values in units of bins to uint8 pixels; a value outside the bins gets the nearest bin's pixel."""
         quantizer = self._model.quantizer
         bins = np.floor(np.nan_to_num(bins, nan=-1))
         return (np.clip(bins, 0, quantizer.n_bins - 1) * quantizer.pixels_per_bin).astype(np.uint8)
@@ -328,9 +331,9 @@ class KerasAnswers:
         return (values + PERTURBATION * signs * (values if scale is None else scale)).astype(np.float32)
 
     def _perturb_noise(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Returns noise that, with mean and variance of q(z|x) for unperturbed images, gives the z of perturbed images.
+        """Returns noise that gives the z of slightly changed images, by mean and variance of z for unchanged images.
 
-        If only the noise were perturbed, a z of small variance would hardly change, but rounding the mean changes it.
+        If only the noise were changed, a z of small variance would hardly change, but rounding the mean changes it.
         """
         assert self._unperturbed is not None
         perturbed = self._perturb(noise)

@@ -43,7 +43,7 @@ _DIGESTS = "_digests.jsonl"
 
 
 def encode_with_beam(options: argparse.Namespace) -> CodesManifest:
-    """Encodes a folder of images, as `options` of the command `encode-beam` say; writes and returns the manifest.
+    """Encodes a folder of images, as `options` of the command `encode-beam` say; returns the manifest of the codes.
 
     Raises:
         UserError: if the model or the images are missing, the output folder is not empty, or the pipeline fails.

@@ -33,7 +33,7 @@ Report = Callable[[str], Any]
 
 
 class CodesFolder:
-    """A folder of codes at `path`, which need not exist; `with CodesFolder(path) as folder` locks the folder.
+    """A folder of codes (z, v) at `path`, which need not exist; `with CodesFolder(path) as folder` locks the folder.
 
     A file has a temporary name until it is complete. The temporary files of a killed program are removed when the
     `with` statement begins.
@@ -173,7 +173,7 @@ def read_shard_records(folder: pathlib.Path, manifest: CodesManifest, report: Re
 
 
 def find_shard_problem(path: pathlib.Path, shard: Shard | None) -> str | None:
-    """Returns how a code file differs from `shard`, its entry in manifest or journal, as text; None if it does not."""
+    """Returns a text on how a code file differs from `shard`, its entry in manifest or journal; None if it is equal."""
     if shard is None:
         return "has no SHA-256 on record"
     try:

@@ -155,7 +155,7 @@ class CodesManifest(_Model):
         return [name for name in names if split is None or name.startswith(f"{split}-")]
 
     def require_same_job(self, job: CodesManifest, folder: pathlib.Path) -> None:
-        """Raises DataError, naming the first difference, unless the manifest `job` is of the same encoding as this."""
+        """Raises DataError, with the first difference, unless this manifest and `job` describe the same encoding."""
         if self.model.weights_sha256 is None:
             raise DataError(f"{folder} was written by encode-beam; name another folder with --out")
         if self.model.weights_sha256 != job.model.weights_sha256:

@@ -132,7 +132,7 @@ class Moments(NamedTuple):
 
 
 def compute_feature_moments(extractor: Extractor, batches: Iterable[np.ndarray]) -> Moments:
-    """Returns the moments, in float64, of the features that `extractor` computes for the images of all batches."""
+    """Returns mean and covariance, in float64, of the features that `extractor` computes for images in batches."""
     features = np.concatenate([extractor(images) for images in batches]).astype(np.float64)
     return Moments(len(features), features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)))
 
@@ -160,7 +160,10 @@ def compute_frechet_distance(a: Moments, b: Moments) -> float:
 def draw_model_samples(
     model: DecoupledModel, count: int, temperature: float, seed: int, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields batches of samples, uint8, `count` in all, with v scaled by `temperature`; k and `seed` fix sample k."""
+    """Yields uint8 batches of `count` samples in all, with v scaled by `temperature`.
+
+    The sample with index k depends only on k, on `seed`, on `temperature` and on the model.
+    """
     import tensorflow as tf
 
     from tfdecouple import randomness

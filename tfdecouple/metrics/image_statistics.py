@@ -59,7 +59,7 @@ class ImageStatistics(Metric):
             )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the dict of `compute_image_statistics` for the images of --split, and the lines of a table of it."""
+        """Returns the dict of `compute_image_statistics` for the images of --split, and the lines of a table."""
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []

@@ -162,7 +162,7 @@ def compute_latent_use(
     done = 0
 
     def iterate_batches() -> Iterator[tuple[dict[str, tf.Tensor], np.ndarray]]:
-        """Yields each batch with a mask, bool `[batch]`, that is False for padding; calls `on_batch`."""
+        """Yields pairs (batch, mask), bool `[batch]`, False for padding; calls `on_batch` with a count of images."""
         nonlocal done
         for batch in batches:
             counted = batch["weight"].numpy() > 0
