@@ -42,12 +42,12 @@ COMMANDS = [
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python train.py` with `arguments`, by default those of the command line, and returns the exit status."""
+    """Runs the program `python train.py` with `arguments`, by default the command line's; returns the exit status."""
     return run_program(lambda: run_command(["train", *get_arguments(arguments)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `python -m tfdecouple` with `arguments`, by default those of the command line; returns the exit status."""
+    """Runs the program `python -m tfdecouple` with `arguments`, by default the command line's; returns its status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     if typed[:1] == ["export"]:
         return int(import_export().main(typed[1:], f"{get_program_name()} export"))
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs the command `arguments[0]` with the other arguments, and returns its exit status.
+    """Runs the command of `tfdecouple` named by `arguments[0]` with the other arguments; returns its exit status.
 
-    Without arguments, the help is printed. UserError is raised if there is no such command.
+    Without arguments, prints the help. Raises UserError if there is no command of this name.
     """
     name = arguments[0] if arguments else ""
     if name and not name.startswith("-") and name not in COMMANDS:
@@ -92,7 +92,7 @@ def import_command(name: str) -> Any:
 
 
 def import_export() -> Any:
-    """Imports `export.cli` from the folder that contains the package `tfdecouple`, and returns the module."""
+    """Imports and returns `export.cli`, the module of `python -m export`, from the folder of package `tfdecouple`."""
     # With `python -m` the working folder is first in `sys.path`; a package `export` there would be imported instead.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     return importlib.import_module("export.cli")

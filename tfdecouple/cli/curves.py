@@ -11,7 +11,7 @@ _METRICS = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `curves` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `curves` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     text = "draw bits/dim, KL, log q(u|x) and learning rate over the updates of one or several runs"
     parser = arguments.add_command(commands, "curves", text)
     text = "run folder, or bundled weights; give it again to compare runs"
@@ -20,14 +20,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes curves.png and curves.json into --out, by default the folder `pictures` of the first run; returns 0."""
+    """Runs the command `curves`: writes curves.png, the runs' metrics over the updates, and curves.json; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name
     from tfdecouple.visualization.plots import plot_curves, render_figure
 
     names = [run_name(path) for path in options.run]
-    # The legend has the paths of runs that share a name.
+    # In the legend, runs that share a name are called by their paths.
     shown = [name if names.count(name) == 1 else path for path, name in zip(options.run, names, strict=True)]
     curves = [read_training_curves(path, name) for path, name in zip(options.run, shown, strict=True)]
     runs = []
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def read_training_curves(path: str, name: str) -> Any:
-    """Returns `Curves` of the metrics in the log metrics.jsonl of the run at `path`; `name` stands in the legend.
+    """Returns the `Curves` to plot from the log metrics.jsonl of the run at `path`; `name` stands in the legend.
 
     Raises RunError if the log is missing or has no bits/dim yet.
     """

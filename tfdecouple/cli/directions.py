@@ -26,7 +26,7 @@ _MOST_IMAGES = 10_000
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `directions` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `directions` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "directions",
@@ -50,7 +50,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the run's directions.json, and for each label or CSV column a picture and a JSON file; returns 0."""
+    """Runs the command `directions`: finds directions in z, writes directions.json and pictures; returns 0."""
     if options.attributes and options.labels:
         raise UserError("--attributes excludes --labels: give one of them, then the other")
     if options.split == "train":
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         earlier = opened.directions() or ()
     except RunError as error:
-        # The directions in a damaged file, or of other weights, are dropped; otherwise earlier directions stay.
+        # Earlier directions are dropped if their file is damaged or they belong to other weights; else they are kept.
         print(f"directions.json is written anew: {error}", file=sys.stderr, flush=True)
     found = {one.name for one in directions}
     kept = (one for one in earlier if one.name not in found)
@@ -121,10 +121,10 @@ def encode_examples(
     names: Sequence[str],
     attributes: Attributes | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes images drawn from a split: returns z, float32 `[n, d_z]`, and values for each name, float64 `[n, names]`.
+    """Encodes images drawn from a split: returns z, float32 `[n, d_z]`, and the images' values, float64 `[n, names]`.
 
-    For a label the value is 1 or 0: whether the image has the label. For a column of --attributes it is the number in
-    the CSV file. An image whose value is NaN is not used for the direction of that name.
+    `names` are labels, or columns of the CSV file `attributes`. The value for a label is 1 if the image has it, else 0;
+    for a column, the number in the file. An image whose value is NaN is not used for the direction of that name.
     """
     import numpy as np
 
@@ -151,10 +151,10 @@ def encode_examples(
 def find_directions(
     names: Sequence[str], training: tuple[np.ndarray, np.ndarray], held_out: tuple[np.ndarray, np.ndarray], seed: int
 ) -> list[Direction]:
-    """Returns the directions found in training images; prints for which names there are too few images.
+    """Finds directions in z for `names`, labels or CSV columns; prints the names for which there are too few images.
 
-    `training` and `held_out` are results of `encode_examples`; the accuracy of a direction is measured on `held_out`.
-    DataError is raised if no direction is found.
+    `training` and `held_out` are results of `encode_examples`. A direction is found in `training`, and its accuracy is
+    measured on `held_out`. DataError is raised if no direction is found.
     """
     import numpy as np
 
@@ -185,7 +185,7 @@ def find_directions(
 def save_direction_pictures(
     opened: Run, source: Source, options: argparse.Namespace, directions: Sequence[Direction]
 ) -> None:
-    """Writes for each label or CSV column a picture and a JSON file: images moved along the directions of its name."""
+    """Writes a picture and a JSON file for each label or CSV column: images changed along its directions in z."""
     from tfdecouple.cli.run_images import choose_images, save_picture
     from tfdecouple.runtime.progress import Counter
     from tfdecouple.visualization.grids import draw_edit_grid

@@ -1,4 +1,4 @@
-"""`python -m tfdecouple doctor`: tests on this machine what the project promises, and measures speed and memory."""
+"""`python -m tfdecouple doctor`: tests whether this project works correctly here, and measures speed and memory."""
 
 import argparse
 import pathlib
@@ -14,7 +14,7 @@ EXIT_FAILS = 5
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `doctor` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `doctor` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "doctor",
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the checks, prints the report, writes it into --out; returns 0, or EXIT_FAILS if a promise does not hold."""
+    """Runs the command `doctor`: runs checks, prints and writes a report; returns 0, or EXIT_FAILS if a check fails."""
     from tfdecouple.doctor.benchmark import make_doctor_config
     from tfdecouple.doctor.check_runner import CHECKS, run_checks
     from tfdecouple.doctor.report import (

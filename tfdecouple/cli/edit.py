@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `edit` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `edit` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "edit",
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes edit.png and edit.json; with --size own also each changed photograph at its own size; returns 0."""
+    """Runs the command `edit`: writes edit.png, edit.json and with --size own full-size photographs; returns 0."""
     amounts = options.amounts
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, read_image_files, save_picture

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from tfdecouple.runs.opened_run import Run
 
 FORMATS = ("tfrecord", "parquet")
-# Largest number of images, and largest size in bytes, of one file. A killed program loses its work on one file.
+# Largest number of images, and largest size in bytes, of one file of codes. Files are small, because a killed program
+# loses its work on the file that it was writing.
 _MOST_IMAGES, _SHARD_BYTES = 5000, 2**27
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `encode` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `encode` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "encode",
@@ -47,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes files of codes and their manifest; with --verify checks existing files; returns the exit status."""
+    """Runs the command `encode`: writes files of codes, or with --verify checks them; returns the exit status."""
     if options.verify:
         return _verify_codes(options.out)
     if options.run is None:
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verify_codes(out: pathlib.Path) -> int:
-    """Compares the files in the folder `out` with its manifest; prints each difference; returns 1 if any, else 0."""
+    """Compares the files of codes in `out` with the folder's manifest; prints differences; returns 1 if any, else 0."""
     start_tensorflow()
     from tfdecouple.corpus.codes_folder import verify_codes
     from tfdecouple.corpus.codes_manifest import CodesManifest
@@ -131,7 +132,7 @@ def _verify_codes(out: pathlib.Path) -> int:
 
 
 def _require_fields(opened: Run, options: argparse.Namespace) -> None:
-    """Raises UserError if the options ask for values that the model lacks, such as z or its standard deviation."""
+    """Raises UserError if the options ask for values that the model lacks, such as z or the standard deviation of z."""
     if options.z_std and opened.config.model.has_class_codes:
         raise UserError(f"--z-std: z of {options.run} is a function of the label and has no standard deviation")
     if opened.config.model.has_latent:
@@ -142,7 +143,7 @@ def _require_fields(opened: Run, options: argparse.Namespace) -> None:
 
 
 def _make_manifest(opened: Run, source: Source, options: argparse.Namespace) -> CodesManifest:
-    """Returns a manifest for codes yet to be written: fields, model, data, and the number of images per file."""
+    """Returns the manifest (description) of the codes to be written: fields, model, data, and images per file."""
     from tfdecouple.corpus.codes_manifest import CodesManifest, DataFacts, ModelFacts, choose_code_fields
     from tfdecouple.corpus.encoding import hash_image_keys
     from tfdecouple.runs.opened_run import hash_weights

@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `encode-beam` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `encode-beam` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "encode-beam",
@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Encodes the images in --images with Apache Beam into files in --out, prints a summary, and returns 0."""
+    """Runs the command `encode-beam`: encodes the images in --images into files in --out by Apache Beam; returns 0."""
     start_tensorflow()
     try:
         import apache_beam  # noqa: F401

@@ -45,7 +45,7 @@ _DETAILS = (
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `evaluate` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `evaluate` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(commands, "evaluate", "measure bits/dim and other metrics of a run", _DETAILS)
     arguments.add_run(parser, out=False)
     arguments.add_out(parser, "evaluation")
@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Computes, prints and writes the requested metrics one by one: earlier results survive a failure; returns 0."""
+    """Runs the command `evaluate`: computes and writes metrics one by one, so a failure costs only one; returns 0."""
     start_tensorflow()
     import tensorflow as tf
 
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
                 if not files:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
-                    # Evaluations of test images count from their first result on; those that fail earlier do not count.
+                    # An evaluation of test images is counted once it has a result; one that fails earlier is not.
                     if options.split == "test" or not all(each.on_split for each in metrics):
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
@@ -147,14 +147,14 @@ class Evaluation:
 
         options = self.options
         size = round_batch_size(self.batch_size, self.count, self.strategy.num_replicas_in_sync)
-        # If only a part of the split is evaluated, it is drawn at random: the first images of a folder share a class.
+        # A part of a split is drawn at random, because the first images of a folder often share a class.
         drawn = self.count < self.size
         indices = draw_image_indices(self.source, options.split, self.count, options.seed) if drawn else None
         batches = make_evaluation_batches(self.source, options.split, batch_size=size, indices=indices)
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe_inputs(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields lines of text that describe the run, the images and, unless None, the count `test_evaluations`."""
+        """Yields lines on the run, the images and, unless None, how often these test images were evaluated."""
         split = self.options.split
         averaged = "averaged " if self.opened.averaged else ""
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"
@@ -167,7 +167,7 @@ class Evaluation:
 def write_metric_result(
     out: pathlib.Path, evaluation: Evaluation, metric: Metric, result: Result, test_evaluations: int | None
 ) -> str:
-    """Writes a metric's result, run and data as JSON, and its picture as PNG, to `out`; returns the JSON's name."""
+    """Writes a metric's values with facts on run and data as JSON, and its picture as PNG; returns the JSON's name."""
     from tfdecouple.cli.run_images import write_picture
 
     opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split

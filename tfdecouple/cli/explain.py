@@ -11,7 +11,7 @@ from tfdecouple.config.run import make_unknown_option_error
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `explain` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `explain` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "explain",
@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints default and meaning of all config options, or of those whose names contain a given text; returns 0."""
+    """Runs the command `explain`: prints default and meaning of config options, all or by parts of names; returns 0."""
     for name in options.names:
         if not any(name in option for option in list_option_names()):
             raise make_unknown_option_error(name)

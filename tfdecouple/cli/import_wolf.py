@@ -8,7 +8,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `import-wolf` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `import-wolf` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands, "import-wolf", "turn a checkpoint of the paper's PyTorch code (wolf) into a run folder"
     )
@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Converts the checkpoint --weights to the run folder --workdir, prints how to load the model, and returns 0."""
+    """Runs the command `import-wolf`: converts the authors' checkpoint --weights to a run folder; returns 0."""
     start_tensorflow()
     from tfdecouple.interop.wolf import import_wolf
 

@@ -11,7 +11,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `interpolate` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `interpolate` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "interpolate",
@@ -29,10 +29,10 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes interpolate.png and interpolate.json, and changed photographs of the user at their own size; returns 0.
+    """Runs the command `interpolate`: writes interpolate.png, .json, and the user's photographs, changed; returns 0.
 
-    The photograph A-z-X-of-B keeps v of A; its z lies at the fraction X of the way from z of A to z of B. At their own
-    size v is not interpolated, because each photograph keeps its own fine detail.
+    The photograph A-z-X-of-B has v of A; its z lies at the fraction X of the way from z of A to z of B. In photographs
+    at full size v is not interpolated, because each photograph keeps its own fine detail.
     """
     arguments.require_image_pairs(options)
     start_tensorflow()

@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `neighbours` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `neighbours` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "neighbours",
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draws samples, finds the images nearest to each, writes neighbours.png and neighbours.json, and returns 0."""
+    """Runs the command `neighbours`: draws samples, finds the nearest images, writes PNG and JSON; returns 0."""
     start_tensorflow()
     from scipy.spatial.distance import cdist
 

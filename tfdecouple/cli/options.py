@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         return super().format_help().replace("python -m tfdecouple", get_program_name())
 
     def error(self, message: str) -> NoReturn:
-        """Raises UserError with argparse's message, instead of printing the usage and ending the program."""
+        """Raises UserError with the `message` of argparse, instead of printing the usage and ending the program."""
         # Messages of `option_types`, such as "is 0; it must be at least 1", make a sentence after the option's name.
         value = re.fullmatch(r"argument (\S+): (is .*)", message, re.DOTALL)
         raise UserError(f"{value[1]} {value[2]}" if value else f"{message}; {self.prog} --help lists the options")
@@ -53,7 +53,7 @@ def add_command(commands: Any, name: str, summary: str, details: str = "") -> ar
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
-    """Adds the option --run to a parser, by default the bundled weights unless `required`; if `out`, also --out."""
+    """Adds the option --run, with the bundled weights as default unless `required`, and if `out` --out, to a parser."""
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
     else:
@@ -69,19 +69,19 @@ def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
-    """Adds --seed and --count to a parser; --count, by default `count`, is how many `what` ("samples") to draw."""
+    """Adds --seed and --count to a parser; `count` is the default of --count; `what` says of what ("samples")."""
     add_number(parser, "--count", count, f"number of {what}", 1, MOST_IN_A_PICTURE)
     add_number(parser, "--seed", 0, "seed of all draws")
 
 
 def add_choice(parser: argparse.ArgumentParser, name: str, values: Sequence[str], text: str) -> None:
-    """Adds the option `name` to a parser; its value is one of `values`, by default the first, and `text` its help."""
+    """Adds the option `name` with the help `text` to a parser; its value is one of `values`, by default the first."""
     text = f"{text} (default {values[0]})"
     parser.add_argument(name, choices=values, default=values[0], metavar="NAME", help=text)
 
 
 def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: Sequence[str] = SPLITS) -> None:
-    """Adds the options that choose images to a parser: --split, by default `split`, --data, --data-dir, --download."""
+    """Adds to a parser the options that choose images: --split (default `split`), --data, --data-dir, --download."""
     text = f"part of the data: {', '.join(splits)} (default {split})"
     parser.add_argument("--split", choices=splits, default=split, metavar="NAME", help=text)
     parser.add_argument("--data", metavar="SOURCE", help=f"data set: {list_source_kinds()}; default that of the run")
@@ -90,7 +90,7 @@ def add_data(parser: argparse.ArgumentParser, split: str = "test", splits: Seque
 
 
 def add_pairs(parser: argparse.ArgumentParser) -> None:
-    """Adds to a parser FILE, for pairs of the user's images, and --pairing, how images of a data set are paired."""
+    """Adds to a parser the argument FILE, for image files in pairs, and --pairing, how to pair a data set's images."""
     text = "pairs of your own images, of any size, instead of the data set's: a.png b.png [c.png d.png ...]"
     parser.add_argument("files", nargs="*", metavar="FILE", help=text)
     text = "pairs of the data set: within a class, across classes or any; auto: within and across if there are classes"
@@ -131,7 +131,7 @@ def parse_amounts(text: str) -> list[float]:
 
 
 def make_file_name(name: str) -> str:
-    """Returns `name` for use in a file's name: 80 characters at most, others than letters, digits, `_.-` become `_`.
+    """Returns `name` as part of a file's name: its first 80 characters, with `_` for all but letters, digits and `_.-`.
 
     >>> make_file_name("a/b c")
     'a_b_c'

@@ -10,13 +10,13 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `presets` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `presets` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(commands, "presets", "list the presets, or show one")
     parser.add_argument("name", nargs="?", help="show all options of this preset")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Prints names and descriptions of all presets, or one preset's parameter count and options; returns 0."""
+    """Runs the command `presets`: prints all presets' names and descriptions, or one preset's options; returns 0."""
     if not options.name:
         names = preset_names()
         width = max(map(len, names))

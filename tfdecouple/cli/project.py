@@ -9,7 +9,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `project` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `project` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "project",
@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Projects z of images to a plane; writes project-METHOD.png and .json, METHOD being pca or tsne; returns 0."""
+    """Runs the command `project`: projects z of images to a plane, writes project-pca.png or -tsne.png; returns 0."""
     start_tensorflow()
     import numpy as np
 

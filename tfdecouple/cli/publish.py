@@ -8,7 +8,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `publish` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `publish` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "publish",
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Publishes the weights of --run in the folder or Hub repository --to, prints how to load them, and returns 0."""
+    """Runs the command `publish`: writes the weights of --run to the folder or Hub repository --to; returns 0."""
     start_tensorflow()
     from tfdecouple.runs.publishing import publish
 

@@ -11,7 +11,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `reconstruct` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `reconstruct` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "reconstruct",
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes reconstruct.png and .json, or with --own-size a picture and a JSON file for each image; returns 0."""
+    """Runs the command `reconstruct`: writes images beside their reconstructions as PNG, facts as JSON; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import choose_images, save_picture
     from tfdecouple.runs.opened_run import Run
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _reconstruct_at_own_size(opened: Any, options: argparse.Namespace) -> int:
-    """Reconstructs uncropped images, writes a picture and a JSON file for each, and returns 0."""
+    """Reconstructs --count uncropped images of the data set, writes a picture and a JSON file for each; returns 0."""
     from tfdecouple.cli.run_images import open_data, save_picture
     from tfdecouple.metrics.drawn_images import draw_uncropped_images
     from tfdecouple.visualization.grids import draw_grid

@@ -27,7 +27,7 @@ PICTURES = "pictures"
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images for the model, with facts about them for a JSON file and for the caption of a picture.
+    """Images for a model, with facts about these images for a JSON file and for the caption of a picture.
 
     Attributes:
         pixels: the images, quantised to the bits of the model, uint8 `[n, height, width, channels]`.
@@ -43,14 +43,14 @@ class Images:
 
 
 def open_data(run: Run, options: argparse.Namespace) -> Source:
-    """Opens the data set of --data and --data-dir, by default the run's; loads its split --split and returns it."""
+    """Opens the data set of --data and --data-dir, by default the run's, loads split --split, returns the `Source`."""
     source = run.open_source(options.data, options.data_dir, options.download)
     source.open_split(options.split)
     return source
 
 
 def choose_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
-    """Draws at most --count images of --split with --seed, from `source`, by default the data set of `open_data`."""
+    """Draws at most --count images of split --split, with seed --seed, from `source`, or if it is None from --data."""
     source = source or open_data(run, options)
     indices = draw_image_indices(source, options.split, options.count, options.seed)
     pixels, labels = read_drawn_images(run.model, source, options.split, indices)
@@ -60,7 +60,7 @@ def choose_images(run: Run, options: argparse.Namespace, source: Source | None =
 def _make_images(
     run: Run, source: Source, split: str, indices: np.ndarray, pixels: np.ndarray, labels: np.ndarray
 ) -> Images:
-    """Returns quantised pixels as `Images`; `indices` are the images' indices in `split`, `labels` their labels."""
+    """Returns quantised `pixels` as `Images`; `indices` are the images' positions in `split`, `labels` their labels."""
     run.require_labels(source)
     names = get_label_names(source, labels)
     facts = {"data": source.title, "split": split, "indices": indices.tolist(), "labels": names}
@@ -68,12 +68,12 @@ def _make_images(
 
 
 def get_label_names(source: Source, labels: np.ndarray) -> list[str | None]:
-    """Returns the name of each image's label, or None for an image without a label; `labels` are int `[n]`."""
+    """Returns a list with the name of each image's label, None for an image without one; `labels` are int `[n]`."""
     return [source.label_names[label] if 0 <= label < len(source.label_names) else None for label in labels]
 
 
 def read_image_files(run: Run, paths: list[str]) -> Images:
-    """Reads the user's image files, cropped and resized to the model's size; DataError if one cannot be read."""
+    """Reads the image files at `paths`, cropped and resized to the model's size; DataError if one cannot be read."""
     crop = choose_user_crop(run.config.data)
     images = []
     for path in paths:
@@ -89,7 +89,7 @@ def read_image_files(run: Run, paths: list[str]) -> Images:
 
 
 def get_pair_labels(a: Images, b: Images) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the labels of the first images `a` and of the second images `b` of pairs; None if either has none."""
+    """Returns the labels of `a`, the first images of pairs, and of `b`, the second; None if one has no labels."""
     return None if a.labels is None or b.labels is None else (a.labels, b.labels)
 
 
@@ -138,8 +138,8 @@ def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     if pairing != "across":
         pairs = _alternate_groups(groups)
     elif groups:
-        # The list is one image of the first label, two of the second, two of the third, and so on. Pairs of neighbours
-        # from its start therefore have different labels, and a label is paired with several others.
+        # `images` begins with one image of the first label, two of the second, two of the third, and so on. So pairs of
+        # neighbours in this list have different labels, and a label is paired with several other labels.
         images = [groups[0][0], *itertools.chain(*_alternate_groups([*groups[1:], groups[0][1:]]))]
         pairs = [pair for pair in zip(images[::2], images[1::2], strict=False) if labels[pair[0]] != labels[pair[1]]]
     else:
@@ -148,7 +148,7 @@ def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
 
 
 def _alternate_groups(groups: list[list[int]]) -> list[tuple[int, ...]]:
-    """Pairs images within each group; returns the first pair of each group, then the second of each, and so on."""
+    """Pairs the indices within each group; returns the first pair of each group, then the second pairs, and so on."""
     pairs = (zip(group[::2], group[1::2], strict=False) for group in groups)
     return [pair for turn in itertools.zip_longest(*pairs) for pair in turn if pair]
 
@@ -193,10 +193,10 @@ def name_unwritable_path(path: pathlib.Path) -> Iterator[None]:
 
 
 class OwnSizeResults:
-    """Repeats changes, which the model makes at its own size, on the user's photographs at the photographs' sizes.
+    """Applies to the user's full-size photographs the changes that the model made to small copies; writes the results.
 
     Attributes:
-        small: the photographs, shrunk to the model's size and quantised, uint8 `[n, height, width, channels]`.
+        small: the photographs, reduced to the model's size and quantised, uint8 `[n, height, width, channels]`.
     """
 
     def __init__(self, options: argparse.Namespace, model: DecoupledModel) -> None:
@@ -210,7 +210,7 @@ class OwnSizeResults:
         self.small = np.asarray(model.quantize_images(small))
 
     def save_photograph(self, index: int, after: np.ndarray, change: str) -> None:
-        """Repeats the change from `small[index]` to `after` on photograph `index`, writes it, and prints its path.
+        """Applies the change from `small[index]` to `after` to photograph `index`; writes the result, prints its path.
 
         `after` is uint8 `[height, width, channels]` of the model's size. With `change` "z-of-b", a.jpg becomes
         a-z-of-b.jpg.

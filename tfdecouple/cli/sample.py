@@ -10,7 +10,7 @@ from tfdecouple.runtime.process import start_tensorflow
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `sample` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `sample` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "sample",
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes sample.png and .json, or with --labels a picture and a JSON file for each temperature; returns 0."""
+    """Runs the command `sample`: writes samples as sample.png, or with --labels a PNG per temperature; returns 0."""
     start_tensorflow()
     from tfdecouple.cli.run_images import save_picture
     from tfdecouple.runs.opened_run import Run

@@ -10,12 +10,12 @@ from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.process import start_tensorflow
 
 _TITLES = {"within": "Switch within a class", "across": "Switch across classes"}
-# Default of --strength, from 0 (z of the photograph itself) to 1 (z of the other one); chosen by eye.
+# Default of --strength, from 0 (z of the photograph itself) to 1 (z of the pair's other photograph); chosen by eye.
 DEFAULT_STRENGTH = 0.7
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `switch` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `switch` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     parser = arguments.add_command(
         commands,
         "switch",
@@ -33,9 +33,9 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes a picture and a JSON file for each pairing, and changed photographs at their own size; returns 0.
+    """Runs the command `switch`: writes a picture per pairing, and the user's photographs with exchanged z; returns 0.
 
-    Images are paired "within" a label, "across" labels or as "any"; "pairs" are those of the user's photographs.
+    The pairing is "within" a label, "across" labels or "any"; for the user's photographs it is called "pairs".
     """
     arguments.require_image_pairs(options)
     start_tensorflow()

@@ -41,7 +41,7 @@ exit status:
 
 
 def add_parser(commands: Any) -> None:
-    """Adds the command `train` and its options to `commands`, the sub-parsers of `python -m tfdecouple`."""
+    """Adds the command `train` and its options to `commands`, the argparse sub-parsers of `tfdecouple`."""
     is_script = pathlib.PurePath(sys.argv[0]).name == "train.py"
     program = "python train.py" if is_script else f"{get_program_name()} train"
     parser = commands.add_parser(
@@ -87,7 +87,7 @@ def add_shortcut(group: Any, name: str, option: str, text: str, **settings: Any)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains a model, prints where its pictures and curves are, and returns 0 or an `EXIT_` status of this module."""
+    """Runs the command `train`: trains a model, prints where its pictures are; returns 0 or an `EXIT_` constant."""
     config = Config.from_json(options.config) if options.config else load_preset(options.preset)
     shortcuts = {name: value for name, value in vars(options).items() if "." in name and value is not None}
     assignments = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items()]
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     if not outcome.is_chief:
         return 0
     print()
-    # The options training.pictures=0 and training.loggers=[] leave these folders out.
+    # Only folders that exist are named: training.pictures=0 and training.loggers=[] leave them out.
     for title, command, folder in (("Pictures:", "", "images"), ("Curves:", "tensorboard --logdir ", "tensorboard")):
         if (workdir / folder).is_dir():
             print(f"{title:10} {command}{workdir / folder}")

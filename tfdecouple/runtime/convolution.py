@@ -5,9 +5,9 @@ channels take as long as 16. A coupling net has 2 to 48 output channels. Here ne
 register, and the gradient for a kernel is computed with input and output exchanged if that fills registers better. On a
 GPU, and for images of unknown height or width, TensorFlow's own operations are used.
 
-TensorFlow computes convolutions by oneDNN. Version 3.7.3 reads memory beyond a row in strided convolutions whose rows
-have a single output, and then returns NaN or arbitrary numbers; in bfloat16 on processors with AMX, also for other
-widths. So at most half of a row is packed into one output, and convolutions in bfloat16 are not packed.
+On CPUs, TensorFlow computes convolutions by the library oneDNN. Version 3.7.3 has a bug: a strided convolution whose
+output is one pixel wide reads memory beyond the row, and returns NaN or arbitrary numbers. In bfloat16 on processors
+with AMX, wider outputs are wrong, too. So a register gets at most half of a row, and bfloat16 is not packed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _OPTIONS = {"strides": [1, 1, 1, 1], "padding": "SAME"}
 
 @tf.custom_gradient
 def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Convolves maps with a 3x3 kernel and zero padding; callers get `[batch, height, width, outputs]`.
+    """Convolves feature maps with a 3x3 kernel and zero padding; callers get maps `[batch, height, width, outputs]`.
 
-    The decorator takes the second result, the function of the gradient.
+    The second result, the function that computes gradients, is for the decorator and does not reach callers.
 
     Args:
-        x: maps, `[batch, height, width, inputs]`.
+        x: feature maps, `[batch, height, width, inputs]`.
         kernel: kernel `[3, 3, inputs, outputs]` of the dtype of x.
     """
     return _choose_convolution(x, kernel.shape[-1])(x, kernel), lambda upstream: (
@@ -44,11 +44,11 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves maps with the weight-normalised 3x3 kernel g V / ||V||; callers get `[batch, height, width, outputs]`.
 
-    The decorator takes the second result, the function of the gradient. This function computes the kernel again, by one
-    multiplication per weight: stored kernels would take as much memory as all weights, for each shard of a batch.
+    The second result, the function that computes gradients, is for the decorator. This function computes the kernel
+    again, because stored kernels of all layers would take as much memory as all weights, for each shard of a batch.
 
     Args:
-        x: maps, `[batch, height, width, inputs]`.
+        x: feature maps, `[batch, height, width, inputs]`.
         direction: V, `[3, 3, inputs, outputs]`.
         gain: g, `[outputs]`, of the dtype of `direction`; the kernel is cast to the dtype of x.
     """
@@ -72,7 +72,7 @@ def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tupl
 
 
 def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient for the input x of a 3x3 convolution, from the output's gradient `upstream`."""
+    """Returns the gradient with respect to the input x of a 3x3 convolution; `upstream` is the output's gradient."""
     neighbours = _count_packed_pixels(upstream, x.shape[-1])
     if neighbours > 1:
         return _convolve_packed(upstream, kernel, neighbours, reflected=True)
@@ -80,7 +80,7 @@ def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor)
 
 
 def compute_kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient for a 3x3 convolution's kernel, from the input x and the output's gradient `upstream`."""
+    """Returns the gradient with respect to the kernel of a 3x3 convolution of x; `upstream` is its output's gradient."""
     inputs, outputs = x.shape[-1], upstream.shape[-1]
     is_swapped = _fills_registers(x) and _compute_filled_share(inputs) > _compute_filled_share(outputs)
     if is_swapped:
@@ -88,8 +88,8 @@ def compute_kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
     gradient = tf.raw_ops.Conv2DBackpropFilter(
         input=x, filter_sizes=[3, 3, inputs, outputs], out_backprop=upstream, **_OPTIONS
     )
-    # With input and output exchanged, the result is the gradient for the kernel reflected in height and width, and with
-    # its channel axes exchanged.
+    # If input and output were exchanged, `gradient` is reflected in height and width, and its channel axes are
+    # exchanged; this line undoes both.
     return tf.transpose(tf.reverse(gradient, [0, 1]), [0, 1, 3, 2]) if is_swapped else gradient
 
 
@@ -99,23 +99,24 @@ def get_vector_size() -> int:
 
 
 def _choose_convolution(x: tf.Tensor, outputs: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Returns the fastest function that convolves maps shaped as x with a kernel of `outputs` output channels."""
+    """Returns the fastest convolution, a function of maps shaped as x and a 3x3 kernel with `outputs` outputs."""
     if (neighbours := _count_packed_pixels(x, outputs)) > 1:
         return functools.partial(_convolve_packed, neighbours=neighbours)
     return functools.partial(tf.nn.conv2d, strides=1, padding="SAME")
 
 
 def _convolve_packed(x: tf.Tensor, kernel: tf.Tensor, neighbours: int, reflected: bool = False) -> tf.Tensor:
-    """Convolves x with a 3x3 kernel, for `neighbours` neighbouring pixels of a row at once; returns the maps.
+    """Convolves maps x with a 3x3 kernel, computing `neighbours` pixels of a row at once; returns the convolved maps.
 
-    A wider kernel contains `kernel` once for each of these pixels, and moves by as many pixels. If `reflected`, the
-    kernel is reflected in height and width, and its channel axes are exchanged, as for the gradient of the input.
+    A wider kernel contains `kernel` once for each of these pixels, and its stride is `neighbours` pixels. If
+    `reflected`, `kernel` is first reflected in height and width, and its channel axes are exchanged; the result is then
+    the gradient with respect to a convolution's input.
     """
     inputs, outputs = kernel.shape[2:]
-    # columns[i, j] is the column of the kernel that stands in column i of the wider kernel for pixel j; 3 means zeros.
+    # Column i of the wider kernel has, for pixel j, the column columns[i, j] of `kernel`; the index 3 means zeros.
     columns = np.arange(neighbours + 2)[:, None] - np.arange(neighbours)
     columns[(columns < 0) | (columns > 2)] = 3
-    # The kernel's nine positions have the indices 0 to 8; index 9 means zeros.
+    # The nine positions in `kernel` have the indices 0 to 8; the index 9 means zeros.
     positions = np.arange(9).reshape(3, 3)
     if reflected:
         positions = positions[::-1, ::-1]
@@ -133,7 +134,7 @@ def _fills_registers(x: tf.Tensor) -> bool:
 
 
 def _count_packed_pixels(x: tf.Tensor, outputs: int) -> int:
-    """Returns how many neighbouring pixels of a row share a vector register in a convolution of x; 1 for no sharing."""
+    """Returns how many pixels of a row share a vector register in a convolution of x to `outputs` channels, or 1."""
     if not _fills_registers(x) or x.dtype == tf.bfloat16:
         return 1
     most = min(get_vector_size() // outputs, x.shape[2] // 2)

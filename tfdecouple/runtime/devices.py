@@ -10,18 +10,18 @@ import pathlib
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 # Folder of Linux' control groups, which limit the memory of containers.
 _GROUP = "/sys/fs/cgroup"
-# Files of control groups, version 2 and version 1, with the bytes in use, the limit, and a breakdown of the bytes in
-# use; then the name of the breakdown's entry for cached files.
+# For control groups of version 2, then of version 1: the files with the bytes in use, with the limit in bytes, and with
+# a table of what the bytes are used for; then the name of the table's entry for cached files.
 _GROUP_FILES = (
     ("memory.current", "memory.max", "memory.stat", "inactive_file"),
     ("memory/memory.usage_in_bytes", "memory/memory.limit_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
-# This number of bytes means that there is no limit.
+# Functions that return a limit in bytes return this number if there is no limit.
 _UNLIMITED = 2**63
 
 
 def count_cores() -> int:
-    """Returns the number of processor cores that this process may use."""
+    """Returns the number of processor cores that the operating system lets this process use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -37,7 +37,7 @@ def read_cpuinfo(field: str) -> str:
 
 
 def read_total_memory() -> int:
-    """Returns the memory of this machine in bytes, or the limit of the container if the limit is lower."""
+    """Returns the memory of this machine in bytes, or the memory limit of this process's container if that is lower."""
     limits = [_UNLIMITED]
     with contextlib.suppress(AttributeError, ValueError, OSError):
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -49,7 +49,7 @@ def read_total_memory() -> int:
 
 
 def read_free_memory() -> int:
-    """Returns how many bytes this process can still allocate: the least that machine, container, `ulimit -v` leave."""
+    """Returns how many bytes this process can still allocate: the least that machine, container or `ulimit` leave."""
     free = [read_total_memory()]
     with contextlib.suppress(OSError, ValueError, KeyError):
         free.append(1024 * _read_fields("/proc/meminfo")["MemAvailable"])
@@ -77,7 +77,7 @@ def read_address_space_limit() -> int:
 
 
 def format_bytes(count: int) -> str:
-    """Returns a count of bytes as text in gigabytes (10^9 bytes), rounded down to one digit, for messages.
+    """Returns a count of bytes as text in gigabytes (10^9 bytes), rounded down to one decimal, for messages.
 
     >>> format_bytes(1_500_000_000), format_bytes(4 * 10**18)
     ('1.5 GB', '4,000,000,000.0 GB')
@@ -86,11 +86,11 @@ def format_bytes(count: int) -> str:
 
 
 def _read_number(path: str) -> int:
-    """Returns the whole number that a file of Linux consists of; raises ValueError for other text."""
+    """Returns the integer that is the whole text of a Linux file such as memory.max; ValueError for other text."""
     return int(pathlib.Path(path).read_text(encoding="ascii"))
 
 
 def _read_fields(path: str) -> dict[str, int]:
-    """Returns a file of Linux such as /proc/meminfo as {name: number}; its lines are a name, a number, maybe a unit."""
+    """Returns {name: number} from the lines of a Linux file such as /proc/meminfo, without units such as "kB"."""
     lines = (line.replace(":", " ").split() for line in pathlib.Path(path).read_text(encoding="ascii").splitlines())
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

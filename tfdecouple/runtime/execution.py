@@ -4,7 +4,8 @@
 one trace (a `tf.function`), so that the time for tracing does not grow with the depth.
 
 **Shards.** On CPUs the parts of a batch, called shards, are computed at the same time, so that every core has work.
-Without a backward pass a core runs coupling nets on a few images at a time, whose hidden maps stay in its cache.
+Without a backward pass, a core runs a coupling net on a few images at a time, so that their hidden maps stay in the
+core's cache.
 
 **Memory.** `backward_memory` selects how activations reach the backward pass: stored, recomputed, or recovered by
 inverting the layers. With "invert" only the input and the output of a chain of layers are stored, however many layers
@@ -38,7 +39,7 @@ BACKWARD_MODES = ("keep", "recompute", "invert")
 # Largest size of a hidden map, in bytes, that stays in the cache of one core; measured with caches of 1 MiB.
 _CACHE_BYTES = 2**20
 
-# A batch is one tensor, or the list of its shards' tensors.
+# A batch is one tensor, or a list of tensors, the shards (parts) of the batch.
 Batch: TypeAlias = "tf.Tensor | list[tf.Tensor]"
 _Class = TypeVar("_Class", bound=type)
 
@@ -46,13 +47,13 @@ _state = threading.local()
 
 
 class Execution:
-    """The traced functions of one network, which layers with equal shapes and options share.
+    """The traced functions (`tf.function`) of one network; layers with equal shapes and options share a function.
 
     The caller's graph calls these functions instead of containing their operations, because the time in which
     TensorFlow prepares a graph for its first run grows with the number of operations.
 
     Attributes:
-        jit_compile: whether XLA compiles the layers outside of any `jit_compiled` context.
+        jit_compile: whether XLA compiles the network's layers outside of any `jit_compiled` context.
     """
 
     def __init__(self) -> None:
@@ -68,13 +69,14 @@ class Execution:
         x: tf.Tensor,
         *others: tf.Tensor | None,
     ) -> Callable[[], tuple[tf.Tensor, ...]]:
-        """Returns a function without arguments that runs `function`, in eager mode its trace, on shards of the batch x.
+        """Returns a function without arguments that runs `function` on the shards (parts) of x and joins the outputs.
 
-        The trace captures the network's variables, because passing a thousand weights as arguments took 45 ms a call.
+        In eager mode, a trace of `function` is run. The trace captures the network's variables, because passing a
+        thousand weights as arguments took 45 ms a call.
 
         Args:
             network: the network whose weights the function reads.
-            name: name of the function in the network, by which its trace is found again.
+            name: name of the function, unique in the network; a later call with this name uses the same trace.
             function: function of x and a condition; it maps each image separately, and returns a tuple of tensors.
             x: the batch, `[batch, ...]`.
             *others: the condition, and the error probes of `make_image_probes`, whose gradients carry inversion errors;
@@ -85,7 +87,7 @@ class Execution:
         run = functools.partial(run_in_shards, function, shards, compiled)
         if not tf.executing_eagerly() or x.shape[0] == 0:
             return functools.partial(run, x, *others)
-        # Images of any size other than that for which the network was built share one trace of unknown size.
+        # The network was built for one size of images. Images of all other sizes share one trace of unknown size.
         is_open = len(x.shape) == 4 and x.shape[1:-1] != network._sides
         key = (name, shards, compiled, x.shape[-1:] if is_open else x.shape[1:], *_get_trace_settings())
         if key not in self._network_functions:
@@ -117,16 +119,16 @@ class Execution:
         return self._layer_functions[key]
 
     def run_layer(self, method: Callable[..., Any], x: tf.Tensor, condition: tf.Tensor | None = None) -> Any:
-        """Runs a layer's method through the traced function of `trace_layer`, and returns the outputs."""
+        """Runs a layer's bound method on x and condition, by the function of `trace_layer`; returns the outputs."""
         return self.trace_layer(method, x)(read_layer_weights(method.__self__), x, condition)  # type: ignore[attr-defined]
 
     def run_chain(
         self, method: str, layers: Sequence[Any], h: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs layers one after the other on `h`; returns the output and the total log-determinant, `[batch]`.
+        """Runs layers one after the other on activations `h`; returns (output, total log-determinant `[batch]`).
 
-        `method` is the name of the layers' method for the direction, "_forward" or "_inverse". The layers do not change
-        the shape of `h`.
+        `method`, "_forward" or "_inverse", is the name of the method that is run of each layer. The output has the
+        shape of `h`.
         """
         # Only layers on images are inverted, because the activations of layers on vectors take little memory.
         inverts = get_backward_mode() == "invert" and method == "_forward" and len(h.shape) == 4
@@ -141,7 +143,7 @@ class Execution:
     def _run_for_inversion(
         self, layers: Sequence[Any], x: tf.Tensor, condition: tf.Tensor | None
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Runs layers as `run_chain` does; the backward pass recovers the maps between the layers by inversion."""
+        """Runs layers one after another on x, as `run_chain`; the backward pass recovers their inputs by inversion."""
         weights = [read_layer_weights(layer) for layer in layers]
         probe, precision, compiled = _get_error_probe(), get_net_precision() or "float32", bool(get_jit_compile())
 
@@ -150,7 +152,7 @@ class Execution:
             values = tf.nest.pack_sequence_as(weights, flat)
             z = condition if has_condition else None
             y, log_dets = x, []
-            # The gradient tape does not record the layers, because it would store the activations of each layer.
+            # The gradient tape does not record the layers, because the tape would store the activations of each layer.
             with record.stop_recording():
                 for layer, own in zip(layers, values, strict=True):
                     y, log_det = self.trace_layer(layer._forward, y)(own, y, z)
@@ -180,7 +182,7 @@ class Execution:
         y_gradient: tf.Tensor,
         log_det_gradient: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None, list[list[tf.Tensor | None]]]:
-        """Inverts layers from the last output y; returns the first input, and gradients for it, z and the weights."""
+        """Inverts a chain of layers from its output y; returns its input x, and the gradients for x, z and weights."""
         z_gradient = None if z is None else tf.zeros_like(z)
         weight_gradients: list[list[tf.Tensor | None]] = []
         for layer, own in zip(reversed(layers), reversed(weights), strict=True):
@@ -196,16 +198,16 @@ class Execution:
 
 
 def read_layer_weights(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """Returns the values of a layer's variables as tensors, the arguments of a trace that several layers share."""
+    """Returns the values of a layer's variables as a list of tensors, to pass to a trace that several layers share."""
     return [tf.convert_to_tensor(variable) for variable in layer.variables]
 
 
 @contextlib.contextmanager
 def jit_compiled(on: bool) -> Iterator[None]:
-    """A context that sets whether XLA compiles the layers which `Execution` calls or traces inside it.
+    """A context in which XLA compiles (`on`) or does not compile the layers that `Execution` calls or traces.
 
-    Layers with equal shapes and options share one program for the forward direction and one for the gradient, so that
-    the time for compiling does not grow with the depth, as it would for one program with all layers. XLA compiles for
+    Layers with equal shapes and options share one compiled program for the forward direction and one for the gradient.
+    So the time for compiling does not grow with the depth, as it would with all layers in one program. XLA compiles for
     known shapes, and compiles again for another batch size.
     """
     before = get_jit_compile()
@@ -222,7 +224,7 @@ def get_jit_compile() -> bool | None:
 
 
 def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
-    """Returns a `keras.StatelessScope` in which tensors, also of another shape, replace the values of variables."""
+    """Returns a `keras.StatelessScope` in which variables have the tensors paired with them as values."""
     scope = keras.StatelessScope()
     for pair in values:
         scope.add_update(pair)
@@ -232,8 +234,8 @@ def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> ke
 def disable_autograph(owner: _Class) -> _Class:
     """Decorates a class so that AutoGraph rewrites neither its public methods nor the functions that these call.
 
-    The methods contain no Python control flow on tensors, and AutoGraph's rewriting took a large part of the time of a
-    user's first training step.
+    The decorated classes need no rewriting, because they contain no Python control flow on tensors. AutoGraph's
+    rewriting took a large part of the time of a user's first training step.
     """
     for name, member in list(vars(owner).items()):
         if inspect.isfunction(member) and not name.startswith("_"):
@@ -244,7 +246,7 @@ def disable_autograph(owner: _Class) -> _Class:
 def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> Any:
     """Returns `run` as a `tf.function` that stays a function in a caller's graph: TensorFlow does not inline it."""
     return tf.function(
-        # A new `partial` counts as another function: TensorFlow warns if one function is traced often.
+        # TensorFlow warns if one Python function is traced often, so each trace gets a new `partial` of `run`.
         functools.partial(run),
         autograph=False,
         reduce_retracing=True,
@@ -255,7 +257,7 @@ def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> An
 
 
 def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
-    """Returns the `TensorSpec` of tensors like x of any size, except for the last axis, the channels; None for None."""
+    """Returns a `TensorSpec` with the rank, dtype and channels (last axis) of x, and open sizes else; None for None."""
     if x is None:
         return None
     return tf.TensorSpec([None] * (len(x.shape) - 1) + [x.shape[-1] if len(x.shape) > 1 else None], x.dtype)
@@ -264,7 +266,7 @@ def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
 def _run_with_weights(
     method: Callable[..., Any], variables: list[keras.Variable], weights: list[tf.Tensor], *inputs: tf.Tensor | None
 ) -> Any:
-    """Runs a layer's method with `weights` as values of the layer's `variables`, and returns the outputs."""
+    """Runs a layer's method on `inputs`, with `weights` as values of the layer's `variables`; returns the outputs."""
     with substitute_weights(zip(variables, weights, strict=True)):
         return method(*inputs)
 
@@ -285,10 +287,10 @@ def _get_trace_settings() -> tuple[Any, ...]:
 
 
 def count_shards() -> int:
-    """Returns the number of shards (parts) in which a batch of images is computed; 1 with a GPU.
+    """Returns the number of shards (parts) into which a batch of images is split for computation; 1 with a GPU.
 
     On CPUs the number is TensorFlow's inter-op threads divided by its intra-op threads (`tf.config.threading`), or 1 if
-    the user or `divide_cores` has not set these.
+    neither the user nor `divide_cores` has set these.
     """
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     if not threads or tf.config.get_visible_devices("GPU"):
@@ -297,7 +299,7 @@ def count_shards() -> int:
 
 
 def is_sharded(x: tf.Tensor) -> bool:
-    """Returns whether a batch is computed in several shards: true for images, if each shard gets at least one."""
+    """Returns whether the batch x is computed in several shards (parts): if x has images, and one or more per shard."""
     return len(x.shape) == 4 and x.shape[0] is not None and x.shape[0] >= count_shards() > 1
 
 
@@ -309,7 +311,7 @@ def run_in_shards(
     condition: tf.Tensor | None = None,
     probe: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, ...]:
-    """Runs a function on each shard of a batch separately, and returns the outputs for the batch.
+    """Runs a function on each shard (part) of the batch x separately, and returns the outputs, joined to full batches.
 
     In a deep flow each small operation waits for the one before. Threads that share one operation are often idle; two
     shards, each computed by one thread, do not wait for each other.
@@ -334,17 +336,19 @@ def run_in_shards(
 
 
 def split_into_shards(x: tf.Tensor) -> Batch:
-    """Splits a batch into the list of its shards; a batch that is not `is_sharded` is returned unchanged."""
+    """Splits a batch into a list of shards (parts); if `is_sharded(x)` is false, returns x unchanged."""
     return _split_batch(x, count_shards()) if is_sharded(x) else x
 
 
 def join_shards(batch: Batch | tuple[tf.Tensor, ...]) -> tf.Tensor:
-    """Concatenates the shards of a batch to one tensor; a batch that is one tensor is returned unchanged."""
+    """Concatenates the shards (parts) of a batch to one tensor; returns a batch that is one tensor unchanged."""
     return tf.concat(batch, 0) if isinstance(batch, list | tuple) else batch
 
 
 def accept_shards(function: Callable[..., tf.Tensor]) -> Callable[..., Any]:
-    """Decorates a function that maps each image separately: called with lists of shards, it returns a list of shards.
+    """Decorates a function of batches, so that it also maps lists of shards (parts of a batch) to a list of shards.
+
+    The function must map each image separately. An argument that is no list is passed with every shard.
 
     >>> @accept_shards
     ... def scaled(x, factor):
@@ -391,7 +395,7 @@ def backward_memory(mode: str | None, probe: tf.Tensor | None = None) -> Iterato
         mode: "keep", "recompute" or "invert"; None for the behaviour outside of the context.
         probe: the error probe of "invert", a float32 scalar that a gradient tape watches. The gradient of the probe is
             the largest inversion error of any image. The inversion error of an image is the largest difference between
-            recovered and stored input of a chain, relative to the input's largest number, summed over the chains.
+            recovered and stored input of a chain, relative to the input's largest value, summed over the chains.
 
     Raises:
         UserError: if the mode is unknown.
@@ -407,20 +411,20 @@ def backward_memory(mode: str | None, probe: tf.Tensor | None = None) -> Iterato
 
 
 def get_backward_mode() -> str | None:
-    """Returns "keep", "recompute" or "invert", as the innermost `backward_memory` context selects; None without one."""
+    """Returns the mode of the innermost `backward_memory` context, "keep", "recompute" or "invert"; None outside."""
     return getattr(_state, "backward", (None, None))[0]
 
 
 def _get_error_probe() -> tf.Tensor | None:
-    """Returns the error probe, whose gradient is the inversion error, of the innermost `backward_memory`; or None."""
+    """Returns the error probe (a scalar with the inversion error as gradient) of `backward_memory`, or None."""
     return getattr(_state, "backward", (None, None))[1]
 
 
 def make_image_probes(x: tf.Tensor) -> tf.Tensor | None:
-    """Returns an error probe, a scalar whose gradient is an inversion error, for each image of x, `[batch]`, or None.
+    """Returns error probes `[batch]`, whose gradients are the inversion errors of the images of x; or None.
 
-    The gradient of the probe of `backward_memory` is the largest gradient of these probes. The result is None if that
-    context has no probe, or another mode than "invert".
+    The largest of these gradients becomes the gradient of the scalar probe that `backward_memory` takes. The result is
+    None if that context has no probe, or another mode than "invert".
     """
     probe = _get_error_probe() if get_backward_mode() == "invert" else None
     if probe is None:
@@ -434,7 +438,7 @@ def make_image_probes(x: tf.Tensor) -> tf.Tensor | None:
 
 
 def measure_inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tensor:
-    """Returns for each image max |recovered - stored| / max |stored|, float32 `[batch]`; 0 for an image of zeros."""
+    """Returns each image's inversion error max |recovered - stored| / max |stored|, float32 `[batch]`; 0 for 0 / 0."""
     axes = list(range(1, len(stored.shape)))
     largest = tf.reduce_max(tf.abs(stored), axes)
     difference = tf.reduce_max(tf.abs(recovered - stored), axes)
@@ -442,7 +446,7 @@ def measure_inversion_error(recovered: tf.Tensor, stored: tf.Tensor) -> tf.Tenso
 
 
 def apply_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
-    """Wraps a coupling net so that its hidden maps are stored or recomputed, as `backward_memory` selects.
+    """Returns a coupling net whose hidden maps are stored or recomputed, as the context `backward_memory` selects.
 
     Outside of `backward_memory`, and in the forward pass of "invert", the net runs on a few images at a time, so that
     their hidden maps stay in the cache of a core.
@@ -460,7 +464,7 @@ def apply_memory_mode(net: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]
 def _run_recomputing(
     net: Callable[..., tf.Tensor], x: tf.Tensor, condition: tf.Tensor | None, *weights: tf.Tensor
 ) -> tf.Tensor:
-    """Runs a coupling net whose hidden maps the backward pass computes a second time, and returns the output.
+    """Runs a coupling net and returns its output; the backward pass computes the hidden maps a second time.
 
     `tf.recompute_grad` and `keras.remat` are not used, because they need variables, and here weights can be tensors.
     """
@@ -471,13 +475,13 @@ def _run_recomputing(
     @tf.custom_gradient
     def run(*inputs: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
-            # The control dependency delays the second computation until the backward pass needs it.
+            # The control dependency delays the second run of the net until the backward pass needs its hidden maps.
             with tf.control_dependencies([upstream]):
                 again = [tf.identity(value) for value in inputs]
             with tf.GradientTape() as tape:
                 tape.watch(again)
                 y = apply(*again)
-            # In a graph, TensorFlow leaves out the last convolution of the second computation, because y is not used.
+            # In a graph, TensorFlow leaves out the last convolution of this second run, because y is not used.
             return tape.gradient(y, again, output_gradients=upstream)
 
         return apply(*inputs), gradient
@@ -490,8 +494,8 @@ def run_in_slices(
 ) -> tf.Tensor:
     """Runs a coupling net on a few images at a time, so that hidden maps stay in a core's cache; returns the output.
 
-    If an operation uses several cores or a GPU, the net runs on all images at once. The arguments are those of the net
-    of `apply_memory_mode`.
+    If an operation uses several cores or a GPU, the net runs on all images at once. `apply_memory_mode` describes the
+    net and the net's arguments x, `condition` and `weights`.
     """
     has_own_core = tf.config.threading.get_intra_op_parallelism_threads() == 1
     if not has_own_core or tf.config.get_visible_devices("GPU") or not x.shape.is_fully_defined():

@@ -56,7 +56,7 @@ def compute_log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
 
 @tf.custom_gradient
 def _compute_log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns log |det W|, and for the decorator its gradient, by QR: XLA cannot compute determinants on CPUs."""
+    """Returns log |det W|, and its gradient function for the decorator, by QR: XLA has no determinants on CPUs."""
     factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
     value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))), -1)
 
@@ -69,7 +69,7 @@ def _compute_log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def get_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
     """Returns the size of each axis of a tensor: an int if the size is known, otherwise a scalar tensor.
 
-    Known sizes are not read by the graph, because that takes six operations, which each layer of a flow would repeat.
+    A graph does not compute known sizes, because that takes six operations, which each layer of a flow would repeat.
     """
     known = x.shape.as_list()
     if None not in known:

@@ -35,7 +35,7 @@ def add_number(
 ) -> None:
     """Adds the option `name` to a parser; its value is a number from `least` to `most`.
 
-    The number is a float if the default is one, else an int. The help is `text`, followed by the default unless None.
+    The number is a float if `default` is a float, else an int. The help is `text`, then the default unless it is None.
     """
     kind = make_number_type(float if isinstance(default, float) else int, least, most)
     help_text = text if default is None else f"{text} (default {default:g})"

@@ -22,7 +22,7 @@ from tfdecouple.errors import UserError, warn_user
 _enabled = tf.config.experimental.tensor_float_32_execution_enabled
 _enable = tf.config.experimental.enable_tensor_float_32_execution
 
-# The traced graphs for which `full_float32` has issued its warning, so that it issues one for each.
+# Traced graphs about which `full_float32` has warned the user; it warns once for each graph.
 _warned: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
 
 
@@ -33,7 +33,7 @@ def has_tf32() -> bool:
 
 
 class _Switch:
-    """TensorFlow's switch for TF32, with the number of open contexts that need it off (`full`) and on (`tf32`)."""
+    """Sets TensorFlow's switch for TF32; counts the open contexts that need TF32 off (`full`) and on (`tf32`)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class _Switch:
         self._user_setting = False
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
-        """Adds to the counts; sets TF32 off with `full` contexts, on with `tf32` ones alone, else to the user's."""
+        """Adds to both counts of contexts. TF32 is off if `full` > 0, else on if `tf32` > 0, else as the user chose."""
         with self._lock:
             if not (self.full or self.tf32):
                 self._user_setting = _enabled()
@@ -95,7 +95,7 @@ def has_visible_gpu() -> bool:
 
 
 def _warn_of_trace() -> None:
-    """Warns the user, once for each traced function, if the function being traced may later run in TF32 on a GPU."""
+    """Warns the user, once for each traced function, if the function being traced can later run in TF32 on a GPU."""
     if not _enabled() or _switch.tf32 or not has_visible_gpu():
         return
     trace = tf.compat.v1.get_default_graph()

@@ -1,6 +1,6 @@
 """The start and the end of a program: TensorFlow's settings, and errors as one line with an exit status.
 
-Only programs call these functions, not a library's user, because the functions change settings of the whole process.
+Only programs call these functions, and never the library, because the functions change settings of the whole process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SHARDS = "TFDECOUPLE_SHARDS"
 # Options of glibc's malloc.h in bytes: free memory at the end of the heap that glibc keeps (M_TRIM_THRESHOLD), extra
 # memory that glibc requests (M_TOP_PAD), and the least size of blocks that glibc maps singly (M_MMAP_THRESHOLD).
 _MALLOC_OPTIONS = {-1: 2**31 - 1, -2: 2**26, -3: 2**25}
-# Keras imports these packages if they are installed. They are hidden from Keras, because no program needs them there.
+# Keras imports these packages if they are installed. `start_tensorflow` hides them, because no program needs Keras to
+# use them.
 _UNUSED = ("sklearn", "matplotlib", "IPython", "pandas")
 
 
@@ -72,7 +73,7 @@ def start_tensorflow(threads: int | None = None) -> None:
 
 
 def divide_cores(threads: int) -> None:
-    """Sets how many threads TensorFlow uses for one operation, and how many operations it runs at once.
+    """Divides `threads` threads: sets how many TensorFlow uses for one operation, and how many operations run at once.
 
     With two threads, the halves of a batch are computed at once (`run_in_shards`), each on one thread: a small model
     trains at 127 images/s instead of 79. With more threads, every operation uses all threads. The environment variable
@@ -138,7 +139,7 @@ def _mute_standard_error() -> Iterator[None]:
 
 
 def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
-    """Returns the arguments `args` and `env` of `subprocess.run` that start Python with arguments such as "-m".
+    """Returns {"args": ..., "env": ...} for `subprocess.run`, to start Python with `arguments` such as "-m".
 
     The new process imports modules from the same folders as this process, and none from its working folder. Its
     environment is that of this process with the variables in `environment`.
@@ -149,7 +150,7 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
 
 
 def get_arguments(arguments: Sequence[str] | None) -> list[str]:
-    """Returns the arguments of a program as text: `arguments`, or those of the command line if `arguments` is None."""
+    """Returns a program's arguments as a list of str: `arguments`, or those of the command line if it is None."""
     return list(map(str, sys.argv[1:] if arguments is None else arguments))
 
 
@@ -222,7 +223,7 @@ def was_interrupted(error: BaseException) -> bool:
 
 
 def _print_interruption(*saved: object) -> int:
-    """Prints that the program was interrupted, and the texts `saved` on what it had saved; returns exit status 130."""
+    """Prints "interrupted" and the texts `saved`, which say what the program had saved; returns the exit status 130."""
     # Without this hook Python prints a message for each of TensorFlow's unfinished generators that fails at exit.
     sys.unraisablehook = lambda _: None
     return _print_error("; ".join(["interrupted", *map(str, saved)]), 130)
@@ -249,8 +250,8 @@ def _prepare_output() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # A closed standard stream becomes /dev/null. Otherwise the next file to be opened would get its number, and
-            # native code would print into that file.
+            # A closed standard stream becomes /dev/null. Otherwise the next opened file would get the stream's file
+            # descriptor, and native code would print into that file.
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
     # Pillow's warning of large images is hidden, because `open_image` checks sizes and raises its own error.
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")
@@ -263,6 +264,6 @@ def _prepare_output() -> None:
 
 
 def drop_output(stream: TextIO | None = None) -> None:
-    """Sends all further output of a stream that cannot be written, by default standard output, to /dev/null."""
+    """Redirects a stream that can no longer be written, by default standard output, to /dev/null."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())

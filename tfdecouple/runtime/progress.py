@@ -32,7 +32,7 @@ def format_duration(seconds: float) -> str:
 
 
 class TimeLeft:
-    """Estimates the time left of some work from its mean speed so far, and tells when a report is due.
+    """Estimates the time left of some work from its mean speed so far, and tells when a progress report is due.
 
     The speed is measured from the first call of `is_report_due` on, so that earlier time for tracing does not count.
 
@@ -47,7 +47,7 @@ class TimeLeft:
         self._next = time.monotonic() + first
 
     def is_report_due(self, done: float) -> bool:
-        """Returns whether a report is due, and resets the timer if so; `done` is the amount of work done so far."""
+        """Returns whether a progress report is due, and if so resets the timer; `done` is the work done so far."""
         now = time.monotonic()
         self._start = self._start or (now, done)
         if now < self._next:
@@ -56,13 +56,13 @@ class TimeLeft:
         return True
 
     def measure_rate(self, done: float) -> float:
-        """Returns the amount of work per second, with `done` the amount done so far; 0 before the speed is known."""
+        """Returns the mean speed in units of work per second; `done` is the work done so far; 0 before it is known."""
         now = time.monotonic()
         start, before = self._start or (now, done)
         return (done - before) / (now - start) if now > start else 0.0
 
     def format_time_left(self, done: float) -> str:
-        """Returns the time left as text, for example "3 min left"; "" before the speed is known."""
+        """Returns the time left as text, such as "3 min left", if `done` work is done; "" before the speed is known."""
         rate = self.measure_rate(done)
         return f"{format_duration((self._total - done) / rate)} left" if rate else ""
 
@@ -71,7 +71,7 @@ class Counter:
     """A context that shows on standard error how many of `total` images are done: a bar on a terminal, else lines.
 
     The code inside calls the `Counter` with the number of finished images. `what` names the work, `before` is how many
-    images an earlier process finished, and `unit` is what is counted instead of images.
+    images an earlier process finished, and `unit` names what is counted if it is not images.
     """
 
     def __init__(self, what: str, total: int, file: TextIO | None = None, before: int = 0, unit: str = "images"):
@@ -91,7 +91,7 @@ class Counter:
             self._bar.close()
 
     def __call__(self, done: int) -> None:
-        """Shows that `done` images are finished, in the bar, or in a line if a line is due."""
+        """Shows that `done` images are finished: in the bar, or without a terminal in a line, if a line is due."""
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
         elif self._left.is_report_due(done):
@@ -114,14 +114,14 @@ class TrainingProgress:
         self._bar: tqdm | None = None
 
     def show_start(self, step: int) -> None:
-        """Starts the display at `step`, which is 0 or the step at which the run resumes."""
+        """Starts the display of a training's progress at `step`: 0, or the step at which the training resumes."""
         self._left = TimeLeft(self._total, 0.0)
         if self._file.isatty():
             options = {"initial": step, "unit": "step", "bar_format": "step {n_fmt}/{total_fmt} |{bar}| {desc}"}
             self._bar = tqdm(total=self._total, file=self._file, dynamic_ncols=True, **options)
 
     def print_line(self, text: str) -> None:
-        """Prints a line of text, above the bar on a terminal."""
+        """Prints a line of text; on a terminal, above the progress bar."""
         self._last_line = time.monotonic()
         with self._ignore_output_errors():
             if self._bar is not None:
@@ -130,7 +130,7 @@ class TrainingProgress:
                 print(text, file=self._file, flush=True)
 
     def show_step(self, step: int) -> None:
-        """Shows that `step` steps are done, with the time left and the metrics that `set_metrics` has set."""
+        """Shows that `step` training steps are done, the time left, and the metrics that `set_metrics` has set."""
         is_due = self._left.is_report_due(step)
         text = ", ".join(part for part in (self._metrics, self._left.format_time_left(step)) if part)
         if self._bar is not None:
@@ -157,7 +157,7 @@ class TrainingProgress:
             self.print_line(f"  {text}")
 
     def make_counter(self, what: str, total: int) -> Callable[[int], None]:
-        """Returns a callback that shows the number of finished images, its argument, as a note with the time left."""
+        """Returns a function that shows as a note the count of finished images, its argument, and the time left."""
         left = TimeLeft(total)
 
         def report(done: int) -> None:
@@ -168,7 +168,7 @@ class TrainingProgress:
         return report
 
     def close_bar(self) -> None:
-        """Closes the bar on a terminal, with the metrics that `set_metrics` set last."""
+        """Closes the progress bar, if there is one, showing the metrics that `set_metrics` set last."""
         if self._bar is not None:
             with self._ignore_output_errors():
                 self._bar.set_description_str(self._metrics, refresh=False)
@@ -176,7 +176,7 @@ class TrainingProgress:
 
     @contextlib.contextmanager
     def _ignore_output_errors(self) -> Iterator[None]:
-        """A context that drops all later output, and raises no OSError, if output fails: closed terminal, full disk."""
+        """A context that catches an OSError of the output (full disk, closed terminal), then drops all later output."""
         try:
             yield
         except OSError as error:

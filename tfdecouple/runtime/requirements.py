@@ -28,7 +28,7 @@ EXTRAS = {
 
 
 class MissingPackageError(UserError, ImportError):
-    """An optional package, which a feature needs, is not installed; the message has the command that installs it."""
+    """Raised if an optional package that a feature needs is not installed; the message tells how to install it."""
 
 
 def require_packages(*modules: str, what: str) -> None:
