@@ -80,7 +80,7 @@ def compute_input_gradient(x: tf.Tensor, kernel: tf.Tensor, upstream: tf.Tensor)
 
 
 def compute_kernel_gradient(x: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-    """Returns the gradient with respect to the kernel of a 3x3 convolution of x; `upstream` is its output's gradient."""
+    """Returns the gradient with respect to the kernel of a 3x3 convolution of x; `upstream`: the output's gradient."""
     inputs, outputs = x.shape[-1], upstream.shape[-1]
     is_swapped = _fills_registers(x) and _compute_filled_share(inputs) > _compute_filled_share(outputs)
     if is_swapped:
