@@ -1,1 +1,1 @@
-"""The checks of the command `doctor`: whether a machine keeps this project's promises, and how fast a model runs."""
+"""The checks of the command `doctor`: does this project compute correctly on a machine, and how fast is it there?"""

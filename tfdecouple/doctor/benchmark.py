@@ -25,21 +25,21 @@ COUNTING = {"TF_CPU_ALLOCATOR_USE_BFC": "1"}
 BATCHES = {"CPU": (4, 16, 64), "GPU": (1, 16, 64, 256, 1024)}
 # Batch size that `doctor --quick` times, and batch size per device when several devices are timed together.
 QUICK_BATCH = 16
-# Each repetition makes as many calls as take this many seconds, with --quick (True) and without it (False).
+# Least duration of a timed repetition in seconds, with --quick (True) and without it (False).
 _SECONDS = {True: 0.3, False: 2.0}
 # Number of timed repetitions; their median is reported.
 _REPETITIONS = 3
 MIB = 2**20
-# Memory is measured at two batch sizes whose activations differ by these bytes, much more than other memory varies.
+# Memory is measured at two batch sizes, whose activations differ by this many bytes: far more than other memory varies.
 _DIFFERENCE = {"CPU": 256 * MIB, "GPU": 2048 * MIB}
 # Largest allowed ratio between the measured and the calculated memory of an image, in either direction.
 WITHIN = 4 / 3
 
 
 def make_timed_config(config: Config, batch: int) -> Config:
-    """Returns a config for timing: batch size `batch`, no micro-batches, averaged weights and a tiny learning rate.
+    """Returns `config` changed for timing: batch size `batch`, no micro-batches, averaged weights, tiny learning rate.
 
-    With the learning rate of the preset, training can diverge on few images that repeat.
+    With the learning rate of `config`, training can diverge, because the benchmark repeats few images.
     """
     decay = config.training.ema_decay or EMA_DECAY
     settings = ["training.learning_rate=1e-6", "training.micro_batches=1", f"training.ema_decay={decay}"]
@@ -60,11 +60,11 @@ class Work(NamedTuple):
 
 
 class Benchmark:
-    """A model and a data set, set up as for training on `devices` devices; `make_work` returns functions to time.
+    """A model and a data set, set up for training on `devices` devices; `make_work` returns functions to time.
 
     Attributes:
-        model: the model, with data-dependent initialisation from images.
-        source: the data set: that of the argument, or random images if it is None.
+        model: the model, whose data-dependent weights are initialised from images.
+        source: the data set (`Source`): the argument `source`, or random images if the argument is None.
     """
 
     def __init__(self, config: Config, source: Any = None, devices: int = 1):
@@ -87,7 +87,7 @@ class Benchmark:
         self.state.optimizer.start_averages()
 
     def make_work(self, phase: str, batch: int) -> Work:
-        """Returns the `Work` of a phase, one of `report.PHASES` such as "train", with `batch` images in a batch."""
+        """Returns the `Work` (functions to time) of a phase such as "train" or "sample", with batches of `batch` images."""
         import numpy as np
 
         from tfdecouple.data import load_images, make_evaluation_batches
@@ -101,7 +101,7 @@ class Benchmark:
             return Work(compiled(lambda: _require_applied(begin().fetch_numbers())), batch, compiled(begin))
         if phase == "eval":
             evaluator = BoundEvaluator(model, self.strategy)
-            # A call evaluates several batches, so that the slower first batch of an evaluation weighs less.
+            # A timed call evaluates several batches, so that the slower first batch of an evaluation weighs less.
             count = min(max(4 * batch, 64) // batch * batch, self.source.sizes["test"])
             batches = make_evaluation_batches(self.source, "test", batch_size=batch, limit=count)
             return Work(compiled(lambda: evaluator(batches, seed=0)), count)
@@ -118,7 +118,7 @@ class Benchmark:
         return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
 
     def _make_step(self) -> Callable[[], Any]:
-        """Returns a function that starts the next training step, and returns its result without waiting for a GPU."""
+        """Returns a function that starts a training step on new batches; it returns the result, not awaiting a GPU."""
         from tfdecouple.data import make_training_batches
         from tfdecouple.data.labels import make_training_inputs
         from tfdecouple.training.workers import make_device_input_options
@@ -132,7 +132,7 @@ class Benchmark:
 
 
 def _require_applied(result: Any) -> None:
-    """Raises UserError if a training step did not change the weights, as after a gradient that is not finite."""
+    """Raises UserError if the training step with this result left the weights unchanged (its gradient is not finite)."""
     if not result.applied:
         raise UserError(f"a step was not applied: {result}")
 
@@ -158,9 +158,10 @@ def _make_random_source(config: Config) -> Any:
 def time_calls(
     call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Returns the wall times and the CPU times in seconds of `reps` repetitions, each of `calls` calls.
+    """Calls `call` `calls` times per repetition; returns lists of the `reps` repetitions' wall and CPU seconds.
 
-    If there is a function `begin`, only the last call of a repetition waits, as a training waits only when it logs.
+    If `begin` is given, which starts the work without waiting for a GPU, it is called instead of `call`, except for the
+    last call of a repetition. Training, too, waits for the GPU only when it logs.
     """
     walls, cpus = [], []
     for _ in range(reps):
@@ -174,7 +175,7 @@ def time_calls(
 
 
 def read_live_bytes(device: str, kind: str = "peak") -> int:
-    """Returns the "peak" or "current" bytes of tensors on a device; on CPUs `COUNTING` must be in the environment."""
+    """Returns the "peak" or "current" bytes of tensors on a device; a CPU counts them only if `COUNTING` is set."""
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])
@@ -184,7 +185,7 @@ def read_live_bytes(device: str, kind: str = "peak") -> int:
 
 
 def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Variant = DEFAULT) -> Config:
-    """Returns the config that `doctor` times: a preset or the bundled small model, with the settings of `variant`."""
+    """Returns the config that `doctor` times: the preset, else the bundled small model, with settings of `variant`."""
     config = load_preset(request.preset) if request.preset else load_small_config()
     # Data-dependent initialisation from 16 images is fast and takes less memory than a training step.
     settings = ["training.init_images=16", *request.settings, *variant.settings]
@@ -192,7 +193,7 @@ def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Vari
 
 
 def measure_speed(task: Task) -> Iterator[Result]:
-    """Yields results with the speed, in images per second, of each phase (training, encoding ...) and batch size."""
+    """Yields a `Result` with the speed in images per second for each batch size and phase (training, encoding ...)."""
     request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
     sizes = [(batch, 1) for batch in ([QUICK_BATCH] if request.quick else BATCHES[device[:3]])]
     if count > 1 and variant == DEFAULT:
@@ -214,7 +215,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
 
 
 def measure_memory(task: Task) -> Iterator[Result]:
-    """Yields results: peak memory of training at two batch sizes, and whether each image takes the calculated bytes."""
+    """Yields a `Result` on training's peak memory for each of two batch sizes, and one on the memory of an image."""
     from tfdecouple.runtime.execution import count_shards
 
     request, variant, device = task.request, task.variant, task.devices[0]
@@ -227,7 +228,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
     small = shards * max(2, round(_DIFFERENCE[device[:3]] / per_image / shards))
     peaks = []
     for batch in (small, 2 * small):
-        # A reference cycle would keep the first batch's model in memory while the second batch is measured.
+        # Without this call, reference cycles would keep the first model in memory while the second is measured.
         gc.collect()
         before = read_live_bytes(device, "current")
         work = Benchmark(make_doctor_config(request, batch, variant)).make_work("train", batch)
@@ -240,7 +241,7 @@ def measure_memory(task: Task) -> Iterator[Result]:
 
 
 def _measure_peak(device: str, work: Work) -> int:
-    """Returns the peak of the bytes that TensorFlow's tensors take on a device while `work` is done once."""
+    """Does `work` once, and returns the largest number of bytes that tensors took on a device meanwhile."""
     import tensorflow as tf
 
     tf.config.experimental.reset_memory_stats(device)
@@ -249,7 +250,7 @@ def _measure_peak(device: str, work: Work) -> int:
 
 
 def compare_memory(variant: Variant, measured: float, calculated: float) -> Result:
-    """Returns the result whether the `measured` bytes per image are those `calculated`, within a factor `WITHIN`."""
+    """Returns a `Result`: whether `measured` and `calculated` bytes per image differ at most by the factor `WITHIN`."""
     message = f"{measured / MIB:.1f} MiB an image, calculated {calculated / MIB:.1f}"
     figures = {"variant": variant.name, "measured_bytes": measured, "calculated_bytes": calculated}
     holds = 1 / WITHIN <= measured / calculated <= WITHIN

@@ -1,7 +1,8 @@
 """The checks of the command `doctor`, and the program that runs each check in a process of its own.
 
-`python -P -m tfdecouple.doctor.check_runner` reads the name and the task of a check from standard input, and writes
-each result to standard output as a line of JSON. If a check fails, hangs or runs out of memory, other checks still run.
+`python -P -m tfdecouple.doctor.check_runner` reads the name of a check and a pickled `Task` (what to check, on which
+devices) from standard input, and writes each `Result` to standard output as a line of JSON. If a check fails, hangs or
+runs out of memory, other checks still run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tfdecouple.runtime.process import make_python_command, run_program, start_t
 
 # Environment variables that make idle threads sleep, instead of occupying a core while they wait for work.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-# The report's advice for a check whose process failed, by the kind of failure.
+# The report's advice for a check whose process failed: out of time, out of memory, or with another error.
 _ADVICE = {
     "time": "see what else computes here (top, nvidia-smi), or give each check longer: --timeout",
     "memory": "see what else holds memory here (free, nvidia-smi), and end it, or take a machine with more",
@@ -38,9 +39,9 @@ class Check(NamedTuple):
 
     Attributes:
         title: the title of the part.
-        run: a function that yields the results of a task; each task runs in a new process.
-        takes: a function of a task that returns whether the check runs for it; by default only for the default variant.
-        promises: whether the check tests a promise; other checks do not fail if time or memory does not suffice.
+        run: a function of a `Task` (options, variant, devices) that yields `Result`s; it runs in a new process.
+        takes: a function of a `Task` that returns whether to run the check; by default, only for default options.
+        promises: whether the check fails if time or memory does not suffice; checks that only measure do not fail.
         environment: additional environment variables of the process.
     """
 
@@ -51,7 +52,8 @@ class Check(NamedTuple):
     environment: dict[str, str] = {}
 
 
-# All checks by name, in the order of the report; "build" comes first and finds the devices for the other checks.
+# All checks by name, in the order of the report. The check "build" comes first, because it finds the devices for the
+# other checks.
 CHECKS = {
     "build": Check("what is installed and what is there", installation.inspect_machine),
     "numerics": Check(
@@ -67,7 +69,7 @@ CHECKS = {
     "memory": Check(
         "memory of training, measured and calculated (--preset NAME)",
         benchmark.measure_memory,
-        # For XLA there is no calculated memory to compare with.
+        # With XLA memory is not checked, because this project cannot calculate the memory that XLA needs.
         lambda task: task.request.preset is not None and task.variant.name != "XLA",
         promises=False,
         environment=benchmark.COUNTING,
@@ -76,7 +78,7 @@ CHECKS = {
 
 
 def run_checks(request: Request, names: Iterable[str], progress: Callable[[str], Any]) -> dict[str, list[Result]]:
-    """Runs the check "build" and the checks in `names`; returns a dict from a check's name to its results.
+    """Runs the check "build" and the checks in `names`; returns {name of the check: its `Result`s}.
 
     The callback `progress` receives a line of text before each process starts. UserError is raised if the machine has
     fewer devices than `request.devices`.
@@ -97,7 +99,7 @@ def run_checks(request: Request, names: Iterable[str], progress: Callable[[str],
 
 
 def run_in_process(name: str, task: Task) -> list[Result]:
-    """Runs a check in a new process and returns its results; if the process fails, the last result tells why."""
+    """Runs the check `name` of `doctor` in a new process; returns its `Result`s, and one more if the process fails."""
     check, limit = CHECKS[name], task.request.timeout
     python = make_python_command("-m", _MODULE, **PASSIVE, **check.environment)
     # With TFDECOUPLE_TRACEBACK the process shares this program's standard error, so that users see its tracebacks.
@@ -120,7 +122,10 @@ def run_in_process(name: str, task: Task) -> list[Result]:
 
 
 def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | None:
-    """Returns why a process failed, (key of `_ADVICE`, reason), from its status and `errors`; None after success."""
+    """Returns why a check's process failed, (key of `_ADVICE`, reason); None if it succeeded, with status 0.
+
+    `errors` is what the process wrote to standard error. UserError is raised if the machine has too few devices.
+    """
     lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
     last = one_line(lines[-1].removeprefix("error: ") if lines else "it printed nothing")
     if status == -signal.SIGKILL:
@@ -136,7 +141,7 @@ def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | Non
 
 
 def main() -> int:
-    """Runs in this process the check that standard input names, writes its results as JSON lines, and returns 0."""
+    """Runs the check of `doctor` that standard input names, writes its results as JSON lines, and returns 0."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)

@@ -26,13 +26,13 @@ IMAGES = 16
 SEED = 1
 # Number of photographs in `numbers.npz`.
 PHOTOGRAPHS = 128
-# Largest allowed relative difference (Euclidean norm) of computed arrays from those in `numbers.npz`. For the gradient
-# each variant has its own bound. docs/gpu.md, "The bounds", has the measurements.
+# Largest allowed relative difference (Euclidean norm) of computed arrays from the arrays in `numbers.npz`. Gradients
+# have another bound, `Variant.gradient`. docs/gpu.md, "The bounds", has the measurements.
 BOUND = 1e-4
-# Number of training steps after which the weights from several devices are compared with those from one device.
+# Number of training steps after which weights trained on several devices are compared with weights trained on one.
 STEPS = 10
 # Largest allowed difference of weights trained on several devices from weights trained on one, relative to the
-# change in training. It exceeds the rounding of gradients, because Adam's steps are large for tiny gradients, too.
+# change in training. The bound exceeds rounding errors, because Adam's steps are large for tiny gradients, too.
 WEIGHTS_BOUND = 1e-3
 _RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)
 _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
@@ -42,12 +42,12 @@ _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
 
 
 def load_small_config() -> Config:
-    """Returns the config of the small model: an encoder, a prior flow, a flow of three levels for 16 x 16 images."""
+    """Returns the config of `doctor`'s small model: encoder, prior flow, and a flow of 3 levels for 16 x 16 images."""
     return Config.from_json(MODEL / "config.json")
 
 
 def load_numbers() -> dict[str, np.ndarray]:
-    """Returns the arrays in `numbers.npz` by name: photographs `images`, and what a CPU computes from some of them."""
+    """Returns {name: array} of `numbers.npz`: photographs "images", and what the small model computed from some."""
     with np.load(MODEL / NUMBERS) as archive:
         return dict(archive)
 
@@ -76,7 +76,7 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
 
 
 def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
-    """Returns by name what the small model computes on a device: codes and bits/dim of images, decoded x, samples."""
+    """Returns {name: array} of what the small model computes on a device: z, v, decoded x, bits/dim and samples."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -109,7 +109,7 @@ def compute_gradient(
 
 
 def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns each array's relative difference from the right array: norm of the difference / norm of the right array.
+    """Returns by name the relative difference of each array in `numbers` from that in `right`: |difference| / |right|.
 
     >>> measure_distances({"z": np.array([3.0, 4.1])}, {"z": np.array([3.0, 4.0])})
     {'z': 0.02}
@@ -121,7 +121,7 @@ def measure_distances(numbers: Mapping[str, np.ndarray], right: Mapping[str, np.
 
 
 def compare_numbers(task: Task) -> Iterator[Result]:
-    """Yields a result for each device: whether the small model computes the arrays in `numbers.npz` there."""
+    """Yields a `Result` for each device: whether the small model computes there the stored arrays of `numbers.npz`."""
     right, images = load_numbers(), load_photographs(IMAGES)
     for device in dict.fromkeys(["CPU:0", *task.devices]):
         numbers = compute_numbers(device, images) if task.variant == DEFAULT else {}
@@ -130,7 +130,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
 
 
 def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
-    """Returns a device's result: whether the relative differences `distances` are within their bounds; NaN is not."""
+    """Returns a device's `Result`: whether the relative differences of arrays are within their bounds; NaN is not."""
     listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
     bounds = dict.fromkeys(distances, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]
@@ -149,7 +149,7 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
 
 
 def compare_devices(task: Task) -> Iterator[Result]:
-    """Yields one result: whether training on all devices together gives the weights that one device gives."""
+    """Yields one `Result`: whether training on all devices together gives the weights that one device gives."""
     from tfdecouple.training.workers import make_strategy
 
     count = len(task.devices)
@@ -177,7 +177,7 @@ def _train_weights(strategy: Any, images: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.ndarray) -> Result:
-    """Returns a result: whether `together`, weights from several devices, equal `alone`, from one, nearly."""
+    """Returns a `Result`: whether the weights `together` (of several devices) and `alone` (of one) are nearly equal."""
     off = float(np.linalg.norm(together - alone) / np.linalg.norm(alone - start))
     is_bitwise = bool(np.array_equal(alone, together))
     message = "equal to the bit" if is_bitwise else f"off by {off:.0e} of the change in training"
@@ -197,7 +197,7 @@ def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray,
     The arrays are int `[n]` and float `[n]`. The RMS, root mean square, is near 1 for images like the training images.
     """
     with warnings.catch_warnings():
-        # The model's warning that an image may not be reconstructed exactly is hidden: changes are counted here.
+        # The model warns of images that it might not reconstruct exactly. Here changes are counted instead.
         warnings.simplefilter("ignore", ExactnessWarning)
         z, v = model.encode(images)
     changed = (np.asarray(model.decode(z, v)) != images).reshape(len(images), -1).sum(1)
@@ -232,7 +232,7 @@ def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[s
 
 
 def try_round_trips(task: Task) -> Iterator[Result]:
-    """Yields a result for each device: whether the small model reconstructs all images exactly from their codes."""
+    """Yields a `Result` for each device: whether the small model reconstructs all images exactly from their codes."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model

@@ -40,13 +40,13 @@ def describe_machine() -> dict[str, Any]:
 
 
 def list_instruction_sets() -> list[str]:
-    """Returns Linux' names of those instruction sets of the processor that matter for speed, such as "avx2"."""
+    """Returns the processor's instruction sets that matter for speed, by Linux' names such as "avx2"."""
     flags = read_cpuinfo("flags").split()
     return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
 
 
 def inspect_machine(task: Task) -> Iterator[Result]:
-    """Yields results on this machine: facts, whether TensorFlow sees all GPUs, whether float32 is in full precision."""
+    """Yields `Result`s on this machine: facts, whether TensorFlow sees all GPUs, whether float32 is fully precise."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -68,7 +68,7 @@ def inspect_machine(task: Task) -> Iterator[Result]:
 
 
 def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...]:
-    """Returns the devices for all checks, such as ("GPU:0",), from the results of `inspect_machine`; or the CPU."""
+    """Returns the names of the devices to check, such as ("GPU:0",), from the `results` of `inspect_machine`."""
     facts = next((result.figures for result in results if "devices" in result.figures), None)
     if facts is None:
         return ("CPU:0",)
@@ -76,7 +76,7 @@ def find_used_devices(request: Request, results: list[Result]) -> tuple[str, ...
 
 
 def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
-    """Yields results, as `inspect_machine` does, on the machine that `facts` describes."""
+    """Yields the `Result`s of `inspect_machine` from the dict `facts`, which that function collects on a machine."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     yield Result("versions", None, versions, figures=facts)
     sets, memory = ", ".join(facts["instructions"]), format_bytes(facts["memory_bytes"])
@@ -88,7 +88,8 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
     advice = "pip install -e '.[gpu]' brings the CUDA libraries that TensorFlow looks for; then a new shell"
     holds = seen >= len(present) if present else None
     if _VISIBLE in environment:
-        # CUDA ignores an entry that names no GPU, and all after it. So only the first tells whether a GPU must be seen.
+        # CUDA ignores an entry that names no GPU, and all later entries. So TensorFlow must see a GPU if the first
+        # entry names one.
         message += f"; {_VISIBLE} is {environment[_VISIBLE]!r}"
         advice += f"; and see whether {_VISIBLE} names GPUs that are there"
         names_one = re.match(r"\s*(\d|GPU-|MIG-)", environment[_VISIBLE])
@@ -100,7 +101,7 @@ def check_machine(facts: dict[str, Any]) -> Iterator[Result]:
 
 
 def _read_driver() -> list[str]:
-    """Returns a line of nvidia-smi for each GPU: driver, name, memory and more; [] if nvidia-smi cannot be run."""
+    """Returns a line of text from nvidia-smi for each GPU: driver, name, memory ...; [] if nvidia-smi cannot be run."""
     fields = "driver_version,name,memory.total,memory.used,compute_cap,mig.mode.current"
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:

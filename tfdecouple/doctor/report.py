@@ -9,11 +9,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-# What `doctor` can time: training, evaluation of bits/dim, encoding, decoding, and sampling.
+# The phases of a model's use that `doctor` can time: training, evaluation of bits/dim, encoding, decoding, sampling.
 PHASES = ("train", "eval", "encode", "decode", "sample")
 # Version of `doctor.json`, raised when a field changes its meaning or is removed.
 SCHEMA = 1
-# A variant is recommended if it trains at least this many times as fast as the default variant.
+# A variant (training options) is recommended if it trains at least this many times as fast as the default options.
 GAIN = 1.05
 _WIDTH = 120
 _MARKS = {True: "holds", False: "FAILS", None: ""}
@@ -25,9 +25,9 @@ class Result:
 
     Attributes:
         what: the subject of the check, in a few words.
-        holds: whether a promise holds; None for a measurement that belongs to no promise.
+        holds: whether the check succeeded; None if nothing was tested, as for a fact or a measurement.
         message: the outcome in words.
-        advice: the remedy if the promise does not hold.
+        advice: the remedy if the check failed.
         figures: the numbers behind the message, as plain values for JSON.
     """
 
@@ -43,13 +43,14 @@ Results = Mapping[str, Sequence[Result]]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A variant of training and inference that `doctor` checks and times, such as another precision.
+    """Options of training and inference that `doctor` checks and times, such as another precision.
 
     Attributes:
+        name: the variant's name in the report.
         settings: the settings `NAME=VALUE`, as for `--set`, that select the variant.
-        phases: those of `PHASES` whose speed the variant changes.
+        phases: the phases, entries of `PHASES`, whose speed is measured.
         gradient: the largest allowed relative difference of a gradient from the gradient in `numbers.npz`.
-        gpu_only: whether the variant changes nothing on CPUs.
+        gpu_only: whether the variant is skipped on CPUs, where it would change nothing.
         in_quick: whether `--quick` includes the variant.
     """
 
@@ -75,7 +76,7 @@ DEFAULT = VARIANTS[0]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """The options of the command `doctor`; without a preset the bundled small model is timed."""
+    """The command-line options of `doctor` that its checks need; without a preset the bundled small model is timed."""
 
     preset: str | None = None
     settings: tuple[str, ...] = ()
@@ -86,7 +87,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The task of one process: the variant to check, and TensorFlow's names of the devices, such as "GPU:0"."""
+    """What one process of `doctor` checks: options of training, and TensorFlow's names of devices, such as "GPU:0"."""
 
     request: Request
     variant: Variant = DEFAULT
@@ -96,8 +97,8 @@ class Task:
 def recommend_settings(results: Results) -> dict[str, list[str]]:
     """Returns a dict with "settings", the options of training to change on this machine, and "why", the reasons.
 
-    For each option the fastest setting whose numbers are right is chosen, if it trains at least `GAIN` times as fast as
-    the default. The settings are texts `NAME=VALUE`; `why` has a sentence about each variant that was timed.
+    For each option the fastest setting that passed the check "numerics" is chosen, if it trains at least `GAIN` times
+    as fast as the default. The settings are texts `NAME=VALUE`; "why" has a sentence about each variant that was timed.
     """
     rates: dict[str, dict[int, float]] = {}
     for figures in (result.figures for result in results.get("speed", ())):
@@ -126,17 +127,17 @@ def recommend_settings(results: Results) -> dict[str, list[str]]:
 
 
 def format_settings(settings: Sequence[str]) -> str:
-    """Returns settings as options of a command: `--set NAME=VALUE ...`."""
+    """Returns settings such as "model.alpha=0.5" as text for a command line: `--set NAME=VALUE --set ...`."""
     return " ".join(f"--set {shlex.quote(setting)}" for setting in settings)
 
 
 def find_failures(results: Results) -> list[tuple[str, Result]]:
-    """Returns the pair (name of the check, result) for each result whose promise does not hold."""
+    """Returns a list of pairs (name of the check, its `Result`), one for each result that failed (`holds` is False)."""
     return [(name, result) for name, each in results.items() for result in each if result.holds is False]
 
 
 def make_json(request: Request, results: Results, recommendation: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Returns the report as plain values for JSON; docs/gpu.md lists the fields."""
+    """Returns the report of `doctor` as a dict of plain values for JSON; docs/gpu.md lists the fields."""
     return {
         "schema": SCHEMA,
         "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -150,7 +151,7 @@ def make_json(request: Request, results: Results, recommendation: Mapping[str, S
 def make_text(
     request: Request, results: Results, titles: Mapping[str, str], recommendation: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
-    """Yields the report's lines of text: all results, the recommendation, failures; `titles` are the checks' titles."""
+    """Yields the lines of `doctor`'s report: results, recommendation, failures; `titles` is {check's name: title}."""
     for name, each in results.items():
         yield f"\n{name}: {titles[name]}"
         width = max([len(result.what) for result in each], default=0)

@@ -44,8 +44,8 @@ def import_wolf(
     Args:
         config_path: path of wolf's JSON config.
         weights_path: path of wolf's state dict, `.npz` (one array per name) or `.pt` (needs torch).
-        image_shape: height, width and channels of the images; wolf's config has no height and width.
-        n_bits: bits per colour channel, which wolf's config does not name.
+        image_shape: height, width and channels of the images; wolf's config lacks height and width.
+        n_bits: bits per colour channel, which wolf's config lacks.
         workdir: path of the new run folder.
 
     Raises:
@@ -81,7 +81,7 @@ def import_wolf(
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the weights in a file of wolf (the authors' PyTorch code), `.npz` or `.pt`, as arrays by wolf's names.
+    """Returns the weights in a `.npz` or `.pt` file of wolf (the authors' PyTorch code) as {wolf's name: array}.
 
     Raises:
         WolfError: if the file is missing, damaged or in another format, torch is too old, or the file holds an object
@@ -143,7 +143,7 @@ def _load_torch_file(path: pathlib.Path) -> Any:
 
 
 def assign_weights(model: DecoupledModel, state: Arrays) -> None:
-    """Copies wolf's weights, arrays by wolf's names, into the weights of a model, and marks the model as initialised.
+    """Copies weights of wolf (the authors' code), {name: array}, into a model, and marks the model as initialised.
 
     Raises:
         WolfError: if an array is missing, superfluous or of the wrong shape; the message names the array.
@@ -181,8 +181,8 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
     if image_shape[-1] != RGB_CHANNELS:
         raise WolfError(f"the number of channels is {image_shape[-1]}; models of the reference have {RGB_CHANNELS}")
     kind = _get_choice(values, "discriminator.type", ("gaussian", "base", "categorical"))
-    # The entry `inverse` of a flow in wolf's config tells which direction is computed directly: x to v in the flow for
-    # images (inverse=True), and noise to u in the flow for dequantisation (inverse=False).
+    # In the config of wolf (the authors' code), a flow's entry `inverse` tells which direction is computed directly: x
+    # to v in the flow for images (inverse=True), noise to u in the flow for dequantisation (inverse=False).
     options: dict[str, Any] = {
         "image_shape": image_shape,
         "n_bits": n_bits,
@@ -204,7 +204,7 @@ def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: i
 
 
 def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict[str, Any]:
-    """Returns by name the options, such as "steps", of the flow in section `name` of wolf's config.
+    """Returns {option: value} of a flow, such as "steps", from section `name` of the config of wolf (authors' code).
 
     WolfError is raised if the section's entry `inverse` differs from the argument `inverse`.
     """
@@ -229,7 +229,7 @@ def _translate_flow(values: Mapping[str, Any], name: str, inverse: bool) -> dict
 
 
 def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of the dequantisation from wolf's config by name; {} for uniform noise, the default."""
+    """Returns {option: value} for dequantisation from the config of wolf (authors' code); {} for uniform noise."""
     if _get_choice(values, "dequantizer.type", ("uniform", "flow")) == "uniform":
         return {}
     _get_choice(values, "dequantizer.encoder.type", ("local_resnet_bn",))
@@ -250,7 +250,7 @@ def _translate_dequantizer(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns by name the options of a model whose z is a function of the label, from wolf's config."""
+    """Returns {option: value} for a model with z a function of the label, from the config of wolf (authors' code)."""
     _require_values(values, "discriminator", activation="elu")
     return {
         "conditioning": "coupling",
@@ -262,7 +262,7 @@ def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns p(y) of the classes up to a factor, from wolf's `probs` or `logits`; () if both are absent."""
+    """Returns p(y) of each class y up to a factor, from `probs` or `logits` in wolf's config; () if both are absent."""
     names = ("discriminator.probs", "discriminator.logits")
     given = {name: numbers for name in names if (numbers := _get_value(values, name, default=None)) is not None}
     if len(given) > 1:
@@ -276,7 +276,7 @@ def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) -> dict[str, Any]:
-    """Returns by name the options of the encoder q(z|x) and of the prior p(z), from wolf's config."""
+    """Returns {option: value} for encoder q(z|x) and prior p(z), from the config of wolf (the authors' code)."""
     dim = _get_latent_dim(values)
     _get_choice(values, "discriminator.encoder.type", ("global_resnet_bn",))
     _require_values(values, "discriminator.encoder", activation="elu", in_planes=3)
@@ -309,7 +309,7 @@ def _translate_encoder_and_prior(values: Mapping[str, Any], image_shape: Shape) 
 
 
 def _get_latent_dim(values: Mapping[str, Any]) -> int:
-    """Returns the dimension of z in wolf's config; raises WolfError if the flow is conditioned on another size."""
+    """Returns the dimension of z in the config of wolf (authors' code); WolfError if the flow expects another."""
     dim = _get_value(values, "discriminator.dim", int)
     _get_choice(values, "generator.flow.h_type", ("global_linear",))
     return _get_choice(values, "generator.flow.h_channels", (dim,))
@@ -334,7 +334,7 @@ def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) 
 
 
 def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
-    """Returns the list of whole numbers, or of lists of them, at a dotted name in wolf's config, as (nested) tuple."""
+    """Returns the list at a dotted name in wolf's config as a tuple of int; inner lists become inner tuples."""
 
     def make_tuple(value: Any, may_nest: bool) -> Any:
         if isinstance(value, list) and may_nest:
@@ -355,6 +355,6 @@ def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any =
 
 
 def _require_values(values: Any, section: str, **required: Any) -> None:
-    """Raises WolfError if an option in a section of wolf's config is present with another value than in `required`."""
+    """Raises WolfError if a section of wolf's config has one of the options `required` with another value."""
     for option, value in required.items():
         _get_choice(values, f"{section}.{option}", (value,), value)

@@ -11,7 +11,7 @@ from tfdecouple.networks.encoder import ResNetBlock
 from tfdecouple.networks.flow import Flow
 
 Convert = Callable[[np.ndarray], np.ndarray]
-# A weight's name in wolf, its name in this project, and the function that converts wolf's array.
+# A weight's name in wolf (the authors' code), its name in this project, and the function that converts wolf's array.
 WeightMatch = tuple[str, str, Convert]
 
 
@@ -23,7 +23,7 @@ def _convert_kernel(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0)
 
 
-# Each table from `_STEP` to `_TRANSPOSED_BLOCK` maps this project's names of layers to wolf's names.
+# Each table from `_STEP` to `_TRANSPOSED_BLOCK` maps this project's names of layers to those of wolf (authors' code).
 _STEP = {
     "actnorm_1": "actnorm",
     "linear": "conv1x1",
@@ -45,7 +45,8 @@ _BLOCK = {
 }
 _TRANSPOSED_BLOCK = {**_BLOCK, "convolution_1": "deconv1", "convolution_2": "deconv2"}
 
-# Each table below maps this project's name of a weight to wolf's name and the function that converts wolf's array.
+# Each table below maps this project's names of weights to pairs: the name in wolf (the authors' code), and the function
+# that converts wolf's array.
 _IMAGE_WEIGHTS: dict[str, tuple[str, Convert]] = {
     "log_scale": ("log_scale", np.ravel),
     "bias": ("bias", np.ravel),
@@ -88,7 +89,7 @@ _CLASS_WEIGHTS: dict[str, tuple[str, Convert]] = {
 
 
 def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` for each weight of a model: wolf's name, this project's name, a function to convert."""
+    """Yields (name in wolf, name in this project, function that converts wolf's array) for each weight of a model."""
     weights = list(model.named_variables())
     yield from _match_flow("generator.flow", "flow", model.flow, weights)
     if model.dequantizer is not None:
@@ -108,7 +109,7 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
 
 
 def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the `WeightMatch` of each weight of a flow; names begin with `root` in wolf, `ours` in this project."""
+    """Yields a `WeightMatch` (two names, converter) for each weight of a flow; in wolf, names begin with `root`."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"
@@ -124,9 +125,10 @@ def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterato
 def _match_layer(
     theirs: str, ours: str, weights: list[str], layers: Mapping[str, str], names: Mapping[str, tuple[str, Convert]]
 ) -> Iterator[WeightMatch]:
-    """Yields the `WeightMatch` of each weight whose name begins with `theirs` in wolf and with `ours` in this project.
+    """Yields a `WeightMatch` (two names, converter) for each of `weights` whose name begins with `ours` and "/".
 
-    `layers` maps this project's names of layers to wolf's, and `names` those of weights to wolf's and a conversion.
+    In wolf (the authors' code) these names begin with `theirs`. `layers` maps this project's names of layers to wolf's
+    names; `names` maps this project's names of weights to pairs of wolf's name and a function that converts the array.
     """
     for path in weights:
         if path.startswith(f"{ours}/"):
@@ -136,9 +138,9 @@ def _match_layer(
 
 
 def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the `WeightMatch` of each weight in the ResNet blocks of an encoder.
+    """Yields a `WeightMatch` (two names, converter) for each weight in the ResNet blocks of an encoder.
 
-    `blocks` are two for each level from fine to coarse, then two transposed blocks for each level from coarse to fine.
+    There are two blocks for each level from fine to coarse, then two transposed ones for each from coarse to fine.
     """
     levels = sum(not block.transposed for block in blocks) // 2
     for index, block in enumerate(blocks):
@@ -150,7 +152,7 @@ def _match_blocks(root: str, ours: str, blocks: list[ResNetBlock], weights: list
 
 
 def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields the `WeightMatch` of each weight of a model's encoder."""
+    """Yields a `WeightMatch` (wolf's name, this project's name, converter) for each weight of a model's encoder."""
     root, encoder = "discriminator.encoder.net", model.encoder
     assert encoder is not None
     yield from _match_blocks(root, "encoder", encoder.blocks, weights)
