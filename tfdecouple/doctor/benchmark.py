@@ -87,7 +87,7 @@ class Benchmark:
         self.state.optimizer.start_averages()
 
     def make_work(self, phase: str, batch: int) -> Work:
-        """Returns the `Work` (functions to time) of a phase such as "train" or "sample", with batches of `batch` images."""
+        """Returns the `Work` (functions to time) of a phase, such as "train", on batches of `batch` images."""
         import numpy as np
 
         from tfdecouple.data import load_images, make_evaluation_batches
@@ -132,7 +132,7 @@ class Benchmark:
 
 
 def _require_applied(result: Any) -> None:
-    """Raises UserError if the training step with this result left the weights unchanged (its gradient is not finite)."""
+    """Raises UserError if the training step with this result left the weights unchanged (gradient is not finite)."""
     if not result.applied:
         raise UserError(f"a step was not applied: {result}")
 
