@@ -30,9 +30,9 @@ DIAGNOSTICS = [
 
 
 class EvaluationReports:
-    """Writes the results of evaluations to the run folder; in a distributed run only the chief (rank 0) uses it.
+    """Writes the results of evaluations to the run folder; in a distributed run only the chief process has this object.
 
-    The function `note` is called with a text, such as "drawing samples", before each slow part of a report.
+    `note` is a function that shows a text to the user; it gets a text such as "drawing samples" before slow work.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class EvaluationReports:
         self._directory = directory
 
     def report_validation(self, step: int, measured: Bound, is_best: bool) -> str:
-        """Saves the results of an evaluation on validation images; returns a message for the user.
+        """Saves the results of an evaluation on validation images; returns a message for the user, one line of text.
 
-        The metrics (`measured` and diagnostics) go to the log, pictures to the folder images/, and the weights to a
-        checkpoint if `is_best` is true.
+        The bound in bits/dim (`measured`, after `step` training steps) and diagnostics of the model go to the log, and
+        pictures to the folder images/. If `is_best` is true, the weights are saved as the best weights of the run.
         """
         model = self._state.model
         count = min(self._count_shown_images(step), self._source.sizes["validation"])
@@ -75,13 +75,14 @@ class EvaluationReports:
     def write_summary(self, step: int, test: Bound | None, count: int) -> tuple[dict[str, Any], list[str]]:
         """Writes summary.json; returns its content, a dict, and a list of lines that tell the user the results.
 
-        `test` has the metrics on the first `count` test images, or is None if no test images were evaluated.
+        `step` is the count of training steps. `test` is the bound on the bits/dim of the first `count` test images, or
+        None if no test images were evaluated.
         """
         best, loaded = int(self._state.best_step.numpy()), self._directory.loaded_step
         averages = bool(self._config.training.ema_decay)
         summary: dict[str, Any] = {
             "steps": step,
-            # `Run.open` loads the weights of this step, too. `loaded` is not `best` if the best checkpoint is damaged.
+            # If the best weights cannot be read, this is the step of the weights that `Run.open` loads instead.
             "best_step": loaded,
             "validation_bits_per_dim": float(self._state.best_bits_per_dim.numpy()) if loaded == best else None,
             "test": test.to_log_row() if test else None,
@@ -98,7 +99,7 @@ class EvaluationReports:
         else:
             images, labels = load_images(self._source, "test", min(_MOST_COMPRESSED, count), at_most=True)
             self._show_note("lossless codecs")
-            # Codecs store all 8 bits of a channel, so they are not compared with models of fewer bits per channel.
+            # WebP and PNG store 8 bits per colour value, so a comparison with a model of fewer bits would be unfair.
             codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
             shown = self._count_shown_images(step)
@@ -119,9 +120,10 @@ class EvaluationReports:
         return summary, lines
 
     def _count_shown_images(self, step: int) -> int:
-        """Returns how many held-out images the evaluation at `step` encodes, decodes and draws.
+        """Returns how many validation or test images are encoded, decoded and drawn after `step` training steps.
 
-        They are at most `training.pictures`, and at most as many as the run was trained on, but at least 4.
+        The count is limited by `training.pictures`, by the images' size and by the count of training images up to
+        `step`, but is at least 4.
         """
         seen = step * self._config.training.batch_size
         most = min(self._config.training.pictures, count_shown_images(self._config.model.image_shape), seen)
@@ -130,7 +132,7 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Saves pictures as PNG files; returns a text on exact reconstructions, and a dict of paths by picture name."""
+        """Saves pictures of `images` as PNG files; returns a text on exact reconstructions, and file paths by name."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
@@ -139,13 +141,13 @@ class EvaluationReports:
             inputs = PictureInputs(self._state.model, images, seed, self._count_shown_images(step), labels, label_names)
             exact = save_pictures(inputs, folder, prefix, lambda name: self._show_note(f"drawing {name}"))
         except UserError as error:
-            # With alpha = 1, scales of couplings can be near 0, so that inverting an image fails; the run continues.
+            # With `model.alpha` = 1, a coupling's scale can be near 0, and inverting then fails; the run continues.
             return f"no pictures ({error})", {}
         pictures = {path.stem[len(prefix) :]: path for path in sorted(folder.glob(f"{prefix}*.png"))}
         return f"reconstruction: {_describe_exact_count(exact, images)}", pictures
 
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
-        """Encodes and decodes the images; returns a text on how many of them come out with the same pixels."""
+        """Encodes and decodes `images`; returns a text on how many keep all their pixels, or on why this failed."""
         model = self._state.model
         try:
             quantized = np.asarray(model.quantize_images(images))

@@ -46,7 +46,7 @@ _LEAST_EVALUATED = 64
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The result of `train`: the run folder, the content of summary.json, and whether this process is the chief."""
+    """The result of `train`: the run folder, the content of summary.json, and whether this process wrote the folder."""
 
     workdir: pathlib.Path
     summary: dict[str, Any]
@@ -69,14 +69,15 @@ def train(
     Args:
         config: the config of the run.
         workdir: the run folder, which is made if it is missing.
-        devices: number of devices of each worker; None for all GPUs, or one CPU.
+        devices: number of devices of each worker (process); None for all GPUs, or one CPU.
         download: whether TFDS downloads and prepares a missing data set.
 
     Raises:
         ConfigError: where options contradict each other, or the devices do not suit the options.
         DataError: where images are missing or unreadable.
         InterruptedRunError: after SIGTERM, SIGHUP or Ctrl-C; the state is saved.
-        DivergedError: after training.max_skipped_steps steps in a row that were not applied.
+        DivergedError: after `training.max_skipped_steps` steps in a row whose update was skipped, or if weights are
+            not finite.
         LostWorkerError: if another worker has ended.
         RunError: where the folder holds another run, is in use, or cannot be written.
     """
@@ -114,7 +115,7 @@ def train(
 
 
 def _open_source(config: Config, download: bool) -> Source:
-    """Returns the opened data set of a run; raises DataError if a model with labels expects another number of them."""
+    """Returns the opened data set of a run; raises DataError if the count of its labels does not suit the model."""
     source = open_source(config.data, config.model.image_shape, download)
     require_label_count(source, config.model)
     return source
@@ -122,7 +123,7 @@ def _open_source(config: Config, download: bool) -> Source:
 
 @contextlib.contextmanager
 def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
-    """Returns a context that turns OSError, as for a full disk, and out-of-memory errors into one-line RunErrors."""
+    """Returns a context that turns OSError (a full disk) and errors for lack of memory into RunErrors of one line."""
     try:
         yield
     except OSError as error:
@@ -142,8 +143,8 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
 class Trainer:
     """The training of a run, from the newest checkpoint in the run folder to the last step.
 
-    All workers (processes) take every step together. Only the chief (rank 0) uses the run folder; it sends variables
-    from checkpoints to the other workers. A process that trains alone is the chief.
+    All workers (processes) take every step together. Only the chief (rank 0) uses the run folder; the chief sends
+    variables from checkpoints to the other workers. A process that trains alone is the chief.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Trainer:
         self._files_written = False
 
     def train_to_end(self) -> dict[str, Any]:
-        """Trains to the last step; returns the content of summary.json, a dict; raises the errors of `train`."""
+        """Trains to the run's last step and evaluates test images; returns the content of summary.json, a dict."""
         messages, is_new = self.directory.restore_newest_state(self.state)
         if not is_new:
             self.workers.broadcast_variables(
@@ -195,7 +196,7 @@ class Trainer:
             return self._measure_test_images(stop)
 
     def _print_run_description(self, messages: list[str]) -> None:
-        """Prints a description of the run's model, devices and images, then the lines `messages`."""
+        """Prints a description of the run's model, devices and images, then each text in `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"
@@ -216,7 +217,7 @@ class Trainer:
             )
 
     def _initialize_weights(self) -> None:
-        """Sets the initial weights: from the run `training.init_from` if given, else from training images."""
+        """Sets the initial weights: loaded from the run `training.init_from`, or computed from training images."""
         run = self.training.init_from
         if run is None:
             count = min(self.training.init_images, self.source.sizes["train"])
@@ -226,7 +227,7 @@ class Trainer:
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
             images = next(iter(first))["image"]
             if self.training.noise:
-                # The first updates train on images with noise, so the layers are initialised from such images, too.
+                # The first updates train on images with noise, so the layers are initialised with noise, too.
                 normal = tf.random.stateless_normal(
                     images.shape, randomness.derive_seed(self.training.seed, "start", "images")
                 )
@@ -243,10 +244,10 @@ class Trainer:
         self.workers.broadcast_variables(self.state.group_checkpoint_variables()["model"].values())
 
     def _write_run_files(self) -> None:
-        """Writes config.json and opens metrics.jsonl; later calls do nothing.
+        """At the first call, writes config.json and opens metrics.jsonl for new rows; later calls do nothing.
 
-        A new run writes them after the first step, which shows that the options work. If a mistaken command left its
-        config in the folder, the folder would refuse the corrected command.
+        A new run calls this method after its first step has worked. A command with options that do not work then leaves
+        no config.json, because of which the folder would refuse the corrected command.
         """
         if self._files_written:
             return
@@ -257,10 +258,10 @@ class Trainer:
             )
 
     def _train_to_last_step(self, stop: StopRequest) -> None:
-        """Takes training steps up to the last one; after a signal it saves the state and raises InterruptedRunError.
+        """Takes all remaining training steps; after a signal, saves the state and raises InterruptedRunError.
 
-        Steps are dispatched without waiting for their results, so that a GPU is never idle. Results are copied from the
-        devices only after the first step of this process, for a row of the log, and before a checkpoint.
+        Steps are dispatched without waiting for their results, so that a GPU is never idle. A step's result is copied
+        to the host only if the step is the first of this process, or if a row of the log or a checkpoint follows.
         """
         training = self.training
         batches, begun = self._load_training_batches(), self.step
@@ -304,17 +305,17 @@ class Trainer:
             )
 
     def _should_stop(self, stop: StopRequest, fetched: StepResult | None = None) -> bool:
-        """Returns whether the run stops after this step because of a signal.
+        """Returns whether the run stops after the current step because of a signal to this process or another worker.
 
         `fetched` is the result of the step if it was copied to the host, else None. Several workers stop together, and
-        only after a fetched step, because a step's result has the sum of the stop flags of all workers.
+        only after a step with a fetched result, because the result has the sum of the stop flags of all workers.
         """
         if self.workers.count > 1:
             return fetched is not None and bool(fetched.stop)
         return bool(stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
-        """Returns an endless iterator over micro-batches of training images (and labels) from the current step on."""
+        """Returns an endless iterator over micro-batches of images (and labels), beginning with the current step."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
@@ -331,9 +332,9 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(load_examples, make_device_input_options()))
 
     def _fetch_step_result(self, result: StepResult) -> StepResult:
-        """Waits for a step and returns its result as Python numbers; prints how many steps were skipped, if any.
+        """Waits for a step and returns its result as Python numbers; prints how many updates were skipped, if any.
 
-        DivergedError is raised if `training.max_skipped_steps` steps in a row were skipped (not applied).
+        DivergedError is raised if the updates of `training.max_skipped_steps` steps in a row were skipped.
         """
         fetched = result.fetch_numbers()
         self._write_run_files()
@@ -346,7 +347,7 @@ class Trainer:
             self.progress.print_line(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
             self.skipped = skipped
             if self.state.halted.numpy():
-                # Steps that were dispatched after step `step` changed nothing, so the checkpoint is one of this step.
+                # Steps dispatched after step `step` have changed no variable, so the checkpoint is named after `step`.
                 self.step = step
                 self._save_checkpoint()
                 raise DivergedError(
@@ -383,10 +384,10 @@ class Trainer:
         return self.step == self.training.steps or self.step % self.training.evaluate_every == 0
 
     def _restore_or_repeat_evaluation(self, stop: StopRequest) -> None:
-        """When a run resumes, restores the last evaluation's bits/dim from the log, or repeats the evaluation.
+        """When a run resumes, finds the bits/dim of the current step in the log, or evaluates the validation images.
 
-        The evaluation is repeated if one is due at the current step and the log has none. If `training.steps` was
-        raised, the log also has the evaluation of the former last step, where none is due now.
+        The images are evaluated if an evaluation is due at the current step and the log has none. The log may also have
+        an evaluation where none is due: at the former last step, if `training.steps` was raised.
         """
         bits_per_dim = self.log.validation_bits_per_dim(self.step)
         if bits_per_dim is not None:
@@ -395,7 +396,7 @@ class Trainer:
             self._evaluate_validation(stop)
 
     def _evaluate_validation(self, stop: StopRequest) -> None:
-        """Computes bits/dim of the validation images, logs it, and saves the (averaged) weights if it is the best.
+        """Computes and logs the bits/dim of validation images; saves the (averaged) weights if it is the lowest so far.
 
         A signal ends the evaluation at once: the state was saved before, and the resumed run repeats the evaluation.
         """
@@ -439,29 +440,29 @@ class Trainer:
             return summary
 
     def _stop_evaluation_at_once(self, stop: StopRequest, where: str) -> contextlib.AbstractContextManager[None]:
-        """Returns a context in which a signal at once raises InterruptedRunError, whose message ends with `where`.
+        """Returns a context in which a signal raises InterruptedRunError at once; its message ends with `where`.
 
         With several workers the context has no effect, because workers stop together, after a step.
         """
         return contextlib.nullcontext() if self.workers.count > 1 else stop.stop_at_once(where)
 
     def _count_evaluated_images(self, split: str, limit: int = 0) -> int:
-        """Returns how many images of a split to evaluate: at most `limit`; 0 for no limit.
+        """Returns how many images of a split to evaluate: all, or at most `limit` if it is not 0.
 
-        In a short run they are at most as many as the images that the run was trained on, but at least 64 if available.
+        A short run evaluates at most as many images as it was trained on, but at least 64 if the split has so many.
         """
         size = self.source.sizes[split]
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
     def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
-        """Returns a dataset of the first `count` images of a split; each device gets an equal part of every batch."""
+        """Returns batches of the first `count` images of a split, a dataset; the devices share each batch equally."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
 
 
 class _ChiefProxy:
-    """A proxy that calls methods of `target` in the chief's process (rank 0) only; every worker gets the results."""
+    """Calls the methods of `target` in the chief's process (rank 0) only, and returns the results in all workers."""
 
     def __init__(self, workers: Workers, target: Any):
         self._workers = workers

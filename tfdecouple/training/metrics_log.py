@@ -31,11 +31,11 @@ class MetricsLog:
         self._report = report
 
     def open(self, step: int, is_last: bool = False) -> int:
-        """Opens the log for new rows, and returns the number of damaged lines that were removed.
+        """Opens the log for new rows, and returns how many damaged lines were removed from metrics.jsonl.
 
-        Rows of steps after `step`, at which the run resumes, are removed, because the run will write them again. With
-        `is_last`, the test metrics of `step` are removed, too. Test metrics of earlier steps stay, so that the log
-        shows how often the test images were evaluated.
+        Rows of steps after `step`, at which the run resumes, are removed, because the run will write them again. If
+        `step` is the run's last (`is_last`), its test metrics are removed, too. Test metrics of earlier steps stay, so
+        that the log shows how often the test images were evaluated.
         """
         damaged = 0
         if self._path.exists():
@@ -47,9 +47,9 @@ class MetricsLog:
         return damaged
 
     def write(self, kind: str, step: int, values: Mapping[str, Any], pictures: Mapping[str, pathlib.Path] = {}) -> None:
-        """Adds a row to the log: `values`, metrics by name; `kind` is "train", "validation" or "test".
+        """Adds a row to the log: the training step, `kind` ("train", "validation" or "test"), and metrics by name.
 
-        Loggers get the row and the `pictures`, paths of PNG files by name; `metrics.jsonl` gets the row alone.
+        Loggers such as TensorBoard also get `pictures`, the paths of PNG files by picture name.
         """
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_format_log_row({"step": step, "kind": kind, **values}))
@@ -62,7 +62,7 @@ class MetricsLog:
         self._call_loggers(write_pictures)
 
     def validation_bits_per_dim(self, step: int) -> float | None:
-        """Returns the bits/dim of the validation at `step`; None if the log has no row of this validation."""
+        """Returns the bits/dim of the validation images at `step`; None if the log has no row of such an evaluation."""
         rows = [row for row in read_metrics(self._path) if (row["kind"], row["step"]) == ("validation", step)]
         return float(rows[-1][_SELECTED_BY]) if rows else None
 
@@ -87,12 +87,12 @@ class MetricsLog:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.jsonl` as dicts, without damaged lines; [] if the file is missing."""
+    """Returns the rows of a run's metrics.jsonl (`path`), a list of dicts without damaged rows; [] without the file."""
     return _read_log_rows(path)[0] if path.is_file() else []
 
 
 def _read_log_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """Returns a log's rows as dicts, and a count of damaged lines, without a last line that a crash cut short."""
+    """Returns the rows of a log as dicts, and how many lines are damaged, not counting an incomplete last line."""
     *lines, last = path.read_bytes().split(b"\n")
     rows = [_parse_log_row(line) for line in [*lines, last]]
     return [row for row in rows if row], rows[:-1].count(None)

@@ -15,15 +15,15 @@ from tensorflow.python.trackable import base
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flatten_and_join, is_small_weight
 
-# At most this many large weights are updated at the same time. Otherwise TensorFlow would update all at once and hold
-# temporary copies of the whole model: half a gigabyte for the 52 million weights of the preset cifar10.
+# At most this many large weights are updated at the same time. Without a limit, TensorFlow would update all at once and
+# hold temporary copies of all weights: half a gigabyte for the 52 million weights of the preset cifar10.
 _LARGE_AT_ONCE = 2
 
 _Named = Mapping[str, tf.Variable]
 
 
 class _UpdateScalars(NamedTuple):
-    """Float32 scalars in Adam's rule for one update; for a skipped update they leave all variables unchanged."""
+    """Float32 scalars of Adam's rule for one update; in a skipped update their values keep all variables unchanged."""
 
     beta_1: tf.Tensor
     beta_2: tf.Tensor
@@ -40,8 +40,8 @@ class Optimizer:
     """An Adam optimizer with running averages of weights and moving statistics; create it in `strategy.scope()`.
 
     Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here the
-    moments of all small weights are one vector, which one operation changes; the averages of small weights are another.
-    TensorFlow's fused kernel updates each large weight without temporary copies.
+    first moments of all small weights are one vector, which one operation changes; so are the second moments and the
+    averages. TensorFlow's fused kernel updates each large weight without temporary copies.
 
     The graph has no `tf.cond`, because the host would have to wait for a GPU in each step. A skipped update adds zero
     to every variable.
@@ -139,11 +139,11 @@ class Optimizer:
         if self._averages.views:
             average = self._averages.variable.handle
             change = _read_variable(average) - tf.concat(new_values, 0)
-            # This operation of SGD subtracts alpha * delta from the averages in place, without another copy of them.
+            # This operation, made for SGD, subtracts alpha * delta from the averages in place, without a copy of them.
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
     def _update_small(self, scalars: _UpdateScalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Updates all small weights at once; returns a list with one vector, the new values of these weights."""
+        """Updates all small weights and their moments at once; returns the new weights, one vector in a list."""
         weights = [self._weights[name] for name in self._small]
         before, change = flatten_and_join([_read_variable(weight.handle) for weight in weights]), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)
@@ -197,7 +197,7 @@ class Optimizer:
 def _apply_adam(
     scalars: _UpdateScalars, gradient: tf.Tensor, weight: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
 ) -> tf.Operation:
-    """Updates a weight and its moments, given as resource handles, by Adam's rule; returns the operation."""
+    """Updates a weight and its moments (their resource handles) by Adam's rule; returns the operation that does it."""
     powers = {"beta1_power": scalars.beta_1_power, "beta2_power": scalars.beta_2_power}
     options = {"beta1": scalars.beta_1, "beta2": scalars.beta_2, "epsilon": scalars.epsilon, "lr": scalars.rate}
     return tf.raw_ops.ResourceApplyAdam(var=weight, m=mean, v=variance, grad=gradient, **powers, **options)
@@ -209,7 +209,7 @@ def _scale_gradient(gradient: tf.Tensor, scalars: _UpdateScalars) -> tf.Tensor:
 
 
 def _split_vector_like(vector: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
-    """Splits a vector into consecutive parts, one for each variable and in the variable's shape."""
+    """Splits a vector into consecutive tensors, one with the shape of each variable, in the order of `variables`."""
     parts = tf.split(vector, [math.prod(variable.shape) for variable in variables])
     return [tf.reshape(part, variable.shape) for part, variable in zip(parts, variables, strict=True)]
 
@@ -274,7 +274,7 @@ class BufferView(base.Trackable):
             )
 
     def device_copies(self) -> tuple[BufferView, ...]:
-        """Returns a `BufferView` for each device, of the same part of this device's copy of the flat buffer."""
+        """Returns one `BufferView` per device, which reads and writes this part of that device's copy of the buffer."""
         distributed = isinstance(self._vector, tf.distribute.DistributedValues)
         vectors = self._vector.values if distributed else (self._vector,)
         return tuple(BufferView(vector, self._part.start, self.shape) for vector in vectors)

@@ -37,7 +37,7 @@ _CHANGEABLE = ("training.steps", "training.loggers")
 
 
 def make_paths_absolute(config: Config) -> Config:
-    """Returns the config with all paths made absolute, so that the run can be resumed from any working directory."""
+    """Returns `config` with absolute paths of images and of the run `training.init_from`, for any working directory."""
     training, start = config.training, config.training.init_from
     if start and is_run_folder(start):
         training = dataclasses.replace(training, init_from=os.path.abspath(os.path.expanduser(start)))
@@ -49,8 +49,8 @@ class RunDirectory:
 
     Attributes:
         log: the log of the run; `write_run_files` opens it.
-        is_resumed: whether `require_same_run` has found this run in the folder.
-        loaded_step: the step of the weights that `load_best_weights` has loaded; 0 before the call.
+        is_resumed: whether `require_same_run` has found a part of this run, with the same config, in the folder.
+        loaded_step: the training step of the weights that `load_best_weights` has loaded; 0 before the call.
     """
 
     def __init__(self, path: pathlib.Path, config: Config, report: Callable[[str], None] = print):
@@ -73,7 +73,7 @@ class RunDirectory:
             self._lock.release()
 
     def require_same_run(self) -> None:
-        """Raises RunError if the run folder is in use or holds anything but this run; locks it unless it is new."""
+        """Locks the run folder, unless it is new; raises RunError if it is in use or holds anything but this run."""
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
@@ -86,13 +86,13 @@ class RunDirectory:
         if path.is_dir():
             require_own_files(path)
         if not (path / CONFIG).is_file():
-            # A training that ends before its first step leaves the lock and temporary files; the folder is still new.
+            # A training that ends before its first step leaves only lock and temporary files: the folder is new.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         before = make_paths_absolute(load_config(path))
         changed = compare_configs(before, self._config)
-        # The config's texts may change, and so may the list of photographs if the run does not train on photographs.
+        # The texts have no effect on training, and the list of photographs has none if other images are trained on.
         free = [*_CHANGEABLE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
@@ -124,7 +124,7 @@ class RunDirectory:
             ) from error
 
     def require_label_names(self, names: Sequence[str]) -> None:
-        """Raises RunError if `names`, the label names of the images, differ from those at the beginning of the run."""
+        """Raises RunError if `names`, the label names of the images, differ from those in the run folder."""
         classes = self._config.model.classes
         if self.is_resumed and classes and (changed := find_changed_label(self.path, classes, names)):
             was, now = changed
@@ -134,7 +134,7 @@ class RunDirectory:
             )
 
     def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
-        """Loads the newest readable checkpoint into `state`; returns messages for the user, and whether the run is new.
+        """Loads the newest readable checkpoint into `state`; returns texts for the user, and whether the run is new.
 
         RunError is raised if the folder has checkpoints, but none of them can be read.
         """
@@ -167,7 +167,7 @@ class RunDirectory:
         return messages
 
     def read_finished_summary(self) -> dict[str, Any] | None:
-        """Returns the content of summary.json, and prints a message, if the run has taken all steps; otherwise None."""
+        """If the run has taken all steps, prints a message and returns the content of summary.json; otherwise None."""
         step = self._begun
         if step < self._config.training.steps:
             return None
@@ -185,7 +185,7 @@ class RunDirectory:
         """Loads the best weights of another run into the model; `run` is a folder or the name of pretrained weights.
 
         A model with labels may start from a run without labels. The weights that depend on labels then keep their
-        initial values. If z is a function of the label, the encoder and prior of the other run are not loaded.
+        initial values. If z is a function of the label, encoder and prior of the other run are not loaded.
 
         Raises:
             ConfigError: where architecture or labels differ in any other way.
@@ -211,7 +211,7 @@ class RunDirectory:
         load_weights(run, state.model, averaged=other.training.ema_decay > 0, names=names)
 
     def write_run_files(self, label_names: Sequence[str] = ()) -> int:
-        """Writes config.json and labels.json, opens the log, and returns how many damaged rows the log had.
+        """Writes config.json and labels.json, opens the log, and returns how many damaged lines the log had.
 
         RunError is raised if another program has started a run in the folder since `require_same_run`.
         """
@@ -225,9 +225,10 @@ class RunDirectory:
         return self.log.open(self._begun, is_last=self._begun >= self._config.training.steps)
 
     def save_training_state(self, state: TrainingState, step: int, overwrite: bool = True) -> None:
-        """Writes `state` as the checkpoint of `step`; with `overwrite=False`, an existing checkpoint stays.
+        """Writes `state` as the checkpoint of `step`; with `overwrite=False`, an existing checkpoint of `step` stays.
 
         After SIGTERM use `overwrite=False`: a SIGKILL may follow and interrupt the replacement of a good checkpoint.
+        FileNotFoundError is raised if somebody has removed config.json or the run folder.
         """
         if not (self.path / CONFIG).is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
@@ -240,7 +241,7 @@ class RunDirectory:
         self.checkpoints.write_checkpoint("best", step, {"model": state.group_checkpoint_variables()["model"]})
 
     def load_best_weights(self, state: TrainingState) -> None:
-        """Loads the run's best weights into the model, or the newest readable weights if the best are damaged."""
+        """Loads the run's best weights into the model, or its newest readable weights if the best are damaged."""
         self.loaded_step = load_weights(self.path, state.model, averaged=self._config.training.ema_decay > 0)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 
 from tfdecouple.errors import RunError
 
-# Signals that stop a run. A closed terminal sends SIGHUP, which some systems lack.
+# Signals that stop a run. A terminal that is closed sends SIGHUP; Windows does not have this signal.
 _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -38,7 +38,7 @@ class StopRequest:
         self._raises = False
 
     def __enter__(self) -> StopRequest:
-        """Installs the signal handlers if in the main thread (Python forbids it elsewhere); returns the context."""
+        """Installs the signal handlers (only in the main thread, as Python demands) and returns this object."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 # SIGHUP stays ignored in a program under nohup, which must survive the end of its terminal.
@@ -58,7 +58,7 @@ class StopRequest:
     def stop_at_once(self, where: str) -> Iterator[None]:
         """Returns a context that raises InterruptedRunError as soon as a signal comes, or at once if one has come.
 
-        Save the state before. The message is "stopped by", the name of the signal, and `where`.
+        The state must have been saved before. The message is "stopped by", the signal's name, and the text `where`.
         """
         try:
             if self.reason:

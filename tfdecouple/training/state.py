@@ -14,7 +14,7 @@ from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.run_folder import list_averaged_weights
 from tfdecouple.training.optimizer import Optimizer
 
-# Fields of `StepResult`. Each row of the log has their means over the steps since the row before.
+# Fields of `StepResult`. A row of training metrics in the log has their means over the steps since the row before it.
 RUNNING_MEANS = (
     "bits_per_dim",
     "reconstruction",
@@ -61,7 +61,7 @@ class TrainingState:
         self.refused_error = tf.Variable(np.float32(0), trainable=False)
 
     def group_checkpoint_variables(self) -> dict[str, Mapping[str, Any]]:
-        """Returns the variables of a checkpoint as a dict of dicts, by group and name; "model" has the weights."""
+        """Returns the variables for a checkpoint, a dict of dicts by group and name; group "model" has the weights."""
         counters = ("step", "updates", "skipped", "best_step", "best_bits_per_dim", "window")
         return {
             "model": self._named,
@@ -76,7 +76,7 @@ class TrainingState:
         return all(np.isfinite(variable.numpy()).all() for variable in self._named.values())
 
     def count_step(self, result: Any) -> None:
-        """Counts a step and adds its metrics (`result`, a `StepResult`) to running sums, within the step's graph."""
+        """Updates the counters and running sums by a step's `result` (a `StepResult`), in the graph of the step."""
         metrics = tf.stack([getattr(result, name) for name in RUNNING_MEANS])
         is_finite = tf.math.is_finite(metrics)
         running = tf.equal(self.halted, 0)

@@ -19,7 +19,7 @@ from tfdecouple.model.gradient import Share, differentiate_bound, judge_step, pu
 from tfdecouple.runtime.precision import full_float32, tensor_float_32
 from tfdecouple.training.state import TrainingState
 
-# Learning rate at which the warm-up begins in the paper's code.
+# Learning rate of the first update of the warm-up, as in the paper's code.
 WARMUP_START = 1e-7
 
 
@@ -33,7 +33,7 @@ class StepResult(NamedTuple):
         learning_rate: the learning rate of the step.
         applied: whether the update was applied. It is not applied if the loss or the gradient norm is not finite,
             `inversion_error` is above its bound, or training has halted.
-        stop: a number above 0 if any worker was asked to stop; all workers have the same number.
+        stop: above 0 if a signal has asked any worker to stop; the value is the same in all workers.
         inversion_error: error of the activations that `training.memory=invert` reconstructs; 0 in other modes. The
             error at the input of a stage is the largest difference divided by the largest activation. An image's
             errors are summed over the stages, and the largest sum of any image in the batch is reported.
@@ -75,7 +75,7 @@ class TrainStep:
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
         self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
-        # AutoGraph would need seconds to search loops over a thousand variables for control flow, so it is off.
+        # AutoGraph is off, because it would search loops over a thousand variables for control flow, for seconds.
         self._whole = tf.function(self._take_undivided_step, autograph=False)
         self._start = tf.function(self._make_zero_sums, autograph=False)
         self._add = tf.function(self._add_micro_batch, autograph=False)
@@ -87,10 +87,10 @@ class TrainStep:
         The graph of the step has no `tf.cond`, because the host would have to wait for the value of the condition.
 
         Args:
-            micro_batches: the images of each micro-batch, uint8, as one tensor per device; for a model with labels,
-                pairs of images and labels.
-            step: number of steps before this one.
-            stop: whether this process was asked to stop.
+            micro_batches: a list with the images of each micro-batch, uint8, one tensor per device; for a model with
+                labels, pairs of images and labels.
+            step: count of training steps before this one.
+            stop: whether a signal has asked this process to stop.
         """
         step, stop = tf.constant(step, tf.int32), tf.constant(float(stop))
         with tensor_float_32() if self._training.precision == "tf32" else full_float32():
@@ -128,7 +128,7 @@ class TrainStep:
         return self._apply_device_results(self._strategy.run(split, args=(sums,)), stop)
 
     def _compute_device_result(self, examples: Any, step: tf.Tensor, number: Any) -> Share:
-        """Returns this device's `Share` (bound and gradients of its images) of micro-batch `number`, counted from 0."""
+        """Returns this device's `Share` (bound and gradients of its images) for the micro-batch with index `number`."""
         training, state = self._training, self.state
         images, labels = examples if state.model.config.has_classes else (examples, None)
         replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32)
@@ -161,9 +161,9 @@ class TrainStep:
         return share
 
     def _augment_images(self, images: tf.Tensor, seed: tf.Tensor, own: slice) -> tf.Tensor:
-        """Returns the device's training images with noise, and some replaced by patterns, as the config tells.
+        """Returns this device's training images with noise, and with some replaced by patterns, if options say so.
 
-        Patterns are synthetic images: noise and checkerboards. `own` is the slice of the batch with these images.
+        Patterns are synthetic images: noise and checkerboards. `own` is the slice of the whole batch with `images`.
         """
         training, updates = self._training, self.state.updates
         shape = [training.batch_size, *images.shape[1:]]
@@ -178,9 +178,9 @@ class TrainStep:
         return images
 
     def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
-        """Adds up the devices' results, updates the weights if the sum is finite and exact, and returns the result."""
+        """Sums the devices' results, updates the weights unless the sums are unusable, and returns a `StepResult`."""
         training, state = self._training, self.state
-        # All workers must take part in this collective sum, so steps that are not applied have it, too.
+        # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
         total = self._sum_device_results(shares)
         # `reduce` accepts only values with one tensor per device, so `run` first copies the flag to each device.
         stop = self._strategy.reduce(
@@ -234,8 +234,8 @@ class TrainStep:
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the learning rate after `update` updates, a float32 scalar.
 
-    The rate rises linearly from 1e-7 to `learning_rate` over `warmup_steps` updates. Then each update multiplies it by
-    `decay_rate`.
+    The rate rises linearly from 1e-7 to `learning_rate` over `warmup_steps` updates. Then each update multiplies the
+    rate by `decay_rate`.
     """
     # The power is computed in float64, because a rounding error of 0.999997 in float32 grows in its millionth power.
     update = tf.cast(update, tf.float64)
@@ -248,8 +248,8 @@ def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tenso
 def compute_kl_weight(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
     """Returns the weight of the KL term in the loss after `update` updates, a float32 scalar.
 
-    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper it is
-    always 1.
+    The weight rises linearly from 0 to `kl_weight` over `kl_warmup_steps` updates and then stays. In the paper the
+    weight is always 1.
     """
     if not config.kl_warmup_steps:
         return tf.constant(config.kl_weight)
@@ -275,7 +275,7 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     """Returns synthetic images, uint8 of the given shape: half are noise, half are checkerboards of two colours.
 
     The pixels of noise are independent. The fields of a checkerboard are squares with a side of 1, 2, 4, ... pixels, up
-    to one field as large as the image; all sides are equally likely. Half of all images have only the values 0 and 255,
+    to one field that covers the image; all sides are equally likely. Half of all images have only the values 0 and 255,
     and a quarter are grey (all channels are equal). An image depends only on the seed and on the index of the image.
     """
     batch, height, width, channels = shape

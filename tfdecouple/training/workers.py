@@ -125,9 +125,9 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
 
 @functools.cache
 def get_mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    """Returns the MirroredStrategy over some devices, always the same object for the same devices.
+    """Returns the MirroredStrategy over devices, named as in "GPU:0"; always the same object for the same devices.
 
-    TensorFlow tells collective operations apart by numbers, and a second strategy would use the first one's again.
+    TensorFlow tells collective operations apart by numbers; a second strategy would use the numbers of the first again.
     """
     return tf.distribute.MirroredStrategy(list(devices))
 
@@ -163,13 +163,13 @@ def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribu
 
 
 def make_device_input_options() -> tf.distribute.InputOptions:
-    """Returns input options for a distributed dataset: the next batches are copied to the devices during a step."""
+    """Returns input options that make a distributed dataset copy the next batches to the devices during a step."""
     batches = 2 if tf.config.get_visible_devices("GPU") else 1
     return tf.distribute.InputOptions(experimental_per_replica_buffer_size=batches)
 
 
 def require_divisible_batch(config: TrainingConfig, replicas: int) -> None:
-    """Raises ConfigError unless the batch size is a multiple of `replicas` (number of devices) times micro-batches."""
+    """Raises ConfigError unless the batch size is a multiple of `replicas` (devices) times `micro_batches`."""
     slices = replicas * config.micro_batches
     if config.batch_size % slices:
         micro = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
@@ -216,7 +216,7 @@ def convert_lost_worker_errors(rank: int) -> Iterator[None]:
 
 
 class Workers:
-    """The workers (processes) of a run, or this process alone; the methods call functions in them and exchange values.
+    """The workers (processes) of a run, or this process alone: calls functions in all workers and exchanges results.
 
     Every method is a barrier: all workers must call the same methods in the same order. Values are exchanged by one
     collective operation, the sum over devices, which training needs anyway.
@@ -240,8 +240,8 @@ class Workers:
     def call_on_all(self, act: Callable[[], Any]) -> Any:
         """Calls `act` in every process and returns the result of this process.
 
-        Where `act` fails, its error is raised. Where it works but fails in another process, RunError is raised with
-        the message of the first process that failed.
+        If `act` fails in this process, its error is raised. If `act` fails only in others, RunError is raised with the
+        message of the failed process of lowest rank.
         """
         return self._call_and_exchange(act)[0]
 
@@ -292,7 +292,7 @@ class Workers:
             failure = error
             line = one_line(error)
             message = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {line}") or "failed"
-        # `call_on_all` allows results that JSON cannot hold; `default=str` writes those as texts, which nobody reads.
+        # `call_on_all` allows results that JSON cannot hold; `default=str` makes them texts, which no caller uses.
         text = json.dumps(result, default=str) if self.rank == 0 and not failure else "null"
         answers = [json.loads(answer) for answer in self._exchange_texts(json.dumps([message, text]))]
         if failure is not None:
