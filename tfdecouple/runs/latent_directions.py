@@ -23,13 +23,13 @@ class Direction:
     """A direction in z that changes one property of an image.
 
     Adding `vector` to z changes the property by one unit. For a label, the unit is the distance, along the direction,
-    between the mean z of images without the label and the mean z of images with the label. For a number, such as a
-    column of a table, the unit is one standard deviation of the number.
+    between the mean z of images without the label and the mean z of images with the label. For a numeric property,
+    such as a column of a table, the unit is one standard deviation of the property.
 
     Attributes:
         name: the name of the label, of two labels ("coffee to rocket"), or of the column of numbers.
-        method: how the direction was found: "means", the difference of means (for numbers the slope of z), or
-            "classifier", the normal of a regularised linear classifier (for numbers of a ridge regression).
+        method: how the direction was found: "means", the difference between the means of z (numeric property: the
+            slope of z), or "classifier", the normal of a linear classifier (numeric property: of a ridge regression).
         vector: the direction as a vector in z, float32 `[d_z]`.
         figures: metrics on held-out images, and counts of images, by name.
     """
@@ -62,11 +62,11 @@ class Directions:
     directions: tuple[Direction, ...]
 
     def __iter__(self) -> Iterator[Direction]:
-        """Yields all directions in z, in the order in which they were found."""
+        """Yields all directions in z as `Direction`s, in the order in which they were found."""
         return iter(self.directions)
 
     def __len__(self) -> int:
-        """Returns the number of directions in z; a name counts twice if both methods found a direction for it."""
+        """Returns the count of directions in z; a property for which both methods found a direction counts twice."""
         return len(self.directions)
 
     def __getitem__(self, name: str) -> Direction:
@@ -75,7 +75,7 @@ class Directions:
 
     @property
     def names(self) -> list[str]:
-        """The names of the directions in z, a list without repetitions."""
+        """The names of all directions in z, a list of texts in which each name stands once."""
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
     def find(self, name: str, method: str = MEANS) -> Direction:
@@ -89,7 +89,7 @@ class Directions:
     def write(self, folder: pathlib.Path) -> pathlib.Path:
         """Writes directions.json into a run folder and returns the file's path; raises RunError if writing fails."""
         path = folder / FILE
-        # Python writes floats to JSON without loss, so a vector that is read again has the same bits.
+        # Python writes floats to JSON without rounding, so `read` returns exactly the same vectors.
         directions = [
             {"name": one.name, "method": one.method, **one.figures, "vector": one.vector.tolist()}
             for one in self.directions
@@ -103,10 +103,10 @@ class Directions:
 
     @classmethod
     def read(cls, folder: str | pathlib.Path, latent_dim: int) -> Directions | None:
-        """Returns the `Directions` in z of a run folder, which may be untrusted; None if there is no directions.json.
+        """Returns the content of directions.json in a run folder, which may be untrusted; None without this file.
 
         Raises:
-            RunError: where the file is damaged, or a vector has not `latent_dim` entries, the size of the model's z.
+            RunError: where the file is damaged, or a vector has not `latent_dim` entries, the dimensions of z.
         """
         path = pathlib.Path(folder) / FILE
         try:
@@ -130,7 +130,7 @@ class _DirectionEntry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
     name: Annotated[str, pydantic.Field(min_length=1)]
     method: Literal["means", "classifier"]
-    # The bounds exclude numbers that would become infinite in float32.
+    # The bounds exclude numbers that are too large for float32, in which the vector is used.
     vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]
 
 

@@ -41,7 +41,7 @@ class Run:
 
     Attributes:
         path: the path of the run folder, or the name or address of pretrained weights, as the user wrote it.
-        step: number of training steps after which the weights were saved.
+        step: count of training steps after which the weights were saved.
     """
 
     path: str
@@ -101,9 +101,9 @@ class Run:
     def encode_split(
         self, source: Source, split: str, indices: np.ndarray, title: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the means of q(z|x) of some images of a split, float32 `[n, d_z]`, and their labels, int32 `[n]`.
+        """Returns the means of q(z|x) of images in a split, float32 `[n, d_z]`, and the images' labels, int32 `[n]`.
 
-        The indices of the images must be in ascending order; `title` is the text beside the progress bar.
+        `indices` are the positions of the images in the split, in ascending order. `title` labels the progress bar.
         """
         codes, labels, done = [], [], 0
         with Counter(title, len(indices)) as counter:
@@ -148,14 +148,14 @@ class Run:
     ) -> Source:
         """Opens the data set of the run, or the data set `source`, with images in the shape that the model expects.
 
-        Further keywords are options of `DataConfig`; an option that is None keeps the run's value. With `download` TFDS
-        downloads and prepares missing data.
+        `source` has the form of the option `data.source`. Further keywords are other options of `DataConfig`; an option
+        that is None keeps the run's value. With `download` TFDS downloads and prepares missing data.
         """
         data = self.make_data_config(source, data_dir=data_dir, **others)
         return open_source(data, self.config.model.image_shape, download=download)
 
     def make_data_config(self, source: str | None, **others: Any) -> DataConfig:
-        """Returns the `DataConfig` of the data set that `open_source` opens for the same arguments."""
+        """Returns the run's options of the images (`DataConfig`) after changes: the data set `source`, and `others`."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=replace_source(config.data, source))
@@ -219,7 +219,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
     config = config or Config(name=run_name(folder), model=model.config)
     if config.model != model.config:
         raise ConfigError("the config that save_run was given is of another model")
-    # An `ema_decay` above 0 would mark the weights as averages, but nothing shows that the model's weights are.
+    # An `ema_decay` above 0 would mark the weights as averaged over training steps, which is not known here.
     training = dataclasses.replace(config.training, ema_decay=0.0)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -233,7 +233,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
-    """Writes a run folder with the config and one checkpoint: the model's weights, as the best weights of `step`."""
+    """Writes a run folder with a config and one checkpoint, which has the model's weights as the best, of `step`."""
     text = config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write_checkpoint("best", step, {"model": model.named_variables()})
@@ -243,7 +243,7 @@ def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step:
 def load_directions(run: str | pathlib.Path) -> Directions:
     """Returns the `Directions` in z that `python -m tfdecouple directions` found for a run.
 
-    The function does not check whether the run has other weights now than in the search; `Run.directions` does.
+    Unlike `Run.directions`, the function does not check that the directions were found with the run's present weights.
 
     >>> sorted({direction.name for direction in load_directions("photographs")})[:2]
     ['astronaut', 'chelsea']

@@ -49,7 +49,7 @@ def list_pretrained() -> tuple[str, ...]:
 
 
 def find_pretrained(name: str) -> pathlib.Path | None:
-    """Returns the folder of bundled weights, or of weights downloaded from the Hub; None for any other name.
+    """Returns the folder of bundled weights, or of weights downloaded from the Hugging Face Hub; None for other names.
 
     Raises:
         UserError: where the Hub lacks the weights, files differ from the manifest, or the Hub's client is missing.
@@ -78,7 +78,7 @@ class Manifest(pydantic.BaseModel):
 
     @classmethod
     def read(cls, path: pathlib.Path, where: str) -> Self:
-        """Returns the manifest in an untrusted manifest.json; `where` is the name of its folder for error messages.
+        """Returns the manifest in an untrusted manifest.json (`path`); `where` names its folder in error messages.
 
         Raises:
             RunError: where the manifest is damaged, or lacks files that a model needs.
@@ -97,11 +97,11 @@ class Manifest(pydantic.BaseModel):
 
     @property
     def model_files(self) -> dict[str, FileDigest]:
-        """The sizes and digests of the files that a model needs: a dict by path in the folder."""
+        """The size and SHA-256 of each published file that a model needs: a dict by the file's path in its folder."""
         return {name: facts for name, facts in self.files.items() if name not in FOR_PEOPLE}
 
     def require_matching_files(self, folder: pathlib.Path, where: str) -> None:
-        """Raises RunError if a file that a model needs is missing in a folder, or has another size or digest."""
+        """Raises RunError unless `folder` has all files that a model needs, with this manifest's sizes and SHA-256."""
         for name, facts in self.model_files.items():
             path = folder / name
             if not path.is_file():
@@ -113,7 +113,9 @@ class Manifest(pydantic.BaseModel):
 
 
 def parse_hub_address(address: str) -> tuple[str, str | None]:
-    """Splits a Hugging Face Hub address into repository and revision (None: newest commit); else raises UserError.
+    """Splits an address on the Hugging Face Hub into repository and revision (None if the address has no revision).
+
+    UserError is raised for a text that is no such address.
 
     >>> parse_hub_address("hf://ada/faces@v1")
     ('ada/faces', 'v1')
@@ -128,7 +130,7 @@ def parse_hub_address(address: str) -> tuple[str, str | None]:
 def download_weights(address: str) -> pathlib.Path:
     """Downloads weights from the Hub, compares sizes and digests with the manifest, and returns the weights' folder.
 
-    The function raises the errors of `find_pretrained`.
+    UserError is raised if the Hub lacks the weights, files differ from the manifest, or the Hub's client is missing.
     """
     repository, revision = parse_hub_address(address)
     hub = _open_hub_client(address)
@@ -181,7 +183,7 @@ def upload_weights(folder: pathlib.Path, address: str, *, private: bool, message
 
 @contextlib.contextmanager
 def _convert_hub_errors(address: str) -> Iterator[None]:
-    """Returns a context that turns every error of the Hub's client into a RunError of one line."""
+    """Returns a context that turns every error of the Hub's client into a RunError of one line with `address`."""
     try:
         yield
     except UserError:

@@ -34,14 +34,15 @@ _TASK = "unconditional-image-generation"
 
 
 def publish(run: str, to: str, *, licence: str | None = None, name: str | None = None, private: bool = False) -> str:
-    """Publishes the best weights of a run and returns their folder, or the address of their commit on the Hub.
+    """Publishes the best weights of a run; returns the path of their folder, or the address of their commit on the Hub.
 
     Paths of this machine and the state of the training are not published.
 
     Args:
         run: a run folder, or the name or address of pretrained weights.
-        to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository that is made if absent.
-        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None if the card of `run` has one.
+        to: a new or empty folder; or `hf://OWNER/NAME[@BRANCH]`, a repository on the Hub that is made if absent.
+        licence: the licence of the weights, as the Hub names it ("apache-2.0"); None to copy it from the model card
+            (README.md) of `run`.
         name: the name of the model; None for the last part of `to`.
         private: whether a new repository on the Hub is private.
 
@@ -74,7 +75,7 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
 
 
 def _read_licence(run: str) -> str:
-    """Returns the licence that the model card of published weights states; raises UserError if there is none."""
+    """Returns the licence in the model card (README.md) of a run; raises UserError if there is no card or licence."""
     card = find_run_folder(run) / CARD
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
@@ -84,7 +85,7 @@ def _read_licence(run: str) -> str:
 
 
 def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence: str, address: str | None) -> None:
-    """Writes published weights into `folder`: a run folder with a model card and a manifest."""
+    """Writes the run's best weights into `folder`, as a run folder with model card, manifest and no private paths."""
     config = opened.config
     directions = opened.directions() if config.model.has_latent else None
     # The published config must not contain private paths of this machine.
@@ -106,7 +107,7 @@ def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence
         write_json(folder / LABELS, opened.label_names)
     if directions is not None:
         for one in directions:
-            # The name of a direction's data set is not published, because it may be a folder of this machine.
+            # The data set of a direction is not published, because its name may be a private path of this machine.
             one.figures.pop("data", None)
             one.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
@@ -117,7 +118,7 @@ def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence
 
 
 def hide_image_path(text: str, config: Config) -> str:
-    """Returns `text` with the private path of the run's image folder, if it has one, cut down to the folder's name."""
+    """Returns `text` with the path of the config's image folder (if it has one) replaced by the folder's name."""
     option, folder = locate_images(config.data) or ("", "")
     return text.replace(folder, pathlib.Path(folder).name) if option == "data.source" else text
 

@@ -34,13 +34,13 @@ LOCK = ".lock"
 
 
 def is_run_folder(run: str | pathlib.Path) -> bool:
-    """Returns whether `run` means the path of a folder, and not pretrained weights by their name or address."""
+    """Returns whether `run` is to be read as a path of a folder, not as a name or address of pretrained weights."""
     text = str(run)
     return not text.startswith(HUB) and ((pathlib.Path(run) / CONFIG).is_file() or text not in list_pretrained())
 
 
 def find_run_folder(run: str | pathlib.Path) -> pathlib.Path:
-    """Returns the folder of a run; raises the errors of `pretrained.find_pretrained`.
+    """Returns the folder of a run; raises UserError if weights from the Hub are needed and cannot be downloaded.
 
     A run is named by its folder; by the name of bundled weights, such as "photographs", unless a run folder in the
     working directory has the same name; or by an address `hf://OWNER/NAME[@REVISION]`.
@@ -61,7 +61,7 @@ def run_name(run: str | pathlib.Path) -> str:
 
 
 def load_config(run: str | pathlib.Path) -> Config:
-    """Returns the config of a run (see `find_run_folder`), after checking that no links lead out of the folder.
+    """Returns the config in the run folder, name or address `run`, after checking that no link leads out of the folder.
 
     Raises:
         RunError: where the folder is missing or is no run folder.
@@ -84,7 +84,7 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 
 def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
-    """Yields folder, kind ("best", then "step") and step of each checkpoint of a run, the newest of each kind first."""
+    """Yields (folder, "best" or "step", training step) of each checkpoint of a run: first all "best", newest first."""
     folder = CheckpointFolder(find_run_folder(run) / CHECKPOINTS)
     for kind in ("best", "step"):
         for step in folder.list_checkpoint_steps(kind):
@@ -92,7 +92,7 @@ def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolde
 
 
 def require_fitting_weights(run: str | pathlib.Path, planned: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises RunError if the checkpoint to load has other names or shapes of weights than `planned`, shapes by name."""
+    """Raises RunError unless the run's best readable checkpoint has weights with the names and shapes in `planned`."""
     for folder, kind, step in _list_checkpoints(run):
         try:
             stored = folder.read_weight_shapes(kind, step)
@@ -112,8 +112,8 @@ def require_fitting_weights(run: str | pathlib.Path, planned: Mapping[str, tuple
 def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Collection[str] | None = None) -> int:
     """Loads the best weights of a run into a model of the run's config, and returns the step of these weights.
 
-    If the best weights are damaged, the weights in the newest readable checkpoint of the training state are loaded: the
-    averaged weights if the run averages weights (`averaged`). With `names` only the weights with these names are
+    If the best weights are damaged, weights in the newest readable checkpoint of the training state are loaded instead:
+    the averaged ones if `averaged` is true, else the current ones. With `names` only the weights with these names are
     loaded. RunError is raised if no checkpoint can be read.
     """
     variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
@@ -131,12 +131,12 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
 
 
 def list_averaged_weights(model: Any) -> set[str]:
-    """Returns the names of the variables that a training averages: trainable weights and moving statistics."""
+    """Returns the names of the model's variables that a training averages: trainable weights and moving statistics."""
     return {name for name, variable in model.named_variables().items() if variable.dtype == "float32"}
 
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of a run's labels, a tuple of `classes` texts; "0", "1", ... if an imported run has none."""
+    """Returns the names of a run's labels, a tuple of `classes` texts; "0", "1", ... if the run has no labels.json."""
     path = find_run_folder(run) / LABELS
     if not path.is_file():
         return tuple(map(str, range(classes)))
@@ -150,9 +150,9 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 
 
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns the run's name and the new name of the first label that differs in `names`; None if none differs.
+    """Returns the first label with different names in the run and in `names`, a pair of names; None if there is none.
 
-    None is also returned for an imported run, because its labels have no names.
+    None is also returned for a run without labels.json, such as an imported one, because its labels have no names.
     """
     if not (find_run_folder(run) / LABELS).is_file():
         return None
@@ -162,7 +162,7 @@ def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[st
 
 class _TestMetrics(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(strict=True, extra="allow")
-    # summary.json has null instead of NaN and infinities.
+    # The value is None if it was NaN or infinite, because summary.json has null for these.
     bits_per_dim: float | None
     images: int
 
@@ -176,7 +176,7 @@ class _Summary(pydantic.BaseModel):
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of a run's summary.json, a dict; None if it is missing; ValueError if it is damaged."""
+    """Returns the content of a run's summary.json, a dict; None if it is missing. ValueError: it is damaged."""
     path = find_run_folder(run) / SUMMARY
     if not path.is_file():
         return None
@@ -187,13 +187,13 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
-    """Returns the test metrics in a summary; None if not finite or of weights of another step than `step`."""
+    """Returns the test metrics in a summary, a dict; None if missing, not finite, or not of the weights of `step`."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
 
 
 def describe_unknown_data(config: Config) -> str:
-    """Returns the text "data unknown", with the description in the config if there is one."""
+    """Returns "data unknown" for a model with unknown training images, and in brackets the config's description."""
     return f"data unknown ({config.description})" if config.description else "data unknown"
 
 
