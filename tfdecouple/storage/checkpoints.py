@@ -43,24 +43,24 @@ class CheckpointFolder:
         self.keep = keep
 
     def list_checkpoint_steps(self, kind: str = "step") -> list[int]:
-        """Returns the training steps of all checkpoints of a kind, "step" or "best", the newest first."""
+        """Returns the training steps of all complete checkpoints whose kind is "step" or "best", the newest first."""
         if not self.path.is_dir():
             return []
         matches = (_INDEX_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
         return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
 
     def checkpoint_path(self, kind: str, step: int) -> str:
-        """Returns the path of a checkpoint for TensorFlow: the path of the checkpoint's files without their endings."""
+        """Returns the path by which TensorFlow names a checkpoint: that of the checkpoint's files without an ending."""
         return str(self.path / f"{kind}-{step:09d}")
 
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Writes `groups`, variables by group and name, as a checkpoint; removes old checkpoints of its kind.
+        """Writes a checkpoint of variables, a dict of dicts by group and name; removes old checkpoints of its kind.
 
         Of the kind "step" the newest `keep` checkpoints stay; of the kind "best" only the new one stays.
 
-        The files are written under other names and renamed when they are complete, the index last: a listed checkpoint
-        is complete even if the program is killed at any moment. RunError is raised if the files cannot be written (a
-        full disk, no permission); older checkpoints then stay.
+        The files are written under temporary names and renamed when they are complete, the index last. So a checkpoint
+        that is listed is complete, even if the program is killed at any moment. RunError is raised if the files cannot
+        be written (a full disk, no permission); older checkpoints then stay.
         """
         unfinished = f".{kind}-{step:09d}"
         try:
@@ -88,7 +88,7 @@ class CheckpointFolder:
                 self.remove_checkpoint(kind, other)
 
     def read_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
-        """Loads the values in a checkpoint into `groups`, variables by group and name.
+        """Loads values from a checkpoint into the variables in `groups`, a dict of dicts by group and name.
 
         Raises:
             DamagedCheckpointError: where files are incomplete or do not match their checksums.
@@ -110,7 +110,7 @@ class CheckpointFolder:
             ) from error
 
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
-        """Returns a dict from names to shapes of the model's weights in a checkpoint, without reading the weights.
+        """Returns the shapes of the model's weights in a checkpoint, a dict by name, without reading the weights.
 
         DamagedCheckpointError is raised if the index cannot be read, or if the weights have more bytes than the files.
         """
@@ -139,7 +139,7 @@ class CheckpointFolder:
             data.unlink(missing_ok=True)
 
     def remove_remains(self) -> None:
-        """Removes what interrupted writes have left in the folder: temporary folders and data files without index."""
+        """Removes from this folder what interrupted writes have left: temporary folders, data files without index."""
         complete = {f"{kind}-{step:09d}" for kind in ("step", "best") for step in self.list_checkpoint_steps(kind)}
         for entry in self.path.iterdir() if self.path.is_dir() else ():
             if not _FILE_NAMES.fullmatch(entry.name):
@@ -151,12 +151,12 @@ class CheckpointFolder:
 
 
 class DamagedCheckpointError(RunError):
-    """The error for a checkpoint with incomplete or corrupted files."""
+    """The error of reading a checkpoint whose files are incomplete or corrupted."""
 
 
 @contextlib.contextmanager
 def _convert_read_errors(prefix: str) -> Iterator[None]:
-    """Returns a context that turns errors while reading a checkpoint into DamagedCheckpointError."""
+    """Returns a context that turns errors while reading the checkpoint `prefix` into DamagedCheckpointError."""
     try:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
@@ -164,7 +164,7 @@ def _convert_read_errors(prefix: str) -> Iterator[None]:
 
 
 def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:
-    """Returns a `tf.train.Checkpoint` of `groups`, variables by group and name."""
+    """Returns a `tf.train.Checkpoint` of the variables in `groups`, a dict of dicts by group and name."""
     # Keras' variables are unwrapped, because `tf.train.Checkpoint` accepts TensorFlow's variables only.
     return tf.train.Checkpoint(
         **{

@@ -22,10 +22,10 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 # Pattern of the names of temporary files, which a program leaves behind if it is killed while it writes.
 TEMPORARY = ".*.tmp"
 
-# Pattern of a list of numbers in indented JSON. It matches in no JSON string, because these have no line breaks.
+# Pattern of a list of numbers in indented JSON. It matches in no JSON string, because JSON strings have no line breaks.
 _NUMBER_LIST = re.compile(r'\[\n([^][{}"]*)\]')
 
-# JSON with lists and dicts nested deeper than this is refused; files of this project are nested less deeply.
+# JSON whose lists and dicts are nested more deeply than this is refused; files of this project need fewer levels.
 _MOST_NESTING = 50
 
 
@@ -107,7 +107,7 @@ def parse_json(text: str | bytes) -> Any:
 
 @contextlib.contextmanager
 def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Returns a context with a hidden path beside `path`; a file that still has the hidden path at the end is removed.
+    """Returns a context with a hidden path beside `path`; a file that is still there at the end is removed.
 
     Write the file to the hidden path, then call `move_into_place`. The folder of `path` is made if it is missing.
     """
@@ -122,7 +122,7 @@ def temporary_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def move_into_place(temporary: pathlib.Path, path: pathlib.Path) -> None:
     """Flushes a file made with `temporary_file` to the disk (fsync), then renames the file to `path`.
 
-    If that raises OSError, for example for a full disk, an old file at `path` stays unchanged.
+    If flushing raises OSError, as for a full disk, an old file at `path` stays unchanged.
     """
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -136,7 +136,7 @@ def hash_file(path: pathlib.Path) -> str:
 
 
 class FileDigest(pydantic.BaseModel):
-    """The size of a file in bytes and its SHA-256, hexadecimal, for a manifest."""
+    """The size of a file in bytes, and the hexadecimal SHA-256 of its content, as they stand in a manifest.json."""
 
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True)
     bytes: Annotated[int, pydantic.Field(ge=0)]
@@ -144,7 +144,7 @@ class FileDigest(pydantic.BaseModel):
 
     @classmethod
     def from_file(cls, path: pathlib.Path) -> Self:
-        """Returns the size and the SHA-256 of a file."""
+        """Returns a `FileDigest` with the size and the SHA-256 of the file at `path`."""
         return cls(bytes=path.stat().st_size, sha256=hash_file(path))
 
 
@@ -161,7 +161,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes values to a file as indented JSON, completely or not at all; a list of numbers stands in one line.
+    """Writes values to a file as indented JSON, completely or not at all; each list of numbers stands in one line.
 
     NaN and infinities become null, because JSON has no such numbers.
     """
