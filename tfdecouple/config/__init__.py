@@ -1,6 +1,6 @@
 """The config of a run with all its options, as frozen dataclasses that are read from JSON and written as JSON.
 
-A `Config` holds the options of model, data and training, and a description; from it a run can be repeated. `override`
+A `Config` holds all options of model, data and training that are needed to repeat a run. The function `override`
 changes single options by their dotted names, as `--set model.latent_dim=32` does. An unknown name or an impossible
 combination raises a `ConfigError` of one line that names the value.
 """

@@ -26,13 +26,13 @@ class DataConfig:
         pad_and_crop: number of pixels by which training images are reflect-padded at each side, before a random crop
             to their old size; 0 for none.
         centre_crop: side in pixels of the square that is cut from the centre of an image before resizing; 0 for the
-            largest square. If `model.image_shape` is no square, the cut has its proportions, and this is the shorter
-            side.
+            largest square. If `model.image_shape` is no square, a rectangle of its proportions is cut, whose shorter
+            side is `centre_crop`.
         validation_examples: number of training images to hold out if a data set has no validation split.
         on_bad_image: what happens at an image that cannot be read: "stop" the program, or "skip" the image and count
             it.
-        cache_gib: largest size, in GiB, of decoded images that are kept in memory; a larger data set is decoded anew
-            in each epoch.
+        cache_gib: size limit, in GiB, for keeping all decoded images in memory; a larger data set is decoded anew in
+            each epoch.
         photographs: names of the sample photographs to use (docs/data.md).
         photograph_crops: number of training crops of the sample photographs.
     """

@@ -19,8 +19,8 @@ from tfdecouple.config.values import (
 )
 from tfdecouple.transforms import TRANSFORMS
 
-# "module:class" of each further layer of a flow step, by name. These are texts, because importing the modules would
-# import TensorFlow.
+# Class of each further layer of a flow step, by name. A class is written as the text "module:class", because importing
+# its module would import TensorFlow.
 STEP_LAYERS = {
     "sinh_arcsinh": "tfdecouple.layers.elementary_layers:SinhArcsinh",
 }
@@ -147,7 +147,7 @@ class ModelConfig:
             self._check_encoder("dequantization_encoder_channels", "the encoder of the dequantisation")
 
     def _check_labels(self) -> None:
-        """Raises ConfigError if the options for labels contradict each other."""
+        """Raises ConfigError if `prior`, `classes`, `class_probabilities` and `conditioning` contradict each other."""
         if self.prior == "classes":
             require(
                 self.classes >= 1, "model.prior is 'classes' and model.classes is 0; give the number of labels there"
@@ -166,7 +166,7 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Raises ConfigError if no flow can be built from the options; their prefix is "" or "dequantization_"."""
+        """Raises ConfigError if no flow can be built from `steps`, `hidden_channels`, `factors` with this prefix."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -206,14 +206,14 @@ class ModelConfig:
             )
 
     def _check_encoder(self, name: str, network: str) -> None:
-        """Raises ConfigError unless images can be halved once per level; the option `name` has an entry per level."""
+        """Raises ConfigError unless images can be halved as often as the option `name` has entries (one per level)."""
         levels = len(getattr(self, name))
         require(levels >= 1, f"model.{name} is empty; give one number per level")
         require(levels <= MOST_LEVELS, f"model.{name} has {levels} levels; there can be {MOST_LEVELS} at most")
         self._check_halving(2**levels, f"{network} halves", f"model.{name}")
 
     def _check_halving(self, scale: int, halve: str, option: str) -> None:
-        """Raises ConfigError unless height and width of the images are multiples of `scale`, a power of 2."""
+        """Raises ConfigError unless height and width of the images (`image_shape`) are multiples of `scale`."""
         *sides, channels = self.image_shape
         nearest = [*(-(-side // scale) * scale for side in sides), channels]
         require(
@@ -233,7 +233,7 @@ class ModelConfig:
 
     @property
     def bound_of_scales(self) -> float | None:
-        """The option `alpha`, which bounds the scales of affine couplings; None if all couplings are additive."""
+        """The option `alpha`, a float that bounds the scales of couplings; None if all couplings are additive."""
         return None if self.transform == self.multiscale_transform == "additive" else self.alpha
 
     @property
@@ -248,12 +248,12 @@ class ModelConfig:
 
     @property
     def has_classes(self) -> bool:
-        """Whether the model is conditioned on labels of the images."""
+        """Whether the model is conditioned on labels of the images (`classes` is above 0)."""
         return self.classes > 0
 
     @property
     def label_shares(self) -> tuple[float, ...]:
-        """The probability p(y) of each label, up to a common factor: a tuple, empty for a model without labels."""
+        """The probability p(y) of each label, up to a common factor: a tuple of floats; () without labels."""
         return self.class_probabilities or (1.0,) * self.classes
 
     @property
@@ -263,17 +263,17 @@ class ModelConfig:
 
     @property
     def n_bins(self) -> int:
-        """The number of bins to which each value of a pixel is quantised, `2**n_bits`."""
+        """The count of bins to which each colour value of a pixel is quantised, `2**n_bits`."""
         return 2**self.n_bits
 
     @property
     def levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages (runs of flow steps of one shape) of each level of the flow: a tuple of `StagePlan`s per level."""
+        """The plans of the stages (flow steps of one shape) of each level of the flow: a tuple of tuples, by level."""
         return plan_flow_levels(self.image_shape, self.steps, self.hidden_channels, self.factors)
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages of each level of the dequantisation flow, as for `levels`; () if the noise u is uniform."""
+        """The stages of each level of the dequantisation flow, a tuple of tuples; () if the noise u is uniform."""
         if not self.has_dequantizer:
             return ()
         widths, factors = self.dequantization_hidden_channels, self.dequantization_factors

@@ -29,9 +29,9 @@ _PRESETS = pathlib.Path(__file__).parents[1] / "presets"
 
 # Largest number of bytes of a config's name. A folder gets this name, and file systems accept 255 bytes.
 _NAME_BYTES = 200
-# Larger config files (in bytes) are refused as damaged or malicious; ordinary ones have some kilobytes.
+# Config files of more bytes are refused as damaged or malicious; usual files have some kilobytes.
 _MOST_BYTES = 2**18
-# Pattern of an entry "name: meaning" or "name, name: meaning", of one or more lines, in the Attributes of a docstring.
+# Pattern of an entry in the Attributes of a docstring: "name: meaning" or "name, name: meaning", on one or more lines.
 _ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 
 
@@ -127,7 +127,7 @@ def make_unknown_option_error(name: str) -> ConfigError:
 
 
 def override(config: Config, assignments: Iterable[str]) -> Config:
-    """Returns a config with some options changed by texts "NAME=VALUE"; VALUE is JSON, or else taken as a text.
+    """Returns a copy of `config` with options changed by texts "NAME=VALUE"; a VALUE that is no JSON is a plain text.
 
     >>> changed = override(Config(), ["model.latent_dim=32", "training.precision=tf32"])
     >>> changed.model.latent_dim, changed.training.precision
@@ -149,7 +149,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
         try:
             value = parse_json(text)
         except ValueError:
-            # `parse_json` refuses integers beyond 64 bits. As floats they get a clearer error: that they are too large.
+            # `parse_json` refuses integers of over 64 bits. A float gets a clearer error: that the value is too large.
             value = float(text) if text.strip().removeprefix("-").isdecimal() else text
         section = values
         *path, last = name.split(".")
@@ -160,7 +160,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
 
 def list_option_names() -> tuple[str, ...]:
-    """Returns the dotted names of all options, such as "model.latent_dim"."""
+    """Returns the names of all options, a tuple of texts with the section before a dot, such as "model.latent_dim"."""
     names = []
     for name, section in typing.get_type_hints(Config).items():
         is_section = dataclasses.is_dataclass(section)
@@ -169,7 +169,7 @@ def list_option_names() -> tuple[str, ...]:
 
 
 def describe_options() -> dict[str, str]:
-    """Returns the help text of each option, one line from the docstring of the config class, by dotted name.
+    """Returns the help texts of all options by dotted name, each one line from the docstring of a config class.
 
     >>> describe_options()["model.steps"][:30]
     'flow steps of each level. The '
@@ -198,7 +198,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def load_preset(name: str) -> Config:
-    """Returns the config of a preset; raises ConfigError for an unknown name, with the most similar name of a preset.
+    """Returns the config of a preset; for an unknown name raises ConfigError, which suggests the most similar preset.
 
     >>> load_preset("cifar10").model.latent_dim
     64
@@ -211,7 +211,7 @@ def load_preset(name: str) -> Config:
 
 
 def describe_config(config: Config) -> str:
-    """Returns a text with the name of a config and the options of the model that differ from the preset of this name.
+    """Returns the name of a config, with the options of the model that differ from the preset of this name (if any).
 
     >>> describe_config(override(load_preset("quickstart"), ["model.latent_dim=64", "training.steps=5"]))
     'quickstart with model.latent_dim=64'

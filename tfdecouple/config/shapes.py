@@ -1,6 +1,6 @@
 """The shapes of images, and of the feature maps in flows and encoders, level by level.
 
-The config uses these functions for its checks, and the networks are built by their results.
+The config uses these functions for its checks, and the networks are built from the functions' results.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ RGB_CHANNELS = 3
 # Pillow's name of the image mode for each number of channels that image files can have.
 PILLOW_MODES = {1: "L", RGB_CHANNELS: "RGB"}
 
-# Smallest number of channels at the first level. Images with fewer channels are squeezed first: a coupling cannot split
-# one channel, and of two channels all couplings would split off the same one.
+# Smallest count of channels at the first level. Images with fewer channels are squeezed first: a coupling cannot split
+# one channel, and has only one way to split two channels, while successive couplings must split in different ways.
 LEAST_CHANNELS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """The plan of a stage: flow steps with equal numbers of channels, after which some channels may leave the flow.
+    """The plan of a stage: flow steps on feature maps of one shape, after which some channels may leave the flow.
 
     Attributes:
         name: prefix of the names of the stage's layers, such as `level_0_part_0`.
@@ -47,12 +47,12 @@ class StagePlan:
 
     @property
     def remaining(self) -> int:
-        """The number of channels that stay in the flow after the stage."""
+        """The count of channels that stay in the flow after the stage."""
         return self.channels - self.dropped
 
     @property
     def positions(self) -> int:
-        """The number of positions in a feature map of the stage, height times width."""
+        """The count of positions in a feature map of the stage, height times width."""
         return self.height * self.width
 
     @property
@@ -102,7 +102,7 @@ def describe_images(image_shape: Shape) -> str:
 
 
 def is_squeezed_first(channels: int) -> bool:
-    """Returns whether a flow squeezes images with so many channels (2 x 2 pixels become channels) before level 0."""
+    """Returns whether a flow turns 2 x 2 pixels into channels before level 0, for images with so few channels."""
     return channels < LEAST_CHANNELS
 
 
@@ -177,7 +177,7 @@ def plan_map_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ..
     """Returns the blocks of a network from an image to a feature map with the image's height and width.
 
     The blocks of an encoder come first. Then each level, in reverse order, has two blocks of transposed convolutions.
-    The second doubles height and width and has the channels of the level before, or at level 0 `map_channels`.
+    The second one doubles height and width; its output has the channels of the next level, or at the end `map_channels`.
 
     >>> [(block.name, block.planes, block.strides) for block in plan_map_blocks((8, 16), 4)[4:]]
     [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]
@@ -201,7 +201,7 @@ def name_flow_steps(count: int, prefix: str = "") -> tuple[str, ...]:
 
 
 def halve_channels(channels: int) -> tuple[int, int]:
-    """Returns how many channels a coupling leaves unchanged, and how many it changes: half of all, rounded down.
+    """Returns how many of `channels` a coupling leaves unchanged, and how many it changes: half, rounded down.
 
     >>> halve_channels(7)
     (4, 3)

@@ -22,7 +22,7 @@ BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 # Largest value of an option of each type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# Texts on the values that an option accepts, by type of pydantic's error; the error's bounds replace the braces.
+# What an option must be, by the type of pydantic's error; bounds in the error, such as `ge`, replace the braces.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -59,9 +59,9 @@ def require_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def validate_options(config: Any, prefix: str = "") -> None:
-    """Checks all options of a config, and converts each value to the type of its option, in place.
+    """Checks all options of a config, and converts each value in place to the type that its option declares.
 
-    Sections of the config, such as `model`, are skipped, because each has checked itself when it was made.
+    Sections of the config, such as `model`, are skipped, because each section was checked when it was made.
 
     Raises:
         ConfigError: where a value has a wrong type or is out of its range, or a list has a name twice.
@@ -101,7 +101,7 @@ def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]
 
 
 def _describe_accepted_values(error: Mapping[str, Any]) -> str:
-    """Returns which values an option accepts, a text such as "at least 1", given pydantic's error for another value."""
+    """Returns a text on the values that an option accepts, such as "at least 1", from pydantic's error (its dict)."""
     if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
         return f"at most {_LARGEST[int]:.2g}"
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
@@ -117,7 +117,7 @@ def _convert_numbers(value: Any, name: str) -> Any:
         return tuple(_convert_numbers(inner, f"{name}[{index}]") for index, inner in enumerate(value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         largest = _LARGEST[int if isinstance(value, numbers.Integral) else float]
-        # NaN passes this comparison; pydantic refuses NaN when it checks the range.
+        # NaN passes this comparison, but pydantic then refuses NaN when it checks the option's range.
         number: Any = value
         require(not abs(number) > largest, f"{name} is {format_value(value)}; it must be at most {largest:.2g}")
         is_whole = isinstance(value, numbers.Integral) or (abs(number) <= _LARGEST[int] and number == int(number))
