@@ -177,7 +177,7 @@ def plan_map_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ..
     """Returns the blocks of a network from an image to a feature map with the image's height and width.
 
     The blocks of an encoder come first. Then each level, in reverse order, has two blocks of transposed convolutions.
-    The second one doubles height and width; its output has the channels of the next level, or at the end `map_channels`.
+    The second one doubles height and width; its output has the channels of the next level, at the end `map_channels`.
 
     >>> [(block.name, block.planes, block.strides) for block in plan_map_blocks((8, 16), 4)[4:]]
     [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]
