@@ -52,8 +52,8 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Returns a Markdown table as a text; `format_cell` formats each value in `header` and `rows`."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(format_cell(value) for value in line) + " |" for line in lines)
+    first, *others = ("| " + " | ".join(format_cell(value) for value in line) + " |" for line in [header, *rows])
+    return "\n".join([first, "|" + "---|" * len(header), *others])
 
 
 def format_cell(value: Any) -> str:
