@@ -142,7 +142,7 @@ def judge_exactness(alpha: float | None, n_bits: int, formats: Mapping[str, Any]
 
 
 def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns {format: entry}, for formats whose files exist, from the model card of `folder`; {} if it is invalid."""
+    """Returns {format: entry in the model card} for formats whose files exist in `folder`; {} for an invalid card."""
     try:
         formats = read_json(folder / JSON_NAME, 2**24)["formats"]
         return {

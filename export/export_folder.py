@@ -239,7 +239,7 @@ class Staging:
                     folder.rmdir()
 
     def _restore_folders(self, remains: pathlib.Path) -> None:
-        """Moves folders back from the hidden folder `remains` if the export that moved them did not replace them."""
+        """Moves old folders from the hidden folder `remains` back into the export folder, unless new ones are there."""
         for old in remains.glob(f"{_OLD}*"):
             target = self.folder / old.name.removeprefix(_OLD)
             if not target.exists():

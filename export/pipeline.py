@@ -150,7 +150,7 @@ def export(config: ExportConfig, report: Callable[[str], Any] = print) -> list[p
 
 
 class _Exporter:
-    """One export: the constructor opens the run, and the methods build, verify and publish the files."""
+    """Carries out one export: the constructor opens the run, and the methods build, verify and publish the files."""
 
     def __init__(self, config: ExportConfig, report: Callable[[str], Any]):
         self._config = config

@@ -29,7 +29,7 @@ Output = tuple[tf.Tensor, LogDet]
 
 
 class DeployedLinear(Deployed):
-    """A linear map of an export, plus a bias: a zero-padded convolution of images, or a matrix product of vectors.
+    """A linear map with a bias in an export: a zero-padded convolution of images, or a matrix that multiplies vectors.
 
     `kernel` is float64: `[height, width, inputs, outputs]`, or for vectors `[inputs, outputs]`. If `unsqueezes` is
     true, each group of four output channels becomes a block of 2 x 2 pixels.

@@ -68,7 +68,7 @@ def fold_step(step: FlowStep, name: str, layout: Layout, conditioning: Condition
 
 
 def fold_factor_out(layer: FactorOut, name: str, layout: Layout, conditioning: Conditioning) -> DeployedSequence:
-    """Returns the layers of an export before channels leave the flow: a linear map, a coupling and an actnorm."""
+    """Returns an export's form of `layer`, after which channels leave the flow: linear map, coupling and actnorm."""
     matrix = to_float64(layer.mixing.kernel)
     channels = len(matrix)
     layers = [

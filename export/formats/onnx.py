@@ -20,7 +20,7 @@ from export.provenance import read_version
 
 # The version of the ONNX operators: the highest that tf2onnx writes; ONNX Runtime reads it on all platforms.
 OPSET = 18
-# The optimiser passes of tf2onnx that change the graphs of endpoints, in tf2onnx's order. With all of its passes a
+# The optimiser passes of tf2onnx that change the graphs of endpoints, in tf2onnx's order. With all passes of tf2onnx, a
 # conversion would take more than twice as long.
 _PASSES = (
     "TransposeOptimizer", "ConstFoldOptimizer", "MergeDuplicatedNodesOptimizer", "IdentityOptimizer",

@@ -151,7 +151,7 @@ class _ExpectedWeights:
             self._expect(f"{name}/bias", bias)
 
     def _expect_mix(self, step: str, arrays: Arrays) -> None:
-        """Adds the expected weights of a flow step's W (e^s x + b), an actnorm and a matrix W, and of its inverse."""
+        """Adds the expected weights of a flow step's map W (e^s x + b) (actnorm, 1x1 convolution) and its inverse."""
         matrix = arrays["kernel"]
         channels = len(matrix)
         actnorm = self._layers.get(f"{step}/actnorm_1")

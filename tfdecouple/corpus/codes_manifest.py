@@ -17,7 +17,7 @@ from tfdecouple.storage.files import FileDigest, read_model, write_json
 # Name of the manifest's file. It begins with an underscore, so that Arrow and Spark skip the file among the data files.
 MANIFEST = "_manifest.json"
 NO_LABEL = -1
-# Names of the outlier scores of an image. Each is one number, which `tfdecouple.metrics.outliers` computes.
+# Names of the outlier scores of an image. Each score is a scalar, which `tfdecouple.metrics.outliers` computes.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
 # Limits for untrusted manifests: bytes of the manifest, number of code files, and values in the array of one image.
 _MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**28, 10**7, 2**31
@@ -39,7 +39,7 @@ class _Model(pydantic.BaseModel):
 
 
 class Field(_Model):
-    """The name and shape of an array that is stored for each image; the shape () stands for a single number.
+    """The name and shape of an array that is stored for each image; the shape () stands for a scalar.
 
     The name is "z" (posterior mean), "z_std" (standard deviation of the posterior), "v" (local code) or the name of an
     outlier score.

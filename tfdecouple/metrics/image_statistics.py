@@ -59,7 +59,7 @@ class ImageStatistics(Metric):
             )
 
     def compute(self, evaluation: Any) -> Result:
-        """Returns the dict of `compute_image_statistics` for the images of --split, and the lines of a table."""
+        """Returns a `Result`: the dict of `compute_image_statistics` for images of --split, and lines of a table."""
         options, source, opened = self.options, evaluation.source, evaluation.opened
         most = max(_VALUES // math.prod(opened.config.model.image_shape), LEAST)
         images = []
@@ -153,7 +153,7 @@ def compute_image_statistics(
 
     `train` and `images` are uint8 `[n, S, S, 3]`, at least `LEAST` images each. The keys of the result are
     `train_images` and `images` (counts), `dimensions` (d_z), and `statistics`. For each statistic there is `r2`, by the
-    features that predict it, and `switch`, with `z`, `v` and `nearer_to_z`. Each number is {"mean", "standard_error"}.
+    features that predict it, and `switch`, with `z`, `v` and `nearer_to_z`. Each value is {"mean", "standard_error"}.
 
     Raises:
         DataError: if there are fewer than `LEAST` images.
@@ -224,7 +224,7 @@ def _decode_switched_images(model: Any, z: np.ndarray, v: np.ndarray, batch_size
 
 
 def _bootstrap_errors(statistic: Callable[..., Any], *values: np.ndarray, seed: int) -> list[dict[str, float]]:
-    """Returns {"mean": number, "standard_error": bootstrap error} for each number that `statistic(*values)` returns."""
+    """Returns, as a list, {"mean": value, "standard_error": error} of each value that `statistic(*values)` returns."""
     import scipy.stats
 
     errors = scipy.stats.bootstrap(
@@ -267,7 +267,10 @@ def _regress_switch(switched: np.ndarray, of_z: np.ndarray, of_v: np.ndarray, se
     y, a, b = ((each - mean) / scale for each in (switched, of_z, of_v))
 
     def solve_normal_equations(*products: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Returns p and q, `[2, ...]`, of the least-squares fit y = p a + q b; `products` are aa, ab, bb, ay, by."""
+        """Returns p and q, `[2, ...]`, of the least-squares fit y = p a + q b.
+
+        `products` are five arrays, a * a, a * b, b * b, a * y and b * y of all images, which are summed along `axis`.
+        """
         aa, ab, bb, ay, by = (each.sum(axis) for each in products)
         determinant = np.maximum(aa * bb - ab**2, 1e-12)
         return np.stack([(bb * ay - ab * by) / determinant, (aa * by - ab * ay) / determinant])

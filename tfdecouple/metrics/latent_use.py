@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 # A dimension of z is active if its posterior mean varies over images by more than this variance (Burda et al., 2016).
 ACTIVE_VARIANCE = 0.01
-# Largest number of images for the mutual information, whose computing time grows with the square of this number.
+# Largest count of images for the mutual information, whose computing time grows with the square of this count.
 INFORMATION_IMAGES = 4096
 # Largest number of array elements in one step of the mutual information; it limits the memory and changes no result.
 _CHUNK_NUMBERS = 2**21
-# Number of dimensions of z in the printed table; the JSON file has all dimensions.
+# Count of dimensions of z in the printed table; the JSON file has all dimensions.
 _LISTED = 12
 
 
@@ -123,7 +123,8 @@ def compute_latent_use(
     Args:
         model: a `DecoupledModel` with weights, or another density that has the attributes `config`, `prior`,
             `posterior`, `likelihood`, `quantizer`, `nats_to_bits_per_dim` and, if q(u|x) is learned, `dequantize`.
-        batches: a dataset of batches, as for `BoundEvaluator`. The dataset is read 1 + `samples` times.
+        batches: a dataset of dicts of `image` (uint8, `[batch, ...]`), `index` (`[batch]`) and `weight` (`[batch]`, 0
+            for padding). The dataset is read 1 + `samples` times.
         samples: the number of draws of z and of the dequantisation noise u per image, at least 1.
         seed: the seed of the draws and of the permutation that gives an image the z of another image.
         on_batch: a callback that receives, after each batch, the number of images finished in all passes so far.
