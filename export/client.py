@@ -42,7 +42,7 @@ class Model:
         about = self.encoder.get_modelmeta().custom_metadata_map
         self.shape = tuple(json.loads(about["image_shape"]))
         self.size = self.shape[0]
-        self.step = 256 >> int(about.get("n_bits") or 8)  # With n_bits below 8, images decode to images // step * step.
+        self.step = 256 >> int(about.get("n_bits") or 8)  # Below 8 bits, images decode to images // step * step.
         self.crop = int((re.search(r"\d+", about["crop"]) or ["0"])[0])
         inputs = self.encoder.get_inputs()
         self.needs_labels = any(array.name == "labels" for array in inputs)

@@ -274,7 +274,7 @@ class Staging:
             raise
 
     def publish_file(self, built: pathlib.Path, name: str | None = None) -> None:
-        """Renames the file `built` to `name` (None: its name) in the export folder, and so replaces an older file."""
+        """Renames the file `built` to `name` (None: the same name) in the export folder; replaces an older file."""
         target = self.folder / (name or built.name)
         target.parent.mkdir(exist_ok=True)
         os.replace(built, target)

@@ -260,7 +260,7 @@ class DeployedCoupling(Deployed):
         return self._split.merge_channels(x_a, y_b), log_det
 
     def inverse(self, y: tf.Tensor, conditions: Conditions = ()) -> tf.Tensor:
-        """Inverts this coupling: returns y with the transformed half of its channels transformed back."""
+        """Inverts this coupling: returns y with the inverse transform applied to the half that was transformed."""
         y_a, y_b = self._split(y)
         return self._split.merge_channels(y_a, self._make_bijector(y_a, conditions).inverse(y_b))
 

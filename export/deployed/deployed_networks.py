@@ -194,7 +194,7 @@ class DeployedFlow(Deployed):
         return self.layout.unsqueeze(v) if squeezes else v, log_det
 
     def _invert_level(self, depth: int, v: tf.Tensor, conditions: Conditions) -> tf.Tensor:
-        """Returns the input of level `depth` of the flow for v, the output of this level and all deeper levels."""
+        """Inverts the flow's level `depth` and all deeper levels: returns the input for which their output is v."""
         stages, squeezes = self.levels[depth][::-1], depth > 0 or self._squeezes_first
         if squeezes:
             v, conditions = self.layout.squeeze(v), self._squeeze_conditions(conditions)
@@ -256,7 +256,7 @@ class DeployedBlock(Deployed):
 
 
 def fold_blocks(blocks: Sequence[ResNetBlock], name: str, layout: Layout) -> tuple[DeployedBlock, ...]:
-    """Returns the ResNet blocks of an encoder in their form for an export, in the same order; `name` is its path."""
+    """Returns the ResNet blocks of an encoder in their form for an export; `name` is the path of the encoder."""
     return tuple(DeployedBlock(block, f"{name}/{block.name}", layout) for block in blocks)
 
 

@@ -171,7 +171,7 @@ def _compare_round_trips(opened: Runtime, vectors: Arrays, found: Report, size: 
 def _compare_weight_digests(opened: Runtime, vectors: Arrays) -> Iterator[str]:
     """Yields a problem for each weight in the exported files that is not finite float32, and one if too many differ.
 
-    A weight differs if `vectors`, the test vectors, have no equal digest.
+    A weight differs if its digest is not in `vectors`, the test vectors.
     """
     digests = {*vectors[f"weights/{opened.layout}"].tolist()}
     total, equal, others = 0, 0, []

@@ -206,7 +206,7 @@ def _fold_weight_norm(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _as_plain_convolution(kernel: np.ndarray, strides: int) -> np.ndarray:
-    """Returns the kernel of a plain 3 x 3 convolution that equals a transposed convolution with `kernel`."""
+    """Returns the kernel of a 3 x 3 convolution that equals a transposed convolution with `kernel` and `strides`."""
     size, _, outputs, inputs = kernel.shape
     spread = np.zeros((inputs, 3 * strides, 3 * strides, outputs))
     place = slice(strides - size // 2, strides - size // 2 + size)

@@ -14,8 +14,8 @@ import numpy as np
 
 # The relative size of random changes of inputs, which show how much rounding can change the Keras model's answers.
 PERTURBATION = 1e-6
-# If inputs change by `PERTURBATION`, the Keras model's answer changes. This multiple of the change is the tolerance of a
-# file's answer. Files without a fault differed from the model by 0.03 to 1.1 times the change.
+# If inputs change by `PERTURBATION`, the Keras model's answer changes. This multiple of the change is the tolerance of
+# a file's answer. Files without a fault differed from the model by 0.03 to 1.1 times the change.
 FACTOR = 4.0
 # To allow for rounding, each tolerance is raised by this fraction of the magnitude of the answer.
 FLOOR = 2e-6

@@ -234,9 +234,9 @@ class KerasAnswers:
 
     Args:
         model: the model, with weights.
-        unperturbed: None to answer inputs as they are. To answer slightly changed inputs, the `KerasAnswers` that
-            leaves them unchanged; then each value of an input is changed at random, up or down, by a relative
-            `PERTURBATION` (a pixel by this fraction of the range of pixels).
+        unperturbed: None to answer the inputs as they are. Otherwise this object answers slightly changed inputs (each
+            value is changed at random, up or down, by a relative 1e-6, a pixel by this fraction of the range of
+            pixels), and the argument is the `KerasAnswers` that answers the unchanged inputs.
     """
 
     def __init__(self, model: DecoupledModel, unperturbed: KerasAnswers | None = None):
@@ -366,7 +366,7 @@ class KerasAnswers:
         return [None if column[0] is None else np.stack(column) for column in columns]
 
     def _run_in_batches(self, function: Callable[..., Any], *arrays: Optional) -> list[np.ndarray]:
-        """Calls `function` on batches of rows of `arrays`, all of one size; returns its results for all rows."""
+        """Calls `function` on batches of rows of `arrays`, all of one size; returns the joined results of all rows."""
         inputs = [array for array in arrays if array is not None]
         length, pixels = len(inputs[0]), max(math.prod(array.shape[1:3]) for array in inputs if array.ndim in (2, 4))
         at_once = max(2, min(64, _PIXELS_AT_ONCE // pixels))

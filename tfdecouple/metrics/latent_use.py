@@ -163,7 +163,7 @@ def compute_latent_use(
     done = 0
 
     def iterate_batches() -> Iterator[tuple[dict[str, tf.Tensor], np.ndarray]]:
-        """Yields pairs (batch, mask), bool `[batch]`, False for padding; calls `on_batch` with a count of images."""
+        """Yields pairs of a batch and a mask, bool `[batch]`, False for padding; calls `on_batch` after each batch."""
         nonlocal done
         for batch in batches:
             counted = batch["weight"].numpy() > 0
