@@ -158,8 +158,8 @@ def _read_formats(folder: pathlib.Path) -> dict[str, Any]:
 def require_same_model(folder: pathlib.Path, formats: Sequence[str], about: Mapping[str, Any]) -> None:
     """Raises UserError if an export would leave files of two models in the export folder `folder`.
 
-    `formats` are the names of the formats to export, which replace earlier files of these formats. `about` identifies
-    the model to export: a dict with "name", "config_sha256" and "any_size" as in the model card.
+    `formats` are the names of the formats to export; earlier files of all other formats must be of the same model.
+    `about` identifies the model to export: a dict with "name", "config_sha256" and "any_size" as in the model card.
     """
     for name, entry in _read_formats(folder).items():
         if entry["name"] != about["name"] or (name not in formats and any(entry[key] != about[key] for key in _SAME)):

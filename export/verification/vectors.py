@@ -350,7 +350,7 @@ class KerasAnswers:
     ) -> list[Optional]:
         """Returns the arrays that `compute(*inputs)` returns; a row that occurred before comes from a cache.
 
-        `method` names the function in the keys of the cache. Row n of each result depends only on row n of the inputs.
+        `method` names the function in the keys of the cache. Row n of each result belongs to row n of the inputs.
         """
         arrays = [array for array in inputs if array is not None]
         keys = [

@@ -139,8 +139,9 @@ class FolderReader:
     """A reader of the image files below a folder, for workers; keys and labels are those of the data set `folder:PATH`.
 
     `root` is the path of the folder, with a "/" at its end. `image_shape` is the shape to which images are cropped and
-    resized, and `centre_crop` the largest side of the crop in pixels, 0 for no limit. `has_splits` says whether the
-    sub-folders are splits, as they are if one is named "train". `labels` are the names of all labels, sorted.
+    resized, and `centre_crop` the most pixels that the crop keeps along its shorter side, 0 for no limit. `has_splits`
+    says whether the sub-folders are splits, as they are if one is named "train". `labels` are the names of all labels,
+    sorted.
     """
 
     root: str
