@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def run_throughput(phase: str, *arguments: str) -> dict[str, Any]:
-    """Runs `throughput.py` in a new process, and returns the JSON object that it prints, {name: measurement}.
+    """Runs `throughput.py`, which times a model, in a new process; returns its measurements, {name: value}.
 
     `phase` is a kind of work and a batch size: "train16" trains on batches of 16 images.
     """
@@ -67,7 +67,7 @@ def format_cell(value: Any) -> str:
 
 
 def replace_table(document: str, name: str, table: str) -> str:
-    """Returns the text `document` with `table` between the lines `<!-- NAME -->` and `<!-- end NAME -->`.
+    """Returns the text `document` with `table` between the lines `<!-- NAME -->` and `<!-- end NAME -->` (`name`).
 
     Raises:
         UserError: if one of the two lines is missing.
@@ -81,7 +81,7 @@ def replace_table(document: str, name: str, table: str) -> str:
 
 
 def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:
-    """Replaces tables in the Markdown file `page`; `tables` is {name: new table}. Does nothing if `page` is None."""
+    """Replaces tables in the Markdown file `page` by `tables`, {name: Markdown}; does nothing if `page` is None."""
     if page:
         document = page.read_text(encoding="utf-8")
         for name, table in tables.items():

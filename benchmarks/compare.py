@@ -49,11 +49,11 @@ VARIANTS = {
     "recompute": ("--memory", "recompute"),
     "invert": ("--memory", "invert"),
 }
-# Texts that can follow `PHASE:` in --phases: A compares training A with float32 and `keep`; A/B compares A with B.
+# Ways of training that can follow `PHASE:` in --phases: A is compared with the preset's own way, and A/B with B.
 COMPARED_VARIANTS = (*VARIANTS, "invert/recompute")
 PHASES = "train16,eval16,encode16,decode16,sample16"
 
-# One round: measurements of this project, and {description: measurements} of each run that it is compared with.
+# One round: {measurement: value} of this project, and {description: {measurement: value}} of its competitors.
 Round = tuple[dict[str, Any], dict[str, dict[str, Any]]]
 
 
@@ -76,7 +76,7 @@ class Comparison(NamedTuple):
 
 
 def main() -> int:
-    """Runs the program `compare.py`, which compares speeds with a PyTorch program; returns the exit status."""
+    """Runs `compare.py`, which compares this project's speed with that of a PyTorch program; returns the status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yardstick", type=pathlib.Path, help="the PyTorch program")
     parser.add_argument("--yardstick-python", default=sys.executable, help="a Python interpreter that has torch")
@@ -110,7 +110,7 @@ def parse_comparison(text: str) -> Comparison:
 
 
 def run_rounds(options: argparse.Namespace) -> int:
-    """Times the comparisons in --phases in --rounds rounds; prints a table after each round; returns exit status 0."""
+    """Times this project and the PyTorch program in --rounds rounds; prints a table after each; returns status 0."""
     comparisons = [parse_comparison(text) for text in options.phases.split(",") if text]
     if any(comparison.counterpart for comparison in comparisons) and not options.yardstick:
         raise UserError("--yardstick is missing: the path of the PyTorch program to compare with")
@@ -122,7 +122,7 @@ def run_rounds(options: argparse.Namespace) -> int:
 
     def run_yardstick(phase: str, form: str = "") -> dict[str, Any]:
         command = [options.yardstick_python, str(options.yardstick), "--phase", phase, *common, *shlex.split(form)]
-        # PYTHONPATH is dropped, because its packages are for this interpreter and may fail in the PyTorch program's.
+        # PYTHONPATH is dropped, because its packages are for this interpreter and can fail in the PyTorch program's.
         return run_json(command, drop=("PYTHONPATH",))
 
     gemm: list[dict[str, Any]] = []
@@ -150,9 +150,10 @@ def run_rounds(options: argparse.Namespace) -> int:
 
 
 def summarize_rounds(comparison: Comparison, rounds: list[Round], gemm: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns a dict of medians over `rounds` of this project and of the fastest run compared with it, and of ratios.
+    """Returns a dict: medians over `rounds` for this project and for its fastest competitor, and ratios of the two.
 
-    The medians are of images/s, CPU seconds and memory. `gemm` has measurements of the machine's matrix products.
+    The medians are of images/s, CPU seconds and memory. A competitor is the PyTorch program with some flags, or this
+    project with other options. `gemm` has measurements of matrix products, which limit the speed.
     """
 
     def median(runs: list[dict[str, Any]], name: str) -> float:

@@ -147,14 +147,14 @@ def list_layer_kinds(config: ModelConfig) -> Iterator[Kind]:
 def measure_preset(
     preset: str, images: int, threads: int, measured: Collection[str]
 ) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Returns the keys (`Kind.key`) of a preset's distinct layers, and {key: measurements} if not in `measured`."""
+    """Times a preset's distinct layers, except keys in `measured`; returns all keys and {key: measurements}."""
     start_tensorflow(threads)
     kinds = {kind.key: kind for kind in list_layer_kinds(load_preset(preset).model)}
     return list(kinds), {key: measure_kind(kind, images) for key, kind in kinds.items() if key not in measured}
 
 
 def measure_kind(kind: Kind, images: int) -> dict[str, float]:
-    """Runs a layer with and without XLA on `images` random inputs; returns a dict of CPU seconds and differences."""
+    """Times a layer with and without XLA on `images` random inputs; returns a dict of CPU seconds and differences."""
     import numpy as np
     import tensorflow as tf
 
@@ -191,7 +191,7 @@ def _compute_in_float64(layer: Any, kind: Kind, inputs: tuple[Any, Any]) -> list
 
 
 def time_calls(layer: Any, inputs: tuple[Any, Any], compiled: bool) -> tuple[list[Any], float, float]:
-    """Runs a layer, with XLA or not; returns [loss, *gradients], CPU seconds of the first and fastest later call."""
+    """Runs a layer forward and backward; returns [loss, *gradients], CPU seconds of first and fastest later call."""
     import keras
     import tensorflow as tf
 

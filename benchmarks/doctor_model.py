@@ -33,7 +33,7 @@ FREE = ("astronaut", "chelsea", "coffee", "rocket")
 def train_small_model(folder: pathlib.Path) -> None:
     """Trains the small model with which `tfdecouple doctor` checks machines, and writes the model to a new folder.
 
-    The folder gets the config, the best weights, a summary, test images, and what this CPU computes from them.
+    The folder gets the config, the best weights, a summary, test images, and this CPU's results for the test images.
 
     Raises:
         UserError: if the folder exists.
@@ -62,7 +62,7 @@ def train_small_model(folder: pathlib.Path) -> None:
 
 
 def _write_free_crops(config: Config, folder: pathlib.Path) -> np.ndarray:
-    """Writes crops of the photographs in FREE to `folder/SPLIT/`; returns test crops, uint8 `[n, height, width, 3]`."""
+    """Writes crops of the photographs in FREE as PNG files for each split; returns test crops, uint8 `[n, h, w, 3]`."""
     from PIL import Image
 
     from tfdecouple.data import load_images, open_source

@@ -31,7 +31,7 @@ BATCH = 256
 
 
 def main() -> int:
-    """Runs the program `exactness.py`, which counts images that decoding changes, and returns the exit status."""
+    """Runs the program `exactness.py`, which counts images that decode(encode(image)) changes; returns its status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="append", required=True, type=pathlib.Path, help="run folder; may be repeated")
     parser.add_argument("--count", type=int, default=64, help="noise images, and images per data set (default 64)")
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def measure_runs(options: argparse.Namespace) -> int:
-    """Encodes and decodes images with each --run, prints how many of the images change, and returns exit status 0."""
+    """Encodes and decodes images with the model of each --run; prints how many images change; returns exit status 0."""
     start_tensorflow()
     from helpers.emulation import emulated_accelerator, keep_tf32_switch
 
@@ -86,7 +86,7 @@ def measure_runs(options: argparse.Namespace) -> int:
 
 
 def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
-    """Returns a dict: how many images and colour values decode(encode(image)) changes, and the range of v's RMS."""
+    """Returns a dict: how many images and colour values decode(encode(image)) changes, lowest and highest RMS of v."""
     trips = [count_changed_subpixels(model, images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
     differing, rms = map(np.concatenate, zip(*trips, strict=True))
     is_lost = differing > 0
@@ -101,7 +101,7 @@ def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 
 def format_row(row: dict[str, Any]) -> list[object]:
-    """Returns the cells below HEADER from a dict: run's name, alpha, name of the images, result of `count_changes`."""
+    """Returns a table row, a list of cells, from a dict: run, alpha, images (names), `count_changes` result."""
     least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
     counts = [row["of"], row["lost"], row["subpixels"]]

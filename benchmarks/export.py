@@ -35,7 +35,7 @@ from tfdecouple.runtime.process import run_program  # noqa: E402
 
 
 def main() -> int:
-    """Runs the program `benchmarks/export.py`, which times an export and exported models; returns its status."""
+    """Runs the program `benchmarks/export.py`, which times exports and exported models; returns the status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--run", type=pathlib.Path, help="run folder, or the name of bundled weights")
@@ -75,7 +75,7 @@ def measure_export(options: argparse.Namespace) -> int:
 
 
 def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[str, object]:
-    """Exports a run to the folder `to`, also in the formats `extra`; returns a dict of seconds and sizes in bytes."""
+    """Exports a run as SavedModel, ONNX and `extra` formats to the folder `to`; returns a dict of seconds and bytes."""
     command = [sys.executable, "-m", "export", "--run", str(run), "--to", str(to), "--format", "savedmodel", "onnx"]
     process = subprocess.Popen([*command, *extra], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     begun, marks = time.monotonic(), []
@@ -103,7 +103,7 @@ def time_export(run: pathlib.Path, to: pathlib.Path, extra: list[str]) -> dict[s
 def measure_runtimes(
     run: pathlib.Path, exported: pathlib.Path, runtimes: list[str], options: argparse.Namespace
 ) -> None:
-    """Times encoding and decoding, runtimes in turn; prints a JSON line for each runtime, endpoint and batch size."""
+    """Times encoding and decoding in each runtime, such as "onnx"; prints JSON lines, one for each of --batches."""
     pythons = {"openvino": options.openvino_python}
     program = str(ROOT / "benchmarks" / "export_worker.py")
     arguments = [str(run), str(exported), str(options.threads), str(max(options.batches))]
@@ -117,7 +117,7 @@ def measure_runtimes(
 
     def time_call(runtime: str, endpoint: str, batch: int) -> tuple[float, float]:
         worker = workers[runtime]
-        # A worker that fails closes its pipes; the missing answer below raises the error.
+        # A worker process that fails closes its pipes; then the missing answer below raises the error.
         with contextlib.suppress(BrokenPipeError):
             worker.stdin.write(f"{endpoint} {batch}\n")
             worker.stdin.flush()

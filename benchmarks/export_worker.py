@@ -19,13 +19,13 @@ FILES = {"encode": "encoder", "decode": "decoder"}
 
 
 def serve_calls(runtime: str, run: pathlib.Path, exported: pathlib.Path, threads: int, most: int) -> None:
-    """Encodes or decodes N images for each input line "encode N" or "decode N", and prints its wall and CPU seconds.
+    """Encodes or decodes N images for each input line "encode N" or "decode N"; prints the call's wall and CPU seconds.
 
     Args:
         runtime: name of the runtime in `RUNTIMES` or `OTHERS`.
-        run: path of the run folder, for the Keras model.
-        exported: path of the export folder, for the other runtimes.
-        threads: number of threads of the runtime.
+        run: path of the run folder, which the runtime "keras" loads.
+        exported: path of the export folder, which all other runtimes load.
+        threads: number of threads in which the runtime computes.
         most: largest N that standard input may contain.
     """
     call = {**RUNTIMES, **OTHERS}[runtime](run, exported, threads)

@@ -47,7 +47,7 @@ SPOILED = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def main() -> int:
-    """Runs the program `inversion.py`, which measures gradient errors of `memory=invert`; returns the exit status."""
+    """Runs the program `inversion.py`, which measures gradient errors with `memory=invert`; returns the status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart", help="preset of the model (default quickstart)")
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="config value as for train.py")
@@ -78,7 +78,7 @@ def print_errors(options: argparse.Namespace) -> int:
 
 
 def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
-    """Yields a list of cells below HEADER for each of --precisions: gradient errors with trained weights, of --run."""
+    """Yields a table row of gradient errors, a list of cells, for each of --precisions, with the weights of --run."""
     from tfdecouple import load_model
 
     model = load_model(options.run)
@@ -91,7 +91,7 @@ def measure_run(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def train_model(options: argparse.Namespace, alpha: float) -> Iterator[list[Any]]:
-    """Trains a model with this alpha; yields a list of cells below HEADER for each of --updates and each precision."""
+    """Trains a model with this alpha; yields table rows of gradient errors, lists, for each --updates and precision."""
     preset = load_preset(options.preset)
     # The preset's learning rate replaces the tiny one of `make_timed_config`, with which the model would not learn.
     own = [f"training.learning_rate={preset.training.learning_rate}", f"model.alpha={alpha}", "training.memory=keep"]
@@ -126,7 +126,7 @@ def make_benchmark(config: Config) -> Benchmark:
 
 
 class Gradients:
-    """Computes the gradients of a model on one batch of images, with each `training.memory` and in each precision."""
+    """Computes the gradients of a model on one batch of images, with any `training.memory` and in any precision."""
 
     def __init__(self, benchmark: Benchmark, batch: int):
         import tensorflow as tf
@@ -146,7 +146,8 @@ class Gradients:
         """Returns the last six cells of a row, texts: errors of the gradients with `training.memory=invert`.
 
         `invert` is compared with `keep` in this precision. The cells are the inversion error, the largest error of a
-        weight's gradient, the weight's name, the median error, the error of all weights, and that of the precision.
+        weight's gradient, the weight's name, the median error, the error of all weights together, and the error of the
+        precision alone (`keep` against `keep` in float32).
         """
         import numpy as np
 
@@ -165,7 +166,7 @@ class Gradients:
         ]
 
     def _compute(self, mode: str, precision: str) -> tuple[list[Any], float]:
-        """Returns the gradients of all weights, a list of arrays, with `training.memory=mode`; inversion error."""
+        """Returns all weights' gradients (a list of arrays) with `training.memory=mode`, and the inversion error."""
         if (mode, precision) not in self._functions:
             self._functions[mode, precision] = self._trace(mode, precision)
         with _round_products(precision):
@@ -196,7 +197,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _round_products(precision: str) -> Iterator[None]:
-    """Makes products in this context use TF32 if `precision` is "tf32" (emulated without a GPU), otherwise float32."""
+    """Makes matrix products use TF32 (emulated without a GPU) if `precision` is "tf32", otherwise float32."""
     from helpers.emulation import emulated_accelerator
 
     from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32

@@ -251,7 +251,7 @@ def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def compare_with_ours(run: str) -> tuple[float, float]:
-    """Returns how many bits/dim a run needs more than our run "conditional" (mean over seeds), and the standard error.
+    """Returns how many more bits/dim a run needs than the run "conditional" (mean over seeds), and the standard error.
 
     Only runs with equal seeds are subtracted, because they see the same images in the same order.
     """
@@ -328,7 +328,7 @@ def _render_frechet() -> str:
 
 
 def _render_exactness() -> str:
-    """Returns a Markdown table with a row for each set of images, such as noise: number, inexact images, RMS of v."""
+    """Returns a Markdown table with a row for each set of images: how many, how many decode inexactly, RMS of v."""
     kinds: dict[str, dict[str, Any]] = {}
     for row in load_result("exactness.json")["rows"]:
         kinds.setdefault(row["images"], {})[row["run"]] = row

@@ -52,7 +52,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 # Numbers of flow steps in each stage, and number of images in a batch, that the table "depth" measures.
 DEPTHS = (1, 2, 4, 8, 16)
 DEPTH_BATCH = 16
-# Presets for large images, whose memory the table "memory" calculates.
+# Presets for large images, for which the table "memory" is calculated.
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
 # The table "large" measures these presets with these numbers of flow steps in a stage; 24 GB of memory are enough.
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
@@ -102,7 +102,7 @@ def main() -> int:
 
 
 def measure_tables(options: argparse.Namespace) -> int:
-    """Measures the tables in --tables, prints them, writes the files of other options, and returns exit status 0."""
+    """Measures and prints the tables in --tables; writes the files in --json, --docs and --plot; returns status 0."""
     names = [name for name in options.tables.split(",") if name]
     for name in names:
         if name not in TABLES:
@@ -122,7 +122,7 @@ def measure_tables(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- measurements, each in a process of throughput.py ---
+# --- Measurements, each in a new process of throughput.py. ---
 
 
 def measure_batches(options: argparse.Namespace) -> Rows:
@@ -137,7 +137,7 @@ def measure_batches(options: argparse.Namespace) -> Rows:
 
 
 def measure_depths(options: argparse.Namespace) -> Rows:
-    """Returns measurements of training, a list of dicts: for each training.memory and number of flow steps."""
+    """Returns measurements of training, a list of dicts, for each training.memory and number of flow steps."""
     return [
         measure_depth(options, options.preset, memory, depth, DEPTH_BATCH, MEMORY_MIB, MEMORY_IMAGES)
         for memory in MEMORY
@@ -146,7 +146,7 @@ def measure_depths(options: argparse.Namespace) -> Rows:
 
 
 def measure_large(options: argparse.Namespace) -> Rows:
-    """Returns measurements of training on large images, a list of dicts: per preset, memory mode and depth."""
+    """Returns measurements on large images, a list of dicts, by preset, training.memory and number of flow steps."""
     return [
         measure_depth(options, preset, memory, depth, LARGE_BATCH, LARGE_MEMORY_MIB, LARGE_MEMORY_IMAGES)
         for preset, depths in MEASURED.items()
@@ -161,7 +161,8 @@ def measure_depth(
     """Returns a dict of measurements of training at a depth: times with `batch` images, and memory per image.
 
     Depth is the number of flow steps in a stage. Memory is measured with two batches. The smaller batch has about `mib`
-    MiB of activations, and a number of images within the bounds `images`. The other batch is twice as large.
+    MiB of activations, and a number of images within the bounds `images` ("recompute" can need more). The other batch
+    is twice as large.
     """
     deep = set_depth(override(load_preset(preset), options.set), depth)
     training = override(deep, [f"training.memory={memory}"]).training
@@ -202,7 +203,7 @@ def run_phase(options: argparse.Namespace, phase: str, extra: Sequence[str], pre
     return row
 
 
-# --- calculations, which run no model ---
+# --- Calculations, which run no model. ---
 
 
 def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
@@ -221,7 +222,7 @@ def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -
 
 
 def calculate_memory() -> Rows:
-    """Returns calculated memory, a list of dicts: for each preset in LARGE, at each depth in DEPTHS and at its own."""
+    """Returns calculated memory, a list of dicts, for each preset in LARGE with flow steps as in DEPTHS and its own."""
     rows = []
     for name in LARGE:
         own = load_preset(name)
@@ -238,18 +239,18 @@ def calculate_memory() -> Rows:
     return rows
 
 
-# --- Markdown tables of the measurements ---
+# --- Markdown tables of the measurements. ---
 
 
 def render_table(name: str, measured: dict[str, Any]) -> str:
-    """Returns the Markdown table `name`, one of TABLES; `measured` is {name of a table: measurements, dicts}."""
+    """Returns the Markdown table `name`, one of TABLES; `measured` is {name of a table: list of dicts}."""
     if name in ("depth", "large"):
         return render_depths(measured[name], ["preset", "memory"] if name == "large" else ["memory"])
     return {"batch": render_batches, "memory": render_memory}[name](measured[name])
 
 
 def render_batches(rows: Rows) -> str:
-    """Returns a Markdown table of images/s: a row for each batch size, a column for each kind of work."""
+    """Returns a Markdown table of images/s: a row for each batch size, a column for each kind of work, like training."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
     by_key = {(row["kind"], row["batch"]): row for row in rows}
@@ -273,7 +274,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
     for group, chosen in groups.items():
         columns = [
             [float(row["ms_per_call"]) for row in chosen],
-            # The first call includes tracing, the second does not. The least value is 0.01, because 0 has no logarithm.
+            # Only the first call includes tracing. The least value is 0.01, because 0 has no logarithm.
             [float(max(row["first_call_s"] - row["second_step_s"], 0.01)) for row in chosen],
             [round(row["peak_rss_mib"]) for row in chosen],
             [float(max(row["mib_per_image"], 0.01)) for row in chosen],
@@ -286,7 +287,7 @@ def render_depths(rows: Rows, names: list[str]) -> str:
 
 
 def render_memory(rows: Rows) -> str:
-    """Returns a Markdown table of calculated memory in training, with a row for each preset in LARGE."""
+    """Returns a Markdown table of calculated training memory and largest micro-batch for each preset in LARGE."""
     header = ["preset", "parameters", "state, GiB", *(f"GiB/image, {memory}" for memory in MEMORY)]
     header += [f"{gib} GiB, {memory}" for gib in GPUS_GIB for memory in MEMORY]
     lines = [
@@ -303,7 +304,7 @@ def render_memory(rows: Rows) -> str:
     return make_table(header, lines)
 
 
-# --- the plot of the measurements ---
+# --- The plot of the measurements. ---
 
 
 def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
@@ -357,7 +358,7 @@ def plot_scaling(measured: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> None:
-    """Plots measurements against the depth on Matplotlib axes, with a colour for each value of training.memory.
+    """Plots measurements against the number of flow steps in a stage, with a colour for each value of training.memory.
 
     `styles` is {name of a measurement: (Matplotlib line style, ending of the legend text)}.
     """
@@ -369,7 +370,7 @@ def _draw_lines(axis: Any, rows: Rows, styles: dict[str, tuple[str, str]]) -> No
 
 
 def _draw_micro_batches(axis: Any, rows: Rows, gib: int) -> None:
-    """Plots the largest micro-batch on a GPU with `gib` GiB against the depth, with a colour for each preset."""
+    """Plots the largest micro-batch on a GPU with `gib` GiB against the number of flow steps, a colour per preset."""
     for number, name in enumerate(_list_presets(rows)):
         chosen = [row for row in rows if row["preset"] == name and row["depth"]]
         for memory, style in zip(MEMORY, ("o-", "s--", "^:"), strict=True):

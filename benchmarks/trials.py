@@ -43,7 +43,7 @@ PROBED = 10_000
 
 
 class Trial(NamedTuple):
-    """A training run with the options of one trial and one seed.
+    """One training run: the options of a trial (an experiment of trials.json) and one seed.
 
     Attributes:
         name: name of the trial in trials.json, such as "alpha-0.5".
@@ -109,7 +109,7 @@ def run_action(options: argparse.Namespace) -> int:
 
 
 def list_trials(only: list[str] | None = None) -> list[Trial]:
-    """Returns a `Trial` for each trial in trials.json (or in `only`, names) and each seed, all with seed 0 first.
+    """Returns a `Trial` for each trial in trials.json (or each named in `only`) and seed, all with seed 0 first.
 
     Raises:
         UserError: if `only` contains a name that no trial has.
@@ -184,7 +184,7 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
-    """Returns a dict of the accuracy of logistic regression on z of a run's images; {} for a model without z."""
+    """Returns a dict: accuracy of logistic regression that predicts classes from z; {} for a run without z."""
     start_tensorflow()
     import numpy as np
 
@@ -211,7 +211,7 @@ def measure_probe(run: pathlib.Path, data_dir: str | None) -> dict[str, Any]:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the metrics in a JSON file, a list with a dict for each trial and seed; [] if there is no file."""
+    """Returns the trials' metrics in a JSON file, a list with a dict for each trial and seed; [] without the file."""
     return list(parse_json(path.read_text(encoding="utf-8"))["rows"]) if path.is_file() else []
 
 

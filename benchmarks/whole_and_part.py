@@ -109,7 +109,7 @@ def read_weights(model: Any) -> dict[str, np.ndarray]:
 
 
 def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Decodes v of each photograph with z of another; prints metrics of the results; writes pictures to `out`, too."""
+    """Decodes v of each photograph with z of another; prints metrics of the results, and writes pictures to `out`."""
     import tensorflow as tf
 
     import tfdecouple
@@ -149,9 +149,9 @@ def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
 
 
 def measure_transfer(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
-    """Returns six metrics of how a result has the reference's colours and the content's detail, over triples of images.
+    """Returns six metrics of how far results have the colours of a reference image and the detail of a content image.
 
-    A triple is (content, reference, result), uint8 `[height, width, 3]`. The first three metrics are 0 if the result
+    A row is (content, reference, result), uint8 `[height, width, 3]`. The first three metrics are 0 if the result
     equals the content, and 1 if the result equals the reference, in the mean colour (less its lightness), the mean
     luminance, and the standard deviation of the luminance. The next two are the mean and the smallest correlation of
     the result's luminance gradients with the content's. The last is the mean distance of the result's colours from the
@@ -193,7 +193,7 @@ def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: int = 6, side: int = 200) -> None:
-    """Writes a JPEG file with a column for each list of images in `columns`, and a row for each of `most` images."""
+    """Writes a JPEG file with a column for each list in `columns`, which shows the first `most` images of the list."""
     from PIL import Image
 
     sheet = Image.new("RGB", (len(columns) * side, most * side), "white")
@@ -206,7 +206,7 @@ def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: in
 
 
 def main() -> int:
-    """Runs the program `whole_and_part.py`, which trains two models or measures them; returns exit status 0."""
+    """Runs the program `whole_and_part.py`, which compares z of photographs with z of their parts; returns status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "measure"), help="train both models, or measure switches")
     parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
