@@ -67,7 +67,9 @@ def format_cell(value: Any) -> str:
 
 
 def replace_table(document: str, name: str, table: str) -> str:
-    """Returns the text `document` with `table` between the lines `<!-- NAME -->` and `<!-- end NAME -->` (`name`).
+    """Puts `table` between the lines `<!-- NAME -->` and `<!-- end NAME -->` of a document, and returns the new text.
+
+    NAME stands for the argument `name`.
 
     Raises:
         UserError: if one of the two lines is missing.

@@ -101,7 +101,7 @@ def count_changes(model: Any, images: np.ndarray) -> dict[str, Any]:
 
 
 def format_row(row: dict[str, Any]) -> list[object]:
-    """Returns a table row, a list of cells, from a dict: run, alpha, images (names), `count_changes` result."""
+    """Returns a table row, a list of cells, from `row`, the dict of a model, a set of images and counts of changes."""
     least, most = (f"{row[name]:.2f}" for name in ("least_rms", "most_rms"))
     spread = least if row["of"] == 1 else f"{least} to {most}"
     counts = [row["of"], row["lost"], row["subpixels"]]

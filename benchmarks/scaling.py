@@ -88,7 +88,7 @@ def count_state_bytes(parameters: int, *, averages: bool, micro_batches: int = 1
 
 
 def main() -> int:
-    """Runs the program `scaling.py`, which measures how time and memory grow with depth; returns the exit status."""
+    """Runs the program `scaling.py`, which measures how time and memory of models grow; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES), help=f"tables (default {','.join(TABLES)})")
     parser.add_argument("--preset", default="quickstart", help="preset that is measured (default quickstart)")
@@ -250,7 +250,7 @@ def render_table(name: str, measured: dict[str, Any]) -> str:
 
 
 def render_batches(rows: Rows) -> str:
-    """Returns a Markdown table of images/s: a row for each batch size, a column for each kind of work, like training."""
+    """Returns a Markdown table of images/s: a row for each batch size, a column for each kind of work (encode, ...)."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
     by_key = {(row["kind"], row["batch"]): row for row in rows}
@@ -263,7 +263,8 @@ def render_batches(rows: Rows) -> str:
 def render_depths(rows: Rows, names: list[str]) -> str:
     """Returns a Markdown table of time and memory of training at each depth (number of flow steps in each stage).
 
-    `names` are the first columns, such as "memory". After rows with equal values there, a row has growth exponents.
+    The first columns are `names`, such as "memory". After the rows with equal values in these columns comes a row with
+    growth exponents.
     """
     header = [{"memory": "training.memory"}.get(name, name) for name in names]
     header += ["flow steps", "ms/update", "tracing, s", "process, MiB", "MiB/image, measured", "MiB/image, calculated"]

@@ -206,7 +206,7 @@ def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: in
 
 
 def main() -> int:
-    """Runs the program `whole_and_part.py`, which compares z of photographs with z of their parts; returns status 0."""
+    """Runs the program `whole_and_part.py`, which tests z of whole photographs and z of parts; returns status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "measure"), help="train both models, or measure switches")
     parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
