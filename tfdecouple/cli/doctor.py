@@ -9,7 +9,7 @@ from typing import Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError, nearest
 
-# Exit status if one of the project's promises, such as exact reconstruction, does not hold on this machine.
+# Exit status if a check fails, for example because images are not reconstructed exactly on this machine.
 EXIT_FAILS = 5
 
 

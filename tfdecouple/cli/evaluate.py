@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command `evaluate`: computes and writes metrics one by one, so a failure costs only one; returns 0."""
+    """Runs the command `evaluate`: computes, prints and writes the requested metrics one by one; returns 0."""
     start_tensorflow()
     import tensorflow as tf
 
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
                 if not files:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
-                    # An evaluation of test images is counted once it has a result; one that fails earlier is not.
+                    # Test images count as evaluated from the first result on; a failure before it does not count.
                     if options.split == "test" or not all(each.on_split for each in metrics):
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
@@ -139,7 +139,7 @@ class Evaluation:
         self.batch_size: int = options.batch_size or self.opened.config.training.evaluation_batch_size
 
     def make_image_batches(self) -> tf.data.Dataset:
-        """Returns a dataset of the evaluated images in batches: dicts with "image", "label", "index" and "weight"."""
+        """Returns a dataset of batches of the images to evaluate: dicts with "image", "label", "index" and "weight"."""
         from tfdecouple.data import make_evaluation_batches
         from tfdecouple.data.batches import round_batch_size
         from tfdecouple.data.labels import check_batch_labels
@@ -154,7 +154,7 @@ class Evaluation:
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe_inputs(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields lines on the run, the images and, unless None, how often these test images were evaluated."""
+        """Yields lines of text: the run, the images, and unless None the count of evaluations of these test images."""
         split = self.options.split
         averaged = "averaged " if self.opened.averaged else ""
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"

@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command `explain`: prints default and meaning of config options, all or by parts of names; returns 0."""
+    """Runs the command `explain`: prints default and meaning of all or of the named config options; returns 0."""
     for name in options.names:
         if not any(name in option for option in list_option_names()):
             raise make_unknown_option_error(name)

@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command `import-wolf`: converts the authors' checkpoint --weights to a run folder; returns 0."""
+    """Runs the command `import-wolf`: converts a checkpoint of the authors' code to a run folder; returns 0."""
     start_tensorflow()
     from tfdecouple.interop.wolf import import_wolf
 

@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command `interpolate`: writes interpolate.png, .json, and the user's photographs, changed; returns 0.
 
-    The photograph A-z-X-of-B has v of A; its z lies at the fraction X of the way from z of A to z of B. In photographs
-    at full size v is not interpolated, because each photograph keeps its own fine detail.
+    The file A-z-X-of-B is photograph A with v of A, and z at the fraction X of the way from z of A to z of B. In these
+    files, at full size, v is not interpolated, because each photograph keeps its own fine detail.
     """
     arguments.require_image_pairs(options)
     start_tensorflow()

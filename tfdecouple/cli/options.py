@@ -44,9 +44,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
-    """Adds the parser of a command to `commands`, the sub-parsers of `python -m tfdecouple`, and returns the parser.
+    """Adds the parser of the command `name` to `commands`, argparse's sub-parsers, and returns the parser.
 
-    The summary, without a full stop, stands in the list of commands; the details are sentences for the command's help.
+    `summary`, without a full stop, stands in the list of commands; `details` are sentences for the command's help.
     """
     description = f"{summary[0].upper()}{summary[1:]}.{details and f' {details}'}"
     return commands.add_parser(name, help=summary, description=description)
@@ -63,13 +63,13 @@ def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: boo
 
 
 def add_out(parser: argparse.ArgumentParser, what: str = "pictures") -> None:
-    """Adds the option --out, a folder for results, to a parser; its default is the sub-folder `what` of the run."""
+    """Adds the option --out, a folder for results, to a parser; by default the sub-folder `what` of the run folder."""
     text = f"folder for the {what}; default RUN/{what}, or ./{what} where RUN is no folder"
     parser.add_argument("--out", metavar="DIR", type=pathlib.Path, help=text)
 
 
 def add_drawing(parser: argparse.ArgumentParser, count: int, what: str) -> None:
-    """Adds --seed and --count to a parser; `count` is the default of --count; `what` says of what ("samples")."""
+    """Adds --seed and --count to a parser; --count counts `what`, such as "samples", and has the default `count`."""
     add_number(parser, "--count", count, f"number of {what}", 1, MOST_IN_A_PICTURE)
     add_number(parser, "--seed", 0, "seed of all draws")
 
@@ -123,7 +123,7 @@ def add_amounts(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_amounts(text: str) -> list[float]:
-    """Returns the comma-separated numbers of the option --amounts; raises UserError for more than `MOST_AMOUNTS`."""
+    """Converts the text of --amounts, "A,B,...", to a list of floats; raises UserError for more than `MOST_AMOUNTS`."""
     amounts = [make_number_type(float, -MOST_AMOUNT, MOST_AMOUNT)(part) for part in text.split(",")]
     if len(amounts) > MOST_AMOUNTS:
         raise UserError(f"--amounts has {len(amounts)} numbers; a picture shows at most {MOST_AMOUNTS}")

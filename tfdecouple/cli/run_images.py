@@ -50,7 +50,7 @@ def open_data(run: Run, options: argparse.Namespace) -> Source:
 
 
 def choose_images(run: Run, options: argparse.Namespace, source: Source | None = None) -> Images:
-    """Draws at most --count images of split --split, with seed --seed, from `source`, or if it is None from --data."""
+    """Draws at most --count images of split --split, with seed --seed, from `source`, by default from --data."""
     source = source or open_data(run, options)
     indices = draw_image_indices(source, options.split, options.count, options.seed)
     pixels, labels = read_drawn_images(run.model, source, options.split, indices)
@@ -129,8 +129,8 @@ def choose_pairs(run: Run, options: argparse.Namespace, pairings: tuple[str, ...
 def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     """Returns at most `count` pairs of indices of images, int64 `[pairs, 2]`; each image is in one pair at most.
 
-    The labels are int `[n]`, -1 for an image without a label. `pairing` is "within", for pairs of one label; "across",
-    for pairs of two labels; or "any". The pairs alternate between labels, so that a few pairs show many labels.
+    The labels are int `[n]`, -1 for an image without a label. `pairing` is "within", for pairs with equal labels;
+    "across", for pairs with different labels; or "any". The pairs alternate between labels, to show many labels.
     """
     groups = [np.flatnonzero(labels == label).tolist() for label in dict.fromkeys(labels.tolist()) if label >= 0]
     if pairing == "any":

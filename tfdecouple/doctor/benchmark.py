@@ -118,7 +118,7 @@ class Benchmark:
         return Work(compiled(lambda: model.decode(z, v).numpy()), batch)
 
     def _make_step(self) -> Callable[[], Any]:
-        """Returns a function that starts a training step on new batches; it returns the result, not awaiting a GPU."""
+        """Returns a function that starts a training step and returns the step's result without waiting for a GPU."""
         from tfdecouple.data import make_training_batches
         from tfdecouple.data.labels import make_training_inputs
         from tfdecouple.training.workers import make_device_input_options
@@ -158,7 +158,7 @@ def _make_random_source(config: Config) -> Any:
 def time_calls(
     call: Callable[[], Any], reps: int, calls: int, begin: Callable[[], Any] | None = None
 ) -> tuple[list[float], list[float]]:
-    """Calls `call` `calls` times per repetition; returns lists of the `reps` repetitions' wall and CPU seconds.
+    """Times `reps` repetitions of `calls` calls; returns two lists: wall times and CPU times of repetitions in seconds.
 
     If `begin` is given, which starts the work without waiting for a GPU, it is called instead of `call`, except for the
     last call of a repetition. Training, too, waits for the GPU only when it logs.
@@ -175,7 +175,7 @@ def time_calls(
 
 
 def read_live_bytes(device: str, kind: str = "peak") -> int:
-    """Returns the "peak" or "current" bytes of tensors on a device; a CPU counts them only if `COUNTING` is set."""
+    """Returns the "peak" or "current" bytes of tensors on a device; a CPU needs the environment of `COUNTING`."""
     import tensorflow as tf
 
     return int(tf.config.experimental.get_memory_info(device)[kind])
@@ -215,7 +215,7 @@ def measure_speed(task: Task) -> Iterator[Result]:
 
 
 def measure_memory(task: Task) -> Iterator[Result]:
-    """Yields a `Result` on training's peak memory for each of two batch sizes, and one on the memory of an image."""
+    """Yields a `Result` on training's peak memory for each of two batch sizes, then one on the bytes per image."""
     from tfdecouple.runtime.execution import count_shards
 
     request, variant, device = task.request, task.variant, task.devices[0]

@@ -110,7 +110,7 @@ def run_in_process(name: str, task: Task) -> list[Result]:
         output, failure = done.stdout, _explain_end(name, done.returncode, done.stderr or b"")
     except subprocess.TimeoutExpired as expired:
         output, failure = expired.stdout or b"", ("time", f"not done after {limit:.0f} s")
-    # Only complete lines are parsed, because a process that was stopped may have written a part of its last line.
+    # Only complete lines are parsed, because a stopped process has possibly written only a part of its last line.
     results = [Result(**json.loads(line)) for line in output.splitlines(keepends=True) if line.endswith(b"\n")]
     if failure:
         kind, reason = failure

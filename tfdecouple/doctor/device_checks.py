@@ -47,7 +47,7 @@ def load_small_config() -> Config:
 
 
 def load_numbers() -> dict[str, np.ndarray]:
-    """Returns {name: array} of `numbers.npz`: photographs "images", and what the small model computed from some."""
+    """Returns {name: array} of `numbers.npz`: photographs "images", and what a CPU computed from some of them."""
     with np.load(MODEL / NUMBERS) as archive:
         return dict(archive)
 
@@ -59,7 +59,7 @@ def load_photographs(count: int) -> np.ndarray:
 
 
 def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.Path = MODEL) -> tuple[Any, Any]:
-    """Returns a `TrainingState` with the small model's trained weights, and the `TrainStep` that trains it further."""
+    """Returns a `TrainingState` with the trained weights of `doctor`'s small model, and its `TrainStep` to train on."""
     from tfdecouple.runs.run_folder import load_weights
     from tfdecouple.training.state import TrainingState
     from tfdecouple.training.step import TrainStep
@@ -130,7 +130,7 @@ def compare_numbers(task: Task) -> Iterator[Result]:
 
 
 def check_numbers(device: str, variant: Variant, distances: Mapping[str, float]) -> Result:
-    """Returns a device's `Result`: whether the relative differences of arrays are within their bounds; NaN is not."""
+    """Returns a device's `Result`: whether the relative differences of arrays are within their bounds; NaN fails."""
     listed = ", ".join(f"{name} {f'{value:.0e}' if value else 0}" for name, value in distances.items())
     bounds = dict.fromkeys(distances, BOUND) | {"gradient": variant.gradient}
     wrong = [name for name, value in distances.items() if not value <= bounds[name]]
@@ -205,7 +205,7 @@ def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray,
 
 
 def make_extreme_images(image_shape: Shape, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns images that are hard to encode, such as checkerboards: {description: uint8 `[n, height, width, c]`}."""
+    """Returns images that are hard to encode, such as checkerboards: {name: uint8 `[n, height, width, channels]`}."""
     height, width, channels = image_shape
     rng = np.random.default_rng(seed)
     odd = np.indices((height, width)).sum(0)[..., None] % 2

@@ -112,7 +112,7 @@ def recommend_settings(results: Results) -> dict[str, list[str]]:
         if not common:
             continue
         gain = rates[variant.name][max(common)] / rates[DEFAULT.name][max(common)]
-        # A failed result that names no variant counts against all variants.
+        # A failed result that names no variant (training options) counts against all variants.
         is_wrong = bool({(variant.name, False), (None, False)} & compared)
         is_right = not is_wrong and (variant.name, True) in compared
         verdict = "are wrong here" if is_wrong else "are right" if is_right else "were not compared"

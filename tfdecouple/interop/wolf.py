@@ -23,11 +23,11 @@ from tfdecouple.storage.files import read_json, write_json
 
 Arrays = Mapping[str, np.ndarray]
 
-# Advice at the end of errors about files that hold more than a state dict.
+# Advice at the end of error messages about files that hold more than a state dict.
 _SAVE = "save the model's state dict alone: torch.save(model.state_dict(), FILE)"
-# Entries of wolf's state dict with these endings are caches and counters; this project has no weights for them.
+# Entries with these endings in a state dict of wolf (the authors' code) are caches and counters, and are not imported.
 _DERIVED = ("weight_inv", "num_batches_tracked")
-# Transforms of couplings that both wolf and this project have.
+# Transforms of couplings that both this project and wolf (the authors' code) have.
 _TRANSFORMS = ("affine", "additive")
 
 
@@ -169,7 +169,7 @@ def assign_weights(model: DecoupledModel, state: Arrays) -> None:
     assert not variables, f"weights without a source: {sorted(variables)}"
 
 
-# --- translation of wolf's config ---
+# --- translation of the config of wolf, the authors' PyTorch code ---
 
 
 def translate_config(values: Mapping[str, Any], *, image_shape: Shape, n_bits: int = 8) -> ModelConfig:
@@ -262,7 +262,7 @@ def _translate_class_codes(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _get_class_probabilities(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """Returns p(y) of each class y up to a factor, from `probs` or `logits` in wolf's config; () if both are absent."""
+    """Returns p(y) of each class y up to a factor, from the config of wolf (authors' code); () if it has none."""
     names = ("discriminator.probs", "discriminator.logits")
     given = {name: numbers for name in names if (numbers := _get_value(values, name, default=None)) is not None}
     if len(given) > 1:
@@ -316,9 +316,9 @@ def _get_latent_dim(values: Mapping[str, Any]) -> int:
 
 
 def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) -> Any:
-    """Returns the value at a dotted name, such as "generator.flow.alpha", in wolf's config; `default` if it is absent.
+    """Returns the value at a dotted name, such as "generator.flow.alpha", in `values`, the config of the authors' code.
 
-    WolfError is raised for an absent value without a default, and for a value that is not of type `kind`.
+    An absent value becomes `default`. WolfError is raised if there is no default, or if a value is not of type `kind`.
     """
     for key in name.split("."):
         if not isinstance(values, Mapping) or key not in values:
@@ -334,7 +334,7 @@ def _get_value(values: Any, name: str, kind: type = object, default: Any = ...) 
 
 
 def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
-    """Returns the list at a dotted name in wolf's config as a tuple of int; inner lists become inner tuples."""
+    """Returns the list at a dotted name in the config of the authors' code as a tuple of int, or of tuples of int."""
 
     def make_tuple(value: Any, may_nest: bool) -> Any:
         if isinstance(value, list) and may_nest:
@@ -347,7 +347,7 @@ def _get_whole_numbers(values: Any, name: str, default: Any = ...) -> tuple:
 
 
 def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any = ...) -> Any:
-    """Returns the value at a dotted name in wolf's config; raises WolfError unless it is one of `choices`."""
+    """Returns the value at a dotted name in the config of the authors' code; WolfError unless it is in `choices`."""
     value = _get_value(values, name, default=default)
     if value not in choices:
         raise WolfError(f"{name} is {value!r}, which is not supported; supported: {', '.join(map(str, choices))}")
@@ -355,6 +355,6 @@ def _get_choice(values: Any, name: str, choices: tuple[Any, ...], default: Any =
 
 
 def _require_values(values: Any, section: str, **required: Any) -> None:
-    """Raises WolfError if a section of wolf's config has one of the options `required` with another value."""
+    """Raises WolfError if a section of the authors' config has one of the options in `required` with another value."""
     for option, value in required.items():
         _get_choice(values, f"{section}.{option}", (value,), value)

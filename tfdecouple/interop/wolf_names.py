@@ -109,7 +109,7 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
 
 
 def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each weight of a flow; in wolf, names begin with `root`."""
+    """Yields a `WeightMatch` (two names, converter) for each weight of a flow; `root` and `ours` begin the names."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"
@@ -159,7 +159,7 @@ def _match_encoder(model: DecoupledModel, weights: list[str]) -> Iterator[Weight
     *sides, planes = encoder.compute_map_shape(model.input_shape)[1:]
 
     def convert_dense_kernel(array: np.ndarray) -> np.ndarray:
-        """Reorders wolf's dense kernel from inputs flattened channels first to inputs flattened channels last."""
+        """Returns wolf's kernel `[out, in]` as `[in, out]`, with flattened inputs channels last, not channels first."""
         maps = array.reshape(len(array), planes, *sides).transpose(2, 3, 1, 0)
         return maps.reshape(-1, len(array))
 

@@ -44,8 +44,8 @@ def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def convolve_normed(x: tf.Tensor, direction: tf.Tensor, gain: tf.Tensor) -> tuple[tf.Tensor, Callable]:
     """Convolves maps with the weight-normalised 3x3 kernel g V / ||V||; callers get `[batch, height, width, outputs]`.
 
-    The second result, the function that computes gradients, is for the decorator. This function computes the kernel
-    again, because stored kernels of all layers would take as much memory as all weights, for each shard of a batch.
+    The second result, the function that computes gradients, is for the decorator. It does not store the kernel but
+    computes it again: stored kernels would take as much memory as all weights, for each shard (part) of a batch.
 
     Args:
         x: feature maps, `[batch, height, width, inputs]`.

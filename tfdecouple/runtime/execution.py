@@ -224,7 +224,7 @@ def get_jit_compile() -> bool | None:
 
 
 def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
-    """Returns a `keras.StatelessScope` in which variables have the tensors paired with them as values."""
+    """Returns a `keras.StatelessScope`; inside it, each variable of a pair in `values` has the value of its tensor."""
     scope = keras.StatelessScope()
     for pair in values:
         scope.add_update(pair)
@@ -257,7 +257,7 @@ def _make_traced_function(run: Callable[..., Any], compiled: bool = False) -> An
 
 
 def _make_open_spec(x: tf.Tensor | None) -> tf.TensorSpec | None:
-    """Returns a `TensorSpec` with the rank, dtype and channels (last axis) of x, and open sizes else; None for None."""
+    """Returns a `TensorSpec` with the rank, dtype and channels (last axis) of x, other sizes open; None for None."""
     if x is None:
         return None
     return tf.TensorSpec([None] * (len(x.shape) - 1) + [x.shape[-1] if len(x.shape) > 1 else None], x.dtype)

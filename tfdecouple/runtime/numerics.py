@@ -1,4 +1,4 @@
-"""Matrix products, inverses and determinants in full precision, and sizes of tensors that may be unknown."""
+"""Matrix products, inverses and determinants in full precision, and sizes of tensors, known or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdecouple.runtime.precision import get_net_precision
 def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
     """Returns the matrix product a b; neither the product nor its gradients are computed in TF32.
 
-    TensorFlow's switch for TF32 applies to whole graphs. Inside `net_precision("tf32")` the switch may be on, so the
+    TensorFlow's switch for TF32 applies to whole graphs. Inside `net_precision("tf32")` the switch can be on, so the
     product is computed in float64, which the switch does not affect. Elsewhere the switch is off.
     """
     if get_net_precision() != "tf32" or a.dtype == tf.float64:
@@ -69,7 +69,7 @@ def _compute_log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
 def get_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:
     """Returns the size of each axis of a tensor: an int if the size is known, otherwise a scalar tensor.
 
-    A graph does not compute known sizes, because that takes six operations, which each layer of a flow would repeat.
+    Known sizes are not computed in the graph: that would take six operations, repeated in each layer of a flow.
     """
     known = x.shape.as_list()
     if None not in known:

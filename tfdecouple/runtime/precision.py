@@ -41,7 +41,10 @@ class _Switch:
         self._user_setting = False
 
     def turn(self, *, full: int = 0, tf32: int = 0) -> None:
-        """Adds to both counts of contexts. TF32 is off if `full` > 0, else on if `tf32` > 0, else as the user chose."""
+        """Adds `full` and `tf32` to the counts of open contexts, and sets TensorFlow's switch for TF32 accordingly.
+
+        TF32 is off if a context needs it off, else on if a context needs it on, else as the user set it.
+        """
         with self._lock:
             if not (self.full or self.tf32):
                 self._user_setting = _enabled()

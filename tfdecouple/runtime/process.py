@@ -88,7 +88,7 @@ def divide_cores(threads: int) -> None:
     shards = min(max(1, int(text)), threads)
     if any(name in os.environ for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")):
         return
-    # TensorFlow raises RuntimeError if it has started its threads; then the number of threads stays.
+    # TensorFlow raises RuntimeError if its threads are running already; then their number stays unchanged.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(threads // shards)
         # `count_shards` divides this number by the threads of one operation to get the number of shards.
@@ -195,8 +195,8 @@ def run_program(main: Callable[[], int]) -> int:
             return _print_error(describe_missing_package(package, "the command"), 2)
         if was_interrupted(error):
             return _print_interruption()
-        # The class of TensorFlow's error is compared by name, because TensorFlow may not be imported. "failed to map
-        # segment" is the message of Linux' loader for a library that does not fit into the memory.
+        # The class of TensorFlow's error is compared by name, because TensorFlow is possibly not imported yet. The text
+        # "failed to map segment" is from Linux' loader, for a library that does not fit into the memory.
         out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError"
         if out_of_memory or "failed to map segment" in str(error):
             what = one_line(error, first=True)

@@ -15,7 +15,7 @@ from tfdecouple.runtime.process import drop_output
 
 # Without a terminal, the first line of a `Counter` is printed after this many seconds.
 _FIRST = 5.0
-# Without a terminal: seconds between two lines, and seconds after the last line before a note is printed.
+# Without a terminal: seconds between two progress lines, and least seconds between the last line and a note.
 INTERVAL = 15.0
 
 
@@ -56,7 +56,7 @@ class TimeLeft:
         return True
 
     def measure_rate(self, done: float) -> float:
-        """Returns the mean speed in units of work per second; `done` is the work done so far; 0 before it is known."""
+        """Returns the mean speed in work per second, given the work `done` so far; 0 before the speed is known."""
         now = time.monotonic()
         start, before = self._start or (now, done)
         return (done - before) / (now - start) if now > start else 0.0
@@ -157,7 +157,7 @@ class TrainingProgress:
             self.print_line(f"  {text}")
 
     def make_counter(self, what: str, total: int) -> Callable[[int], None]:
-        """Returns a function that shows as a note the count of finished images, its argument, and the time left."""
+        """Returns a function of the count of finished images that shows this count and the time left as a note."""
         left = TimeLeft(total)
 
         def report(done: int) -> None:
