@@ -1,4 +1,4 @@
-"""Numbers by file name, and labels: what is read, and what is refused in a line."""
+"""Tests of attributes, which are numbers by file name, and of labels: what is read, and which values are refused."""
 
 import numpy as np
 import pytest
