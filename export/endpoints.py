@@ -82,7 +82,7 @@ class Array:
         return {"name": self.name, "dtype": self.dtype, "shape": [*self.axes], "meaning": self.meaning}
 
     def draw_values(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Returns `count` test values of this input, `[count, *shape]`: noise, labels in turn, or spaced scalars."""
+        """Returns `count` test values of this input, `[count, *shape]`: noise, labels, or evenly spaced scalars."""
         if not isinstance(self.holds, str):
             first, last = self.holds
             return np.linspace(first, last, count, dtype=np.float32)

@@ -32,7 +32,7 @@ _CONVOLUTIONS = {
 
 
 def digest_weights(model: DecoupledModel, deployed: Mapping[str, DeployedModel]) -> Arrays:
-    """Compares an export's folded weights with the model's; returns {"weights/LAYOUT": sorted SHA-256 digests of them}.
+    """Compares an export's folded weights with the model's; returns {"weights/LAYOUT": sorted SHA-256 of each weight}.
 
     `deployed` is {name of a layout: model with folded weights}. The digests become part of the test vectors.
 

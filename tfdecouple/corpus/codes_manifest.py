@@ -105,7 +105,7 @@ class CodesManifest(_Model):
         images_per_shard: largest count of images in a code file; 0 for encode-beam, which has no such limit.
         complete: whether all files are written.
         totals: for a complete folder, the counts of "images" (encoded), "skipped" (unreadable images) and "bytes".
-        shards: the code files of a complete folder; () before.
+        shards: the code files of a complete folder; () until the folder is complete.
     """
 
     version: Literal[1] = 1

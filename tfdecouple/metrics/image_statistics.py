@@ -36,7 +36,7 @@ _FITTED, _VALUES = 2_000, 2**25
 
 
 class ImageStatistics(Metric):
-    """The metric of how well z and v predict statistics of images, and which code the statistics follow in a switch."""
+    """The metric of how well z and v predict image statistics, and which code these follow when z is switched."""
 
     name = "image_statistics"
     help = (
