@@ -1,4 +1,4 @@
-"""Trains the small model with which `tfdecouple doctor` checks machines, and writes it to a new folder.
+"""Trains the small model with which `tfdecouple doctor` checks machines, and writes the model to a new folder.
 
     python benchmarks/doctor_model.py DIR
 

@@ -56,7 +56,7 @@ def set_up_tensorflow(threads: int):
 
 
 def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `("encode" or "decode", {input: array})` that runs the Keras model of a run folder."""
+    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" of the Keras model in a run folder."""
     set_up_tensorflow(threads)
     import tfdecouple
 
@@ -69,7 +69,7 @@ def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `("encode" or "decode", {input: array})` that runs a SavedModel as servers do."""
+    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" of a SavedModel, as servers do."""
     tf = set_up_tensorflow(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -87,7 +87,7 @@ def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `("encode" or "decode", {input: array})` that runs ONNX files in ONNX Runtime."""
+    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" from an ONNX file in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -100,7 +100,7 @@ def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `("encode" or "decode", {input: array})` that runs ONNX files in OpenVINO, in float32."""
+    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" from an ONNX file in OpenVINO."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -112,7 +112,7 @@ def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns a function `("encode" or "decode", {input: array})` that runs the LiteRT files of an export folder."""
+    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" from a LiteRT file."""
     from ai_edge_litert.interpreter import Interpreter
 
     runners = {

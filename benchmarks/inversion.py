@@ -197,7 +197,7 @@ class Gradients:
 
 @contextlib.contextmanager
 def _round_products(precision: str) -> Iterator[None]:
-    """Makes matrix products use TF32 (emulated without a GPU) if `precision` is "tf32", otherwise float32."""
+    """Makes products inside a `with` use TF32 (emulated without a GPU) if `precision` is "tf32", else float32."""
     from helpers.emulation import emulated_accelerator
 
     from tfdecouple.runtime.precision import full_float32, has_tf32, tensor_float_32

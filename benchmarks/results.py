@@ -253,7 +253,7 @@ def compute_mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 def compare_with_ours(run: str) -> tuple[float, float]:
     """Returns how many more bits/dim a run needs than the run "conditional" (mean over seeds), and the standard error.
 
-    Only runs with equal seeds are subtracted, because they see the same images in the same order.
+    Runs are subtracted seed by seed, because runs with equal seeds see the same images in the same order.
     """
     _, bits = compare_seeds()
     pairs = zip(bits["conditional"], bits[run], strict=False)
@@ -303,7 +303,7 @@ def _render_probe() -> str:
 def _render_statistics() -> str:
     """Returns a Markdown table with a row for each image statistic, such as contrast.
 
-    Its columns say how well z, v and pixels predict the statistic (R2), and how far the statistic follows z or v of a
+    The columns say how well z, v and pixels predict the statistic (R2), and how far the statistic follows z or v of a
     switched image, which is decoded from z of one image and v of another.
     """
     rows = []

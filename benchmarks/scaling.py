@@ -15,10 +15,10 @@ Each measurement runs in a process of its own (`throughput.py`). The tables are:
 An exponent is the slope of a straight line through the points of a column on logarithmic axes, by least squares; 1 is
 linear growth. Costs that do not grow, such as the encoder's when the flow gets deeper, make an exponent smaller.
 
-"process, MiB" is the largest resident memory of the process. "MiB/image, measured" is the difference between two
-batches, one twice as large as the other, divided by their difference in images. It counts only TensorFlow's tensors, by
-its allocator (`throughput.py --live`), with the batch in one piece, as on a GPU. "MiB/image, calculated" is the
-prediction of `tfdecouple/networks/architecture.py` for the same memory.
+"process, MiB" is the largest resident memory of the process. "MiB/image, measured" is the memory of a large batch minus
+that of a batch half as large, divided by the difference of their numbers of images. The memory counts only TensorFlow's
+tensors, by its allocator (`throughput.py --live`), with the batch in one piece, as on a GPU. "MiB/image, calculated" is
+the prediction of `tfdecouple/networks/architecture.py` for the same memory.
 
 --docs puts each table between the lines `<!-- NAME -->` and `<!-- end NAME -->` of a file. --json is written after
 each table, so that an interrupted run keeps the finished tables.
@@ -73,7 +73,7 @@ Rows = list[dict[str, Any]]
 
 
 def set_depth(config: Config, steps: int) -> Config:
-    """Returns a copy of the config with `steps` flow steps in every stage of the flow."""
+    """Returns a copy of the config `config` with `steps` flow steps in every stage of the flow."""
     every = [[steps] * len(entry) if isinstance(entry, tuple) else steps for entry in config.model.steps]
     return override(config, [f"model.steps={every}"])
 
@@ -214,7 +214,7 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -> int:
-    """Returns the number of images in the largest micro-batch that fits on a GPU with `gib` GiB, or 0 if none fits."""
+    """Returns the number of images in the largest micro-batch that a GPU with `gib` GiB can train on; 0 for none."""
     training, parameters = config.training, count_parameters(config.model)["total"]
     state = count_state_bytes(parameters, averages=training.ema_decay > 0, micro_batches=2)
     image = count_activation_bytes(config.model, memory=memory, precision=training.precision)

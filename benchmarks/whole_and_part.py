@@ -36,7 +36,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields without end pairs from image files: (large crop, random part of this crop), both uint8 `[64, 64, 3]`."""
+    """Yields endless random pairs (large crop of a photograph, part of this crop), both uint8 `[64, 64, 3]`."""
     from PIL import Image
 
     photographs = []
@@ -206,7 +206,7 @@ def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: in
 
 
 def main() -> int:
-    """Runs the program `whole_and_part.py`, which tests z of whole photographs and z of parts; returns status 0."""
+    """Runs the program `whole_and_part.py`, which compares two ways to encode z; returns exit status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("train", "measure"), help="train both models, or measure switches")
     parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
