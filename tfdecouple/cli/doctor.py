@@ -1,4 +1,4 @@
-"""`python -m tfdecouple doctor`: tests whether this project works correctly here, and measures speed and memory."""
+"""`python -m tfdecouple doctor`: tests whether this machine computes correctly, and measures speed and memory."""
 
 import argparse
 import pathlib

@@ -154,7 +154,7 @@ class Evaluation:
         return check_batch_labels(batches, self.source, self.opened.config.model)
 
     def describe_inputs(self, test_evaluations: int | None) -> Iterator[str]:
-        """Yields lines of text: the run, the images, and unless None the count of evaluations of these test images."""
+        """Yields lines of text on the run, the images and, unless None, the count of evaluations on test images."""
         split = self.options.split
         averaged = "averaged " if self.opened.averaged else ""
         yield f"{self.options.run}: {averaged}weights of step {self.opened.step}, seed {self.options.seed}"

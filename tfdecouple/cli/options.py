@@ -53,7 +53,7 @@ def add_command(commands: Any, name: str, summary: str, details: str = "") -> ar
 
 
 def add_run(parser: argparse.ArgumentParser, *, required: bool = False, out: bool = True) -> None:
-    """Adds the option --run, with the bundled weights as default unless `required`, and if `out` --out, to a parser."""
+    """Adds --run to a parser, and --out if `out`; unless `required`, the default of --run is the bundled weights."""
     if required:
         parser.add_argument("--run", required=True, metavar="RUN", help=RUN_HELP)
     else:

@@ -138,8 +138,8 @@ def pair_images(labels: np.ndarray, pairing: str, count: int) -> np.ndarray:
     if pairing != "across":
         pairs = _alternate_groups(groups)
     elif groups:
-        # `images` begins with one image of the first label, two of the second, two of the third, and so on. So pairs of
-        # neighbours in this list have different labels, and a label is paired with several other labels.
+        # `images` begins with one image of the first label, two of the second, two of the third, and so on. So the
+        # first and second image, the third and fourth, and so on, have different labels.
         images = [groups[0][0], *itertools.chain(*_alternate_groups([*groups[1:], groups[0][1:]]))]
         pairs = [pair for pair in zip(images[::2], images[1::2], strict=False) if labels[pair[0]] != labels[pair[1]]]
     else:

@@ -185,7 +185,7 @@ def read_live_bytes(device: str, kind: str = "peak") -> int:
 
 
 def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Variant = DEFAULT) -> Config:
-    """Returns the config that `doctor` times: the preset, else the bundled small model, with settings of `variant`."""
+    """Returns the config that `doctor` times: that of the preset or small model, with the settings of `variant`."""
     config = load_preset(request.preset) if request.preset else load_small_config()
     # Data-dependent initialisation from 16 images is fast and takes less memory than a training step.
     settings = ["training.init_images=16", *request.settings, *variant.settings]

@@ -141,7 +141,7 @@ def _explain_end(name: str, status: int, errors: bytes) -> tuple[str, str] | Non
 
 
 def main() -> int:
-    """Runs the check of `doctor` that standard input names, writes its results as JSON lines, and returns 0."""
+    """Runs the check of `doctor` that standard input names; writes `Result`s to standard output as JSON; returns 0."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as results:
         # What libraries print to standard output goes to standard error, so that it does not mix with the results.
         os.dup2(2, 1)

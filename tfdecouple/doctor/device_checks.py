@@ -38,7 +38,7 @@ _RED, _GREEN, _BLUE, _CYAN = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255
 _MAGENTA, _YELLOW = (255, 0, 255), (255, 255, 0)
 
 
-# --- the small model ---
+# --- the small trained model, which the checks of `doctor` run on each device ---
 
 
 def load_small_config() -> Config:
@@ -72,11 +72,11 @@ def make_training(strategy: Any, settings: Sequence[str] = (), folder: pathlib.P
     return state, TrainStep(config, state, strategy)
 
 
-# --- the same numbers on every device ---
+# --- the check "numerics": does every device compute the same numbers? ---
 
 
 def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODEL) -> dict[str, np.ndarray]:
-    """Returns {name: array} of what the small model computes on a device: z, v, decoded x, bits/dim and samples."""
+    """Returns {name: array} of what `doctor`'s small model computes on a device: z, v, x, bits/dim and samples."""
     import tensorflow as tf
 
     from tfdecouple.runs.opened_run import load_model
@@ -98,7 +98,7 @@ def compute_numbers(device: str, images: np.ndarray, folder: pathlib.Path = MODE
 def compute_gradient(
     device: str, images: np.ndarray, settings: Sequence[str] = (), folder: pathlib.Path = MODEL
 ) -> np.ndarray:
-    """Returns the gradient for all weights of the small model in one training step on a device, float32 `[weights]`."""
+    """Returns the gradient of all weights of `doctor`'s small model in a training step on a device, float32 `[n]`."""
     from tfdecouple.training.workers import get_mirrored_strategy
 
     state, step = make_training(get_mirrored_strategy((device,)), tuple(settings), folder)
@@ -145,7 +145,7 @@ def check_numbers(device: str, variant: Variant, distances: Mapping[str, float])
     return Result(f"{device}, {variant.name}", not wrong, message, advice, figures)
 
 
-# --- several devices train as one ---
+# --- the check "devices": do several devices together train as one device does? ---
 
 
 def compare_devices(task: Task) -> Iterator[Result]:
@@ -188,7 +188,7 @@ def check_weights(what: str, start: np.ndarray, alone: np.ndarray, together: np.
     return Result(what, off <= WEIGHTS_BOUND, message, advice, {"off": off, "bitwise": is_bitwise})
 
 
-# --- exact reconstruction: decode(encode(image)) is the image ---
+# --- the check "exactness": is decode(encode(image)) equal to the image? ---
 
 
 def count_changed_subpixels(model: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

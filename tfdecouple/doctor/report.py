@@ -62,7 +62,7 @@ class Variant:
     in_quick: bool = False
 
 
-# All variants in the order of the report; the first has the default options.
+# All variants (options of training and inference), in the order of the report; the first has the default options.
 VARIANTS = (
     Variant("float32", phases=PHASES[:4], in_quick=True),
     Variant("tf32", ("training.precision=tf32",), gradient=0.01, gpu_only=True, in_quick=True),
@@ -98,7 +98,7 @@ def recommend_settings(results: Results) -> dict[str, list[str]]:
     """Returns a dict with "settings", the options of training to change on this machine, and "why", the reasons.
 
     For each option the fastest setting that passed the check "numerics" is chosen, if it trains at least `GAIN` times
-    as fast as the default. The settings are texts `NAME=VALUE`; "why" has a sentence about each variant that was timed.
+    as fast as the default. The settings are texts `NAME=VALUE`; "why" has a sentence on each variant that was timed.
     """
     rates: dict[str, dict[int, float]] = {}
     for figures in (result.figures for result in results.get("speed", ())):

@@ -109,7 +109,7 @@ def match_weights(model: DecoupledModel) -> Iterator[WeightMatch]:
 
 
 def _match_flow(root: str, ours: str, flow: Flow, weights: list[str]) -> Iterator[WeightMatch]:
-    """Yields a `WeightMatch` (two names, converter) for each weight of a flow; `root` and `ours` begin the names."""
+    """Yields a `WeightMatch` (two names, converter) for each weight of a flow; names begin with `root` and `ours`."""
     names = _IMAGE_WEIGHTS_WITH_MAP if flow.local else _IMAGE_WEIGHTS
     for level, stages in enumerate(flow.levels):
         block = f"{root}.blocks.{level}"

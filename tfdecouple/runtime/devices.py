@@ -66,7 +66,7 @@ def read_free_memory() -> int:
 
 
 def read_address_space_limit() -> int:
-    """Returns the largest address space of this process in bytes (`ulimit -v`); `_UNLIMITED` without a limit."""
+    """Returns the largest address space of this process in bytes (`ulimit -v`); 2^63 if it is unlimited."""
     try:
         import resource
 

@@ -224,7 +224,7 @@ def get_jit_compile() -> bool | None:
 
 
 def substitute_weights(values: Iterable[tuple[keras.Variable, tf.Tensor]]) -> keras.StatelessScope:
-    """Returns a `keras.StatelessScope`; inside it, each variable of a pair in `values` has the value of its tensor."""
+    """Returns a `keras.StatelessScope`; inside it, each variable in `values` has the value of the paired tensor."""
     scope = keras.StatelessScope()
     for pair in values:
         scope.add_update(pair)

@@ -150,7 +150,7 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
 
 
 def get_arguments(arguments: Sequence[str] | None) -> list[str]:
-    """Returns a program's arguments as a list of str: `arguments`, or those of the command line if it is None."""
+    """Returns a program's arguments as a list of str: `arguments`, or if it is None, the command line's."""
     return list(map(str, sys.argv[1:] if arguments is None else arguments))
 
 
