@@ -32,7 +32,7 @@ DIAGNOSTICS = [
 class EvaluationReports:
     """Writes the results of evaluations to the run folder; in a distributed run only the chief process has this object.
 
-    `note` is a function that shows a text to the user; it gets a text such as "drawing samples" before slow work.
+    `note` is a function that shows a text to the user; it gets texts such as "drawing samples" before slow work.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class EvaluationReports:
         else:
             images, labels = load_images(self._source, "test", min(_MOST_COMPRESSED, count), at_most=True)
             self._show_note("lossless codecs")
-            # WebP and PNG store 8 bits per colour value, so a comparison with a model of fewer bits would be unfair.
+            # WebP and PNG store 8 bits per colour value; a comparison with a model of fewer bits would be unfair.
             codecs = ("webp", "png") if self._config.model.n_bits == 8 else ()
             coded = {codec: float(compute_codec_bits(images, codec).mean()) for codec in codecs}
             shown = self._count_shown_images(step)
@@ -132,7 +132,7 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Saves pictures of `images` as PNG files; returns a text on exact reconstructions, and file paths by name."""
+        """Saves pictures of `images` as PNG files; returns a text on exact reconstructions, and a dict of file paths."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"
@@ -147,7 +147,7 @@ class EvaluationReports:
         return f"reconstruction: {_describe_exact_count(exact, images)}", pictures
 
     def _describe_exactness(self, images: np.ndarray, labels: np.ndarray | None) -> str:
-        """Encodes and decodes `images`; returns a text on how many keep all their pixels, or on why this failed."""
+        """Encodes and decodes `images`; returns a text on how many are reconstructed exactly, or on why it failed."""
         model = self._state.model
         try:
             quantized = np.asarray(model.quantize_images(images))

@@ -284,7 +284,7 @@ class Trainer:
                 self._log_training_row(fetched.learning_rate, (self.step - last) * training.batch_size / (now - since))
                 since, last = now, self.step
             elif is_first:
-                # The first step includes the time for tracing, so the images per second are measured from here on.
+                # Tracing makes the first step slow, so the images per second are measured from the second step on.
                 since, last = time.monotonic(), self.step
             self.progress.show_step(self.step)
             if saves:
@@ -315,7 +315,7 @@ class Trainer:
         return bool(stop.reason)
 
     def _load_training_batches(self) -> Iterator[Any]:
-        """Returns an endless iterator over micro-batches of images (and labels), beginning with the current step."""
+        """Returns an endless iterator over micro-batches of images (and labels), beginning at the current step."""
 
         def load_examples(context: tf.distribute.InputContext) -> tf.data.Dataset:
             batches = make_training_batches(
@@ -455,14 +455,14 @@ class Trainer:
         return min(size, limit or size, max(self.step * self.training.batch_size, _LEAST_EVALUATED))
 
     def _load_evaluation_batches(self, split: str, count: int) -> tf.data.Dataset:
-        """Returns batches of the first `count` images of a split, a dataset; the devices share each batch equally."""
+        """Returns a dataset of batches of a split's first `count` images; the devices get equal parts of a batch."""
         size = round_batch_size(self.training.evaluation_batch_size, count, self.strategy.num_replicas_in_sync)
         batches = make_evaluation_batches(self.source, split, batch_size=size, limit=count)
         return check_batch_labels(batches, self.source, self.config.model)
 
 
 class _ChiefProxy:
-    """Calls the methods of `target` in the chief's process (rank 0) only, and returns the results in all workers."""
+    """A proxy of `target`: methods are called in the chief's process (rank 0) only, and all workers get the results."""
 
     def __init__(self, workers: Workers, target: Any):
         self._workers = workers

@@ -39,16 +39,16 @@ class _UpdateScalars(NamedTuple):
 class Optimizer:
     """An Adam optimizer with running averages of weights and moving statistics; create it in `strategy.scope()`.
 
-    Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here the
-    first moments of all small weights are one vector, which one operation changes; so are the second moments and the
-    averages. TensorFlow's fused kernel updates each large weight without temporary copies.
+    Keras' optimizers build some twenty operations for each variable, and a deep flow has a thousand variables. Here one
+    vector has the first moments of all small weights, a second one the second moments, and a third one the averages;
+    one operation changes each vector. TensorFlow's fused kernel updates each large weight without temporary copies.
 
     The graph has no `tf.cond`, because the host would have to wait for a GPU in each step. A skipped update adds zero
     to every variable.
 
     Args:
         config: the options of training.
-        weights: the trainable weights by name.
+        weights: the trainable weights, variables by name.
         statistics: moving statistics of batch normalisation by name; the optimizer averages them, too.
 
     Attributes:
@@ -143,7 +143,7 @@ class Optimizer:
             tf.raw_ops.ResourceApplyGradientDescent(var=average, alpha=1 - scalars.average_decay, delta=change)
 
     def _update_small(self, scalars: _UpdateScalars, gradients: Mapping[str, tf.Tensor]) -> list[tf.Tensor]:
-        """Updates all small weights and their moments at once; returns the new weights, one vector in a list."""
+        """Updates all weights with few entries, and their moments; returns the new weights, one vector in a list."""
         weights = [self._weights[name] for name in self._small]
         before, change = flatten_and_join([_read_variable(weight.handle) for weight in weights]), self._changes.handle
         tf.raw_ops.AssignVariableOp(resource=change, value=before * -scalars.decay)

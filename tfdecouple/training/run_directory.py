@@ -37,7 +37,7 @@ _CHANGEABLE = ("training.steps", "training.loggers")
 
 
 def make_paths_absolute(config: Config) -> Config:
-    """Returns `config` with absolute paths of images and of the run `training.init_from`, for any working directory."""
+    """Returns `config` with absolute paths of images and `training.init_from`, which hold in any working directory."""
     training, start = config.training, config.training.init_from
     if start and is_run_folder(start):
         training = dataclasses.replace(training, init_from=os.path.abspath(os.path.expanduser(start)))
@@ -86,13 +86,13 @@ class RunDirectory:
         if path.is_dir():
             require_own_files(path)
         if not (path / CONFIG).is_file():
-            # A training that ends before its first step leaves only lock and temporary files: the folder is new.
+            # A training that ended before its first step left only lock and temporary files; the folder counts as new.
             if path.is_dir() and all(entry.name == LOCK or entry.match(TEMPORARY) for entry in path.iterdir()):
                 return False
             raise RunError(f"{path} exists and is no run folder (it has no {CONFIG}); choose another --workdir")
         before = make_paths_absolute(load_config(path))
         changed = compare_configs(before, self._config)
-        # The texts have no effect on training, and the list of photographs has none if other images are trained on.
+        # `description` and `notes` have no effect, nor has the list of photographs if the run uses other images.
         free = [*_CHANGEABLE, "description", "notes"]
         if before.data.source != "photographs":
             free.append("data.photographs")
@@ -124,7 +124,7 @@ class RunDirectory:
             ) from error
 
     def require_label_names(self, names: Sequence[str]) -> None:
-        """Raises RunError if `names`, the label names of the images, differ from those in the run folder."""
+        """Raises RunError if `names`, the label names of the images, differ from the names in the run folder."""
         classes = self._config.model.classes
         if self.is_resumed and classes and (changed := find_changed_label(self.path, classes, names)):
             was, now = changed

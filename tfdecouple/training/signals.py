@@ -22,7 +22,7 @@ class InterruptedRunError(RunError):
 
 
 class _Stopped(BaseException):
-    """Ends the code inside `stop_at_once`; a BaseException, so that libraries that catch `Exception` let it pass."""
+    """Ends the code in the context `stop_at_once`; no `Exception`, because libraries that catch these must let it pass."""
 
 
 class StopRequest:
@@ -38,7 +38,7 @@ class StopRequest:
         self._raises = False
 
     def __enter__(self) -> StopRequest:
-        """Installs the signal handlers (only in the main thread, as Python demands) and returns this object."""
+        """Installs the signal handlers (only in the main thread, as Python demands) and returns this `StopRequest`."""
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 # SIGHUP stays ignored in a program under nohup, which must survive the end of its terminal.

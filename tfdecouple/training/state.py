@@ -72,7 +72,7 @@ class TrainingState:
         }
 
     def has_finite_weights(self) -> bool:
-        """Returns whether all weights and moving statistics are finite."""
+        """Returns whether all weights and moving statistics of the model are finite."""
         return all(np.isfinite(variable.numpy()).all() for variable in self._named.values())
 
     def count_step(self, result: Any) -> None:

@@ -35,8 +35,8 @@ class StepResult(NamedTuple):
             `inversion_error` is above its bound, or training has halted.
         stop: above 0 if a signal has asked any worker to stop; the value is the same in all workers.
         inversion_error: error of the activations that `training.memory=invert` reconstructs; 0 in other modes. The
-            error at the input of a stage is the largest difference divided by the largest activation. An image's
-            errors are summed over the stages, and the largest sum of any image in the batch is reported.
+            error at the input of a stage is max |recovered - stored| / max |stored|. An image's errors are summed over
+            the stages, and the largest sum of any image in the batch is reported.
     """
 
     bits_per_dim: Any
@@ -75,7 +75,7 @@ class TrainStep:
         weights, moving = ([v.shape for v in group.values()] for group in (state.trainable, state.moving))
         self._shapes = Share(weights, moving, [tf.TensorShape(())] * 3, tf.TensorShape([self._slots]))
         self._sizes = [math.prod(shape) for shape in tf.nest.flatten(self._shapes)]
-        # AutoGraph is off, because it would search loops over a thousand variables for control flow, for seconds.
+        # AutoGraph is off, because its search of loops over a thousand variables for control flow takes seconds.
         self._whole = tf.function(self._take_undivided_step, autograph=False)
         self._start = tf.function(self._make_zero_sums, autograph=False)
         self._add = tf.function(self._add_micro_batch, autograph=False)
@@ -178,7 +178,10 @@ class TrainStep:
         return images
 
     def _apply_device_results(self, shares: Share, stop: tf.Tensor) -> StepResult:
-        """Sums the devices' results, updates the weights unless the sums are unusable, and returns a `StepResult`."""
+        """Sums the devices' results, updates the weights, and returns the `StepResult`.
+
+        The update is skipped if a sum is not finite, inverting was inexact, or training has halted.
+        """
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
         total = self._sum_device_results(shares)

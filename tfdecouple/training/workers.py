@@ -56,7 +56,7 @@ class Cluster(pydantic.BaseModel):
 
     @property
     def rank(self) -> int:
-        """The rank of this process among all workers; the chief has rank 0."""
+        """The rank of this process, its index among all workers; the chief has rank 0."""
         return self.task.index + (len(self.cluster.get("chief", [])) if self.task.type == "worker" else 0)
 
 
