@@ -79,7 +79,7 @@ class Directions:
         return list(dict.fromkeys(direction.name for direction in self.directions))
 
     def find(self, name: str, method: str = MEANS) -> Direction:
-        """Returns the `Direction` with this name and method, "means" or "classifier"; UserError where there is none."""
+        """Returns the `Direction` with this name and method ("means", "classifier"); raises UserError if absent."""
         matches = [one for one in self.directions if (one.name, one.method) == (name, method)]
         if not matches:
             listed = ", ".join(self.names[:20]) + (" and more" if len(self.names) > 20 else "")

@@ -155,7 +155,7 @@ class Run:
         return open_source(data, self.config.model.image_shape, download=download)
 
     def make_data_config(self, source: str | None, **others: Any) -> DataConfig:
-        """Returns the run's options of the images (`DataConfig`) after changes: the data set `source`, and `others`."""
+        """Returns the run's `DataConfig` with the data set `source` (None: the run's) and the options `others`."""
         config = self.config
         if source is not None:
             config = dataclasses.replace(config, data=replace_source(config.data, source))
@@ -233,7 +233,7 @@ def save_run(model: DecoupledModel, run: str | pathlib.Path, config: Config | No
 
 
 def write_run(folder: pathlib.Path, model: DecoupledModel, config: Config, step: int) -> None:
-    """Writes a run folder with a config and one checkpoint, which has the model's weights as the best, of `step`."""
+    """Writes a run folder with a config and one checkpoint: the weights of `model`, as the run's best, of `step`."""
     text = config.to_json()  # A config that cannot be written raises its error here, before the folder is made.
     folder.mkdir(parents=True, exist_ok=True)
     CheckpointFolder(folder / CHECKPOINTS).write_checkpoint("best", step, {"model": model.named_variables()})

@@ -61,7 +61,7 @@ def run_name(run: str | pathlib.Path) -> str:
 
 
 def load_config(run: str | pathlib.Path) -> Config:
-    """Returns the config in the run folder, name or address `run`, after checking that no link leads out of the folder.
+    """Returns the config of a run (folder, name or address), after checking that no link leads out of its folder.
 
     Raises:
         RunError: where the folder is missing or is no run folder.
@@ -84,7 +84,7 @@ def load_config(run: str | pathlib.Path) -> Config:
 
 
 def _list_checkpoints(run: str | pathlib.Path) -> Iterator[tuple[CheckpointFolder, str, int]]:
-    """Yields (folder, "best" or "step", training step) of each checkpoint of a run: first all "best", newest first."""
+    """Yields (folder, kind, step) of each checkpoint of a run: the kind "best", then "step", each the newest first."""
     folder = CheckpointFolder(find_run_folder(run) / CHECKPOINTS)
     for kind in ("best", "step"):
         for step in folder.list_checkpoint_steps(kind):
@@ -150,7 +150,7 @@ def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
 
 
 def find_changed_label(run: str | pathlib.Path, classes: int, names: Sequence[str]) -> tuple[str, str] | None:
-    """Returns the first label with different names in the run and in `names`, a pair of names; None if there is none.
+    """Returns (name in the run, name in `names`) of the first label whose names differ; None if no names differ.
 
     None is also returned for a run without labels.json, such as an imported one, because its labels have no names.
     """
@@ -176,7 +176,7 @@ class _Summary(pydantic.BaseModel):
 
 
 def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
-    """Returns the content of a run's summary.json, a dict; None if it is missing. ValueError: it is damaged."""
+    """Returns the content of a run's summary.json, a dict, or None without the file; raises ValueError if damaged."""
     path = find_run_folder(run) / SUMMARY
     if not path.is_file():
         return None
@@ -187,13 +187,13 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
-    """Returns the test metrics in a summary, a dict; None if missing, not finite, or not of the weights of `step`."""
+    """Returns the test metrics in a run's summary, a dict; None if missing, not finite, or of another step's weights."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
 
 
 def describe_unknown_data(config: Config) -> str:
-    """Returns "data unknown" for a model with unknown training images, and in brackets the config's description."""
+    """Returns the text "data unknown", followed in brackets by the config's description if there is one."""
     return f"data unknown ({config.description})" if config.description else "data unknown"
 
 
