@@ -28,7 +28,7 @@ CONDITIONERS = {
     "convolutional": "tfdecouple.layers.conditioners:ConvNet",
 }
 
-# Type of a factor: one over the fraction of channels that leave the flow at the end of a stage.
+# Type of an entry of `factors`: one over the fraction of channels that leave the flow at the end of a stage.
 Factor = Annotated[int, pydantic.Field(ge=2)]
 # Largest number of levels of a flow or an encoder: with more, a side of the images would have over 16 million pixels.
 MOST_LEVELS = 24
@@ -166,7 +166,7 @@ class ModelConfig:
         )
 
     def _check_flow(self, prefix: str = "") -> None:
-        """Raises ConfigError if no flow can be built from `steps`, `hidden_channels`, `factors` with this prefix."""
+        """Raises ConfigError if the options `steps`, `hidden_channels`, `factors` (with `prefix`) describe no flow."""
         option = f"model.{prefix}"
         steps, widths, factors = (getattr(self, f"{prefix}{name}") for name in ("steps", "hidden_channels", "factors"))
         levels = len(steps)
@@ -273,7 +273,7 @@ class ModelConfig:
 
     @property
     def dequantization_levels(self) -> tuple[tuple[StagePlan, ...], ...]:
-        """The stages of each level of the dequantisation flow, a tuple of tuples; () if the noise u is uniform."""
+        """The plans of the stages of each level of the dequantisation flow, a tuple of tuples; () if u is uniform."""
         if not self.has_dequantizer:
             return ()
         widths, factors = self.dequantization_hidden_channels, self.dequantization_factors

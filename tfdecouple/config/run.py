@@ -78,7 +78,7 @@ class Config:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def flatten_options(self) -> dict[str, Any]:
-        """Returns all options in one dict: JSON values by dotted name, such as "model.latent_dim"."""
+        """Returns all options of this config in one dict: JSON values by dotted name, such as "model.latent_dim"."""
         values = self.to_dict()
         return {name: functools.reduce(operator.getitem, name.split("."), values) for name in list_option_names()}
 
@@ -95,9 +95,9 @@ class Config:
 
 
 def parse_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Returns a config of the class `cls` with the options in a dict of JSON values; other options have their defaults.
+    """Returns an instance of the config class `cls` with the options in `values`; other options have their defaults.
 
-    Error messages name an option by its key in the dict, with `prefix`, such as "model.", before it.
+    `values` has JSON values by name. In error messages `prefix`, such as "model.", stands before an option's name.
 
     Raises:
         ConfigError: where a name is unknown (the message has the nearest name), a type is wrong or a value impossible.
@@ -160,7 +160,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
 
 
 def list_option_names() -> tuple[str, ...]:
-    """Returns the names of all options, a tuple of texts with the section before a dot, such as "model.latent_dim"."""
+    """Returns the dotted names of all options, a tuple of texts such as "model.latent_dim"."""
     names = []
     for name, section in typing.get_type_hints(Config).items():
         is_section = dataclasses.is_dataclass(section)
@@ -182,7 +182,7 @@ def describe_options() -> dict[str, str]:
 
 
 def compare_configs(ours: Config, theirs: Config) -> dict[str, tuple[Any, Any]]:
-    """Returns the options in which two configs differ: by dotted name, the pair of values in `ours` and `theirs`."""
+    """Returns the options in which two configs differ: a dict of pairs of values (ours, theirs) by dotted name."""
     others = theirs.flatten_options()
     return {name: (value, others[name]) for name, value in ours.flatten_options().items() if value != others[name]}
 

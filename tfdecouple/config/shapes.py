@@ -102,7 +102,7 @@ def describe_images(image_shape: Shape) -> str:
 
 
 def is_squeezed_first(channels: int) -> bool:
-    """Returns whether a flow turns 2 x 2 pixels into channels before level 0, for images with so few channels."""
+    """Returns whether a flow squeezes images with this count of channels (2 x 2 pixels to channels) before level 0."""
     return channels < LEAST_CHANNELS
 
 
@@ -112,7 +112,7 @@ def plan_flow_levels(
     hidden_channels: Sequence[int],
     factors: Sequence[int],
 ) -> tuple[tuple[StagePlan, ...], ...]:
-    """Returns the stages of each level of the flow, the highest resolution first (paper Figure 3c).
+    """Returns a tuple of `StagePlan`s for each level of the flow, the highest resolution first (paper Figure 3c).
 
     A squeeze before every level but the first multiplies the channels by four and halves height and width; images of
     one or two channels are squeezed before the first level, too. An inner level has one or more stages; after each
@@ -161,7 +161,7 @@ def plan_flow_levels(
 
 
 def plan_encoder_blocks(planes: Sequence[int]) -> tuple[Block, ...]:
-    """Returns the blocks of the encoder, two for each entry (level) of `planes`; the second halves height and width.
+    """Returns the blocks of an encoder, two per level; the second halves height and width. `planes`: channels by level.
 
     >>> [(block.name, block.planes, block.strides) for block in plan_encoder_blocks((8, 16))][:3]
     [('level_0_block_1', 8, 1), ('level_0_block_2', 8, 2), ('level_1_block_1', 16, 1)]
@@ -177,7 +177,7 @@ def plan_map_blocks(planes: Sequence[int], map_channels: int) -> tuple[Block, ..
     """Returns the blocks of a network from an image to a feature map with the image's height and width.
 
     The blocks of an encoder come first. Then each level, in reverse order, has two blocks of transposed convolutions.
-    The second one doubles height and width; its output has the channels of the next level, at the end `map_channels`.
+    The second block doubles height and width. It has the channels of the following level; the last has `map_channels`.
 
     >>> [(block.name, block.planes, block.strides) for block in plan_map_blocks((8, 16), 4)[4:]]
     [('up_1_block_1', 16, 1), ('up_1_block_2', 8, 2), ('up_0_block_1', 8, 1), ('up_0_block_2', 4, 2)]

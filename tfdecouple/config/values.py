@@ -22,7 +22,7 @@ BelowOne = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 # Largest value of an option of each type: TensorFlow's integers have 64 bits, and most of its floats have 32 bits.
 _LARGEST = {int: 2.0**63 - 2**10, float: 1e38}
-# What an option must be, by the type of pydantic's error; bounds in the error, such as `ge`, replace the braces.
+# These texts tell what an option must be, by the type of pydantic's error, whose bounds replace the braces.
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -47,7 +47,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def format_value(value: Any) -> str:
-    """Returns the value of an option as one line for an error message; long lines are cut short."""
+    """Returns the value of an option as a text of one line for an error message; a long text is cut short."""
     text = " ".join(repr(value).splitlines())
     return text if len(text) <= 120 else f"{text[:100]} ... ({len(text):,} characters)"
 
