@@ -22,7 +22,7 @@ class InterruptedRunError(RunError):
 
 
 class _Stopped(BaseException):
-    """Ends the code in the context `stop_at_once`; no `Exception`, because libraries that catch these must let it pass."""
+    """Ends the code in the context `stop_at_once`; not an `Exception`, because libraries may catch exceptions."""
 
 
 class StopRequest:
