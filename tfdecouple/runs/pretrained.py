@@ -49,7 +49,7 @@ def list_pretrained() -> tuple[str, ...]:
 
 
 def find_pretrained(name: str) -> pathlib.Path | None:
-    """Returns the folder of bundled weights, or of weights downloaded from the Hugging Face Hub; None for other names.
+    """Returns the folder of the weights `name`, bundled or downloaded from the Hugging Face Hub; None if unknown.
 
     Raises:
         UserError: where the Hub lacks the weights, files differ from the manifest, or the Hub's client is missing.

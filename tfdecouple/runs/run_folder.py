@@ -187,7 +187,7 @@ def read_summary(run: str | pathlib.Path) -> dict[str, Any] | None:
 
 
 def find_test_metrics(summary: Mapping[str, Any], step: int) -> Mapping[str, Any] | None:
-    """Returns the test metrics in a run's summary, a dict; None if missing, not finite, or of another step's weights."""
+    """Returns the test metrics in a run's `summary`, a dict; None if missing, not finite, or of another step."""
     test = summary.get("test") if summary.get("best_step") == step else None
     return test if test and test["bits_per_dim"] is not None else None
 
