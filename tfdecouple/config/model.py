@@ -28,7 +28,7 @@ CONDITIONERS = {
     "convolutional": "tfdecouple.layers.conditioners:ConvNet",
 }
 
-# Type of an entry of `factors`: one over the fraction of channels that leave the flow at the end of a stage.
+# Type of a factor n: 1/n of a level's channels leave the flow at the end of each stage of the level.
 Factor = Annotated[int, pydantic.Field(ge=2)]
 # Largest number of levels of a flow or an encoder: with more, a side of the images would have over 16 million pixels.
 MOST_LEVELS = 24
@@ -38,7 +38,7 @@ MOST_STEPS = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture: flow, prior and encoder (paper sections 2.1, 2.2 and appendix B).
+    """The options of a model's architecture: flow, prior and encoder (paper sections 2.1, 2.2 and appendix B).
 
     >>> ModelConfig(image_shape=(16, 16, 3), steps=(2, (1, 1), 2), hidden_channels=(16, 32, 32)).image_shape
     (16, 16, 3)
@@ -53,8 +53,8 @@ class ModelConfig:
         steps: flow steps of each level. The first and the last level have a number; each inner level, between them,
             has a list with a number for each stage. Some channels leave the flow after a stage (paper Figure 3c).
         hidden_channels: channels of the hidden maps of the coupling nets, one number per level.
-        factors: for each inner level, one over the fraction of its channels that leave the flow after each stage (4: a
-            quarter). A single entry applies to all inner levels.
+        factors: for each inner level, a number n: 1/n of the level's channels leave the flow after each stage. A single
+            entry applies to all inner levels.
         transform: transform of the couplings, by a name in `transforms.py`: "affine" (scale 1 + alpha*tanh(h/2), h
             from the coupling net) or "additive".
         multiscale_transform: as `transform`, for the coupling at the end of each stage, before channels leave the flow.

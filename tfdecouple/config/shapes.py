@@ -122,8 +122,8 @@ def plan_flow_levels(
         image_shape: height, width and channels of the images.
         steps: number of steps of each level; for an inner level, a list with the number of steps of each stage.
         hidden_channels: for each level, the channels of the hidden maps of the coupling nets.
-        factors: for each level between the first and the last, one over the fraction of its channels that leave after
-            each stage (4: a quarter); a single entry applies to all of these levels.
+        factors: for each level between the first and the last, a number n: 1/n of the level's channels leave the flow
+            after each stage. A single entry applies to all of these levels.
 
     >>> for level in plan_flow_levels((8, 8, 3), (1, (2, 2), 1), (4, 5, 6), (4,)):
     ...     print([(stage.name, stage.height, stage.channels, stage.dropped) for stage in level])

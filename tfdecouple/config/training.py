@@ -16,7 +16,7 @@ MEMORY = ("keep", "recompute", "invert")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Optimisation, precision, memory and the schedule of a run (paper appendix C.2 and Table 5).
+    """The options of a run's optimisation, precision, memory and schedule (paper appendix C.2 and Table 5).
 
     >>> TrainingConfig(batch_size=64, micro_batches=2).precision
     'float32'
@@ -49,10 +49,10 @@ class TrainingConfig:
             Ampere compute faster; all else in float32. "mixed_bfloat16": bfloat16 in the coupling nets. Evaluations are
             always in full precision.
         memory: how the activations of the flow reach the backward pass. "keep": they are stored. "recompute": the
-            hidden maps of the coupling nets, nearly all of the memory, are computed again: less memory, more time, the
-            same numbers. "invert": each flow step's input is reconstructed from its output, so that the memory does not
-            grow with the number of flow steps. Gradients are the same but for rounding; an update is skipped if the
-            rounding errors have grown too large.
+            hidden maps of the coupling nets, which take nearly all of the memory, are computed again: less memory, more
+            time, the same numbers. "invert": each flow step's input is reconstructed from its output, so that the
+            memory does not grow with the number of flow steps. Gradients are the same but for rounding; an update is
+            skipped if the rounding errors have grown too large.
         jit_compile: whether XLA compiles the flow steps of flow and prior, once for each shape, at the start of a run.
             On GPUs this fuses the operations between matrix products; the numbers are the same but for rounding.
         bytes_per_pack: gradients are summed over devices in packs of about this many bytes, each as soon as the
@@ -63,7 +63,7 @@ class TrainingConfig:
             gradient is not finite or, with `memory="invert"`, if the inversion is inaccurate.
         log_every, evaluate_every, checkpoint_every: number of steps between two rows of the log, two evaluations, or
             two checkpoints.
-        keep_checkpoints: how many of the latest checkpoints are kept, beside the best weights.
+        keep_checkpoints: number of the newest checkpoints that are kept, beside the best weights.
         evaluation_batch_size: images per batch in evaluations, over all devices; rounded up to a multiple of the number
             of devices.
         evaluation_images: validation images per evaluation; 0 for all.
