@@ -132,7 +132,7 @@ class Benchmark:
 
 
 def _require_applied(result: Any) -> None:
-    """Raises UserError if the training step with this result left the weights unchanged (gradient is not finite)."""
+    """Raises UserError if the training step with this result left the weights unchanged, as with a NaN loss."""
     if not result.applied:
         raise UserError(f"a step was not applied: {result}")
 
