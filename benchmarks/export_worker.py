@@ -56,7 +56,7 @@ def set_up_tensorflow(threads: int):
 
 
 def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" of the Keras model in a run folder."""
+    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" of a Keras model."""
     set_up_tensorflow(threads)
     import tfdecouple
 
@@ -69,7 +69,7 @@ def open_keras(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" of a SavedModel, as servers do."""
+    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" of a SavedModel."""
     tf = set_up_tensorflow(threads)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
     options = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=1)
@@ -87,7 +87,7 @@ def open_saved_model(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" from an ONNX file in ONNX Runtime."""
+    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" in ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -100,7 +100,7 @@ def open_onnx(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" from an ONNX file in OpenVINO."""
+    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" in OpenVINO."""
     import openvino as ov
 
     core, options = ov.Core(), {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
@@ -112,7 +112,7 @@ def open_openvino(run: pathlib.Path, exported: pathlib.Path, threads: int):
 
 
 def open_litert(run: pathlib.Path, exported: pathlib.Path, threads: int):
-    """Returns `call(endpoint, {input: array})`, which runs "encode" or "decode" from a LiteRT file."""
+    """Returns a function `call(endpoint, {input: array})` that runs "encode" or "decode" in LiteRT."""
     from ai_edge_litert.interpreter import Interpreter
 
     runners = {

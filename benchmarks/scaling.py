@@ -222,7 +222,7 @@ def find_largest_micro_batch(config: Config, gib: float, memory: str = "keep") -
 
 
 def calculate_memory() -> Rows:
-    """Returns calculated memory, a list of dicts, for each preset in LARGE with flow steps as in DEPTHS and its own."""
+    """Returns calculated memory, a list of dicts, for each preset in LARGE at each of DEPTHS and at its own depth."""
     rows = []
     for name in LARGE:
         own = load_preset(name)
