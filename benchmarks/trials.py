@@ -157,7 +157,7 @@ def run_trial(trial: Trial, options: argparse.Namespace) -> dict[str, Any]:
         try:
             status = process.wait()
         except (SystemExit, KeyboardInterrupt):
-            # SIGTERM goes on to train.py, which saves a checkpoint before it ends.
+            # On SIGTERM, the program train.py saves a checkpoint before it ends.
             process.send_signal(signal.SIGTERM)
             process.wait()
             raise
