@@ -132,7 +132,7 @@ class EvaluationReports:
     def _draw_pictures(
         self, step: int, images: np.ndarray, labels: np.ndarray | None
     ) -> tuple[str, dict[str, pathlib.Path]]:
-        """Saves pictures of `images` as PNG files; returns a text on exact reconstruction, and the paths by name."""
+        """Saves pictures of `images` as PNG files; returns a text on exact reconstruction, and a dict of file paths."""
         if not self._config.training.pictures:
             return f"reconstruction: {self._describe_exactness(images, labels)}", {}
         prefix, folder = f"step-{step:09d}-", self._directory.path / "images"

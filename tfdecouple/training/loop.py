@@ -123,7 +123,7 @@ def _open_source(config: Config, download: bool) -> Source:
 
 @contextlib.contextmanager
 def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
-    """Returns a context that turns OSError (a full disk) and errors for lack of memory into RunErrors of one line."""
+    """Returns a context that turns OSError (a full disk) and out-of-memory errors into a RunError of one line."""
     try:
         yield
     except OSError as error:
@@ -196,7 +196,7 @@ class Trainer:
             return self._measure_test_images(stop)
 
     def _print_run_description(self, messages: list[str]) -> None:
-        """Prints a description of the run's model, devices and images, then each text in `messages`."""
+        """Prints which model, devices, run folder and images the training uses, then each text in `messages`."""
         sizes, count = self.source.sizes, self.strategy.num_replicas_in_sync
         kind = self.strategy.extended.worker_devices[0].rpartition("device:")[2].partition(":")[0]
         devices = f"{count} {kind}{'s' if count > 1 else ''}"

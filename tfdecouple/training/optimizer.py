@@ -78,7 +78,7 @@ class Optimizer:
         }
 
     def start_averages(self) -> None:
-        """Sets the running averages to the current values of the weights and moving statistics."""
+        """Sets this optimizer's running averages to the current values of the weights and moving statistics."""
         for name, average in self.averages.items():
             # Without a copy, the average would share the weight's memory, and in-place updates would change both.
             average.assign(tf.raw_ops.DeepCopy(x=self._averaged[name]))
@@ -114,8 +114,8 @@ class Optimizer:
             applied: whether to apply the update, a boolean scalar.
             gradients: one gradient per weight, in the order of the constructor's `weights`.
             statistics: new values of the moving statistics, in the order of the constructor's `statistics`.
-            updates: number of updates before this one.
-            rate: learning rate.
+            updates: count of updates before this one, an integer scalar.
+            rate: learning rate, a float32 scalar.
             gradient_scale: factor that clips the gradients; None if `clip_norm` is 0.
         """
         applied, updates = tf.identity(applied), tf.identity(updates)

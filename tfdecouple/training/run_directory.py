@@ -66,7 +66,7 @@ class RunDirectory:
         self._begun = 0
 
     def close(self) -> None:
-        """Closes the log of the run and releases the lock of the run folder."""
+        """Closes the log of this run and releases the lock of its folder."""
         try:
             self.log.close()
         finally:
@@ -237,7 +237,7 @@ class RunDirectory:
             self.checkpoints.write_checkpoint("step", step, state.group_checkpoint_variables())
 
     def save_best_weights(self, state: TrainingState, step: int) -> None:
-        """Saves the current weights of the model, after `step` steps, as the best weights of the run."""
+        """Saves the current weights of `state`'s model, after `step` training steps, as the best weights of the run."""
         self.checkpoints.write_checkpoint("best", step, {"model": state.group_checkpoint_variables()["model"]})
 
     def load_best_weights(self, state: TrainingState) -> None:

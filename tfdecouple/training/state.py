@@ -102,7 +102,7 @@ class TrainingState:
         return {name: total / count if count else math.nan for name, total in zip(RUNNING_MEANS, totals, strict=True)}
 
     def describe_skip_reasons(self) -> str:
-        """Returns why steps were skipped since the last call, a text such as "kl not finite"; resets the counters."""
+        """Returns a text on why steps were skipped since the last call, such as "kl not finite"; resets the record."""
         counts, error = self.not_finite.numpy(), float(self.refused_error.numpy())
         self.not_finite.assign(tf.zeros_like(self.not_finite))
         self.refused_error.assign(0.0)

@@ -50,7 +50,7 @@ class StepResult(NamedTuple):
     inversion_error: Any = 0.0
 
     def fetch_numbers(self) -> StepResult:
-        """Waits for the step, copies its result from the devices, and returns the result as Python numbers."""
+        """Waits for the step's end, copies this result from the devices, and returns it as Python numbers."""
         return StepResult(*(np.asarray(value).item() for value in self))
 
 

@@ -51,7 +51,7 @@ class Cluster(pydantic.BaseModel):
 
     @property
     def workers(self) -> list[str]:
-        """The addresses (host:port) of all workers, a list with the chief's address first."""
+        """The addresses (host:port) of all workers of this cluster, a list with the chief's address first."""
         return [*self.cluster.get("chief", []), *self.cluster.get("worker", [])]
 
     @property
@@ -61,7 +61,7 @@ class Cluster(pydantic.BaseModel):
 
 
 def find_cluster() -> Cluster | None:
-    """Returns the cluster that the environment variable TF_CONFIG describes; None if it has fewer than two workers.
+    """Returns the `Cluster` in the environment variable TF_CONFIG; None if unset, or if there is only one worker.
 
     Raises:
         ConfigError: where TF_CONFIG is no valid description of a cluster.
@@ -264,7 +264,7 @@ class Workers:
                 raise RunError(f"{what} of worker 0 and worker {rank} differ: {'; '.join(changed)}")
 
     def broadcast_variables(self, variables: Iterable[tf.Variable]) -> None:
-        """Copies the values of variables from the chief's process to all other processes."""
+        """Copies the values of `variables` from the chief's process (rank 0) to the processes of all other workers."""
         if self.count == 1:
             return
         variables = list(variables)
@@ -303,7 +303,7 @@ class Workers:
         return result, answers[0][1]
 
     def _exchange_texts(self, text: str) -> list[str]:
-        """Sends a text to all workers, and returns the texts of all workers in the order of their ranks."""
+        """Sends this worker's `text` to all workers, and returns a list of the texts of all workers, by rank."""
         if self.count == 1:
             return [text]
         data = np.frombuffer(text.encode("utf-8"), np.uint8)
