@@ -73,25 +73,25 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of the run: the last part of its absolute path, or the name of its repository on the Hub."""
+        """The name of this run: the last part of its absolute path, or the name of its repository on the Hub."""
         return run_name(self.path)
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder with the run's files; for an address on the Hub, the folder of the downloaded files."""
+        """The path of the folder with this run's files; for an address on the Hub, the folder of downloaded files."""
         return find_run_folder(self.path)
 
     @property
     def averaged(self) -> bool:
-        """Whether the model has weights that were averaged over training steps (`training.ema_decay` above 0)."""
+        """Whether this run's weights were averaged over training steps (`training.ema_decay` is above 0)."""
         return self.config.training.ema_decay > 0
 
     def facts(self) -> dict[str, Any]:
-        """Returns a dict that identifies the run in a JSON file: path, step, and whether weights are averaged."""
+        """Returns a dict that identifies this run in a JSON file: path, step, and whether weights are averaged."""
         return {"run": self.path, "step": self.step, "averaged": self.averaged}
 
     def note(self) -> str:
-        """Returns a sentence with the run's name and number of updates, for the end of a picture's caption."""
+        """Returns a sentence with this run's name and count of updates, for the end of a picture's caption."""
         return f"Run {self.name}, update {self.step:,}{', averaged weights' if self.averaged else ''}."
 
     def encode_z(self, images: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ class Run:
         return np.concatenate(codes), np.concatenate(labels)
 
     def directions(self) -> Directions | None:
-        """Returns the directions in z in the run's directions.json; None if the run has no such file.
+        """Returns the `Directions` in z from this run's directions.json; None if the run has no such file.
 
         RunError is raised if the directions were found with other weights than the model now has.
         """
