@@ -43,7 +43,7 @@ class CheckpointFolder:
         self.keep = keep
 
     def list_checkpoint_steps(self, kind: str = "step") -> list[int]:
-        """Returns the training steps of all complete checkpoints whose kind is "step" or "best", the newest first."""
+        """Returns the training steps of all checkpoints of a kind ("step", "best") in this folder, the newest first."""
         if not self.path.is_dir():
             return []
         matches = (_INDEX_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
@@ -132,7 +132,7 @@ class CheckpointFolder:
         return weights
 
     def remove_checkpoint(self, kind: str, step: int) -> None:
-        """Removes the files of a checkpoint, the index first: without an index, the checkpoint is not listed."""
+        """Removes the files of a checkpoint from this folder, the index first: without it, no checkpoint is listed."""
         prefix = pathlib.Path(self.checkpoint_path(kind, step))
         prefix.with_name(prefix.name + ".index").unlink(missing_ok=True)
         for data in self.path.glob(prefix.name + ".data-*"):
