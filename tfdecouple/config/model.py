@@ -123,7 +123,7 @@ class ModelConfig:
     dequantization_map_channels: Positive = 4
 
     def __post_init__(self) -> None:
-        """Raises ConfigError if options have impossible values or combinations; the message names the option."""
+        """Raises ConfigError if the model's options have impossible values or combinations; the message names them."""
         validate_options(self, "model.")
         require(
             len(self.image_shape) == 3 and min(self.image_shape) >= 1,

@@ -70,11 +70,11 @@ class Config:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the config as a dict of JSON values."""
+        """Returns this config as a nested dict of JSON values, by section and option."""
         return to_json_values(dataclasses.asdict(self))
 
     def to_json(self) -> str:
-        """Returns the config as indented JSON text."""
+        """Returns this config as an indented JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def flatten_options(self) -> dict[str, Any]:

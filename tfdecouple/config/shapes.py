@@ -47,22 +47,22 @@ class StagePlan:
 
     @property
     def remaining(self) -> int:
-        """The count of channels that stay in the flow after the stage."""
+        """The count of channels that stay in the flow after this stage."""
         return self.channels - self.dropped
 
     @property
     def positions(self) -> int:
-        """The count of positions in a feature map of the stage, height times width."""
+        """The count of positions in a feature map of this stage, height times width."""
         return self.height * self.width
 
     @property
     def step_names(self) -> tuple[str, ...]:
-        """The names of the stage's flow steps, such as `level_0_part_0_step_0`, in the forward direction (x to v)."""
+        """The names of this stage's flow steps, such as `level_0_part_0_step_0`, in the forward direction (x to v)."""
         return name_flow_steps(self.steps, f"{self.name}_")
 
     @property
     def factor_out_name(self) -> str:
-        """The name of the layer at the end of the stage, which transforms the channels that leave the flow."""
+        """The name of the layer at the end of this stage, which transforms the channels that leave the flow."""
         return f"{self.name}_factor_out"
 
 
