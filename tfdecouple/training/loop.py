@@ -227,7 +227,7 @@ class Trainer:
             first = make_training_batches(self.source, self.config.data, batch_size=count, seed=self.training.seed)
             images = next(iter(first))["image"]
             if self.training.noise:
-                # The first updates train on images with noise, so the layers are initialised with noise, too.
+                # The first updates train on images with noise, so the layers are initialised from noisy images, too.
                 normal = tf.random.stateless_normal(
                     images.shape, randomness.derive_seed(self.training.seed, "start", "images")
                 )

@@ -15,7 +15,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if
 
 
 class InterruptedRunError(RunError):
-    """The error after a signal: the run has stopped and saved its state."""
+    """Raised after a signal has stopped a run, whose state is saved."""
 
     # This exit status is EX_TEMPFAIL of sysexits.h, a temporary failure: the same command resumes the run.
     status = 75

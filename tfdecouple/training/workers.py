@@ -195,7 +195,7 @@ _BROADCAST_BYTES = 2**24
 
 
 class LostWorkerError(RunError):
-    """The error of a worker that cannot continue because another worker has ended."""
+    """Raised in a worker that cannot continue because another worker has ended."""
 
 
 @contextlib.contextmanager
