@@ -50,7 +50,7 @@ class CheckpointFolder:
         return sorted((int(m["step"]) for m in matches if m and m["kind"] == kind), reverse=True)
 
     def checkpoint_path(self, kind: str, step: int) -> str:
-        """Returns the path by which TensorFlow names a checkpoint: that of the checkpoint's files without an ending."""
+        """Returns the path that TensorFlow needs for a checkpoint: the common beginning of its files' paths."""
         return str(self.path / f"{kind}-{step:09d}")
 
     def write_checkpoint(self, kind: str, step: int, groups: Mapping[str, Variables]) -> None:
@@ -151,7 +151,7 @@ class CheckpointFolder:
 
 
 class DamagedCheckpointError(RunError):
-    """The error of reading a checkpoint whose files are incomplete or corrupted."""
+    """Raised when a checkpoint cannot be read because its files are incomplete or corrupted."""
 
 
 @contextlib.contextmanager
