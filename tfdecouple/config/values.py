@@ -101,7 +101,7 @@ def _make_type_adapters(cls: type) -> dict[str, tuple[Any, pydantic.TypeAdapter]
 
 
 def _describe_accepted_values(error: Mapping[str, Any]) -> str:
-    """Returns a text on the values that an option accepts, such as "at least 1", from pydantic's error (its dict)."""
+    """Returns a text on the values that an option accepts, such as "at least 1", given the dict of pydantic's error."""
     if error["type"].startswith("int_") and isinstance(error["input"], float) and abs(error["input"]) > _LARGEST[int]:
         return f"at most {_LARGEST[int]:.2g}"
     bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in error.get("ctx", {}).items()}
