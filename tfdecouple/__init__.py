@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public names by module. They are imported at first use, so that --help and error messages need no TensorFlow.
+# {module: its public names}. They are imported at first use, so that --help and error messages need no TensorFlow.
 _NAMES = {
     "config": ("Config", "DataConfig", "ModelConfig", "TrainingConfig", "load_preset", "override", "preset_names"),
     "model": ("Codes", "DecoupledModel", "Elbo"),

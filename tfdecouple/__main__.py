@@ -1,4 +1,4 @@
-"""The entry point of `python -m tfdecouple`, which runs the command line."""
+"""The program `python -m tfdecouple`, which runs the command `tfdecouple`."""
 
 import sys
 

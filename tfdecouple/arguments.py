@@ -1,6 +1,6 @@
-"""Conversion and checks of the arguments of public methods: numbers, arrays, images, labels, codes.
+"""Functions that check and convert the arguments of public methods: numbers, arrays, images, labels, codes z and v.
 
-All functions raise UserError, or DataError for images and labels, if a value has a wrong type or shape or is out of
+The functions raise UserError, or DataError for images and labels, if a value has a wrong type or shape, or is out of
 range.
 """
 
@@ -17,12 +17,12 @@ from tfdecouple.errors import DataError, UserError, one_line
 
 
 def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.Tensor:
-    """Converts an array, a tensor or nested lists of numbers to a tensor; raises `error` for any other value."""
+    """Converts an array, a tensor or nested lists of numbers to a tensor; raises the class `error` for other values."""
     if value is None or isinstance(value, tf.RaggedTensor | tf.SparseTensor):
         raise error(f"{name} is {'None' if value is None else type(value).__name__}; it must be a dense array")
     try:
         if isinstance(value, list | tuple) and value and all(isinstance(part, np.ndarray) for part in value):
-            # NumPy stacks the arrays, because TensorFlow would convert a list of uint8 arrays to an int32 tensor.
+            # NumPy stacks the arrays, because TensorFlow would convert a list of uint8 arrays to int32.
             value = np.stack(value)
         return tf.convert_to_tensor(value)
     except (ValueError, TypeError, OverflowError, AttributeError, tf.errors.OpError) as problem:
@@ -33,7 +33,7 @@ def as_tensor(value: Any, name: str, error: type[UserError] = UserError) -> tf.T
 
 
 def as_floats(value: Any, name: str) -> tf.Tensor:
-    """Converts integers or floats to a float32 tensor; raises UserError, with `name`, for any other value."""
+    """Converts integers or floats to a float32 tensor; raises UserError, which names `name`, for any other value."""
     tensor = as_tensor(value, name)
     if not (tensor.dtype.is_floating or tensor.dtype.is_integer):
         raise UserError(f"{name} is of type {tensor.dtype.name}; it must be float32")
@@ -41,7 +41,7 @@ def as_floats(value: Any, name: str) -> tf.Tensor:
 
 
 def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> tf.Tensor:
-    """Converts a value to images, a uint8 tensor `[batch, height, width, channels]` that passes `require_images`."""
+    """Converts an array of uint8 images to a tensor `[batch, height, width, channels]`; raises DataError otherwise."""
     images = as_tensor(value, "images", DataError)
     require_images(images, image_shape, any_size)
     return images
@@ -50,7 +50,7 @@ def as_images(value: Any, image_shape: tuple[int, int, int], any_size: bool = Fa
 def require_images(images: Any, image_shape: tuple[int, int, int], any_size: bool = False) -> None:
     """Raises DataError unless `images`, a tensor or a `tf.TensorSpec`, is uint8 `[batch, *image_shape]`.
 
-    With `any_size`, the images can have any height and width of at least 1 pixel.
+    If `any_size` is true, height and width can be others than in `image_shape`, but at least 1 pixel.
     """
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
     if dtype != tf.uint8:
@@ -74,7 +74,7 @@ def _show_batch(image_shape: tuple[int, int, int], any_size: bool = False) -> st
 
 
 def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Converts two batches, of equally many images of any size, to uint8 tensors; messages begin with `what`."""
+    """Converts two batches of images of any size to uint8 tensors; raises DataError unless both have the same count."""
     a, b = as_images(a, image_shape, any_size=True), as_images(b, image_shape, any_size=True)
     if not a.shape[:1].is_compatible_with(b.shape[:1]):
         raise DataError(f"{what} got {a.shape[0]} and {b.shape[0]} images; it needs equally many")
@@ -82,7 +82,7 @@ def as_image_batches(what: str, a: Any, b: Any, image_shape: tuple[int, int, int
 
 
 def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
-    """Converts a value to z, float32 `[..., latent_dim]`; returns None for a model without z (`latent_dim` 0)."""
+    """Converts an array to z, a float32 tensor `[..., latent_dim]`; returns None for a model without z."""
     if not latent_dim:
         if value is not None:
             raise UserError("this model has no z (model.conditioning is 'none'): pass None")
@@ -98,9 +98,9 @@ def as_z(value: Any, latent_dim: int) -> tf.Tensor | None:
 def as_codes(
     z: Any, v: Any, latent_dim: int, image_shape: tuple[int, int, int], multiple: int
 ) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """Converts two values to codes: z, float32 `[batch, d_z]` or None; v, float32 `[batch, height, width, channels]`.
+    """Converts arrays to codes: z, float32 `[batch, d_z]` or None, and v, float32 `[batch, height, width, channels]`.
 
-    UserError is raised unless height and width of v are multiples of `multiple`.
+    UserError is raised for other shapes, or if height and width of v are not multiples of `multiple`.
     """
     z, v = as_z(z, latent_dim), as_floats(v, "v")
     if not _has_shape(v.shape, image_shape, True) or any(side and side % multiple for side in v.shape[1:3]):
@@ -114,11 +114,11 @@ def as_codes(
 
 
 def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor | None:
-    """Converts a value to the labels of `count` images, int32 `[count]`; returns None for no labels.
+    """Converts labels of images to a tensor, int32 `[count]`; returns None if there are none.
 
     Args:
         value: whole numbers, `[count]`, or one number for all images; -1 or None for no label, unless `required`.
-        count: how many images there are, an int or a scalar tensor; None for as many images as labels.
+        count: the count of images, an int or a scalar tensor; None if `value` decides on the count.
         classes: how many different labels the model has; 0 for a model without labels.
         required: whether each image must have a label.
     """
@@ -151,13 +151,13 @@ def as_labels(value: Any, count: Any, classes: int, required: bool) -> tf.Tensor
 
 
 def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int) -> tf.Tensor:
-    """Returns amount * direction, the vector that is added to z of each image, float32 `[batch, d_z]` or `[1, d_z]`.
+    """Returns amount * direction, what an edit adds to z of each image: float32 `[batch, d_z]` or `[1, d_z]`.
 
     Args:
-        direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object with a vector or array as attribute `vector`.
+        direction: a vector `[d_z]`, an array `[batch, d_z]`, or an object whose attribute `vector` is one of these.
         amount: one number, or a number for each image, `[batch]`.
-        batch: how many images there are; None if this is unknown while a graph is traced.
-        latent_dim: d_z.
+        batch: the count of images; None if it is unknown because a graph is being traced.
+        latent_dim: d_z, the length of z.
     """
 
     def fits(leading: tf.TensorShape) -> bool:
@@ -179,7 +179,7 @@ def as_z_change(direction: Any, amount: Any, batch: int | None, latent_dim: int)
 
 
 def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
-    """Converts a value to the dequantisation noise of `images`, a float32 tensor of the images' shape."""
+    """Converts an array to dequantisation noise, a float32 tensor; raises UserError unless it has the images' shape."""
     noise = as_floats(value, "noise")
     if not noise.shape.is_compatible_with(images.shape):
         raise UserError(f"noise is of shape {tuple(noise.shape)}; it must be that of the images, {tuple(images.shape)}")
@@ -187,7 +187,7 @@ def as_pixel_noise(value: Any, images: tf.Tensor) -> tf.Tensor:
 
 
 def as_whole_number(value: Any, name: str) -> int:
-    """Converts a whole number of at least 0, of a Python, NumPy or TensorFlow type, to an int."""
+    """Converts a whole number of any type (Python, NumPy, TensorFlow) to an int; raises UserError if it is below 0."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -200,7 +200,7 @@ def as_whole_number(value: Any, name: str) -> int:
 
 
 def as_number(value: Any, name: str) -> float | tf.Tensor:
-    """Converts a finite number >= 0 of a Python, NumPy or TensorFlow type to a float; while tracing, to a tensor."""
+    """Converts a finite number >= 0 to a float; returns a symbolic tensor, of a graph being traced, as float32."""
     if _is_symbolic(value) and value.dtype.is_floating and value.shape.rank == 0:
         return tf.cast(value, tf.float32)
     array = _as_finite_array(value)
@@ -210,7 +210,7 @@ def as_number(value: Any, name: str) -> float | tf.Tensor:
 
 
 def as_numbers(value: Any, name: str) -> np.ndarray:
-    """Converts a finite number, or a list of finite numbers, to a float64 array `[n]`."""
+    """Converts a finite number, or a list of n, to a float64 array `[n]`; raises UserError for any other value."""
     array = np.atleast_1d(_as_finite_array(value))
     if array.ndim != 1 or np.isnan(array).any():
         raise UserError(f"{name} is {one_line(repr(value), 60)}; it must be a number or a list of numbers, all finite")
@@ -218,15 +218,15 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
 
 
 def _is_symbolic(value: Any) -> bool:
-    """Returns whether a value is a tensor of a graph that is being traced, which has no numbers yet."""
+    """Returns whether a value is a symbolic tensor, which belongs to a graph being traced and has no numbers yet."""
     return tf.is_tensor(value) and not hasattr(value, "numpy")
 
 
 def _as_finite_array(value: Any) -> np.ndarray:
-    """Converts a value to a float64 array; returns a scalar NaN unless all its parts are finite real numbers."""
+    """Converts finite real numbers to a float64 array of their shape; returns a scalar NaN for any other value."""
     try:
         array = np.asarray(value)
-        # The kinds "i", "u" and "f" of NumPy's dtypes exclude booleans, text, and whole numbers beyond 64 bits.
+        # Only dtypes of the kinds "i", "u" and "f" are numbers; others are bool, text, or integers beyond 64 bits.
         array = array.astype(np.float64) if array.dtype.kind in "iuf" else np.asarray(math.nan)
     except (ValueError, TypeError, NotImplementedError, OverflowError):
         return np.asarray(math.nan)

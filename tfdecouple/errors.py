@@ -1,4 +1,4 @@
-"""Errors and warnings for users. Each message is one line, with the mistake, the wrong value and the remedy."""
+"""Exceptions and warnings for users. Each message is one line that names the mistake, the wrong value and a remedy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import sys
 import warnings
 from collections.abc import Iterable
 
-# Pattern of the escape sequences of terminals, such as colours, which `one_line` removes from messages.
+# Escape sequences of terminals, such as colours, match this pattern; `one_line` removes them from messages.
 _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# Packages whose stack frames `warn_user` skips to find the line of the user's code for a warning.
+# `warn_user` skips stack frames of these packages, to find the line of the user's code that caused a warning.
 _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tfdecouple"}
 
 
 class UserError(Exception):
-    """The error for a mistake that the user can correct; programs print it as one line, without a traceback."""
+    """The base class of errors that a user can correct; programs print them as one line, without a traceback."""
 
-    # Keras and AutoGraph replace the messages of errors by long texts, unless the errors have these attributes.
+    # Without these attributes, Keras and AutoGraph would replace the error's message by a long text.
     _keras_call_info_injected = True
     ag_pass_through = True
 
@@ -35,19 +35,19 @@ class RunError(UserError):
 
 
 class DivergedError(RunError):
-    """The error that ends training after `training.max_skipped_steps` skipped steps in a row."""
+    """The error that ends training if numbers are not finite in `training.max_skipped_steps` steps in a row."""
 
 
 class UntrustedError(UserError):
-    """The error for untrusted files that would run code, or link to files outside the folder that the user named."""
+    """The error for a file from an untrusted source that would run code, or links to a file outside its folder."""
 
 
 class NotInitializedError(UserError, RuntimeError):
-    """The error for the use of a model that has neither run data-dependent initialisation nor loaded weights."""
+    """The error for the use of a model without weights: none were loaded, and no images have initialised the model."""
 
 
 class InversionError(UserError, ValueError):
-    """The error for images that their codes z and v do not reproduce exactly, or whose codes are not finite."""
+    """The error if decoding z and v does not give exactly the encoded images, or if codes or images are not finite."""
 
 
 class WolfError(UserError, ValueError):
@@ -55,15 +55,15 @@ class WolfError(UserError, ValueError):
 
 
 class ExtractorError(UserError):
-    """The error for an unusable feature extractor, the network whose features the Frechet distance compares."""
+    """The error for an unusable feature extractor, a network that computes features for the Frechet distance."""
 
 
 class ExactnessWarning(UserWarning):
-    """The warning that some images are possibly not recovered exactly from their codes z and v."""
+    """The warning that decoding the codes z and v possibly does not give exactly the encoded images."""
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issues a warning located at a line of the user's code, not at one of TensorFlow, Keras or tfdecouple."""
+    """Issues a warning that points to the line of the user's code, not to a line of Keras, TensorFlow or tfdecouple."""
     frame, level = sys._getframe(0), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
         frame, level = frame.f_back, level + 1
@@ -71,9 +71,9 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
-    r"""Returns an error's message as one line of at most `limit` characters; the error's type if the message is empty.
+    r"""Returns an error's message as one line of at most `limit` characters, or the error's type for an empty message.
 
-    With `first`, all lines of the message except the first are left out: TensorFlow adds lines for its developers.
+    If `first` is true, only the first line of the message counts: TensorFlow adds further lines for its developers.
 
     >>> one_line(ValueError("no \x1b[1msuch\x1b[0m\n  file")), one_line(OSError())
     ('no such file', 'OSError')
@@ -86,7 +86,7 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Returns the text "; did you mean X?" with the name that is most similar to `name`; "" if none is similar.
+    """Returns "; did you mean X?", where X is the one of `names` most similar to `name`, or "" if none is similar.
 
     >>> nearest("cifar", ["cifar10", "mnist"])
     '; did you mean cifar10?'

@@ -1,6 +1,6 @@
-"""Loggers, which write a run's metrics and pictures to TensorBoard or Weights & Biases, and their registry.
+"""Loggers, which write metrics and pictures of a training run to TensorBoard or Weights & Biases, by name.
 
-Methods import large packages, because the config imports this module for `training.loggers`, without TensorFlow.
+Methods, not the module, import large packages, because `tfdecouple.config` imports this module without TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tfdecouple.runtime.requirements import require_packages
 
 
 class Logger:
-    """The base class of loggers, which receive the metrics and pictures of a training run; its methods do nothing.
+    """The base class of loggers, which write the metrics and pictures of a training run; its methods do nothing.
 
     Args:
-        folder: the run folder, in which a logger changes nothing before `open`.
+        folder: path of the run folder, in which a logger changes nothing before `open`.
         config: the `Config` of the run.
 
     Attributes:
-        name: name of the logger in `training.loggers`.
-        package: name of the package that the logger needs, which an extra of tfdecouple installs; "" for none.
-        is_foreign: whether the logger calls another project's client. If that client fails, the run goes on without it.
+        name: name of the logger in the option `training.loggers`.
+        package: name of the Python package that the logger needs and that an extra of tfdecouple installs; "" for none.
+        is_foreign: whether the logger calls another project's client; if the client fails, the run goes on without it.
     """
 
     name = ""
@@ -40,30 +40,30 @@ class Logger:
         self.config = config
 
     def open(self, step: int) -> None:
-        """Starts the log, or resumes it at `step`; the run will write the metrics of later steps again."""
+        """Starts the log of a run, or resumes it at `step`; the run writes metrics of later steps a second time."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds the metrics {name: value} of a step; `kind` is "train", "validation" or "test"."""
+        """Adds `values`, {name of a metric: value} of a training step; `kind` is "train", "validation" or "test"."""
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds the picture of a step in the PNG file at `path`, under the name `name`."""
+        """Adds the picture in the PNG file `path`, drawn at a training step, under `name`, such as "samples"."""
 
     def flush(self) -> None:
-        """Writes all buffered metrics and pictures to disk."""
+        """Writes the metrics and pictures that this logger still holds in memory."""
 
     def close(self) -> None:
-        """Closes the log at the end of a run."""
+        """Closes this logger's files and connections at the end of a run."""
 
 
 def select_numbers(kind: str, values: Mapping[str, Any]) -> dict[str, float]:
-    """Returns {name: number} of the metrics that are numbers, with names such as "train/bits_per_dim"."""
+    """Returns {"KIND/NAME": number}, such as "train/bits_per_dim", for the metrics in `values` that are numbers."""
     return {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
 
 
 class TensorBoard(Logger):
-    """A logger that writes metrics, pictures and the config to `tensorboard/` in the run folder, for TensorBoard.
+    """The logger that writes metrics, pictures and the config to `tensorboard/` in the run folder, for TensorBoard.
 
-    If the disk is full, methods raise OSError, which ends the run, as it does if `metrics.jsonl` cannot be written.
+    If the disk is full, methods raise OSError, which ends the run.
     """
 
     name = "tensorboard"
@@ -75,7 +75,7 @@ class TensorBoard(Logger):
         self._writer = tf.summary.create_noop_writer()
 
     def open(self, step: int) -> None:
-        """Opens a new event file and writes the config; TensorBoard drops older points of repeated steps."""
+        """Opens a new TensorBoard event file and writes the config; TensorBoard drops old values of repeated steps."""
         import tensorflow as tf
         from tensorboard.plugins.hparams import api as hparams
 
@@ -86,7 +86,7 @@ class TensorBoard(Logger):
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds the metrics of a step that are numbers to the event file."""
+        """Adds each metric of a training step that is a number to the TensorBoard event file."""
         import tensorflow as tf
 
         with _convert_writer_errors(), self._writer.as_default(step=step):
@@ -94,7 +94,7 @@ class TensorBoard(Logger):
                 tf.summary.scalar(name, value)
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds the picture of a step, in the PNG file at `path`, to the event file."""
+        """Adds the picture in the PNG file `path`, drawn at a training step, to the TensorBoard event file."""
         import numpy as np
         import tensorflow as tf
         from PIL import Image
@@ -103,19 +103,19 @@ class TensorBoard(Logger):
             tf.summary.image(name, np.asarray(picture.convert("RGB"))[None])
 
     def flush(self) -> None:
-        """Writes all buffered metrics and pictures to the event file."""
+        """Writes all metrics and pictures that are still in memory to the TensorBoard event file."""
         with _convert_writer_errors():
             self._writer.flush()
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Closes the TensorBoard event file at the end of a run."""
         with _convert_writer_errors():
             self._writer.close()
 
 
 @contextlib.contextmanager
 def _convert_writer_errors() -> Iterator[None]:
-    """Returns a context that converts the errors of TensorFlow's event writer to OSError."""
+    """Returns a context in which errors of TensorFlow's writer of TensorBoard files become OSError."""
     import tensorflow as tf
 
     try:
@@ -127,20 +127,20 @@ def _convert_writer_errors() -> Iterator[None]:
 
 
 class WeightsAndBiases(Logger):
-    """A logger for Weights & Biases: writes to `wandb/` in the run folder, and uploads only if `WANDB_MODE` says so.
+    """The logger for Weights & Biases: writes to `wandb/` in the run folder; uploads only if `WANDB_MODE` is "online".
 
-    A resumed run adds to the same run of Weights & Biases; `wandb sync` uploads a run that was logged offline.
+    A resumed run adds to the same run of Weights & Biases. `wandb sync` uploads a run that was logged offline.
     """
 
     name = "wandb"
     package = "wandb"
     is_foreign = True
-    # `open` sets both: the run object of the package `wandb`, and the package's class for pictures.
+    # `open` sets these attributes to the run object of the package `wandb`, and to the package's class for pictures.
     _run: Any = None
     _image: Any = None
 
     def open(self, step: int) -> None:
-        """Starts the run of Weights & Biases, or resumes the run whose identifier is in the file `wandb/id`."""
+        """Starts a run of Weights & Biases, or resumes the one whose identifier is in the run folder's `wandb/id`."""
         wandb = importlib.import_module("wandb")
         path = self.folder / "wandb" / "id"
         if not path.exists():
@@ -156,24 +156,24 @@ class WeightsAndBiases(Logger):
             mode=os.environ.get("WANDB_MODE", "offline"),
             config=self.config.to_dict(),
         )
-        # The client's counter of steps cannot go back when a run resumes, so "step" is logged as a metric instead.
+        # A resumed run repeats steps, but the client's step counter cannot go back, so "step" is logged as a metric.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds the metrics of a step that are numbers to the run of Weights & Biases."""
+        """Adds each metric of a training step that is a number to the run of Weights & Biases."""
         self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:
-        """Adds the picture of a step, in the PNG file at `path`, to the run of Weights & Biases."""
+        """Adds the picture in the PNG file `path`, drawn at a training step, to the run of Weights & Biases."""
         self._run.log({"step": step, name: self._image(str(path))})
 
     def close(self) -> None:
-        """Ends the run of Weights & Biases, if it was started."""
+        """Ends the run of Weights & Biases, if `open` started one."""
         if self._run is not None:
             self._run.finish()
 
 
-# Classes of the loggers by name, in the order in which help texts and messages list them.
+# {name of a logger in `training.loggers`: its class}, in the order in which help texts and messages list them.
 LOGGERS: dict[str, type[Logger]] = {
     logger.name: logger
     for logger in (
@@ -184,7 +184,7 @@ LOGGERS: dict[str, type[Logger]] = {
 
 
 def require_loggers(names: Sequence[str]) -> None:
-    """Raises MissingPackageError, which names the extra to install, if one of these loggers lacks its package."""
+    """Raises MissingPackageError, with the extra to install, if a package that one of the loggers needs is missing."""
     for name in names:
         if LOGGERS[name].package:
             require_packages(LOGGERS[name].package, what=f"training.loggers={name}")

@@ -1,4 +1,4 @@
-"""Stateless random numbers: a draw depends only on a seed, the name of the draw's purpose, and possibly an index."""
+"""Stateless random numbers, which depend only on a seed, the name of their purpose, and possibly an index."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import tensorflow as tf
 
 from tfdecouple.errors import UserError
 
-# The number by which TensorFlow's raw operations select Philox, the default random generator on CPUs and GPUs.
+# TensorFlow's raw operations select Philox, the default random generator on CPUs and GPUs, by this integer.
 _PHILOX = 1
 
 
 def make_seed(seed: Any) -> tf.Tensor:
-    """Converts a seed to the int32 tensor `[2]` that TensorFlow's stateless functions take.
+    """Converts a seed to an int32 tensor `[2]`, the form that TensorFlow's stateless functions need.
 
     Args:
-        seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a fresh seed. In a
-            `tf.function` each call, on each device, draws a fresh seed, which `tf.random.set_seed` makes repeatable.
-            Any other value raises UserError.
+        seed: a whole number at least 0 and below 2**32, a `[2]` integer tensor, or None for a new random seed. If it is
+            None in a `tf.function`, each call, on each device, draws a new seed; `tf.random.set_seed` makes these
+            repeatable. Any other value raises UserError.
     """
     if seed is None:
         if not tf.executing_eagerly():
-            # A number that Python draws during tracing would be a constant, so TensorFlow draws one in each call.
+            # TensorFlow draws the seed in each call; a seed that Python draws during tracing would be a constant.
             return tf.random.uniform([2], maxval=2**31 - 1, dtype=tf.int32)
         seed = secrets.randbits(31)
     if not tf.is_tensor(seed):
         values = np.asarray(seed)
-        # NumPy stores whole numbers beyond 64 bits as objects, whose dtype has neither the kind "i" nor "u".
+        # Whole numbers beyond 64 bits are refused: NumPy stores them as objects, of another kind than "i" and "u".
         is_whole = values.dtype.kind in "iu" and values.shape in ((), (2,))
         if not is_whole or (values.ndim == 0 and not 0 <= values < 2**32):
             raise UserError(f"the seed is {repr(seed)[:60]}; it must be a whole number, at least 0 and below 2**32")
@@ -45,7 +45,7 @@ def make_seed(seed: Any) -> tf.Tensor:
 def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
     """Returns a new seed, int32 `[2]`, computed from `seed` and `parts`, such as a purpose and a training step.
 
-    Each part is a string or a whole number, which may be a tensor. Equal arguments give equal seeds.
+    Each part is a string, or a whole number, also as a scalar tensor. Equal arguments give equal seeds.
     """
     result = make_seed(seed)
     for part in parts:
@@ -56,17 +56,19 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
 
 def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
-    """Returns noise for dequantisation: normal with `normal_noise`, for a learned q(u|x), else uniform in [0, 1)."""
+    """Returns float32 noise of `shape` for dequantisation: normal for a learned q(u|x), otherwise uniform in [0, 1)."""
     return (tf.random.stateless_normal if normal_noise else tf.random.stateless_uniform)(shape, seed)
 
 
 def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
-    """Returns `count` numbers, from index `start`, of a large standard normal draw, without drawing the rest.
+    """Returns the part `[start : start + count]` of a large standard normal draw, without drawing the rest.
 
-    The result is float32, equal to the bit to `reshape(tf.random.stateless_normal(shape, seed), [-1])[start:][:count]`.
+    The result is float32 `[count]`, equal to the bit to
+    `reshape(tf.random.stateless_normal(shape, seed), [-1])[start:][:count]`.
     """
     key, counter = tf.raw_ops.StatelessRandomGetKeyCounter(seed=seed)
-    # Philox makes four numbers from each value of its 128-bit counter, which is stored as [lower, upper 64 bits].
+    # Philox makes four random numbers from each value of its 128-bit counter, stored as [lower, upper 64 bits]. The
+    # counter is therefore advanced by a fourth of the numbers to skip.
     low = counter[0] + tf.constant(start // 4, tf.uint64)
     advanced = tf.stack([low, counter[1] + tf.cast(low < counter[0], tf.uint64)])
     numbers = tf.raw_ops.StatelessRandomNormalV2(
@@ -76,10 +78,10 @@ def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    """Returns the standard normal noise with which evaluations draw z, float32 `[n, latent_dim]`.
+    """Returns standard normal noise, float32 `[n, latent_dim]`, with which evaluations draw z.
 
-    Row i is the noise of draw `number[i]` for the image with the index `index[i]` in its split; the row depends only on
-    these two numbers and the seed.
+    Row i is for the draw with index `number[i]` of z for the image with index `index[i]` in its split. The row depends
+    only on these two indices and the seed. Both arguments are integer tensors `[n]`.
     """
     return _draw_by_index(
         lambda own: tf.random.stateless_normal([latent_dim], derive_seed(own, "z")), seed, number, index
@@ -89,7 +91,7 @@ def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor
 def draw_u_noise(
     image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
-    """Returns the noise `[n, *image_shape]` with which evaluations dequantise; for arguments see `draw_z_noise`."""
+    """Returns dequantisation noise for evaluations, float32 `[n, *image_shape]`; arguments are as in `draw_z_noise`."""
     return _draw_by_index(
         lambda own: draw_pixel_noise(image_shape, derive_seed(own, "u"), normal_noise), seed, number, index
     )

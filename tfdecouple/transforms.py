@@ -1,4 +1,4 @@
-"""Coupling transforms: the invertible functions that a coupling can apply to the channels x_b, by name.
+"""Coupling transforms: invertible functions that a coupling can apply to x_b, the half of the channels that it changes.
 
 To add a transform, write a subclass of `Transform` and add an instance to `TRANSFORMS`. The choices in the config,
 parameter counts, training, inversion, exports, and the tests that run for each transform then include the new one.
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Transform(abc.ABC):
-    """The base class of transforms: invertible functions of each entry of x_b, with parameters from a neural net.
+    """The base class of coupling transforms, invertible functions of each entry of x_b, half of the channels.
 
     Attributes:
         name: name of the transform in a config (`model.transform`).
-        parameters: number of parameters that the net inside a coupling computes for each entry of x_b.
+        parameters: count of parameters that the net inside a coupling computes for each entry of x_b.
     """
 
     name: ClassVar[str]
@@ -28,20 +28,20 @@ class Transform(abc.ABC):
 
     @abc.abstractmethod
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Returns the bijector that maps x_b to y_b (towards v), with parameters computed from the net's output.
+        """Returns a bijector from x_b, the half of the channels that a coupling changes, to y_b (direction x -> v).
 
         The bijector is elementwise (`forward_min_event_ndims=0`), either a `ClosedForm` of `tfdecouple/bijectors/` or
-        one of TFP's. Every coupling starts with raw parameters of 0, for which the bijector must be the identity.
+        a bijector of TFP. Every coupling starts with raw parameters of 0, for which the bijector must be the identity.
         Forward and inverse should use operations that tf2onnx converts (exp, tanh, sigmoid, softplus, log, products,
         sums, quotients; not expm1 and log1p), and no arrays of constants, which the verification of exports refuses.
 
         Args:
-            raw: the net's output: one tensor per parameter, unbounded, of the shape of x_b `[batch, ..., channels]`.
+            raw: the output of the coupling's net: a tensor, unbounded and of the shape of x_b, for each parameter.
             alpha: largest difference between a scale and 1, in (0, 1], from the config.
         """
 
     def count_activations(self, alpha: float) -> int:
-        """Returns how many values per entry of x_b are stored for the backward pass.
+        """Returns how many values this transform stores for the backward pass, per entry of x_b, its input.
 
         The default is an estimate: x_b, and each parameter before and after it is bounded.
         """
@@ -49,41 +49,41 @@ class Transform(abc.ABC):
 
 
 class Affine(Transform):
-    """The affine transform y = s x + b, s = 1 + alpha tanh(u/2) (equation 6 and B.2); the net computes b and u."""
+    """The affine transform of a coupling, y = s x + b, s = 1 + alpha tanh(u/2) (equation 6, B.2); a net gives b, u."""
 
     name = "affine"
     parameters = 2
 
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Returns the bijector y = s x + b, with s in (1 - alpha, 1 + alpha), for `raw` = (b, u)."""
+        """Returns the bijector y = s x + b for `raw` = (b, u), with s = 1 + alpha tanh(u/2)."""
         from tfdecouple.bijectors import BoundedAffine
 
         shift, unbounded = raw
         return BoundedAffine(shift, unbounded, alpha)
 
     def count_activations(self, alpha: float) -> int:
-        """Returns how many values are stored per entry of x_b: 3 (x_b, u, scale), or 4 if alpha < 1 (also the tanh)."""
+        """Returns how many values the backward pass needs per entry of the input x: 3 (x, u, s), or 4 if alpha < 1."""
         return 3 if alpha == 1 else 4
 
 
 class Additive(Transform):
-    """The additive transform y = x + b, with a shift b from the net."""
+    """The additive transform of a coupling, y = x + b; the coupling's net computes the shift b."""
 
     name = "additive"
     parameters = 1
 
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Returns the bijector y = x + b for `raw` = (b,); alpha has no effect, because there is no scale."""
+        """Returns the bijector y = x + b for `raw` = (b,). `alpha` has no effect, because there is no scale."""
         from tfdecouple.bijectors import Shift
 
         return Shift(*raw)
 
     def count_activations(self, alpha: float) -> int:
-        """Returns 0: the gradients for x_b and b equal that for the output, so no value is stored for them."""
+        """Returns 0: the backward pass stores no value, because the gradients for x, b and y = x + b are equal."""
         return 0
 
 
-# All transforms by name, in the order in which messages list them.
+# {name in the config: transform}, in the order in which messages list the names.
 TRANSFORMS: dict[str, Transform] = {
     transform.name: transform
     for transform in (

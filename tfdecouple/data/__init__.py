@@ -1,4 +1,4 @@
-"""Data sources, and batches of their images for training and evaluation (paper appendix C.1).
+"""Data sets of images and labels, and functions that make training and evaluation batches of them (appendix C.1).
 
 >>> from tfdecouple.config import DataConfig
 >>> from tfdecouple.data import open_source
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Modules are imported at first use, so that help texts, which list the data sources, do not wait for TensorFlow.
+    # Help texts import this package to list the data sources; importing modules at first use spares them TensorFlow.
     for module in ("sources", "batches") if name in __all__ else ():
         home = importlib.import_module(f"tfdecouple.data.{module}")
         if hasattr(home, name):

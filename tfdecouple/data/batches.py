@@ -1,4 +1,4 @@
-"""Datasets and iterators of image batches for training and evaluation."""
+"""Functions that make `tf.data` datasets and iterators of image batches, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tfdecouple.config import DataConfig
 from tfdecouple.data.splits import ALGORITHM, Source
 from tfdecouple.errors import DataError
 
-# Each purpose folds a different number into the seed, so that the order and the augmentation are independent.
+# The seeds of the order and of the augmentation differ by these numbers, so that the two are independent.
 _ORDER_STREAM, _AUGMENTATION_STREAM = 0, 1
 
 
 def count_epoch_steps(source: Source, batch_size: int) -> int:
-    """Returns how many steps (complete batches) an epoch has; raises DataError if it has none."""
+    """Returns how many complete batches of training images an epoch has; raises DataError if there is none."""
     size = source.sizes["train"]
     if batch_size > size:
         raise DataError(
@@ -37,7 +37,7 @@ def make_training_batches(
     micro_batches: int = 1,
     context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """Returns an infinite dataset of training batches, shuffled anew for each epoch and augmented (appendix C.1).
+    """Returns an infinite `tf.data.Dataset` of augmented training batches, shuffled anew for each epoch (appendix C.1).
 
     The batch with index k, counted from 0 over all epochs, depends only on `source`, `config`, `batch_size`, `seed` and
     k. A run that is resumed with `start_step=k` therefore gets the same images, to the bit, as an unbroken run. All
@@ -46,10 +46,10 @@ def make_training_batches(
     Args:
         source: the opened data set.
         config: the data config. If its `pad_and_crop` reaches the shorter side of the images, DataError is raised.
-        batch_size: count of images in a batch, over all devices; a multiple of `micro_batches` times the replicas.
-        seed: the seed of order and augmentation, below 2**63.
+        batch_size: count of images in a batch, over all devices; a multiple of `micro_batches` times the replica count.
+        seed: the seed of order and augmentation, an int below 2**63.
         start_step: index k of the first batch. Earlier images of the same epoch are neither decoded nor augmented.
-        micro_batches: count M of equal parts of each batch; the dataset yields the parts in order.
+        micro_batches: count M of equal parts of each batch, which the dataset yields one after another.
         context: the context that `tf.distribute.Strategy.distribute_datasets_from_function` gives to an input pipeline.
             With P pipelines and R replicas, pipeline p decodes only the p-th of P equal slices of every part, and
             yields the slice as R / P batches, one for each of its replicas. None for one pipeline and one replica.
@@ -77,7 +77,7 @@ def make_training_batches(
         done = tf.where(tf.equal(epoch, first_epoch), tf.constant(first_step * batch_size, tf.int64), 0)
         return order.enumerate(epoch * images_per_epoch).skip(done)
 
-    # A pipeline takes its slice by positions in the batch, because the noise of an image depends on its position.
+    # The position in the batch decides which pipeline decodes an image, because it decides on the image's noise, too.
     slice_size = micro_batch // context.num_input_pipelines
 
     def is_ours(number: tf.Tensor, record: Any) -> tf.Tensor:
@@ -87,7 +87,7 @@ def make_training_batches(
         image, label = split.decode_record(record)
         return {"image": augment_image(image, _fold_into_seed(augmentation_seed, number), config), "label": label}
 
-    # Images are decoded outside the loop over epochs, so that tf.data prefetches across the end of an epoch.
+    # Decoding comes after the loop over epochs, so that tf.data prefetches images of the next epoch in time.
     records = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_records)
     if context.num_input_pipelines > 1:
         records = records.filter(is_ours)
@@ -100,7 +100,7 @@ def make_training_batches(
 
 
 def round_batch_size(batch_size: int, count: int, devices: int) -> int:
-    """Returns the batch size for `count` images: min(batch_size, count), rounded up to a multiple of `devices`.
+    """Returns min(batch_size, count), rounded up to a multiple of the count of `devices`, for `count` images.
 
     >>> round_batch_size(250, 1000, 4), round_batch_size(250, 5, 2)
     (252, 6)
@@ -111,7 +111,7 @@ def round_batch_size(batch_size: int, count: int, devices: int) -> int:
 def make_evaluation_batches(
     source: Source, split: str, *, batch_size: int, limit: int = 0, indices: np.ndarray | None = None
 ) -> tf.data.Dataset:
-    """Returns a finite dataset of batches of equal size, with each image of a split once, without augmentation.
+    """Returns a `tf.data.Dataset` of batches of equal size, which have each image of a split once, not augmented.
 
     Args:
         source: the opened data set.
@@ -122,7 +122,7 @@ def make_evaluation_batches(
 
     Returns:
         A dataset of dicts: "image" uint8 [B, height, width, channels], "label" int32 [B] (-1 for none), "index" int64
-        [B] in the split, and "weight" float32 [B], 1 for images and 0 for the entries that fill up the last batch.
+        [B], the images' indices in the split, and "weight" float32 [B], 0 for padding of the last batch, otherwise 1.
     """
     examples = _decode_examples(source, split, indices)
     if limit:
@@ -142,10 +142,10 @@ def make_evaluation_batches(
 
 
 def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """Splits evaluation batches into equal slices; returns a dataset of the slices for one pipeline's replicas.
+    """Cuts each evaluation batch into a slice per replica; returns a dataset of the slices of one input pipeline.
 
-    With P pipelines and R replicas, each batch has R slices, and pipeline p gets the slices from p * R / P up to (not
-    including) (p + 1) * R / P. A batch of tensors `[batch, ...]` becomes R / P elements of tensors `[batch / R, ...]`.
+    With P pipelines and R replicas, pipeline p yields R / P slices of each batch, from index p * R / P on. A slice of a
+    tensor `[batch, ...]` is a tensor `[batch / R, ...]`. `context` gives p, P and R.
     """
     replicas = context.num_replicas_in_sync
     own = replicas // context.num_input_pipelines
@@ -164,10 +164,11 @@ def slice_for_replicas(batches: tf.data.Dataset, context: tf.distribute.InputCon
 def load_images(source: Source, split: str, count: int, at_most: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first `count` readable images of a split, uint8 [count, ...], and their labels, int32 [count].
 
-    If a split has fewer readable images, `at_most` returns all of them (at least one) instead of raising DataError.
+    With `at_most`, the function returns all images of a split that has fewer than `count`, but at least one.
 
     Raises:
-        DataError: if the split is unknown or has too few images, or an image is unreadable and not skipped.
+        DataError: if the split is unknown, it has too few images, or an image is unreadable and
+            `data.on_bad_image` is "stop".
     """
     with source.guard():
         loaded = next(source.open_split(split).decode_examples().take(count).batch(count).as_numpy_iterator(), None)
@@ -180,16 +181,17 @@ def load_images(source: Source, split: str, count: int, at_most: bool = False) -
 def read_chosen_batches(
     source: Source, split: str, indices: np.ndarray, *, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches of the images of a split with `indices`, `[n]`, in ascending order; decodes no other images.
+    """Yields batches of the images of a split with the indices `indices`, int `[n]`, in ascending order.
 
-    A repeated index counts once. An unreadable image that is skipped is replaced by the next readable image.
+    A repeated index counts once. Other images are not decoded, except that with `data.on_bad_image` "skip" the next
+    readable image replaces an unreadable one.
 
     Yields:
         Dicts of "image" uint8 [b, height, width, channels], "label" int32 [b] (-1 for none) and "index" int64 [b]. The
         last batch may be smaller than the others.
 
     Raises:
-        DataError: if the split is unknown, an index lies outside the split, or an image is unreadable.
+        DataError: if the split is unknown, an index is too large, or an image is unreadable and not skipped.
     """
     with source.guard():
         batches = _decode_examples(source, split, indices).batch(batch_size)
@@ -197,7 +199,7 @@ def read_chosen_batches(
 
 
 def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> tf.data.Dataset:
-    """Returns a dataset of dicts (image, label, index) of all images of a split, or of those with `indices`, sorted."""
+    """Returns a dataset of dicts (image, label, index): one for each image of a split, or for each of `indices`."""
     opened = source.open_split(split)
     if indices is None:
         return opened.decode_examples()
@@ -210,9 +212,9 @@ def _decode_examples(source: Source, split: str, indices: np.ndarray | None) -> 
 def _set_pipeline_options(batches: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
-    # Autotuning is off, because a pipeline cannot end before its tuning thread, which may sleep for a long time.
+    # Autotuning is off, because the end of a pipeline waits for its tuning thread, which possibly sleeps for long.
     options.autotune.enabled = False
-    # Images are divided among workers instead of files, because there may be fewer files than workers.
+    # Workers share out images, not files, because a data set can have fewer files than there are workers.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return batches.with_options(options).prefetch(2)
 
@@ -222,10 +224,10 @@ def _fold_into_seed(seed: tf.Tensor, number: tf.Tensor | int) -> tf.Tensor:
 
 
 def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.Tensor:
-    """Shifts and mirrors an image, uint8 [height, width, channels], at random, as drawn from `seed`, int64 [2].
+    """Shifts and mirrors an image, uint8 [height, width, channels], at random; `seed`, int64 [2], decides how.
 
-    The image is shifted by up to `pad_and_crop` pixels along each axis; reflected pixels (`numpy.pad`'s "reflect") fill
-    the gap. With `horizontal_flip` the image is mirrored with probability 1/2.
+    The image is shifted by at most `config.pad_and_crop` pixels along each axis; its reflection fills the gap, as in
+    `numpy.pad(mode="reflect")`. If `config.horizontal_flip` is true, the image is mirrored with probability 1/2.
     """
     pad = config.pad_and_crop
     if not (config.horizontal_flip or pad):
@@ -234,7 +236,7 @@ def augment_image(image: tf.Tensor, seed: tf.Tensor, config: DataConfig) -> tf.T
     rows, columns = tf.range(height), tf.range(width)
     draws = tf.random.stateless_uniform([3], seed, alg=ALGORITHM)
     if pad:
-        # Shift and flip change indices of rows and columns, so that pixels are copied only once per axis, at the end.
+        # Shift and flip only change the indices of rows and columns; the pixels are copied once, at the end.
         shifts = tf.cast(tf.floor(draws[:2] * (2 * pad + 1)), tf.int32) - pad
         rows, columns = _reflect_indices(rows + shifts[0], height - 1), _reflect_indices(columns + shifts[1], width - 1)
     if config.horizontal_flip:

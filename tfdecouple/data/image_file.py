@@ -1,9 +1,9 @@
 """Functions that read image files with Pillow, and crop and resize images to the shape of the model's images.
 
-The centre of an image, in the proportions of the model's images, is cut out and resized with Pillow's filter BILINEAR
-on 8-bit pixels. This filter is a triangle, whose width is two pixels of the source or of the result, whichever image is
-smaller. The filter is applied along the rows, then along the columns, and each result is rounded to 8 bits.
-`export/page/resize.js` computes the same bytes in JavaScript.
+The functions cut out the centre of an image, in the proportions of the model's images, and resize it with Pillow's
+filter BILINEAR on 8-bit pixels. To shrink an image, this filter averages over a triangle whose width is two pixels of
+the result. Pillow filters rows, then columns, and rounds to 8 bits after each. `export/page/resize.js` computes the
+same bytes in JavaScript.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
 
-# Largest image, in pixels: 400 MB as RGB. A small file could make Pillow allocate any amount of memory.
+# Images with more pixels (400 MB as RGB) are refused, because a small file can claim an image of any size.
 MOST_PIXELS = 2**27
 
-# The formats that Pillow tries for a file, by the ending of the file's name. Users often give a file of a common format
-# the ending of another, so Pillow tries all common formats for each of their endings. It tries all formats if the
-# ending is not listed.
+# {ending of a file's name: formats that Pillow tries for the file}. Users often give a file of a common format the
+# ending of another one, so Pillow tries all common formats for each of their endings. If the ending is not in this
+# dict, Pillow tries all formats that the dict has.
 _COMMON = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 _FORMATS = {
     **dict.fromkeys((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"), _COMMON),
     **dict.fromkeys((".pgm", ".ppm"), ("PPM",)),
     **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
 }
-# Ending of NumPy's array files, the only accepted format of images with more than four channels.
+# The ending of NumPy's array files, which are the only accepted format for images with more than four channels.
 ARRAY_SUFFIX = ".npy"
 SUFFIXES = tuple(sorted((*_FORMATS, ARRAY_SUFFIX)))
 
 
 def describe_resizing(image_shape: Shape) -> str:
-    """Returns text on how images are resized, for the metadata and the model card of an export."""
+    """Returns a text that says how to resize images for a model, for the metadata and the model card of an export."""
     channels = image_shape[-1]
     kind = describe_channels(channels) if channels in PILLOW_MODES else "pixels, each channel by itself"
     return (
@@ -52,7 +52,7 @@ def describe_resizing(image_shape: Shape) -> str:
 
 
 def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
-    """Returns text on how images are cropped, for an export's metadata; clients read `centre_crop` from its digits."""
+    """Returns a text that says how to crop images for a model, for an export's metadata; programs read its digits."""
     if image_shape[0] == image_shape[1]:
         return f"centre square of {centre_crop} pixels, or the largest" if centre_crop else "largest centre square"
     centre = "centre in the proportions of the model's images"
@@ -62,10 +62,10 @@ def describe_cropping(image_shape: Shape, centre_crop: int) -> str:
 
 
 def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: int) -> tuple[int, int, int, int]:
-    """Returns the rectangle to cut out of an image: first row, first column, count of rows, count of columns.
+    """Returns the rectangle to cut out of an image, in pixels: (first row, first column, count of rows, of columns).
 
-    The rectangle, in pixels, has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0
-    stands for no limit.
+    The rectangle has the proportions of `image_shape`. Its shorter side has at most `centre_crop` pixels; 0 stands for
+    no limit.
 
     >>> find_centre_box(100, 300, (32, 32, 3), 0)
     (0, 100, 100, 100)
@@ -83,12 +83,12 @@ def find_centre_box(height: int, width: int, image_shape: Shape, centre_crop: in
 
 
 def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) -> np.ndarray:
-    """Crops the centre of an image and resizes it to `image_shape`, uint8; a centre of that shape is not resampled.
+    """Cuts out the centre of an image, and resizes the centre if it has another shape; returns uint8 `image_shape`.
 
     Args:
         pixels: the pixels of the image, uint8 [H, W, channels], or [H, W] for one channel.
-        image_shape: shape of the result; (0, 0, channels) for all pixels, neither cropped nor resized.
-        centre_crop: largest count of pixels that cropping keeps along the shorter side; 0 for no limit.
+        image_shape: shape of the result; with (0, 0, channels) the image is neither cropped nor resized.
+        centre_crop: largest count of pixels along the centre's shorter side, before resizing; 0 for no limit.
     """
     if image_shape[:2] == (0, 0):
         return pixels.reshape(*pixels.shape[:2], image_shape[2])
@@ -104,16 +104,16 @@ def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) ->
 
     if channels == RGB_CHANNELS:
         return resize(pixels)
-    # Each channel is resized alone, because Pillow would treat the last of two or four channels as transparency.
+    # Each channel is resized separately, because Pillow treats the last of two or four channels as transparency.
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     return np.stack([resize(pixels[..., channel]) for channel in range(channels)], -1)
 
 
 def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
-    """Calls `crop_and_resize` on an image tensor inside tf.data, after conversion between grey and RGB if needed.
+    """Crops and resizes an image tensor, uint8 [H, W, channels], in tf.data; returns a tensor, uint8 `image_shape`.
 
-    `image` is uint8 [H, W, channels]. It has as many channels as `image_shape`, or the image is grey (1 channel) and
-    `image_shape` RGB (3 channels), or the reverse.
+    The function computes the same as `crop_and_resize`. If only one of image and `image_shape` is grey (1 channel), and
+    the other RGB (3 channels), it converts the image.
     """
     if image.shape == image_shape and not centre_crop:
         return image
@@ -124,14 +124,14 @@ def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: in
             pixels = np.asarray(Image.fromarray(pixels.squeeze(-1) if mode == "RGB" else pixels).convert(mode))
         return crop_and_resize(pixels, image_shape, centre_crop)
 
-    # Pillow resizes, because tf.image.resize rounds differently: a tenth of the values would differ by 1.
+    # Pillow resizes, not tf.image.resize, which rounds differently: a tenth of the pixel values would differ by 1.
     return tf.ensure_shape(tf.numpy_function(convert_and_fit, [image], tf.uint8, stateful=False), image_shape)
 
 
 class PixelBudget:
-    """A limit on how many decoded pixels all threads together hold in memory; a small file can hold a large image.
+    """A limit on how many decoded pixels all threads together hold in memory.
 
-    An image must not have more pixels than the limit, since `hold_pixels` would wait for ever.
+    An image must not have more pixels than the limit, because its thread would wait for ever in `hold_pixels`.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -140,7 +140,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def hold_pixels(self, pixels: int) -> Iterator[None]:
-        """Returns a context that waits until `pixels` pixels of the limit are free, and reserves them until its end."""
+        """Returns a context that waits until this limit has room for `pixels` more pixels, and holds the room."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels
@@ -157,7 +157,7 @@ _BUDGET = PixelBudget(MOST_PIXELS)
 
 @functools.cache
 def _use_large_blocks() -> None:
-    """Makes Pillow allocate memory in blocks of 64 MiB, since threads never return smaller blocks to the system."""
+    """Makes Pillow allocate memory in blocks of 64 MiB, because threads never return smaller blocks to the system."""
     Image.core.set_block_size(2**26)
 
 
@@ -165,15 +165,15 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
     """Reads an image file; returns the image upright (by EXIF), cropped and resized, uint8 of `image_shape`.
 
     For three channels, grey, palette and CMYK images become RGB, and transparency is dropped. For one channel, all
-    images become grey, as Pillow's "L". For other counts of channels the file must have the same count: an image of
+    images become grey, as Pillow's "L". For another count of channels, the file must have that count: an image of
     Pillow's mode LA, RGBA or CMYK, or a NumPy array (.npy), uint8 [H, W, channels].
 
-    `image_shape` and `centre_crop` are those of `crop_and_resize`. If `file` is an open file, the image is read from
-    it, and `path` only gives the ending and the name for messages.
+    The arguments `image_shape` and `centre_crop` are as in `crop_and_resize`. If `file` is given, an open file, the
+    function reads from `file`, and needs `path` only for the ending and for messages.
 
     Raises:
-        DataError: if the file is not a regular file, not an image of a format that its ending allows, has more than
-            `MOST_PIXELS` pixels, or has other channels than the model; the message has the path.
+        DataError: if the file is not a regular file, is not an image of a format that its ending allows, has more than
+            `MOST_PIXELS` pixels, or has another count of channels; the message has the path.
     """
     _use_large_blocks()
     channels = image_shape[-1]
@@ -186,7 +186,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
             image: Image.Image = opened
             ImageOps.exif_transpose(image, in_place=True)
             image = scale_to_8_bits(image)
-            # The entry is removed, because Pillow's convert() would warn about the transparency of a palette.
+            # The entry is removed, because with it Pillow's convert() warns about transparent colours in a palette.
             image.info.pop("transparency", None)
             if channels in PILLOW_MODES:
                 mode = PILLOW_MODES[channels]
@@ -197,7 +197,7 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
                     "(model.image_shape)"
                 )
             return crop_and_resize(np.asarray(image), image_shape, centre_crop)
-    # Every exception is caught, because Pillow raises errors of many classes, even SyntaxError and struct.error.
+    # Pillow raises exceptions of many classes for damaged files, even SyntaxError, so each exception becomes DataError.
     except Exception as error:
         raise DataError(
             f"cannot read the image {path}: {one_line(error)}; mend or remove it, "
@@ -206,10 +206,10 @@ def read_image(path: str, image_shape: Shape, centre_crop: int, file: BinaryIO |
 
 
 def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
-    """Returns the pixels in a NumPy file (.npy), uint8 [H, W, channels]; raises ValueError for other contents."""
+    """Returns the array in a NumPy file (.npy), uint8 [H, W, channels]; raises ValueError for any other array."""
     if file is None:
         _require_regular(path)
-    # The file is mapped, not loaded, because the header of an untrusted file can state any size.
+    # The file is mapped into memory, not loaded, because the header of an untrusted file can claim any size.
     pixels = np.load(path if file is None else file, mmap_mode="r" if file is None else None, allow_pickle=False)
     if not isinstance(pixels, np.ndarray):
         raise ValueError("it is an archive of several arrays; save one")
@@ -224,9 +224,9 @@ def _open_array(path: str, file: BinaryIO | None, channels: int) -> np.ndarray:
 
 
 def scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Converts an image of 16 bits per value to the upper 8 bits; returns an image of 8 bits unchanged.
+    """Reduces a Pillow image of 16 bits per value to the upper 8 bits; returns an image of 8 bits unchanged.
 
-    For images of 32 bits the function raises ValueError. Pillow's own conversion would clip 16-bit values at 255.
+    For images of 32 bits the function raises ValueError. Pillow's `convert` would clip 16-bit values at 255.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -236,10 +236,10 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
-    """Opens an image file and returns the Pillow image, whose header is read, but not its pixels.
+    """Opens an image file, reads its header, and returns the Pillow image; the pixels are read later.
 
-    Raises ValueError if the file is not a regular file, not an image, or has more than `MOST_PIXELS` pixels. Pillow
-    raises further errors for damaged files.
+    Raises ValueError if `path` is not a regular file, if the file is not an image, or if the image has more than
+    `MOST_PIXELS` pixels. For damaged files, Pillow raises exceptions of other classes.
     """
     if file is None:
         _require_regular(path)
@@ -260,7 +260,7 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
 
 def _require_regular(path: str) -> None:
     if not stat.S_ISREG(os.stat(path).st_mode):
-        # A pipe is refused, because reading from a pipe could block for ever.
+        # Only regular files are accepted, because reading from a pipe could block for ever.
         raise ValueError("it is no regular file")
 
 

@@ -1,4 +1,4 @@
-"""The data source `folder:PATH`: a folder of image files, with splits by sub-folders or by a hash of the file names."""
+"""The data source `folder:PATH`, a folder of image files, whose sub-folders or a hash of file names give the splits."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from tfdecouple.data.image_file import SUFFIXES, read_image
 from tfdecouple.data.splits import BadImages, MemorySplit, Source, Split, Tensors
 from tfdecouple.errors import DataError
 
-# The fractions of the images that the hash of the file name assigns to test and to validation.
+# The fractions of the images that become test images and validation images by the hash of their file names.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
-# Test and validation each get at least this count of images, or a tenth of the folder if that is fewer.
+# The test split and the validation split each have at least this many images, or a tenth of a small folder's images.
 LEAST_HELD_OUT = 8
 
-# The split to which the images in a sub-folder with one of these names belong.
+# {name of a sub-folder: split to which the images in the sub-folder belong}.
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 class ImageFile(NamedTuple):
-    """An image file in the folder of a data set.
+    """An image file of a data set that is a folder.
 
     Attributes:
         path: path of the file.
-        key: the path relative to the folder of the file's split, with "/" between folders.
-        label_name: the first folder in `key`, which is the label of the image; "" for a `key` without a folder.
+        key: the file's path relative to the folder of its split, such as "cats/1.png", with "/" on every system.
+        label_name: the label of the image, which is the first folder in `key`; "" for a `key` without a folder.
     """
 
     path: str
@@ -45,17 +45,17 @@ class ImageFile(NamedTuple):
 
 
 def open_folder(config: DataConfig, image_shape: Shape) -> Source:
-    """Returns the data set of the images in the folder that `data.source` names; sub-folders are labels.
+    """Returns the `Source` of the images in the folder that `config.source` names; sub-folders are labels.
 
-    If all decoded images take at most `data.cache_gib` GiB, this function reads all images. A larger folder is only
-    listed, because even the headers of millions of files take long to read. An unreadable image in a larger folder
-    raises an error when a batch needs the image (see `Source.guard`).
+    If all decoded images take at most `data.cache_gib` GiB, this function reads them into memory. It only lists the
+    files of a larger folder, because even the headers of millions of files take long to read. An unreadable image in a
+    larger folder raises an error when a batch needs the image (see `Source.guard`).
 
     Raises:
-        DataError: if the folder is missing, has too few images for three splits, has contradictory sub-folders, or
-            holds an image that this function reads and that is unreadable, unless `data.on_bad_image` is "skip".
+        DataError: if the folder is missing, has too few images for three splits, or has contradictory sub-folders; if
+            the function reads an unreadable image, unless `data.on_bad_image` is "skip".
     """
-    # os.path.expanduser is called, because Path.expanduser raises an error for the path of an unknown user.
+    # os.path.expanduser leaves "~name" of an unknown user as it is; Path.expanduser would raise an error.
     folder = pathlib.Path(os.path.expanduser(config.source.removeprefix("folder:")))
     if config.source == "folder:" or not folder.is_dir():
         raise DataError(f"there is no folder {folder}; data.source=folder:PATH needs a folder of images")
@@ -79,12 +79,12 @@ def open_folder(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
-    """Returns {split: files}, assigned by a hash of the files' paths: about 90 % train, 5 % validation, 5 % test.
+    """Divides image files by a hash of their keys: about 90 % train, 5 % validation, 5 % test; returns {split: files}.
 
-    The split of a file depends only on its path below the folder: another machine gives the same split, and adding or
-    removing other files does not change it. Small folders are the exception: a validation or test split with less than
-    a tenth of the files and less than `LEAST_HELD_OUT` files also gets the files with the next larger hashes. With 3 or
-    more files, each split has at least one. The files of a split are in the order of `files`.
+    The split of a file depends only on its key, the path below the folder: another machine gives the same split, and
+    adding or removing other files does not change it. Small folders are the exception: a validation or test split with
+    less than a tenth of the files and less than `LEAST_HELD_OUT` files also gets the files with the next larger hashes.
+    With 3 or more files, each split has at least one. The files of a split are in the order of `files`.
     """
     hashes = [hash_file_key(file.key) for file in files]
     order = sorted(range(len(files)), key=hashes.__getitem__)
@@ -99,14 +99,14 @@ def split_files_by_hash(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]
 
 
 def hash_file_key(key: str) -> float:
-    """Returns the hash of an image file's key, a float in [0, 1), which decides the split of the file."""
-    # The key is hashed in Unicode's normal form, because file systems encode accented letters differently.
+    """Returns a hash of `key`, an image file's path below its folder, as a float in [0, 1); it decides on the split."""
+    # The key is brought into Unicode's normal form, because file systems encode accented letters in different ways.
     digest = hashlib.sha256(unicodedata.normalize("NFC", key).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageFile], str]]:
-    """Returns {split: (image files, description of the files)} for the image files below the folder."""
+    """Returns {split: (its `ImageFile`s, text that describes them)} for the image files below `folder`."""
     present = sorted(name for name in SPLIT_FOLDERS if (folder / name).is_dir())
     chosen = "{} images {}chosen by a hash of their names"
     if "train" not in present:
@@ -124,7 +124,7 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
     files = {SPLIT_FOLDERS[name]: (_list_image_files(folder / name, least[name]), f"{name}/") for name in present}
     if missing:
         training, _ = files["train"]
-        # The hash divides the images of train/ into three splits; the files of missing splits are taken out of train.
+        # A split without a sub-folder gets the images of train/ that the hash assigns to it; train loses these images.
         splits = split_files_by_hash(training)
         for name in missing:
             files[name] = (splits[name], chosen.format(len(splits[name]), "of train/ "))
@@ -135,7 +135,7 @@ def _assign_files_to_splits(folder: pathlib.Path) -> dict[str, tuple[list[ImageF
 
 
 def _list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
-    """Returns the image files in a folder and its sub-folders, sorted by key, without hidden files.
+    """Returns the `ImageFile`s of a folder and its sub-folders, sorted by key; hidden files are left out.
 
     Raises:
         DataError: if there are fewer than `least` image files.
@@ -156,7 +156,7 @@ def _list_image_files(folder: pathlib.Path, least: int) -> list[ImageFile]:
 
 
 class FileSplit(Split):
-    """A split of image files, each of which is read when a batch needs the image."""
+    """A split of image files, which reads a file each time a batch needs the image."""
 
     def __init__(
         self,
@@ -177,10 +177,10 @@ class FileSplit(Split):
         self._bad_images = bad_images
 
     def load_folder_into_memory(self) -> MemorySplit:
-        """Reads all images of the split, and returns a split that holds the readable images in memory.
+        """Reads all image files of this split; returns a `MemorySplit` of the readable images.
 
         Raises:
-            DataError: if no image is readable, or one is unreadable and `data.on_bad_image` is "stop".
+            DataError: if no image is readable, or if any is unreadable and `data.on_bad_image` is "stop".
         """
         images = np.empty((self.size, *self._image_shape), np.uint8)
 
@@ -199,7 +199,7 @@ class FileSplit(Split):
         return MemorySplit(len(images), self.description, lambda: (images, labels), keys)
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
-        """Returns image and label for `record`, the index of an image, int64 [].
+        """Reads the image file with the index `record`, int64 []; returns (image, label), like `Split.decode_record`.
 
         The next readable image replaces an unreadable image. If unreadable images were left out instead, all later
         batches would shift, and a resumed run would have to read all earlier images to find its position.
@@ -208,7 +208,7 @@ class FileSplit(Split):
         return image, label
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
-        """Returns a dataset of all images in order, or of those with `indices`, as `Split.decode_examples` does."""
+        """Returns a dataset of dicts (image, label, index) of all images, or of those with `indices`; see `Split`."""
         if replace_unreadable:
             return super().decode_examples(indices)
 
@@ -221,7 +221,7 @@ class FileSplit(Split):
         return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
 
     def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the first readable image from `index` on (after the last image, from 0), its label and its index."""
+        """Returns (image, label, index) of the first readable image file from `index` on; index 0 follows the last."""
 
         def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
             for position in itertools.chain(range(index, self.size), range(index)):
@@ -233,7 +233,7 @@ class FileSplit(Split):
         return tf.ensure_shape(image, self._image_shape), tf.ensure_shape(label, []), position
 
     def _read_unless_skipped(self, index: int) -> np.ndarray | None:
-        """Reads an image, uint8 [height, width, channels]; returns None for an unreadable image that is skipped."""
+        """Reads the image file with this index, uint8 [height, width, channels]; returns None if it is skipped."""
         path = self._paths[index]
         if path in self._bad_images.skipped:
             return None

@@ -1,4 +1,4 @@
-"""Checks of image labels (indices of label names, or -1 for none), and numeric attributes from CSV files."""
+"""Checks of image labels (indices of label names, or -1 for none); numeric attributes of images from CSV files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tfdecouple.data.splits import Source
 from tfdecouple.errors import DataError, one_line
 
 NO_LABEL = -1
-# The text of TensorFlow's error for an unknown label, by which `BadImages.find_image_error` finds the stored DataError.
-# The text has no characters that TensorFlow escapes.
+# TensorFlow's error for an unknown label contains this text, by which `BadImages.find_image_error` finds the DataError
+# to raise. The text has no characters that TensorFlow would escape.
 _UNKNOWN = "tfdecouple found an unknown label"
 
 
 def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
-    """Returns labels as int32 `[n]`; raises DataError unless each is -1 or an index of the source's label names."""
+    """Returns `labels` as int32 `[n]`; raises DataError unless each is -1 or an index into `source.label_names`."""
     count, labels = len(source.label_names), np.asarray(labels, np.int32)
     wrong = (labels < NO_LABEL) | (labels >= count)
     if wrong.any():
@@ -31,9 +31,9 @@ def check_labels(source: Source, labels: np.ndarray) -> np.ndarray:
 
 
 def require_labels(source: Source, split: str, labels: np.ndarray, what: str) -> np.ndarray:
-    """Returns the labels of images of a split, int32 `[n]`; raises DataError if an image has no label.
+    """Returns `labels`, of images of a split, as int32 `[n]`; raises DataError if an image has no label or a wrong one.
 
-    The argument `what` is the subject of the message, such as "a linear probe".
+    The argument `what` says in the message what needs labels, such as "a linear probe".
     """
     labels = check_labels(source, labels)
     if (labels == NO_LABEL).any():
@@ -42,7 +42,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_label_count(source: Source, model: ModelConfig) -> None:
-    """Raises DataError if `model.classes` is not the count of labels of the source; models without labels pass."""
+    """Raises DataError if a model with labels has another count of them (`model.classes`) than the data source."""
     count = len(source.label_names)
     if model.has_classes and count != model.classes:
         remedy = f"set model.classes={count}"
@@ -52,10 +52,10 @@ def require_label_count(source: Source, model: ModelConfig) -> None:
 
 
 def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Returns `batches` with a check: at a label that is invalid for the model, iteration raises DataError.
+    """Returns the dataset `batches` with a check: iteration fails at a label that the model does not have.
 
-    Iterate inside `Source.guard`, which turns TensorFlow's error into the DataError. For a model without labels,
-    `batches` is returned unchanged.
+    Iterate inside the context `source.guard()`, which turns TensorFlow's error into a DataError. For a model without
+    labels, `batches` is returned unchanged.
     """
     if not model.has_classes:
         return batches
@@ -75,7 +75,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
 
 
 def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Converts `batches` of dicts to batches of images, or of (images, labels) for a model with labels."""
+    """Converts a dataset of dicts to one of images, uint8, or of (images, labels) for a model with labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])
     return check_batch_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))
@@ -85,8 +85,9 @@ def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelC
 class Attributes:
     """Numeric attributes of images, such as an age, a pose, or 1 and 0 for yes and no, from a CSV file.
 
-    `rows` is {image key: float64 array with one value for each of `names`}; NaN stands for an empty cell. An image key
-    is a path below the data folder, or "split/index" (see `Source.find_image_key`). `path` is that of the CSV file.
+    `names` are the names of the attributes. `rows` is {image key: float64 array with one value for each name}; NaN
+    stands for an empty cell. An image key is a path below the data folder, or "split/index" (see
+    `Source.find_image_key`). `path` is the path of the CSV file.
     """
 
     path: str
@@ -94,12 +95,12 @@ class Attributes:
     rows: dict[str, np.ndarray]
 
     def look_up_attributes(self, keys: Sequence[str]) -> np.ndarray:
-        """Returns the attributes of the images with these keys, float64 `[n, attributes]`; NaN for unlisted images."""
+        """Returns the attributes of the images `keys`, float64 `[n, attributes]`; NaN where the CSV file has none."""
         return np.stack([self.rows.get(key, np.full(len(self.names), np.nan)) for key in keys])
 
 
 def read_attributes(path: str) -> Attributes:
-    """Reads the numeric attributes of images from a CSV file.
+    """Reads a CSV file with numeric attributes of images; returns `Attributes`.
 
     The first line of the file has the names of the columns. Each other line has the key of an image (its path below the
     data folder, or "split/index"), then the attributes of the image.

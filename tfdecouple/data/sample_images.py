@@ -1,4 +1,4 @@
-"""The data source `photographs`: random crops of photographs that scikit-image and scikit-learn install."""
+"""The data source `photographs`: random crops of the photographs that come with scikit-image and scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tfdecouple.runtime.devices import read_total_memory
 class Photograph(NamedTuple):
     """A photograph that comes with an installed Python package.
 
-    `path` is the path of the file below the folder of installed packages. `author` and `licence` are as stated by the
-    package.
+    `name` is the photograph's name in `data.photographs`. `path` is the path of the file below the folder of installed
+    packages. `author` and `licence` are what the package states.
     """
 
     name: str
@@ -32,9 +32,9 @@ class Photograph(NamedTuple):
     licence: str
 
 
-# The photographs that `data.photographs` can name. Other pictures in the packages are omitted: grey pictures, since a
-# density over RGB degenerates on three equal channels; the deep field and the retina, since one dark colour fills most
-# of them; and the right motorcycle, since both photographs of a stereo pair show the same scene.
+# The photographs that `data.photographs` can name. Other pictures in the two packages are left out: grey ones, because
+# a density over RGB degenerates on three equal channels; the deep field and the retina, because one dark colour fills
+# most of them; the right motorcycle of a stereo pair, because it shows the same scene as the left one.
 _SKIMAGE, _SKLEARN = ("scikit-image", "skimage/data"), ("scikit-learn", "sklearn/datasets/images")
 PHOTOGRAPHS = {
     name: Photograph(name, package, f"{folder}/{name}{suffix}", author, licence)
@@ -49,12 +49,12 @@ PHOTOGRAPHS = {
     )
 }
 
-# Each photograph is divided along its longer side into three parts, called bands, one for each split, in this order and
-# with these fractions of the side. Training gets the middle, where most photographs have their subject.
+# Each photograph is cut along its longer side into three bands, one for each split, in this order and with these
+# fractions of the side. Training gets the middle, where most photographs have their subject.
 BANDS = (("test", 0.2), ("train", 0.6), ("validation", 0.2))
 
-# Unused pixels between neighbouring bands. A JPEG block with halved colour resolution is 16 pixels wide, so with this
-# margin no block lies in two bands.
+# Pixels between two neighbouring bands that no split uses. A JPEG block with halved colour resolution is 16 pixels
+# wide, so no block lies in two bands.
 MARGIN = 16
 
 _HELD_OUT_CROPS = {"validation": 512, "test": 1000}
@@ -64,13 +64,13 @@ Box = tuple[int, int, int, int]
 
 
 def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
-    """Returns the data set of random crops of the sample photographs, which needs no download.
+    """Returns the `Source` of random crops of the sample photographs, which needs no download.
 
-    With one channel in `image_shape` the crops are grey.
+    If `image_shape` has one channel, the crops are grey.
 
     Raises:
-        DataError: if a photograph is unknown, missing in the installed package or too small for crops of this shape,
-            if the shape has neither 1 nor 3 channels, or if the crops need more memory than the machine has.
+        DataError: if a photograph is unknown, missing in the installed package or too small for crops of `image_shape`;
+            if `image_shape` has neither 1 nor 3 channels; or if the crops need more memory than the machine has.
     """
     height, width, channels = image_shape
     if channels not in (1, RGB_CHANNELS):
@@ -88,7 +88,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
                 f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
                 f"of {largest}; use at most that, or another data.source"
             )
-    # The config of an untrusted run folder can ask for any count of crops, so the size of all crops is checked.
+    # The config in an untrusted run folder can ask for any count of crops, so their bytes are compared with the memory.
     if config.photograph_crops * math.prod(image_shape) > read_total_memory():
         raise DataError(
             f"data.photograph_crops is {config.photograph_crops}, which takes more memory than this machine has; use "
@@ -113,7 +113,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
 
 
 def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
-    """Returns the `Photograph`s that `data.photographs` names; raises DataError for an unknown name."""
+    """Returns a tuple of the `Photograph`s that `config.photographs` names; raises DataError for an unknown name."""
     for name in config.photographs:
         if name not in PHOTOGRAPHS:
             raise DataError(
@@ -124,9 +124,9 @@ def find_photographs(config: DataConfig) -> tuple[Photograph, ...]:
 
 
 def find_split_band(size: tuple[int, int], split: str) -> Box:
-    """Returns a split's band of a photograph: left, top, right, bottom in pixels; the last two are exclusive.
+    """Returns the part of a photograph whose crops belong to `split`, its band: (left, top, right, bottom) in pixels.
 
-    A band is the part of a photograph whose crops belong to one split. `size` is the photograph's (width, height).
+    Right and bottom are exclusive. `size` is the photograph's (width, height).
     """
     width, height = size
     length = max(size) - MARGIN * (len(BANDS) - 1)
@@ -140,21 +140,22 @@ def find_split_band(size: tuple[int, int], split: str) -> Box:
 
 
 def find_largest_crop_side(size: tuple[int, int]) -> int:
-    """Returns the side, in pixels, of the largest square that fits into each band of a photograph (one per split).
+    """Returns the side, in pixels, of the largest square that fits into all three bands of a photograph.
 
-    No crop of any split is larger, so that all splits show objects at the same scales.
+    A band is the part of a photograph for the crops of one split. No crop of any split has a longer side, so that all
+    splits show objects at the same scales. `size` is the photograph's (width, height).
     """
     boxes = [find_split_band(size, name) for name, _ in BANDS]
     return min(min(right - left, bottom - top) for left, top, right, bottom in boxes)
 
 
 def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], draws: np.ndarray) -> np.ndarray:
-    """Returns random rectangles inside a split's band of a photograph, as int64 [N, 4] in pixels.
+    """Returns random rectangles inside a band, the part of a photograph for one split, as int64 [N, 4] in pixels.
 
-    The columns of the result are left, top, right and bottom (the last two exclusive). The rectangles have the
-    proportions of `sides`, the height and width of the model's images. A rectangle's longer side is log-uniform between
-    the longer one of `sides` and `find_largest_crop_side`, so that all scales are equally frequent. `draws`, uniform
-    random numbers in [0, 1), float64 [N, 3], decide on side, column and row.
+    Each row of the result is (left, top, right, bottom); right and bottom are exclusive. The rectangles have the
+    proportions of `sides`, the (height, width) of the model's images. A rectangle's longer side is log-uniform between
+    the longer one of `sides` and `find_largest_crop_side(size)`, so that all scales are equally frequent. Each row of
+    `draws`, uniform random numbers in [0, 1), float64 [N, 3], decides on side, column and row of one rectangle.
     """
     left, top, right, bottom = find_split_band(size, split)
     least = np.array(sides)
@@ -166,17 +167,18 @@ def draw_crop_boxes(size: tuple[int, int], split: str, sides: tuple[int, int], d
 
 
 def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: int, image_shape: Shape) -> Arrays:
-    """Returns the crops of a split, uint8 [count, *image_shape], and their labels: indices of pictures, int32 [count].
+    """Returns `count` random crops of `pictures`, uint8 [count, *image_shape], and their labels, int32 [count].
 
+    The label of a crop is the index of its picture. `split` decides which part (band) of a picture the crops come from.
     Every call with the same arguments returns the same crops.
     """
     height, width, channels = image_shape
     if channels == 1:
         pictures = tuple(picture.convert("L") for picture in pictures)
-    # Bands are cut out first, because resizing from the complete photograph would mix pixels of two bands.
+    # Bands are cut out first, because resizing a crop of the complete photograph would mix in pixels of another split.
     bands = [picture.crop(find_split_band(picture.size, split)) for picture in pictures]
     labels = np.arange(count, dtype=np.int32) % len(pictures)
-    # The seed depends only on the split, so that every run on every machine has the same crops.
+    # The seed depends only on the split, so that all runs on all machines have the same crops.
     draws = np.random.default_rng(_SEEDS[split]).random((count, 3))
     images = np.empty((count, *image_shape), np.uint8)
 
@@ -194,8 +196,8 @@ def cut_photograph_crops(pictures: tuple[Image.Image, ...], split: str, count: i
 
 
 def open_photograph(photograph: Photograph) -> Image.Image:
-    """Opens the file of a photograph; returns an RGB picture; raises DataError if the file is missing or damaged."""
-    # The package's metadata give the path of the file, because importing the package would take seconds.
+    """Reads the file of a photograph as an RGB Pillow image; raises DataError if the file is missing or damaged."""
+    # The package's metadata tell the path of the file without an import of the package, which would take seconds.
     package = importlib.metadata.distribution(photograph.package)
     try:
         with Image.open(str(package.locate_file(photograph.path))) as file:

@@ -1,6 +1,6 @@
-"""The kinds of data sources (photographs, TFDS, folders), and functions that choose one by `data.source`.
+"""The kinds of data sources (photographs, TFDS, folders), and functions that choose a kind by the value `data.source`.
 
-A new kind is a subclass of `SourceKind` with an entry in `KINDS`, both in this file. Training, evaluation and all
+To add a kind, write a subclass of `SourceKind` and add it to `KINDS`, both in this file. Training, evaluation and all
 commands then accept it. TensorFlow is imported only when a source is opened, so that help texts appear quickly.
 """
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class SourceKind:
-    """The base class of the kinds of data sources, such as TFDS or folders, each with one way to open data sets.
+    """The base class of the kinds of data sources, such as TFDS or folders, each with its way to open a data set.
 
     Attributes:
-        names: names of data sets of this kind that need no prefix, such as "cifar10".
-        pattern: pattern of the names of all other data sets of this kind, such as "folder:PATH"; "" for none. If the
-            pattern ends in ":PATH", a run stores the absolute path of the file or folder.
-        title: name of the kind in lists for users.
-        crops_user_images: whether `data.centre_crop` also crops the image files that a user passes to a command. The
-            crop for a data set such as CelebA fits only the images of that data set.
-        rights: {data set: sentence on the copyright of its images}, without TFDS configs in the names; the sentence
-            for "" holds for all other data sets.
+        names: values of `data.source` without a prefix that this kind opens, such as "cifar10".
+        pattern: pattern of all other values of `data.source` that this kind opens, such as "folder:PATH"; "" for none.
+            If the pattern ends in ":PATH", a run stores the absolute path of the file or folder.
+        title: what this kind is called in lists of the values of `data.source`.
+        crops_user_images: whether `data.centre_crop` also crops image files that a user passes to a command. It does
+            not if the crop fits only the images of one data set, such as CelebA.
+        rights: {name of a data set: sentence on the copyright of its images}. Names are without TFDS configs; the
+            sentence for "" holds for all other data sets.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -40,15 +40,15 @@ class SourceKind:
 
     @property
     def prefix(self) -> str:
-        """The part of `pattern` up to the colon, such as "folder:"; "" for a kind of data source without a pattern."""
+        """The beginning of this kind's values of `data.source`, such as "folder:"; "" if the kind has no pattern."""
         return self.pattern[: self.pattern.find(":") + 1]
 
     def matches_source(self, source: str) -> bool:
-        """Returns whether `source`, a value of `data.source`, names a data set of this kind."""
+        """Returns whether this kind of data source opens `source`, a value of `data.source` such as "cifar10"."""
         return source in self.names or bool(self.prefix and source.startswith(self.prefix))
 
     def locate_images(self, config: DataConfig) -> tuple[str, str] | None:
-        """Returns (option with the path of the images, path), such as ("data.data_dir", "/data"); or None."""
+        """Returns (option that holds the path of the images, path), such as ("data.data_dir", "/data"), or None."""
         if self.pattern.endswith(":PATH"):
             return "data.source", os.path.expanduser(config.source.removeprefix(self.prefix))
         return ("data.data_dir", os.path.expanduser(config.data_dir)) if config.data_dir else None
@@ -59,7 +59,7 @@ class SourceKind:
         return self.rights.get(name, self.rights[""]).format(name=name)
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Opens the data set that `config.source` names; the arguments are those of the function `open_source`."""
+        """Opens the data set that `config.source` names; returns a `Source`; for the arguments see `open_source`."""
         raise NotImplementedError
 
 
@@ -70,17 +70,17 @@ class Photographs(SourceKind):
     title = "photographs"
 
     def locate_images(self, config: DataConfig) -> None:
-        """Returns None, because no option of the config has the path of the photographs."""
+        """Returns None, because no option of the config holds the path of the sample photographs."""
 
     def describe_image_rights(self, config: DataConfig) -> str:
-        """Returns a sentence with the authors and licences of the photographs that `data.photographs` names."""
+        """Returns a sentence with author and licence of each photograph that `config.photographs` names."""
         from tfdecouple.data.sample_images import find_photographs
 
         listed = ", ".join(f"{each.name} by {each.author} ({each.licence})" for each in find_photographs(config))
         return f"Photographs that come with scikit-image and scikit-learn: {listed}."
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Opens the data set of crops of the sample photographs; see `open_photographs`."""
+        """Returns the `Source` of random crops of the sample photographs; see `open_photographs`."""
         from tfdecouple.data.sample_images import open_photographs
 
         return open_photographs(config, image_shape)
@@ -102,7 +102,7 @@ class TensorFlowDatasets(SourceKind):
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Opens a data set of TensorFlow Datasets; see `open_tfds`."""
+        """Returns the `Source` of a data set of TensorFlow Datasets; see `open_tfds`."""
         from tfdecouple.data.tfds import open_tfds
 
         return open_tfds(config, image_shape, download)
@@ -119,13 +119,13 @@ class ImageFolder(SourceKind):
     }
 
     def open(self, config: DataConfig, image_shape: Shape, download: bool) -> Source:
-        """Opens the data set of the image files in a folder; see `open_folder`."""
+        """Returns the `Source` of the image files in a folder; see `open_folder`."""
         from tfdecouple.data.image_folder import open_folder
 
         return open_folder(config, image_shape)
 
 
-# All kinds, in the order of lists for users. The first that matches `data.source` opens the data set.
+# All kinds of data sources, in the order in which help texts list them. The first that matches `data.source` opens it.
 KINDS: tuple[SourceKind, ...] = (
     Photographs(),
     TensorFlowDatasets(),
@@ -143,7 +143,7 @@ def find_source_kind(source: str) -> SourceKind | None:
 
 
 def list_source_kinds() -> str:
-    """Returns a list, as text, of all values that `data.source` can have, for help texts and messages.
+    """Returns a text that lists the values of `data.source`, for help texts and messages.
 
     >>> list_source_kinds()
     'photographs, the name of a TFDS data set...folder:PATH...'
@@ -153,7 +153,7 @@ def list_source_kinds() -> str:
 
 
 def resolve_image_paths(config: DataConfig) -> DataConfig:
-    """Returns a copy of the config with absolute paths of the images, which hold in any working directory."""
+    """Returns a copy of the config in which all paths are absolute, so that they hold in any working directory."""
     kind = find_source_kind(config.source)
     if kind and kind.pattern.endswith(":PATH") and config.source != kind.prefix:
         path = os.path.expanduser(config.source.removeprefix(kind.prefix))
@@ -164,17 +164,17 @@ def resolve_image_paths(config: DataConfig) -> DataConfig:
 
 
 def locate_images(config: DataConfig) -> tuple[str, str] | None:
-    """Returns (option with the path of the images, path), such as ("data.data_dir", "/data"); or None."""
+    """Returns (option that holds the path of the images, path), such as ("data.data_dir", "/data"), or None."""
     return (find_source_kind(config.source) or SourceKind()).locate_images(config)
 
 
 def choose_user_crop(config: DataConfig) -> int:
-    """Returns the `centre_crop`, in pixels, of image files that a user passes to a command; 0 for the largest crop."""
+    """Returns the `centre_crop`, in pixels, for image files that a user passes to a command; 0 for the largest crop."""
     return config.centre_crop if (find_source_kind(config.source) or SourceKind()).crops_user_images else 0
 
 
 def replace_source(config: DataConfig, source: str) -> DataConfig:
-    """Returns the config with another `data.source`; a `centre_crop` that fits only the old data set becomes 0.
+    """Returns a copy of the config with another `source`; a `centre_crop` that fits only the old source becomes 0.
 
     >>> bedrooms = DataConfig(source="lsun/bedroom", centre_crop=256)
     >>> [replace_source(bedrooms, name).centre_crop for name in ("folder:mine", "cifar10", "tfds:lsun/bedroom")]
@@ -195,9 +195,9 @@ def describe_image_rights(config: DataConfig) -> str:
 
 
 def open_source(config: DataConfig, image_shape: Shape, download: bool = False) -> Source:
-    """Opens the data set that `config.source` names as a `Source` with images of `image_shape` (appendix C.1).
+    """Opens the data set that `config.source` names; returns a `Source` with images of `image_shape` (appendix C.1).
 
-    With `download`, TFDS downloads and prepares missing data.
+    If `download` is true, TFDS (TensorFlow Datasets) downloads and prepares missing data.
 
     Raises:
         DataError: if the name is unknown, or the data are missing, unreadable or unusable.

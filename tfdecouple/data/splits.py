@@ -1,4 +1,4 @@
-"""An opened data set (`Source`) and its splits, which list records in a fixed order and decode them to images."""
+"""An opened data set (`Source`) and its splits, which list records in a fixed order and decode records to images."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class BadImages:
-    """The unreadable images of a data set, which raise errors or are skipped, depending on `data.on_bad_image`.
+    """The unreadable images of a data set; `data.on_bad_image` decides whether they raise errors or are skipped.
 
-    tf.data reports an exception of a Python function as text inside one of its own errors. Errors are therefore stored
-    here, and `find_image_error` returns the stored error that the text quotes.
+    tf.data reports an exception of a Python function only as text inside a TensorFlow error. This class therefore
+    stores the exceptions, and `find_image_error` returns the stored exception that the text quotes.
 
     Attributes:
-        skipped: paths of the skipped images.
+        skipped: set of the paths of the skipped images.
     """
 
     def __init__(self, rule: str) -> None:
@@ -40,15 +40,15 @@ class BadImages:
         self._errors: dict[str, DataError] = {}
 
     def store_image_error(self, error: DataError, quoted: str = "") -> DataError:
-        """Stores `error`, which `find_image_error` finds by `quoted`, by default the message, and returns it."""
+        """Stores and returns `error`; `find_image_error` finds it in texts that contain `quoted`, else its message."""
         return self._errors.setdefault(quoted or str(error), error)
 
     def find_image_error(self, text: str) -> DataError | None:
-        """Returns the stored error that a message of TensorFlow quotes; None if the message quotes no stored error."""
+        """Returns the stored DataError that `text`, the message of a TensorFlow error, quotes, or None."""
         return next((error for quoted, error in list(self._errors.items()) if quoted in text), None)
 
     def skip_or_raise(self, path: str, error: DataError) -> None:
-        """Adds an unreadable image to `skipped`, or raises `error` if `data.on_bad_image` is "stop"."""
+        """Adds the unreadable image file `path` to `skipped`, or raises `error` if `data.on_bad_image` is "stop"."""
         if not self._skips:
             raise self.store_image_error(error)
         if path not in self.skipped:
@@ -58,15 +58,15 @@ class BadImages:
 
 @dataclasses.dataclass(kw_only=True)
 class Source:
-    """An opened data set with three splits, which never share an image.
+    """An opened data set with three splits that have no image in common.
 
     Attributes:
         name: the value of `data.source`, such as "cifar10".
-        title: the name in messages, such as "embedded photographs".
-        label_names: names of the labels, in the order of the labels; empty for images without labels.
-        image_shape: height, width and channels of the images.
-        splits: {name: split} for "train", "validation" and "test".
-        bad_images: the unreadable images, and the rule whether they are skipped.
+        title: what messages call the data set, such as "embedded photographs".
+        label_names: names of the labels; a label is an index into this tuple, which is empty for images without labels.
+        image_shape: height, width and channels of the images, after cropping and resizing.
+        splits: {"train": `Split`, "validation": `Split`, "test": `Split`}.
+        bad_images: the record of unreadable images, and the rule whether to skip them.
     """
 
     name: str
@@ -78,42 +78,42 @@ class Source:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The count of images in each split, as {split name: count}."""
+        """{split: count of its images}, a new dict, for the splits of this data set."""
         return {name: split.size for name, split in self.splits.items()}
 
     @property
     def descriptions(self) -> dict[str, str]:
-        """The description of each split, as {split name: text such as "train[-1000:]"}."""
+        """{split: text that describes its images, such as "train[-1000:]"}, for the splits of this data set."""
         return {name: split.description for name, split in self.splits.items()}
 
     @property
     def skipped(self) -> int:
-        """How many unreadable images have been skipped until now (`data.on_bad_image=skip`)."""
+        """The count of this data set's images that were unreadable and skipped (`data.on_bad_image=skip`) until now."""
         return len(self.bad_images.skipped)
 
     def open_split(self, name: str) -> Split:
-        """Returns the split `name`, ready to decode images; raises DataError for an unknown name."""
+        """Returns the `Split` called `name`, such as "train", ready to decode images; raises DataError if unknown."""
         if name not in self.splits:
             raise DataError(f"there is no split {name!r}; use one of {', '.join(self.splits)}")
         self.splits[name].load_split_arrays()
         return self.splits[name]
 
     def find_image_key(self, split: str, index: int) -> str:
-        """Returns the unique name of an image: its path below the folder, or "split/index" for images without names."""
+        """Returns the unique key of an image: its path below the folder, or "SPLIT/INDEX" if images are not files."""
         keys = self.splits[split].keys
         return f"{split}/{index}" if keys is None else keys[index]
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Returns a context that converts TensorFlow's error about an unreadable image to a DataError with the path.
+        """Returns a context in which TensorFlow's error for an unreadable image becomes a DataError with its path.
 
-        Loops over the images of a large folder run inside this context. Folders that fit into memory need no guard,
-        because all their images are read when the folder is opened.
+        Loops over batches of this data set run inside the context. Folders that fit into memory need no guard, because
+        all their images are read when the folder is opened.
         """
         try:
             yield
         except tf.errors.OpError as error:
-            # Files are read ahead, so the latest stored error can be of a later image; the message finds the right one.
+            # tf.data reads files ahead, so the latest stored error can be about a later image than the message.
             cause = self.bad_images.find_image_error(error.message)
             if cause is None:
                 raise
@@ -123,13 +123,13 @@ class Source:
 class Split(abc.ABC):
     """The base class of splits, which list records in a fixed order; `decode_record` turns a record into an image.
 
-    A record is cheap to shuffle and to skip: an index in this class, an encoded image in `RecordSplit`. Decoding is
-    expensive, so a run that resumes in the middle of an epoch decodes only the images that it uses.
+    A record is cheap to shuffle and to skip: an image's index in this class, an encoded image in `RecordSplit`.
+    Decoding is expensive, so a run that resumes in the middle of an epoch decodes only the images that it uses.
 
     Attributes:
         size: count of images.
-        description: description of the split's images for messages, such as "train[-1000:]".
-        keys: names of the images, unique in the data set; None where images have no names.
+        description: text that says in messages which images these are, such as "train[-1000:]".
+        keys: list of the images' names, unique in the data set; None if images have no names.
     """
 
     def __init__(self, size: int, description: str, keys: Sequence[str] | None = None) -> None:
@@ -138,42 +138,42 @@ class Split(abc.ABC):
         self.keys = keys
 
     def load_split_arrays(self) -> None:  # noqa: B027 - most splits need nothing
-        """Loads the arrays that `decode_record` needs; the base class has none.
+        """Loads the arrays from which this split's method `decode_record` takes images; the base class has none.
 
         Callers call this method before TensorFlow traces `decode_record`, because an array that is loaded during the
         trace would become a constant of the graph.
         """
 
     def list_records(self) -> tf.data.Dataset:
-        """Returns a dataset of all records, in order; in the base class a record is the index of an image, int64 []."""
+        """Returns a dataset of all records of this split, in order; here a record is an image's index, int64 []."""
         return tf.data.Dataset.range(self.size)
 
     def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset of the records with `indices`, int64 [n], which must ascend without repetition."""
+        """Returns a dataset of this split's records with `indices`, int64 [n], which must ascend without repetition."""
         return tf.data.Dataset.from_tensor_slices(indices)
 
     def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
-        """Returns a dataset of all records in a random order, which depends only on `seed`, int64 [2]."""
+        """Returns a dataset of all records of this split, in a random order that depends only on `seed`, int64 [2]."""
         indices = tf.range(self.size, dtype=tf.int64)
         order = tf.random.experimental.stateless_shuffle(indices, seed, alg=ALGORITHM)
         return tf.data.Dataset.from_tensor_slices(order)
 
     @abc.abstractmethod
     def decode_record(self, record: Any) -> Tensors:
-        """Returns image and label of a record, as tensors inside a tf.data pipeline.
+        """Decodes a record of this split, inside a tf.data pipeline; returns (image, label).
 
-        The image is uint8 [height, width, channels]; the label is int32 [], -1 for none.
+        The image is a tensor, uint8 [height, width, channels]; the label is a tensor, int32 [], -1 for none.
         """
 
     def decode_examples(self, indices: np.ndarray | None = None, replace_unreadable: bool = False) -> tf.data.Dataset:
-        """Returns a dataset of all images in order, not augmented, or of those with `indices`, int64 [n], ascending.
+        """Returns a dataset of all images of this split, in order, or only of those with `indices`; none is augmented.
 
-        With `replace_unreadable` the next readable image replaces an unreadable image, so that the dataset has as many
-        images as indices. Otherwise the dataset leaves unreadable images out.
+        `indices` is int64 [n] and must ascend. With `replace_unreadable`, the next readable image replaces an
+        unreadable one, so that the dataset has n images. Otherwise the dataset leaves unreadable images out.
 
         Returns:
             A finite dataset of dicts: "image" uint8 [height, width, channels], "label" int32 [] (-1 for none) and
-            "index" int64 [] in the split.
+            "index" int64 [], the image's index in the split.
         """
         numbers = tf.data.Dataset.range(self.size) if indices is None else tf.data.Dataset.from_tensor_slices(indices)
         records = self.list_records() if indices is None else self.select_records(indices)
@@ -187,10 +187,10 @@ class Split(abc.ABC):
 
 
 class MemorySplit(Split):
-    """A split whose decoded images are in memory, as one array.
+    """A split that holds its decoded images in memory, as one array.
 
-    The function `load` returns the images, uint8 [size, height, width, channels], and the labels, int32 [size]. The
-    split calls `load` once, when `Source.open_split` first opens the split.
+    The argument `load` is a function that returns the images, uint8 [size, height, width, channels], and the labels,
+    int32 [size]. `Source.open_split` makes the split call `load`, but only once.
     """
 
     def __init__(
@@ -201,16 +201,16 @@ class MemorySplit(Split):
         self._arrays: tuple[tf.Tensor, ...] = ()
 
     def load_split_arrays(self) -> None:
-        """Loads the arrays of images and labels at the first call; later calls do nothing."""
+        """Loads the images and labels of this split into memory at the first call; later calls do nothing."""
         if self._load is not None:
-            # The arrays are placed on the CPU, because tf.data pipelines run there.
+            # The arrays stay in the memory of the CPU, because tf.data pipelines run there.
             with tf.device("/CPU:0"):
                 self._arrays = tuple(tf.convert_to_tensor(array) for array in self._load())
-            # The function is released, because it may still hold the memory of the arrays that it returned.
+            # The function is dropped, because it possibly holds a second copy of the arrays in memory.
             self._load = None
 
     def decode_record(self, record: tf.Tensor) -> Tensors:
-        """Returns image and label for `record`, the index of an image, int64 []."""
+        """Returns (image, label), as tensors, of the image in memory with the index `record`, int64 []."""
         images, labels = self._arrays
         return tf.gather(images, record), tf.gather(labels, record)
 
@@ -218,9 +218,9 @@ class MemorySplit(Split):
 class RecordSplit(Split):
     """A split that is too large for the memory and can only be read in order.
 
-    `records` is a dataset of encoded records (dense tensors of fixed shapes) that yields the same records in every
-    pass. `decode` is a function that returns image and label of a record. `window` is how many records are shuffled
-    together, in memory.
+    `records` is a dataset of encoded images with labels (dense tensors of fixed shapes), in the same order in every
+    pass. `decode` is a function of a record that returns (image, label). `window` is the count of records that are
+    shuffled together, in memory.
     """
 
     def __init__(
@@ -232,19 +232,20 @@ class RecordSplit(Split):
         self._window = window
 
     def list_records(self) -> tf.data.Dataset:
-        """Returns a dataset of all encoded records in the order of the split."""
+        """Returns a dataset of all records (encoded images with labels) of this split, in order."""
         return self._records
 
     def select_records(self, indices: np.ndarray) -> tf.data.Dataset:
-        """Returns a dataset of the records with `indices`; reads all records up to the last index, without decoding."""
+        """Returns a dataset of the encoded records with `indices`, int64 [n]; skips the others without decoding."""
         is_chosen = tf.constant(np.isin(np.arange(self.size), indices))
         numbered = self._records.take(int(np.max(indices, initial=-1)) + 1).enumerate()
         return numbered.filter(lambda index, _: is_chosen[index]).map(lambda _, record: record)
 
     def shuffle_records(self, seed: tf.Tensor) -> tf.data.Dataset:
-        """Returns a dataset of all records, shuffled within windows of records whose borders depend on the seed.
+        """Returns a dataset of all encoded records of this split, shuffled within windows of `window` records.
 
-        The first window begins at a random one of the first `window` records; the records before this one come last.
+        `seed`, int64 [2], decides on the order, and on the record among the first `window` at which the first window
+        begins. The records before it come last.
         """
         first = tf.random.stateless_uniform([], seed, 0, self._window, tf.int64, alg=ALGORITHM)
         windows = self._records.skip(first).batch(self._window)
@@ -260,5 +261,5 @@ class RecordSplit(Split):
         return windows.enumerate().flat_map(permute)
 
     def decode_record(self, record: Any) -> Tensors:
-        """Returns image and label for `record`, an encoded example; calls the function `decode` of the constructor."""
+        """Returns (image, label) of `record`, an encoded image with its label; calls the constructor's `decode`."""
         return self._decode(record)

@@ -1,4 +1,4 @@
-"""The data sources of TensorFlow Datasets (TFDS): builders, splits and decoding."""
+"""The data sources of TensorFlow Datasets (TFDS): functions that find, prepare, split and decode a data set."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tfdecouple.data.splits import Arrays, MemorySplit, RecordSplit, Source, Spl
 from tfdecouple.errors import DataError, nearest, one_line
 from tfdecouple.runtime.requirements import describe_missing_package
 
-# Records are shuffled within windows (in memory) of about `_WINDOW_BYTES` bytes, and at least `_LEAST_WINDOW` records.
-# Some thousand images in a window suffice, because TFDS stores records in random order.
+# Encoded images are shuffled in memory within windows of about `_WINDOW_BYTES` bytes, but at least `_LEAST_WINDOW`
+# images. This suffices, because TFDS stores the images in random order.
 _WINDOW_BYTES = 2**27
 _LEAST_WINDOW = 1024
 
 
 def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
-    """Opens a TFDS data set; with `download`, TFDS downloads and prepares missing data.
+    """Opens the TFDS data set that `config.source` names; returns a `Source` with images of `image_shape`.
 
-    If all decoded images take at most `data.cache_gib` GiB, they are held in memory. Otherwise each pass reads records
-    from disk.
+    If `download` is true, TFDS downloads and prepares missing data. If all decoded images take at most `data.cache_gib`
+    GiB, the source holds them in memory. Otherwise each pass reads encoded images from disk.
 
     Raises:
-        DataError: if TFDS lacks the data set, the data are not prepared, the download fails, or the images are
-            unusable.
+        DataError: if TFDS lacks the data set, the data are not prepared, the download fails, or the images are not
+            uint8 or have other channels than the model's images.
     """
     builder = _find_builder(config)
     _require_prepared(builder, config, download)
@@ -62,16 +62,16 @@ def open_tfds(config: DataConfig, image_shape: Shape, download: bool) -> Source:
 
 
 def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> dict[str, str]:
-    """Returns {split: TFDS notation, such as "train[:-1000]"} for "train", "validation" and "test".
+    """Returns {split: its images in TFDS notation, such as "train[:-1000]"} for "train", "validation" and "test".
 
-    The splits of the data set are used. If it has no test split, its validation split is the test set, as in the paper.
-    Each split that is still missing gets `held_out` images from the end of the training split. DataError is raised if
-    there is no training split, or it has too few images.
+    If the data set has no test split, its validation split becomes the test split, as in the paper. Each split that is
+    still missing gets `held_out` images from the end of the training split. DataError is raised if there is no training
+    split, or if it has too few images.
 
     Args:
         source: name of the data set in messages.
         sizes: {split: count of its images} for the splits that the data set has.
-        held_out: count of images in a split that the data set lacks.
+        held_out: count of training images that a missing split gets.
     """
     if "train" not in sizes:
         raise DataError(f"the data set {source} has no split train (it has {', '.join(sizes) or 'none'}); use another")
@@ -92,9 +92,10 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
 
 
 def _find_builder(config: DataConfig) -> Any:
-    """Returns the TFDS builder of a data set, always of a class that TFDS ships; raises DataError if there is none.
+    """Returns the `tfds.core.DatasetBuilder` of the data set that `config.source` names; raises DataError if none fits.
 
-    `tfds.builder` is not called, because it would import a class named by the metadata of an untrusted folder.
+    Its class always comes from TFDS: `tfds.builder` is not called, because it would import a class that the metadata of
+    an untrusted folder names.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(describe_missing_package("tensorflow_datasets", f"data.source={config.source}"))
@@ -112,7 +113,7 @@ def _find_builder(config: DataConfig) -> Any:
             f"TensorFlow Datasets has no data set {name!r}{nearest(name, tfds.list_builders())}; a folder that it has "
             "no class for is not read: its metadata name code"
         ) from None
-    # Every exception is caught, because TFDS raises errors of several classes for a wrong config or version.
+    # TFDS raises exceptions of several classes for a wrong config or version, so each of them becomes DataError.
     except Exception as error:
         raise DataError(f"cannot open the data set {name!r}{_suggest_tfds_config(name)}: {one_line(error)}") from error
 
@@ -127,7 +128,7 @@ def _suggest_tfds_config(name: str) -> str:
 
 
 def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
-    # Without this check, reading a data set that is not prepared would start a download.
+    # This check comes first, because TFDS would start a download to read a data set that is not prepared.
     if builder.is_prepared():
         return
     if not download:
@@ -139,20 +140,20 @@ def _require_prepared(builder: Any, config: DataConfig, download: bool) -> None:
         )
     try:
         builder.download_and_prepare()
-    # Every exception is caught, because TFDS raises errors of many classes for failures of network, disk or checksums.
+    # TFDS raises exceptions of many classes if network, disk or checksums fail, so each of them becomes DataError.
     except Exception as error:
         raise DataError(f"cannot prepare the data set {config.source}: {one_line(error)}") from error
 
 
 def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = RGB_CHANNELS) -> tuple[str, str | None]:
-    """Returns (name of the image feature, name of the label feature or None) of a data set.
+    """Returns (name of the TFDS feature with the images, name of the feature with the labels or None).
 
-    Of several image features the one called "image" is chosen, and of several label features the one called "label";
-    several labels without that name count as none.
+    If several features are images, the function chooses "image", and if several are labels, "label". Several label
+    features without this name count as none. `channels` is the channel count of the model's images.
 
     Raises:
-        DataError: if there is no image feature, or several without the name "image", or the images are not uint8 or
-            have other channels than the model's images.
+        DataError: if no feature is an image, or several are and none is called "image"; or if the images are not uint8
+            or have a channel count that cannot be converted to `channels`.
     """
     import tensorflow_datasets as tfds
 
@@ -162,7 +163,7 @@ def find_feature_keys(source: str, features: Mapping[str, Any], channels: int = 
     if len(images) != 1:
         raise DataError(f"the data set {source} has the features {', '.join(features)}; exactly one must be an image")
     shape, dtype = features[images[0]].shape, np.dtype(features[images[0]].np_dtype)
-    # If the model's images are grey or RGB, grey and RGB images are accepted, because Pillow converts them.
+    # A model of grey or RGB images accepts both grey and RGB images, because Pillow converts one to the other.
     accepted = tuple(PILLOW_MODES) if channels in PILLOW_MODES else (channels,)
     if shape[-1] not in accepted or dtype != np.uint8:
         raise DataError(
@@ -186,10 +187,10 @@ def _make_record_split(
         split=notation,
         shuffle_files=False,
         decoders={key: tfds.decode.SkipDecoding() for key in pictures},
-        # TFDS must read one file after the other, because interleaving would give the records in another order.
+        # TFDS must read one file after another, because interleaved files would give the images in another order.
         read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
     )
-    # All other features are dropped, because their shapes may vary, and records are stacked for shuffling.
+    # Only image and label are kept: shuffling stacks records, and other features can vary in shape.
     keys = [image_key, label_key] if label_key else [image_key]
     records = records.map(lambda record: {key: record[key] for key in keys})
     feature = features[image_key]
@@ -206,13 +207,13 @@ def _make_record_split(
 
 
 def decode_tfds_image(encoded: tf.Tensor, feature: Any) -> tf.Tensor:
-    """Decodes `encoded`, the bytes of an image file, to pixels, uint8 [H, W, channels], equal to Pillow's.
+    """Decodes the bytes of an image file, a string tensor, to the pixels that Pillow gives, uint8 [H, W, channels].
 
-    The argument `feature` is the `tfds.features.Image` of the data set.
+    The argument `feature` is the data set's `tfds.features.Image`, which knows shape and encoding.
     """
     pixels = tf.cond(
         tf.io.is_jpeg(encoded),
-        # With TensorFlow's default method, pixel values would differ from Pillow's by up to 7.
+        # With the default `dct_method` of TensorFlow, pixel values would differ from Pillow's by up to 7.
         lambda: tf.io.decode_jpeg(encoded, feature.shape[-1], dct_method="INTEGER_ACCURATE"),
         lambda: feature.decode_example(encoded),
     )

@@ -1,9 +1,9 @@
-"""Functions that apply a change, which a model made to a small image, to the photograph at its original size.
+"""Functions that read a photograph, and apply to it the change of colours that a model made to a small copy.
 
-A model of 64 x 64 pixels determines how colours change in each region, which is enough to change a photograph of any
-size likewise. A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as in Chen et al.,
-"Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each pixel of the small
-image. The maps are interpolated and applied to the pixels of the photograph.
+A model of images of 64 x 64 pixels, for example, determines how colours change in each region, which is enough to
+change a photograph of any size. A guided filter (He, Sun and Tang, "Guided image filtering", 2013; at another size as
+in Chen et al., "Bilateral guided upsampling", 2016) describes the change by an affine map of colours around each pixel
+of the small copy. The maps are interpolated and applied to the pixels of the photograph.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from tfdecouple.data.image_file import open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.model.any_size import shrink_images
 
-# Side of the squares that the colour maps are fitted to, in pixels of the small image.
+# Side, in pixels of the small image, of the squares of pixels to which affine maps of colours are fitted.
 _WINDOW = 9
-# Strength of the ridge term. In a square whose colours (from 0 to 1) have this variance, the map is halfway between the
-# fit to the square and the fit to the complete image.
+# Strength of the fit's ridge term: if the colours (from 0 to 1) in a square of pixels have this variance, the square's
+# colour map lies halfway between the fit to the square and the fit to the complete image.
 _EVENNESS = 0.01
-# Smallest contrast (gain of luminance) of a colour map. It keeps detail that only the photograph has, as in a sky.
+# Smallest gain of luminance of a colour map. A smaller one would wash out detail that the small image lacks.
 _LEAST_CONTRAST = 0.8
 _LUMINANCE = (0.299, 0.587, 0.114)
-# Number of rows of pixels that are computed at once, so that the memory does not grow with the photograph's height.
+# Count of pixel rows that are computed at once, so that the memory in use does not grow with the photograph's height.
 _ROWS = 64
 
 
 def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns a photograph, uint8 `[H, W, channels]`, with colours changed as they change from `before` to `after`.
+    """Changes the colours of a photograph as they change from `before` to `after`; returns uint8 `[H, W, channels]`.
 
-    The detail of the photograph stays: only colours and light change, smoothly across the picture. The result is no
-    output of the model, so encoding it does not give the codes of `after`. If the photograph has the model's size, the
-    result is `after`.
+    The photograph keeps its detail: only colours and light change, smoothly across the picture. The model did not
+    compute the result, so encoding the result does not give the codes of `after`. If the photograph has the model's
+    size, the result is `after`.
 
     Args:
-        photograph: the photograph, uint8 `[H, W, channels]`, with three channels or one.
-        before: the photograph shrunk to the model's size, uint8 `[h, w, channels]`.
+        photograph: the pixels of the photograph, uint8 `[H, W, channels]`, with three channels or one.
+        before: the photograph, resized to the model's images, uint8 `[h, w, channels]`.
         after: the image that the model made of `before`, uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
@@ -70,10 +70,11 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
 
 
 def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Returns, for each pixel, an affine map from colours of `before` to those of `after`, fitted to pixels nearby.
+    """Fits, for each pixel, an affine map of the colours of `before` to the colours of `after` in its neighbourhood.
 
-    The images are float32 `[h, w, channels]`, from 0 to 1. The maps are float64 `[h, w, channels, channels + 1]`: the
-    gains and the offset of each channel of the result. Each map is a mean of least-squares fits in squares of pixels.
+    The images are float32 `[h, w, channels]`, from 0 to 1. The function returns the maps, float64
+    `[h, w, channels, channels + 1]`: for each channel of `after`, the gain of each channel of `before`, and an offset.
+    Each map is a mean of least-squares fits in squares of pixels.
     """
     channels = before.shape[-1]
     identity = np.eye(channels)
@@ -90,7 +91,7 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         columns = before[..., None, :]
         covariance = average(before[..., None] * columns) - mean_before[..., None] * mean_before[..., None, :]
         joint = average(after[..., None] * columns) - mean_after[..., None] * mean_before[..., None, :]
-        # This solves gains @ covariance = joint, transposed; the ridge term pulls the gains towards `default`.
+        # `solved` is the transpose of `gains` in gains @ covariance = joint; the ridge term pulls gains to `default`.
         solved = np.linalg.solve(covariance + ridge * identity, np.swapaxes(joint + ridge * default, -1, -2))
         gains = np.swapaxes(solved, -1, -2)
         contrast = np.einsum("i,...ij->...", weights, gains)
@@ -102,7 +103,8 @@ def _fit_colour_maps(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return average_in_square(fit(average_in_square, _EVENNESS, whole))
 
 
-# File endings and Pillow's options of the formats that are written; photographs of other formats become PNG files.
+# {Pillow's name of a file format: (file ending, options of Pillow for saving)}. A photograph in another format is saved
+# as a PNG file.
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": (".bmp", {}),
     "JPEG": (".jpg", {"quality": 95, "subsampling": 0}),
@@ -114,11 +116,11 @@ _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class UserPhotograph:
-    """A photograph of the user, from the file `path`; `format` is Pillow's name of the file's format, such as "JPEG".
+    """A photograph that a user passes to a command, read from the file `path` in Pillow's `format`, such as "JPEG".
 
     Attributes:
-        pixels: the upright pixels in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images.
-        alpha: the transparency, uint8 `[H, W]`; None for a photograph without transparency.
+        pixels: the pixels, upright and in sRGB, uint8 `[H, W, 3]`, or `[H, W, 1]` for a model of grey images.
+        alpha: the alpha channel, uint8 `[H, W]`; None for a photograph without transparency.
     """
 
     path: str
@@ -127,11 +129,11 @@ class UserPhotograph:
     format: str
 
     def shrink_photograph(self, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """Returns the uncropped photograph, resized to `image_shape`, uint8 `[height, width, channels]`."""
+        """Returns this photograph, resized without cropping to height and width of `image_shape`, uint8."""
         return np.asarray(shrink_images(tf.constant(self.pixels[None]), *image_shape[:2]))[0]
 
     def encode_photograph(self, pixels: np.ndarray) -> tuple[bytes, str]:
-        """Returns the bytes of an image file of `pixels` in the photograph's format, and its ending, such as ".jpg"."""
+        """Encodes `pixels`, uint8, in this photograph's file format; returns (bytes, file ending such as ".jpg")."""
         image = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha))
@@ -144,10 +146,10 @@ class UserPhotograph:
 
 
 def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
-    """Returns a photograph from a file, shrunk if a side is longer than `max_side` pixels.
+    """Reads a `UserPhotograph` from a file, and shrinks it if a side is longer than `max_side` pixels.
 
     The photograph is turned upright as its EXIF data say, and its colours are converted to sRGB. Of an animation, the
-    first picture is read. Values of 16 bits become 8 bits. `channels` is 3 for a model of colour images, else 1.
+    first picture is read. Values of 16 bits become 8 bits. `channels` is 3 for a model of RGB images, 1 for grey ones.
 
     Raises:
         DataError: if the file is missing, not an image or too large, or `channels` is neither 3 nor 1.
@@ -159,7 +161,7 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     try:
         with open_image_file(path) as image:
             kind = image.format or "PNG"
-            # With `draft` Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
+            # After `draft`, Pillow decodes a large JPEG file at a fraction of its size, which saves most of the time.
             image.draft("RGB", (max_side, max_side))
             profile = image.info.get("icc_profile")
             image = scale_to_8_bits(image)
@@ -169,13 +171,13 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
             image = ImageOps.exif_transpose(image)
             alpha = np.asarray(image.getchannel("A")) if has_alpha else None
             image = image.convert("RGB")
-            # A photograph whose colour profile is missing or broken is treated as sRGB.
+            # If the colour profile is missing or broken, the colours are taken as sRGB without an error.
             with contextlib.suppress(ImageCms.PyCMSError, OSError):
                 if profile:
                     srgb = ImageCms.createProfile("sRGB")
                     image = ImageCms.profileToProfile(image, io.BytesIO(profile), srgb) or image
             pixels = np.asarray(image if channels == 3 else image.convert("L"))
-    # Every exception is caught, because Pillow raises nearly any class of exception for a damaged file.
+    # Pillow raises nearly any class of exception for a damaged file, so each exception becomes DataError.
     except Exception as error:
         raise DataError(f"cannot read the image {path}: {one_line(error)}; give another image file") from error
     return UserPhotograph(path, pixels.reshape(*pixels.shape[:2], channels), alpha, kind)

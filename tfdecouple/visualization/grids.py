@@ -1,9 +1,9 @@
 """Functions that draw grids of images: any images, or a model's samples, reconstructions, switches and edits.
 
-Images are uint8 `[n, height, width, channels]`. The following arguments have one meaning in all functions. `note` ends
-the caption. `side` is the largest side of an image in the grid, in pixels; 0 for no limit. `labels` are the labels of
-the images, `[n]`, or two such arrays for pairs of images, or None for a model without labels. `on_images` is a callback
-that receives the number of finished images.
+Images are uint8 `[n, height, width, channels]`. Four arguments mean the same in all functions. `note` is a text that
+ends the caption. `side` is the largest width of an image in the grid, in pixels; 0 for no limit. `labels` are the
+labels of the images, `[n]`, or two arrays for pairs of images, or None for a model without labels. `on_images` is a
+callback that receives the count of finished images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LINE = 18
 _GAP = 2
 _BACKGROUND = (255, 255, 255)
 _INK = (0, 0, 0)
-# Number of images that the model computes at once. It affects the memory in use, but no picture.
+# Count of images that the model computes at once, which affects the memory in use, but no picture.
 _CHUNK = 64
 
 OnImages = Callable[[int], None]
@@ -45,15 +45,15 @@ def draw_grid(
     width: int = WIDTH,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture of images in rows and columns.
+    """Draws images in rows and columns; returns a Pillow image.
 
-    The first three channels are shown as RGB. Of images with fewer channels, the first is shown as grey. A pixel of an
-    enlarged image becomes a square; a pixel of a shrunk image has the mean colour of a square.
+    The first three channels are drawn as RGB; if there are fewer, the first channel is drawn as grey. An integer factor
+    enlarges or shrinks the images: a pixel becomes a square, or a square of pixels becomes one of their mean colour.
 
     Args:
         images: the images, uint8 `[rows, columns, height, width, channels]`.
-        caption: the text below the grid, wrapped to its width; line breaks in the text are kept.
-        group: how many rows and how many columns form a group; wider gaps separate groups; 0 for no groups.
+        caption: the text below the grid, wrapped to the grid's width; line breaks in the text are kept.
+        group: (count of rows, count of columns) between wider gaps; 0 for no wider gaps.
         row_labels: the texts to the left of the rows; empty for none.
         column_labels: the texts above the columns; empty for none.
         width: the approximate width of the grid in pixels, to which small images are enlarged by an integer factor.
@@ -72,7 +72,7 @@ def draw_grid(
     header = LINE if column_labels else 0
 
     def find_corner(row: int, column: int) -> tuple[int, int]:
-        """Returns x of the left edge and y of the upper edge of the image in a row and a column, in pixels."""
+        """Returns (x, y) of the upper left corner of the image at index `row` and `column` of the grid, in pixels."""
         wide = [place // every if every else 0 for place, every in zip((row, column), group, strict=True)]
         left = margin + _GAP + column * (tile_width + _GAP) + wide[1] * 3 * _GAP
         return left, header + _GAP + row * (tile_height + _GAP) + wide[0] * 3 * _GAP
@@ -99,7 +99,7 @@ def draw_grid(
 
 
 def _wrap_caption(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Returns the lines of a text, wrapped to `width` pixels; a word wider than that gets a line of its own."""
+    """Returns the words of a text as a list of lines at most `width` pixels wide; a wider word fills one line."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -110,7 +110,7 @@ def _wrap_caption(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 
 
 def arrange_rows(images: np.ndarray, columns: int) -> np.ndarray:
-    """Returns images, uint8 `[n, ...]`, as `[rows, columns, ...]` for `draw_grid`; white images fill the last row."""
+    """Arranges images, uint8 `[n, ...]`, in rows, `[rows, columns, ...]`; white images fill up the last row."""
     white = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
     return np.concatenate([images, white]).reshape(-1, columns, *images.shape[1:])
 
@@ -125,9 +125,9 @@ def draw_sample_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture of `count` samples at each temperature, in rows of ten; all temperatures use the same noise.
+    """Draws `count` samples of a model at each temperature, in rows of ten, all from the same noise; returns a picture.
 
-    The temperatures are factors of v (paper section 3.1); z does not depend on them.
+    A temperature multiplies the noise v before decoding (paper section 3.1); z does not depend on it.
     """
     bands = []
     for temperature in temperatures:
@@ -151,9 +151,9 @@ def draw_class_grid(
     on_images: OnImages = lambda done: None,
     side: int = 0,
 ) -> Image.Image:
-    """Returns a picture with a row of samples for each label; the images of a column share v and differ in the label.
+    """Draws a row of a model's samples for each of `labels`; returns a picture. The images of a column share v.
 
-    `labels` are the labels of the rows, and `names` are the names of all labels of the model.
+    `names` are the names of all labels of the model, in order.
     """
     rows = []
     for label in labels:
@@ -166,7 +166,7 @@ def draw_class_grid(
 def reconstruct_images(
     model: DecoupledModel, images: np.ndarray, on_images: OnImages = lambda done: None, labels: np.ndarray | None = None
 ) -> tuple[np.ndarray, int]:
-    """Returns decode(encode(images)), uint8, and the number of images that are reconstructed exactly."""
+    """Encodes and decodes images; returns the decoded images, uint8, and the count of them that equal the originals."""
     decoded = np.empty_like(images)
     for chunk in _split_into_chunks(len(images)):
         known = None if labels is None else labels[chunk]
@@ -178,7 +178,7 @@ def reconstruct_images(
 def draw_reconstruction_grid(
     images: np.ndarray, decoded: np.ndarray, exact: int, note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns a picture of images above their reconstructions `decoded`, of which `exact` are equal to the images."""
+    """Draws `images` above their reconstructions `decoded`; the caption says that `exact` of these are equal."""
     columns = min(len(images), 10)
     rows = [arrange_rows(each, columns) for each in (images, decoded)]
     tiles = np.stack(rows, 1).reshape(-1, columns, *images.shape[1:])
@@ -197,10 +197,10 @@ def draw_switch_grid(
     side: int = 0,
     labels: PairLabels = None,
 ) -> Image.Image:
-    """Returns a picture of pairs of images and of the images decoded after their z are switched (paper Figure 1).
+    """Draws pairs of images, and what a model decodes after switching the z of a pair (paper Figure 1).
 
-    A tile has two rows: an image of `a` with decode(z of b, v of a), and an image of `b` with decode(z of a, v of b). A
-    row of the picture has `columns` tiles. `what` begins the caption.
+    A tile has two rows: an image of `a` beside decode(z of b, v of a), and an image of `b` beside decode(z of a, v of
+    b). A row of the picture has `columns` tiles. `what` is the beginning of the caption.
     """
     ab, ba = np.empty_like(a), np.empty_like(b)
     for chunk in _split_into_chunks(len(a)):
@@ -224,10 +224,11 @@ def interpolate_pairs(
     on_images: OnImages = lambda done: None,
     labels: PairLabels = None,
 ) -> np.ndarray:
-    """Returns interpolations between pairs of images, uint8 `[n, paths, rows, places, height, width, channels]`.
+    """Interpolates between the images `a[i]` and `b[i]` in z and in v, and decodes the results.
 
-    `places` are positions from 0 (image of `a`) to 1 (image of `b`). z changes from row to row, and v from column to
-    column. A model without z has one row. `paths` are paths of v, "lerp" or "slerp", of `DecoupledModel.interpolate`.
+    The result is uint8 `[n, paths, rows, places, height, width, channels]`. `places` are positions from 0 (`a[i]`) to 1
+    (`b[i]`). z changes from row to row, and v from column to column; a model without z has one row. `paths` says how v
+    is interpolated: "lerp" (along a line) or "slerp" (along an arc).
     """
     z_places = places if model.config.has_latent else places[:1]
     tiles: list[np.ndarray] = []
@@ -243,7 +244,7 @@ def interpolate_pairs(
 def draw_interpolation_grid(
     tiles: np.ndarray, places: Sequence[float], paths: Sequence[str] = ("lerp",), note: str = "", side: int = 0
 ) -> Image.Image:
-    """Returns a picture of `tiles`, the images of `interpolate_pairs`; paths of v are side by side (paper Figure 5)."""
+    """Draws `tiles`, the result of `interpolate_pairs`, with `paths` side by side (paper Figure 5)."""
     count, _, rows, columns = tiles.shape[:4]
     numbers = [f"{place:.2g}" for place in places]
     row_labels = [f"z {number}" for number in numbers] * count if rows > 1 else []
@@ -272,10 +273,10 @@ def draw_edit_grid(
     note: str = "",
     on_images: OnImages = lambda done: None,
 ) -> Image.Image:
-    """Returns a picture of images edited along directions in z: a row for each image and each direction.
+    """Draws images whose z is moved along `directions`, a row for each image and direction; returns a picture.
 
-    `directions` are vectors in z, float32 `[d_z]`, by the name of the method that found them; this name labels the
-    rows. Each column adds one of `amounts`, times the direction, to z. `name` names the direction in the caption.
+    `directions` is {name of the method that found the direction: vector, float32 `[d_z]`}; rows are labelled with the
+    names. A column adds one of `amounts` times the direction to z. The caption calls the direction `name`.
     """
     rows, done = [], 0
     for chunk in _split_into_chunks(len(images)):
@@ -298,9 +299,9 @@ def draw_edit_grid(
 
 
 def draw_neighbour_grid(queries: np.ndarray, neighbours: Mapping[str, np.ndarray], caption: str = "") -> Image.Image:
-    """Returns a picture of `queries`, samples of a model, each beside the k images of a data set nearest to it.
+    """Draws a model's samples, `queries`, each beside the k images of a data set nearest to it; returns a picture.
 
-    `neighbours` are the nearest images, uint8 `[n, k, ...]`, by the name of the distance, such as "pixels".
+    `neighbours` is {name of a distance, such as "pixels": nearest images by this distance, uint8 `[n, k, ...]`}.
     """
     k = next(iter(neighbours.values())).shape[1]
     blocks = [np.concatenate([queries[:, None], images], 1) for images in neighbours.values()]

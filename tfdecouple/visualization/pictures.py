@@ -22,18 +22,19 @@ from tfdecouple.visualization.grids import (
     reconstruct_images,
 )
 
-# Number of images in a picture if the images have at most 64 x 64 pixels; a picture of larger images has fewer.
+# Largest count of images in a picture if they have at most 64 x 64 pixels; a picture of larger images has fewer.
 USUAL = 40
-# Largest side of an image in a picture, in pixels; larger images are shrunk.
+# Largest width of an image in a picture, in pixels; wider images are shrunk.
 _SIDE = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class PictureInputs:
-    """The model and the images, uint8 `[n, height, width, channels]`, that the pictures of an evaluation show.
+    """The model, and validation images, from which an evaluation in training draws its pictures.
 
-    `seed` is the seed of samples, and `most` is the approximate number of images in a picture. `labels` are the labels
-    of the images, int32 `[n]`, or None for a model without labels. `label_names` are the names of all labels.
+    `images` are uint8 `[n, height, width, channels]`, and `labels` are their labels, int32 `[n]`, or None for a model
+    without labels. `seed` is the seed of samples, and `most` is the approximate count of images in a picture.
+    `label_names` are the names of all labels.
     """
 
     model: DecoupledModel
@@ -45,18 +46,18 @@ class PictureInputs:
 
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
-        """The reconstructions of the images, uint8, and the number of images that are reconstructed exactly."""
+        """(decode(encode(images)), uint8, count of the images that are reconstructed exactly), computed only once."""
         return reconstruct_images(self.model, self.images, labels=self.labels)
 
     def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """Returns the first images of `count` pairs, the second images, and (first labels, second labels) or None."""
+        """Makes `count` pairs of these images; returns (first images, second images, two label arrays or None)."""
         first, second = slice(count), slice(len(self.images) // 2, len(self.images) // 2 + count)
         labels = None if self.labels is None else (self.labels[first], self.labels[second])
         return self.images[first], self.images[second], labels
 
 
 def count_shown_images(image_shape: tuple[int, int, int]) -> int:
-    """Returns how many images of `image_shape` a picture shows at most: `USUAL` up to 64 x 64 pixels, else fewer.
+    """Returns how many images of `image_shape` fit in a picture: `USUAL` (40) up to 64 x 64 pixels, fewer if larger.
 
     >>> [count_shown_images((size, size, 3)) for size in (32, 64, 128, 256, 1024)]
     [40, 40, 10, 4, 4]
@@ -64,14 +65,14 @@ def count_shown_images(image_shape: tuple[int, int, int]) -> int:
     return min(USUAL, max(4, USUAL * 64**2 // math.prod(image_shape[:2])))
 
 
-# A function that draws a picture with its caption, or returns None for a model that the picture does not suit.
+# The type of functions that draw a picture with its caption, or return None if the picture does not suit the model.
 Draw = Callable[[PictureInputs], Image.Image | None]
-# The drawing functions, by the name of the picture. File names end with this name, and TensorBoard shows it as title.
+# {name of a picture: function that draws it}. The name is the end of the picture's file name and TensorBoard's title.
 PICTURES: dict[str, Draw] = {}
 
 
 def register_picture(name: str) -> Callable[[Draw], Draw]:
-    """Returns a decorator that adds a drawing function to the dict `PICTURES` under the key `name`."""
+    """Returns a decorator that makes a drawing function draw the evaluation's picture `name`, as `PICTURES[name]`."""
 
     def register(draw: Draw) -> Draw:
         PICTURES[name] = draw
@@ -118,10 +119,10 @@ def _draw_switch(inputs: PictureInputs) -> Image.Image | None:
 def save_pictures(
     inputs: PictureInputs, folder: pathlib.Path, prefix: str, on_picture: Callable[[str], None] = lambda name: None
 ) -> int:
-    """Draws all `PICTURES` and writes them into a folder as PREFIXNAME.png; no file is written if drawing one fails.
+    """Draws all pictures of an evaluation, then writes them into a folder, as files `prefix` + name + ".png".
 
-    The folder need not exist. `on_picture` is a callback that receives the name of each picture before it is drawn. The
-    function returns the number of images that are reconstructed exactly.
+    No file is written if drawing any picture fails. The folder need not exist. `on_picture` is a callback that receives
+    the name of each picture before it is drawn. The function returns how many images are reconstructed exactly.
 
     Raises:
         UserError: if the model yields pixels that are not finite.

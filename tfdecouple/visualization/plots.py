@@ -1,4 +1,4 @@
-"""Functions that plot training curves, codes projected to the plane, histograms and confusion matrices."""
+"""Functions that plot training curves, codes projected to two dimensions, histograms and confusion matrices."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _NAMES = {
     "dequantization": "log q(u|x), nats/image",
     "learning_rate": "learning rate",
 }
-# Largest number of classes for which the cells of a confusion matrix have room for numbers.
+# Plots of confusion matrices with more classes than this have no room for numbers in their cells.
 _NUMBERED_CLASSES = 40
-# Largest number of labels that have a colour and a shape in a plot of points; the points of all other labels are grey.
+# At most this many labels get a colour and a shape in a plot of points; the points of all other labels are grey.
 _COLOURED_LABELS = 14
 
-# The steps and the values of a curve, both `[n]`.
+# The type of a curve: (indices of training steps, values of a metric), both `[n]`.
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
 class Curves(NamedTuple):
-    """The curves of a run on training images and on validation images, by the name of the metric in the training log.
+    """The curves of a training run, {name of a metric in the log: (steps, values)}, on training and validation images.
 
-    `name` is the name of the run in the legend.
+    `name` is the name of the run in the legend of a plot.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Curves(NamedTuple):
 
 
 def render_figure(figure: Figure) -> Image.Image:
-    """Returns a matplotlib figure as an RGB picture."""
+    """Draws a matplotlib figure; returns it as an RGB Pillow image."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def plot_curves(runs: Sequence[Curves]) -> Figure:
-    """Returns a plot of bits/dim, KL, log q(u|x) and learning rate over updates; all `runs` must have bits/dim.
+    """Plots bits/dim, KL, log q(u|x) and learning rate of runs over their updates; each run must have bits/dim.
 
     Curves on training images are thin. Curves on validation images are thick, with a point at each evaluation. A metric
     that no run logs gets no panel. The axis of bits/dim leaves out the steep fall in the first tenth of each curve,
@@ -95,10 +95,10 @@ def _collect_curves(run: Curves, name: str) -> list[Curve]:
 
 
 def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Projects codes `[n, d]` to two principal components; returns the points and each component's share of variance.
+    """Projects codes `[n, d]` to two principal components; returns points and the share of variance of each component.
 
-    The points, `[n, 2]`, and the shares, `[2]`, are float64. n is at least 2; for d = 1 the second component is 0. The
-    largest weight of a component is positive, so that its sign does not depend on chance.
+    The points, `[n, 2]`, and the shares, `[2]`, are float64. n must be at least 2; for d = 1 the second component is 0.
+    The largest weight of a component is positive, so that its sign does not depend on chance.
 
     >>> points, shares = project_to_components(np.array([[0.0, 0.0, 5.0], [3.0, 0.0, 5.0], [0.0, 1.0, 5.0]]))
     >>> points.shape, bool(np.isclose(shares.sum(), 1))
@@ -113,16 +113,16 @@ def project_to_components(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def project_by_t_sne(codes: np.ndarray, seed: int) -> np.ndarray:
-    """Returns codes `[n, d]`, of at least four images, projected to the plane by t-SNE, `[n, 2]`.
+    """Projects codes `[n, d]` of at least four images to two dimensions by t-SNE; returns points, float32 `[n, 2]`.
 
-    Neighbours stay together, and large distances are distorted.
+    t-SNE keeps neighbours together, and distorts large distances.
     """
     import threadpoolctl
     from sklearn.manifold import TSNE
 
-    # The usual perplexity of 30 (a number of neighbours) is too large for few points.
+    # The usual perplexity of 30, about the count of neighbours that matter, is too large for few points.
     t_sne = TSNE(2, perplexity=min(30.0, (len(codes) - 1) / 3), init="pca", random_state=seed)
-    # On cores with other work, one thread is several times as fast, because several threads wait in a busy loop.
+    # If other programs use the cores, one thread is several times as fast as many, which wait in a busy loop.
     with threadpoolctl.threadpool_limits(1):
         return t_sne.fit_transform(np.asarray(codes, np.float32))
 
@@ -134,10 +134,10 @@ def plot_projection(
     axis_names: Sequence[str],
     title: str,
 ) -> Figure:
-    """Returns a plot of points in the plane, `[n, 2]`, coloured by label.
+    """Plots points in two dimensions, `[n, 2]`, coloured by label; returns the matplotlib figure.
 
     `labels` are the labels of the points, int `[n]`, -1 for no label. `names` are the names of the labels; a label
-    without a name is shown as its number. The 14 most frequent labels get a colour and a shape; other points are grey.
+    without a name is called by its index. The 14 most frequent labels get a colour and a shape; other points are grey.
     """
     figure = _make_figure(9, 6.6)
     axes = figure.add_subplot()
@@ -164,17 +164,19 @@ def plot_projection(
 
 
 def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) -> Figure:
-    """Returns a plot with one panel per metric; a panel has a histogram for each set of images, the first one filled.
+    """Plots histograms of metrics of images, a panel for each metric; returns the matplotlib figure.
 
-    `panels` maps the name of a metric to a dict, which maps the name of a set to the values of its images, `[n]`. All
-    panels have the same sets. Values beyond the range of a panel count in its first or last bin.
+    `panels` is {name of a metric: {name of a set of images: values of the metric, `[n]`}}. A panel has a histogram for
+    each set, the first one filled; all panels have the same sets. Values beyond the range of a panel count in its first
+    or last bin.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = _make_figure(4 * columns, 3 * rows + 0.8)
     for number, (name, kinds) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
-        # A panel shows 99 % of the values of each set, but at most nine times the range of the first set's values.
+        # The axis covers 99 % of each set's values, but at most nine times the range of the first set's values, because
+        # a far set would otherwise squeeze the first histogram.
         ends = np.array([np.quantile(values, (0.005, 0.995)) for values in kinds.values()])
         (first, last), (low, high) = ends[0], (ends[:, 0].min(), ends[:, 1].max())
         room = 4 * (last - first)
@@ -195,10 +197,10 @@ def plot_histograms(panels: Mapping[str, Mapping[str, np.ndarray]], title: str) 
 
 
 def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> Figure:
-    """Returns a plot of a confusion matrix: rows are the true classes, columns the predicted classes.
+    """Plots a confusion matrix, the result of `count_confusion`; returns the matplotlib figure.
 
-    The darkness of a cell is its share of the images of the true class; the number in it is the number of images.
-    `confusion` is the result of `count_confusion`. A label without a name is shown as its number.
+    Rows are true classes, columns are predicted classes. The number in a cell is its count of images; the darkness is
+    the share of this count in the images of the true class. A class without a name in `label_names` has its index.
     """
     counts = np.asarray(confusion["counts"])
     names = [label_names[label] if label < len(label_names) else str(label) for label in confusion["labels"]]
@@ -221,9 +223,9 @@ def plot_confusion(confusion: Mapping[str, Any], label_names: Sequence[str]) -> 
 
 
 def _make_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure, `width` x `height` inches, whose style does not depend on the user's matplotlibrc."""
+    """Returns an empty matplotlib figure, `width` x `height` inches, in a style that ignores the user's settings."""
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    # The paddings, in inches, keep panels and labels apart from each other and from the border.
+    # The two paddings, in inches, keep panels and their labels from touching each other or the border.
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
     return figure
 
