@@ -35,7 +35,7 @@ class RunError(UserError):
 
 
 class DivergedError(RunError):
-    """The error that ends training if numbers are not finite in `training.max_skipped_steps` steps in a row."""
+    """The error that ends training after `training.max_skipped_steps` steps in a row without an update of weights."""
 
 
 class UntrustedError(UserError):

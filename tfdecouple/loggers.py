@@ -86,7 +86,7 @@ class TensorBoard(Logger):
                 hparams.hparams({name: v if isinstance(v, float | int | str) else json.dumps(v) for name, v in options})
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds each metric of a training step that is a number to the TensorBoard event file."""
+        """Adds the numeric metrics of a training step to the TensorBoard event file, as "KIND/NAME"."""
         import tensorflow as tf
 
         with _convert_writer_errors(), self._writer.as_default(step=step):
@@ -160,7 +160,7 @@ class WeightsAndBiases(Logger):
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds each metric of a training step that is a number to the run of Weights & Biases."""
+        """Adds the numeric metrics of a training step to the run of Weights & Biases, as "KIND/NAME"."""
         self._run.log({"step": step, **select_numbers(kind, values)})
 
     def write_picture(self, name: str, step: int, path: pathlib.Path) -> None:

@@ -80,8 +80,8 @@ def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
 def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     """Returns standard normal noise, float32 `[n, latent_dim]`, with which evaluations draw z.
 
-    Row i is for the draw with index `number[i]` of z for the image with index `index[i]` in its split. The row depends
-    only on these two indices and the seed. Both arguments are integer tensors `[n]`.
+    An evaluation draws z several times for an image. Row i is the noise of draw `number[i]` for the image with index
+    `index[i]` in its split, and depends only on these two integers and the seed.
     """
     return _draw_by_index(
         lambda own: tf.random.stateless_normal([latent_dim], derive_seed(own, "z")), seed, number, index

@@ -55,14 +55,14 @@ class Affine(Transform):
     parameters = 2
 
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Returns the bijector y = s x + b for `raw` = (b, u), with s = 1 + alpha tanh(u/2)."""
+        """Returns the bijector y = s x + b, with s = 1 + alpha tanh(u/2), for the net's outputs `raw` = (b, u)."""
         from tfdecouple.bijectors import BoundedAffine
 
         shift, unbounded = raw
         return BoundedAffine(shift, unbounded, alpha)
 
     def count_activations(self, alpha: float) -> int:
-        """Returns how many values the backward pass needs per entry of the input x: 3 (x, u, s), or 4 if alpha < 1."""
+        """Returns how many values y = s x + b stores for the backward pass, per entry of x: 3, or 4 if alpha < 1."""
         return 3 if alpha == 1 else 4
 
 
@@ -73,17 +73,17 @@ class Additive(Transform):
     parameters = 1
 
     def bijector(self, raw: Sequence[tf.Tensor], alpha: float) -> tfb.Bijector:
-        """Returns the bijector y = x + b for `raw` = (b,). `alpha` has no effect, because there is no scale."""
+        """Returns the bijector y = x + b for the net's output `raw` = (b,); `alpha`, a bound of scales, is unused."""
         from tfdecouple.bijectors import Shift
 
         return Shift(*raw)
 
     def count_activations(self, alpha: float) -> int:
-        """Returns 0: the backward pass stores no value, because the gradients for x, b and y = x + b are equal."""
+        """Returns 0: y = x + b stores no value for the backward pass, because x, b and y have the same gradient."""
         return 0
 
 
-# {name in the config: transform}, in the order in which messages list the names.
+# {name of a coupling transform in the config: the transform}, in the order in which messages list the names.
 TRANSFORMS: dict[str, Transform] = {
     transform.name: transform
     for transform in (

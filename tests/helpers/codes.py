@@ -9,7 +9,7 @@ from tfdecouple.corpus import read_codes
 
 # Count of images in each split of the folder that the fixture `image_folder` makes.
 COUNTS = {"train": 20, "validation": 6, "test": 5}
-# Names of the files of codes that `tfdecouple encode` writes for these images, in order, with at most 7 images a file.
+# Names of the files that `tfdecouple encode` writes for the fixture `image_folder`, in order, at 7 images a file.
 FILES = ["train-00000-of-00003", "train-00001-of-00003", "train-00002-of-00003"]
 FILES += ["validation-00000-of-00001", "test-00000-of-00001"]
 

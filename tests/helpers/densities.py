@@ -13,7 +13,7 @@ SHAPE = (1, 1, 3)
 
 
 class Density:
-    """The base class of stand-ins for a `DecoupledModel` of images with one pixel and three channels."""
+    """The base class of densities that stand in for a `DecoupledModel` of images with one pixel and three channels."""
 
     def __init__(self, latent_dim, prior="normal", n_bits=8):
         self.config = SimpleNamespace(

@@ -205,7 +205,7 @@ def _check_files(arguments: list[str], folder: pathlib.Path) -> None:
 
 
 def _check_python(arguments: list[str], folder: pathlib.Path) -> None:
-    # The option -P only keeps the working folder off Python's path, so it is dropped.
+    # Python's option -P does not change which program runs, so it is dropped.
     first, *rest = [argument for argument in arguments if argument != "-P"]
     modules = {"tfdecouple": _check_commands, "export": _check_export, "pytest": _check_files}
     if first == "-m":
@@ -336,7 +336,7 @@ def check_command(line: str, folder: pathlib.Path = ROOT) -> None:
     """Raises CommandError if a command names an option, preset, file or module that does not exist.
 
     Args:
-        line: the command in the documentation, which may be a pipe or a chain of commands.
+        line: the command in the documentation, possibly a pipe or a chain of commands.
         folder: the folder to which paths in the command are relative, if they are not relative to the repository.
     """
     for is_separator, words in itertools.groupby(split_command(line), lambda word: word in ("|", "&&", ";")):

@@ -152,7 +152,7 @@ class _Emulation:
     # --- emulation of traced functions ---
 
     def wrap_call_function(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a replacement of `call`, which runs traced TensorFlow functions; it runs their emulated copies."""
+        """Returns a replacement of `call`, which runs traced TensorFlow functions; it runs copies that emulate TF32."""
 
         def run(ctx: Any, name: bytes, inputs: Any, outputs: int) -> Any:
             return call(ctx, self._copy_function(name, _switch_is_on()), inputs, outputs)
@@ -199,7 +199,7 @@ class _Emulation:
         return changed or bool(products)
 
     def _make_nodes_around(self, node: node_def_pb2.NodeDef, mark: str, rounds: bool) -> Iterator[node_def_pb2.NodeDef]:
-        """Rewires the graph node of a product to new nodes that round its operands; yields these and a noise node."""
+        """Yields new graph nodes that round a product's operands and add noise to its result; rewires the product."""
 
         def make_node(suffix: str, operation: str, inputs: list[str], **types: Any) -> node_def_pb2.NodeDef:
             new = node_def_pb2.NodeDef(name=node.name + mark + suffix, op=operation, input=inputs, device=node.device)
@@ -230,7 +230,7 @@ class _Emulation:
             yield make_call("_result", self._perturb, [result, f"{uniform.name}:output:0"])
 
     def _add_noise(self, y: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-        """Returns `y`, float32, with relative noise of up to `self._noise`, made from `uniform`, random in [0, 1)."""
+        """Returns `y`, float32, with random relative changes of at most `self._noise`; `uniform` is noise in [0, 1)."""
         return y * (1 + self._noise * (2 * uniform - 1))
 
 

@@ -124,13 +124,13 @@ def _start_server_once() -> ServerConnection | None:
 # The original `Popen` starts the server; `ForkedPopen` overrides its method with these argument names.
 _Popen = subprocess.Popen
 _ARGUMENTS = list(inspect.signature(_Popen._execute_child).parameters)[1:]
-# Defaults of the arguments of `subprocess.Popen` that the server does not support; other values prevent a fork.
+# Of these arguments of `subprocess.Popen`, the fork server supports only these default values.
 _NOT_FORKED = {"executable": None, "preexec_fn": None, "shell": False, "gid": None, "gids": None, "uid": None}
 _NOT_FORKED |= {"umask": -1, "process_group": -1, "close_fds": True}
 
 
 class ForkedPopen(subprocess.Popen):
-    """A `subprocess.Popen` whose process is forked by a server if possible, and otherwise started as usual."""
+    """A `subprocess.Popen` that lets the fork server start its process if possible, or else starts it as usual."""
 
     _status_connection: socket.socket | None = None
 

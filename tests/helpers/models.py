@@ -49,7 +49,7 @@ SMALL_SETTINGS = [
     "data.photograph_crops=64",
 ]
 
-# The config that is traced fastest, for tests that concern only files and processes.
+# The model config that TensorFlow traces fastest, for tests in which only files and processes matter.
 LEAST = ModelConfig(image_shape=(8, 8, 3), conditioning="none", steps=(1, 1), hidden_channels=(2, 2), alpha=0.8)
 
 

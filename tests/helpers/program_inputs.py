@@ -82,7 +82,7 @@ def write_picture_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def make_png_header(width: int, height: int) -> bytes:
-    """Returns the bytes of a broken PNG file: its header claims width x height pixels, but it has data for few."""
+    """Returns the bytes of a broken PNG file, whose header claims width x height pixels, but which holds only a few."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -112,8 +112,8 @@ def crop_and_resize(pixels: np.ndarray, image_shape: Shape, centre_crop: int) ->
 def crop_and_resize_tensor(image: tf.Tensor, image_shape: Shape, centre_crop: int) -> tf.Tensor:
     """Crops and resizes an image tensor, uint8 [H, W, channels], in tf.data; returns a tensor, uint8 `image_shape`.
 
-    The function computes the same as `crop_and_resize`. If only one of image and `image_shape` is grey (1 channel), and
-    the other RGB (3 channels), it converts the image.
+    The pixels are those of `crop_and_resize`. A grey image becomes RGB if `image_shape` has 3 channels, and an RGB
+    image becomes grey if `image_shape` has 1 channel.
     """
     if image.shape == image_shape and not centre_crop:
         return image
@@ -140,7 +140,7 @@ class PixelBudget:
 
     @contextlib.contextmanager
     def hold_pixels(self, pixels: int) -> Iterator[None]:
-        """Returns a context that waits until this limit has room for `pixels` more pixels, and holds the room."""
+        """Returns a context that waits until the limit allows `pixels` more pixels, and reserves them until its end."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels

@@ -1,4 +1,4 @@
-"""The data source `folder:PATH`, a folder of image files, whose sub-folders or a hash of file names give the splits."""
+"""The data source `folder:PATH`: a folder of image files, assigned to splits by sub-folders or a hash of file names."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ class FileSplit(Split):
         return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
 
     def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns (image, label, index) of the first readable image file from `index` on; index 0 follows the last."""
+        """Returns (image, label, index) of the first readable image file from `index` on; after the last, from 0 on."""
 
         def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
             for position in itertools.chain(range(index, self.size), range(index)):

@@ -42,7 +42,7 @@ def require_labels(source: Source, split: str, labels: np.ndarray, what: str) ->
 
 
 def require_label_count(source: Source, model: ModelConfig) -> None:
-    """Raises DataError if a model with labels has another count of them (`model.classes`) than the data source."""
+    """Raises DataError if `model.classes` is neither 0 (a model without labels) nor the data source's label count."""
     count = len(source.label_names)
     if model.has_classes and count != model.classes:
         remedy = f"set model.classes={count}"
@@ -75,7 +75,7 @@ def check_batch_labels(batches: tf.data.Dataset, source: Source, model: ModelCon
 
 
 def make_training_inputs(batches: tf.data.Dataset, source: Source, model: ModelConfig) -> tf.data.Dataset:
-    """Converts a dataset of dicts to one of images, uint8, or of (images, labels) for a model with labels."""
+    """Converts batches from dicts to images, uint8, or to pairs (images, labels) for a model with labels."""
     if not model.has_classes:
         return batches.map(lambda batch: batch["image"])
     return check_batch_labels(batches, source, model).map(lambda batch: (batch["image"], batch["label"]))

@@ -94,8 +94,8 @@ def choose_tfds_splits(source: str, sizes: Mapping[str, int], held_out: int) -> 
 def _find_builder(config: DataConfig) -> Any:
     """Returns the `tfds.core.DatasetBuilder` of the data set that `config.source` names; raises DataError if none fits.
 
-    Its class always comes from TFDS: `tfds.builder` is not called, because it would import a class that the metadata of
-    an untrusted folder names.
+    The builder's class always comes from TFDS: the function `tfds.builder` is not called, because it would import a
+    class that the metadata of an untrusted folder names.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DataError(describe_missing_package("tensorflow_datasets", f"data.source={config.source}"))

@@ -46,11 +46,11 @@ class PictureInputs:
 
     @functools.cached_property
     def reconstructed(self) -> tuple[np.ndarray, int]:
-        """(decode(encode(images)), uint8, count of the images that are reconstructed exactly), computed only once."""
+        """The decoded images, uint8, and the count of them that equal the originals; computed at the first use."""
         return reconstruct_images(self.model, self.images, labels=self.labels)
 
     def select_image_pairs(self, count: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-        """Makes `count` pairs of these images; returns (first images, second images, two label arrays or None)."""
+        """Makes `count` pairs of the validation images; returns (first images, second images, their labels or None)."""
         first, second = slice(count), slice(len(self.images) // 2, len(self.images) // 2 + count)
         labels = None if self.labels is None else (self.labels[first], self.labels[second])
         return self.images[first], self.images[second], labels
@@ -72,7 +72,7 @@ PICTURES: dict[str, Draw] = {}
 
 
 def register_picture(name: str) -> Callable[[Draw], Draw]:
-    """Returns a decorator that makes a drawing function draw the evaluation's picture `name`, as `PICTURES[name]`."""
+    """Returns a decorator that registers a function in `PICTURES`, by which evaluations draw the picture `name`."""
 
     def register(draw: Draw) -> Draw:
         PICTURES[name] = draw
