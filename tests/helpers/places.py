@@ -53,5 +53,5 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathli
 
 
 def copy_once(factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
-    """Returns the path of this process's copy of a folder that `make(folder)` fills once for all test processes."""
+    """Returns the path of this test process's copy of a folder, which `make(folder)` fills once for all processes."""
     return pathlib.Path(shutil.copytree(make_once(factory, f"{name}-once", make), factory.mktemp(name) / name))

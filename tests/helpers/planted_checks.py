@@ -1,4 +1,4 @@
-"""The process in which `tfdecouple doctor` runs checks, here with checks that raise, hang or are killed."""
+"""A program that runs checks as `tfdecouple doctor` does, but checks that raise, hang or are killed, for tests."""
 
 import os
 import signal

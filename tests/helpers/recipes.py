@@ -51,7 +51,7 @@ def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
 
 
 def run_in_copy(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
-    """Runs `python ARGUMENTS` in a copy of the packages; forks it from a server unless `anew`; returns its result."""
+    """Runs Python in the copy `folder` of the packages, forked unless `anew`; returns a `subprocess.CompletedProcess`."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():

@@ -27,7 +27,7 @@ def augment_images(state, images, step, number=0, **training):
 
 
 class Trainer:
-    """A training state and a `TrainStep` on logical CPU devices; its initial weights ignore how many devices there are."""
+    """A training state and a `TrainStep` on logical CPU devices, with initial weights that ignore the device count."""
 
     def __init__(self, devices=1, model=SMALL, effect=True, **training):
         options = {

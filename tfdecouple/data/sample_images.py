@@ -88,7 +88,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
                 f"the images have a side of {longer} pixels, but the photograph {photograph.name} has room for crops "
                 f"of {largest}; use at most that, or another data.source"
             )
-    # The config in an untrusted run folder can ask for any count of crops, so their bytes are compared with the memory.
+    # The config in an untrusted run folder can ask for any count of crops, more than the machine's memory can hold.
     if config.photograph_crops * math.prod(image_shape) > read_total_memory():
         raise DataError(
             f"data.photograph_crops is {config.photograph_crops}, which takes more memory than this machine has; use "
