@@ -98,7 +98,7 @@ def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callab
 
 
 class _Emulation:
-    """Wrappers of the two functions by which TensorFlow runs operations; they emulate an accelerator's rounding.
+    """Replacements of the two functions by which TensorFlow runs operations, which emulate an accelerator's rounding.
 
     Args:
         noise: largest relative change of each number in a product's result; 0 for none.

@@ -51,7 +51,7 @@ def append_rows(file: pathlib.Path, name: str, lines: str) -> None:
 
 
 def run_in_copy(folder: pathlib.Path, *arguments: str, anew: bool = False) -> subprocess.CompletedProcess:
-    """Runs Python in the copy `folder` of the packages, forked unless `anew`; returns a `subprocess.CompletedProcess`."""
+    """Runs Python in the copy `folder` of the packages, as a fork unless `anew`; returns a `CompletedProcess`."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, *arguments]
     with contextlib.nullcontext() if anew else forked_programs():

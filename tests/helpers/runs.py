@@ -109,7 +109,7 @@ class FakeStep:
 
 
 def call_before_steps(monkeypatch, act, of=TrainStep):
-    """Until the test ends, training calls `act(step_function, index of the step)` before each training step."""
+    """Makes training call `act(step_function, index of the step)` before each step, until the test ends."""
     original = of.__call__
 
     def step(self, micro_batches, number, *wish):

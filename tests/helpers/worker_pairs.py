@@ -77,7 +77,7 @@ class WorkerProcesses:
             self.processes.append(process)
 
     def end(self):
-        """Waits until both worker processes end; returns (exit status, stdout, stderr) of each, as a list."""
+        """Waits until both worker processes end; returns a list of two tuples (exit status, stdout, stderr)."""
         try:
             texts = [process.communicate(timeout=PATIENCE) for process in self.processes]
             return [(process.returncode, *both) for process, both in zip(self.processes, texts, strict=True)]
