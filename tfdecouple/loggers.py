@@ -40,7 +40,7 @@ class Logger:
         self.config = config
 
     def open(self, step: int) -> None:
-        """Starts the log of a run, or resumes it at `step`; the run writes metrics of later steps a second time."""
+        """Starts the log of a run, or resumes it at `step`; a resumed run logs the steps after `step` once more."""
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Adds `values`, {name of a metric: value} of a training step; `kind` is "train", "validation" or "test"."""

@@ -45,7 +45,7 @@ def change_at_full_size(photograph: np.ndarray, before: np.ndarray, after: np.nd
 
     Args:
         photograph: the pixels of the photograph, uint8 `[H, W, channels]`, with three channels or one.
-        before: the photograph, resized to the model's images, uint8 `[h, w, channels]`.
+        before: the photograph, resized to the size of the model's images, uint8 `[h, w, channels]`.
         after: the image that the model made of `before`, uint8 `[h, w, channels]`.
     """
     if photograph.shape == after.shape:
