@@ -69,7 +69,7 @@ class Array:
         return ("batch", *self.free, *self.shape[len(self.free) :])
 
     def make_tensor_spec(self) -> tf.TensorSpec:
-        """Returns the `tf.TensorSpec` of this input or output; the batch and axes of any size have the size None."""
+        """Returns the `tf.TensorSpec` of this input or output; the batch axis and axes of free size are None."""
         import tensorflow as tf
 
         return tf.TensorSpec([None if isinstance(size, str) else size for size in self.axes], self.dtype, self.name)

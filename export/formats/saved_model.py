@@ -41,7 +41,7 @@ def save_saved_model(
     are stored as variables, so that all signatures share them and the size limit of a graph does not apply. A full disk
     raises OSError or tf.errors.OpError.
     """
-    # The variables are plain TensorFlow variables, because the variables of a Keras layer would be written twice.
+    # The variables are plain TensorFlow variables, because a SavedModel would contain a Keras layer's twice.
     stored = deployed.replace_arrays(
         lambda name, array: tf.Variable(array, trainable=False, name=f"{PREFIX}{name.replace('/', '.')}")
     )

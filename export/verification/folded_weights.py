@@ -168,7 +168,7 @@ class _ExpectedWeights:
         self._expect(f"{step}/log_det", terms.sum(), _ROUNDING * scale)
 
     def _expect_convolution(self, block: str, kind: str, arrays: Arrays) -> None:
-        """Adds the expected kernel and bias of a ResNet block's convolution, with its batch normalisation folded in."""
+        """Adds to the expected weights those of a ResNet block's convolution with folded batch normalisation."""
         name, norm_name = _CONVOLUTIONS[kind]
         norm, block_name = self._layers[f"{block}/{norm_name}"], block.rpartition("/")[2]
         epsilon, strides = self._blocks[block_name]

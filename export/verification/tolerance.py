@@ -75,11 +75,12 @@ class Answer:
         return cls(values, bound.astype(np.float32), exact, np.array(step))
 
     def compare_file(self, found: np.ndarray) -> tuple[dict[str, float], str | None]:
-        """Returns how an exported file's answer `found` differs from this one, and the problem in one line, or None.
+        """Compares an exported file's answer `found` with this answer of the Keras model.
 
-        The differences are a dict of floats for the model card: over the compared images "max" and "mean", for floats
-        relative to the largest value; "unstable", the count of images that are not compared; and for pixels
-        "differing", the fraction of values that differ.
+        Returns:
+            {"max": largest difference, "mean": mean difference (both of floats: divided by the largest value),
+            "unstable": count of images that are not compared, "differing": fraction of the colour values that differ
+            (pixels only)}, and the problem in one line, or None.
         """
         compared, pixels = np.isfinite(self.bound), self.values.dtype == np.uint8
         count = len(self.values)

@@ -229,7 +229,7 @@ class _Server:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> dict | None:
-        """Forks a process for each request. Returns the request in the forked process, or None when the server ends."""
+        """Forks a process for each request; returns the request in the forked process, and None in the server at the end."""
         while True:
             for key, _ in self._selector.select():
                 if key.fd in self._running:
@@ -244,7 +244,7 @@ class _Server:
                 elif control is self._first:
                     return None
                 else:
-                    # This client, a forked program, has ended; the programs that it started continue.
+                    # This client, a forked program, has ended; programs that it started go on, so nothing else is closed.
                     self._selector.unregister(control)
                     self._clients.pop(key.fd).close()
 
@@ -358,7 +358,7 @@ def main() -> None:
     control = socket.socket(fileno=int(number))
     for module in modules:
         importlib.import_module(module)
-    # The client uses the server only if it has one thread: locks of other threads would stay held in forked processes.
+    # The client uses the server only if the server has one thread, as forked processes would inherit locks of others.
     threads = len(os.listdir("/proc/self/task"))
     # Garbage collection skips frozen objects, so forked programs share their memory with the server.
     gc.collect()

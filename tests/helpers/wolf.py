@@ -56,7 +56,7 @@ class Reference:
         assert np.abs(ours - theirs).max() < NEAR * np.abs(theirs).max()
 
     def edited(self, changes):
-        """Returns a copy of wolf's config with `changes`, {dotted name: value}; the value `...` removes the entry."""
+        """Returns a copy of a config of wolf (the authors' code) with {dotted name: value} changed; `...` removes a value."""
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             *path, last = name.split(".")

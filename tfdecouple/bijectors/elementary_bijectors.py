@@ -68,7 +68,7 @@ class BoundedAffine(ClosedForm):
         """
         alpha, inner, scale, log_scale = self.alpha, self._inner, self.scale, self._forward_log_det_jacobian(x)
 
-        # TensorFlow stores all arguments of this function until the backward pass, so only x and u are arguments.
+        # TensorFlow stores all arguments of this function until the backward pass, so only two tensors are arguments.
         @tf.custom_gradient
         def run(x: tf.Tensor, unbounded: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], Callable]:
             axes = list(range(1, len(x.shape)))

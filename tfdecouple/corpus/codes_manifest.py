@@ -164,7 +164,7 @@ class CodesManifest(_Model):
                 f"those of update {job.model.step} of {job.model.run} are others; take --run {folder}/_run, which has "
                 "the former, or another folder with --out"
             )
-        # The title has the path of the images. The path can differ if the images have keys, which identify the images.
+        # The title contains the images' path, which may differ if the images have keys that identify them.
         title = () if self.data.keys_sha256 and job.data.keys_sha256 else ("data.title",)
         data = ("data.image_shape", "data.centre_crop", "data.descriptions")
         for name in ("format", "fields", "images_per_shard", *title, "splits", *data):

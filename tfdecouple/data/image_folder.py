@@ -23,7 +23,7 @@ from tfdecouple.errors import DataError
 
 # The fractions of the images that become test images and validation images by the hash of their file names.
 TEST_SHARE, VALIDATION_SHARE = 0.05, 0.05
-# The test split and the validation split each have at least this many images, or a tenth of a small folder's images.
+# The test split and the validation split each have at least this many images, and in small folders a tenth of all.
 LEAST_HELD_OUT = 8
 
 # {name of a sub-folder: split to which the images in the sub-folder belong}.
@@ -221,7 +221,7 @@ class FileSplit(Split):
         return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
 
     def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns (image, label, index) of the first readable image file from `index` on; after the last, from 0 on."""
+        """Returns (image, label, index) of the first readable image at or after `index`; the search wraps around to 0."""
 
         def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
             for position in itertools.chain(range(index, self.size), range(index)):

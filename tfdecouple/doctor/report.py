@@ -87,7 +87,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What one process of `doctor` checks: options of training, and TensorFlow's names of devices, such as "GPU:0"."""
+    """The task of one process of `doctor`: options of training, and TensorFlow's names of devices, such as "GPU:0"."""
 
     request: Request
     variant: Variant = DEFAULT

@@ -64,7 +64,7 @@ class StartsAtZero:
 
     @property
     def last(self) -> WeightNorm:
-        """The variables direction, gain and bias of this layer's last, weight-normalised kernel, as a `WeightNorm`."""
+        """Direction, gain and bias of this layer's last convolution, which is weight-normalised, as a `WeightNorm`."""
         return WeightNorm(self.last_direction, self.last_gain, self.last_bias)  # type: ignore[attr-defined]
 
     def reset_to_zero(self) -> None:

@@ -18,7 +18,7 @@ from tfdecouple.layers.base import BaseLayer, Condition, Cost, InvertibleLayer, 
 from tfdecouple.layers.conditioners import StartsAtZero, WeightNorm, fan_in_uniform, weight_norm
 from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
 
-# A channel with a smaller standard deviation counts as constant; in x, neighbouring pixel values differ by 2/256.
+# A channel with a smaller standard deviation counts as constant; pixel values k and k + 1 are 2/256 apart in x.
 _CONSTANT = 1e-4
 
 

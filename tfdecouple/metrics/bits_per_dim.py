@@ -172,7 +172,7 @@ class BoundEvaluator:
         self._model = model
         self._has_classes = getattr(model.config, "has_classes", False)
         self._strategy = strategy or tf.distribute.get_strategy()
-        # TensorFlow traces the function once for each batch shape, because seed and index of the draw are tensors.
+        # Seed and index of the draw are tensors, so that TensorFlow traces anew for a new batch shape only.
         self._compute_on_devices = tf.function(
             lambda *inputs: self._strategy.run(self._compute_elbo_terms, args=inputs),
             autograph=False,

@@ -30,8 +30,8 @@ SCORES = {
 }
 # The synthetic outliers that `make_outlier_images` makes.
 MADE = ("noise", "constant", "permuted")
-# The threshold for false positives lets the share `PASSING` of the run's images pass. Confidence intervals come from
-# `RESAMPLES` bootstrap samples.
+# With the threshold for false positives, the share `PASSING` of the run's own images counts as no outliers. Confidence
+# intervals come from `RESAMPLES` bootstrap samples.
 PASSING, RESAMPLES = 0.95, 1000
 
 Scores = dict[str, np.ndarray]
@@ -245,7 +245,7 @@ def compute_auroc(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> 
 
 def _compute_separation(inliers: np.ndarray, outliers: np.ndarray, axis: int = -1) -> np.ndarray:
     """Returns, `[2, ...]`, AUROC and the share of outliers below the threshold that lets 95 % of the inliers pass."""
-    # The quantile is a little below `PASSING`, because rounding errors could otherwise let 96 of 100 images pass.
+    # The quantile is a little below `PASSING`, because rounding errors could otherwise let 96 instead of 95 % pass.
     threshold = np.quantile(inliers, PASSING - 1e-9, axis=axis, method="inverted_cdf", keepdims=True)
     return np.stack([compute_auroc(inliers, outliers, axis), (outliers <= threshold).mean(axis)])
 

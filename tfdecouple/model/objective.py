@@ -68,7 +68,8 @@ def negative_elbo(
         z_noise: standard normal noise, float32 `[batch, d_z]`; ignored by a model without an encoder.
         u_noise: dequantization noise of the shape of `bins`: standard normal for a learned q(u|x), otherwise uniform in
             [0, 1).
-        labels: labels of the images, int32 `[batch]`; -1 or None for no label, unless z is a function of the label.
+        labels: labels of the images, int32 `[batch]`; -1 or None for no label. If z is a function of the
+        label, every image must have one.
         encoder_bins: bins of the same images resized to the model's image size, for the encoder; None for `bins`.
         training: whether the encoders normalise by the statistics of the batch.
     """

@@ -201,7 +201,7 @@ def count_inference_bytes(config: ModelConfig, height: int, width: int) -> int:
 
 
 def count_stored_bytes(cost: Cost, net_bytes: int, memory: str) -> int:
-    """Returns the bytes of one image that a layer of this `Cost` stores for the backward pass, in the mode `memory`.
+    """Returns how many bytes for each image a layer with this `Cost` stores for the backward pass, in mode `memory`.
 
     `memory` is "keep" or "recompute"; values in the coupling nets have `net_bytes` bytes.
     """

@@ -174,7 +174,7 @@ class ResNetBlock(Nested, BaseLayer):
         self.shortcut: list[BaseLayer] = []
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None for no condition)] of this block's convolutions and normalisations."""
+        """Returns [(layer, input shape, None: no condition)] of this block's convolutions and normalisations."""
         inner = self.compute_output_shape(x_shape)
         if not self.shortcut and (self.strides != 1 or x_shape[-1] != self.planes):
             name = "shortcut_convolution"
@@ -226,7 +226,7 @@ class _BlockNetwork(Nested, BaseLayer):
         ]
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(block, input shape, None for no condition)] of this network's ResNet blocks."""
+        """Returns [(block, input shape, None as the condition's shape)] of this network's ResNet blocks."""
         children: list[tuple[BaseLayer, Any, Any]] = []
         for block in self.blocks:
             children.append((block, x_shape, None))
@@ -284,7 +284,7 @@ class Encoder(StartsAtZero, _BlockNetwork):
         return weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
-        """Returns [(layer, input shape, None for no condition)] of the encoder's ResNet blocks and last convolution."""
+        """Returns [(layer, input shape, None: no condition)] of the encoder's ResNet blocks and last convolution."""
         blocks = super().children(x_shape)
         block, shape, _ = blocks[-1]
         return [*blocks, (self.top, block.compute_output_shape(shape), None)]

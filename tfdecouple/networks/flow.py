@@ -267,7 +267,7 @@ class Flow(InvertibleComposite):
         return v, log_det + change
 
     def run_inverse(self, y: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
-        """Returns the x that this flow maps to y = v, and log |det dx/dv|, `[batch]`; `run_layers` runs sub-layers."""
+        """Returns the x that this flow maps to y = v, and log |det dx/dv|, `[batch]`, by calling `run_layers`."""
         h, level_condition, log_det = y, condition, make_zero_log_det(y)
         if self.whitening is not None:
             h, whitening_log_det = run_layers([self.whitening], y, condition)

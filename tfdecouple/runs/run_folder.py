@@ -136,7 +136,7 @@ def list_averaged_weights(model: Any) -> set[str]:
 
 
 def read_label_names(run: str | pathlib.Path, classes: int) -> tuple[str, ...]:
-    """Returns the names of a run's labels, a tuple of `classes` texts; "0", "1", ... if the run has no labels.json."""
+    """Returns the names of a run's labels, a tuple of length `classes`; "0", "1", ... if the run has no labels.json."""
     path = find_run_folder(run) / LABELS
     if not path.is_file():
         return tuple(map(str, range(classes)))

@@ -341,7 +341,7 @@ def split_into_shards(x: tf.Tensor) -> Batch:
 
 
 def join_shards(batch: Batch | tuple[tf.Tensor, ...]) -> tf.Tensor:
-    """Concatenates the shards (parts) of a batch to one tensor; returns a batch that is one tensor unchanged."""
+    """Concatenates the shards (parts) of a batch to one tensor; a batch that is one tensor is returned unchanged."""
     return tf.concat(batch, 0) if isinstance(batch, list | tuple) else batch
 
 

@@ -347,7 +347,7 @@ class Trainer:
             self.progress.print_line(f"{which} {'were' if new > 1 else 'was'} not applied: {reasons}")
             self.skipped = skipped
             if self.state.halted.numpy():
-                # Steps dispatched after step `step` have changed no variable, so the checkpoint is named after `step`.
+                # Steps after the divergence changed no variable, so the checkpoint is named after `step`.
                 self.step = step
                 self._save_checkpoint()
                 raise DivergedError(

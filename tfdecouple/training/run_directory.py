@@ -73,7 +73,7 @@ class RunDirectory:
             self._lock.release()
 
     def require_same_run(self) -> None:
-        """Locks the run folder, unless it is new; raises RunError if it is in use or holds anything but this run."""
+        """Locks an existing run folder; raises RunError if another process uses it or it holds another config's run."""
         self.is_resumed = self._holds_this_run()
         if self.is_resumed or (self.path / LOCK).exists():
             self._acquire_lock()
@@ -134,7 +134,7 @@ class RunDirectory:
             )
 
     def restore_newest_state(self, state: TrainingState) -> tuple[list[str], bool]:
-        """Loads the newest readable checkpoint into `state`; returns texts for the user, and whether the run is new.
+        """Loads the newest readable checkpoint into `state`; returns messages for the user, and whether it is new.
 
         RunError is raised if the folder has checkpoints, but none of them can be read.
         """

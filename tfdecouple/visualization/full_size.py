@@ -24,7 +24,7 @@ from tfdecouple.data.image_file import open_image_file, scale_to_8_bits
 from tfdecouple.errors import DataError, one_line
 from tfdecouple.model.any_size import shrink_images
 
-# Side, in pixels of the small image, of the squares of pixels to which affine maps of colours are fitted.
+# Side of the square windows, in pixels of the small image; an affine map of colours is fitted to each window.
 _WINDOW = 9
 # Strength of the fit's ridge term: if the colours (from 0 to 1) in a square of pixels have this variance, the square's
 # colour map lies halfway between the fit to the square and the fit to the complete image.
