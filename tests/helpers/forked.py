@@ -229,7 +229,7 @@ class _Server:
         self._selector.register(control, selectors.EVENT_READ)
 
     def serve(self) -> dict | None:
-        """Forks a process for each request; returns the request in the forked process, and None in the server at the end."""
+        """Forks a process for each request; returns the request in a forked process, None in the server at its end."""
         while True:
             for key, _ in self._selector.select():
                 if key.fd in self._running:
@@ -244,7 +244,7 @@ class _Server:
                 elif control is self._first:
                     return None
                 else:
-                    # This client, a forked program, has ended; programs that it started go on, so nothing else is closed.
+                    # This client, a forked program, has ended; programs that it started go on and keep theirs.
                     self._selector.unregister(control)
                     self._clients.pop(key.fd).close()
 

@@ -56,7 +56,7 @@ class Reference:
         assert np.abs(ours - theirs).max() < NEAR * np.abs(theirs).max()
 
     def edited(self, changes):
-        """Returns a copy of a config of wolf (the authors' code) with {dotted name: value} changed; `...` removes a value."""
+        """Returns a copy of a config of wolf with {dotted name: value} changed; the value `...` removes an entry."""
         config = copy.deepcopy(self.config)
         for name, value in changes.items():
             *path, last = name.split(".")

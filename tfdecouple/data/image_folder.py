@@ -221,7 +221,7 @@ class FileSplit(Split):
         return examples.filter(lambda _, is_readable: is_readable).map(lambda example, _: example)
 
     def _decode_next_readable(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns (image, label, index) of the first readable image at or after `index`; the search wraps around to 0."""
+        """Returns (image, label, index) of the first readable image from `index` on; the search wraps around to 0."""
 
         def read(index: int) -> tuple[np.ndarray, np.int32, np.int64]:
             for position in itertools.chain(range(index, self.size), range(index)):
