@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -89,22 +91,13 @@ def test_result_is_the_references(computed, reference, name):
     reference.assert_computed(computed[reference], name)
 
 
+FLOW = ModelConfig(
+    image_shape=(32, 32, 3), latent_dim=8, steps=(1, (1, 1), (1, 1), 1), hidden_channels=(8, 16, 16, 16), factors=(4, 4)
+)
 CONFIGS = {
-    CLASSES: ModelConfig(
-        image_shape=(32, 32, 3),
-        latent_dim=8,
-        steps=(1, (1, 1), (1, 1), 1),
-        hidden_channels=(8, 16, 16, 16),
-        factors=(4, 4),
-        prior="classes",
-        classes=10,
-    ),
-    DEQUANTIZER: ModelConfig(
-        image_shape=(32, 32, 3),
-        latent_dim=8,
-        steps=(1, (1, 1), (1, 1), 1),
-        hidden_channels=(8, 16, 16, 16),
-        factors=(4, 4),
+    CLASSES: dataclasses.replace(FLOW, prior="classes", classes=10),
+    DEQUANTIZER: dataclasses.replace(
+        FLOW,
         encoder_channels=(8, 12, 12),
         encoder_out_channels=4,
         prior_hidden=16,
