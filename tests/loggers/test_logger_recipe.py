@@ -33,7 +33,7 @@ def test_a_logger_is_a_class_and_its_place_in_the_registry(tmp_path):
     folder = copy_packages(tmp_path)
     logger, _, line = read_recipe("logger").partition("\n# in `LOGGERS`\n")
     loggers = folder / "tfdecouple" / "loggers.py"
-    insert_text(loggers, "# Classes of the loggers", f"{logger}\n")
+    insert_text(loggers, "LOGGERS: dict", f"{logger}\n\n\n")
     append_rows(loggers, "LOGGERS", line)
     used = run_in_copy(folder, "-c", USE)
     assert used.returncode == 0, used.stderr
