@@ -19,9 +19,10 @@ from export.deployed.deployed_layers import (
     Output,
     fold_weight_norm,
 )
-from export.deployed.graph import Deployed, Layout, LogDet, to_float64
+from export.deployed.graph import Deployed, Layout, LogDet, round_to_float32, to_float64
 from tfdecouple.bijectors import Sigmoid
-from tfdecouple.layers import ActNorm, ConditionalWhitening, Coupling, InvertibleConv1x1
+from tfdecouple.layers import ActNorm, ColourMap, ConditionalWhitening, Coupling, InvertibleConv1x1
+from tfdecouple.layers.colour_map import make_colour_matrices, map_colours, measure_colours
 from tfdecouple.networks.dequantizer import Dequantizer
 from tfdecouple.networks.encoder import Encoder, ResNetBlock
 from tfdecouple.networks.flow import FactorOut, Flow, FlowStep
@@ -127,6 +128,25 @@ class DeployedWhitening(Deployed):
         return [tf.reshape(one, [-1, *self._shape]) for one in mean_and_log_scale]
 
 
+class DeployedColourMap(Deployed):
+    """The first layer of an export's flow, y = W(z) (x - shift(z)), with matrix and shift from a linear map of z."""
+
+    def __init__(self, layer: ColourMap, name: str, layout: Layout):
+        super().__init__(name, layout)
+        self.linear = DeployedLinear(name, to_float64(layer.kernel), to_float64(layer.bias), layout)
+
+    def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor) -> Output:
+        """Returns images x with normalised colours, and the log-determinant `[batch]`."""
+        matrix, _, shift, log_det = make_colour_matrices(self.linear(z), x.shape[self.layout.axis])
+        y = map_colours(self.layout.to_nhwc(x) - shift[:, None, None], matrix)
+        return self.layout.from_nhwc(y), log_det * self.layout.count_pixels(x)
+
+    def inverse(self, y: tf.Tensor, z: tf.Tensor) -> tf.Tensor:
+        """Returns the images x whose normalised colours are y."""
+        _, inverse, shift, _ = make_colour_matrices(self.linear(z), y.shape[self.layout.axis])
+        return self.layout.from_nhwc(map_colours(self.layout.to_nhwc(y), inverse) + shift[:, None, None])
+
+
 class DeployedFlow(Deployed):
     """The flow of an export, which maps images x to v and v to x, both in the layout of the graph."""
 
@@ -140,22 +160,28 @@ class DeployedFlow(Deployed):
         self.condition = conditioning.make_linear(f"{name}/condition", layout)
         self._widths = tuple(map(len, conditioning.biases))
         self._local, self._squeezes_first = flow.local, flow.is_squeezed_first
-        self.whitening = None
+        self.colour_map = self.whitening = None
+        if flow.colour_map is not None:
+            self.colour_map = DeployedColourMap(flow.colour_map, f"{name}/colour_map", layout)
         if flow.whitening is not None:
             self.whitening = DeployedWhitening(flow.whitening, f"{name}/whitening", layout, flow.config.image_shape)
 
     def forward_and_log_det(self, x: tf.Tensor, z: tf.Tensor | None) -> Output:
         """Maps images x to v, conditioned on z (a vector, a feature map or None); returns v and the log-determinant."""
+        colour_log_det: LogDet = 0.0
+        if self.colour_map is not None:
+            x, colour_log_det = self.colour_map.forward_and_log_det(x, z)
         v, log_det = self._run_level(0, x, self._make_conditions(z))
         if self.whitening is None:
-            return v, log_det
+            return v, log_det + colour_log_det
         v, whitening_log_det = self.whitening.forward_and_log_det(v, z)
         return v, log_det + whitening_log_det
 
     def inverse(self, v: tf.Tensor, z: tf.Tensor | None) -> tf.Tensor:
         """Maps v back to images: returns the x for which `forward_and_log_det(x, z)` returns v."""
         h = v if self.whitening is None else self.whitening.inverse(v, z)
-        return self._invert_level(0, h, self._make_conditions(z))
+        x = self._invert_level(0, h, self._make_conditions(z))
+        return x if self.colour_map is None else self.colour_map.inverse(x, z)
 
     def split_v(self, v: tf.Tensor) -> list[tf.Tensor]:
         """Returns the parts of v in the order in which they leave the flow, each at the resolution of its level."""
@@ -268,16 +294,23 @@ class DeployedEncoder(Deployed):
         self.blocks = fold_blocks(encoder.blocks, "encoder", layout)
         self.top = DeployedLinear("encoder/top", to_float64(encoder.top.kernel), to_float64(encoder.top.bias), layout)
         kernel, bias = fold_weight_norm(encoder.last)
+        self.colour_kernel = None
+        if encoder.colours:
+            self.colour_kernel = round_to_float32("encoder/colour_kernel", to_float64(encoder.colour_kernel))
         self.last = DeployedLinear(
             "encoder/last", kernel[layout.order_flattened(*sides, encoder.out_channels)], bias, layout
         )
 
     def infer_posterior(self, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the mean and log-variance of q(z|x), each `[batch, d_z]`, for images x in [-1, 1)."""
+        h = x
         for block in self.blocks:
-            x = block(x)
-        h = self.layout.elu(self.top(x))
-        mean, log_variance = tf.split(self.last(tf.reshape(h, [-1, self.last.kernel.shape[0]])), 2, -1)
+            h = block(h)
+        h = self.layout.elu(self.top(h))
+        outputs = self.last(tf.reshape(h, [-1, self.last.kernel.shape[0]]))
+        if self.colour_kernel is not None:
+            outputs += tf.matmul(measure_colours(self.layout.to_nhwc(x)), self.colour_kernel)
+        mean, log_variance = tf.split(outputs, 2, -1)
         return mean, log_variance
 
 

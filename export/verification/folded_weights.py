@@ -120,7 +120,11 @@ class _ExpectedWeights:
             order = self._layout.order_flattened(*self._config.image_shape)
             columns = np.concatenate([order, len(order) + order])
             self._expect_linear(f"{layer}/last", *(array[..., columns] for array in _fold_weight_norm(arrays)))
+        elif layer == "flow/colour_map":
+            self._expect_linear(layer, arrays["kernel"], arrays["bias"])
         elif layer == "encoder":
+            if "colour_kernel" in arrays:
+                self._expect("encoder/colour_kernel", arrays["colour_kernel"])
             kernel, bias = _fold_weight_norm(arrays)
             channels = self._layers["encoder/top"]["bias"].size
             rows = self._layout.order_flattened(len(kernel) // channels, 1, channels)

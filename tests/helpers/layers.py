@@ -13,6 +13,7 @@ from helpers.models import give_effect, jacobian_log_det
 from tfdecouple.config import STEP_LAYERS
 from tfdecouple.layers import (
     ActNorm,
+    ColourMap,
     ConditionalWhitening,
     Coupling,
     InvertibleConv1x1,
@@ -63,6 +64,7 @@ CASES = {
     "linear": (functools.partial(InvertibleLinear, dtype="float64"), (5,), 0),
     "squeeze": (functools.partial(Squeeze, dtype="float64"), (4, 2, 3), 0),
     "whitening-image": (whitening, (2, 2, 3), CONDITION),
+    "colour-map": (functools.partial(ColourMap, CONDITION, dtype="float64"), (2, 2, 3), CONDITION),
     "whitening-vector": (whitening, (5,), CONDITION),
     **{
         f"step-layer-{name}": (functools.partial(pkgutil.resolve_name(place), dtype="float64"), (3, 2, 3), 0)

@@ -34,6 +34,7 @@ VARIANTS = {
         STAGES, transform="additive", multiscale_transform="additive", prior_transform="additive"
     ),
     "base-additive": dataclasses.replace(SMALLEST, conditioning="base", base_hidden=5, transform="additive"),
+    "colour-map": dataclasses.replace(SMALLEST, colour_map=True, latent_dim=10),
     "normal": dataclasses.replace(SMALLEST, prior="normal"),
     "alpha-1": dataclasses.replace(STAGES, alpha=1.0, prior_alpha=1.0),
     # Grey images are squeezed (2 x 2 pixels become 4 channels) before the first level; the last has 1 x 2 pixels.

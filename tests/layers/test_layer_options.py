@@ -16,6 +16,7 @@ from helpers.models import give_effect
 from tfdecouple.errors import ConfigError, UserError
 from tfdecouple.layers import (
     ActNorm,
+    ColourMap,
     ConditionalWhitening,
     Coupling,
     InvertibleConv1x1,
@@ -116,11 +117,12 @@ OFF_DEFAULT = {
     InvertibleLinear: (InvertibleLinear(**OTHER), (4,)),
     InvertibleConv1x1: (InvertibleConv1x1(**OTHER), (2, 2, 4)),
     Squeeze: (Squeeze(**OTHER), (2, 2, 3)),
+    ColourMap: (ColourMap(3, **OTHER), (2, 2, 3)),
     ConditionalWhitening: (ConditionalWhitening(5, 3, **OTHER), (2, 2, 3)),
     FlowStep: (FlowStep(COUPLINGS, ("sinh_arcsinh",), **OTHER), (2, 2, 4)),
     FactorOut: (FactorOut(1, COUPLINGS, **OTHER), (2, 2, 4)),
     PriorFlow: (PriorFlow(3, 5, **STEP), (4,)),
-    Encoder: (Encoder(3, (4, 5), 2, name="other"), (8, 8, 3)),
+    Encoder: (Encoder(3, (4, 5), 2, True, name="other"), (8, 8, 3)),
     ResNetBlock: (ResNetBlock(5, 2, True, name="other"), (4, 4, 3)),
 }
 

@@ -65,8 +65,8 @@ class TestProperties:
         before = layer.forward_and_log_det(x, condition)[0]
         output = layer.initialize(x, condition)
         assert_close(output, layer.forward_and_log_det(x, condition)[0])
-        # Linear maps, registered layers and the squeeze have nothing to set.
-        sets_nothing = name.startswith(("linear", "conv1x1", "step-layer", "squeeze"))
+        # Linear maps, registered layers, the colour map and the squeeze have nothing to set.
+        sets_nothing = name.startswith(("linear", "conv1x1", "step-layer", "colour-map", "squeeze"))
         assert np.allclose(output, before) == sets_nothing
 
     @pytest.mark.parametrize("name", CONDITIONAL)

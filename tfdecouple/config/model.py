@@ -63,6 +63,9 @@ class ModelConfig:
             comes back").
         step_layers: further layers at the end of each flow step of the decoder, by names in `STEP_LAYERS` such as
             "sinh_arcsinh".
+        colour_map: whether the flow begins with a map of the colours, a matrix and a shift made from z, and the encoder
+            gets mean and covariance of the image's colours; z then also carries the colours of images unlike the
+            training images. False in the paper.
         conditioner: the net of each coupling of the decoder's flow, by a name in `CONDITIONERS`: "convolutional", the
             paper's.
         encoder_channels: channels of each level of the encoder, a ResNet; each level halves the resolution.
@@ -102,6 +105,7 @@ class ModelConfig:
     multiscale_transform: str = "affine"
     alpha: Fraction = 1.0
     step_layers: tuple[str, ...] = ()
+    colour_map: bool = False
     conditioner: str = "convolutional"
     encoder_channels: tuple[Positive, ...] = (48, 96, 96)
     encoder_out_channels: Positive = 8
@@ -135,6 +139,7 @@ class ModelConfig:
         for name in self.step_layers:
             require_choice("an entry of model.step_layers", name, STEP_LAYERS)
         self._check_labels()
+        self._check_colour_map()
         self._check_flow()
         if self.has_encoder:
             self._check_encoder("encoder_channels", "the encoder")
@@ -164,6 +169,22 @@ class ModelConfig:
             f"model.class_probabilities has {count} entries and model.classes is {self.classes}; give one for each "
             "label, or none",
         )
+
+    def _check_colour_map(self) -> None:
+        """Raises ConfigError if the model has a colour map, but no encoder, no couplings that use z, or too small a z."""
+        if self.colour_map:
+            require(
+                self.conditioning == "coupling" and self.has_encoder,
+                f"model.colour_map needs an encoder and couplings that use z, and model.conditioning is "
+                f"{self.conditioning!r} and model.prior {self.prior!r}; set model.colour_map=false",
+            )
+            channels = self.image_shape[-1]
+            least = channels * (channels + 3) // 2
+            require(
+                self.latent_dim >= least,
+                f"model.latent_dim is {self.latent_dim}; model.colour_map needs at least {least} for images of "
+                f"{channels} channels",
+            )
 
     def _check_flow(self, prefix: str = "") -> None:
         """Raises ConfigError if the options `steps`, `hidden_channels`, `factors` (with `prefix`) describe no flow."""

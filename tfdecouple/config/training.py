@@ -28,6 +28,7 @@ class TrainingConfig:
         learning_rate: the peak of the learning rate, reached at the end of the warm-up.
         warmup_steps: number of updates in which the learning rate rises linearly from 1e-7 to the peak.
         decay_rate: factor by which each update after the warm-up multiplies the learning rate.
+        linear_decay: whether the learning rate also falls linearly to 0, from the end of the warm-up to the last step.
         beta_1, beta_2, epsilon: Adam's parameters (Kingma and Ba, 2015).
         weight_decay: decoupled weight decay: each update subtracts this times learning rate times weight.
         clip_norm: largest global norm of the gradient; 0 for no clipping.
@@ -84,6 +85,7 @@ class TrainingConfig:
     learning_rate: Annotated[float, pydantic.Field(ge=0, le=1)] = 1e-3
     warmup_steps: Count = 50
     decay_rate: Fraction = 0.999997
+    linear_decay: bool = False
     beta_1: BelowOne = 0.9
     beta_2: BelowOne = 0.999
     epsilon: Annotated[float, pydantic.Field(gt=0)] = 1e-8

@@ -1,6 +1,7 @@
 """The invertible Keras layers of the flow, and the neural nets inside couplings (paper section 2.2, appendix A)."""
 
 from tfdecouple.layers.base import InvertibleComposite, InvertibleLayer, InvertibleSequence
+from tfdecouple.layers.colour_map import ColourMap
 from tfdecouple.layers.conditioners import MLP, ConvNet, LocalConvNet
 from tfdecouple.layers.coupling import Coupling
 from tfdecouple.layers.elementary_layers import (
@@ -18,6 +19,7 @@ from tfdecouple.runtime.precision import net_precision
 __all__ = [
     "MLP",
     "ActNorm",
+    "ColourMap",
     "ConditionalWhitening",
     "ConvNet",
     "Coupling",

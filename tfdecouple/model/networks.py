@@ -19,6 +19,7 @@ from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
 from tfdecouple.layers.base import Visit
+from tfdecouple.layers.colour_map import compute_start, measure_colours
 from tfdecouple.model.any_size import (
     compute_size_multiple,
     count_images_at_once,
@@ -246,6 +247,12 @@ class Networks(keras.Model):
             # The reset has made q(z|x) N(0, I) for every image, so z is drawn without running the encoder.
             shape = [bins.shape[0], self.config.latent_dim]
             z = tf.random.stateless_normal(shape, randomness.derive_seed(seed, "initialize"))
+            if self.flow.colour_map is not None:
+                start = compute_start(measure_colours(self.quantizer.place_at_edges(bins)))
+                self.encoder.carry_colours(*start)
+                self.flow.colour_map.start_from(*start)
+                mean, log_variance = self.encoder.run_inference(self.quantizer.place_at_edges(bins))
+                z = mean + tf.exp(log_variance / 2) * z
         elif self.code_net is not None:
             # Couplings start as the identity for every z, so the initialisation does not depend on the labels.
             z = self.code_net(labels)

@@ -44,8 +44,8 @@ def make_networks(config: ModelConfig) -> dict[str, tuple[Any, tuple]]:
     image, z = (None, *config.image_shape), (None, config.latent_dim)
     networks: dict[str, tuple[Any, tuple]] = {"flow": (Flow(config, name="flow"), image)}
     if config.has_encoder:
-        encoder = Encoder(config.latent_dim, config.encoder_channels, config.encoder_out_channels, name="encoder")
-        networks["encoder"] = encoder, image
+        options = config.latent_dim, config.encoder_channels, config.encoder_out_channels, config.colour_map
+        networks["encoder"] = Encoder(*options, name="encoder"), image
         if config.prior == "flow":
             width, transform, alpha = config.prior_hidden, config.prior_transform, config.prior_alpha
             prior = PriorFlow(config.prior_steps, width, transform=transform, alpha=alpha, name="prior_flow")

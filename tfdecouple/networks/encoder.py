@@ -12,9 +12,10 @@ import tensorflow as tf
 
 from tfdecouple.config.shapes import Block, plan_encoder_blocks, plan_map_blocks
 from tfdecouple.layers.base import BaseLayer, Cost, Nested, Weight
+from tfdecouple.layers.colour_map import START_DEVIATION, count_colour_numbers, measure_colours
 from tfdecouple.layers.conditioners import StartsAtZero, fan_in_uniform, make_bias_initializer, weight_norm
 from tfdecouple.runtime.execution import Batch, Execution, accept_shards, join_shards, split_into_shards
-from tfdecouple.runtime.numerics import get_sizes, multiply_sizes
+from tfdecouple.runtime.numerics import get_sizes, multiply_in_full_precision, multiply_sizes
 from tfdecouple.runtime.precision import full_float32
 
 # Weight of the old value when batch normalisation updates its moving statistics.
@@ -267,21 +268,28 @@ class Encoder(StartsAtZero, _BlockNetwork):
         latent_dim: size of z.
         channels: count of output channels of each level; each level halves height and width.
         out_channels: count of channels before flattening (the paper's c').
+        colours: whether the last layer also gets mean and covariance of the image's colours (`measure_colours`).
         **kwargs: arguments of `keras.layers.Layer`.
     """
 
-    saved_arguments = ("latent_dim", "channels", "out_channels")
+    saved_arguments = ("latent_dim", "channels", "out_channels", "colours")
 
-    def __init__(self, latent_dim: int, channels: tuple[int, ...], out_channels: int, **kwargs: Any):
+    def __init__(
+        self, latent_dim: int, channels: tuple[int, ...], out_channels: int, colours: bool = False, **kwargs: Any
+    ):
         super().__init__(plan_encoder_blocks(channels), **kwargs)
         self.latent_dim = latent_dim
         self.channels = tuple(channels)
         self.out_channels = out_channels
+        self.colours = colours
         self.top = Convolution(out_channels, 1, bias_fan_in=self.channels[-1], name="top")
 
     def declare(self, x_shape: Any, condition_shape: Any = None) -> dict[str, Weight]:
         """Returns {name: `Weight` (shape, initializer)} of the encoder's last dense layer, for images of `x_shape`."""
-        return weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
+        weights = weight_norm((math.prod(self.compute_map_shape(x_shape)[1:]), 2 * self.latent_dim))
+        if self.colours:
+            weights["colour_kernel"] = Weight((count_colour_numbers(x_shape[-1]), 2 * self.latent_dim))
+        return weights
 
     def children(self, x_shape: Any, condition_shape: Any = None) -> list[tuple[BaseLayer, Any, Any]]:
         """Returns [(layer, input shape, None: no condition)] of the encoder's ResNet blocks and last convolution."""
@@ -297,6 +305,18 @@ class Encoder(StartsAtZero, _BlockNetwork):
         """Returns the shapes of mean and log-variance of z, each `(batch, latent_dim)`, for images of `x_shape`."""
         return ((x_shape[0], self.latent_dim),) * 2
 
+    def carry_colours(self, mean: tf.Tensor, deviation: tf.Tensor) -> None:
+        """Lets entry i of z carry number i of the image's colours, minus `mean[i]`, divided by `deviation[i]`.
+
+        The other entries of z stay standard normal, as `reset_to_zero` leaves them. The two vectors are `[n]`, for the
+        n numbers of `measure_colours`.
+        """
+        rest = [[0, 0], [0, 2 * self.latent_dim - deviation.shape[0]]]
+        self.colour_kernel.assign(tf.pad(tf.linalg.diag(1 / deviation), rest))
+        log_variance = tf.fill(deviation.shape, 2 * math.log(START_DEVIATION))
+        unused = tf.zeros([self.latent_dim - deviation.shape[0]])
+        self.last.bias.assign(tf.concat([-mean / deviation, unused, log_variance, unused], 0))
+
     @full_float32()
     def call(self, x: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns mean and log-variance of z for images, each `[batch, d_z]`.
@@ -308,6 +328,8 @@ class Encoder(StartsAtZero, _BlockNetwork):
         h = join_shards(_elu(self.top.call(self._run_blocks(x, training))))
         h = tf.reshape(h, [-1, self.last.direction.shape[0]])
         h = tf.matmul(h, self.last.kernel()) + tf.convert_to_tensor(self.last.bias)
+        if self.colours:
+            h += multiply_in_full_precision(measure_colours(x), tf.convert_to_tensor(self.colour_kernel))
         mean, log_variance = tf.split(h, 2, -1)
         return mean, log_variance
 

@@ -15,6 +15,7 @@ from tfdecouple.config.shapes import StagePlan, is_squeezed_first
 from tfdecouple.errors import UserError
 from tfdecouple.layers import (
     ActNorm,
+    ColourMap,
     ConditionalWhitening,
     Coupling,
     InvertibleConv1x1,
@@ -156,7 +157,9 @@ class Flow(InvertibleComposite):
         self.levels = self._make_levels()
         # Keras finds layers in lists, but not in the dataclass `Stage`.
         self.stage_layers = [layer for stage in self.stages for layer in stage.layers]
-        self.whitening = None
+        self.colour_map = self.whitening = None
+        if self.config.colour_map and not self.local:
+            self.colour_map = ColourMap(self.condition_size, name="colour_map", dtype=self.dtype_policy)
         if self.config.conditioning == "base" and not self.local:
             self.whitening = ConditionalWhitening(
                 self.config.base_hidden, self.config.latent_dim, name="whitening", dtype=self.dtype_policy
@@ -177,6 +180,8 @@ class Flow(InvertibleComposite):
         """Returns [(layer, input shape, condition shape)] of the flow's direct sub-layers; `x_shape` is ignored."""
         image = (None, *self.config.image_shape)
         children: list[tuple[BaseLayer, Any, Any]] = []
+        if self.colour_map is not None:
+            children.append((self.colour_map, image, (None, self.condition_size)))
         for stage in self.stages:
             shape = (None, stage.plan.height, stage.plan.width, stage.plan.channels)
             children += [(layer, shape, self.compute_condition_shape(stage.plan)) for layer in stage.layers]
@@ -242,7 +247,9 @@ class Flow(InvertibleComposite):
 
     def run_forward(self, x: tf.Tensor, condition: Condition, run_layers: RunLayers) -> Mapped:
         """Returns v for images x, and log |det dv/dx|, `[batch]`; `run_layers` runs sub-layers in sequence."""
-        h, level_condition = x, condition
+        h, level_condition, log_det = x, condition, make_zero_log_det(x)
+        if self.colour_map is not None:
+            h, log_det = run_layers([self.colour_map], h, condition)
         left: list[list[tf.Tensor]] = []
         log_dets = []
         for depth, stages in enumerate(self.levels):
@@ -255,7 +262,6 @@ class Flow(InvertibleComposite):
                 if stage.plan.dropped:
                     h, dropped = tf.split(h, [stage.plan.remaining, stage.plan.dropped], -1)
                     left[-1].append(dropped)
-        log_det = make_zero_log_det(x)
         for depth in reversed(range(len(self.levels))):
             # In v the channels that remained come first, then the channels that left, from the last stage to the first.
             h = tf.concat([h, *reversed(left[depth])], -1) if left[depth] else h
@@ -284,7 +290,11 @@ class Flow(InvertibleComposite):
                 h, change = run_layers(stage.layers[::-1], h, conditions[depth])
                 log_det += change
             h = self._leave_level(depth, h)
-        return h, log_det if self.whitening is None else whitening_log_det + log_det
+        log_det = log_det if self.whitening is None else whitening_log_det + log_det
+        if self.colour_map is None:
+            return h, log_det
+        x, change = run_layers([self.colour_map], h, condition)
+        return x, log_det + change
 
     def _enter_level(self, depth: int, h: tf.Tensor, condition: Condition) -> tuple[tf.Tensor, Condition]:
         """Squeezes a level's input, and a condition that is a map, if the level begins with a squeeze; returns both."""
