@@ -1,11 +1,16 @@
 """Makes a folder of photographs that are in the public domain or under CC0, from packages of Debian.
 
     python benchmarks/photographs.py FOLDER
+    python benchmarks/photographs.py FOLDER --crops CROPS
 
 `photographs.json` lists the photographs: the package and the path in it, the author and the source as far as the
 package states them, the licence, and the SHA-256 of the file in the package. FOLDER/train gets the photographs to train
 on, and FOLDER/test those that are held out: no model is trained on them. Each photograph becomes a PNG file whose
 longer side has 1280 pixels at most.
+
+With --crops, the program makes the folder CROPS of an existing FOLDER: square crops of 64 x 64 pixels, at random scale,
+for `python train.py --data folder:CROPS`. Half of them have changed colours (`change_colours`). The splits train and
+val show different photographs of FOLDER/train, and the split test shows those of FOLDER/test.
 
 The program needs Debian's apt-get and dpkg-deb and downloads some 200 MB from the mirror that apt-get uses. It neither
 installs packages nor changes apt-get's settings.
@@ -25,6 +30,9 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import ROOT, run_text  # noqa: E402
@@ -36,6 +44,12 @@ TABLE = ROOT / "benchmarks" / "photographs.json"
 LARGEST = 1280
 # The public keys of Debian's releases, a file of Debian's package debian-archive-keyring.
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+# Side of a crop in pixels, and number of crops in each split.
+SIDE, CROPS = 64, {"train": 16384, "val": 512, "test": 1000}
+# One of this many photographs of FOLDER/train is for validation.
+VALIDATION = 20
+# Weights of red, green and blue in the luminance of a pixel.
+LUMINANCE = np.array([0.299, 0.587, 0.114])
 # A bit in an entry of a Qt resource file.
 IS_FOLDER = 2
 
@@ -134,8 +148,6 @@ def write_photographs(folder: pathlib.Path) -> None:
     Raises:
         UserError: if the folder exists, or for each reason of `download_packages` and `read_photograph`.
     """
-    from PIL import Image
-
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")
     table = json.loads(TABLE.read_text(encoding="utf-8"))
@@ -154,11 +166,63 @@ def write_photographs(folder: pathlib.Path) -> None:
     print(f"Photographs: {', '.join(counts)}")
 
 
+def change_colours(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Changes gamma, exposure, white balance, saturation, contrast and shift of an image at random.
+
+    `pixels` and the result are uint8 `[height, width, 3]`.
+    """
+    x = (pixels / 255) ** np.exp(rng.normal(0, 0.3)) * np.exp(rng.normal(0, 0.25) + rng.normal(0, 0.15, 3))
+    grey = (x @ LUMINANCE)[..., None]
+    x = grey + (x - grey) * np.exp(rng.normal(0, 0.4))
+    x = 0.45 + (x - 0.45) * np.exp(rng.normal(0, 0.3)) + rng.normal(0, 0.08, 3)
+    return np.clip(x * 255 + 0.5, 0, 255).astype(np.uint8)
+
+
+def cut_crop(image: Any, rng: np.random.Generator) -> np.ndarray:
+    """Returns a random square of a Pillow image, shrunk to uint8 `[SIDE, SIDE, 3]`; its scale is log-uniform."""
+    least = min(image.size)
+    side = min(least, int(np.exp(rng.uniform(np.log(SIDE), np.log(least + 1)))))
+    left, top = (rng.integers(0, length - side + 1) for length in image.size)
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box))
+
+
+def write_crops(photographs: pathlib.Path, out: pathlib.Path) -> None:
+    """Makes the new folder `out` with crops of the photographs in a folder that `write_photographs` made.
+
+    Raises:
+        UserError: if `out` exists, or if the folder of photographs is missing.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; name a new folder")
+    files = {split: sorted((photographs / split).glob("*.png")) for split in ("train", "test")}
+    if not all(files.values()):
+        raise UserError(f"{photographs} has no photographs in train and test; make it by this program without --crops")
+    files["val"] = files["train"][::VALIDATION]
+    files["train"] = [file for file in files["train"] if file not in files["val"]]
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(dir=out.parent) as name:
+        for split, count in CROPS.items():
+            images = [Image.open(file) for file in files[split]]
+            folder = pathlib.Path(name) / "crops" / split
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = cut_crop(images[number % len(images)], rng)
+                pixels = change_colours(pixels, rng) if rng.random() < 0.5 else pixels
+                Image.fromarray(pixels).save(folder / f"{number:05}.png")
+        (pathlib.Path(name) / "crops").rename(out)
+
+
 def main() -> int:
-    """Runs the program `photographs.py`, which makes a folder of free photographs; returns status 0."""
+    """Runs the program `photographs.py`, which makes a folder of free photographs, or of crops; returns status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="a new folder for the photographs")
-    write_photographs(parser.parse_args().folder)
+    parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="the folder of the photographs")
+    parser.add_argument("--crops", metavar="CROPS", type=pathlib.Path, help="a new folder for crops of FOLDER")
+    options = parser.parse_args()
+    if options.crops:
+        write_crops(options.folder, options.crops)
+    else:
+        write_photographs(options.folder)
     return 0
 
 
