@@ -38,17 +38,34 @@ def run_json(command: Sequence[str], drop: Sequence[str] = ()) -> dict[str, Any]
         UserError: if the program fails or prints no JSON object; the message quotes the last line of the output.
     """
     environment = {name: value for name, value in {**os.environ, **PASSIVE}.items() if name not in drop}
+    last = (run_text(command, environment=environment).strip().splitlines() or ["nothing"])[-1]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        return dict(json.loads(last))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the last line of {' '.join(command)} is no JSON object; it said: {last[:300]}") from error
+
+
+def run_text(
+    command: Sequence[str], folder: pathlib.Path | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Runs a program and returns what the program writes to standard output.
+
+    Args:
+        command: the program and its arguments.
+        folder: the program's working folder; None for that of this process.
+        environment: the program's environment variables; None for those of this process.
+
+    Raises:
+        UserError: if the program cannot be run or fails; the message quotes the last line of the output.
+    """
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
         raise UserError(f"cannot run {command[0]}: {error.strerror}") from error
-    last = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1][:300]
     if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1][:300]
         raise UserError(f"{' '.join(command)} ended with status {done.returncode}; it said: {last}")
-    try:
-        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-    except (ValueError, IndexError, TypeError) as error:
-        raise UserError(f"the last line of {' '.join(command)} is no JSON object; it said: {last}") from error
+    return done.stdout
 
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
