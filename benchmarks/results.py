@@ -280,7 +280,7 @@ def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
             "dimensions": row["dimensions"],
             **{name: 100 * each["accuracy"] for name, each in row["classifiers"].items()},
         }
-        for row in load_result(f"{run}/evaluation/probe/probe.json")["results"]
+        for row in load_result(f"{run}/evaluation/probe/probe-test.json")["results"]
     }
 
 
@@ -319,10 +319,10 @@ def _render_statistics() -> str:
 
 def _render_frechet() -> str:
     rows = [
-        [name, f"{load_result(f'{run}/evaluation/frechet.json')['distance']:.1f}", PAPER_FID[run]]
+        [name, f"{load_result(f'{run}/evaluation/frechet-test.json')['distance']:.1f}", PAPER_FID[run]]
         for run, name in RUNS.items()
     ]
-    floor = load_result("conditional/evaluation/frechet.json")["floor"]
+    floor = load_result("conditional/evaluation/frechet-test.json")["floor"]
     rows.append(["none (training images)", f"{floor:.1f}", ""])
     return make_table(["model", "Frechet distance", "FID in the paper"], rows)
 

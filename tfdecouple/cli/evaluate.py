@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
                     # Test images count as evaluated from the first result on; a failure before it does not count.
-                    if options.split == "test" or not all(each.on_split for each in metrics):
+                    if "test" in [each.split for each in metrics]:
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
                 print("\n" + "\n".join(result.lines), flush=True)
@@ -170,15 +170,14 @@ def write_metric_result(
     """Writes a metric's values with facts on run and data as JSON, and its picture as PNG; returns the JSON's name."""
     from tfdecouple.cli.run_images import write_picture
 
-    opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split
+    opened, source, splits = evaluation.opened, evaluation.source, metric.split.split("+")
     values = {"command": "evaluate", "run": opened.path, "step": opened.step, "averaged_weights": opened.averaged}
-    values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed}
-    name = metric.name
-    if metric.on_split:
-        name = f"{name}-{split}"
-        values |= {"split": split, "split_description": source.descriptions[split], "split_images": evaluation.size}
+    values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed, "split": metric.split}
+    values["split_description"] = "+".join(source.descriptions[split] for split in splits)
+    values["split_images"] = sum(source.sizes[split] for split in splits)
     if test_evaluations is not None:
         values["test_evaluations"] = test_evaluations
+    name = f"{metric.name}-{metric.split}"
     write_picture(out / f"{name}.png", result.picture, {**values, **result.values})
     return f"{name}.json"
 

@@ -60,8 +60,6 @@ class Metric:
     Attributes:
         name: the name of the metric, of its JSON file, and of the option that requests the metric.
         help: the help text of the option that requests the metric.
-        on_split: True if the metric is computed on the images of --split; the name of its JSON file then contains the
-            split. False if the metric uses test images, whatever --split is.
         needs_z: whether the metric needs a model with z.
         needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
         needs_classes: whether the metric needs a model with labels.
@@ -70,7 +68,6 @@ class Metric:
 
     name: ClassVar[str]
     help: ClassVar[str] = ""
-    on_split: ClassVar[bool] = True
     needs_z: ClassVar[bool] = False
     needs_posterior: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
@@ -88,6 +85,11 @@ class Metric:
     def option(self) -> str:
         """The name of the command-line option that requests this metric, such as "--latent-use"."""
         return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def split(self) -> str:
+        """The split of the images that this metric measures, part of the name of its JSON file; by default --split."""
+        return str(self.options.split)
 
     def is_requested(self) -> bool:
         """Returns whether the command-line options request this metric."""
