@@ -360,7 +360,10 @@ class TestInterrupted:
         assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "results:" not in out
         # What an earlier evaluation left is as it was, and nothing lies there half written.
-        assert read(tmp_path, "probe-test") == {"earlier": True} and (tmp_path / "probe-test.png").read_bytes() == b"earlier"
+        assert (
+            read(tmp_path, "probe-test") == {"earlier": True}
+            and (tmp_path / "probe-test.png").read_bytes() == b"earlier"
+        )
         assert {path.name for path in tmp_path.iterdir()} == {
             "bits_per_dim-test.json",
             "probe-test.json",

@@ -19,6 +19,7 @@ from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.outliers import Outliers
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
+from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -62,12 +63,15 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `evaluate`: computes, prints and writes the requested metrics one by one; returns 0."""
+    metrics = [metric for metric in (each(options) for each in METRICS) if metric.is_requested()]
+    for metric in metrics:
+        if metric.needs_plots:
+            require_packages("matplotlib", what=metric.option)
     start_tensorflow()
     import tensorflow as tf
 
     from tfdecouple.cli.run_images import find_results_folder, name_unwritable_path
 
-    metrics = [metric for metric in (each(options) for each in METRICS) if metric.is_requested()]
     out = find_results_folder(options.run, options.out, "evaluation")
     test_evaluations: int | None = None
     files: list[str] = []

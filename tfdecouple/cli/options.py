@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfdecouple.data.sources import list_source_kinds
-from tfdecouple.errors import UserError
+from tfdecouple.errors import DataError, UserError, nearest
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.option_types import add_number, make_number_type
 
@@ -35,6 +35,14 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Returns the help text with the program's name as the user wrote it."""
         return super().format_help().replace("python -m tfdecouple", get_program_name())
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses arguments as argparse does, but calls `error` for unknown ones: in a command's parser, its own."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options, unknown
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with the `message` of argparse, instead of printing the usage and ending the program."""
@@ -108,8 +116,16 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--max-side", 2048, text, 1, _LONGEST_SIDE)
 
 
+def require_image_files(options: argparse.Namespace) -> None:
+    """Raises DataError if one of the user's image files is missing; commands check this before TensorFlow starts."""
+    for path in options.files:
+        if not pathlib.Path(path).exists():
+            raise DataError(f"there is no image file {path}; give the paths of image files")
+
+
 def require_image_pairs(options: argparse.Namespace) -> None:
-    """Raises UserError if the user names an odd number of image files, or both image files and --pairing."""
+    """Raises UserError if image files are missing, their number is odd, or the user also gives --pairing."""
+    require_image_files(options)
     if len(options.files) % 2:
         raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
     if options.files and options.pairing != "auto":

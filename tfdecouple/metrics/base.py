@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfdecouple.errors import RunError
-from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,13 +95,11 @@ class Metric:
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Checks this metric's options, files and packages; `evaluate` calls this before it computes any metric.
+        """Checks this metric's options and files; `evaluate` calls this before it computes any metric.
 
         Raises:
-            UserError: if an option is wrong, or a file, a data set or a package that the metric needs is missing.
+            UserError: if an option is wrong, or a file or a data set that the metric needs is missing.
         """
-        if self.needs_plots:
-            require_packages("matplotlib", what=self.option)
 
     def compute(self, evaluation: Any) -> Result:
         """Computes this metric; `evaluation`, a `cli.evaluate.Evaluation`, has the run, the images and the devices.

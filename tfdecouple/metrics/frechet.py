@@ -53,13 +53,15 @@ class FrechetDistance(Metric):
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds --frechet, --trust, --frechet-images, --frechet-split and --temperature to the argparse group `group`."""
+        """Adds --frechet, --trust, --frechet-images, --frechet-split and --temperature to argparse's `group`."""
         text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
         text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"
         group.add_argument("--trust", action="store_true", help=text)
         add_number(group, "--frechet-images", 10_000, "samples of --frechet, and images to compare them with", 2)
-        text = f"images of --frechet: {', '.join(SPLITS)} (default test). FID on CIFAR-10 usually compares 50,000 samples "
+        text = (
+            f"images of --frechet: {', '.join(SPLITS)} (default test). FID on CIFAR-10 usually compares 50,000 samples "
+        )
         text += "with all training images: --frechet-images 50000 --frechet-split train+validation"
         group.add_argument("--frechet-split", choices=SPLITS, default="test", metavar="NAME", help=text)
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")

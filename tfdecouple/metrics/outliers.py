@@ -54,7 +54,6 @@ class Outliers(Metric):
 
     def prepare_inputs(self) -> None:
         """Opens the data sets that --outliers names; raises UserError for an unknown name."""
-        super().prepare_inputs()
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
         from tfdecouple.runs.run_folder import load_config
