@@ -102,8 +102,8 @@ class KeepsWeights:
     def quantize(self, *arguments: Any, **options: Any) -> None:
         """Raises UnsupportedError, for which Keras skips this layer when it quantises a model around the layer."""
         raise UnsupportedError(
-            "Keras' quantize and enable_lora would change no layer of this model; to train fewer weights, set trainable "
-            "to False in layers"
+            "Keras' quantize and enable_lora would change no layer of this model; to train fewer weights, set "
+            "layer.trainable = False"
         )
 
     enable_lora = quantize

@@ -280,8 +280,8 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
         return tf.constant(True)
 
     # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call `apply`. A
-    # Keras optimizer leaves the replica context, which TensorFlow forbids if the context began outside the `tf.cond`. So
-    # the step leaves the context first, and `apply` runs in a replica context that begins inside `tf.cond`.
+    # Keras optimizer leaves the replica context, which TensorFlow forbids where the context began outside `tf.cond`.
+    # So the step leaves the context first, and `apply` runs in a replica context that begins inside `tf.cond`.
     tf.distribute.get_replica_context().merge_call(
         lambda strategy: tf.cond(applied, lambda: strategy.run(apply), lambda: tf.constant(False))
     )
