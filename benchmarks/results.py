@@ -75,7 +75,7 @@ def list_commands() -> dict[str, list[str]]:
             f"{evaluate_quickstart}/statistics --image-statistics --images 500",
             f"{_PROGRAM} switch {of_quickstart} --seed 1",
             f"{_PROGRAM} interpolate {of_quickstart} --seed 1",
-            f"{_PROGRAM} directions {of_quickstart} --images 4000",
+            f"{_PROGRAM} directions {of_quickstart} --images 4000 --amounts=-2,-1,0,1,2",
         ],
         "curves": [f"{_PROGRAM} curves {all_runs} --out {_RUN}", f"{_PROGRAM} curves --run {ours}"],
         "bits": [f"{evaluate} {run}" for run in runs],

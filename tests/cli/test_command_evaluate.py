@@ -1,8 +1,11 @@
 """`python -m tfdecouple evaluate`: what it measures, writes and refuses, and what is kept when it is interrupted."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -247,7 +250,9 @@ class TestAllMetrics:
     def out(self, run, extractor, kinds, tmp_path_factory):
         out = tmp_path_factory.mktemp("evaluation")
         more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--image-statistics", "--seed", 3]
-        assert command("--run", run, "--out", out, "--split", "validation", *more, "--outliers", *kinds) == 0
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert command("--run", run, "--out", out, "--split", "validation", *more, "--outliers", *kinds) == 0
+        out.with_suffix(".txt").write_text(printed.getvalue())
         return out
 
     @pytest.mark.parametrize("name", ["probe", "frechet"])
@@ -305,6 +310,12 @@ class TestAllMetrics:
         bits = read(out, "bits_per_dim-validation")["bits_per_dim"]
         assert known["bits_per_dim"].mean() == pytest.approx(bits, rel=1e-5)
         assert (out / "outliers-validation.png").is_file()
+
+    def test_scores_of_outliers_are_printed_by_the_names_of_the_documentation(self, out):
+        printed = out.with_suffix(".txt").read_text()
+        page = (ROOT / "docs" / "understanding.md").read_text(encoding="utf-8")
+        names = re.findall(r"^ {8}(\w+): ", printed, re.M)
+        assert set(names) == set(SCORES) and all(f"- `{name}`: " in page for name in names)
 
     def test_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
         scores = read(out, "outliers-validation")["per_image"]["validation"]

@@ -22,6 +22,9 @@ _LONGEST_SIDE = 16_383
 MOST_IN_A_PICTURE = 100_000
 # The list --amounts has at most MOST_AMOUNTS multiples of a direction in z, from -MOST_AMOUNT to MOST_AMOUNT.
 MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
+# Default of --amounts. For a number, and for a label that a tenth to nine tenths of the images have, the positions of
+# images along the direction have a standard deviation of at least 0.3, the square root of 0.1 * 0.9.
+DEFAULT_AMOUNTS = "-0.3,-0.15,0,0.15,0.3"
 
 
 def get_program_name() -> str:
@@ -124,18 +127,19 @@ def require_image_files(options: argparse.Namespace) -> None:
 
 
 def require_image_pairs(options: argparse.Namespace) -> None:
-    """Raises UserError if image files are missing, their number is odd, or the user also gives --pairing."""
-    require_image_files(options)
+    """Raises UserError if the number of image files is odd, one is missing, or the user also gives --pairing."""
     if len(options.files) % 2:
         raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
     if options.files and options.pairing != "auto":
         raise UserError(f"--pairing {options.pairing} is for images of a data set: own images have no labels")
+    require_image_files(options)
 
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
     """Adds the option --amounts, multiples of a direction in z, to a parser."""
-    text = "multiples of the direction that are added to z; 0 gives the image itself (default --amounts=-2,-1,0,1,2)"
-    parser.add_argument("--amounts", type=parse_amounts, default="-2,-1,0,1,2", metavar="A,B,...", help=text)
+    text = "multiples of the direction that are added to z: 0 gives the image itself, and 1 is often beyond all images "
+    text += f"that the model has seen (default --amounts={DEFAULT_AMOUNTS})"
+    parser.add_argument("--amounts", type=parse_amounts, default=DEFAULT_AMOUNTS, metavar="A,B,...", help=text)
 
 
 def parse_amounts(text: str) -> list[float]:
