@@ -6,8 +6,6 @@ from typing import Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.runtime.requirements import require_packages
 
-SHELLS = ("bash", "zsh")
-
 
 def add_parser(commands: Any) -> None:
     """Adds the command `completion` and its argument to `commands`, the argparse sub-parsers of `tfdecouple`."""
@@ -17,7 +15,7 @@ def add_parser(commands: Any) -> None:
         "print a script with which bash or zsh completes commands and options",
         "It completes the command `tfdecouple`, in bash after: source <(tfdecouple completion bash)",
     )
-    parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"{' or '.join(SHELLS)}")
+    parser.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ CODEC = "webp"
 # Descriptions of the scores, by name. Outliers should have a higher score, or a `shell` score that is farther from 0.
 SCORES = {
     "bits_per_dim": "bits/dim",
-    MINUS_CODEC: f"bits/dim less lossless {CODEC}'s",
+    MINUS_CODEC: f"bits/dim less {CODEC}'s",
     "prior_nats": "-log p(z), nats",
     "shell": "|v| off its shell, sd",
     "typicality": "latents off their typical set, sd",
@@ -141,14 +141,14 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     for name, report in reports.items():
         lines += [
             f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}",
-            f"        {'score':56}{'AUROC':>24}{'false positives at 95 %':>30}",
+            f"        {'score':48}{'AUROC':>24}{'false positives at 95 %':>30}",
         ]
         for score, each in report["detection"].items():
             low, high = each["auroc_interval"]
             area = f"{each['auroc']:.3f} [{low:.3f}, {high:.3f}]"
             low, high = (100 * end for end in each["false_positives_interval"])
             share = f"{100 * each['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
-            lines.append(f"        {f'{score}: {SCORES[score]}':56}{area:>24}{share:>30}")
+            lines.append(f"        {f'{score}: {SCORES[score]}':48}{area:>24}{share:>30}")
     if any(each["auroc"] < 0.5 for report in reports.values() for each in report["detection"].values()):
         lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
     return lines
