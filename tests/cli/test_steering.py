@@ -170,7 +170,13 @@ class TestDescription:
     def test_names_too_few_held_out_images(self, figures, count, few):
         key = "held_out_without" if "accuracy" in figures else "held_out"
         text = Direction("a", "means", np.zeros(3), {**figures, key: count}).describe_accuracy()
-        assert ("too few images" in text and "only 7" in text) == few
+        assert ("too few images" in text and "held out: 7" in text) == few
+
+    @pytest.mark.parametrize(("accuracy", "is_chance"), [(0.286, True), (0.55, True), (0.7, False)])
+    def test_names_an_accuracy_within_two_standard_errors_of_chance(self, accuracy, is_chance):
+        figures = {"accuracy": accuracy, "standard_error": 0.04}
+        text = Direction("a", "means", np.zeros(3), figures).describe_accuracy()
+        assert ("no better than chance" in text) == is_chance
 
 
 class TestFile:

@@ -46,10 +46,12 @@ class Direction:
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
         counts = [self.figures.get(name) for name in ("held_out_with", "held_out_without", "held_out")]
         least = min((count for count in counts if isinstance(count, int)), default=FEW)
-        few = f"; too few images to be sure: only {least} held out" if least < FEW else ""
+        few = f"; too few images to be sure (held out: {least})" if least < FEW else ""
         if isinstance(accuracy, float):
-            kind = " of a kind" if few else ""
-            return f"tells {accuracy:.1%} of held-out images right (50 % is chance){few}{kind}"
+            error = self.figures.get("standard_error")
+            is_chance = accuracy - (2 * error if isinstance(error, float) else 0) <= 0.5
+            chance = "no better than chance, 50 %" if is_chance else "50 % is chance"
+            return f"tells {accuracy:.1%} of held-out images right ({chance}){few}"
         return f"explains {r2:.1%} of the variance of held-out images{few}" if isinstance(r2, float) else ""
 
 
