@@ -192,7 +192,7 @@ def render_metrics() -> str:
     rows = []
     for name, value in FID.items():
         table = "2" if name == "cifar10_glow" else "3" if "base" in name else "2, 3"
-        command = f"`{program}/{name} --frechet fid.onnx --frechet-images 50000`"
+        command = f"`{program}/{name} --frechet fid.onnx --frechet-split train+validation --frechet-images 50000`"
         rows.append([table, describe_model(load_preset(name)), "FID", value, command])
     for features, value in PROBE.items():
         what = f"our model, {features}" if features != "pixels" else "raw pixel"

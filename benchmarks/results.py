@@ -73,7 +73,7 @@ def list_commands() -> dict[str, list[str]]:
             f"{evaluate_quickstart}/statistics --image-statistics --images 500",
             f"{_PROGRAM} switch {of_quickstart} --seed 1",
             f"{_PROGRAM} interpolate {of_quickstart} --seed 1",
-            f"{_PROGRAM} directions {of_quickstart} --images 4000",
+            f"{_PROGRAM} directions {of_quickstart} --images 4000 --amounts=-2,-1,0,1,2",
         ],
         "curves": [f"{_PROGRAM} curves {all_runs} --out {_RUN}", f"{_PROGRAM} curves --run {ours}"],
         "bits": [f"{evaluate} {run}" for run in runs],
@@ -272,7 +272,7 @@ def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
             "dimensions": row["dimensions"],
             **{name: 100 * each["accuracy"] for name, each in row["classifiers"].items()},
         }
-        for row in load_result(f"{run}/evaluation/probe/probe.json")["results"]
+        for row in load_result(f"{run}/evaluation/probe/probe-test.json")["results"]
     }
 
 
@@ -311,10 +311,10 @@ def _render_statistics() -> str:
 
 def _render_frechet() -> str:
     rows = [
-        [name, f"{load_result(f'{run}/evaluation/frechet.json')['distance']:.1f}", paper.FID[PAPER_PRESETS[run]]]
+        [name, f"{load_result(f'{run}/evaluation/frechet-test.json')['distance']:.1f}", paper.FID[PAPER_PRESETS[run]]]
         for run, name in RUNS.items()
     ]
-    floor = load_result("conditional/evaluation/frechet.json")["floor"]
+    floor = load_result("conditional/evaluation/frechet-test.json")["floor"]
     rows.append(["none (training images)", f"{floor:.1f}", ""])
     return make_table(["model", "Frechet distance", "FID in the paper"], rows)
 

@@ -46,6 +46,10 @@ class NotInitializedError(UserError, RuntimeError):
     """The error for the use of a model without weights: none were loaded, and no images have initialised the model."""
 
 
+class UnsupportedError(UserError, NotImplementedError):
+    """The error for a method of Keras that the model and its layers cannot have, such as `quantize`."""
+
+
 class InversionError(UserError, ValueError):
     """The error if decoding z and v does not give exactly the encoded images, or if codes or images are not finite."""
 

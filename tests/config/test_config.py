@@ -135,6 +135,10 @@ def test_unreadable_files_are_named(tmp_path):
 
 
 class TestPresets:
+    def test_quickstart_evaluates_five_times_on_no_more_than_a_quarter_of_the_validation_images(self):
+        training = load_preset("quickstart").training
+        assert training.steps == 5 * training.evaluate_every and 0 < training.evaluation_images <= 512 // 4
+
     def test_quickstart_is_first_and_the_others_are_sorted(self):
         names = preset_names()
         assert names[0] == "quickstart" and list(names[1:]) == sorted(names[1:]) and len(names) > 5

@@ -6,6 +6,7 @@ from typing import Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError
 from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.requirements import require_packages
 
 _METRICS = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
@@ -21,6 +22,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `curves`: writes curves.png, the runs' metrics over the updates, and curves.json; returns 0."""
+    require_packages("matplotlib", what="the command curves")
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name

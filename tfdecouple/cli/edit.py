@@ -28,6 +28,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command `edit`: writes edit.png, edit.json and, with --size own, changed photographs; returns 0."""
     amounts = options.amounts
+    arguments.require_image_files(options)
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, read_image_files, save_picture
     from tfdecouple.runs.opened_run import Run, load_directions

@@ -77,8 +77,6 @@ def read_image_files(run: Run, paths: list[str]) -> Images:
     crop = choose_user_crop(run.config.data)
     images = []
     for path in paths:
-        if not pathlib.Path(path).exists():
-            raise DataError(f"there is no image file {path}")
         try:
             images.append(read_image(path, run.config.model.image_shape, crop))
         except DataError as error:

@@ -18,7 +18,7 @@ from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z, req
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
-from tfdecouple.layers.base import Visit
+from tfdecouple.layers.base import KeepsWeights, Visit
 from tfdecouple.model.any_size import (
     compute_size_multiple,
     count_images_at_once,
@@ -62,7 +62,7 @@ class Codes(NamedTuple):
 
 
 @disable_autograph
-class Networks(keras.Model):
+class Networks(KeepsWeights, keras.Model):
     """The base class of `DecoupledModel`: a Keras model with all networks, their distributions and the bound.
 
     Methods with the argument `images` raise DataError for images of the wrong type or shape. Methods that use the

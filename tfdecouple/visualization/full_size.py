@@ -156,8 +156,6 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; take --size model")
-    if not pathlib.Path(path).exists():
-        raise DataError(f"there is no image file {path}; give the paths of image files")
     try:
         with open_image_file(path) as image:
             kind = image.format or "PNG"
