@@ -144,8 +144,9 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
     The new process imports modules from the same folders as this process, and none from its working folder. Its
     environment is that of this process with the variables in `environment`.
     """
-    package = str(pathlib.Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(map(os.path.abspath, [*sys.path, package]))
+    # The folder of this package stays even if it is the working folder: that of a checkout that is not installed.
+    folders = [folder for folder in map(os.path.realpath, sys.path) if folder != os.getcwd()]
+    path = os.pathsep.join([*folders, str(pathlib.Path(__file__).resolve().parents[2])])
     return {"args": [sys.executable, "-P", *arguments], "env": {**os.environ, **environment, "PYTHONPATH": path}}
 
 
