@@ -8,9 +8,11 @@ import pathlib
 import shutil
 import socket
 import threading
+import tracemalloc
 
 import pytest
 from helpers.models import LEAST
+from helpers.refusals import refused
 
 import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
@@ -18,6 +20,7 @@ from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.codes_manifest import CodesManifest
 from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.workers import find_cluster
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -89,6 +92,32 @@ class TestRunFolder:
         assert "metrics.jsonl is a link" in capsys.readouterr().err
         assert not (run.parent / "published").exists() and not (run / "pictures").exists()
 
+    def test_whose_card_leads_out_is_refused_before_its_licence_is_read(self, run, outside, capsys):
+        (run / "README.md").symlink_to(outside)
+        assert "README.md is a link" in refused(
+            capsys, lambda: main(["publish", "--run", str(run), "--to", str(run.parent / "published")])
+        )
+
+    def test_whose_log_is_too_large_is_not_drawn(self, run, capsys):
+        sparse(run / "metrics.jsonl")
+        line = refused(capsys, lambda: main(["curves", "--run", str(run)]))
+        assert "metrics.jsonl has 300,000,000 bytes" in line
+
+    def test_whose_log_and_card_are_too_large_is_published_without_them(self, run, tmp_path, capsys):
+        (run / "README.md").write_text('---\nlicense: "mit"\n')
+        for name in ("README.md", "metrics.jsonl"):
+            sparse(run / name)
+        command = ["publish", "--run", str(run), "--to", str(tmp_path / "published")]
+        tracemalloc.start()
+        try:
+            assert main(command) == 0
+            assert tracemalloc.get_traced_memory()[1] < 10**8
+        finally:
+            tracemalloc.stop()
+        assert "metrics.jsonl has more than 134,217,728 bytes and is left out" in capsys.readouterr().out
+        files = {path.name: path.stat().st_size for path in (tmp_path / "published").iterdir()}
+        assert "metrics.jsonl" not in files and files["README.md"] < 10_000
+
     def test_that_leads_to_another_run_leaves_it_alone(self, run, tmp_path, capsys):
         other = shutil.copytree(run, tmp_path / "other")
         shutil.rmtree(run / "checkpoints")
@@ -131,6 +160,26 @@ READERS = {
     "_manifest.json": lambda path: CodesManifest.read_manifest(path.parent),
     "manifest.json": lambda path: load_export_manifest(path.parent),
 }
+
+
+@pytest.mark.parametrize("devices", ["1000000000", "257", "0", "-1"])
+def test_devices_that_no_machine_has_are_refused_before_they_are_made(tmp_path, capsys, devices):
+    (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
+    options = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run"), "--devices", devices]
+    assert f"--devices is {devices}; it must be at " in refused(capsys, lambda: train_main(options))
+
+
+def test_log_with_lines_without_end_is_resumed_with_its_rows(tmp_path):
+    row = b'{"step": 1, "kind": "train", "a": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(row)
+    os.truncate(tmp_path / "metrics.jsonl", 300_000_000)
+    tracemalloc.start()
+    try:
+        assert MetricsLog(tmp_path).open(1) > 0
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == row
 
 
 class TestJson:

@@ -30,6 +30,8 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 LABELS = "labels.json"
+# The log, and its bytes up to which it is drawn and published.
+METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
 LOCK = ".lock"
 
 

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 import warnings
@@ -151,8 +152,16 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
 
 
 def get_arguments(arguments: Sequence[str] | None) -> list[str]:
-    """Returns a program's arguments as a list of str: `arguments`, or if it is None, the command line's."""
-    return list(map(str, sys.argv[1:] if arguments is None else arguments))
+    """Returns a program's arguments as a list of str: `arguments`, or if it is None, the command line's.
+
+    UserError is raised for an empty argument: a program would take its default instead of an unset variable's value.
+    """
+    typed = list(map(str, sys.argv[1:] if arguments is None else arguments))
+    for before, text in zip(["the first argument", *typed], typed, strict=False):
+        if not text or re.fullmatch(r"--[\w-]+=", text):
+            name = text.rstrip("=") or (before if before.startswith("--") else f"the argument after {before}")
+            raise UserError(f"{name} is empty; name a value, or leave it out if the default is meant")
+    return typed
 
 
 def run_program(main: Callable[[], int]) -> int:

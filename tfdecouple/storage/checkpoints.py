@@ -72,14 +72,14 @@ class CheckpointFolder:
         except (tf.errors.OpError, OSError) as error:
             self.remove_remains()
             steps = self.list_checkpoint_steps()
-            newest_name = f"step {steps[0]}" if steps else "its beginning"
+            # The folder of an imported or published model, or of codes, has no training to go on from.
+            resumes = f", the run goes on from step {steps[0]}" if steps else ""
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             code = errno.ENOSPC if full else getattr(error, "errno", None)
             raise RunError(
                 f"cannot write the checkpoint {self.checkpoint_path(kind, step)}: "
                 f"{os.strerror(code) if code else one_line(error, first=True)}; "
-                f"{'free some space and ' if code == errno.ENOSPC else ''}start again, the run goes on from "
-                f"{newest_name}"
+                f"{'free some space and ' if code == errno.ENOSPC else ''}start again{resumes}"
             ) from error
         newest = self.list_checkpoint_steps(kind)[: self.keep] if kind == "step" else []
         for other in self.list_checkpoint_steps(kind):
