@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from tfdecouple.errors import ConfigError, UserError, one_line
+from tfdecouple.errors import ConfigError, UserError, make_printable, one_line
 from tfdecouple.runtime.devices import count_cores
 from tfdecouple.runtime.requirements import EXTRAS, describe_missing_package, require_backend
 
@@ -245,10 +245,8 @@ def _print_error(text: str, status: int) -> int:
         sys.stdout.flush()
     except (OSError, ValueError):
         drop_output()
-    line = " ".join(text.split())
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
     try:
-        print(f"error: {shown}", file=sys.stderr, flush=True)
+        print(f"error: {make_printable(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         drop_output(sys.stderr)
     return status
