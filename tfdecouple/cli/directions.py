@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.errors import DataError, RunError, UserError, nearest
+from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
