@@ -175,7 +175,7 @@ class TestRefusals:
             (["--steps", "0"], "training.steps is 0; it must be at least 1"),
             (["--config", "no/such/file.json"], "cannot read the config no/such/file.json"),
             (["--step-count", "5"], "unrecognized arguments: --step-count 5; "),
-            (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+            (["--steps", "many"], "--steps is many; it must be a whole number"),
             (["--data", "photograph"], "did you mean photographs"),
             (["--data", "folder:/no/such/folder"], "/no/such/folder"),
         ],

@@ -96,6 +96,6 @@ def import_command(name: str) -> Any:
 
 def import_export() -> Any:
     """Imports and returns `export.cli`, the module of `python -m export`, from the folder of package `tfdecouple`."""
-    # With `python -m` the working folder is first in `sys.path`; a package `export` there would be imported instead.
+    # An earlier folder in `sys.path` may have another package `export`, which would be imported instead.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     return importlib.import_module("export.cli")

@@ -48,7 +48,7 @@ def read_training_curves(path: str, name: str) -> Any:
 
     Raises RunError if the log is missing or has no bits/dim yet.
     """
-    from tfdecouple.runs.run_folder import find_run_folder, load_config
+    from tfdecouple.runs.run_folder import METRICS, METRICS_BYTES, find_run_folder, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
@@ -56,7 +56,10 @@ def read_training_curves(path: str, name: str) -> Any:
     # KL and log q(u|x) are 0 in the log of a model that lacks these terms, and are not drawn then.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
-    for row in read_metrics(find_run_folder(path) / "metrics.jsonl"):
+    log = find_run_folder(path) / METRICS
+    if log.is_file() and log.stat().st_size > METRICS_BYTES:
+        raise RunError(f"{log} has {log.stat().st_size:,} bytes, and at most {METRICS_BYTES:,} are drawn")
+    for row in read_metrics(log):
         for metric in _METRICS:
             # The log has NaN and infinity as text, which cannot be drawn.
             value = row.get(metric)

@@ -136,7 +136,8 @@ class Directions:
 
 class _DirectionEntry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
-    name: Annotated[str, pydantic.Field(min_length=1)]
+    # The names of labels are those of folders, columns or classes of a data set, of which none is so long.
+    name: Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
     method: Literal["means", "classifier"]
     # The bounds exclude numbers that are too large for float32, in which the vector is used.
     vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]

@@ -281,6 +281,3 @@ class BufferView(base.Trackable):
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
         return {base.VARIABLE_VALUE_KEY: self.read_value()}
-
-    def _restore_from_tensors(self, restored_tensors: Mapping[str, tf.Tensor]) -> None:
-        self.assign(restored_tensors[base.VARIABLE_VALUE_KEY])

@@ -17,6 +17,7 @@ from tensorflow.python.eager import context
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
+from tfdecouple.runtime.devices import MOST_DEVICES
 from tfdecouple.storage.files import parse_json
 
 # Example of a value of the environment variable TF_CONFIG, for error messages.
@@ -104,8 +105,8 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     Raises:
         ConfigError: where there are fewer devices than `devices`.
     """
-    if devices is not None and devices < 1:
-        raise ConfigError(f"--devices is {devices}; it must be at least 1")
+    if devices is not None and not 1 <= devices <= MOST_DEVICES:
+        raise ConfigError(f"--devices is {devices}; it must be from 1 to {MOST_DEVICES}")
     if cluster is not None:
         return _make_cluster_strategy(cluster, devices)
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
