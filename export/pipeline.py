@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import pathlib
 import re
@@ -49,6 +50,8 @@ from export.verification.folded_weights import digest_weights
 from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
 from export.verification.verify import compare_in_process
+from tfdecouple.data import choose_user_crop
+from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
@@ -201,7 +204,7 @@ class _Exporter:
             self._report("asking the Keras model for the right answers")
             digests = digest_weights(self._model, deployed)
             vectors, source = self._make_vectors()
-            vectors |= digests
+            vectors |= {**digests, "metadata": np.array(json.dumps(self._describe_files()))}
             np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
@@ -214,6 +217,16 @@ class _Exporter:
             formats = {name: self._formats[name] for name in config.formats}
             card = make_model_card(provenance, self._endpoints, hide_image_path(source, provenance.config), formats)
             return self._publish(staging, card, version)
+
+    def _describe_files(self) -> dict[str, str]:
+        """Returns the metadata that programs need which call the files, {name: text}, from the config of the run."""
+        model, crop = self._model.config, choose_user_crop(self._provenance.config.data)
+        return {
+            "image_shape": json.dumps(model.image_shape),
+            "n_bits": str(model.n_bits),
+            "d_z": str(model.latent_dim if model.has_latent else 0),
+            "crop": describe_cropping(model.image_shape, crop),
+        }
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
         """Returns the test vectors ({name: array}, inputs and the Keras model's answers) and their source in words."""
