@@ -33,6 +33,7 @@ from export.export_folder import (
     Part,
     Staging,
     digest_folder,
+    find_planted_files,
     ignore_interruptions,
     interrupt_on_sigterm,
     load_manifest,
@@ -49,7 +50,7 @@ from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
 from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
-from export.verification.verify import compare_in_process
+from export.verification.verify import check_served_name, compare_in_process
 from tfdecouple.data import choose_user_crop
 from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, one_line
@@ -263,7 +264,7 @@ class _Exporter:
             write_onnx_files(deployed, chosen, metadata, folder, self._report)
         else:
             write_litert_files(deployed, chosen, folder, self._report)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        sizes = {file: digest.bytes for file, digest in digest_folder(folder).items()}
         paths = [f"{name}/{file}" for file in sizes]
         self._verify_files(name, f"{name} files", folder, name, self._names, paths)
         self._formats[name]["bytes"] = sizes
@@ -282,8 +283,7 @@ class _Exporter:
         found = compare_in_process(name, folder, file, {"names": dict(names)}, self._report)
         if found.problems:
             raise RefusedError(f"not published: {join_problems(found.problems)}")
-        recorded = {"runtime": name, "folder": part, "vectors": name_vectors_file(file), "names": dict(names)}
-        self._parts[part] = Part.model_validate(recorded)
+        self._parts[part] = Part(vectors=name_vectors_file(file), names=dict(names))
         measured = {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
         self._formats[name] = {**self._about, "files": paths, **measured}
 
@@ -293,7 +293,7 @@ class _Exporter:
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
         write_web_page(area / "web", area / "onnx", runtime, about)
-        self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})
+        self._parts["web"] = self._parts["onnx"].model_copy(update={"names": models})
         # The model card counts images that the ONNX files decode exactly in Python, because no browser was tried.
         trips = self._formats["onnx"]["round_trip"].values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
@@ -322,6 +322,8 @@ class _Exporter:
         for name in EDITABLE:
             if (staging.folder / name).is_file():
                 shutil.copyfile(staging.folder / name, files / name)
+        if problems := [*check_served_name(files, card["name"])]:
+            raise RefusedError(f"not published: {join_problems(problems)}")
         record, old_vectors = self._make_manifest(staging, name_vectors_file(vectors))
         write_json(staging.area / MANIFEST, record.model_dump())
         published = []
@@ -351,7 +353,12 @@ class _Exporter:
         files = digest_folder(staging.area / "files")
         files[vectors] = FileDigest.from_file(staging.area / _VECTORS)
         for name in parts:
-            files |= digest_folder(staging.area / name.partition("/")[0], f"{name}/")
+            built = staging.area / name.partition("/")[0]
+            if planted := find_planted_files(built):
+                raise RefusedError(
+                    f"not published: {name}/{planted[0]} is no file of the export; let no other program write there"
+                )
+            files |= digest_folder(built, f"{name}/")
         before = Manifest(format=1, parts={}, files={})
         if (staging.folder / MANIFEST).exists():
             try:

@@ -58,6 +58,8 @@ def save_saved_model(
     # Gradients are left out, because uint8 images have none and tracing the gradients of all bijectors takes long.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]}, options)
+    # TensorFlow makes a folder for files that the graph reads, of which this one has none.
+    (folder / "assets").rmdir()
 
 
 def _trace_endpoint(

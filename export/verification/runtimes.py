@@ -41,6 +41,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         names: {endpoint: name of its file, without suffix}.
         title: the name of the file format in messages.
         package: the name of the Python package that runs the files.
+        suffix: the suffix of the files, of which there is one for each name; "" if all endpoints share their files.
         layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
         sorts_outputs: whether `call_endpoint` returns outputs sorted by name, not in the endpoint's order.
         share: the fraction of values in the files' weights that must equal the model's folded weights to the last bit.
@@ -51,6 +52,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 
     title: ClassVar[str]
     package: ClassVar[str]
+    suffix: ClassVar[str] = ""
     layout: ClassVar[str] = "NHWC"
     sorts_outputs: ClassVar[bool] = True
     share: ClassVar[float] = 1.0
@@ -59,6 +61,10 @@ class Runtime(contextlib.ExitStack, abc.ABC):
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
         super().__init__()
         self.folder, self.names = folder, dict(names)
+        found = {path.name for path in folder.glob(f"*{self.suffix}")}
+        expected = {f"{name}{self.suffix}" for name in names.values()}
+        if self.suffix and found != expected:
+            raise ValueError(f"the files are {', '.join(sorted(found))}; expected {', '.join(sorted(expected))}")
         self.aliases: dict[str, str] = {}
         self.available = True
 
@@ -154,7 +160,8 @@ class SavedModel(Runtime):
 class OnnxFiles(Runtime):
     """A runtime for the verification that runs ONNX files with one execution provider of ONNX Runtime."""
 
-    title, package, layout, sorts_outputs, attachments = "ONNX", "onnxruntime", "NCHW", False, "metadata"
+    title, package, suffix, layout = "ONNX", "onnxruntime", ".onnx", "NCHW"
+    sorts_outputs, attachments = False, "metadata"
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str], provider: str = "CPUExecutionProvider"):
         super().__init__(folder, names)
@@ -202,7 +209,7 @@ class OnnxFiles(Runtime):
 class LiteRTFiles(Runtime):
     """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert."""
 
-    title, package = "LiteRT", "ai-edge-litert"
+    title, package, suffix = "LiteRT", "ai-edge-litert", ".tflite"
     # LiteRT's converter multiplies some weights into others, so not all weights equal the model's folded weights.
     share = 0.75
 
