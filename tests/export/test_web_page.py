@@ -52,6 +52,7 @@ def test_temperatures_of_the_slider_are_verified(exported):
         "card_is_left_alone_unless_exact_and_faster",
         "new_pictures_take_verdict_and_pictures_away",
         "first_start_of_the_sampler_shows_progress",
+        "pictures_of_the_map_have_names",
     ],
 )
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):
