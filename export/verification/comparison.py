@@ -70,7 +70,8 @@ def compare_files(
         runtime: the runtime to run the files in, a key of `RUNTIMES`.
         folder: the folder with the exported files.
         vectors: the test vectors, {name: array}: inputs and the Keras model's answers (`vectors.make_test_vectors`),
-            digests of weights (`folded_weights.digest_weights`) and `metadata`, JSON of {name: text}. For files that take images of any size, `sizes`
+            digests of weights (`folded_weights.digest_weights`) and `metadata`, JSON of {name: text}. For
+            files that take images of any size, `sizes`
             has names of sizes, such as "8x6", and the names of the arrays for this size begin with "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.

@@ -77,7 +77,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         """Returns {name: shape that the files declare} of an endpoint's inputs and outputs; None: a free size."""
 
     def check_attachments(self, metadata: Mapping[str, str]) -> None:
-        """Raises an error for a fault in the files' `attachments`; `metadata` is {name: text} that metadata must have."""
+        """Raises an error for a fault in the `attachments`; `metadata` is {name: text} that metadata must have."""
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -95,10 +95,9 @@ class SavedModel(Runtime):
 
         start_tensorflow()
         import tensorflow as tf
+        from tensorflow.core.protobuf.config_pb2 import CallableOptions
 
         from tfdecouple.runtime.precision import full_float32
-
-        from tensorflow.core.protobuf.config_pb2 import CallableOptions
 
         def make_function(signature: Any) -> Callable[..., list[np.ndarray]]:
             feed, fetch = ([info.name for info in infos.values()] for infos in (signature.inputs, signature.outputs))

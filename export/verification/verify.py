@@ -108,7 +108,7 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
 
 
 def check_served_name(folder: pathlib.Path, name: str) -> Iterator[str]:
-    """Yields a problem if there is a `models.config`, the settings of a server, in `folder` and no model `name` in it."""
+    """Yields a problem if `models.config`, the settings of a server in `folder`, has no model `name`."""
     path = folder / "models.config"
     if path.is_file():
         with path.open("rb") as file:

@@ -161,7 +161,10 @@ class TestVerify:
 
         monkeypatch.setattr(verify, "compare_in_process", run)
         assert main(["--verify", str(copy)]) == EXIT_REFUSED
-        assert "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa" in capsys.readouterr().err
+        assert (
+            "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa"
+            in capsys.readouterr().err
+        )
 
     def test_part_is_run_where_its_name_says_and_by_the_runtime_of_its_name(self, copy, monkeypatch):
         shutil.copytree(copy / "savedmodel" / "1", copy / "savedmodel" / "2")
