@@ -164,7 +164,9 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
             profile = image.info.get("icc_profile")
             image = scale_to_8_bits(image)
             has_alpha = image.has_transparency_data and channels == 3
-            image = image.convert("RGBA" if has_alpha else "RGB")
+            mode = "RGBA" if has_alpha else "RGB"
+            # `convert` would copy all pixels even if the mode is right.
+            image = image if image.mode == mode else image.convert(mode)
             image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
             image = ImageOps.exif_transpose(image)
             alpha = np.asarray(image.getchannel("A")) if has_alpha else None
