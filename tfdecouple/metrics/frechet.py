@@ -170,17 +170,11 @@ def draw_model_samples(
 
     config = model.config
     frechet_seed = randomness.derive_seed(seed, "frechet")
-
-    def draw_noise(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        own = randomness.derive_seed(frechet_seed, number)
-        return (
-            tf.random.stateless_normal([config.latent_dim], randomness.derive_seed(own, "z")),
-            tf.random.stateless_normal(config.image_shape, randomness.derive_seed(own, "v")),
-        )
+    shapes = {"z": [config.latent_dim], "v": config.image_shape}
 
     @tf.function(autograph=False)
-    def draw_batch(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.map_fn(draw_noise, numbers, fn_output_signature=(tf.float32, tf.float32))
+    def draw_batch(numbers: tf.Tensor) -> list[tf.Tensor]:
+        return [randomness.draw_noise_by_index(shape, frechet_seed, numbers, name) for name, shape in shapes.items()]
 
     with Counter("sampling", count, unit="samples") as counter:
         for start in range(0, count, batch_size):
