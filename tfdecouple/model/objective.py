@@ -145,7 +145,7 @@ def select_prior_by_label(
     for all images) gets the output for the image's most probable label, and log p(z).
     """
     # A gather of the entries would have a gradient with int32 indices, with which TensorFlow computes on a GPU's host.
-    numbers = tf.constant(range(log_joint.shape[-1]), tf.int64)
+    numbers = tf.constant(list(range(log_joint.shape[-1])), tf.int64)
     log_prior = tf.reduce_logsumexp(log_joint, -1)
     is_chosen = tf.equal(tf.argmax(log_joint, -1)[:, None], numbers)
     if labels is not None:

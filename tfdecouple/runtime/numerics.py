@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from tfdecouple.runtime.precision import get_net_precision
+from tfdecouple.runtime.tensorflow_internals import is_traced_for_xla
 
 
 def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
@@ -42,11 +42,6 @@ def multiply_channels(x: tf.Tensor, matrix: tf.Tensor, transpose: bool = False, 
 def invert_matrix(matrix: tf.Tensor) -> tf.Tensor:
     """Returns the inverses of matrices `[..., n, n]`, computed in float64 and rounded to the dtype of the matrices."""
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
-
-
-def is_traced_for_xla() -> bool:
-    """Returns whether the caller is traced inside a `tf.function(jit_compile=True)`, at any level of nesting."""
-    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
 def compute_log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
