@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import tensorflow as tf
 from helpers.gpu_placement import GPU, place_on_gpu
@@ -9,7 +11,9 @@ from helpers.trainers import BATCH, Trainer
 from helpers.variants import OF_CLASSES, STAGES, VARIANTS
 
 from tfdecouple.config import MEMORY, PRECISIONS
+from tfdecouple.layers import Coupling
 from tfdecouple.metrics.bits_per_dim import BoundEvaluator
+from tfdecouple.runtime.execution import read_layer_weights, substitute_weights
 
 # Copies from the host to the GPU, for which nothing waits, and the reason for each. None grows with the images.
 UPLOADS = {
@@ -115,6 +119,36 @@ class TestOnGpu:
     @pytest.mark.parametrize("name", ["labels", "dequantization"])
     def test_micro_batches_wait_for_determinants_and_inverses_only(self, name):
         assert_stays_on_gpu(trace_step(Trainer(devices=None, model=MODELS[name], micro_batches=2, **AUGMENTED)))
+
+
+def lower_products():
+    """Returns the lines of StableHLO with the products of a coupling and of its gradients, as XLA gets them for a GPU."""
+    layer = Coupling(hidden=4, condition_size=3, alpha=0.8)
+    layer.build((None, 4, 4, 4), (None, 3))
+    weights = read_layer_weights(layer)
+
+    def compute_gradients(x, z, *values):
+        with substitute_weights(zip(layer.variables, values, strict=True)), tf.GradientTape() as tape:
+            tape.watch([x, z, *values])
+            y, log_det = layer.forward_and_log_det(x, z)
+            loss = tf.reduce_sum(y**2) - tf.reduce_sum(log_det)
+        return tape.gradient(loss, [x, z, *values])
+
+    function = tf.function(compute_gradients, autograph=False, jit_compile=True)
+    lower = function.experimental_get_compiler_ir(tf.ones([2, 4, 4, 4]), tf.ones([2, 3]), *weights)
+    text = lower(stage="stablehlo", platform_name="GPU")
+    return re.findall(r"stablehlo\.(?:convolution|dot|dot_general)\b.*", text)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.filterwarnings("ignore:this function calls tfdecouple:RuntimeWarning")
+@pytest.mark.parametrize(("is_on", "asked"), [(False, "HIGHEST"), (True, "DEFAULT")])
+def test_xla_is_asked_for_full_precision_of_a_coupling_unless_tf32_is_on(is_on, asked):
+    tf.config.experimental.enable_tensor_float_32_execution(is_on)
+    products = lower_products()
+    # Four products, the 3x3 convolutions, the 1x1 convolution and that of z, and two gradients of each.
+    assert len(products) == 12
+    assert {name for line in products for name in re.findall("HIGHEST|HIGH|DEFAULT", line)} == {asked}
 
 
 def place(function, *inputs):
