@@ -14,10 +14,11 @@ LOGGERS := tests/loggers/test_loggers_real.py
 # run in the order of the files, because the order of xdist puts single tests last, which take longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
 
-# Tests that use each required package: a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet.
+# Tests that use each required package (a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet) and
+# each private part of TensorFlow.
 # They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
-	tests/corpus/test_encode.py::TestCodes
+	tests/corpus/test_encode.py::TestCodes tests/runtime/test_tensorflow_internals.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

@@ -114,8 +114,8 @@ def draw_noise_by_index(
     elementwise arithmetic. A loop over the rows would make the host wait for a GPU in each iteration.
     """
     n, count = tf.size(index), math.prod(shape)
-    # CPUs compute the sine of the last numbers without vector registers, which changes the last bits, unless the numbers
-    # fill the registers. A multiple of 8 blocks of 4 numbers does, and so no row depends on its place in the batch.
+    # A CPU computes the last numbers of a tensor without vector registers, which changes the last bits of a sine. With
+    # a multiple of 8 blocks of 4 numbers, rows fill the registers and do not depend on their place in the batch.
     blocks = 8 * -(-count // 32)
     # Folding a number into a seed gives a hash of the seed, here an integer on the host, and then the number.
     seeds = tf.cast(derive_seed(seed, 0)[0], tf.uint64) & _MASK, tf.cast(index, tf.uint64)

@@ -111,13 +111,13 @@ def _find_gpu_kernel(node: Any) -> Any:
     """Returns the registration of the kernel that a GPU would run a node with; None where the CPU runs the node."""
     if "CPU:0" in node.device:
         return None
-    attributes = [(name, value.type) for name, value in sorted(node.attr.items()) if value.type]
-    inputs = {dtype for _, _, dtype in _list_arguments(node, "input_arg")}
-    if tf.resource in inputs and (variable := dict(attributes).get("dtype", dict(attributes).get("T"))):
+    types = {name: value.type for name, value in sorted(node.attr.items()) if value.type}
+    if any(dtype == tf.resource for _, _, dtype in _list_arguments(node, "input_arg")):
         # An operation on a variable runs where the variable is.
-        if _match_kernel("VarHandleOp", (("dtype", variable),)) is None:
+        variable = types.get("dtype", types.get("T", 0))
+        if variable and _match_kernel("VarHandleOp", (("dtype", variable),)) is None:
             return None
-    return _match_kernel(node.op, tuple(attributes))
+    return _match_kernel(node.op, tuple(types.items()))
 
 
 @functools.cache

@@ -122,7 +122,7 @@ class TestOnGpu:
 
 
 def lower_products():
-    """Returns the lines of StableHLO with the products of a coupling and of its gradients, as XLA gets them for a GPU."""
+    """Returns the lines of the StableHLO for a GPU with the products of a coupling and of its gradients."""
     layer = Coupling(hidden=4, condition_size=3, alpha=0.8)
     layer.build((None, 4, 4, 4), (None, 3))
     weights = read_layer_weights(layer)

@@ -32,8 +32,8 @@ _REPETITIONS = 3
 MIB = 2**20
 # Memory is measured at two batch sizes, whose activations differ by this many bytes: far more than other memory varies.
 _DIFFERENCE = {"CPU": 256 * MIB, "GPU": 2048 * MIB}
-# Published peaks of GPUs in TFLOP/s by `training.precision`, without sparsity: H100 SXM, A100, GeForce RTX 4090. Products of
-# bfloat16 are summed in float32.
+# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
+# Products of bfloat16 are summed in float32.
 PEAKS = {
     "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
     "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
@@ -218,8 +218,8 @@ def read_gpu_name() -> str:
     """Returns the name of the first GPU that TensorFlow sees, such as "NVIDIA A100-SXM4-80GB", or an empty text."""
     import tensorflow as tf
 
-    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU")[:1])
-    return next(details, {}).get("device_name", "")
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "") if gpus else ""
 
 
 def measure_speed(task: Task) -> Iterator[Result]:
