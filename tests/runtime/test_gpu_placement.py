@@ -23,10 +23,11 @@ UPLOADS = {
     "StridedSlice -> Cast": "a hash of the seed, for noise by index",
     "Const -> Cast": "the count of images",
     "Equal -> SelectV2": "the micro-batch's place among the inversion errors",
-    "argument -> OneHot": "labels, one integer for each image",
-    "argument -> GatherV2": "labels",
-    "EnsureShape -> OneHot": "labels",
-    "EnsureShape -> GatherV2": "labels",
+    **{
+        f"{maker} -> {user}": "labels"
+        for maker in ("argument", "EnsureShape")
+        for user in ("Cast", "GatherV2", "OneHot")
+    },
 }
 # Operations whose results the host has to see before the GPU continues, one of each for a 1x1 convolution.
 WAITING = {
