@@ -170,16 +170,12 @@ def draw_model_samples(
 
     config = model.config
     frechet_seed = randomness.derive_seed(seed, "frechet")
-    shapes = {"z": [config.latent_dim], "v": config.image_shape}
-
-    @tf.function(autograph=False)
-    def draw_batch(numbers: tf.Tensor) -> list[tf.Tensor]:
-        return [randomness.draw_noise_by_index(shape, frechet_seed, numbers, name) for name, shape in shapes.items()]
-
     with Counter("sampling", count, unit="samples") as counter:
         for start in range(0, count, batch_size):
             # The last batch also has the full size, because another size would make TensorFlow trace the model again.
-            z_noise, v_noise = draw_batch(tf.range(start, start + batch_size))
+            numbers = tf.range(start, start + batch_size)
+            z_noise = randomness.draw_noise_by_index([config.latent_dim], frechet_seed, numbers, "z")
+            v_noise = randomness.draw_noise_by_index(config.image_shape, frechet_seed, numbers, "v")
             labels = None
             if config.has_classes:
                 labels = model.draw_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))
