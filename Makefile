@@ -15,10 +15,11 @@ LOGGERS := tests/loggers/test_loggers_real.py
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
 
 # Tests that use each required package (a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet) and
-# each private part of TensorFlow.
+# each private part of TensorFlow, and of products that TF32 must not round.
 # They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
-	tests/corpus/test_encode.py::TestCodes tests/runtime/test_tensorflow_internals.py
+	tests/corpus/test_encode.py::TestCodes tests/runtime/test_tensorflow_internals.py \
+	tests/training/test_step.py::TestPrecision::test_of_tf32_leaves_what_is_inverted_or_measured_in_full
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
