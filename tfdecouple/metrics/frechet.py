@@ -23,8 +23,6 @@ from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from tfdecouple.model import DecoupledModel
 
 _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
