@@ -206,7 +206,10 @@ class OnnxFiles(Runtime):
 
 
 class LiteRTFiles(Runtime):
-    """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert."""
+    """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert.
+
+    As long as TensorFlow contains it, `tf.lite.Interpreter` has the same methods.
+    """
 
     title, package, suffix = "LiteRT", "ai-edge-litert", ".tflite"
     # LiteRT's converter multiplies some weights into others, so not all weights equal the model's folded weights.

@@ -23,8 +23,6 @@ from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from tfdecouple.model import DecoupledModel
 
 # Values of --frechet-split. Training and validation images together are all images that training may use.
@@ -189,22 +187,12 @@ def draw_model_samples(
 
     config = model.config
     frechet_seed = randomness.derive_seed(seed, "frechet")
-
-    def draw_noise(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        own = randomness.derive_seed(frechet_seed, number)
-        return (
-            tf.random.stateless_normal([config.latent_dim], randomness.derive_seed(own, "z")),
-            tf.random.stateless_normal(config.image_shape, randomness.derive_seed(own, "v")),
-        )
-
-    @tf.function(autograph=False)
-    def draw_batch(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.map_fn(draw_noise, numbers, fn_output_signature=(tf.float32, tf.float32))
-
     with Counter("sampling", count, unit="samples") as counter:
         for start in range(0, count, batch_size):
             # The last batch also has the full size, because another size would make TensorFlow trace the model again.
-            z_noise, v_noise = draw_batch(tf.range(start, start + batch_size))
+            numbers = tf.range(start, start + batch_size)
+            z_noise = randomness.draw_noise_by_index([config.latent_dim], frechet_seed, numbers, "z")
+            v_noise = randomness.draw_noise_by_index(config.image_shape, frechet_seed, numbers, "v")
             labels = None
             if config.has_classes:
                 labels = model.draw_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))

@@ -172,11 +172,9 @@ class OutlierScorer:
 
         @tf.function(autograph=False)
         def score_draw(images: tf.Tensor, index: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-            draw = seed, tf.fill([images.shape[0]], number), index
+            draw = seed, number, index
             z = randomness.draw_z_noise(config.latent_dim, *draw)
             u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
-            # The shape is set, because TensorFlow does not infer the number of images from the loop that draws noise.
-            z, u = (tf.ensure_shape(each, [images.shape[0], *each.shape[1:]]) for each in (z, u))
             return outlier_scores(model, images, z, u).to_dict()
 
         self._score_draw = score_draw

@@ -294,7 +294,7 @@ def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     training, metrics = model.require_compiled("evaluate")
     images, labels = _read_batch(model, data)
     index = metrics.image_count + tf.range(tf.shape(images, tf.int64)[0])
-    which = training.seed, tf.zeros_like(index), index
+    which = training.seed, 0, index
     config = model.config
     z = randomness.draw_z_noise(config.latent_dim, *which)
     u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)

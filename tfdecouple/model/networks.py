@@ -520,7 +520,9 @@ class Networks(KeepsWeights, keras.Model):
         """Returns int32 labels, drawn from p(y) by `seed`, of the samples with the indices `first` to `last` - 1."""
         normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
-        return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
+        uniform = (1 + tf.math.erf(normal / math.sqrt(2))) / 2
+        # As int64 the labels stay on a GPU; TensorFlow would copy int32 results of the search to the host.
+        return tf.cast(tf.searchsorted(borders, uniform, side="right", out_type=tf.int64), tf.int32)
 
     def drop_unused_labels(self, labels: Any) -> Any:
         """Returns `labels` unchanged if the model has labels, and otherwise None."""
