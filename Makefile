@@ -14,14 +14,16 @@ LOGGERS := tests/loggers/test_loggers_real.py
 # run in the order of the files, because the order of xdist puts single tests last, which take longest.
 PYTEST_SLOW := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m slow --deselect $(LOGGERS)
 
-# Tests that use each required package: a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet.
+# Tests that use each required package (a trained model, SavedModel, ONNX, a fresh export, image files, TFDS and Parquet) and
+# each private part of TensorFlow, and of products that TF32 must not round.
 # They also show that pytest can collect modules whose packages the extra `test` does not install.
 SHORT := export tests/test_golden.py tests/data/test_image_files.py tests/test_untrusted.py::TestDataSet \
-	tests/corpus/test_encode.py::TestCodes
+	tests/corpus/test_encode.py::TestCodes tests/runtime/test_tensorflow_internals.py \
+	tests/training/test_step.py::TestPrecision::test_of_tf32_leaves_what_is_inverted_or_measured_in_full
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-wheel test-loggers results tools docs lint clean
+.PHONY: help train test test-slow test-all test-versions test-lowest test-newest test-nightly test-wheel test-loggers results tools docs lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +50,10 @@ test-lowest: $(VENV)/lowest/.stamp ## run a short suite with the lowest versions
 # The versions are newer than those of test-all, where Apache Beam requires older ones of some packages.
 test-newest: $(VENV)/newest/.stamp ## run a short suite with the newest versions of constraints/newest.txt
 	$(VENV)/newest/bin/python -m pytest $(SHORT) $(ARGS)
+
+# The nightly builds change daily, so CI does not run this target. Delete .venv/nightly to install newer builds.
+test-nightly: $(VENV)/nightly/.stamp ## run a short suite with the nightly builds of TensorFlow, Keras and TFP
+	$(VENV)/nightly/bin/python -m pytest $(SHORT) $(ARGS)
 
 test-wheel: ## install the wheel without extras, with another Python where there is one, and draw a picture with it
 	@PYTHON="$(PYTHON)" .ci/test-wheel
@@ -95,6 +101,17 @@ $(VENV)/loggers/.stamp: $(VENV)/.stamp-test-all
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$(ls -d $(VENV)/loggers/lib/python3*/site-packages)/shared.pth"
 	$(VENV)/loggers/bin/python -m pip --disable-pip-version-check --quiet install 'tfdecouple[loggers]'
+	@touch $@
+
+# The nightly builds are packages with names of their own, so pip would install them beside the releases. Here they replace
+# the releases, which fulfil the requirements of setup.cfg until then.
+$(VENV)/nightly/.stamp: setup.cfg pyproject.toml
+	@echo "Installing tfdecouple[test] with nightly builds into $(VENV)/nightly"
+	$(PYTHON) -m venv --clear $(VENV)/nightly
+	$(VENV)/nightly/bin/python -m pip --disable-pip-version-check --quiet install -e '.[test]'
+	$(VENV)/nightly/bin/python -m pip --quiet uninstall --yes tensorflow keras tf-keras tensorflow-probability
+	$(VENV)/nightly/bin/python -m pip --disable-pip-version-check --quiet install --pre \
+		tf-nightly keras-nightly tf-keras-nightly tfp-nightly
 	@touch $@
 
 $(VENV)/%/.stamp: setup.cfg pyproject.toml constraints/%.txt

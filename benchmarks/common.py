@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
@@ -97,6 +98,12 @@ def replace_table(document: str, name: str, table: str) -> str:
     if not (found and closed):
         raise UserError(f"the document has no lines {begin} and {end} to put the table {name} between")
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
+
+
+def list_differences(page: str, made: str) -> list[str]:
+    """Returns a message for each line of `page`, the text of a document, that differs in the new text `made`."""
+    pairs = itertools.zip_longest(page.splitlines(), made.splitlines(), fillvalue="")
+    return [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
 
 
 def write_tables(page: pathlib.Path | None, tables: Mapping[str, str]) -> None:

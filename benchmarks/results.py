@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import pathlib
 import shlex
@@ -29,7 +28,8 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import make_table, replace_table  # noqa: E402
+from benchmarks import paper  # noqa: E402
+from benchmarks.common import list_differences, make_table, replace_table  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
@@ -45,11 +45,9 @@ CONDITIONED = {
 # Folder of a run with 256 dimensions of z, in the tables "models" and "probe"; its weights are in commit 0e3fdba.
 LATENT_256 = "latent256"
 TITLES = RUNS | {LATENT_256: "ours, larger z"}
-# Bits/dim, FID and accuracies in % from Tables 1, 3 and 4 of the paper, whose images and models differ from ours.
-PAPER_BITS = {"conditional": "3.27", "base": "3.31", "glow": "3.33"}
-PAPER_FID = {"conditional": "37.52", "base": "43.34", "glow": ""}
-PAPER_PROBE = {"z": "59.5", "v": "17.2", "pixels": "35.3"}
-PAPER_INFOMAX = "49.6"
+# Presets of the paper's models that the compared models imitate in small; the paper's images differ from ours, too.
+PAPER_PRESETS = {"conditional": "cifar10", "base": "cifar10_base_conditioned", "glow": "cifar10_glow"}
+PAPER_INFOMAX = "49.62"
 # This name in a command stands for the value of --extractor, the ONNX feature extractor of the Fréchet distance.
 EXTRACTOR = "efficientnet_lite0_features.onnx"
 # Commands of `tfdecouple` that read no images and therefore take no --data-dir.
@@ -75,7 +73,7 @@ def list_commands() -> dict[str, list[str]]:
             f"{evaluate_quickstart}/statistics --image-statistics --images 500",
             f"{_PROGRAM} switch {of_quickstart} --seed 1",
             f"{_PROGRAM} interpolate {of_quickstart} --seed 1",
-            f"{_PROGRAM} directions {of_quickstart} --images 4000",
+            f"{_PROGRAM} directions {of_quickstart} --images 4000 --amounts=-2,-1,0,1,2",
         ],
         "curves": [f"{_PROGRAM} curves {all_runs} --out {_RUN}", f"{_PROGRAM} curves --run {ours}"],
         "bits": [f"{evaluate} {run}" for run in runs],
@@ -166,12 +164,6 @@ def replace_tables(page: str) -> str:
     return page
 
 
-def list_differences(page: str, made: str) -> list[str]:
-    """Returns a message for each line of `page`, the text of docs/RESULTS.md, that differs in the new text `made`."""
-    pairs = itertools.zip_longest(page.splitlines(), made.splitlines(), fillvalue="")
-    return [f"the page says {ours!r}, the files say {theirs!r}" for ours, theirs in pairs if ours != theirs]
-
-
 @functools.cache
 def load_result(name: str) -> Any:
     """Returns the parsed content of the JSON file `name` in docs/results; each file is read only once."""
@@ -210,7 +202,7 @@ def _render_bits() -> str:
                 f"{strong}{_format_bits(full)}{strong}",
                 f"{subset['bits_per_dim']:.4f}",
                 _format_bits(weighted),
-                PAPER_BITS[run],
+                paper.BITS[PAPER_PRESETS[run]],
             ]
         )
     codecs = load_result("conditional/summary.json")
@@ -280,7 +272,7 @@ def load_accuracies(run: str = "conditional") -> dict[str, dict[str, float]]:
             "dimensions": row["dimensions"],
             **{name: 100 * each["accuracy"] for name, each in row["classifiers"].items()},
         }
-        for row in load_result(f"{run}/evaluation/probe/probe.json")["results"]
+        for row in load_result(f"{run}/evaluation/probe/probe-test.json")["results"]
     }
 
 
@@ -293,9 +285,9 @@ def _render_probe() -> str:
         for features in ("z", "v", "v, PCA", *pixels):
             each, strong = accuracies[features], "**" if features == "z" else ""
             per_cent = [f"{strong}{each[kind]:.1f}{strong}" for kind in ("linear SVM", "logistic regression")]
-            paper = PAPER_PROBE.get(features, "") if run == "conditional" else ""
+            in_paper = paper.PROBE.get(features, "") if run == "conditional" else ""
             of = "" if features in names else TITLES[run]
-            rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, paper])
+            rows.append([names.get(features, features), of, int(each["dimensions"]), *per_cent, in_paper])
     rows.append(["Deep InfoMax, quoted by the paper", "", "", "", "", PAPER_INFOMAX])
     return make_table(["features", "model", "dimensions", "linear SVM", "logistic regression", "in the paper"], rows)
 
@@ -319,10 +311,10 @@ def _render_statistics() -> str:
 
 def _render_frechet() -> str:
     rows = [
-        [name, f"{load_result(f'{run}/evaluation/frechet.json')['distance']:.1f}", PAPER_FID[run]]
+        [name, f"{load_result(f'{run}/evaluation/frechet-test.json')['distance']:.1f}", paper.FID[PAPER_PRESETS[run]]]
         for run, name in RUNS.items()
     ]
-    floor = load_result("conditional/evaluation/frechet.json")["floor"]
+    floor = load_result("conditional/evaluation/frechet-test.json")["floor"]
     rows.append(["none (training images)", f"{floor:.1f}", ""])
     return make_table(["model", "Frechet distance", "FID in the paper"], rows)
 

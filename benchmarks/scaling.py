@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py --json scaling.json --plot docs/images/scaling.png
     python benchmarks/scaling.py --tables batch,depth,memory --docs docs/scaling.md
-    python benchmarks/scaling.py --tables memory                       # only calculates, which takes no time
+    python benchmarks/scaling.py --tables memory,ceiling               # only calculates, which takes no time
 
 Each measurement runs in a process of its own (`throughput.py`). The tables are:
 
@@ -11,6 +11,7 @@ Each measurement runs in a process of its own (`throughput.py`). The tables are:
           training.memory
   large   like depth, for presets with images of 64 and 256 pixels, and 2 images in a batch
   memory  calculated, for the presets for large images: memory of a training step, and largest micro-batch on a GPU
+  ceiling  calculated: images/s that a GPU can reach at most, by its published peak
 
 An exponent is the slope of a straight line through the points of a column on logarithmic axes, by least squares; 1 is
 linear growth. Costs that do not grow, such as the encoder's when the flow gets deeper, make an exponent smaller.
@@ -39,13 +40,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.common import make_table, run_throughput, write_json, write_tables  # noqa: E402
-from tfdecouple.config import MEMORY, Config, load_preset, override  # noqa: E402
+from tfdecouple.config import MEMORY, PRECISIONS, Config, load_preset, override  # noqa: E402
+from tfdecouple.doctor.benchmark import PEAKS, compute_ceiling  # noqa: E402
 from tfdecouple.doctor.installation import describe_machine  # noqa: E402
 from tfdecouple.errors import UserError  # noqa: E402
 from tfdecouple.networks.architecture import FLOAT32, count_activation_bytes, count_parameters  # noqa: E402
 from tfdecouple.runtime.process import run_program  # noqa: E402
 
-TABLES = ("batch", "depth", "large", "memory")
+TABLES = ("batch", "depth", "large", "memory", "ceiling")
 # Kinds of work of `throughput.py`, and numbers of images in a batch, that the table "batch" measures.
 KINDS = ("train", "encode", "decode")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -54,6 +56,8 @@ DEPTHS = (1, 2, 4, 8, 16)
 DEPTH_BATCH = 16
 # Presets for large images, for which the table "memory" is calculated.
 LARGE = ("imagenet64", "lsun_bedroom_128", "celeba_hq_256")
+# Presets for which the table "ceiling" is calculated.
+CEILINGS = ("quickstart", "cifar10", *LARGE)
 # The table "large" measures these presets with these numbers of flow steps in a stage; 24 GB of memory are enough.
 MEASURED = {"imagenet64": (1, 4, 16), "celeba_hq_256": (1, 2, 4)}
 LARGE_BATCH = 2
@@ -112,7 +116,7 @@ def measure_tables(options: argparse.Namespace) -> int:
         if name in names:
             measured[name] = measure(options)
             write_json(options.json, measured)
-    measured["memory"] = calculate_memory()
+    measured |= {"memory": calculate_memory(), "ceiling": calculate_ceilings()}
     write_json(options.json, measured)
     tables = {name: render_table(name, measured) for name in names}
     print("\n\n".join(tables.values()))
@@ -239,6 +243,17 @@ def calculate_memory() -> Rows:
     return rows
 
 
+def calculate_ceilings() -> Rows:
+    """Returns the images/s that GPUs can reach at most, a list of dicts, for each preset in CEILINGS and each GPU."""
+    rows = []
+    for preset in CEILINGS:
+        configs = {name: override(load_preset(preset), [f"training.precision={name}"]) for name in PRECISIONS}
+        for gpu in PEAKS:
+            train = {f"train, {name}": compute_ceiling(config, "train", gpu) for name, config in configs.items()}
+            rows.append({"preset": preset, "GPU": gpu, **train, "eval": compute_ceiling(configs["tf32"], "eval", gpu)})
+    return rows
+
+
 # --- Markdown tables of the measurements. ---
 
 
@@ -246,6 +261,8 @@ def render_table(name: str, measured: dict[str, Any]) -> str:
     """Returns the Markdown table `name`, one of TABLES; `measured` is {name of a table: list of dicts}."""
     if name in ("depth", "large"):
         return render_depths(measured[name], ["preset", "memory"] if name == "large" else ["memory"])
+    if name == "ceiling":
+        return make_table(list(measured[name][0]), [list(row.values()) for row in measured[name]])
     return {"batch": render_batches, "memory": render_memory}[name](measured[name])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from export.formats import FORMATS
 from tfdecouple.runs.pretrained import DEFAULT, HUB
+from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import get_arguments, run_program, start_tensorflow
 from tfdecouple.runtime.requirements import require_packages
 from tfdecouple.storage.files import hash_file
@@ -86,7 +87,10 @@ def make_export_parser(prog: str) -> argparse.ArgumentParser:
         help="files that encode and decode images of any height and width, instead of the model's",
     )
     parser.add_argument(
-        "--version", metavar="N", type=int, help="version of the SavedModel; default the next free number"
+        "--version",
+        metavar="N",
+        type=make_number_type(int, -(2**63), 2**63 - 1),
+        help="version of the SavedModel; default the next free number",
     )
     parser.add_argument("--name", metavar="NAME", help="name of the model; default the name of the run folder")
     parser.add_argument(

@@ -32,8 +32,9 @@ KerasAnswers = Any
 # The values of `Array.holds`, which says what an endpoint's input contains if the input is no scalar.
 IMAGE, GLOBAL_CODE, LOCAL_CODE, NORMAL, UNIFORM = "image", "global code", "local code", "normal noise", "uniform noise"
 LABEL = "label"
-# The verification compares samples at temperatures (factors of the noise v) from the first to the second of these.
-TEMPERATURES = (0.1, 1.0)
+# The verification compares samples at temperatures (factors of the noise v) from the first to the second of these; the
+# slider of the web page ends at the second.
+TEMPERATURES = (0.1, 1.2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,8 @@ MANIFEST = "manifest.json"
 VECTORS = "test_vectors"
 # The file name of the model card as JSON.
 JSON_NAME = "model_card.json"
+# The path within a SavedModel at which TensorFlow Serving looks for warm-up requests.
+WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
 # The settings of TensorFlow Serving. Users may edit these files, so the verification accepts changes in them.
 EDITABLE = ("batching.config", "docker-compose.yml", "models.config", "monitoring.config")
 
@@ -35,7 +37,7 @@ _STAGING, _LOCK = ".export-", ".export.lock"
 _OLD = "old-"
 
 # The largest size in bytes of a manifest or model card that is read.
-_MOST_BYTES = 2**24
+MOST_BYTES = 2**24
 
 
 def _require_inside(name: str) -> str:
@@ -57,14 +59,10 @@ class Part(_Model):
     """An entry of the manifest: what `--verify` needs to run one part of an export, such as "savedmodel/3" or "onnx".
 
     Attributes:
-        runtime: the runtime that runs the part, a key of `export.verification.runtimes.RUNTIMES`.
-        folder: the path of the part's folder within the export folder.
         vectors: the path of the file of test vectors (inputs and the Keras model's answers).
         names: {endpoint: name of its file, without suffix}.
     """
 
-    runtime: Literal["savedmodel", "onnx", "litert"]
-    folder: _Inside
     vectors: Annotated[str, pydantic.Field(pattern=rf"^{VECTORS}/[0-9a-f]{{16}}\.npz$")]
     names: dict[str, _Inside]
 
@@ -74,12 +72,12 @@ class Manifest(_Model):
 
     Attributes:
         format: the version of the manifest's format.
-        parts: {name, such as "onnx": part of the export that can be verified}.
+        parts: {name, such as "onnx", which is the path of its folder: part of the export that can be verified}.
         files: {path in the export folder: size and SHA-256 of the file}.
     """
 
     format: Literal[1]
-    parts: dict[_Inside, Part]
+    parts: dict[Annotated[str, pydantic.Field(pattern=r"^(onnx|litert|web|savedmodel/[1-9][0-9]*)$")], Part]
     files: dict[_Inside, FileDigest]
 
     @property
@@ -108,7 +106,7 @@ class Manifest(_Model):
     def find_changed_files(self, folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         """Yields (difference, path) for each file in `folder` that differs from this manifest.
 
-        The difference is "changed", "missing", "unknown" (not in the manifest) or "link".
+        The difference is "changed", "missing", "unknown" (not in the manifest, or an empty folder) or "link".
         """
         present = dict(_list_entries(folder))
         for name, file_type in present.items():
@@ -127,7 +125,7 @@ class Manifest(_Model):
         within = (f"{VECTORS}/", *(f"{part}/" for part in self.parts))
         yield from (name for name in self.files if "/" in name and not name.startswith(within))
         try:
-            formats = read_json(folder / JSON_NAME, _MOST_BYTES).get("formats", {})
+            formats = read_json(folder / JSON_NAME, MOST_BYTES).get("formats", {})
             named = [name for entry in formats.values() for name in entry["files"]]
             yield from (name for name in named if name not in {*self.parts, *self.files})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -135,9 +133,12 @@ class Manifest(_Model):
 
 
 def _list_entries(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields (path, type) of everything but folders in `folder`, at any depth; type is "file", "link" or "other"."""
+    """Yields (path, type) of all files, links, empty folders ("other") and so on in `folder`, at any depth.
+
+    The type is "file", "link" or "other". An empty folder counts, because a server takes it for a version of a model.
+    """
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not path.is_dir():
+        if path.is_symlink() or not path.is_dir() or not any(path.iterdir()):
             file_type = "link" if path.is_symlink() else "file" if path.is_file() else "other"
             yield path.relative_to(folder).as_posix(), file_type
 
@@ -146,6 +147,11 @@ def digest_folder(folder: pathlib.Path, prefix: str = "") -> dict[str, FileDiges
     """Returns {`prefix` + path in `folder`: size and SHA-256} of all files in a folder, at any depth."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {prefix + path.relative_to(folder).as_posix(): FileDigest.from_file(path) for path in files}
+
+
+def find_planted_files(folder: pathlib.Path) -> list[str]:
+    """Returns the paths in `folder`, where an export builds files, that no export writes: hidden ones, links, pipes."""
+    return [name for name, file_type in _list_entries(folder) if file_type != "file" or "/." in f"/{name}"]
 
 
 def name_vectors_file(file: pathlib.Path) -> str:
@@ -166,7 +172,7 @@ def load_manifest(folder: pathlib.Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"there is no export folder {folder}")
     try:
-        return read_model(path, Manifest, _MOST_BYTES)
+        return read_model(path, Manifest, MOST_BYTES)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no {MANIFEST}, so that nothing can be verified; export its run again") from error
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import pathlib
 import re
@@ -32,6 +33,7 @@ from export.export_folder import (
     Part,
     Staging,
     digest_folder,
+    find_planted_files,
     ignore_interruptions,
     interrupt_on_sigterm,
     load_manifest,
@@ -48,7 +50,9 @@ from export.verification.comparison import RefusedError, join_problems
 from export.verification.folded_weights import digest_weights
 from export.verification.runtimes import RUNTIMES
 from export.verification.vectors import choose_image_sizes, load_real_images, make_test_vectors
-from export.verification.verify import compare_in_process
+from export.verification.verify import check_served_name, compare_in_process
+from tfdecouple.data import choose_user_crop
+from tfdecouple.data.image_file import describe_cropping
 from tfdecouple.errors import UserError, one_line
 from tfdecouple.model.any_size import find_weight_of_fixed_size
 from tfdecouple.runs.publishing import hide_image_path
@@ -201,7 +205,7 @@ class _Exporter:
             self._report("asking the Keras model for the right answers")
             digests = digest_weights(self._model, deployed)
             vectors, source = self._make_vectors()
-            vectors |= digests
+            vectors |= {**digests, "metadata": np.array(json.dumps(self._describe_files()))}
             np.savez_compressed(staging.area / _VECTORS, allow_pickle=False, **vectors)
             version = None
             if "savedmodel" in config.formats:
@@ -214,6 +218,16 @@ class _Exporter:
             formats = {name: self._formats[name] for name in config.formats}
             card = make_model_card(provenance, self._endpoints, hide_image_path(source, provenance.config), formats)
             return self._publish(staging, card, version)
+
+    def _describe_files(self) -> dict[str, str]:
+        """Returns the metadata that programs need which call the files, {name: text}, from the config of the run."""
+        model, crop = self._model.config, choose_user_crop(self._provenance.config.data)
+        return {
+            "image_shape": json.dumps(model.image_shape),
+            "n_bits": str(model.n_bits),
+            "d_z": str(model.latent_dim if model.has_latent else 0),
+            "crop": describe_cropping(model.image_shape, crop),
+        }
 
     def _make_vectors(self) -> tuple[dict[str, np.ndarray], str]:
         """Returns the test vectors ({name: array}, inputs and the Keras model's answers) and their source in words."""
@@ -250,7 +264,7 @@ class _Exporter:
             write_onnx_files(deployed, chosen, metadata, folder, self._report)
         else:
             write_litert_files(deployed, chosen, folder, self._report)
-        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        sizes = {file: digest.bytes for file, digest in digest_folder(folder).items()}
         paths = [f"{name}/{file}" for file in sizes]
         self._verify_files(name, f"{name} files", folder, name, self._names, paths)
         self._formats[name]["bytes"] = sizes
@@ -269,8 +283,7 @@ class _Exporter:
         found = compare_in_process(name, folder, file, {"names": dict(names)}, self._report)
         if found.problems:
             raise RefusedError(f"not published: {join_problems(found.problems)}")
-        recorded = {"runtime": name, "folder": part, "vectors": name_vectors_file(file), "names": dict(names)}
-        self._parts[part] = Part.model_validate(recorded)
+        self._parts[part] = Part(vectors=name_vectors_file(file), names=dict(names))
         measured = {"parity": found.parity, "round_trip": found.round_trip, **found.notes}
         self._formats[name] = {**self._about, "files": paths, **measured}
 
@@ -280,7 +293,7 @@ class _Exporter:
         models = {name: file for name, file in self._names.items() if file in PAGE_MODELS}
         about = {**describe_model(self._provenance), "web_gpu": self._config.web_gpu}
         write_web_page(area / "web", area / "onnx", runtime, about)
-        self._parts["web"] = self._parts["onnx"].model_copy(update={"folder": "web/model", "names": models})
+        self._parts["web"] = self._parts["onnx"].model_copy(update={"names": models})
         # The model card counts images that the ONNX files decode exactly in Python, because no browser was tried.
         trips = self._formats["onnx"]["round_trip"].values()
         kept, tried = (sum(trip[count] for trip in trips) for count in ("identical", "images"))
@@ -309,6 +322,8 @@ class _Exporter:
         for name in EDITABLE:
             if (staging.folder / name).is_file():
                 shutil.copyfile(staging.folder / name, files / name)
+        if problems := [*check_served_name(files, card["name"])]:
+            raise RefusedError(f"not published: {join_problems(problems)}")
         record, old_vectors = self._make_manifest(staging, name_vectors_file(vectors))
         write_json(staging.area / MANIFEST, record.model_dump())
         published = []
@@ -338,7 +353,12 @@ class _Exporter:
         files = digest_folder(staging.area / "files")
         files[vectors] = FileDigest.from_file(staging.area / _VECTORS)
         for name in parts:
-            files |= digest_folder(staging.area / name.partition("/")[0], f"{name}/")
+            built = staging.area / name.partition("/")[0]
+            if planted := find_planted_files(built):
+                raise RefusedError(
+                    f"not published: {name}/{planted[0]} is no file of the export; let no other program write there"
+                )
+            files |= digest_folder(built, f"{name}/")
         before = Manifest(format=1, parts={}, files={})
         if (staging.folder / MANIFEST).exists():
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pathlib
@@ -14,6 +15,9 @@ from helpers.refusals import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export import pipeline
+from export.cli import main as export_main
+from tfdecouple import training
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, list_option_names, parse_config
 from tfdecouple.errors import ConfigError, DataError
@@ -60,6 +64,15 @@ OPTIONS = {
     "config in no folder": ["--config", "no\udce9/\x1b.json"],
     "config that is a folder": ["--config", "."],
     "NUL": ["--set", "data.source=folder:\0"],
+    "workdir of an unset variable": ["--workdir", ""],
+    "workdir= of an unset variable": ["--workdir="],
+    "config of an unset variable": ["--config", ""],
+    "argument of an unset variable": [""],
+    "full-width steps": ["--steps", "\uff11\uff12"],
+    "full-width seed": ["--seed", "\uff11"],
+    "full-width devices": ["--devices", "\uff11"],
+    "full-width number of an option": ["--set", "training.steps=\uff11\uff12"],
+    "full-width number in a list": ["--set", "model.steps=[\uff11,\uff12]"],
 }
 
 
@@ -94,7 +107,9 @@ class TestConfig:
         refused(capsys, lambda: train_main(["--config", "config.json"]))
 
     @pytest.mark.parametrize("kind", OPTIONS)
-    def test_options(self, elsewhere, capsys, kind):
+    def test_options(self, elsewhere, capsys, kind, monkeypatch):
+        if "unset" in kind or "full-width" in kind:
+            monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("the training starts"))
         try:
             refused(capsys, lambda: train_main(OPTIONS[kind]))
         except SystemExit as end:
@@ -126,6 +141,36 @@ class TestConfig:
             assert len(str(error)) < 1000
         else:
             assert parse_config(Config, parse_json(config.to_json())) == config
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--count", "\uff13"],
+        ["sample", "--temperature", "\uff11.\uff15"],
+        ["sample", "--out", ""],
+        ["sample", "--out="],
+        ["edit", "--run", "photographs", "--direction", "coffee", "--amounts", "\uff11", "x.png"],
+        ["doctor", "--devices", "\uff11"],
+        ["doctor", "--devices", "1000000000"],
+        ["switch", "", ""],
+        ["export", "--run", "photographs", "--to", ""],
+        ["export", "--run", "photographs", "--to", "out", "--version", "\uff11"],
+    ],
+    ids=ascii,
+)
+def test_empty_arguments_and_digits_of_other_scripts_are_refused(elsewhere, monkeypatch, capsys, arguments):
+    def fail(*_, **__):
+        pytest.fail("the command starts")
+
+    for module in ("sample", "edit", "doctor", "switch"):
+        monkeypatch.setattr(importlib.import_module(f"tfdecouple.cli.{module}"), "run", fail)
+    monkeypatch.setattr(pipeline, "export", fail)
+    program = (lambda: export_main(arguments[1:])) if arguments[0] == "export" else lambda: main(arguments)
+    try:
+        refused(capsys, program)
+    except SystemExit as end:
+        assert end.code == 2
 
 
 COMMANDS = ["sample", "reconstruct", "switch", "interpolate", "neighbours", "project"]

@@ -66,6 +66,15 @@ def test_files_load_once_the_class_is_imported(model, tmp_path, forked):
     np.testing.assert_allclose(classes, whole.predict(IMAGES, verbose=0), atol=1e-5)
 
 
+@pytest.mark.parametrize("part", ["model", "encoder", "inner layer"])
+def test_quantize_and_enable_lora_are_refused_in_one_line(model, part):
+    inner = list(model.encoder._flatten_layers())[-1]
+    layer = {"model": model, "encoder": model.encoder, "inner layer": inner}[part]
+    for method, argument in ((layer.quantize, "int8"), (layer.enable_lora, 4)):
+        with pytest.raises(UserError, match="^Keras' quantize and enable_lora would change no layer"):
+            method(argument)
+
+
 class TestModelsAroundIt:
     @pytest.mark.parametrize("code", ["z", "v"])
     def test_save_and_load(self, model, tmp_path, code):
@@ -76,6 +85,13 @@ class TestModelsAroundIt:
         whole.save(tmp_path / "whole.keras")
         loaded = keras.saving.load_model(tmp_path / "whole.keras")
         np.testing.assert_array_equal(loaded.predict(IMAGES, verbose=0), expected)
+
+    def test_quantize_changes_only_layers_of_keras(self, model):
+        whole, weights = classifier(model), model.get_weights()
+        with pytest.warns(UserWarning, match="would change no layer"):
+            whole.quantize("int8")
+        assert whole.layers[-1].kernel.dtype == "int8"
+        assert all(np.array_equal(a, b) for a, b in zip(weights, model.get_weights(), strict=True))
 
     def test_one_around_a_model_without_weights_says_so_when_it_is_used(self):
         whole = classifier(DecoupledModel(SMALL))

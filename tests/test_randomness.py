@@ -67,6 +67,33 @@ class TestPartOfADraw:
         np.testing.assert_array_equal(randomness.draw_normal_part(40, 20, tf.constant([0, 0])), whole[20:60])
 
 
+class TestNoiseByIndex:
+    @pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
+    @pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 4)])
+    @pytest.mark.parametrize("seed", [0, 2**32 - 1])
+    def test_row_is_the_draw_of_its_own_seed(self, seed, shape, dtype):
+        base, index = randomness.derive_seed(seed, "base"), [5, 0, 2**31 - 1, 5]
+        seeds = [randomness.derive_seed(base, number, "u") for number in index]
+        uniform = randomness.draw_noise_by_index(shape, base, tf.constant(index, dtype), "u", normal_noise=False)
+        np.testing.assert_array_equal(uniform, [tf.random.stateless_uniform(shape, own) for own in seeds])
+        normal = randomness.draw_noise_by_index(shape, base, tf.constant(index, dtype), "u")
+        right = [tf.random.stateless_normal(shape, own) for own in seeds]
+        np.testing.assert_allclose(normal, right, rtol=1e-5, atol=1e-5)
+
+    def test_of_no_image_is_empty(self):
+        assert randomness.draw_noise_by_index([3], tf.constant([1, 2]), tf.zeros([0], tf.int64), "z").shape == (0, 3)
+
+    def test_does_not_depend_on_the_batch(self):
+        alone, together = (randomness.draw_u_noise((4, 4, 3), 1, 2, tf.constant(index)) for index in ([9], [3, 9, 4]))
+        np.testing.assert_array_equal(alone[0], together[1])
+
+    def test_draws_of_an_image_differ_by_number_purpose_and_seed(self):
+        index = tf.constant([3])
+        draws = [randomness.draw_z_noise(8, seed, number, index) for seed in (0, 1) for number in (0, 1)]
+        draws.append(randomness.draw_u_noise((8,), 0, 0, index, normal_noise=True))
+        assert len(np.unique(np.stack(draws))) == 40
+
+
 class TestModel:
     @pytest.fixture(scope="class")
     def model(self):

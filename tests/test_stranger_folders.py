@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import shutil
 import socket
 import threading
+import tracemalloc
 
+import numpy as np
 import pytest
 from helpers.models import LEAST
+from helpers.refusals import message_of, refused
+from PIL import Image
 
 import tfdecouple
 from export.export_folder import load_manifest as load_export_manifest
 from tfdecouple.cli import main, train_main
 from tfdecouple.config import Config, DataConfig
 from tfdecouple.corpus.codes_manifest import CodesManifest
-from tfdecouple.errors import ConfigError, UserError
+from tfdecouple.data.image_file import read_image
+from tfdecouple.errors import ConfigError, DataError, RunError, UserError
+from tfdecouple.runs.latent_directions import Direction, Directions
+from tfdecouple.runs.opened_run import hash_weights
+from tfdecouple.storage.checkpoints import CheckpointFolder
+from tfdecouple.training.metrics_log import MetricsLog
 from tfdecouple.training.workers import find_cluster
 
 pytestmark = pytest.mark.usefixtures("eager_file")
@@ -89,6 +99,68 @@ class TestRunFolder:
         assert "metrics.jsonl is a link" in capsys.readouterr().err
         assert not (run.parent / "published").exists() and not (run / "pictures").exists()
 
+    def test_whose_card_leads_out_is_refused_before_its_licence_is_read(self, run, outside, capsys):
+        (run / "README.md").symlink_to(outside)
+        assert "README.md is a link" in refused(
+            capsys, lambda: main(["publish", "--run", str(run), "--to", str(run.parent / "published")])
+        )
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_whose_weights_are_not_finite_is_refused_on_opening(self, run, tmp_path, capsys, value):
+        folder = CheckpointFolder(run / "checkpoints")
+        model = tfdecouple.load_model(run)
+        weights = model.named_variables()
+        name = next(name for name in weights if name.startswith("flow/") and name.endswith("/kernel"))
+        weights[name].assign(np.full(weights[name].shape, value, np.float32))
+        folder.write_checkpoint("best", folder.list_checkpoint_steps("best")[0], {"model": weights})
+        for command in (
+            ["sample", "--run", run],
+            ["publish", "--run", run, "--to", tmp_path / "x", "--licence", "mit"],
+        ):
+            line = refused(capsys, lambda command=command: main(list(map(str, command))))
+            assert f"the weights of {run} are not finite ({name} at step " in line
+        assert not (tmp_path / "x").exists()
+
+    @pytest.mark.parametrize("name", ["a\nb", "\x1b[2Jb", "x\r\u202eb", "long " * 150])
+    def test_whose_directions_have_names_of_any_characters_is_edited_with_printable_ones(
+        self, run, tmp_path, capsys, name
+    ):
+        model = tfdecouple.load_model(run)
+        vector = np.zeros(model.config.latent_dim, np.float32)
+        Directions(hash_weights(model), {}, (Direction(name, "means", vector),)).write(run)
+        Image.fromarray(np.zeros(model.config.image_shape, np.uint8)).save(tmp_path / "a.png")
+        command = ["edit", "--run", run, "--out", tmp_path / "out", "--size", "model", "--direction"]
+        assert main(list(map(str, [*command, name, tmp_path / "a.png"]))) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.isprintable() and len(line) < 1000
+        assert "'none'" in refused(capsys, lambda: main(list(map(str, [*command, "none", tmp_path / "a.png"]))))
+
+    def test_whose_direction_has_a_name_of_a_million_letters_is_refused(self, run, capsys):
+        model = tfdecouple.load_model(run)
+        vector = np.zeros(model.config.latent_dim, np.float32)
+        Directions(hash_weights(model), {}, (Direction("x" * 10**6, "means", vector),)).write(run)
+        message_of(RunError, lambda: tfdecouple.load_directions(run))
+
+    def test_whose_log_is_too_large_is_not_drawn(self, run, capsys):
+        sparse(run / "metrics.jsonl")
+        line = refused(capsys, lambda: main(["curves", "--run", str(run)]))
+        assert "metrics.jsonl has 300,000,000 bytes" in line
+
+    def test_whose_log_and_card_are_too_large_is_published_without_them(self, run, tmp_path, capsys):
+        (run / "README.md").write_text('---\nlicense: "mit"\n')
+        for name in ("README.md", "metrics.jsonl"):
+            sparse(run / name)
+        command = ["publish", "--run", str(run), "--to", str(tmp_path / "published")]
+        tracemalloc.start()
+        try:
+            assert main(command) == 0
+            assert tracemalloc.get_traced_memory()[1] < 10**8
+        finally:
+            tracemalloc.stop()
+        assert "metrics.jsonl has more than 134,217,728 bytes and is left out" in capsys.readouterr().out
+        files = {path.name: path.stat().st_size for path in (tmp_path / "published").iterdir()}
+        assert "metrics.jsonl" not in files and files["README.md"] < 10_000
+
     def test_that_leads_to_another_run_leaves_it_alone(self, run, tmp_path, capsys):
         other = shutil.copytree(run, tmp_path / "other")
         shutil.rmtree(run / "checkpoints")
@@ -131,6 +203,33 @@ READERS = {
     "_manifest.json": lambda path: CodesManifest.read_manifest(path.parent),
     "manifest.json": lambda path: load_export_manifest(path.parent),
 }
+
+
+@pytest.mark.parametrize("name", ["a\nb.png", "\x1b[2Jb.png", "\u202eb.png"])
+def test_file_names_in_errors_of_the_library_are_printable(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no image")
+    assert message_of(DataError, lambda: read_image(str(tmp_path / name), (8, 8, 3), 0)).isprintable()
+    assert message_of(DataError, lambda: read_image(str(tmp_path / "absent" / name), (8, 8, 3), 0)).isprintable()
+
+
+@pytest.mark.parametrize("devices", ["1000000000", "257", "0", "-1"])
+def test_devices_that_no_machine_has_are_refused_before_they_are_made(tmp_path, capsys, devices):
+    (tmp_path / "config.json").write_text(Config(model=LEAST, data=DataConfig(photograph_crops=64)).to_json())
+    options = ["--config", str(tmp_path / "config.json"), "--workdir", str(tmp_path / "run"), "--devices", devices]
+    assert f"--devices is {devices}; it must be at " in refused(capsys, lambda: train_main(options))
+
+
+def test_log_with_lines_without_end_is_resumed_with_its_rows(tmp_path):
+    row = b'{"step": 1, "kind": "train", "a": 1.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(row)
+    os.truncate(tmp_path / "metrics.jsonl", 300_000_000)
+    tracemalloc.start()
+    try:
+        assert MetricsLog(tmp_path).open(1) > 0
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == row
 
 
 class TestJson:

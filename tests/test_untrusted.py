@@ -59,13 +59,35 @@ class TestDataSet:
                 open_source(DataConfig(source=f"tfds:{name}", data_dir=data_dir), (8, 8, 3))
 
 
-def test_another_python_imports_nothing_from_the_working_folder(tmp_path):
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """The working folder, with modules and a package that leave a file `ran` when they are imported."""
+    # Python imports `sitecustomize` when it starts.
+    for name in ("sitecustomize", "numpy", "pydantic", "onnxruntime/__init__"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("entry", ["", os.curdir, "{}"])
+def test_another_python_imports_nothing_from_the_working_folder(planted, monkeypatch, entry):
     for name in ("json", "tfdecouple", "export"):
-        (tmp_path / f"{name}.py").write_text(PAYLOAD)
-    command = make_python_command("-c", "import json, tfdecouple, export, os; print(os.environ['MARK'])", MARK="here")
-    ended = subprocess.run(**command, cwd=tmp_path, capture_output=True, text=True)
+        (planted / f"{name}.py").write_text(PAYLOAD)
+    # With `python -m` the working folder is the first entry of `sys.path`; with `python -c` it is "".
+    monkeypatch.setattr(sys, "path", [entry.format(planted), *sys.path])
+    imports = "import json, onnxruntime, tfdecouple, export, os; print(os.environ['MARK'])"
+    command = make_python_command("-c", imports, MARK="here")
+    ended = subprocess.run(**command, capture_output=True, text=True)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("here\n", "", 0)
-    assert not (tmp_path / "ran").exists()
+    assert not (planted / "ran").exists()
+
+
+@pytest.mark.parametrize("command", [["tfdecouple", "explain"], ["export", "--help"]], ids=" ".join)
+def test_program_imports_no_package_of_the_working_folder(planted, command):
+    ended = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    assert not (planted / "ran").exists()
 
 
 class Runs:

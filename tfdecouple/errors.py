@@ -15,11 +15,17 @@ _LIBRARIES = {"contextlib", "keras", "tensorflow", "tensorflow_probability", "tf
 
 
 class UserError(Exception):
-    """The base class of errors that a user can correct; programs print them as one line, without a traceback."""
+    """The base class of errors that a user can correct; programs print them as one line, without a traceback.
+
+    Messages can have names from untrusted files, so that `make_printable` converts each message.
+    """
 
     # Without these attributes, Keras and AutoGraph would replace the error's message by a long text.
     _keras_call_info_injected = True
     ag_pass_through = True
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(make_printable(str(message)))
 
 
 class ConfigError(UserError, ValueError):
@@ -46,6 +52,10 @@ class NotInitializedError(UserError, RuntimeError):
     """The error for the use of a model without weights: none were loaded, and no images have initialised the model."""
 
 
+class UnsupportedError(UserError, NotImplementedError):
+    """The error for a method of Keras that the model and its layers cannot have, such as `quantize`."""
+
+
 class InversionError(UserError, ValueError):
     """The error if decoding z and v does not give exactly the encoded images, or if codes or images are not finite."""
 
@@ -70,6 +80,17 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+def make_printable(text: str, limit: int = 2000) -> str:
+    r"""Returns `text` as one line of at most `limit` characters, with escapes for characters that cannot be printed.
+
+    >>> make_printable("a name\n with \x1b[2J")
+    'a name with \\x1b[2J'
+    """
+    line = " ".join(text[: 2 * limit].split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    return line if len(line) <= limit and len(text) <= 2 * limit else line[: limit - 3] + "..."
+
+
 def one_line(error: BaseException | str, limit: int = 400, first: bool = False) -> str:
     r"""Returns an error's message as one line of at most `limit` characters, or the error's type for an empty message.
 
@@ -81,8 +102,7 @@ def one_line(error: BaseException | str, limit: int = 400, first: bool = False) 
     text = _ESCAPE.sub("", str(error)).strip()
     if first:
         text = text.partition("\n")[0]
-    text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return make_printable(text, limit) or type(error).__name__
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

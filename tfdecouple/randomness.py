@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from tfdecouple.errors import UserError
 
 # TensorFlow's raw operations select Philox, the default random generator on CPUs and GPUs, by this integer.
 _PHILOX = 1
+# Constants of Philox 4x32, and the key with which TensorFlow hashes a seed to a key and a counter.
+_PHILOX_FACTORS, _PHILOX_STEPS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
+_SCRAMBLING_KEY = (0x3EC8F720, 0x02461E29)
+_MASK = 2**32 - 1
 
 
 def make_seed(seed: Any) -> tf.Tensor:
@@ -47,12 +52,18 @@ def derive_seed(seed: Any, *parts: Any) -> tf.Tensor:
 
     Each part is a string, or a whole number, also as a scalar tensor. Equal arguments give equal seeds.
     """
-    result = make_seed(seed)
-    for part in parts:
-        if isinstance(part, str):
-            part = zlib.crc32(part.encode()) & 0x7FFFFFFF
-        result = tf.random.experimental.stateless_fold_in(result, tf.cast(part, tf.int32))
-    return result
+    # TensorFlow would draw int32 numbers on a GPU and copy each to the host, which has to wait for it.
+    with tf.device("CPU:0"):
+        result = make_seed(seed)
+        for part in parts:
+            number = _hash_text(part) if isinstance(part, str) else part
+            result = tf.random.experimental.stateless_fold_in(result, tf.cast(number, tf.int32))
+        return result
+
+
+def _hash_text(text: str) -> int:
+    """Returns a hash of a text, a whole number below 2**31."""
+    return zlib.crc32(text.encode()) & 0x7FFFFFFF
 
 
 def draw_pixel_noise(shape: Any, seed: tf.Tensor, normal_noise: bool) -> tf.Tensor:
@@ -77,26 +88,69 @@ def draw_normal_part(count: int, start: int, seed: tf.Tensor) -> tf.Tensor:
     return numbers[start % 4 :]
 
 
-def draw_z_noise(latent_dim: int, seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+def draw_z_noise(latent_dim: int, seed: Any, number: Any, index: tf.Tensor) -> tf.Tensor:
     """Returns standard normal noise, float32 `[n, latent_dim]`, with which evaluations draw z.
 
-    An evaluation draws z several times for an image. Row i is the noise of draw `number[i]` for the image with index
-    `index[i]` in its split, and depends only on these two integers and the seed.
+    An evaluation draws z several times for an image. Row i is the noise of the draw `number`, a whole number, for the
+    image with index `index[i]` in its split, and depends only on these two integers and the seed.
     """
-    return _draw_by_index(
-        lambda own: tf.random.stateless_normal([latent_dim], derive_seed(own, "z")), seed, number, index
-    )
+    return draw_noise_by_index([latent_dim], derive_seed(seed, "evaluate", number), index, "z")
 
 
 def draw_u_noise(
-    image_shape: Sequence[int], seed: Any, number: tf.Tensor, index: tf.Tensor, normal_noise: bool = False
+    image_shape: Sequence[int], seed: Any, number: Any, index: tf.Tensor, normal_noise: bool = False
 ) -> tf.Tensor:
     """Returns dequantisation noise for evaluations, float32 `[n, *image_shape]`; arguments are as in `draw_z_noise`."""
-    return _draw_by_index(
-        lambda own: draw_pixel_noise(image_shape, derive_seed(own, "u"), normal_noise), seed, number, index
-    )
+    return draw_noise_by_index(image_shape, derive_seed(seed, "evaluate", number), index, "u", normal_noise)
 
 
-def _draw_by_index(draw: Callable[[tf.Tensor], tf.Tensor], seed: Any, number: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-    base = derive_seed(seed, "evaluate")
-    return tf.map_fn(lambda which: draw(derive_seed(base, *which)), (number, index), fn_output_signature=tf.float32)
+def draw_noise_by_index(
+    shape: Sequence[int], seed: tf.Tensor, index: tf.Tensor, purpose: str, normal_noise: bool = True
+) -> tf.Tensor:
+    """Returns noise, float32 `[n, *shape]`: standard normal, or uniform in [0, 1) without `normal_noise`.
+
+    Row i is the noise that TensorFlow's stateless functions draw with the seed `derive_seed(seed, index[i], purpose)`,
+    up to rounding, whatever else is in `index`, integers `[n]` in [0, 2**31). All rows are computed together by
+    elementwise arithmetic. A loop over the rows would make the host wait for a GPU in each iteration.
+    """
+    n, count = tf.size(index), math.prod(shape)
+    # A CPU computes the last numbers of a tensor without vector registers, which changes the last bits of a sine. With
+    # a multiple of 8 blocks of 4 numbers, rows fill the registers and do not depend on their place in the batch.
+    blocks = 8 * -(-count // 32)
+    # Folding a number into a seed gives a hash of the seed, here an integer on the host, and then the number.
+    seeds = tf.cast(derive_seed(seed, 0)[0], tf.uint64) & _MASK, tf.cast(index, tf.uint64)
+    key, counter = _compute_key_and_counter(*seeds)
+    hashed = _run_philox([0, 0, *counter], key)[0]
+    key, counter = _compute_key_and_counter(hashed, tf.constant(_hash_text(purpose), tf.uint64))
+    columns = [each[:, None] for each in (*key, *counter)]
+    bits = _run_philox([tf.constant(np.arange(blocks), tf.uint64), 0, *columns[2:]], columns[:2])
+    uniform = tf.cast(tf.stack(bits, -1) & (2**23 - 1), tf.float32) * 2.0**-23
+    if normal_noise:
+        # Pairs of uniform numbers become pairs of normal ones (Box and Muller), as in TensorFlow.
+        length = tf.sqrt(-2 * tf.math.log(tf.maximum(uniform[..., ::2], 1e-7)))
+        angle = 2 * math.pi * uniform[..., 1::2]
+        uniform = tf.stack([length * tf.sin(angle), length * tf.cos(angle)], -1)
+    return tf.reshape(tf.reshape(uniform, [n, 4 * blocks])[:, :count], [n, *shape])
+
+
+def _compute_key_and_counter(first: tf.Tensor, second: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Returns Philox' key and the upper half of its counter for the two numbers of a seed, as TensorFlow makes them."""
+    # A negative int32 has ones in the upper half of its 64 bits.
+    halves = [half for number in (first, second) for half in (number, tf.bitwise.right_shift(number, 31) * _MASK)]
+    mixed = _run_philox(halves, _SCRAMBLING_KEY)
+    return mixed[:2], mixed[2:]
+
+
+def _run_philox(counter: Sequence[Any], key: Sequence[Any]) -> list[tf.Tensor]:
+    """Returns four tensors of random 32-bit integers as uint64: Philox 4x32 with ten rounds (Salmon et al., 2011).
+
+    The four tensors of `counter` and the two of `key` are uint64, too, below 2**32, and are broadcast.
+    """
+    a, b, c, d = counter
+    mask, shift, *factors = (tf.constant(number, tf.uint64) for number in (_MASK, 32, *_PHILOX_FACTORS))
+    for number in range(10):
+        first, second = (part + number * step & mask for part, step in zip(key, _PHILOX_STEPS, strict=True))
+        left, right = factors[0] * a, factors[1] * c
+        a, b = tf.bitwise.right_shift(right, shift) ^ b ^ first, right & mask
+        c, d = tf.bitwise.right_shift(left, shift) ^ d ^ second, left & mask
+    return [a, b, c, d]

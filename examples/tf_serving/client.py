@@ -21,7 +21,7 @@ MODES = {1: "L", 3: "RGB"}
 # The formats that the client accepts: Pillow reads them without calling another program, as EPS would need.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Largest picture, in pixels. Without a limit, a small file could expand to more pixels than fit into memory.
-MOST_PIXELS = 2**27
+MOST_PIXELS = 2**26
 DTYPES = {"DT_UINT8": np.uint8, "DT_FLOAT": np.float32}
 
 
@@ -157,6 +157,8 @@ def read_picture(path, shape, crop=0):
         if not stat.S_ISREG(os.stat(path).st_mode):  # Reading a pipe could block forever.
             raise Problem(f"{path}: no regular file")
         with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MOST_PIXELS:
+                file.draft(None, (file.width // 2, file.height // 2))  # A JPEG file is then decoded at half its size.
             if file.width * file.height > MOST_PIXELS:
                 raise Problem(f"{path}: {file.width} x {file.height} pixels, more than {MOST_PIXELS:,}")
             picture = ImageOps.exif_transpose(file)

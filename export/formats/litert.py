@@ -1,4 +1,8 @@
-"""The writer of LiteRT (TensorFlow Lite) files for phones, which TensorFlow converts from a SavedModel."""
+"""The writer of LiteRT (TensorFlow Lite) files for phones, which TensorFlow converts from a SavedModel.
+
+No other module calls the converter. If TensorFlow drops it, the package litert-converter, which converts StableHLO, can
+replace it: `tf.function.experimental_get_compiler_ir(...)(stage="stablehlo_serialized")` gives an endpoint's StableHLO.
+"""
 
 from __future__ import annotations
 

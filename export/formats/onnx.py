@@ -1,4 +1,8 @@
-"""The writer of ONNX files: tf2onnx converts the graph of each endpoint, and then its weights are inserted."""
+"""The writer of ONNX files: tf2onnx converts the graph of each endpoint, and then its weights are inserted.
+
+No other module calls tf2onnx. Without it, `build_onnx` can write the nodes of an endpoint with `onnx.helper`, because
+the layers in `export/deployed/` use few kinds of operations.
+"""
 
 from __future__ import annotations
 

@@ -15,13 +15,12 @@ from tensorflow_serving.apis import prediction_log_pb2
 from export.deployed.deployed_model import DeployedModel
 from export.deployed.graph import Deployed
 from export.endpoints import Endpoint
+from export.export_folder import WARMUP_FILE
 from tfdecouple.storage.files import write_text
 
 # Each folded weight is a variable of the SavedModel, named by this prefix and the weight's name, "." replacing "/".
 PREFIX = "folded/"
 _DEFAULT = tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-# The path within a SavedModel at which TensorFlow Serving looks for warm-up requests.
-WARMUP_FILE = pathlib.Path("assets.extra", "tf_serving_warmup_requests")
 # Folder of templates for the settings of TensorFlow Serving; they contain MODEL_NAME for the name of the model.
 SETTINGS = pathlib.Path(__file__).parents[1] / "serving"
 
@@ -59,6 +58,8 @@ def save_saved_model(
     # Gradients are left out, because uint8 images have none and tracing the gradients of all bijectors takes long.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), {**signatures, _DEFAULT: signatures[endpoints[0].name]}, options)
+    # TensorFlow makes a folder for files that the graph reads, of which this one has none.
+    (folder / "assets").rmdir()
 
 
 def _trace_endpoint(

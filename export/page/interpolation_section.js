@@ -16,13 +16,22 @@ const CORNER_CELLS = [0, CELLS_PER_SIDE - 1, CELLS_PER_SIDE * (CELLS_PER_SIDE - 
 /** If the four pictures of the grid take longer than this, the map is not filled, because that would take minutes. */
 const SLOWEST_SWAP_MS = 1500;
 
+/** @param {number} index @returns {[number, number]} The shares of B in v and in z, from 0 to 1, of a cell of the map. */
+function locateCell(index) {
+  const last = CELLS_PER_SIDE - 1;
+  return [(index % CELLS_PER_SIDE) / last, Math.floor(index / CELLS_PER_SIDE) / last];
+}
+
 /** Shows a map of interpolated pictures, a slider for z and one for v, and the picture at the position of the sliders. */
 export class InterpolationSection {
   #model;
   /** @type {[Code, Code] | null} */
   #codes = null;
   #picture = new Picture("Between A and B", "between");
-  #cells = Array.from({ length: CELLS_PER_SIDE ** 2 }, () => createElement("canvas", { width: "1", height: "1" }));
+  #cells = Array.from({ length: CELLS_PER_SIDE ** 2 }, (_, index) => {
+    const [v, z] = locateCell(index).map((share) => `${100 * share} %`);
+    return createElement("canvas", { role: "img", "aria-label": `z ${z}, v ${v} from B`, width: "1", height: "1" });
+  });
   #sliders = { x: getElement("walk-v"), y: getElement("walk-z") };
   #requestPicture = runLatestOnly(() => this.#decodePicture());
   #requestMap = runLatestOnly((codes) => this.#fillMap(codes));
@@ -101,11 +110,9 @@ export class InterpolationSection {
 
   /** Decodes the map one picture at a time, so that a drag waits for one picture at most. @param {[Code, Code]} codes */
   async #fillMap(codes) {
-    const last = CELLS_PER_SIDE - 1;
     for (const [index, cell] of this.#cells.entries()) {
       if (CORNER_CELLS.includes(index)) continue;
-      const [x, y] = [index % CELLS_PER_SIDE, Math.floor(index / CELLS_PER_SIDE)];
-      const pixels = await this.#decodeAt(codes, x / last, y / last);
+      const pixels = await this.#decodeAt(codes, ...locateCell(index));
       if (codes !== this.#codes) return;
       drawPixels(cell, pixels);
     }

@@ -125,7 +125,10 @@ export class SwapGrid {
   #showExactness(images, decoded) {
     const different = images.reduce((sum, image, k) => sum + countDifferences(image, decoded[ORIGINAL_CELLS[k]]), 0);
     const [count, all] = [different, 2 * images[0].length].map((number) => number.toLocaleString("en"));
-    if (different === 0) showVerdict(`Exact: A and B came back from their codes, all ${all} values.`, "good");
-    else showVerdict(`Not exact: ${count} of ${all} values of A and B changed on the way through their codes.`, "bad");
+    // The pictures of the grid can be photographs at their own size, which are not what the model decodes.
+    const side = Math.sqrt(images[0].length / 3);
+    const where = `at the model’s ${side} × ${side} pixels`;
+    if (different === 0) showVerdict(`Exact ${where}: A and B came back from their codes, all ${all} values.`, "good");
+    else showVerdict(`Not exact ${where}: ${count} of ${all} values of A and B changed through their codes.`, "bad");
   }
 }

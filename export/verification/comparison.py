@@ -6,6 +6,7 @@ report as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -69,7 +70,8 @@ def compare_files(
         runtime: the runtime to run the files in, a key of `RUNTIMES`.
         folder: the folder with the exported files.
         vectors: the test vectors, {name: array}: inputs and the Keras model's answers (`vectors.make_test_vectors`),
-            and digests of weights (`folded_weights.digest_weights`). For files that take images of any size, `sizes`
+            digests of weights (`folded_weights.digest_weights`) and `metadata`, JSON of {name: text}. For
+            files that take images of any size, `sizes`
             has names of sizes, such as "8x6", and the names of the arrays for this size begin with "8x6/".
         names: {endpoint: name of its file, without suffix}.
         provider: an execution provider of ONNX Runtime; "" for the CPU.
@@ -90,11 +92,16 @@ def compare_files(
         groups = {f" {size}": select_arrays(vectors, f"{size}/") for size in vectors.get("sizes", ())} or {"": vectors}
         for (size, group), endpoint in itertools.product(groups.items(), [*names, *opened.aliases]):
             problems, differences = _compare_answers(opened, endpoint, group)
+            problems = problems or [*_check_shapes(opened, endpoint, group, bool(size))]
             found.problems += [f"{endpoint}{size}: {problem}" for problem in problems]
             if endpoint in names:
                 found.parity[endpoint + size] = differences
                 for output, values in differences.items():
                     report(f"  {endpoint}{size}: {output}: {_describe_differences(values)}")
+        try:
+            opened.check_attachments(json.loads(str(vectors["metadata"])))
+        except Exception as error:  # noqa: BLE001 - TensorFlow raises any class of error for a damaged file
+            found.problems.append(f"the {opened.attachments} do not pass: {find_first_reason(error)}")
         if not found.problems and {"encode", "decode"} <= {*names}:
             for size, group in groups.items():
                 _compare_round_trips(opened, group, found, size)
@@ -134,6 +141,31 @@ def _compare_answers(opened: Runtime, endpoint: str, vectors: Arrays) -> tuple[l
         differences[name], problem = answer.compare_file(np.concatenate(arrays))
         problems += [f"{name}: {problem}"] if problem else []
     return problems, differences
+
+
+def _check_shapes(opened: Runtime, endpoint: str, vectors: Arrays, any_size: bool) -> Iterator[str]:
+    """Yields a problem for each shape that is declared unlike the model's, and each wrong shape that is not refused.
+
+    `any_size` says whether height and width of the images are free.
+    """
+    name = opened.aliases.get(endpoint, endpoint)
+    inputs = {key: array[:2] for key, array in select_arrays(vectors, f"in/{name}/").items()}
+    outputs = {key.removesuffix("/values"): array for key, array in select_arrays(vectors, f"out/{name}/").items()}
+    for key, shape in opened.read_shapes(endpoint).items():
+        sizes = list((inputs | outputs)[key].shape[1:])
+        right = [None, *([None, None, *sizes[2:]] if any_size and sizes[2:] else sizes)]
+        if [*shape] != right:
+            yield f"{key} is declared as {[*shape]} where the model has {right}"
+    deeper = {key: array[..., None] for key, array in inputs.items()}
+    # An axis that is twice as long would become more images if the graph only reshaped its inputs.
+    longer = {
+        key: np.repeat(array if array.ndim > 1 else deeper[key], 2, -1 if any_size else 1)
+        for key, array in inputs.items()
+    }
+    for wrong, keys in itertools.product((longer, deeper), [*([key] for key in inputs), [*inputs]]):
+        with contextlib.suppress(Exception):
+            opened.call_endpoint(endpoint, {**inputs, **{key: wrong[key] for key in keys}})
+            yield f"it takes {', '.join(f'{key} of the shape {[*wrong[key].shape]}' for key in keys)}"
 
 
 def _describe_shapes(arrays: list[tuple[np.dtype, tuple[int, ...]]]) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import abc
 import contextlib
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
+from export.export_folder import WARMUP_FILE
 from tfdecouple.runtime.devices import count_cores
 
 # A provider of ONNX Runtime that sends its inputs to a service on another machine.
@@ -26,8 +27,11 @@ _PROVIDER_OPTIONS = {
     "OpenVINOExecutionProvider": {"precision": "FP32"},
 }
 _DEFAULT = "serving_default"
+# A server refuses requests to a signature of another method.
+_METHOD = "tensorflow/serving/predict"
 
 Arrays = dict[str, np.ndarray]
+Shape = tuple[int | None, ...]
 
 
 class Runtime(contextlib.ExitStack, abc.ABC):
@@ -37,28 +41,43 @@ class Runtime(contextlib.ExitStack, abc.ABC):
         names: {endpoint: name of its file, without suffix}.
         title: the name of the file format in messages.
         package: the name of the Python package that runs the files.
+        suffix: the suffix of the files, of which there is one for each name; "" if all endpoints share their files.
         layout: the order of the image axes for which the weights in the files are made, "NHWC" or "NCHW".
         sorts_outputs: whether `call_endpoint` returns outputs sorted by name, not in the endpoint's order.
         share: the fraction of values in the files' weights that must equal the model's folded weights to the last bit.
+        attachments: what the files hold besides graphs and weights, for messages.
         aliases: {further name of an endpoint: its name}.
         available: whether the runtime can compute on this machine.
     """
 
     title: ClassVar[str]
     package: ClassVar[str]
+    suffix: ClassVar[str] = ""
     layout: ClassVar[str] = "NHWC"
     sorts_outputs: ClassVar[bool] = True
     share: ClassVar[float] = 1.0
+    attachments: ClassVar[str] = ""
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
         super().__init__()
         self.folder, self.names = folder, dict(names)
+        found = {path.name for path in folder.glob(f"*{self.suffix}")}
+        expected = {f"{name}{self.suffix}" for name in names.values()}
+        if self.suffix and found != expected:
+            raise ValueError(f"the files are {', '.join(sorted(found))}; expected {', '.join(sorted(expected))}")
         self.aliases: dict[str, str] = {}
         self.available = True
 
     @abc.abstractmethod
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs an endpoint of the exported files on `inputs`, {input name: array}; returns {output name: array}."""
+
+    @abc.abstractmethod
+    def read_shapes(self, endpoint: str) -> dict[str, Shape]:
+        """Returns {name: shape that the files declare} of an endpoint's inputs and outputs; None: a free size."""
+
+    def check_attachments(self, metadata: Mapping[str, str]) -> None:
+        """Raises an error for a fault in the `attachments`; `metadata` is {name: text} that metadata must have."""
 
     @abc.abstractmethod
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
@@ -68,7 +87,7 @@ class Runtime(contextlib.ExitStack, abc.ABC):
 class SavedModel(Runtime):
     """A runtime for the verification that runs a SavedModel in a TensorFlow session."""
 
-    title, package = "SavedModel", "tensorflow"
+    title, package, attachments = "SavedModel", "tensorflow", "warm-up requests"
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str]):
         super().__init__(folder, names)
@@ -76,8 +95,14 @@ class SavedModel(Runtime):
 
         start_tensorflow()
         import tensorflow as tf
+        from tensorflow.core.protobuf.config_pb2 import CallableOptions
 
         from tfdecouple.runtime.precision import full_float32
+
+        def make_function(signature: Any) -> Callable[..., list[np.ndarray]]:
+            feed, fetch = ([info.name for info in infos.values()] for infos in (signature.inputs, signature.outputs))
+            # `Session.run` would compare inputs with the placeholders and convert their types; a server does neither.
+            return self._session._make_callable_from_options(CallableOptions(feed=feed, fetch=fetch))
 
         with contextlib.ExitStack() as stack:
             stack.enter_context(full_float32())
@@ -89,19 +114,40 @@ class SavedModel(Runtime):
             if {*self._signatures} != {*names, _DEFAULT}:
                 found = ", ".join(sorted(self._signatures))
                 raise ValueError(f"the signatures are {found}; expected {', '.join(sorted(names))} and {_DEFAULT}")
+            for name, one in self._signatures.items():
+                if one.method_name != _METHOD:
+                    raise ValueError(f"the signature {name} has the method {one.method_name!r}; expected {_METHOD}")
+            self._functions = {name: make_function(one) for name, one in self._signatures.items()}
             self.push(stack.pop_all())
         self.aliases = {_DEFAULT: next(iter(names))}
 
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs a signature of the SavedModel on `inputs`, {input name: array}; returns {output name: array}."""
+        signature = self._signatures[endpoint]
+        if {*inputs} != {*signature.inputs}:
+            raise ValueError(f"the inputs are {', '.join(inputs)}; expected {', '.join(signature.inputs)}")
+        outputs = self._functions[endpoint](*(inputs[name] for name in signature.inputs))
+        return dict(zip(signature.outputs, outputs, strict=True))
+
+    def read_shapes(self, endpoint: str) -> dict[str, Shape]:
+        """Returns {name: shape that a signature declares} of its inputs and outputs; None: a free size."""
         import tensorflow as tf
 
-        signature = self._signatures[endpoint]
-        for name, array in inputs.items():
-            # A server checks shapes against the signature, but a session does not; so they are checked here.
-            tf.TensorShape(signature.inputs[name].tensor_shape).assert_is_compatible_with(array.shape)
-        feeds = {signature.inputs[name].name: array for name, array in inputs.items()}
-        return self._session.run({name: info.name for name, info in signature.outputs.items()}, feeds)
+        infos = [*self._signatures[endpoint].inputs.items(), *self._signatures[endpoint].outputs.items()]
+        return {name: tuple(tf.TensorShape(info.tensor_shape).as_list()) for name, info in infos}
+
+    def check_attachments(self, metadata: Mapping[str, str]) -> None:
+        """Runs the warm-up requests; raises an error if one fails, as a server does, or a signature has none."""
+        import tensorflow as tf
+        from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
+
+        asked = []
+        for record in tf.compat.v1.io.tf_record_iterator(str(self.folder / WARMUP_FILE)):
+            request = PredictionLog.FromString(record).predict_log.request
+            asked.append(request.model_spec.signature_name)
+            self.call_endpoint(asked[-1], {name: tf.make_ndarray(proto) for name, proto in request.inputs.items()})
+        if sorted(asked) != sorted(self._signatures):
+            raise ValueError(f"they are for {', '.join(asked)}; expected is one for each signature")
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (name, array) of each weight, a variable of the SavedModel."""
@@ -113,7 +159,8 @@ class SavedModel(Runtime):
 class OnnxFiles(Runtime):
     """A runtime for the verification that runs ONNX files with one execution provider of ONNX Runtime."""
 
-    title, package, layout, sorts_outputs = "ONNX", "onnxruntime", "NCHW", False
+    title, package, suffix, layout = "ONNX", "onnxruntime", ".onnx", "NCHW"
+    sorts_outputs, attachments = False, "metadata"
 
     def __init__(self, folder: pathlib.Path, names: Mapping[str, str], provider: str = "CPUExecutionProvider"):
         super().__init__(folder, names)
@@ -134,6 +181,19 @@ class OnnxFiles(Runtime):
         names = [output.name for output in self._sessions[endpoint].get_outputs()]
         return dict(zip(names, self._sessions[endpoint].run(names, inputs), strict=True))
 
+    def read_shapes(self, endpoint: str) -> dict[str, Shape]:
+        """Returns {name: shape that an ONNX file declares} of its inputs and outputs; None: a free size."""
+        arrays = [*self._sessions[endpoint].get_inputs(), *self._sessions[endpoint].get_outputs()]
+        return {array.name: tuple(size if isinstance(size, int) else None for size in array.shape) for array in arrays}
+
+    def check_attachments(self, metadata: Mapping[str, str]) -> None:
+        """Raises ValueError if the metadata of an ONNX file lack an entry of `metadata`, or name another endpoint."""
+        for endpoint, session in self._sessions.items():
+            found = session.get_modelmeta().custom_metadata_map
+            for name, right in {**metadata, "endpoint": endpoint}.items():
+                if found.get(name) != right:
+                    raise ValueError(f"{self.names[endpoint]}.onnx has {name} = {found.get(name)}; expected {right}")
+
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (name, array) of each initializer of the ONNX files, except scalars and integers (shapes, axes)."""
         import onnx
@@ -146,9 +206,12 @@ class OnnxFiles(Runtime):
 
 
 class LiteRTFiles(Runtime):
-    """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert."""
+    """A runtime for the verification that runs LiteRT files with the interpreter of the package ai-edge-litert.
 
-    title, package = "LiteRT", "ai-edge-litert"
+    As long as TensorFlow contains it, `tf.lite.Interpreter` has the same methods.
+    """
+
+    title, package, suffix = "LiteRT", "ai-edge-litert", ".tflite"
     # LiteRT's converter multiplies some weights into others, so not all weights equal the model's folded weights.
     share = 0.75
 
@@ -164,6 +227,13 @@ class LiteRTFiles(Runtime):
     def call_endpoint(self, endpoint: str, inputs: Arrays) -> Arrays:
         """Runs the LiteRT file of an endpoint on `inputs`, {input name: array}; returns {output name: array}."""
         return self._runners[endpoint](**inputs)
+
+    def read_shapes(self, endpoint: str) -> dict[str, Shape]:
+        """Returns {name: shape that a LiteRT file declares} of its inputs and outputs; None: a free size."""
+        runner = self._runners[endpoint]
+        details = {**runner.get_input_details(), **runner.get_output_details()}
+        shapes = {name: one["shape_signature"].tolist() for name, one in details.items()}
+        return {name: tuple(size if size >= 0 else None for size in shape) for name, shape in shapes.items()}
 
     def read_weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (name, array) of each float constant in the LiteRT files, except zeros that the converter adds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -10,10 +11,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from export.export_folder import EDITABLE, load_manifest
+from google.protobuf import text_format
+from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
+
+from export.export_folder import EDITABLE, JSON_NAME, MOST_BYTES, load_manifest
 from export.verification.comparison import REPORT, Report
 from export.verification.runtimes import REMOTE, RUNTIMES
+from tfdecouple.errors import one_line
 from tfdecouple.runtime.process import make_python_command
+from tfdecouple.storage.files import read_json
 
 Progress = Callable[[str], Any]
 
@@ -78,16 +84,19 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
     problems += [f"no part of the manifest: {name}" for name in manifest.find_stray_files(folder)]
     if not manifest.parts:
         problems.append("the manifest names nothing that could be checked")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        problems += check_served_name(folder, read_json(folder / JSON_NAME, MOST_BYTES)["name"])
     for name, part in manifest.parts.items():
         part_files = {file for file in manifest.files if file.startswith(f"{name}/")} | {part.vectors}
         if changed & part_files or not part_files <= {*manifest.files}:
             problems.append(f"{name}: its answers were not checked, since files of it are not as they were exported")
             continue
         unavailable, compared = [], False
-        for runtime, options in _available_runtimes(part.runtime, name, report):
+        runs_as, where = ("onnx", "web/model") if name == "web" else (name.partition("/")[0], name)
+        for runtime, options in _available_runtimes(runs_as, name, report):
             report(f"{name}: {runtime}")
-            paths = (folder / part.folder).resolve(), (folder / part.vectors).resolve()
-            found = compare_in_process(part.runtime, *paths, {"names": part.names, **options}, report)
+            paths = (folder / where).resolve(), (folder / part.vectors).resolve()
+            found = compare_in_process(runs_as, *paths, {"names": part.names, **options}, report)
             if found.notes.get("unavailable"):
                 report(f"{name}: {runtime} is installed but cannot be started here: not checked")
                 unavailable.append(f"{name} by {runtime}")
@@ -96,6 +105,21 @@ def verify_folder(folder: pathlib.Path, report: Progress = print) -> tuple[list[
             problems += [f"{name}: {runtime}: {problem}" for problem in found.problems]
         not_compared += unavailable if compared else [name]
     return problems, not_compared
+
+
+def check_served_name(folder: pathlib.Path, name: str) -> Iterator[str]:
+    """Yields a problem if `models.config`, the settings of a server in `folder`, has no model `name`."""
+    path = folder / "models.config"
+    if path.is_file():
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES)
+        try:
+            names = [one.name for one in text_format.Parse(text, ModelServerConfig()).model_config_list.config]
+        except (text_format.ParseError, ValueError) as error:
+            yield f"models.config cannot be read: {one_line(error)}"
+        else:
+            if name not in names:
+                yield f"models.config names {', '.join(names)} and not the model {name}"
 
 
 def _available_runtimes(runtime: str, name: str, report: Progress) -> Iterator[tuple[str, dict[str, str]]]:

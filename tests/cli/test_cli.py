@@ -84,16 +84,82 @@ class TestHelp:
         out = capsys.readouterr().out
         assert out.startswith("usage: python train.py") and "3 diverged" in out and "75 stopped by a signal" in out
 
+    @pytest.mark.parametrize("arguments", [[], ["switch"], ["export"]])
+    def test_is_what_the_command_help_prints(self, capsys, arguments):
+        printed = []
+        for typed in (["help", *arguments], [*arguments, "--help"]):
+            with pytest.raises(SystemExit) as end:
+                main(typed)
+            assert end.value.code == 0
+            printed.append(capsys.readouterr().out)
+        assert printed[0] == printed[1]
+
     def test_version_is_that_of_the_installation(self, capsys):
         with pytest.raises(SystemExit) as end:
             main(["--version"])
         assert (end.value.code, capsys.readouterr().out) == (0, f"tfdecouple {tfdecouple.__version__}\n")
 
 
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("typed", "completed"),
+        [
+            ("swi", "switch"),
+            ("switch --str", "--strength"),
+            ("switch --pairing ac", "across"),
+            ("switch LICE", "LICENSE"),
+            ("evaluate --run doc", "docker docs"),
+            ("export --fo", "--format"),
+        ],
+    )
+    def test_bash_completes_commands_options_choices_and_paths(self, script, typed, completed):
+        words = ["tfdecouple", *typed.split()]
+        command = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        command += f"_shtab_tfdecouple tfdecouple '{words[-1]}' '{words[-2]}'; echo ${{COMPREPLY[*]}}"
+        ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+        assert ended.stdout == f"{completed}\n"
+
+    @pytest.fixture(scope="class")
+    def script(self, tmp_path_factory):
+        script = tmp_path_factory.mktemp("completion") / "tfdecouple.bash"
+        script.write_text(run_python("-m", "tfdecouple", "completion", "bash").stdout)
+        return script
+
+    def test_zsh_gets_a_script(self, capsys):
+        assert main(["completion", "zsh"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("#compdef tfdecouple\n") and "--strength" in out
+
+
 class TestRefusals:
     def test_mistyped_command_is_answered_with_the_nearest(self, capsys):
         line = refused(capsys, lambda: main(["encode_beam", "--run", "x"]))
         assert "'encode_beam'" in line and "did you mean encode-beam?" in line
+
+    @pytest.mark.parametrize(
+        ("typed", "command", "meant"),
+        [("--verison", "", "--version"), ("switch --strenght=1", "switch ", "--strength")],
+    )
+    def test_mistyped_option_is_answered_with_the_nearest_and_the_help_that_lists_it(
+        self, capsys, monkeypatch, typed, command, meant
+    ):
+        monkeypatch.setattr(sys, "argv", ["bin/tfdecouple"])
+        line = refused(capsys, lambda: main(typed.split()))
+        assert f"did you mean {meant}?" in line and line.endswith(f"; tfdecouple {command}--help lists the options\n")
+
+    @pytest.mark.parametrize("typed", ["switch no.png such.png", "interpolate no.png such.png", "edit no.png"])
+    def test_missing_photograph_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
+        name, *files = typed.split()
+        monkeypatch.setattr(f"tfdecouple.cli.{name}.start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
+        more = ["--run", "photographs", "--direction", "x"] if name == "edit" else []
+        assert "there is no image file no.png" in refused(capsys, lambda: main([name, *more, *files]))
+
+    @pytest.mark.parametrize("typed", ["curves --run x", "project", "evaluate --outliers noise", "evaluate --probe"])
+    def test_missing_matplotlib_is_found_before_tensorflow_starts(self, capsys, monkeypatch, typed):
+        name = typed.split()[0]
+        monkeypatch.setattr(f"tfdecouple.cli.{name}.start_tensorflow", lambda: pytest.fail("TensorFlow was started"))
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        assert "needs matplotlib, which is missing" in refused(capsys, lambda: main(typed.split()))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -109,7 +175,7 @@ class TestRefusals:
             (["--steps", "0"], "training.steps is 0; it must be at least 1"),
             (["--config", "no/such/file.json"], "cannot read the config no/such/file.json"),
             (["--step-count", "5"], "unrecognized arguments: --step-count 5; "),
-            (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+            (["--steps", "many"], "--steps is many; it must be a whole number"),
             (["--data", "photograph"], "did you mean photographs"),
             (["--data", "folder:/no/such/folder"], "/no/such/folder"),
         ],

@@ -1,8 +1,11 @@
 """`python -m tfdecouple evaluate`: what it measures, writes and refuses, and what is kept when it is interrupted."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -247,23 +250,25 @@ class TestAllMetrics:
     def out(self, run, extractor, kinds, tmp_path_factory):
         out = tmp_path_factory.mktemp("evaluation")
         more = ["--probe", "--frechet", extractor, "--frechet-images", 40, "--image-statistics", "--seed", 3]
-        assert command("--run", run, "--out", out, "--split", "validation", *more, "--outliers", *kinds) == 0
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert command("--run", run, "--out", out, "--split", "validation", *more, "--outliers", *kinds) == 0
+        out.with_suffix(".txt").write_text(printed.getvalue())
         return out
 
     @pytest.mark.parametrize("name", ["probe", "frechet"])
     def test_test_images_are_looked_at_whatever_the_split(self, out, name):
-        values = read(out, name)
-        assert values["test_evaluations"] == 1 and "split" not in values and values["step"] == 1
+        values = read(out, f"{name}-test")
+        assert values["test_evaluations"] == 1 and values["split_images"] == 24 and values["step"] == 1
 
     def test_probe_tells_the_classes(self, out):
-        values = read(out, "probe")
+        values = read(out, "probe-test")
         assert (values["train_images"], values["test_images"], values["classes"]) == (60, 24, 2)
         assert [row["features"] for row in values["results"]] == ["pixels", "pixels, PCA", "z", "v", "v, PCA"]
         pixels = values["results"][0]["classifiers"]
         assert {kind: result["accuracy"] for kind, result in pixels.items()} == dict.fromkeys(pixels, 1.0)
         assert values["chance"] == 0.5
         assert np.sum(values["confusion"]["counts"]) == 24
-        with Image.open(out / "probe.png") as picture:
+        with Image.open(out / "probe-test.png") as picture:
             assert picture.format == "PNG"
             picture.load()
 
@@ -277,8 +282,8 @@ class TestAllMetrics:
         assert values["statistics"]["brightness"]["r2"]["pixels, PCA"]["mean"] > 0.9
 
     def test_distance_is_the_formula_s(self, out, run, labelled):
-        values = read(out, "frechet")
-        assert (values["samples"], values["test_images"], values["floor_images"]) == (40, 24, 40)
+        values = read(out, "frechet-test")
+        assert (values["samples"], values["images"], values["floor_images"]) == (40, 24, 40)
         assert values["features"] == 3 and values["extractor"]["file"] == "colours.onnx"
         source = open_source(DataConfig(source=f"folder:{labelled}"), (8, 8, 3))
         real = {split: load_images(source, split, count)[0] for split, count in COUNTS.items()}
@@ -305,6 +310,12 @@ class TestAllMetrics:
         bits = read(out, "bits_per_dim-validation")["bits_per_dim"]
         assert known["bits_per_dim"].mean() == pytest.approx(bits, rel=1e-5)
         assert (out / "outliers-validation.png").is_file()
+
+    def test_scores_of_outliers_are_printed_by_the_names_of_the_documentation(self, out):
+        printed = out.with_suffix(".txt").read_text()
+        page = (ROOT / "docs" / "understanding.md").read_text(encoding="utf-8")
+        names = re.findall(r"^ {8}(\w+): ", printed, re.M)
+        assert set(names) == set(SCORES) and all(f"- `{name}`: " in page for name in names)
 
     def test_scores_of_an_image_do_not_depend_on_its_batch(self, out, run, labelled):
         scores = read(out, "outliers-validation")["per_image"]["validation"]
@@ -344,8 +355,8 @@ def test_what_is_no_source_of_outliers_is_refused(run, tmp_path, capsys, kind, m
 
 class TestInterrupted:
     def test_in_the_midst_of_the_probe(self, run, tmp_path, monkeypatch, capsys):
-        (tmp_path / "probe.json").write_text('{"earlier": true}')
-        (tmp_path / "probe.png").write_bytes(b"earlier")
+        (tmp_path / "probe-test.json").write_text('{"earlier": true}')
+        (tmp_path / "probe-test.png").write_bytes(b"earlier")
         fits = []
 
         def fit(*arguments):
@@ -360,11 +371,14 @@ class TestInterrupted:
         assert err.splitlines()[-1] == f"error: interrupted; kept in {tmp_path}: bits_per_dim-test.json"
         assert "results:" not in out
         # What an earlier evaluation left is as it was, and nothing lies there half written.
-        assert read(tmp_path, "probe") == {"earlier": True} and (tmp_path / "probe.png").read_bytes() == b"earlier"
+        assert (
+            read(tmp_path, "probe-test") == {"earlier": True}
+            and (tmp_path / "probe-test.png").read_bytes() == b"earlier"
+        )
         assert {path.name for path in tmp_path.iterdir()} == {
             "bits_per_dim-test.json",
-            "probe.json",
-            "probe.png",
+            "probe-test.json",
+            "probe-test.png",
         }
 
     @pytest.mark.parametrize("became", [KeyboardInterrupt(), RuntimeError("INTERNAL: KeyboardInterrupt: ")])

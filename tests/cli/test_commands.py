@@ -13,7 +13,7 @@ from helpers.refusals import refused
 from helpers.runs import run_config, write_run
 from PIL import Image
 
-from tfdecouple.cli import main
+from tfdecouple.cli import main, make_parser
 from tfdecouple.cli.curves import read_training_curves
 from tfdecouple.cli.run_images import pair_images
 from tfdecouple.config import DataConfig
@@ -315,6 +315,9 @@ class TestNeighbours:
         # Four images are searched, so that no sample has more neighbours.
         shown = Shown(tmp_path, "neighbours", rows=3, columns=5, group=(0, 5), header=LINE, width=1000)
         assert set(shown.facts["nearest"]) == {"pixels"} and shown.facts["searched"] == 4
+
+    def test_searches_at_most_a_thousand_images_unless_asked(self):
+        assert 0 < make_parser(["neighbours"]).parse_args(["neighbours"]).search <= 1000
 
 
 class TestProject:

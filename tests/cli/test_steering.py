@@ -128,6 +128,18 @@ class TestEdit:
         assert {path.name for path in tmp_path.iterdir()} == {"edit.png", "edit.json", "green-0-red+1.5.png"}
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "green-0-red+1.5.png")), edited)
 
+    def test_default_amounts_are_within_a_standard_deviation_of_images(self, found, run, coloured, tmp_path):
+        directions, _ = found
+        files = sorted((coloured / "train").rglob("*.png"))
+        z = load_model(run).posterior(np.stack([read_image(str(file), (8, 8, 3), 0) for file in files])).mean().numpy()
+        arguments = ("--out", tmp_path, "--size", "model", "--direction", "red", files[0])
+        assert command("edit", "--run", run, *arguments) == 0
+        amounts = json.loads((tmp_path / "edit.json").read_text())["amounts"]
+        assert len(amounts) > 2
+        for one in directions:
+            vector = one.vector.astype(np.float64)
+            assert max(map(abs, amounts)) <= (z @ vector / (vector @ vector)).std(), one
+
     def test_refusals(self, found, run, tiny_run, coloured, tmp_path, capsys):
         file = next((coloured / "test").rglob("*.png"))
 
@@ -150,6 +162,21 @@ class TestEdit:
         assert find(other, coloured, "--labels", "red", "green") == 0
         assert "written anew" in capsys.readouterr().err
         assert Run.open(other).directions().names == ["red", "green"]
+
+
+class TestDescription:
+    @pytest.mark.parametrize("figures", [{"accuracy": 0.286, "held_out_with": 90}, {"r2": 0.5}])
+    @pytest.mark.parametrize(("count", "few"), [(7, True), (30, False)])
+    def test_names_too_few_held_out_images(self, figures, count, few):
+        key = "held_out_without" if "accuracy" in figures else "held_out"
+        text = Direction("a", "means", np.zeros(3), {**figures, key: count}).describe_accuracy()
+        assert ("too few images" in text and "held out: 7" in text) == few
+
+    @pytest.mark.parametrize(("accuracy", "is_chance"), [(0.286, True), (0.55, True), (0.7, False)])
+    def test_names_an_accuracy_within_two_standard_errors_of_chance(self, accuracy, is_chance):
+        figures = {"accuracy": accuracy, "standard_error": 0.04}
+        text = Direction("a", "means", np.zeros(3), figures).describe_accuracy()
+        assert ("no better than chance" in text) == is_chance
 
 
 class TestFile:

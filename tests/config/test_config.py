@@ -135,6 +135,10 @@ def test_unreadable_files_are_named(tmp_path):
 
 
 class TestPresets:
+    def test_quickstart_evaluates_five_times_on_no_more_than_a_quarter_of_the_validation_images(self):
+        training = load_preset("quickstart").training
+        assert training.steps == 5 * training.evaluate_every and 0 < training.evaluation_images <= 512 // 4
+
     def test_quickstart_is_first_and_the_others_are_sorted(self):
         names = preset_names()
         assert names[0] == "quickstart" and list(names[1:]) == sorted(names[1:]) and len(names) > 5
@@ -155,6 +159,25 @@ class TestPresets:
         # The sibling is the same flow without z.
         assert (config.conditioning, glow.conditioning) == ("coupling", "none")
         assert (glow.steps, glow.hidden_channels) == (config.steps, config.hidden_channels)
+
+    @pytest.mark.parametrize(
+        ("name", "sibling", "changed"),
+        [
+            ("lsun_bedroom_128_glow_5bit", "lsun_bedroom_128_glow", {"n_bits", "transform", "multiscale_transform"}),
+            ("celeba_hq_256_glow_5bit", "celeba_hq_256_glow", {"n_bits", "transform", "multiscale_transform"}),
+            ("imagenet64_var", "imagenet64", {"dequantization"}),
+        ],
+    )
+    def test_variants_differ_from_their_sibling_only_in_the_options_of_the_variant(self, name, sibling, changed):
+        differences = compare_configs(load_preset(name), load_preset(sibling))
+        assert set(differences) == {"name", "description", "notes", *(f"model.{option}" for option in changed)}
+
+    def test_five_bit_presets_have_additive_couplings(self):
+        models = [load_preset(name).model for name in preset_names() if name.endswith("_5bit")]
+        assert {(model.n_bits, model.transform, model.multiscale_transform) for model in models} == {
+            (5, "additive", "additive")
+        }
+        assert len(models) == 4
 
     def test_unknown_preset_is_refused_with_the_nearest(self):
         assert "did you mean cifar10" in refusal(lambda: load_preset("cifar-10"))

@@ -156,6 +156,7 @@ DAMAGED = {
     "a split leads out": _changed(splits={"../train": 3}),
     "too many images": _changed(splits={"train": 10**400}),
     "too many files": _changed(splits={"train": 10**15}, images_per_shard=1),
+    "51 MB": _changed(label_names=["x" * 51_000_000]),
     "no images to a file": _changed(images_per_shard=0),
     "fields of other names": _within("fields", "name", "key"),
     "a shape without end": _within("fields", "shape", [10**6] * 4),

@@ -216,6 +216,15 @@ class TestRefusals:
         assert read_codes_by_key(tmp_path / "codes").keys() == list_image_keys(pictures)
 
 
+def test_full_disk_before_the_first_code_says_nothing_of_a_training(encode, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "full")
+
+    monkeypatch.setattr(tf.train.Checkpoint, "write", fail)
+    line = refused(capsys, encode)
+    assert "No space left on device; free some space" in line and "run goes on" not in line
+
+
 def test_a_crop_for_a_data_set_is_not_taken_for_the_users_images(model, pictures, tmp_path):
     run = write_run(tmp_path / "other", model, data=DataConfig(source="cifar10", centre_crop=4))
     assert Run.open(run).make_data_config(f"folder:{pictures}").centre_crop == 0

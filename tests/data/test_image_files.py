@@ -79,6 +79,17 @@ class TestPixels:
             message = refusal(written(tmp_path / "x.png", make_png_header(width, height)))
         assert f"more than {MOST_PIXELS:,}" in message
 
+    def test_jpeg_of_too_many_is_decoded_at_half_its_size(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tfdecouple.data.image_file.MOST_PIXELS", 1000)
+        path, pixels = tmp_path / "x.jpg", np.full((40, 40, 3), 90, np.uint8)
+        Image.fromarray(pixels).save(path)
+        assert read_image(str(path), (0, 0, 3), 0).shape == (20, 20, 3)
+        Image.fromarray(np.full((80, 80, 3), 90, np.uint8)).save(path)
+        assert "more than 1,000" in refusal(str(path))
+
+    def test_png_of_100_million_is_refused(self, tmp_path):
+        assert "more than " in refusal(written(tmp_path / "x.png", make_png_header(10_000, 10_000)))
+
 
 def within_a_minute(call):
     """Returns what a call returns or raises; fails where it does not come back."""

@@ -4,7 +4,15 @@ import pytest
 from helpers.models import SMALL_SETTINGS
 
 from tfdecouple.config import load_preset, override
-from tfdecouple.doctor.benchmark import Benchmark, compare_memory, make_timed_config, time_calls
+from tfdecouple.doctor import benchmark
+from tfdecouple.doctor.benchmark import (
+    Benchmark,
+    compare_memory,
+    compute_ceiling,
+    make_timed_config,
+    measure_speed,
+    time_calls,
+)
 from tfdecouple.doctor.check_runner import run_in_process
 from tfdecouple.doctor.report import VARIANTS, Request, Task
 
@@ -29,6 +37,33 @@ def test_steps_of_training_begin_without_waiting_for_the_one_before(benchmark_of
 def test_a_batch_may_be_larger_than_what_is_held_out(benchmark_of_tiny_model):
     count = benchmark_of_tiny_model.source.sizes["test"] + 1
     assert benchmark_of_tiny_model.make_work("encode", count).call().shape == (count, 8, 8, 3)
+
+
+class TestCeiling:
+    @pytest.mark.parametrize(
+        ("precision", "phase", "peak"),
+        [("float32", "train", 19.5), ("tf32", "train", 156), ("mixed_bfloat16", "train", 312), ("tf32", "eval", 19.5)],
+    )
+    def test_is_the_peak_over_the_operations_of_an_image(self, precision, phase, peak):
+        config = override(load_preset("cifar10"), [f"training.precision={precision}"])
+        # The paper's model has 5.826 G multiply-adds in a forward pass; a training step has three times as many.
+        operations = 2 * 5.826e9 * (3 if phase == "train" else 1)
+        found = compute_ceiling(config, phase, "NVIDIA A100-SXM4-80GB")
+        assert found == pytest.approx(peak * 1e12 / operations, rel=1e-3)
+
+    def test_of_other_gpus_and_phases_is_unknown(self):
+        config = load_preset("cifar10")
+        assert compute_ceiling(config, "train", "Tesla T4") is None and compute_ceiling(config, "train", "") is None
+        assert compute_ceiling(config, "decode", "NVIDIA A100-SXM4-80GB") is None
+
+    def test_share_is_in_the_report_of_a_known_gpu(self, eager, monkeypatch):
+        monkeypatch.setattr(benchmark, "read_gpu_name", lambda: "NVIDIA GeForce RTX 4090")
+        request = Request(preset="quickstart", settings=tuple(SMALL_SETTINGS), quick=True)
+        (result,) = measure_speed(Task(request, VARIANTS[2]))
+        config = override(load_preset("quickstart"), [*SMALL_SETTINGS, "training.precision=mixed_bfloat16"])
+        share = result.figures["images_per_s"] / compute_ceiling(config, "train", "RTX 4090")
+        assert result.figures["share_of_ceiling"] == pytest.approx(share)
+        assert result.message.endswith(f", {share:.1%} of the GPU's ceiling")
 
 
 # The quickstart with so few layers that an image is most of what is computed.

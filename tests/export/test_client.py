@@ -134,6 +134,12 @@ def test_pictures_are_read_as_in_training(client, tmp_path):
         np.testing.assert_array_equal(found, read_image(str(path), (8, 8, 3), 0), name)
 
 
+def test_jpeg_of_too_many_pixels_is_decoded_at_half_its_size(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "MOST_PIXELS", 1000)
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / "x.jpg")
+    assert client.read_picture(tmp_path / "x.jpg", 3).shape == (20, 20, 3)
+
+
 def test_the_crop_of_the_card_is_taken(tmp_path):
     write_onnx_models(tmp_path, OF_5_BITS, **{**METADATA, "crop": "centre square of 140 pixels, or the largest"})
     assert (source.Model(tmp_path).crop, source.Model(tmp_path).size) == (140, 8)
@@ -168,8 +174,8 @@ class TestOneLine:
 
     def test_of_a_picture_that_cannot_be_read(self, refused, tmp_path):
         Image.fromarray(np.zeros((8, 8), np.int32)).save(tmp_path / "deep.tif")
-        (tmp_path / "claims.png").write_bytes(make_png_header(12_000, 12_000))
-        said = {"deep.tif": "the mode I", "claims.png": "more than 134,217,728", "absent.png": "no regular file"}
+        (tmp_path / "claims.png").write_bytes(make_png_header(10_000, 10_000))
+        said = {"deep.tif": "the mode I", "claims.png": "more than 67,108,864", "absent.png": "no regular file"}
         for name, words in said.items():
             message = refused(name, name)
             assert message.startswith(f"cannot read {name}: ") and words in message

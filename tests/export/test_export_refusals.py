@@ -16,6 +16,8 @@ from helpers.runs import write_run
 
 from export import pipeline
 from export.card import TEXT_NAME
+from export.cli import EXIT_REFUSED
+from export.formats.onnx import write_onnx_files
 from export.pipeline import ExportConfig, export
 from tfdecouple.model import DecoupledModel
 
@@ -62,6 +64,22 @@ class TestRefusals:
         assert command()[0] == 0
         monkeypatch.setattr(pipeline, "write_text", full)
         assert "No space left on device" in refused()
+
+    @pytest.mark.parametrize("name", ["pipe", "link", ".hidden", ".hidden/file"])
+    def test_what_another_program_puts_among_the_files_is_not_published(self, quick, refused, monkeypatch, name):
+        def write(deployed, endpoints, metadata, folder, report):
+            write_onnx_files(deployed, endpoints, metadata, folder, report)
+            (folder / name).parent.mkdir(exist_ok=True)
+            if name == "pipe":
+                os.mkfifo(folder / name)
+            elif name == "link":
+                (folder / name).symlink_to("encoder.onnx")
+            else:
+                (folder / name).touch()
+
+        monkeypatch.setattr(pipeline, "write_onnx_files", write)
+        line = refused("--format", "onnx", expected=EXIT_REFUSED)
+        assert line == f"error: not published: onnx/{name} is no file of the export; let no other program write there\n"
 
     @pytest.mark.parametrize(
         ("error", "said"),

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from export.card import TEXT_NAME
 from export.cli import EXIT_REFUSED, main
 from export.endpoints import list_onnx_names
-from export.export_folder import MANIFEST, VECTORS, load_manifest
+from export.export_folder import MANIFEST, VECTORS, Manifest, load_manifest
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from export.verification import verify
@@ -59,9 +59,11 @@ class TestManifest:
         "text",
         [
             "", "[]", '{"format": 2}', '{"format": 1, "parts": [], "files": {}}',
-            '{"format": 1, "parts": {"onnx": {"runtime": "onnx", "names": {}, "vectors": "/etc/x"}}, "files": {}}',
-            '{"format": 1, "parts": {"onnx": {"runtime": "onnx", "folder": "onnx", "names": {"encode": "../x"},'
+            '{"format": 1, "parts": {"onnx": {"names": {}, "vectors": "/etc/x"}}, "files": {}}',
+            '{"format": 1, "parts": {"onnx": {"names": {"encode": "../x"},'
             ' "vectors": "test_vectors/0123456789abcdef.npz"}}, "files": {}}',
+            '{"format": 1, "parts": {"savedmodel": {"names": {}, "vectors": "test_vectors/0123456789abcdef.npz"}},'
+            ' "files": {}}',
             '{"format": 1, "parts": {}, "files": {"../../etc/passwd": {"sha256": "0", "bytes": 1}}}',
             "[" * 100_000, '{"format": "\\ud800"}', b"\xff\xfe\x00",
         ],
@@ -145,6 +147,46 @@ class TestVerify:
             (copy / name).touch()
         assert problems_of(copy)[0] == [f"unknown: {name}" for name in names]
 
+    def test_empty_folder_is_refused_for_a_server_would_take_it_for_a_version(self, copy, files_alone):
+        (copy / "savedmodel" / "2" / "a").mkdir(parents=True)
+        assert problems_of(copy)[0] == ["unknown: savedmodel/2/a"]
+
+    def test_endpoint_that_is_dropped_from_a_part_is_refused(self, copy, capsys, monkeypatch):
+        whole = json.loads((copy / MANIFEST).read_text())
+        del whole["parts"]["onnx"]["names"]["decode"]
+        (copy / MANIFEST).write_text(json.dumps(whole))
+
+        def run(runtime, folder, vectors, options, report):
+            return compare_files(runtime, folder, read_vectors(copy), **options) if runtime == "onnx" else Report()
+
+        monkeypatch.setattr(verify, "compare_in_process", run)
+        assert main(["--verify", str(copy)]) == EXIT_REFUSED
+        assert (
+            "the files are decoder.onnx, encoder.onnx, sampler.onnx; expected encoder.onnx, sa"
+            in capsys.readouterr().err
+        )
+
+    def test_part_is_run_where_its_name_says_and_by_the_runtime_of_its_name(self, copy, monkeypatch):
+        shutil.copytree(copy / "savedmodel" / "1", copy / "savedmodel" / "2")
+        whole = json.loads((copy / MANIFEST).read_text())
+        whole["parts"]["savedmodel/2"] = whole["parts"]["savedmodel/1"]
+        for name in [name for name in whole["files"] if name.startswith("savedmodel/1/")]:
+            whole["files"][name.replace("/1/", "/2/")] = whole["files"][name]
+        (copy / MANIFEST).write_text(json.dumps(whole))
+        run = []
+        monkeypatch.setattr(verify, "compare_in_process", lambda *given: run.append(given[:2]) or Report())
+        assert problems_of(copy)[0] == []
+        folders = {"onnx": ["onnx"], "savedmodel": ["savedmodel/1", "savedmodel/2"]}
+        assert sorted(run) == sorted((name, (copy / one).resolve()) for name, ones in folders.items() for one in ones)
+
+    def test_settings_that_name_another_model_are_refused(self, copy, files_alone):
+        path = copy / "models.config"
+        text = path.read_text()
+        path.write_text(text.replace('name: "tiny"', 'name: "other"'))
+        assert problems_of(copy)[0] == ["models.config names other and not the model tiny"]
+        path.write_text(text.replace("config {", "config { model_version_policy { all {} }", 1) + "}")
+        assert problems_of(copy)[0][0].startswith("models.config cannot be read: ")
+
     @pytest.mark.parametrize("removed", [False, True])
     def test_part_that_is_dropped_with_its_line_is_refused_where_another_is_left(self, copy, files_alone, removed):
         whole = json.loads((copy / MANIFEST).read_text())
@@ -182,9 +224,11 @@ class TestVerify:
     @pytest.mark.parametrize("started", [True, False])
     def test_what_did_not_run_is_named_and_not_said_to_answer(self, copy, capsys, monkeypatch, started):
         # Nobody here can open the files of one part, and one of the other part's runtimes does not start.
-        whole = json.loads((copy / MANIFEST).read_text())
-        whole["parts"]["savedmodel/1"]["runtime"] = "litert"
+        whole = json.loads((copy / MANIFEST).read_text().replace("savedmodel/1", "litert"))
         (copy / MANIFEST).write_text(json.dumps(whole))
+        (copy / "savedmodel" / "1").rename(copy / "litert")
+        (copy / "savedmodel").rmdir()
+        monkeypatch.setattr(Manifest, "find_stray_files", lambda *_: [])
         find = importlib.util.find_spec
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "litert" in name else find(name))
         providers = ["CUDAExecutionProvider", "AzureExecutionProvider", *(["CPUExecutionProvider"] if started else [])]
@@ -199,8 +243,8 @@ class TestVerify:
         assert main(["--verify", str(copy)]) == 0
         out = capsys.readouterr().out
         onnx_part = "onnx by CUDAExecutionProvider" if started else "onnx"
-        assert out.endswith(f"{copy} is as it was exported; answers were not checked of savedmodel/1, {onnx_part}\n")
-        assert "savedmodel/1: ai-edge-litert is not installed here: not checked" in out
+        assert out.endswith(f"{copy} is as it was exported; answers were not checked of litert, {onnx_part}\n")
+        assert "litert: ai-edge-litert is not installed here: not checked" in out
         assert asked == [name for name in providers if "Azure" not in name]
         assert "onnx: AzureExecutionProvider computes on a server elsewhere: not checked" in out
         assert "onnx: CUDAExecutionProvider is installed but cannot be started here: not checked" in out

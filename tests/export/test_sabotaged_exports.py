@@ -10,10 +10,12 @@ import tensorflow as tf
 from helpers.exporting import SIGNATURES
 from onnx import helper, numpy_helper
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
 from export import pipeline
 from export.cli import EXIT_REFUSED
-from export.endpoints import list_onnx_names
+from export.endpoints import list_endpoints, list_onnx_names
+from export.formats.saved_model import WARMUP_FILE, write_serving_files
 from export.pipeline import ExportConfig
 from export.verification import comparison
 from export.verification.comparison import RefusedError, compare_files
@@ -50,6 +52,20 @@ def factor(name, number):
 def one_image_alone(model):
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def free_height(model):
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "height"
+
+
+def change_metadata(key, value):
+    """Returns a sabotage of an ONNX model that changes an entry of its metadata."""
+
+    def sabotage(model):
+        (entry,) = (entry for entry in model.metadata_props if entry.key == key)
+        entry.value = value
+
+    return sabotage
 
 
 def turned_outputs(model):
@@ -107,6 +123,26 @@ class TestOnnx:
             ("sampler", factor("z_noise", 0), "sample: images: "),
             ("sampler", one_image_alone, "sample: it fails at batch 3: "),
             ("encoder", turned_outputs, "encode: it returns v, z where the model returns z, v"),
+            (
+                "encoder",
+                free_height,
+                "encode: images is declared as [None, None, 8, 3] where the model has [None, 8, 8",
+            ),
+            (
+                "encoder",
+                change_metadata("n_bits", "5"),
+                "the metadata do not pass: ValueError: encoder.onnx has n_bits = 5; expected 8",
+            ),
+            (
+                "decoder",
+                change_metadata("crop", "centre 9"),
+                "the metadata do not pass: ValueError: decoder.onnx has crop = centre 9; expected",
+            ),
+            (
+                "sampler",
+                change_metadata("endpoint", "decode"),
+                "the metadata do not pass: ValueError: sampler.onnx has endpoint = decode; exp",
+            ),
         ],
     )
     def test_effect_of_one_change_is_found_without_knowing_the_weights(
@@ -116,8 +152,8 @@ class TestOnnx:
         problems = onnx_problems(file, change)
         assert any(problem.startswith(message) for problem in problems), problems
 
-    @pytest.mark.parametrize("how", ["swapped", "missing", "cut off"])
-    def test_files_that_are_others_or_damaged(self, exported, vectors, tmp_path, how):
+    @pytest.mark.parametrize("how", ["swapped", "missing", "cut off", "more"])
+    def test_files_that_are_others_or_damaged(self, exported, vectors, model, tmp_path, how):
         folder = shutil.copytree(exported / "onnx", tmp_path / "onnx")
         if how == "swapped":
             (folder / "encoder.onnx").rename(folder / "x")
@@ -125,9 +161,11 @@ class TestOnnx:
             (folder / "x").rename(folder / "decoder.onnx")
         elif how == "missing":
             (folder / "decoder.onnx").unlink()
+        elif how == "more":
+            shutil.copyfile(folder / "decoder.onnx", folder / "more.onnx")
         else:
             os.truncate(folder / "decoder.onnx", 1000)
-        problems = compare_files("onnx", folder, vectors, {"encode": "encoder", "decode": "decoder"}).problems
+        problems = compare_files("onnx", folder, vectors, list_onnx_names(model.config)).problems
         message = "encode: it fails at batch 1: " if how == "swapped" else "the ONNX files cannot be opened: "
         assert problems and problems[0].startswith(message) and "\n" not in problems[0]
 
@@ -169,6 +207,43 @@ def next_number(arrays):
     arrays[key].flat[0] = np.nextafter(arrays[key].flat[0], np.float32(9))
 
 
+def take_any_shape(folder):
+    message = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
+    for function in message.meta_graphs[0].graph_def.library.function:
+        for node in function.node_def:
+            if node.op == "EnsureShape":
+                node.op = "Identity"
+                del node.attr["shape"]
+    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+
+
+def declare_any_size(given):
+    given["encode"].inputs["images"].tensor_shape.dim[1].size = -1
+
+
+def warm_up(change):
+    """Returns a sabotage that edits the list of warm-up requests of a SavedModel."""
+
+    def sabotage(folder):
+        path = str(folder / WARMUP_FILE)
+        records = [*tf.data.TFRecordDataset(path).as_numpy_iterator()]
+        logs = [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
+        change(logs)
+        with tf.io.TFRecordWriter(path) as writer:
+            for log in logs:
+                writer.write(log.SerializeToString())
+
+    return sabotage
+
+
+def send_floats(logs):
+    logs[0].predict_log.request.inputs["images"].CopyFrom(tf.make_tensor_proto(np.zeros((1, 8, 8, 3), np.float32)))
+
+
+def send_one_input_more(logs):
+    logs[-1].predict_log.request.inputs["more"].CopyFrom(tf.make_tensor_proto(0))
+
+
 def rename_decode(given):
     given["decoder"].CopyFrom(given["decode"])
     del given["decode"]
@@ -183,7 +258,20 @@ SABOTAGES = {
     "a variable less": (variables(lose_a_variable), "the SavedModel files cannot be opened: NotFoundError: "),
     "one number": (variables(next_number), "weight "),
     "a signature renamed": (signatures(rename_decode), "the SavedModel files cannot be opened: ValueError: the sign"),
-    "batch of one": (signatures(fix_batch), "decode: it fails at batch 3: "),
+    "batch of one": (signatures(fix_batch), "decode: v is declared as [1, 8, 8, 3] where the model has [None, 8, 8, 3"),
+    "any size declared": (
+        signatures(declare_any_size),
+        "encode: images is declared as [None, None, 8, 3] where the mod",
+    ),
+    "a signature without its method": (
+        signatures(lambda given: given["decode"].ClearField("method_name")),
+        "the SavedModel files cannot be opened: ValueError: the signature decode",
+    ),
+    "warm-up of another type": (warm_up(send_floats), "the warm-up requests do not pass: InvalidArgumentError: "),
+    "warm-up with an input more": (warm_up(send_one_input_more), "the warm-up requests do not pass: ValueError: "),
+    "warm-up without a signature": (warm_up(list.pop), "the warm-up requests do not pass: ValueError: "),
+    "warm-up cut off": (lambda folder: os.truncate(folder / WARMUP_FILE, 100), "the warm-up requests do not pass: "),
+    "no warm-up": (lambda folder: (folder / WARMUP_FILE).unlink(), "the warm-up requests do not pass: NotFoundError: "),
     "another default": (
         signatures(lambda given: given["serving_default"].CopyFrom(given["decode"])),
         "serving_default: it ",
@@ -213,6 +301,15 @@ class TestSavedModel:
         change, message = SABOTAGES[name]
         found = problems(change)
         assert found and found[0].startswith(message) and "\n" not in found[0], found
+
+    def test_graph_whose_checks_of_shapes_are_gone_is_found(self, exported, vectors, model, tmp_path):
+        folder = shutil.copytree(exported / "savedmodel" / "1", tmp_path / "savedmodel")
+        take_any_shape(folder)
+        names = [endpoint.name for endpoint in list_endpoints(model.config)]
+        problems = compare_files("savedmodel", folder, vectors, dict.fromkeys(names, "")).problems
+        assert "encode_global: it takes images of the shape [2, 16, 8, 3]" in problems
+        shape = "of the shape [2, 16, 8, 3]"
+        assert f"switch: it takes images_a {shape}, images_b {shape}" in problems
 
     @pytest.mark.slow
     def test_graph_that_needs_the_python_it_was_made_by_is_found(self, vectors, tmp_path, forked):
@@ -245,6 +342,11 @@ class TestProcess:
         err = refused("--format", "onnx", expected=EXIT_REFUSED)
         assert err.startswith("error: not published: ")
         assert f"weight decoder.onnx: {COUPLING}/last/kernel has other numbers" in err
+
+    def test_that_finds_another_name_in_the_servers_settings_refuses(self, monkeypatch, built, refused):
+        monkeypatch.setattr(pipeline, "write_serving_files", lambda folder, name: write_serving_files(folder, "other"))
+        err = refused("--format", "savedmodel", "--endpoints", *SIGNATURES, expected=EXIT_REFUSED)
+        assert err.startswith("error: not published: models.config names other and not the model tiny")
 
     def test_that_crashes_refuses_in_one_line(self, monkeypatch, built, earlier, refused):
         monkeypatch.setattr(pipeline.np, "savez_compressed", lambda path, **_: path.write_bytes(b"no archive"))

@@ -139,10 +139,15 @@ class Made(Runtime):
     """A runtime whose endpoints are functions of a test."""
 
     title, package, sorts_outputs = "Made", "numpy", False
-    functions = {}
+    functions, vectors = {}, {}
 
     def call_endpoint(self, endpoint, inputs):
+        for name, array in inputs.items():
+            assert array.shape[1:] == self.vectors[f"in/{endpoint}/{name}"].shape[1:]
         return self.functions[endpoint](**inputs)
+
+    def read_shapes(self, endpoint):
+        return {}
 
     def read_weights(self):
         yield from ()
@@ -155,7 +160,8 @@ def compare(monkeypatch, tmp_path):
 
     def run(vectors, **functions):
         monkeypatch.setattr(Made, "functions", functions)
-        vectors = {"batches": np.array(SIZES), "weights/NHWC": np.array([]), **vectors}
+        monkeypatch.setattr(Made, "vectors", vectors)
+        vectors = {"batches": np.array(SIZES), "weights/NHWC": np.array([]), "metadata": np.array("{}"), **vectors}
         return compare_files("made", tmp_path, vectors, {name: name for name in functions})
 
     return run

@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 
 import numpy as np
 import onnxruntime
 import pytest
+from helpers.exporting import read_vectors
 from helpers.models import random_images, strengthen_z
 from helpers.places import PATIENCE, ROOT, TESTS
 from helpers.program_inputs import SIZE, make_png_header, write_picture_files
 from helpers.runs import write_run
 from helpers.variants import OF_CLASSES, fresh
 
-from export.formats.web import RUNTIME_VERSION, describe_examples, describe_model, make_example_files
+from export.formats.web import PAGE, RUNTIME_VERSION, describe_examples, describe_model, make_example_files
 from export.pipeline import ExportConfig, export
 from export.provenance import open_run
 from tfdecouple.config import DataConfig
@@ -37,6 +39,11 @@ def test_the_example_and_the_exporter_name_the_same_runtime():
     assert pinned["onnxruntime-web"] == RUNTIME_VERSION
 
 
+def test_temperatures_of_the_slider_are_verified(exported):
+    (most,) = re.findall(r'id="temperature" [^>]*max="([^"]+)"', (PAGE / "index.html").read_text(encoding="utf-8"))
+    assert read_vectors(exported)["in/sample/temperature"].max() == np.float32(most)
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
 @pytest.mark.parametrize(
     "check",
@@ -45,6 +52,7 @@ def test_the_example_and_the_exporter_name_the_same_runtime():
         "card_is_left_alone_unless_exact_and_faster",
         "new_pictures_take_verdict_and_pictures_away",
         "first_start_of_the_sampler_shows_progress",
+        "pictures_of_the_map_have_names",
     ],
 )
 def test_the_modules_of_the_page_do_without_a_browser_what_they_should(check, tmp_path):

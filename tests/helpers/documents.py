@@ -159,7 +159,7 @@ def parse_options(program: object, arguments: list[str]) -> argparse.Namespace:
         except _Parsed as parsed:
             return parsed.args[0]
         except SystemExit as end:
-            if end.code == 0 and {"--help", "-h"} & set(arguments):
+            if end.code == 0 and {"--help", "-h", "help"} & set(arguments):
                 return argparse.Namespace()
     raise CommandError(f"{shlex.join(arguments)}: {errors.getvalue().strip() or 'the program never read it'}")
 

@@ -9,7 +9,7 @@ import onnx.parser
 
 # Command-line options of `evaluate` that the metrics use, with values for small data sets.
 OPTIONS = {"images": 0, "samples": 1, "seed": 0, "temperature": 1.0, "trust": False}
-OPTIONS |= {"probe_images": 0, "frechet_images": 10_000}
+OPTIONS |= {"probe_images": 0, "frechet_images": 10_000, "frechet_split": "test"}
 
 
 def compute_metric(metric, model, source, *, batch_size=32, **options):

@@ -43,7 +43,9 @@ class FakeElement {
   append(...nodes) {
     this.children.push(...nodes);
   }
-  prepend() {}
+  prepend(...nodes) {
+    this.children.unshift(...nodes);
+  }
   replaceChildren() {}
   addEventListener(type, listener) {
     this.listeners[type] = listener;
@@ -179,7 +181,8 @@ const checks = {
     await waitForRequests(1);
     waiting[0](new Float32Array(2 * valuesPerImage));
     while (!codes.at(-1)) await new Promise(setImmediate);
-    assert.match(getElement("verdict").textContent, /^Exact/);
+    // The photographs above the verdict can be larger than the pixels that were decoded.
+    assert.match(getElement("verdict").textContent, /^Exact at the model’s 2 × 2 pixels/);
     assert(!mixed.classes.has("stale"));
     // While a new picture is encoded, the page must not call the pictures of the last one exact.
     grid.setImage(0, makeImage());
@@ -196,6 +199,15 @@ const checks = {
     while (!codes.at(-1)) await new Promise(setImmediate);
     assert.match(getElement("verdict").textContent, /^Exact/);
     assert(!mixed.classes.has("stale"));
+  },
+
+  async pictures_of_the_map_have_names() {
+    const { InterpolationSection } = await import(new URL("interpolation_section.js", page));
+    new InterpolationSection({});
+    const cells = getElement("map").children;
+    assert(cells.every((cell) => cell.role === "img"));
+    assert.equal(new Set(cells.map((cell) => cell["aria-label"])).size, 25);
+    assert.equal(cells[1]["aria-label"], "z 0 %, v 25 % from B");
   },
 
   async first_start_of_the_sampler_shows_progress() {

@@ -69,7 +69,7 @@ def assert_same_checkpoint(ours, theirs, name):
 
 def read_log(run):
     """Returns {(kind, step): dict of metrics} of a run's metrics.jsonl; a kind is "train", "validation" or "test"."""
-    found = read_metrics(run / "metrics.jsonl")
+    found = list(read_metrics(run / "metrics.jsonl"))
     values = {(row["kind"], row["step"]): row for row in found}
     assert len(values) == len(found)
     return values

@@ -135,8 +135,8 @@ def samples(model, count, temperature=0.7, seed=0, batch_size=16):
     return np.concatenate(list(draw_model_samples(model, count, temperature, seed, batch_size)))
 
 
-def compute_frechet(model, source, extractor, frechet_images=40):
-    options = {"frechet_images": frechet_images, "temperature": 0.7, "batch_size": 16}
+def compute_frechet(model, source, extractor, frechet_images=40, frechet_split="test"):
+    options = {"frechet_images": frechet_images, "frechet_split": frechet_split, "temperature": 0.7, "batch_size": 16}
     return compute_metric(FrechetDistance, model, source, frechet=extractor, **options)
 
 
@@ -150,11 +150,22 @@ class TestResult:
         assert values["name"] == "Frechet distance (colours.onnx)"
         sha256 = hashlib.sha256(extractor.read_bytes()).hexdigest()
         assert values["extractor"] == {"file": "colours.onnx", "sha256": sha256}
-        numbers = {name: values[name] for name in ("samples", "test_images", "floor_images", "features")}
-        assert numbers == {"samples": 64, "test_images": 50, "floor_images": 60, "features": 3}
+        numbers = {name: values[name] for name in ("samples", "images", "floor_images", "features")}
+        assert numbers == {"samples": 64, "images": 50, "floor_images": 60, "features": 3}
         assert json.loads(json.dumps(values)) == values
-        (warning,) = values["warnings"]
-        assert "60 training images" in warning and "64 samples" in warning and f"Warning: {warning}" in lines
+        for warning, count in zip(values["warnings"], ("50 test images", "60 train images"), strict=True):
+            assert count in warning and "64 samples" in warning and f"Warning: {warning}" in lines
+
+    @pytest.mark.parametrize("split", ["train", "train+validation"])
+    def test_compares_with_the_images_of_the_chosen_split(self, tiny_model, make_source, extractor, split):
+        parts = {name: random_images(20 * n, seed=n) // n for n, name in enumerate(("train", "validation", "test"), 1)}
+        source = make_source(**{name: (images,) for name, images in parts.items()})
+        values = compute_frechet(tiny_model, source, extractor, 60, split).values
+        images = np.concatenate([parts[name] for name in split.split("+")])
+        both = [compute_mean_colours(each) for each in (images, parts["test"])]
+        moments = [Moments(len(each), each.mean(0), np.cov(each, rowvar=False)) for each in both]
+        assert values["images"] == len(images) and values["floor_split"] == "test"
+        assert values["floor"] == pytest.approx(compute_frechet_distance(*moments), rel=1e-3)
 
     @pytest.mark.parametrize(("count", "kinds"), [(3, 3), (4, 0)])
     def test_warns_where_there_are_no_more_images_than_features(self, tiny_model, source, extractor, count, kinds):

@@ -52,6 +52,11 @@ def test_costs_of_a_coupling_by_hand():
     assert count_stored_bytes(cost(1.0), net_bytes=4, memory="recompute") == 4 * 4 * (2 + 3)
 
 
+# Images in the split train of the paper's data sets in TFDS.
+TRAINING_IMAGES = {"cifar10": 50_000, "downsampled_imagenet/64x64": 1_281_149, "lsun/bedroom": 3_033_042}
+TRAINING_IMAGES["celeb_a_hq/256"] = 30_000
+
+
 @pytest.mark.parametrize("preset", [n for n in preset_names() if "Estimate, not measured" in load_preset(n).notes])
 def test_what_a_preset_states_is_what_is_calculated(preset):
     config = load_preset(preset)
@@ -67,6 +72,12 @@ def test_what_a_preset_states_is_what_is_calculated(preset):
     assert stated(r"images is ([\d.]+e\d+) floating-point") == pytest.approx(operations, rel=0.02)
     assert stated(r"about (\d+) days of one A100 in float32") == pytest.approx(operations / 5.85e12 / 86400, abs=1)
     assert stated(r"or (\d+) with TF32") == pytest.approx(operations / 46.8e12 / 86400, abs=1)
+    train = TRAINING_IMAGES[config.data.source] - config.data.validation_examples
+    if config.data.source == "celeb_a_hq/256":
+        # The data set has only one split, which also gives the test images.
+        train -= config.data.validation_examples
+    epochs = training.steps / (train // training.batch_size)
+    assert stated(r"([\d,]+) epochs of") == pytest.approx(epochs, rel=0.01)
     gigabytes = count_activation_bytes(config.model, memory=training.memory) / 1e9
     assert stated(r"need about ([\d.]+) GB per image") == pytest.approx(gigabytes, rel=0.1)
     assert stated(r"training.micro_batches=(\d+) means") == training.micro_batches

@@ -70,7 +70,8 @@ class TestScaling:
         memory = scaling.calculate_memory()
         page = tmp_path / "scaling.md"
         page.write_text(SCALING, encoding="utf-8")
-        write_tables(page, {"memory": scaling.render_table("memory", {"memory": memory})})
+        calculated = {"memory": memory, "ceiling": scaling.calculate_ceilings()}
+        write_tables(page, {name: scaling.render_table(name, calculated) for name in calculated})
         assert page.read_text(encoding="utf-8") == SCALING
         depths = [
             {"depth": depth, "preset": "imagenet64", "memory": mode, "ms_per_call": 10.0 * depth**2}

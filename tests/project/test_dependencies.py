@@ -79,7 +79,7 @@ def test_constraints_pin_what_is_declared(name, python):
     assert versions.keys() == wanted.keys()
     for package, version in versions.items():
         assert wanted[package].specifier.contains(version), package
-        # 1.17.* begins with 1.17.0.
+        # 0.25.* begins with 0.25.0.
         lowest = [
             Version(s.version.removesuffix(".*")) for s in wanted[package].specifier if s.operator in (">=", "~=", "==")
         ]

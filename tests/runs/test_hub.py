@@ -11,11 +11,12 @@ import time
 import urllib.parse
 
 import pytest
-from helpers.refusals import refused
+from helpers.refusals import message_of, refused
 
 import tfdecouple
 from tfdecouple.cli import main
 from tfdecouple.errors import RunError, UntrustedError, UserError
+from tfdecouple.runs import pretrained
 from tfdecouple.runs.opened_run import hash_weights, load_model
 from tfdecouple.runs.pretrained import download_weights, find_pretrained, parse_hub_address
 
@@ -165,6 +166,8 @@ def run_hub():
     """Yields the `Hub` of a server on 127.0.0.1 that runs in a thread inside the context."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as server:
         server.daemon_threads = True
+        # A client that leaves an answer is no fault of the server.
+        server.handle_error = lambda *_: None
         server.hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -252,7 +255,11 @@ def without(weights, part):
     ("made", "error", "said"),
     [
         (lambda w: {**w, "config.json": w["config.json"].replace(b"8", b"9")}, RunError, "config.json of .* differs"),
-        (lambda w: {**w, "config.json": w["config.json"] + b" "}, RunError, "has not the .* bytes that its manifest"),
+        (
+            lambda w: {**w, "config.json": w["config.json"] + b" "},
+            RunError,
+            "config.json of .* has more than the .* bytes",
+        ),
         (lambda w: without(w, "index"), RunError, "hf://ada/faces: 404"),
         (lambda w: without(w, "manifest.json"), RunError, "hf://ada/faces: 404"),
         (lambda w: manifest(w, **{"evil.py": {"bytes": 1, "sha256": "0"}}), UntrustedError, "which is no weights"),
@@ -266,11 +273,126 @@ def test_an_untrusted_repository(hub, weights, made, error, said):
     assert "\n" not in str(refusal.value)
 
 
-def test_a_manifest_is_fetched_once_its_size_is_known(hub, weights):
+def test_a_manifest_is_read_up_to_a_megabyte(hub, weights):
     hub.commit("ada/faces", {**weights, "manifest.json": weights["manifest.json"] + b" " * 2**20})
-    with pytest.raises(RunError, match="the manifest of hf://ada/faces has .* bytes; one has 1,048,576 at most"):
+    with pytest.raises(RunError, match="manifest.json of hf://ada/faces has more than the 1,048,576 bytes"):
         find_pretrained("hf://ada/faces")
-    assert {method for method, _ in hub.asked} == {"HEAD"}
+
+
+def list_files(folder):
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(params=["manifest.json", "config.json"])
+def lied(hub, weights, request, monkeypatch):
+    """A function that lets `answer(handler)` answer for one file instead of the Hub; returns the one line of error."""
+
+    def lie(answer):
+        honest = HubHandler.do_GET
+
+        def answer_or_lie(handler):
+            return answer(handler) if handler.path.endswith(request.param) else honest(handler)
+
+        monkeypatch.setattr(HubHandler, "do_GET", answer_or_lie)
+        monkeypatch.setattr(HubHandler, "do_HEAD", answer_or_lie)
+        hub.commit("ada/faces", weights)
+        return message_of(RunError, lambda: find_pretrained("hf://ada/faces"))
+
+    return lie
+
+
+def start_answer(handler, status=200, **headers):
+    handler.send_response(status)
+    commit = handler.hub.branches["ada/faces"]["main"]
+    for name, value in {"ETag": '"0123456789"', "X-Repo-Commit": commit, **headers}.items():
+        handler.send_header(name.replace("_", "-"), str(value))
+    handler.end_headers()
+
+
+def test_a_body_without_end_is_left(lied, tmp_path):
+    sent = []
+
+    def pour(handler):
+        start_answer(handler, Connection="close")
+        handler.close_connection = True
+        with contextlib.suppress(OSError):
+            while handler.command == "GET" and sum(sent) < 2**28:
+                sent.append(handler.wfile.write(bytes(2**20)))
+
+    assert "bytes that it should have" in lied(pour)
+    assert sum(sent) < 2**27
+    assert not any(path.stat().st_size > 2**20 for path in list_files(tmp_path).values())
+
+
+@pytest.mark.parametrize("when", ["at once", "within the headers", "within the body"])
+def test_an_answer_without_end_is_left(lied, monkeypatch, when):
+    monkeypatch.setattr(pretrained, "_PATIENCE", 1)
+    ended = threading.Event()
+
+    def drip(handler):
+        if when == "within the body":
+            start_answer(handler, Content_Length=900)
+        with contextlib.suppress(OSError):
+            if when == "within the headers":
+                handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            while not ended.wait(0.1) and handler.command == "GET":
+                if when != "at once":
+                    handler.wfile.write(b" ")
+                    handler.wfile.flush()
+
+    assert re.search("is not complete after [12] s|takes too long", lied(drip))
+    ended.set()
+
+
+@pytest.mark.parametrize("tag", ["../../../../outside", "/outside", "x" * 9999])
+def test_a_header_chooses_no_path(hub, weights, tmp_path, monkeypatch, tag):
+    honest = HubHandler.answer
+    monkeypatch.setattr(HubHandler, "answer", lambda *args, **headers: honest(*args, **{**headers, "ETag": f'"{tag}"'}))
+    hub.commit("ada/faces", weights)
+    folder = find_pretrained("hf://ada/faces")
+    assert {tmp_path / "store"} == {*tmp_path.iterdir()} and folder.is_relative_to(tmp_path / "store")
+    assert len(list_files(tmp_path / "store")) == len(list_files(folder)) + 1
+
+
+@pytest.mark.parametrize("commit", ["../../../../outside", "", "main", "A" * 40])
+def test_a_commit_chooses_no_path(lied, tmp_path, commit):
+    says = lied(lambda handler: start_answer(handler, X_Repo_Commit=commit, Content_Length=0))
+    # The commit of the files after the manifest is that of the manifest.
+    assert "names no commit" in says or "config.json of hf://ada/faces differs" in says
+    assert {*tmp_path.iterdir()} <= {tmp_path / "store"}
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "//", "http://127.0.0.1:9/", "#again"])
+def test_a_redirect_to_what_is_no_hub_is_one_line(lied, target):
+    says = lied(lambda handler: start_answer(handler, 302, Location=target, Content_Length=0))
+    assert says.startswith("hf://ada/faces: ") and "not supported" not in says
+
+
+def test_a_redirect_takes_no_token_elsewhere(hub, weights, monkeypatch):
+    tokens = {}
+    with run_hub() as elsewhere:
+        elsewhere.branches, elsewhere.commits = hub.branches, hub.commits
+        commit, honest = hub.commit("ada/faces", weights), HubHandler.do_GET
+
+        def redirect(handler):
+            tokens.setdefault(handler.hub.url, set()).add(handler.headers.get("Authorization"))
+            if handler.hub is elsewhere or not handler.path.endswith(".index"):
+                return honest(handler)
+            return start_answer(handler, 302, Location=elsewhere.url + handler.path, Content_Length=0)
+
+        monkeypatch.setattr(HubHandler, "do_GET", redirect)
+        assert find_pretrained("hf://ada/faces").name == commit
+    assert tokens == {hub.url: {"Bearer hf_of_this_test"}, elsewhere.url: {None}}
+
+
+def test_a_branch_without_network_is_the_commit_of_the_last_download(hub, weights, monkeypatch):
+    from huggingface_hub import constants
+
+    folder = (hub.commit("ada/faces", weights), find_pretrained("hf://ada/faces"))[1]
+    nowhere = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", nowhere)
+    download_weights.cache_clear()
+    assert find_pretrained("hf://ada/faces") == folder
 
 
 @pytest.mark.parametrize("address", ["hf://ada/nobody", "hf://ada/faces@nothing"])

@@ -124,3 +124,15 @@ def test_a_program_has_a_thread_for_every_core_and_ends_without_looking_for_garb
     cores = len(os.sched_getaffinity(0))
     threads = cores // 2 if cores == 2 else cores
     assert (done.returncode, done.stdout, done.stderr) == (3, f"[{threads}, {cores}]\n", "")
+
+
+@pytest.mark.parametrize("users", [None, "0"])
+def test_import_switches_onednn_on_unless_the_user_has_chosen(users):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    if users is not None:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = users
+    program = "import os, tfdecouple; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout == f"{users or 1}\n"

@@ -25,6 +25,7 @@ from helpers.runs import (
 from PIL import Image
 
 from tfdecouple.cli import train_main
+from tfdecouple.config import DataConfig
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.runs.opened_run import load_model
 from tfdecouple.runs.run_folder import load_config
@@ -246,6 +247,14 @@ def test_images_of_5_bits_without_pictures_and_a_precision_that_changes_nothing(
     assert "training.precision=tf32 changes nothing here: no GPU has it" in out
 
 
+def test_results_on_photographs_say_that_the_splits_show_different_parts(tmp_path, stand_ins, fake_step, capsys):
+    config = run_config(tmp_path, model=LEAST, steps=2)
+    data = DataConfig(source="photographs", photograph_crops=16)
+    train(dataclasses.replace(config, data=data), tmp_path / "run")
+    after = capsys.readouterr().out.partition("test: 8.0000 bits/dim")[2]
+    assert "validation and test crops show different parts of the photographs" in after
+
+
 class TestRefusals:
     def test_another_option_is_named_with_both_values(self, finished_run, image_folder):
         config = run_config(image_folder, learning_rate=0.5, batch_size=4)
@@ -320,6 +329,11 @@ class TestWarmStart:
         with pytest.raises(ConfigError, match="model.latent_dim is 4 there and 6 here") as error:
             train(config, tmp_path / "run")
         one_line(error)
+        assert f"that of --config {finished_run / 'config.json'}:" in str(error.value)
+
+    def test_another_architecture_is_refused_naming_the_preset_that_has_it(self, image_folder, tmp_path):
+        with pytest.raises(ConfigError, match="^--init-from photographs .* that of --preset quickstart64: "):
+            train(run_config(image_folder, init_from="photographs"), tmp_path / "run")
 
 
 class TestSelection:

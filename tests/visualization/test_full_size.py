@@ -125,8 +125,8 @@ class TestPhotograph:
 
     def test_files_that_are_none(self, tmp_path):
         (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-        for name, expected in (("broken.png", "cannot read the image"), ("missing.png", "there is no image file")):
-            with pytest.raises(DataError, match=expected):
+        for name in ("broken.png", "missing.png"):
+            with pytest.raises(DataError, match="cannot read the image"):
                 read_photograph(str(tmp_path / name), 3, 2048)
         with pytest.raises(DataError, match="--size model"):
             read_photograph(str(tmp_path / "broken.png"), 4, 2048)

@@ -38,6 +38,7 @@ COMMANDS = [
     "import-wolf",
     "publish",
     "doctor",
+    "completion",
 ]
 
 
@@ -49,6 +50,8 @@ def train_main(arguments: Sequence[str] | None = None) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program `python -m tfdecouple` with `arguments`, by default the command line's; returns its status."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    if typed[:1] == ["help"]:
+        typed = [*typed[1:], "--help"]
     if typed[:1] == ["export"]:
         return int(import_export().main(typed[1:], f"{get_program_name()} export"))
     return run_program(lambda: run_command(get_arguments(typed)))
@@ -71,12 +74,12 @@ def run_command(arguments: Sequence[str]) -> int:
     return int(import_command(options.command).run(options))
 
 
-def make_parser(names: Sequence[str]) -> argparse.ArgumentParser:
-    """Returns the parser of `python -m tfdecouple` with the commands `names`, whose modules it imports."""
+def make_parser(names: Sequence[str], program: str = "") -> argparse.ArgumentParser:
+    """Returns the parser of `program`, by default as the user called it, with the commands `names`."""
     parser = Parser(
-        prog=get_program_name(),
+        prog=program or get_program_name(),
         description="Trains and uses models that encode an image into a global code z (the image as a whole) and a "
-        "local code v (all its detail). `python -m tfdecouple COMMAND --help` explains a command.",
+        "local code v (all its detail). `python -m tfdecouple help COMMAND` explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"tfdecouple {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -93,6 +96,6 @@ def import_command(name: str) -> Any:
 
 def import_export() -> Any:
     """Imports and returns `export.cli`, the module of `python -m export`, from the folder of package `tfdecouple`."""
-    # With `python -m` the working folder is first in `sys.path`; a package `export` there would be imported instead.
+    # An earlier folder in `sys.path` may have another package `export`, which would be imported instead.
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
     return importlib.import_module("export.cli")

@@ -6,6 +6,7 @@ from typing import Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import RunError
 from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.requirements import require_packages
 
 _METRICS = ("bits_per_dim", "kl", "dequantization", "learning_rate")
 
@@ -21,6 +22,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `curves`: writes curves.png, the runs' metrics over the updates, and curves.json; returns 0."""
+    require_packages("matplotlib", what="the command curves")
     start_tensorflow()
     from tfdecouple.cli.run_images import PICTURES, find_results_folder, write_picture
     from tfdecouple.runs.run_folder import run_name
@@ -46,7 +48,7 @@ def read_training_curves(path: str, name: str) -> Any:
 
     Raises RunError if the log is missing or has no bits/dim yet.
     """
-    from tfdecouple.runs.run_folder import find_run_folder, load_config
+    from tfdecouple.runs.run_folder import METRICS, METRICS_BYTES, find_run_folder, load_config
     from tfdecouple.training.metrics_log import read_metrics
     from tfdecouple.visualization.plots import Curves
 
@@ -54,7 +56,10 @@ def read_training_curves(path: str, name: str) -> Any:
     # KL and log q(u|x) are 0 in the log of a model that lacks these terms, and are not drawn then.
     absent = {"kl": not config.model.has_encoder, "dequantization": not config.model.has_dequantizer}
     lines: dict[str, dict[str, tuple[list[float], list[float]]]] = {"train": {}, "validation": {}}
-    for row in read_metrics(find_run_folder(path) / "metrics.jsonl"):
+    log = find_run_folder(path) / METRICS
+    if log.is_file() and log.stat().st_size > METRICS_BYTES:
+        raise RunError(f"{log} has {log.stat().st_size:,} bytes, and at most {METRICS_BYTES:,} are drawn")
+    for row in read_metrics(log):
         for metric in _METRICS:
             # The log has NaN and infinity as text, which cannot be drawn.
             value = row.get(metric)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfdecouple.cli import options as arguments
-from tfdecouple.errors import DataError, RunError, UserError, nearest
+from tfdecouple.errors import DataError, RunError, UserError, make_printable, nearest
 from tfdecouple.runtime.process import start_tensorflow
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
     path = new.write(pathlib.Path(opened.path))
     width = max(map(len, names))
     for one in directions:
-        print(f"{one.name:{width}}  {one.method:10}  {one.describe_accuracy() or 'held-out images of one kind alone'}")
+        name = make_printable(one.name, 100)
+        print(f"{name:{width}}  {one.method:10}  {one.describe_accuracy() or 'held-out images of one kind alone'}")
     print(f"{path}: {len(directions)} directions in z", flush=True)
     save_direction_pictures(opened, source, options, directions)
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import UserError, nearest
+from tfdecouple.runtime.devices import MOST_DEVICES
 
 # Exit status if a check fails, for example because images are not reconstructed exactly on this machine.
 EXIT_FAILS = 5
@@ -30,7 +31,7 @@ def add_parser(commands: Any) -> None:
     text = "change an option, as for train.py"
     parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help=text)
     text = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
-    arguments.add_number(parser, "--devices", None, text, 1)
+    arguments.add_number(parser, "--devices", None, text, 1, MOST_DEVICES)
     parser.add_argument("--only", metavar="NAME", nargs="+", default=[], help="run these checks only, such as numerics")
     arguments.add_number(parser, "--timeout", 900, "seconds after which a check is ended", 1, 10**6)
     text = "print only the recommended --set options; the report goes to standard error"

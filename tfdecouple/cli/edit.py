@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tfdecouple.cli import options as arguments
+from tfdecouple.errors import make_printable
 from tfdecouple.runtime.process import start_tensorflow
 
 
@@ -28,6 +29,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the command `edit`: writes edit.png, edit.json and, with --size own, changed photographs; returns 0."""
     amounts = options.amounts
+    arguments.require_image_files(options)
     start_tensorflow()
     from tfdecouple.cli.run_images import OwnSizeResults, read_image_files, save_picture
     from tfdecouple.runs.opened_run import Run, load_directions
@@ -38,16 +40,15 @@ def run(options: argparse.Namespace) -> int:
     # For a run without directions, `opened.directions()` is None, and `load_directions` raises an error with advice.
     directions = opened.directions() or load_directions(options.run)
     direction = directions.find(options.direction, options.method)
+    name = make_printable(direction.name, 100)
     images = read_image_files(opened, options.files)
     results = OwnSizeResults(options, opened.model) if options.size == "own" else None
     note = f"{images.note} {opened.note()}"
     with Counter("editing", len(images.pixels) * len(amounts)) as counter:
-        picture = draw_edit_grid(
-            opened.model, images.pixels, {"": direction.vector}, amounts, direction.name, note, counter
-        )
+        picture = draw_edit_grid(opened.model, images.pixels, {"": direction.vector}, amounts, name, note, counter)
     facts = {**images.facts, "direction": direction.name, "method": direction.method, "amounts": amounts}
     count = len(images.pixels)
-    says = f"{count} image{'s' if count > 1 else ''} along {direction.name}, {direction.method}"
+    says = f"{count} image{'s' if count > 1 else ''} along {name}, {direction.method}"
     save_picture(opened, options, "edit", picture, says, **facts)
     if results is not None:
         change = arguments.make_file_name(direction.name)

@@ -19,6 +19,7 @@ from tfdecouple.metrics.image_statistics import ImageStatistics
 from tfdecouple.metrics.latent_use import UseOfZ
 from tfdecouple.metrics.outliers import Outliers
 from tfdecouple.runtime.process import start_tensorflow, was_interrupted
+from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -62,12 +63,15 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `evaluate`: computes, prints and writes the requested metrics one by one; returns 0."""
+    metrics = [metric for metric in (each(options) for each in METRICS) if metric.is_requested()]
+    for metric in metrics:
+        if metric.needs_plots:
+            require_packages("matplotlib", what=metric.option)
     start_tensorflow()
     import tensorflow as tf
 
     from tfdecouple.cli.run_images import find_results_folder, name_unwritable_path
 
-    metrics = [metric for metric in (each(options) for each in METRICS) if metric.is_requested()]
     out = find_results_folder(options.run, options.out, "evaluation")
     test_evaluations: int | None = None
     files: list[str] = []
@@ -82,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
                     with name_unwritable_path(out):
                         out.mkdir(parents=True, exist_ok=True)
                     # Test images count as evaluated from the first result on; a failure before it does not count.
-                    if options.split == "test" or not all(each.on_split for each in metrics):
+                    if "test" in [each.split for each in metrics]:
                         test_evaluations = count_test_evaluation(options.run, out, evaluation.source)
                     print("\n".join(evaluation.describe_inputs(test_evaluations)))
                 print("\n" + "\n".join(result.lines), flush=True)
@@ -170,15 +174,14 @@ def write_metric_result(
     """Writes a metric's values with facts on run and data as JSON, and its picture as PNG; returns the JSON's name."""
     from tfdecouple.cli.run_images import write_picture
 
-    opened, source, split = evaluation.opened, evaluation.source, evaluation.options.split
+    opened, source, splits = evaluation.opened, evaluation.source, metric.split.split("+")
     values = {"command": "evaluate", "run": opened.path, "step": opened.step, "averaged_weights": opened.averaged}
-    values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed}
-    name = metric.name
-    if metric.on_split:
-        name = f"{name}-{split}"
-        values |= {"split": split, "split_description": source.descriptions[split], "split_images": evaluation.size}
+    values |= {"data": source.title, "source": source.name, "seed": evaluation.options.seed, "split": metric.split}
+    values["split_description"] = "+".join(source.descriptions[split] for split in splits)
+    values["split_images"] = sum(source.sizes[split] for split in splits)
     if test_evaluations is not None:
         values["test_evaluations"] = test_evaluations
+    name = f"{metric.name}-{metric.split}"
     write_picture(out / f"{name}.png", result.picture, {**values, **result.values})
     return f"{name}.json"
 

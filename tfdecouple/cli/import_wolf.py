@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from tfdecouple.cli import options as arguments
+from tfdecouple.runtime.option_types import make_number_type
 from tfdecouple.runtime.process import start_tensorflow
 
 
@@ -15,8 +16,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="the JSON config of the PyTorch code")
     parser.add_argument("--weights", required=True, metavar="FILE", help="its state dict, .npz or .pt (needs torch)")
     text, sides = "shape of the images, such as 32 32 3", ("HEIGHT", "WIDTH", "CHANNELS")
-    parser.add_argument("--image-shape", required=True, type=int, nargs=3, metavar=sides, help=text)
-    parser.add_argument("--n-bits", type=int, default=8, metavar="N", help="bits per colour channel (default 8)")
+    parser.add_argument(
+        "--image-shape", required=True, type=make_number_type(int, 1), nargs=3, metavar=sides, help=text
+    )
+    parser.add_argument(
+        "--n-bits", type=make_number_type(int, 1), default=8, metavar="N", help="bits per colour channel (default 8)"
+    )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="the run folder to make")
 
 

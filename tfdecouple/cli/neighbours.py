@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
     arguments.add_data(parser, split="train")
     arguments.add_drawing(parser, 6, "samples")
     arguments.add_number(parser, "--temperature", 0.8, "factor of v", 0, arguments.MOST_TEMPERATURE)
-    arguments.add_number(parser, "--search", 10_000, "number of images to search, drawn at random; 0 for all")
+    arguments.add_number(parser, "--search", 1000, "number of images to search, drawn at random; 0 for all")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from tfdecouple.data.sources import list_source_kinds
-from tfdecouple.errors import UserError
+from tfdecouple.errors import DataError, UserError, nearest
 from tfdecouple.runs.pretrained import DEFAULT, HUB
 from tfdecouple.runtime.option_types import add_number, make_number_type
 
@@ -22,6 +22,9 @@ _LONGEST_SIDE = 16_383
 MOST_IN_A_PICTURE = 100_000
 # The list --amounts has at most MOST_AMOUNTS multiples of a direction in z, from -MOST_AMOUNT to MOST_AMOUNT.
 MOST_AMOUNTS, MOST_AMOUNT = 50, 1000.0
+# Default of --amounts. For a number, and for a label that a tenth to nine tenths of the images have, the positions of
+# images along the direction have a standard deviation of at least 0.3, the square root of 0.1 * 0.9.
+DEFAULT_AMOUNTS = "-0.3,-0.15,0,0.15,0.3"
 
 
 def get_program_name() -> str:
@@ -35,6 +38,14 @@ class Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Returns the help text with the program's name as the user wrote it."""
         return super().format_help().replace("python -m tfdecouple", get_program_name())
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses arguments as argparse does, but calls `error` for unknown ones: in a command's parser, its own."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            hint = nearest(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options, unknown
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with the `message` of argparse, instead of printing the usage and ending the program."""
@@ -108,18 +119,27 @@ def add_size(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--max-side", 2048, text, 1, _LONGEST_SIDE)
 
 
+def require_image_files(options: argparse.Namespace) -> None:
+    """Raises DataError if one of the user's image files is missing; commands check this before TensorFlow starts."""
+    for path in options.files:
+        if not pathlib.Path(path).exists():
+            raise DataError(f"there is no image file {path}; give the paths of image files")
+
+
 def require_image_pairs(options: argparse.Namespace) -> None:
-    """Raises UserError if the user names an odd number of image files, or both image files and --pairing."""
+    """Raises UserError if the number of image files is odd, one is missing, or the user also gives --pairing."""
     if len(options.files) % 2:
         raise UserError(f"{options.command} got {len(options.files)} images; it takes pairs, an even number")
     if options.files and options.pairing != "auto":
         raise UserError(f"--pairing {options.pairing} is for images of a data set: own images have no labels")
+    require_image_files(options)
 
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
     """Adds the option --amounts, multiples of a direction in z, to a parser."""
-    text = "multiples of the direction that are added to z; 0 gives the image itself (default --amounts=-2,-1,0,1,2)"
-    parser.add_argument("--amounts", type=parse_amounts, default="-2,-1,0,1,2", metavar="A,B,...", help=text)
+    text = "multiples of the direction that are added to z: 0 gives the image itself, and 1 is often beyond all images "
+    text += f"that the model has seen (default --amounts={DEFAULT_AMOUNTS})"
+    parser.add_argument("--amounts", type=parse_amounts, default=DEFAULT_AMOUNTS, metavar="A,B,...", help=text)
 
 
 def parse_amounts(text: str) -> list[float]:

@@ -6,6 +6,7 @@ from typing import Any
 from tfdecouple.cli import options as arguments
 from tfdecouple.errors import DataError
 from tfdecouple.runtime.process import start_tensorflow
+from tfdecouple.runtime.requirements import require_packages
 
 
 def add_parser(commands: Any) -> None:
@@ -24,6 +25,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the command `project`: projects z of images to a plane, writes project-pca.png or -tsne.png; returns 0."""
+    require_packages("matplotlib", what="the command project")
     start_tensorflow()
     import numpy as np
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tfdecouple.data import Source, choose_user_crop
 from tfdecouple.data.image_file import read_image
-from tfdecouple.errors import DataError, UserError, one_line
+from tfdecouple.errors import DataError, UserError, make_printable, one_line
 from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_images
 from tfdecouple.model import DecoupledModel
 from tfdecouple.runs.opened_run import Run
@@ -77,8 +77,6 @@ def read_image_files(run: Run, paths: list[str]) -> Images:
     crop = choose_user_crop(run.config.data)
     images = []
     for path in paths:
-        if not pathlib.Path(path).exists():
-            raise DataError(f"there is no image file {path}")
         try:
             images.append(read_image(path, run.config.model.image_shape, crop))
         except DataError as error:
@@ -165,7 +163,8 @@ def save_picture(
     facts = {"command": options.command, **opened.facts(), **facts}
     path = find_results_folder(options.run, options.out, PICTURES) / f"{name}.png"
     write_picture(path, picture, facts)
-    print(f"{path}: {summary}", flush=True)
+    # The summary can have names from untrusted files.
+    print(make_printable(f"{path}: {summary}"), flush=True)
 
 
 def write_picture(path: pathlib.Path, picture: Image.Image | bytes | None, facts: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from tfdecouple.cli.options import get_program_name
 from tfdecouple.config import Config, load_preset, override
 from tfdecouple.data.sources import list_source_kinds
+from tfdecouple.runtime.devices import MOST_DEVICES
+from tfdecouple.runtime.option_types import add_number, make_number_type
 from tfdecouple.runtime.process import start_tensorflow
 
 EXIT_INTERRUPTED = 75
@@ -67,8 +69,9 @@ def add_parser(commands: Any) -> None:
         help="change an option; can be repeated: --set model.alpha=0.5 --set 'model.steps=[1,[2,2],2]'; "
         "`python -m tfdecouple explain` explains each",
     )
-    add_shortcut(model, "--steps", "training.steps", "number of updates", metavar="N", type=int)
-    add_shortcut(model, "--seed", "training.seed", "seed of all draws", metavar="N", type=int)
+    whole = make_number_type(int, -(2**63), 2**63 - 1)
+    add_shortcut(model, "--steps", "training.steps", "number of updates", metavar="N", type=whole)
+    add_shortcut(model, "--seed", "training.seed", "seed of all draws", metavar="N", type=whole)
     text = "start from the weights of another run or import"
     add_shortcut(model, "--init-from", "training.init_from", text, metavar="RUN")
     images = parser.add_argument_group("images")
@@ -78,7 +81,7 @@ def add_parser(commands: Any) -> None:
     where = parser.add_argument_group("where")
     where.add_argument("--workdir", metavar="DIR", help="the run folder; default runs/PRESET")
     text = "use N GPUs instead of all; without GPUs, try N logical CPU devices"
-    where.add_argument("--devices", metavar="N", type=int, help=text)
+    add_number(where, "--devices", None, text, 1, MOST_DEVICES)
 
 
 def add_shortcut(group: Any, name: str, option: str, text: str, **settings: Any) -> None:

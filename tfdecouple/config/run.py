@@ -150,7 +150,7 @@ def override(config: Config, assignments: Iterable[str]) -> Config:
             value = parse_json(text)
         except ValueError:
             # `parse_json` refuses integers of over 64 bits. A float gets a clearer error: that the value is too large.
-            value = float(text) if text.strip().removeprefix("-").isdecimal() else text
+            value = float(text) if text.isascii() and text.strip().removeprefix("-").isdecimal() else text
         section = values
         *path, last = name.split(".")
         for key in path:

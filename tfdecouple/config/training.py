@@ -102,7 +102,7 @@ class TrainingConfig:
     ema_decay: BelowOne = 0.0
     kl_weight: NonNegative = 1.0
     kl_warmup_steps: Count = 0
-    noise: NonNegative = 0.0
+    noise: Annotated[float, pydantic.Field(ge=0, le=255)] = 0.0
     noise_steps: Count = 0
     patterns: BelowOne = 0.0
     patterns_after: Count = 0

@@ -20,7 +20,7 @@ NO_LABEL = -1
 # Names of the outlier scores of an image. Each score is a scalar, which `tfdecouple.metrics.outliers` computes.
 SCORES = ("bits_per_dim", "bits_per_dim_minus_codec", "prior_nats", "shell", "typicality")
 # Limits for untrusted manifests: bytes of the manifest, number of code files, and values in the array of one image.
-_MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**28, 10**7, 2**31
+_MOST_BYTES, _MOST_FILES, _MOST_VALUES = 2**24, 75_000, 2**31
 
 
 def _check_file_name(name: str) -> str:
@@ -132,7 +132,7 @@ class CodesManifest(_Model):
         elif self.images_per_shard < 1 or None in (self.data.descriptions, self.data.keys_sha256, self.model.run):
             raise ValueError("images_per_shard is 0, or data.descriptions, data.keys_sha256 or model.run is missing")
         elif sum(-(-size // self.images_per_shard) for size in self.splits.values()) > _MOST_FILES:
-            raise ValueError(f"images_per_shard and splits make more than {_MOST_FILES:,} files")
+            raise DataError(f"images_per_shard makes more than {_MOST_FILES:,} files; take more images for each")
         elif self.complete and [shard.name for shard in self.shards] != [
             shard.name for shard in self.list_shard_ranges()
         ]:
@@ -192,7 +192,7 @@ class CodesManifest(_Model):
             return read_model(path, cls, _MOST_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, DataError) as error:
             raise DataError(f"cannot read the manifest {path}: {one_line(error)}") from error
 
 

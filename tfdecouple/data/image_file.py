@@ -24,8 +24,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tfdecouple.config.shapes import PILLOW_MODES, RGB_CHANNELS, Shape, describe_channels
 from tfdecouple.errors import DataError, one_line
 
-# Images with more pixels (400 MB as RGB) are refused, because a small file can claim an image of any size.
-MOST_PIXELS = 2**27
+# Images with more pixels (200 MB as RGB) are refused, because a small file can claim an image of any size. A JPEG file
+# of up to four times as many pixels is decoded at half its size.
+MOST_PIXELS = 2**26
 
 # {ending of a file's name: formats that Pillow tries for the file}. Users often give a file of a common format the
 # ending of another one, so Pillow tries all common formats for each of their endings. If the ending is not in this
@@ -152,7 +153,7 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-_BUDGET = PixelBudget(MOST_PIXELS)
+_BUDGET = PixelBudget(2 * MOST_PIXELS)
 
 
 @functools.cache
@@ -251,6 +252,9 @@ def open_image_file(path: str, file: BinaryIO | None = None) -> Image.Image:
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
     try:
+        if image.width * image.height > MOST_PIXELS:
+            # Of the formats, only JPEG can be decoded at a fraction of its size; for others `draft` does nothing.
+            image.draft(None, (image.width // 2, image.height // 2))
         _count_pixels(*image.size)
     except ValueError:
         image.close()

@@ -109,6 +109,7 @@ def open_photographs(config: DataConfig, image_shape: Shape) -> Source:
         label_names=config.photographs,
         image_shape=image_shape,
         splits=splits,
+        note="validation and test crops show different parts of the photographs, so their bits/dim differ",
     )
 
 

@@ -66,6 +66,7 @@ class Source:
         label_names: names of the labels; a label is an index into this tuple, which is empty for images without labels.
         image_shape: height, width and channels of the images, after cropping and resizing.
         splits: {"train": `Split`, "validation": `Split`, "test": `Split`}.
+        note: a sentence on how the splits differ, which a training prints beside its results, or "".
         bad_images: the record of unreadable images, and the rule whether to skip them.
     """
 
@@ -74,6 +75,7 @@ class Source:
     label_names: tuple[str, ...]
     image_shape: Shape
     splits: Mapping[str, Split]
+    note: str = ""
     bad_images: BadImages = dataclasses.field(default_factory=lambda: BadImages("stop"))
 
     @property

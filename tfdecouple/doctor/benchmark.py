@@ -14,7 +14,7 @@ from tfdecouple.config import Config, load_preset, override
 from tfdecouple.doctor.device_checks import load_small_config
 from tfdecouple.doctor.report import DEFAULT, Request, Result, Task, Variant
 from tfdecouple.errors import UserError
-from tfdecouple.networks.architecture import count_activation_bytes
+from tfdecouple.networks.architecture import count_activation_bytes, count_multiply_adds
 from tfdecouple.runtime.devices import format_bytes
 
 # Decay of the weights' moving average for presets without one, so that every benchmark includes the averaging.
@@ -32,6 +32,15 @@ _REPETITIONS = 3
 MIB = 2**20
 # Memory is measured at two batch sizes, whose activations differ by this many bytes: far more than other memory varies.
 _DIFFERENCE = {"CPU": 256 * MIB, "GPU": 2048 * MIB}
+# Published peaks of GPUs (H100 SXM, A100, GeForce RTX 4090) in TFLOP/s by `training.precision`, without sparsity.
+# Products of bfloat16 are summed in float32.
+PEAKS = {
+    "H100": {"float32": 66.9, "tf32": 494.7, "mixed_bfloat16": 989.4},
+    "A100": {"float32": 19.5, "tf32": 156.0, "mixed_bfloat16": 312.0},
+    "RTX 4090": {"float32": 82.6, "tf32": 82.6, "mixed_bfloat16": 165.2},
+}
+# A training step computes as many products as three forward passes: one forward, and two gradients of each product.
+_FORWARD_PASSES = {"train": 3, "eval": 1}
 # Largest allowed ratio between the measured and the calculated memory of an image, in either direction.
 WITHIN = 4 / 3
 
@@ -192,6 +201,27 @@ def make_doctor_config(request: Request, batch: int = QUICK_BATCH, variant: Vari
     return override(make_timed_config(config, batch), settings)
 
 
+def compute_ceiling(config: Config, phase: str, gpu: str) -> float | None:
+    """Returns the images/s that a GPU can reach at most in a phase: its published peak over the products of an image.
+
+    `gpu` is a name that contains one of those in `PEAKS`, and `phase` is "train" or "eval"; None for any other. Only
+    training has another precision than float32.
+    """
+    peak = next((peaks for name, peaks in PEAKS.items() if name in gpu), None)
+    if peak is None or phase not in _FORWARD_PASSES:
+        return None
+    precision = config.training.precision if phase == "train" else "float32"
+    return 1e12 * peak[precision] / (2 * _FORWARD_PASSES[phase] * count_multiply_adds(config.model))
+
+
+def read_gpu_name() -> str:
+    """Returns the name of the first GPU that TensorFlow sees, such as "NVIDIA A100-SXM4-80GB", or an empty text."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "") if gpus else ""
+
+
 def measure_speed(task: Task) -> Iterator[Result]:
     """Yields a `Result` with the speed in images per second for each batch size and phase (training, encoding ...)."""
     request, variant, device, count = task.request, task.variant, task.devices[0], len(task.devices)
@@ -210,7 +240,11 @@ def measure_speed(task: Task) -> Iterator[Result]:
             where = f"{batch} images{f' on {devices} devices' if devices > 1 else ''}"
             message = f"{rate:,.1f} images/s, the first after {first:.1f} s"
             figures = {"phase": phase, "variant": variant.name, "batch": batch, "devices": devices}
-            yield Result(f"{phase}, {variant.name}, {where}", None, message, "", {**figures, "images_per_s": rate})
+            figures["images_per_s"] = rate
+            if ceiling := compute_ceiling(benchmark.config, phase, read_gpu_name()):
+                figures["share_of_ceiling"] = rate / (devices * ceiling)
+                message += f", {figures['share_of_ceiling']:.1%} of the GPU's ceiling"
+            yield Result(f"{phase}, {variant.name}, {where}", None, message, "", figures)
             start = time.perf_counter()
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow_probability import bijectors as tfb
 
 from tfdecouple.bijectors import forward_and_log_det, inverse_and_log_det
-from tfdecouple.errors import UserError
+from tfdecouple.errors import UnsupportedError, UserError
 from tfdecouple.layers.layer_bijector import LayerBijector, cast_to_tensor
 from tfdecouple.runtime.execution import (
     Execution,
@@ -93,7 +93,23 @@ class Nested:
         return list(self._flatten_layers(include_self=False, recursive=False))  # type: ignore[attr-defined]
 
 
-class BaseLayer(keras.layers.Layer):
+class KeepsWeights:
+    """A mixin that refuses the methods `quantize` and `enable_lora` of Keras, which replace weights of Keras' layers.
+
+    A subclass must list the mixin before the Keras class among its base classes.
+    """
+
+    def quantize(self, *arguments: Any, **options: Any) -> None:
+        """Raises UnsupportedError, for which Keras skips this layer when it quantises a model around the layer."""
+        raise UnsupportedError(
+            "Keras' quantize and enable_lora would change no layer of this model; to train fewer weights, set "
+            "layer.trainable = False"
+        )
+
+    enable_lora = quantize
+
+
+class BaseLayer(KeepsWeights, keras.layers.Layer):
     """A Keras layer that specifies its weights before it is built, and whose weights Keras never casts.
 
     Without casts, a method of the layer can be called directly inside a user's layer in mixed precision. Subclasses

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from tfdecouple.errors import RunError
-from tfdecouple.runtime.requirements import require_packages
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,8 +59,6 @@ class Metric:
     Attributes:
         name: the name of the metric, of its JSON file, and of the option that requests the metric.
         help: the help text of the option that requests the metric.
-        on_split: True if the metric is computed on the images of --split; the name of its JSON file then contains the
-            split. False if the metric uses test images, whatever --split is.
         needs_z: whether the metric needs a model with z.
         needs_posterior: whether the metric rejects a model whose z is a function of the label instead of the image.
         needs_classes: whether the metric needs a model with labels.
@@ -70,7 +67,6 @@ class Metric:
 
     name: ClassVar[str]
     help: ClassVar[str] = ""
-    on_split: ClassVar[bool] = True
     needs_z: ClassVar[bool] = False
     needs_posterior: ClassVar[bool] = False
     needs_classes: ClassVar[bool] = False
@@ -89,18 +85,21 @@ class Metric:
         """The name of the command-line option that requests this metric, such as "--latent-use"."""
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def split(self) -> str:
+        """The split of the images that this metric measures, part of the name of its JSON file; by default --split."""
+        return str(self.options.split)
+
     def is_requested(self) -> bool:
         """Returns whether the command-line options request this metric."""
         return bool(getattr(self.options, self.name))
 
     def prepare_inputs(self) -> None:
-        """Checks this metric's options, files and packages; `evaluate` calls this before it computes any metric.
+        """Checks this metric's options and files; `evaluate` calls this before it computes any metric.
 
         Raises:
-            UserError: if an option is wrong, or a file, a data set or a package that the metric needs is missing.
+            UserError: if an option is wrong, or a file or a data set that the metric needs is missing.
         """
-        if self.needs_plots:
-            require_packages("matplotlib", what=self.option)
 
     def compute(self, evaluation: Any) -> Result:
         """Computes this metric; `evaluation`, a `cli.evaluate.Evaluation`, has the run, the images and the devices.

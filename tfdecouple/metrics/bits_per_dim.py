@@ -266,7 +266,7 @@ class BoundEvaluator:
         from tfdecouple import randomness
 
         config = self._model.config
-        draw = seed, tf.fill(tf.shape(index), number), index
+        draw = seed, number, index
         z = randomness.draw_z_noise(config.latent_dim, *draw)
         u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
         options = {} if labels is None else {"labels": labels}

@@ -50,7 +50,7 @@ class LinearProbe(Metric):
 
     name = "probe"
     help = "also the test accuracy of linear classifiers of z, v and pixels; needs labels"
-    on_split = False
+    split = "test"
     needs_posterior = True
     needs_plots = True
 

@@ -1,4 +1,4 @@
-"""The metric of the Frechet distance between samples and test images, in the features of a network.
+"""The metric of the Frechet distance between samples and images of a data set, in the features of a network.
 
 The paper reports FID (section 3.1, Tables 2 and 3), which is this distance for the Inception network of 2015-12-05.
 Other networks, and conversions of Inception that resize images differently, give distances that are not comparable with
@@ -17,16 +17,16 @@ import numpy as np
 from tfdecouple.config.shapes import RGB_CHANNELS, Shape
 from tfdecouple.errors import DataError, ExtractorError, UntrustedError, one_line
 from tfdecouple.metrics.base import Metric, Result
-from tfdecouple.metrics.drawn_images import draw_image_indices, read_drawn_batches
+from tfdecouple.metrics.drawn_images import read_drawn_batches
 from tfdecouple.runtime.option_types import add_number
 from tfdecouple.runtime.progress import Counter
 from tfdecouple.storage.files import hash_file
 
 if TYPE_CHECKING:
-    import tensorflow as tf
-
     from tfdecouple.model import DecoupledModel
 
+# Values of --frechet-split. Training and validation images together are all images that training may use.
+SPLITS = ("train", "validation", "test", "train+validation")
 _NEEDS = f"it needs one input, uint8 images [n, height, width, {RGB_CHANNELS}], and one output, features [n, features]"
 
 # A function of uint8 images `[n, height, width, channels]` that returns their features, float `[n, features]`.
@@ -34,25 +34,34 @@ Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 class FrechetDistance(Metric):
-    """The metric of the Frechet distance between samples of a model and test images, with its floor.
+    """The metric of the Frechet distance between samples of a model and images of --frechet-split, with its floor.
 
-    The floor is the distance between training images and the same test images. A perfect model would reach it. The
-    floor is above 0, because two finite sets of images differ even if both come from one distribution; small sets
-    differ more. All images are quantised to the model's number of bits.
+    The floor is the distance between other images of the data set and the same images: training images, or test images
+    if --frechet-split has training images. A perfect model would reach it. The floor is above 0, because two finite
+    sets of images differ even if both come from one distribution; small sets differ more. All images are quantised to
+    the model's number of bits.
     """
 
     name = "frechet"
-    on_split = False
+
+    @property
+    def split(self) -> str:
+        """The value of --frechet-split."""
+        return str(self.options.frechet_split)
 
     @classmethod
     def add_options(cls, group: Any) -> None:
-        """Adds the options --frechet, --trust, --frechet-images and --temperature to the argparse group `group`."""
+        """Adds --frechet, --trust, --frechet-images, --frechet-split and --temperature to argparse's `group`."""
         text = "also the Frechet distance of samples by the features of a network, an ONNX or Keras file"
         group.add_argument("--frechet", metavar="EXTRACTOR", help=text)
         text = "accept a Keras file (.keras) as the extractor, which can run code: only where you know its source"
         group.add_argument("--trust", action="store_true", help=text)
-        text = "samples of --frechet, and test images to compare them with"
-        add_number(group, "--frechet-images", 10_000, text, 2)
+        add_number(group, "--frechet-images", 10_000, "samples of --frechet, and images to compare them with", 2)
+        text = (
+            f"images of --frechet: {', '.join(SPLITS)} (default test). FID on CIFAR-10 usually compares 50,000 samples "
+        )
+        text += "with all training images: --frechet-images 50000 --frechet-split train+validation"
+        group.add_argument("--frechet-split", choices=SPLITS, default="test", metavar="NAME", help=text)
         add_number(group, "--temperature", 1.0, "temperature of v of the samples of --frechet")
 
     def prepare_inputs(self) -> None:
@@ -70,43 +79,51 @@ class FrechetDistance(Metric):
         """
         options, model, source = self.options, evaluation.opened.model, evaluation.source
         extractor = open_feature_extractor(options.frechet, model.config.image_shape, options.trust)
-        samples = options.frechet_images
-        test_images, floor_images = (min(samples, source.sizes[split]) for split in ("test", "train"))
-        if test_images < 2:
-            raise DataError(f"the number of test images is {test_images}; a covariance needs at least 2")
+        samples, split = options.frechet_images, self.split
+        floor_split = "test" if "train" in split else "train"
 
-        def draw_images(split: str, count: int) -> Iterator[np.ndarray]:
-            indices = draw_image_indices(source, split, count, options.seed)
-            for batch in read_drawn_batches(source, split, indices, evaluation.batch_size):
-                yield model.quantize_images(batch["image"]).numpy()
+        def draw_images(names: str) -> Iterator[np.ndarray]:
+            # Images of several splits are drawn as if the splits were one.
+            splits, end = names.split("+"), 0
+            total = sum(source.open_split(each).size for each in splits)
+            drawn = np.random.default_rng(options.seed).permutation(total)[:samples]
+            if len(drawn) < 2:
+                raise DataError(f"the number of {names} images is {len(drawn)}; a covariance needs at least 2")
+            for each in splits:
+                start, end = end, end + source.sizes[each]
+                indices = drawn[(start <= drawn) & (drawn < end)] - start
+                for batch in read_drawn_batches(source, each, indices, evaluation.batch_size):
+                    yield model.quantize_images(batch["image"]).numpy()
 
         compared = {
+            f"{split} images": draw_images(split),
+            f"{floor_split} images": draw_images(floor_split),
             "samples": draw_model_samples(model, samples, options.temperature, options.seed, evaluation.batch_size),
-            "test images": draw_images("test", test_images),
-            "training images": draw_images("train", floor_images),
         }
         moments = {name: compute_feature_moments(extractor, batches) for name, batches in compared.items()}
-        of_samples, of_test, of_train = moments.values()
-        features = len(of_test.mean)
+        of_images, of_floor, of_samples = moments.values()
+        features = len(of_images.mean)
         warnings = [
             f"{each.images:,} {name} are no more than the {features:,} features: their covariance is singular and the "
             "distance far too large; take more"
             for name, each in moments.items()
             if each.images <= features
         ]
-        if floor_images < samples:
-            warnings.append(
-                f"the floor is of {floor_images:,} training images, all there are, fewer than the {samples:,} samples: "
-                "it is too high beside the distance"
-            )
+        warnings += [
+            f"{each.images:,} {name}, all there are, are fewer than the {samples:,} samples: the "
+            f"{'floor is' if each is of_floor else 'distance and its floor are'} larger than with as many"
+            for name, each in moments.items()
+            if each.images < samples
+        ]
         path = pathlib.Path(options.frechet)
         values = {
             "name": f"Frechet distance ({path.name})",
-            "distance": compute_frechet_distance(of_samples, of_test),
-            "floor": compute_frechet_distance(of_train, of_test),
+            "distance": compute_frechet_distance(of_samples, of_images),
+            "floor": compute_frechet_distance(of_floor, of_images),
             "samples": samples,
-            "test_images": test_images,
-            "floor_images": floor_images,
+            "images": of_images.images,
+            "floor_split": floor_split,
+            "floor_images": of_floor.images,
             "features": features,
             # An ONNX file may keep its weights in a second file, which this digest does not cover.
             "extractor": {"file": path.name, "sha256": hash_file(path)},
@@ -115,9 +132,9 @@ class FrechetDistance(Metric):
             "warnings": warnings,
         }
         lines = [
-            f"{values['name']}, {features:,} features, to {test_images:,} test images of {source.title}:",
+            f"{values['name']}, {features:,} features, to {of_images.images:,} {split} images of {source.title}:",
             f"  {samples:,} samples at temperature {options.temperature:g}: {values['distance']:.4g}",
-            f"  {floor_images:,} training images (the floor): {values['floor']:.4g}",
+            f"  {of_floor.images:,} {floor_split} images (the floor): {values['floor']:.4g}",
             *(f"Warning: {line}" for line in warnings),
         ]
         return Result(values, lines)
@@ -170,22 +187,12 @@ def draw_model_samples(
 
     config = model.config
     frechet_seed = randomness.derive_seed(seed, "frechet")
-
-    def draw_noise(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        own = randomness.derive_seed(frechet_seed, number)
-        return (
-            tf.random.stateless_normal([config.latent_dim], randomness.derive_seed(own, "z")),
-            tf.random.stateless_normal(config.image_shape, randomness.derive_seed(own, "v")),
-        )
-
-    @tf.function(autograph=False)
-    def draw_batch(numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.map_fn(draw_noise, numbers, fn_output_signature=(tf.float32, tf.float32))
-
     with Counter("sampling", count, unit="samples") as counter:
         for start in range(0, count, batch_size):
             # The last batch also has the full size, because another size would make TensorFlow trace the model again.
-            z_noise, v_noise = draw_batch(tf.range(start, start + batch_size))
+            numbers = tf.range(start, start + batch_size)
+            z_noise = randomness.draw_noise_by_index([config.latent_dim], frechet_seed, numbers, "z")
+            v_noise = randomness.draw_noise_by_index(config.image_shape, frechet_seed, numbers, "v")
             labels = None
             if config.has_classes:
                 labels = model.draw_labels(start, start + batch_size, randomness.derive_seed(frechet_seed, "labels"))

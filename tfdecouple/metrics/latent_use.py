@@ -153,7 +153,7 @@ def compute_latent_use(
         `codes` are `[2, batch, d_z]`: the z of each image, and the z of another image.
         """
         images, index, log_q = batch["image"], batch["index"], 0.0
-        u = randomness.draw_u_noise(config.image_shape, seed, tf.fill(tf.shape(index), number), index, has_normal_noise)
+        u = randomness.draw_u_noise(config.image_shape, seed, number, index, has_normal_noise)
         if has_normal_noise:
             u, log_q = model.dequantize(images, u)
         x = model.quantizer.place_in_bins(model.quantizer.find_bins(images), u)
@@ -188,7 +188,7 @@ def compute_latent_use(
         total, per_dimension = np.zeros(len(informed)), np.zeros(dimensions)
         for number in range(samples):
             # `BoundEvaluator` draws the same noise for this seed, so that this metric and the ELBO use the same z.
-            noise = randomness.draw_z_noise(config.latent_dim, seed, tf.fill([count], number), index)
+            noise = randomness.draw_z_noise(config.latent_dim, seed, number, index)
             z = mean + stddev * noise.numpy()
             other = z[draw_derangement(count, randomness.derive_seed(seed, "shuffle", number))]
             rows, start = [], 0

@@ -23,7 +23,7 @@ CODEC = "webp"
 # Descriptions of the scores, by name. Outliers should have a higher score, or a `shell` score that is farther from 0.
 SCORES = {
     "bits_per_dim": "bits/dim",
-    MINUS_CODEC: f"bits/dim less lossless {CODEC}'s",
+    MINUS_CODEC: f"bits/dim less {CODEC}'s",
     "prior_nats": "-log p(z), nats",
     "shell": "|v| off its shell, sd",
     "typicality": "latents off their typical set, sd",
@@ -54,7 +54,6 @@ class Outliers(Metric):
 
     def prepare_inputs(self) -> None:
         """Opens the data sets that --outliers names; raises UserError for an unknown name."""
-        super().prepare_inputs()
         from tfdecouple.data import open_source
         from tfdecouple.data.sources import replace_source
         from tfdecouple.runs.run_folder import load_config
@@ -107,7 +106,7 @@ class Outliers(Metric):
             },
         }
         shown = list(every.items())[: 1 + len(COLOURS)]
-        panels = {meaning: {name: each[key] for name, each in shown} for key, meaning in meanings.items()}
+        panels = {f"{key}: {meaning}": {name: each[key] for name, each in shown} for key, meaning in meanings.items()}
         title = f"Scores of {source.title}, {options.split}, and of other images; the last bins hold what is beyond"
         figure = plot_histograms(panels, f"{title}\n{evaluation.opened.note()}")
         return Result(values, _format_separation(reports, options), render_figure(figure))
@@ -142,14 +141,14 @@ def _format_separation(reports: dict[str, Any], options: Any) -> list[str]:
     for name, report in reports.items():
         lines += [
             f"    {name} ({report['images']:,} images), against {report['known_images']:,} of {options.split}",
-            f"        {'score':34}{'AUROC':>24}{'false positives at 95 %':>30}",
+            f"        {'score':48}{'AUROC':>24}{'false positives at 95 %':>30}",
         ]
         for score, each in report["detection"].items():
             low, high = each["auroc_interval"]
             area = f"{each['auroc']:.3f} [{low:.3f}, {high:.3f}]"
             low, high = (100 * end for end in each["false_positives_interval"])
             share = f"{100 * each['false_positives']:.1f} % [{low:.1f}, {high:.1f}]"
-            lines.append(f"        {SCORES[score]:34}{area:>24}{share:>30}")
+            lines.append(f"        {f'{score}: {SCORES[score]}':48}{area:>24}{share:>30}")
     if any(each["auroc"] < 0.5 for report in reports.values() for each in report["detection"].values()):
         lines.append("    an AUROC below 0.5: by that score outliers are the more usual images")
     return lines
@@ -173,11 +172,9 @@ class OutlierScorer:
 
         @tf.function(autograph=False)
         def score_draw(images: tf.Tensor, index: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-            draw = seed, tf.fill([images.shape[0]], number), index
+            draw = seed, number, index
             z = randomness.draw_z_noise(config.latent_dim, *draw)
             u = randomness.draw_u_noise(config.image_shape, *draw, config.has_dequantizer)
-            # The shape is set, because TensorFlow does not infer the number of images from the loop that draws noise.
-            z, u = (tf.ensure_shape(each, [images.shape[0], *each.shape[1:]]) for each in (z, u))
             return outlier_scores(model, images, z, u).to_dict()
 
         self._score_draw = score_draw

@@ -395,7 +395,7 @@ class DecoupledModel(Networks):
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compiles a loaded model with the dict that `get_compile_config` returned when the model was saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        self._build_optimizer()
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -403,9 +403,10 @@ class DecoupledModel(Networks):
         return super().metrics if self._bound_metrics is None else list(self._bound_metrics.metrics)
 
     def require_compiled(self, method: str) -> tuple[TrainingConfig, keras_training.BoundMetrics]:
-        """Returns training config and metrics from `compile`; raises UserError, naming `method`, if not compiled."""
+        """Returns training config and metrics from `compile`; raises UserError if `method`, such as fit, cannot run."""
         if self._options is None or self._bound_metrics is None:
             raise UserError(f"call model.compile(optimizer) before {method}")
+        keras_training.require_one_device(self)
         return self._options, self._bound_metrics
 
     def fit(self, x: Any = None, y: Any = None, *rest: Any, **options: Any) -> keras.callbacks.History:
@@ -435,7 +436,6 @@ class DecoupledModel(Networks):
         training, metrics = self.require_compiled("fit")
         if options.get("sample_weight") is not None or options.get("class_weight") is not None:
             raise UserError("every image counts alike in the bound: leave out sample_weight and class_weight")
-        keras_training.require_one_device(self)
         keras_training.check_images(x, y, self.config)
         validation = options.get("validation_data")
         if validation is not None:
@@ -473,7 +473,6 @@ class DecoupledModel(Networks):
         The arguments are those of `keras.Model.evaluate`, with x and y in the forms that `fit` accepts.
         """
         self.require_compiled("evaluate")
-        keras_training.require_one_device(self)
         self.require_initialized()
         if not options.get("_use_cached_eval_dataset"):
             keras_training.check_images(x, y, self.config)
@@ -507,11 +506,16 @@ class DecoupledModel(Networks):
         self.require_initialized()
         if not self.optimizer.built:
             # A step calls the optimizer inside `tf.cond`, where the optimizer could not create its variables.
-            self.optimizer.build(self.trainable_variables)
+            self._build_optimizer()
         super().make_train_function(force)
         context = tensor_float_32 if training.precision == "tf32" else full_float32
         # TensorFlow reads its switch for TF32 when operations run, so the context surrounds each call, not the trace.
         self.train_function = context()(self.train_function)
+
+    def _build_optimizer(self) -> None:
+        # Keras puts an optimizer's variables beside the weights, which it can only inside the scope of their strategy.
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
 
     def make_test_function(self, force: bool = False) -> None:
         """Sets `test_function`, which Keras' `evaluate` calls to evaluate batches, in full float32 (without TF32)."""

@@ -201,10 +201,16 @@ def check_images(x: Any, y: Any, config: ModelConfig) -> None:
 
 
 def require_one_device(model: keras.Model) -> None:
-    """Raises UserError if the model was created in the scope of a `tf.distribute` strategy with several devices."""
-    if (count := model.distribute_strategy.num_replicas_in_sync) > 1:
-        name = type(model.distribute_strategy).__name__
+    """Raises UserError unless the model's `tf.distribute` strategy has one device, and is that of its optimizer."""
+    strategy, optimizer = model.distribute_strategy, getattr(model, "optimizer", None)
+    name, count = type(strategy).__name__, strategy.num_replicas_in_sync
+    if count > 1:
         raise UserError(f"Keras' methods run on one device, not on the {count} of a {name}: train by python train.py")
+    if optimizer is not None and optimizer._distribution_strategy is not strategy:
+        raise UserError(
+            f"the optimizer was not made in the scope of the model's strategy, a {name}; make the model and the "
+            "optimizer, and call compile, in one scope"
+        )
 
 
 def read_first_images(x: Any, split: float, count: int, seed: int) -> np.ndarray:
@@ -273,8 +279,12 @@ def train_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
             variable.assign(value)
         return tf.constant(True)
 
-    # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call `apply`.
-    tf.cond(applied, apply, lambda: tf.constant(False))
+    # Gradients of zero would still change the state of a Keras optimizer, so a skipped step does not call `apply`. A
+    # Keras optimizer leaves the replica context, which TensorFlow forbids where the context began outside `tf.cond`.
+    # So the step leaves the context first, and `apply` runs in a replica context that begins inside `tf.cond`.
+    tf.distribute.get_replica_context().merge_call(
+        lambda strategy: tf.cond(applied, lambda: strategy.run(apply), lambda: tf.constant(False))
+    )
     metrics.count_step(applied, tf.cast(tf.stack(share.terms), tf.float64), tf.cast(count, tf.float64))
     return {**metrics.collect_results(), "skipped_steps": metrics.not_applied + 0}
 
@@ -284,7 +294,7 @@ def test_step(model: Networks, data: Any) -> dict[str, tf.Tensor]:
     training, metrics = model.require_compiled("evaluate")
     images, labels = _read_batch(model, data)
     index = metrics.image_count + tf.range(tf.shape(images, tf.int64)[0])
-    which = training.seed, tf.zeros_like(index), index
+    which = training.seed, 0, index
     config = model.config
     z = randomness.draw_z_noise(config.latent_dim, *which)
     u = randomness.draw_u_noise(config.image_shape, *which, config.has_dequantizer)

@@ -18,7 +18,7 @@ from tfdecouple.arguments import as_images, as_labels, as_pixel_noise, as_z, req
 from tfdecouple.config import ModelConfig, parse_config
 from tfdecouple.errors import DataError, NotInitializedError, UserError
 from tfdecouple.layers import Coupling, InvertibleLinear
-from tfdecouple.layers.base import Visit
+from tfdecouple.layers.base import KeepsWeights, Visit
 from tfdecouple.layers.colour_map import compute_start, measure_colours
 from tfdecouple.model.any_size import (
     compute_size_multiple,
@@ -63,7 +63,7 @@ class Codes(NamedTuple):
 
 
 @disable_autograph
-class Networks(keras.Model):
+class Networks(KeepsWeights, keras.Model):
     """The base class of `DecoupledModel`: a Keras model with all networks, their distributions and the bound.
 
     Methods with the argument `images` raise DataError for images of the wrong type or shape. Methods that use the
@@ -527,7 +527,9 @@ class Networks(keras.Model):
         """Returns int32 labels, drawn from p(y) by `seed`, of the samples with the indices `first` to `last` - 1."""
         normal = randomness.draw_normal_part(last - first, first, seed)
         borders = tf.cumsum(tf.exp(self.class_log_probabilities))[:-1]
-        return tf.searchsorted(borders, (1 + tf.math.erf(normal / math.sqrt(2))) / 2, side="right")
+        uniform = (1 + tf.math.erf(normal / math.sqrt(2))) / 2
+        # As int64 the labels stay on a GPU; TensorFlow would copy int32 results of the search to the host.
+        return tf.cast(tf.searchsorted(borders, uniform, side="right", out_type=tf.int64), tf.int32)
 
     def drop_unused_labels(self, labels: Any) -> Any:
         """Returns `labels` unchanged if the model has labels, and otherwise None."""

@@ -144,11 +144,15 @@ def select_prior_by_label(
     The arguments `noise` and `log_joint` are results of `evaluate_class_priors`. An image without a label (-1, or None
     for all images) gets the output for the image's most probable label, and log p(z).
     """
-    chosen, log_prior = tf.argmax(log_joint, -1, tf.int32), tf.reduce_logsumexp(log_joint, -1)
+    # A gather of the entries would have a gradient with int32 indices, with which TensorFlow computes on a GPU's host.
+    numbers = tf.constant(list(range(log_joint.shape[-1])), tf.int64)
+    log_prior = tf.reduce_logsumexp(log_joint, -1)
+    is_chosen = tf.equal(tf.argmax(log_joint, -1)[:, None], numbers)
     if labels is not None:
-        chosen = tf.where(labels >= 0, labels, chosen)
-        log_prior = tf.where(labels >= 0, tf.gather(log_joint, chosen, batch_dims=1), log_prior)
-    return tf.gather(noise, chosen, batch_dims=1), log_prior
+        own = tf.cast(labels, tf.int64)[:, None]
+        is_chosen = tf.where(own >= 0, tf.equal(own, numbers), is_chosen)
+        log_prior = tf.where(own[:, 0] >= 0, tf.reduce_sum(tf.where(is_chosen, log_joint, 0.0), -1), log_prior)
+    return tf.reduce_sum(tf.where(is_chosen[..., None], noise, 0.0), 1), log_prior
 
 
 def standard_normal_log_prob(x: tf.Tensor) -> tf.Tensor:

@@ -16,6 +16,8 @@ from tfdecouple.storage.files import read_model, write_json
 FILE = "directions.json"
 MEANS, CLASSIFIER = "means", "classifier"
 METHODS = (MEANS, CLASSIFIER)
+# With fewer held-out images of a kind than this, an accuracy near chance has a standard error above 6 %.
+FEW = 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,9 +44,15 @@ class Direction:
     def describe_accuracy(self) -> str:
         """Returns a text on how well this direction predicts the property of held-out images; "" if not measured."""
         accuracy, r2 = self.figures.get("accuracy"), self.figures.get("r2")
+        counts = [self.figures.get(name) for name in ("held_out_with", "held_out_without", "held_out")]
+        least = min((count for count in counts if isinstance(count, int)), default=FEW)
+        few = f"; too few images to be sure (held out: {least})" if least < FEW else ""
         if isinstance(accuracy, float):
-            return f"tells {accuracy:.1%} of held-out images right (50 % is chance)"
-        return f"explains {r2:.1%} of the variance of held-out images" if isinstance(r2, float) else ""
+            error = self.figures.get("standard_error")
+            is_chance = accuracy - (2 * error if isinstance(error, float) else 0) <= 0.5
+            chance = "no better than chance, 50 %" if is_chance else "50 % is chance"
+            return f"tells {accuracy:.1%} of held-out images right ({chance}){few}"
+        return f"explains {r2:.1%} of the variance of held-out images{few}" if isinstance(r2, float) else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +136,8 @@ class Directions:
 
 class _DirectionEntry(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
-    name: Annotated[str, pydantic.Field(min_length=1)]
+    # The names of labels are those of folders, columns or classes of a data set, of which none is so long.
+    name: Annotated[str, pydantic.Field(min_length=1, max_length=1000)]
     method: Literal["means", "classifier"]
     # The bounds exclude numbers that are too large for float32, in which the vector is used.
     vector: list[Annotated[float, pydantic.Field(gt=-1e30, lt=1e30)]]

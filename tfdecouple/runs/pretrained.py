@@ -1,9 +1,10 @@
-"""Published weights: bundled with the installation, or on the Hugging Face Hub, which is used through its own client.
+"""Published weights: bundled with the installation, or on the Hugging Face Hub.
 
 `python -m tfdecouple publish` makes a folder of published weights: a run folder (see `run_folder`) with a model card,
 README.md, and with manifest.json, which has the size and SHA-256 of every other file. Only the files that a model needs
-are downloaded from the Hub: JSON and checkpoints. No code of a repository is run. The client chooses the address of the
-Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account.
+are downloaded from the Hub: JSON and checkpoints. No code of a repository is run. The Hub's client chooses the address
+of the Hub (`HF_ENDPOINT`), the folder of downloaded files (`HF_HOME`) and the user's account. Its own download is not
+used, because it limits neither bytes nor seconds, and takes the names of files from headers of the answer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ import contextlib
 import functools
 import json
 import pathlib
+import queue
 import re
+import threading
+import time
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
@@ -20,7 +25,7 @@ import pydantic
 
 from tfdecouple.errors import RunError, UntrustedError, UserError, one_line
 from tfdecouple.runtime.requirements import require_packages
-from tfdecouple.storage.files import FileDigest, read_model, write_json
+from tfdecouple.storage.files import FileDigest, move_into_place, read_model, temporary_file, write_json, write_text
 
 BUNDLED = pathlib.Path(__file__).parents[1] / "pretrained"
 # Name of the bundled weights that commands use if the user names no run.
@@ -29,6 +34,9 @@ DEFAULT = "photographs"
 HUB = "hf://"
 CARD, MANIFEST = "README.md", "manifest.json"
 MANIFEST_BYTES = 2**20
+# Seconds after which a download ends without a file, and the least bytes per second for which it waits longer.
+_PATIENCE, _BYTES_PER_SECOND = 60, 100_000
+_MOST_REDIRECTS = 5
 # Pattern of the names of the files that a model needs; no other files are downloaded from the Hub.
 NEEDED = re.compile(
     r"config\.json|summary\.json|directions\.json|labels\.json|checkpoints/best-\d{9}\.(index|data-\d{5}-of-\d{5})",
@@ -36,6 +44,7 @@ NEEDED = re.compile(
 )
 # These published files are for people only, so the program never downloads them.
 FOR_PEOPLE = (CARD, "metrics.jsonl")
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _ADDRESS = re.compile(r"hf://(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+(/[\w.-]+)*))?", re.ASCII)
 
 
@@ -130,28 +139,106 @@ def parse_hub_address(address: str) -> tuple[str, str | None]:
 def download_weights(address: str) -> pathlib.Path:
     """Downloads weights from the Hub, compares sizes and digests with the manifest, and returns the weights' folder.
 
-    UserError is raised if the Hub lacks the weights, files differ from the manifest, or the Hub's client is missing.
+    The folder is in the cache of the Hub's client. UserError is raised if the Hub lacks the weights, files differ from
+    the manifest or take too long, or the Hub's client is missing.
     """
     repository, revision = parse_hub_address(address)
-    hub = _open_hub_client(address)
+    require_packages("huggingface_hub", what=address)
+    from huggingface_hub import constants
+
+    store = pathlib.Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    snapshots, reference = store / "snapshots", store / "refs" / (revision or "main")
+    # A branch may get a newer commit at any time, so all files are downloaded from the manifest's commit.
+    commit = revision if _COMMIT.fullmatch(revision or "") else None
     with _convert_hub_errors(address):
-        # A dry run asks the Hub for the size of a file, so that no file larger than expected is downloaded.
-        listed = hub.hf_hub_download(repository, MANIFEST, revision=revision, dry_run=True)
-        if listed.file_size > MANIFEST_BYTES:
-            raise RunError(
-                f"the manifest of {address} has {listed.file_size:,} bytes; one has {MANIFEST_BYTES:,} at most"
-            )
-        # All files are downloaded from the manifest's commit, because the branch may get a newer commit at any time.
-        commit = listed.commit_hash
-        path = pathlib.Path(hub.hf_hub_download(repository, MANIFEST, revision=commit))
-        manifest, folder = Manifest.read(path, address), path.parent
+        if commit is None or not (snapshots / commit / MANIFEST).is_file():
+            try:
+                commit = _download_file(address, MANIFEST, revision or "main", snapshots)
+                write_text(reference, commit)
+            except UserError:
+                raise
+            except Exception:
+                # Without a network, the branch means the commit of the last download.
+                if not reference.is_file():
+                    raise
+                commit = reference.read_text(encoding="utf-8")
+        manifest = Manifest.read(snapshots / commit / MANIFEST, address)
         for name, facts in manifest.model_files.items():
-            listed = hub.hf_hub_download(repository, name, revision=commit, dry_run=True)
-            if listed.will_download and listed.file_size != facts.bytes:
-                raise RunError(f"{name} of {address} has not the {facts.bytes:,} bytes that its manifest says")
-            hub.hf_hub_download(repository, name, revision=commit)
-    manifest.require_matching_files(folder, address)
-    return folder
+            if not (snapshots / commit / name).is_file():
+                _download_file(address, name, commit, snapshots, facts)
+    manifest.require_matching_files(snapshots / commit, address)
+    return snapshots / commit
+
+
+def _download_file(
+    address: str, name: str, revision: str, snapshots: pathlib.Path, facts: FileDigest | None = None
+) -> str:
+    """Downloads a file from the Hub into the folder of its commit in `snapshots`, and returns the commit.
+
+    RunError is raised for a file that is missing or differs from `facts` (None: has more than `MANIFEST_BYTES`), and
+    TimeoutError if the Hub takes longer than a file of this size should.
+    """
+    seconds = _PATIENCE + (facts.bytes if facts else 0) / _BYTES_PER_SECOND
+    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def download() -> None:
+        try:
+            answers.put(_stream_file(address, name, revision, snapshots, facts, time.monotonic() + seconds))
+        except Exception as error:  # noqa: BLE001 - the error is raised in the other thread
+            answers.put(error)
+
+    # The Hub's client has no limit for the time of a whole answer, only for the time between two parts of it.
+    threading.Thread(target=download, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        answer = TimeoutError(f"{name} is not complete after {seconds:.0f} s")
+    if isinstance(answer, Exception):
+        raise answer
+    return str(answer)
+
+
+def _stream_file(
+    address: str, name: str, revision: str, snapshots: pathlib.Path, facts: FileDigest | None, deadline: float
+) -> str:
+    """Does the work of `_download_file`, until `deadline` on the clock `time.monotonic`."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    url = hf_hub_url(parse_hub_address(address)[0], name, revision=revision)
+    most = facts.bytes if facts else MANIFEST_BYTES
+    # Without compression, the answer has as many bytes as the file.
+    headers = {**build_hf_headers(library_name="tfdecouple"), "Accept-Encoding": "identity"}
+    patience = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    commit = revision if _COMMIT.fullmatch(revision) else ""
+    for _ in range(_MOST_REDIRECTS):
+        with get_session().stream("GET", url, headers=headers, timeout=patience, follow_redirects=False) as response:
+            commit = commit or response.headers.get("X-Repo-Commit", "")
+            if response.has_redirect_location:
+                before, url = url, urllib.parse.urljoin(url, response.headers["Location"])
+                if urllib.parse.urlsplit(before)[:2] != urllib.parse.urlsplit(url)[:2]:
+                    # The user's token is for the Hub only.
+                    headers.pop("authorization", None)
+                continue
+            if response.status_code != 200:
+                says = f"{response.status_code} {one_line(response.reason_phrase, 100)}"
+                raise RunError(f"{address}: {says} for {name}; private weights need hf auth login")
+            if not _COMMIT.fullmatch(commit):
+                raise RunError(f"{address}: the answer names no commit, so HF_ENDPOINT names no Hub")
+            path = snapshots / commit / name
+            with temporary_file(path) as temporary:
+                with temporary.open("wb") as file:
+                    for chunk in response.iter_raw():
+                        if file.tell() + len(chunk) > most:
+                            raise RunError(f"{name} of {address} has more than the {most:,} bytes that it should have")
+                        if time.monotonic() > deadline:
+                            raise TimeoutError(f"{name} takes too long")
+                        file.write(chunk)
+                if facts and FileDigest.from_file(temporary) != facts:
+                    raise RunError(f"{name} of {address} differs from its manifest; fetch or publish it again")
+                move_into_place(temporary, path)
+            return commit
+    raise RunError(f"{address}: more than {_MOST_REDIRECTS} redirects for {name}")
 
 
 def _open_hub_client(address: str) -> Any:

@@ -20,16 +20,21 @@ from tfdecouple.runs.opened_run import Run, write_run
 from tfdecouple.runs.pretrained import BUNDLED, CARD, HUB, Manifest, parse_hub_address, upload_weights
 from tfdecouple.runs.run_folder import (
     LABELS,
+    METRICS,
+    METRICS_BYTES,
     SUMMARY,
     are_images_known,
     describe_unknown_data,
     find_run_folder,
     find_test_metrics,
+    load_config,
     read_summary,
 )
 from tfdecouple.storage.files import write_json, write_text
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
+# The header of a model card, which has the licence, ends within so many characters.
+_HEADER_LENGTH = 2**16
 _TASK = "unconditional-image-generation"
 
 
@@ -49,6 +54,8 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
     Raises:
         UserError: where an argument is wrong, the run has no weights, or the Hub refuses the upload.
     """
+    # This call refuses links out of the run folder before any file in it is read.
+    load_config(run)
     licence = licence or _read_licence(run)
     if not _LICENCE.fullmatch(licence):
         raise UserError(f"the licence is {licence!r}; name it as the Hub does, such as apache-2.0, cc-by-4.0 or other")
@@ -77,7 +84,10 @@ def publish(run: str, to: str, *, licence: str | None = None, name: str | None =
 def _read_licence(run: str) -> str:
     """Returns the licence in the model card (README.md) of a run; raises UserError if there is no card or licence."""
     card = find_run_folder(run) / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    text = ""
+    if card.is_file():
+        with card.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_HEADER_LENGTH)
     match = re.search(r'^license: "?([^"\n]+)"?$', text, re.M)
     if match is None:
         raise UserError("publish needs --licence, that of the weights as the Hub names it, such as apache-2.0")
@@ -111,8 +121,11 @@ def _write_published_files(opened: Run, folder: pathlib.Path, name: str, licence
             one.figures.pop("data", None)
             one.figures.pop("source", None)
         dataclasses.replace(directions, about={**directions.about, "run": name}).write(folder)
-    if (metrics := opened.folder / "metrics.jsonl").is_file():
-        shutil.copyfile(metrics, folder / metrics.name)
+    if (metrics := opened.folder / METRICS).is_file():
+        if metrics.stat().st_size <= METRICS_BYTES:
+            shutil.copyfile(metrics, folder / METRICS)
+        else:
+            print(f"{METRICS} has more than {METRICS_BYTES:,} bytes and is left out")
     write_text(folder / CARD, make_weights_card(opened, name, licence, summary, address))
     Manifest.from_folder(folder).write(folder)
 

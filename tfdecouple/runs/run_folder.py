@@ -18,6 +18,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pydantic
 
 from tfdecouple.config import Config
@@ -30,6 +31,8 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 SUMMARY = "summary.json"
 LABELS = "labels.json"
+# The log, and its bytes up to which it is drawn and published.
+METRICS, METRICS_BYTES = "metrics.jsonl", 2**27
 LOCK = ".lock"
 
 
@@ -114,7 +117,7 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
 
     If the best weights are damaged, weights in the newest readable checkpoint of the training state are loaded instead:
     the averaged ones if `averaged` is true, else the current ones. With `names` only the weights with these names are
-    loaded. RunError is raised if no checkpoint can be read.
+    loaded. RunError is raised if no checkpoint can be read, or if weights are not finite.
     """
     variables = {n: variable for n, variable in model.named_variables().items() if names is None or n in names}
     problem = None
@@ -124,9 +127,12 @@ def load_weights(run: str | pathlib.Path, model: Any, averaged: bool, names: Col
             if kind == "step" and averaged:
                 covered = list_averaged_weights(model)
                 folder.read_checkpoint(kind, step, {"averages": {n: v for n, v in variables.items() if n in covered}})
-            return step
         except DamagedCheckpointError as error:
             problem = error
+            continue
+        if bad := [name for name, variable in variables.items() if not np.isfinite(variable.numpy()).all()]:
+            raise RunError(f"the weights of {run} are not finite ({bad[0]} at step {step}); name another run")
+        return step
     raise problem or RunError(f"{run} holds no checkpoint yet; wait for the first one or train it on")
 
 

@@ -5,7 +5,8 @@ channels take as long as 16. A coupling net has 2 to 48 output channels. Here ne
 register, and the gradient for a kernel is computed with input and output exchanged if that fills registers better. On a
 GPU, and for images of unknown height or width, TensorFlow's own operations are used.
 
-On CPUs, TensorFlow computes convolutions by the library oneDNN. Version 3.7.3 has a bug: a strided convolution whose
+On CPUs, TensorFlow computes convolutions by the library oneDNN, which `import tfdecouple` switches on also for
+processors without AVX-512, unless TensorFlow was imported before. Version 3.7.3 has a bug: a strided convolution whose
 output is one pixel wide reads memory beyond the row, and returns NaN or arbitrary numbers. In bfloat16 on processors
 with AMX, wider outputs are wrong, too. So a register gets at most half of a row, and bfloat16 is not packed.
 """

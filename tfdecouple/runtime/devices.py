@@ -7,6 +7,8 @@ import functools
 import os
 import pathlib
 
+# The largest number of devices of one process.
+MOST_DEVICES = 256
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 # Folder of Linux' control groups, which limit the memory of containers.
 _GROUP = "/sys/fs/cgroup"

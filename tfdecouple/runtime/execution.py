@@ -29,11 +29,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import keras
 import tensorflow as tf
-from tensorflow.python.eager import record
 
 from tfdecouple.errors import UserError
-from tfdecouple.runtime.numerics import get_sizes, is_traced_for_xla
+from tfdecouple.runtime.numerics import get_sizes
 from tfdecouple.runtime.precision import get_net_precision, net_precision
+from tfdecouple.runtime.tensorflow_internals import is_traced_for_xla, pause_gradient_tapes
 
 BACKWARD_MODES = ("keep", "recompute", "invert")
 # Largest size of a hidden map, in bytes, that stays in the cache of one core; measured with caches of 1 MiB.
@@ -153,7 +153,7 @@ class Execution:
             z = condition if has_condition else None
             y, log_dets = x, []
             # The gradient tape does not record the layers, because the tape would store the activations of each layer.
-            with record.stop_recording():
+            with pause_gradient_tapes():
                 for layer, own in zip(layers, values, strict=True):
                     y, log_det = self.trace_layer(layer._forward, y)(own, y, z)
                     log_dets.append(log_det)

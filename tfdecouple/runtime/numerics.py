@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterable
 
 import tensorflow as tf
-from tensorflow.python.ops import control_flow_util
 
 from tfdecouple.runtime.precision import get_net_precision
+from tfdecouple.runtime.tensorflow_internals import is_traced_for_xla
 
 
 def multiply_in_full_precision(a: tf.Tensor, b: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
@@ -44,26 +44,24 @@ def invert_matrix(matrix: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.linalg.inv(tf.cast(matrix, tf.float64)), matrix.dtype)
 
 
-def is_traced_for_xla() -> bool:
-    """Returns whether the caller is traced inside a `tf.function(jit_compile=True)`, at any level of nesting."""
-    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
-
-
-def compute_log_abs_det(matrix: tf.Tensor) -> tf.Tensor:
-    """Returns log |det W| of each matrix W in `matrix`, `[..., n, n]`; the result is `[...]`."""
-    return _compute_log_abs_det_by_qr(matrix) if is_traced_for_xla() else tf.linalg.slogdet(matrix).log_abs_determinant
-
-
 @tf.custom_gradient
-def _compute_log_abs_det_by_qr(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
-    """Returns log |det W|, and its gradient function for the decorator, by QR: XLA has no determinants on CPUs."""
-    factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
-    value = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))), -1)
+def compute_log_abs_det(matrix: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    """Returns log |det W| of each matrix W in `matrix`, `[..., n, n]`; callers get `[...]`.
+
+    The second result is the gradient, for the decorator. TensorFlow's own gradient is not used, because versions after
+    2.21 compute it in TF32.
+    """
+    if is_traced_for_xla():
+        # XLA has no determinants on CPUs.
+        factors = tf.linalg.qr(tf.cast(matrix, tf.float64)).r
+        value = tf.cast(tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(factors))), -1), matrix.dtype)
+    else:
+        value = tf.linalg.slogdet(matrix).log_abs_determinant
 
     def gradient(slope: tf.Tensor) -> tf.Tensor:
         return slope[..., None, None] * tf.linalg.matrix_transpose(invert_matrix(matrix))
 
-    return tf.cast(value, matrix.dtype), gradient
+    return value, gradient
 
 
 def get_sizes(x: tf.Tensor) -> list[int | tf.Tensor]:

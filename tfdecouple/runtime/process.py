@@ -12,13 +12,14 @@ import gc
 import logging
 import os
 import pathlib
+import re
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
-from tfdecouple.errors import ConfigError, UserError, one_line
+from tfdecouple.errors import ConfigError, UserError, make_printable, one_line
 from tfdecouple.runtime.devices import count_cores
 from tfdecouple.runtime.requirements import EXTRAS, describe_missing_package, require_backend
 
@@ -144,14 +145,23 @@ def make_python_command(*arguments: str, **environment: str) -> dict[str, Any]:
     The new process imports modules from the same folders as this process, and none from its working folder. Its
     environment is that of this process with the variables in `environment`.
     """
-    package = str(pathlib.Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(map(os.path.abspath, [*sys.path, package]))
+    # The folder of this package stays even if it is the working folder: that of a checkout that is not installed.
+    folders = [folder for folder in map(os.path.realpath, sys.path) if folder != os.getcwd()]
+    path = os.pathsep.join([*folders, str(pathlib.Path(__file__).resolve().parents[2])])
     return {"args": [sys.executable, "-P", *arguments], "env": {**os.environ, **environment, "PYTHONPATH": path}}
 
 
 def get_arguments(arguments: Sequence[str] | None) -> list[str]:
-    """Returns a program's arguments as a list of str: `arguments`, or if it is None, the command line's."""
-    return list(map(str, sys.argv[1:] if arguments is None else arguments))
+    """Returns a program's arguments as a list of str: `arguments`, or if it is None, the command line's.
+
+    UserError is raised for an empty argument: a program would take its default instead of an unset variable's value.
+    """
+    typed = list(map(str, sys.argv[1:] if arguments is None else arguments))
+    for before, text in zip(["the first argument", *typed], typed, strict=False):
+        if not text or re.fullmatch(r"--[\w-]+=", text):
+            name = text.rstrip("=") or (before if before.startswith("--") else f"the argument after {before}")
+            raise UserError(f"{name} is empty; name a value, or leave it out if the default is meant")
+    return typed
 
 
 def run_program(main: Callable[[], int]) -> int:
@@ -235,10 +245,8 @@ def _print_error(text: str, status: int) -> int:
         sys.stdout.flush()
     except (OSError, ValueError):
         drop_output()
-    line = " ".join(text.split())
-    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
     try:
-        print(f"error: {shown}", file=sys.stderr, flush=True)
+        print(f"error: {make_printable(text)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
         drop_output(sys.stderr)
     return status

@@ -130,7 +130,10 @@ class TrainingProgress:
                 print(text, file=self._file, flush=True)
 
     def show_step(self, step: int) -> None:
-        """Shows that `step` training steps are done, the time left, and the metrics that `set_metrics` has set."""
+        """Shows that `step` training steps are done, the time left, and the metrics that `set_metrics` has set.
+
+        A line has metrics only if they were set after the line before; the bar always has the last metrics.
+        """
         is_due = self._left.is_report_due(step)
         text = ", ".join(part for part in (self._metrics, self._left.format_time_left(step)) if part)
         if self._bar is not None:
@@ -139,6 +142,7 @@ class TrainingProgress:
                 self._bar.update(step - self._bar.n)
         elif is_due or step >= self._total:
             self.print_line(f"step {step}/{self._total}{text and f': {text}'}")
+            self._metrics = ""
 
     def set_metrics(self, bits_per_dim: float, images_per_second: float) -> None:
         """Sets the metrics that `show_step` shows from now on: means of bits per dimension and of images per second."""

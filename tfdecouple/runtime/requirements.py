@@ -21,6 +21,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "pyarrow": "parquet",
     "matplotlib": "plots",
+    "shtab": "completion",
     "tensorflow_datasets": "tfds",
     "torch": "wolf",
     "wandb": "loggers",

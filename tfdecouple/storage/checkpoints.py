@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import pathlib
 import re
@@ -16,11 +15,12 @@ import keras
 import tensorflow as tf
 
 from tfdecouple.errors import RunError, one_line
+from tfdecouple.storage.checkpoint_index import StoredTensor, read_index
 
 Variables = Mapping[str, Any]
 
-# Beginning and end of the keys that TensorFlow gives the model's variables in a checkpoint.
-_KEY_PREFIX, _KEY_SUFFIX = "model/", "/.ATTRIBUTES/VARIABLE_VALUE"
+# End of the keys that TensorFlow gives variables in a checkpoint.
+_KEY_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 # Pattern of the name of the index file of a checkpoint.
 _INDEX_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{9})\.index")
 # Pattern of the names of all files of checkpoints, including the files that an interrupted write leaves behind.
@@ -72,14 +72,14 @@ class CheckpointFolder:
         except (tf.errors.OpError, OSError) as error:
             self.remove_remains()
             steps = self.list_checkpoint_steps()
-            newest_name = f"step {steps[0]}" if steps else "its beginning"
+            # The folder of an imported or published model, or of codes, has no training to go on from.
+            resumes = f", the run goes on from step {steps[0]}" if steps else ""
             full = isinstance(error, tf.errors.ResourceExhaustedError)
             code = errno.ENOSPC if full else getattr(error, "errno", None)
             raise RunError(
                 f"cannot write the checkpoint {self.checkpoint_path(kind, step)}: "
                 f"{os.strerror(code) if code else one_line(error, first=True)}; "
-                f"{'free some space and ' if code == errno.ENOSPC else ''}start again, the run goes on from "
-                f"{newest_name}"
+                f"{'free some space and ' if code == errno.ENOSPC else ''}start again{resumes}"
             ) from error
         newest = self.list_checkpoint_steps(kind)[: self.keep] if kind == "step" else []
         for other in self.list_checkpoint_steps(kind):
@@ -95,41 +95,36 @@ class CheckpointFolder:
             RunError: where the checkpoint lacks one of the variables.
         """
         prefix = self.checkpoint_path(kind, step)
-        # All values are read once before any is assigned: a damaged file must not change half of the variables.
+        targets = {_make_key(group, name): v for group, variables in groups.items() for name, v in variables.items()}
         with _convert_read_errors(prefix):
+            stored = read_index(prefix)
+            for key, variable in targets.items():
+                expected = StoredTensor(tf.as_dtype(variable.dtype), tuple(variable.shape))
+                if stored.get(key) != expected:
+                    raise RunError(
+                        f"the checkpoint {prefix} does not fit the config beside it: {key.removesuffix(_KEY_SUFFIX)} "
+                        f"is {expected} by the config, and {stored.get(key, 'missing')} in the checkpoint"
+                    )
             reader = tf.train.load_checkpoint(prefix)
-            for name in reader.get_variable_to_shape_map():
-                reader.get_tensor(name)
-        try:
-            status = _make_checkpoint(groups).read(prefix)
-            status.assert_existing_objects_matched()
-            status.expect_partial()
-        except (ValueError, AssertionError, tf.errors.OpError) as error:
-            raise RunError(
-                f"the checkpoint {prefix} does not fit the config beside it: {one_line(error, first=True)}"
-            ) from error
+            # All values are read once before any is assigned: a damaged file must not change half of the variables.
+            for key in targets:
+                reader.get_tensor(key)
+            for key, variable in targets.items():
+                variable.assign(reader.get_tensor(key))
 
     def read_weight_shapes(self, kind: str, step: int) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of the model's weights in a checkpoint, a dict by name, without reading the weights.
 
         DamagedCheckpointError is raised if the index cannot be read, or if the weights have more bytes than the files.
         """
-        prefix = self.checkpoint_path(kind, step)
-        weights, declared = {}, 0
+        prefix, group = self.checkpoint_path(kind, step), "model/"
         with _convert_read_errors(prefix):
-            reader = tf.train.load_checkpoint(prefix)
-            types = reader.get_variable_to_dtype_map()
-            for name, shape in reader.get_variable_to_shape_map().items():
-                declared += math.prod(shape) * types[name].size
-                if name.startswith(_KEY_PREFIX):
-                    weights[name.removeprefix(_KEY_PREFIX).removesuffix(_KEY_SUFFIX).replace(".S", "/")] = tuple(shape)
-            stored = sum(data.stat().st_size for data in self.path.glob(f"{kind}-{step:09d}.data-*"))
-        if declared > stored:
-            raise DamagedCheckpointError(
-                f"the checkpoint {prefix} is damaged (its weights would be {declared:,} bytes, its files have "
-                f"{stored:,})"
-            )
-        return weights
+            stored = read_index(prefix)
+        return {
+            key.removeprefix(group).removesuffix(_KEY_SUFFIX).replace(".S", "/"): tensor.shape
+            for key, tensor in stored.items()
+            if key.startswith(group)
+        }
 
     def remove_checkpoint(self, kind: str, step: int) -> None:
         """Removes the files of a checkpoint from this folder, the index first: without it, no checkpoint is listed."""
@@ -161,6 +156,11 @@ def _convert_read_errors(prefix: str) -> Iterator[None]:
         yield
     except (tf.errors.OpError, OSError, RuntimeError, LookupError, ValueError) as error:
         raise DamagedCheckpointError(f"the checkpoint {prefix} is damaged ({one_line(error, first=True)})") from error
+
+
+def _make_key(group: str, name: str) -> str:
+    """Returns the key that TensorFlow gives the variable `name` of `group`, written by `write_checkpoint`."""
+    return f"{group}/{name.replace('.', '..').replace('/', '.S')}{_KEY_SUFFIX}"
 
 
 def _make_checkpoint(groups: Mapping[str, Variables]) -> tf.train.Checkpoint:

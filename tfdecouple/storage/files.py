@@ -45,12 +45,10 @@ def require_own_files(folder: pathlib.Path) -> None:
             folders[:] = [name for name in folders if not name.startswith(("run-", "offline-run-"))]
 
 
-def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
-    """Returns the content of an untrusted JSON file.
+def read_bytes(path: str | pathlib.Path, at_most: int) -> bytes:
+    """Returns the content of an untrusted file; OSError is raised if it cannot be read.
 
-    Raises:
-        OSError: where the file cannot be read.
-        ValueError: where it is no regular file, has more than `at_most` bytes, or `parse_json` refuses its text.
+    ValueError is raised if it is no regular file, or has more than `at_most` bytes.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -59,7 +57,17 @@ def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
     if status.st_size > at_most:
         raise ValueError(f"it has {status.st_size:,} bytes, and at most {at_most:,} are read")
     with open(path, "rb") as file:
-        return parse_json(file.read(at_most))
+        return file.read(at_most)
+
+
+def read_json(path: str | pathlib.Path, at_most: int = 2**20) -> Any:
+    """Returns the content of an untrusted JSON file.
+
+    Raises:
+        OSError: where the file cannot be read.
+        ValueError: where it is no regular file, has more than `at_most` bytes, or `parse_json` refuses its text.
+    """
+    return parse_json(read_bytes(path, at_most))
 
 
 def read_model(path: str | pathlib.Path, model: type[Model], at_most: int = 2**20) -> Model:

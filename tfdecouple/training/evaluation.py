@@ -112,6 +112,7 @@ class EvaluationReports:
                 f"test: {test.bits_per_dim:.4f} bits/dim (ELBO, {samples}, {test.images} images, "
                 f"{weights} of step {loaded})"
             )
+            lines += [f"      {self._source.note}"] * bool(self._source.note)
             for codec, bits in coded.items():
                 lines.append(
                     f"      {bits:.4f} bits/dim for lossless {codec} on {len(images)} of these images, one file each"

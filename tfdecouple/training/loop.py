@@ -127,9 +127,9 @@ def _convert_resource_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        resumes = "goes on from the last checkpoint" if (path / CONFIG).is_file() else "begins the run anew"
         raise RunError(
-            f"cannot write to the run folder {path}: {error.strerror or error}; the same command goes on from the last "
-            "checkpoint"
+            f"cannot write to the run folder {path}: {error.strerror or error}; the same command {resumes}"
         ) from error
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
         # Until the first step has worked, the folder has no config, so the corrected command may use the same folder.

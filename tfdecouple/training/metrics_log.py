@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tfdecouple.errors import one_line
 from tfdecouple.loggers import Logger
-from tfdecouple.storage.files import parse_json, write_text
+from tfdecouple.storage.files import move_into_place, parse_json, temporary_file
 
+# A longer line of the log counts as damaged lines of this length.
+_MOST_LINE_BYTES = 2**16
 # Name of the metric by which the best weights are chosen; every row of validation metrics has this metric.
 _SELECTED_BY = "bits_per_dim"
 # The log has these texts instead of NaN and infinities, because JSON has no such numbers.
@@ -39,10 +41,15 @@ class MetricsLog:
         """
         damaged = 0
         if self._path.exists():
-            rows, damaged = _read_log_rows(self._path)
             measured_again = (step, "test") if is_last else None
-            kept = [row for row in rows if row["step"] <= step and (row["step"], row["kind"]) != measured_again]
-            write_text(self._path, "".join(_format_log_row(row) for row in kept))
+            with temporary_file(self._path) as temporary:
+                with temporary.open("w", encoding="utf-8") as file:
+                    for row in _read_log_lines(self._path):
+                        if row is None:
+                            damaged += 1
+                        elif row["step"] <= step and (row["step"], row["kind"]) != measured_again:
+                            file.write(_format_log_row(row))
+                move_into_place(temporary, self._path)
         self._call_loggers(lambda logger: logger.open(step))
         return damaged
 
@@ -86,16 +93,18 @@ class MetricsLog:
                 self._report(f"{logger.name} failed and gets no more rows: {one_line(error)}")
 
 
-def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a run's metrics.jsonl (`path`), a list of dicts without damaged rows; [] without the file."""
-    return _read_log_rows(path)[0] if path.is_file() else []
+def read_metrics(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a run's metrics.jsonl (`path`) as dicts, without damaged rows; nothing without the file."""
+    return filter(None, _read_log_lines(path)) if path.is_file() else iter(())
 
 
-def _read_log_rows(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
-    """Returns the rows of a log as dicts, and how many lines are damaged, not counting an incomplete last line."""
-    *lines, last = path.read_bytes().split(b"\n")
-    rows = [_parse_log_row(line) for line in [*lines, last]]
-    return [row for row in rows if row], rows[:-1].count(None)
+def _read_log_lines(path: pathlib.Path) -> Iterator[dict[str, Any] | None]:
+    """Yields each row of a log as a dict, and None for each damaged line except an incomplete last one."""
+    with path.open("rb") as file:
+        while line := file.readline(_MOST_LINE_BYTES):
+            row = _parse_log_row(line)
+            if row or line.endswith(b"\n") or len(line) == _MOST_LINE_BYTES:
+                yield row
 
 
 def _parse_log_row(line: bytes) -> dict[str, Any] | None:

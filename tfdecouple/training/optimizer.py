@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.trackable import base
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.model.gradient import flatten_and_join, is_small_weight
+from tfdecouple.runtime.tensorflow_internals import VARIABLE_VALUE_KEY, Trackable
 
 # At most this many large weights are updated at the same time. Without a limit, TensorFlow would update all at once and
 # hold temporary copies of all weights: half a gigabyte for the 52 million weights of the preset cifar10.
@@ -309,7 +309,7 @@ class FlatBuffer:
         }
 
 
-class BufferView(base.Trackable):
+class BufferView(Trackable):
     """A part of a flat buffer (a vector variable) that is read, assigned and saved like a variable of shape `shape`."""
 
     dtype = tf.float32
@@ -349,7 +349,4 @@ class BufferView(base.Trackable):
         return tuple(BufferView(vector, self._part.start, self.shape) for vector in vectors)
 
     def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
-        return {base.VARIABLE_VALUE_KEY: self.read_value()}
-
-    def _restore_from_tensors(self, restored_tensors: Mapping[str, tf.Tensor]) -> None:
-        self.assign(restored_tensors[base.VARIABLE_VALUE_KEY])
+        return {VARIABLE_VALUE_KEY: self.read_value()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tfdecouple.config import Config, compare_configs
+from tfdecouple.config import Config, compare_configs, load_preset, preset_names
 from tfdecouple.data.sources import find_source_kind, locate_images, resolve_image_paths
 from tfdecouple.errors import ConfigError, RunError
 from tfdecouple.loggers import LOGGERS
@@ -22,6 +22,7 @@ from tfdecouple.runs.run_folder import (
     LOCK,
     SUMMARY,
     find_changed_label,
+    find_run_folder,
     is_run_folder,
     load_config,
     load_weights,
@@ -202,7 +203,9 @@ class RunDirectory:
             listed = "; ".join(
                 f"{name} is {there!r} there and {here!r} here" for name, (there, here) in changed.items()
             )
-            raise ConfigError(f"--init-from {run} has another architecture: {listed}")
+            presets = [name for name in preset_names() if load_preset(name).model == other.model]
+            remedy = f"--preset {presets[0]}" if presets else f"--config {find_run_folder(run) / CONFIG}"
+            raise ConfigError(f"--init-from {run} has another architecture, that of {remedy}: {listed}")
         if other.model.has_classes and (label := find_changed_label(run, model.classes, label_names)):
             raise ConfigError(
                 f"--init-from {run} has the label {label[0]!r} where the images have {label[1]!r}; they must have the "

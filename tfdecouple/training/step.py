@@ -184,11 +184,7 @@ class TrainStep:
         """
         training, state = self._training, self.state
         # All workers must take part in this collective sum, so it is computed even if the update is then skipped.
-        total = self._sum_device_results(shares)
-        # `reduce` accepts only values with one tensor per device, so `run` first copies the flag to each device.
-        stop = self._strategy.reduce(
-            tf.distribute.ReduceOp.SUM, self._strategy.run(tf.identity, args=(stop,)), axis=None
-        )
+        total, stop = self._sum_device_results(shares, stop)
         reconstruction, kl, dequantization = total.terms
         loss = reconstruction + kl + dequantization
         error = tf.reduce_max(total.inversion_error)
@@ -216,22 +212,26 @@ class TrainStep:
         state.count_step(result)
         return result
 
-    def _sum_device_results(self, shares: Share) -> Share:
-        """Sums the devices' gradients, terms of the bound and inversion errors, and averages the moving statistics."""
-        add, mean = tf.distribute.ReduceOp.SUM, tf.distribute.ReduceOp.MEAN
+    def _sum_device_results(self, shares: Share, stop: tf.Tensor) -> tuple[Share, tf.Tensor]:
+        """Sums the devices' gradients, terms of the bound, inversion errors and `stop`; averages the moving statistics.
+
+        All sums stay on the devices. `Strategy.reduce` would copy them to the host, for which the update would wait.
+        """
+        state, scalars = self.state, [*shares.terms, shares.inversion_error, self._strategy.run(tf.identity, (stop,))]
         options = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=self._training.bytes_per_pack)
 
-        def reduce_to_devices(reduction: Any, values: list[Any], variables: dict[str, tf.Variable]) -> list[Any]:
-            pairs = list(zip(values, variables.values(), strict=True))
+        def reduce_to_devices(reduction: Any, values: list[Any], variables: list[tf.Variable]) -> list[Any]:
+            pairs = list(zip(values, variables, strict=True))
             # A model without an encoder has no moving statistics, and TensorFlow cannot reduce an empty list.
             return list(self._strategy.extended.batch_reduce_to(reduction, pairs, options)) if pairs else []
 
-        return Share(
-            reduce_to_devices(add, shares.gradients, self.state.trainable),
-            reduce_to_devices(mean, shares.moving, self.state.moving),
-            [self._strategy.reduce(add, term, axis=None) for term in shares.terms],
-            self._strategy.reduce(add, shares.inversion_error, axis=None),
-        )
+        # A sum goes to the devices of the variable beside it; the variable `step` has a copy on each device.
+        destinations = [*state.trainable.values(), *[state.step] * len(scalars)]
+        sums = reduce_to_devices(tf.distribute.ReduceOp.SUM, [*shares.gradients, *scalars], destinations)
+        moving = reduce_to_devices(tf.distribute.ReduceOp.MEAN, shares.moving, list(state.moving.values()))
+        count = len(shares.gradients)
+        *terms, error, stop = (self._strategy.experimental_local_results(each)[0] for each in sums[count:])
+        return Share(sums[:count], moving, terms, error), stop
 
 
 def compute_learning_rate(config: TrainingConfig, update: tf.Tensor) -> tf.Tensor:
@@ -295,8 +295,9 @@ def draw_pattern_images(shape: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
     values = tf.where(chance("extremes") < 0.5, tf.where(values < 128, 0.0, 255.0), values)
     values = tf.where(chance("grey") < 0.25, values[..., :1], values)
     sides = 1 + math.ceil(math.log2(max(height, width)))
-    side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int32)
-    rows, columns = tf.range(height)[None, :, None], tf.range(width)[None, None, :]
+    # On a GPU TensorFlow computes with int32 on the host, and with int64 on the GPU.
+    side = tf.cast(2 ** tf.floor(sides * chance("side")), tf.int64)
+    rows, columns = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
     # `values` has a colour for each pixel of noise; a checkerboard uses the first two of these colours.
     board = (rows // side + columns // side) % 2
     positions = tf.where(chance("board") < 0.5, board, rows * width + columns)

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pydantic
 import tensorflow as tf
-from tensorflow.python.eager import context
 
 from tfdecouple.config import TrainingConfig
 from tfdecouple.errors import ConfigError, RunError, UserError, one_line
+from tfdecouple.runtime.devices import MOST_DEVICES
+from tfdecouple.runtime.tensorflow_internals import worker_timeout
 from tfdecouple.storage.files import parse_json
 
 # Example of a value of the environment variable TF_CONFIG, for error messages.
@@ -104,8 +105,8 @@ def make_strategy(devices: int | None = None, cluster: Cluster | None = None) ->
     Raises:
         ConfigError: where there are fewer devices than `devices`.
     """
-    if devices is not None and devices < 1:
-        raise ConfigError(f"--devices is {devices}; it must be at least 1")
+    if devices is not None and not 1 <= devices <= MOST_DEVICES:
+        raise ConfigError(f"--devices is {devices}; it must be from 1 to {MOST_DEVICES}")
     if cluster is not None:
         return _make_cluster_strategy(cluster, devices)
     kind = "GPU" if tf.config.get_visible_devices("GPU") else "CPU"
@@ -151,15 +152,8 @@ def _make_cluster_strategy(cluster: Cluster, devices: int | None) -> tf.distribu
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=_Communication.AUTO if gpus else _Communication.RING
     )
-    # TensorFlow's coordination service counts a worker as dead after 10 seconds without a heartbeat, too few for a busy
-    # host. No public option changes this time, so the method that configures the service is wrapped.
-    current = context.context()
-    configure = current.configure_coordination_service
-    current.configure_coordination_service = functools.partial(configure, heartbeat_timeout_in_ms=1000 * _MOST_SILENCE)
-    try:
+    with worker_timeout(_MOST_SILENCE):
         return tf.distribute.MultiWorkerMirroredStrategy(resolver, options)
-    finally:
-        del current.configure_coordination_service
 
 
 def make_device_input_options() -> tf.distribute.InputOptions:

@@ -156,8 +156,6 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
     """
     if channels not in (1, 3):
         raise DataError(f"the model's images have {channels} channels, and photographs have 3 or 1; take --size model")
-    if not pathlib.Path(path).exists():
-        raise DataError(f"there is no image file {path}; give the paths of image files")
     try:
         with open_image_file(path) as image:
             kind = image.format or "PNG"
@@ -166,7 +164,9 @@ def read_photograph(path: str, channels: int, max_side: int) -> UserPhotograph:
             profile = image.info.get("icc_profile")
             image = scale_to_8_bits(image)
             has_alpha = image.has_transparency_data and channels == 3
-            image = image.convert("RGBA" if has_alpha else "RGB")
+            mode = "RGBA" if has_alpha else "RGB"
+            # `convert` would copy all pixels even if the mode is right.
+            image = image if image.mode == mode else image.convert(mode)
             image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
             image = ImageOps.exif_transpose(image)
             alpha = np.asarray(image.getchannel("A")) if has_alpha else None

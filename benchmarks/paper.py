@@ -1,0 +1,214 @@
+"""Makes the tables of docs/paper.md from the presets: which preset is which row of the paper, and what a run costs.
+
+    python benchmarks/paper.py            # makes the tables, in seconds
+    python benchmarks/paper.py --check    # changes nothing: prints the lines of the page that differ from the presets
+
+In docs/paper.md each table stands between its lines `<!-- NAME -->` and `<!-- end NAME -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.common import list_differences, make_table, replace_table  # noqa: E402
+from tfdecouple.config import Config, load_preset, preset_names  # noqa: E402
+from tfdecouple.runtime.process import run_program  # noqa: E402
+
+PAGE = ROOT / "docs" / "paper.md"
+# Numbers of parameters of the configs in the authors' code, by preset.
+COUNTS = ROOT / "tests" / "data" / "reference_parameter_counts.json"
+
+# Bits/dim in the paper's Tables 1 and 3, by preset.
+BITS = {
+    "cifar10": "3.27",
+    "cifar10_glow": "3.33",
+    "cifar10_base_conditioned": "3.31",
+    "imagenet64": "3.72",
+    "imagenet64_glow": "3.77",
+    "lsun_bedroom_128_5bit": "1.14",
+    "lsun_bedroom_128_glow_5bit": "1.19",
+    "lsun_bedroom_128": "1.92",
+    "lsun_bedroom_128_glow": "1.98",
+    "celeba_hq_256_5bit": "0.97",
+    "celeba_hq_256_glow_5bit": "1.02",
+    "celeba_hq_256": "1.97",
+    "celeba_hq_256_glow": "1.99",
+}
+# FID in Tables 2 and 3, by preset.
+FID = {"cifar10": "37.52", "cifar10_glow": "46.50", "cifar10_base_conditioned": "43.34"}
+# Accuracies in % in Table 4, by the features of the linear classifier.
+PROBE = {"z": "59.53", "v": "17.16", "pixels": "35.32"}
+
+# Peaks of an A100 in operations a second, and the share of a peak that the calculated hours assume.
+PEAKS = {"float32": 19.5e12, "tf32": 156e12}
+SHARE = 0.3
+# A multiply-add is two operations, and a training step costs three forward passes.
+OPERATIONS = 6
+
+# The presets of the paper's models of 8-bit images, whose options the table "options" shows.
+DATA_SETS = {"CIFAR-10": "cifar10", "ImageNet": "imagenet64", "LSUN": "lsun_bedroom_128", "CelebA-HQ": "celeba_hq_256"}
+# {option: (its source, its value in the source: for each data set, or one for all)}. None stands for our own choice.
+CODE, README = "authors' code", "CIFAR-10: authors' README; others: ours"
+OPTIONS: dict[str, tuple[str, Any]] = {
+    "training.batch_size": ("Table 5", [512, 256, 256, 40]),
+    "model.latent_dim": ("Table 5: d_z", [64, 128, 256, 256]),
+    "training.weight_decay": ("Table 5", [1e-6, 5e-4, 5e-4, 5e-4]),
+    "training.warmup_steps": ("Table 5", [50, 200, 200, 200]),
+    "training.learning_rate": ("C.2", 1e-3),
+    "training.decay_rate": ("C.2", 0.999997),
+    "training.beta_1": ("C.2", 0.9),
+    "training.beta_2": ("C.2", 0.999),
+    "training.epsilon": ("C.2", 1e-8),
+    "data.horizontal_flip": ("C.1", [True, False, False, True]),
+    "data.pad_and_crop": ("C.1", [4, 0, 0, 0]),
+    "data.centre_crop": ("C.1; 256: authors' code", [0, 0, 256, 0]),
+    "model.image_shape": ("section 3", [[side, side, 3] for side in (32, 64, 128, 256)]),
+    "model.n_bits": ("Table 1; 5 in 5-bit rows", 8),
+    "model.transform": ("section 3; additive in 5-bit rows", "affine"),
+    "model.alpha": ("B.2", [1.0, 0.5, 1.0, 1.0]),
+    "model.dequantization": ("section 3", "uniform"),
+    "model.conditioning": ("section 2.2; none: Glow, base: Table 3", "coupling"),
+    "model.conditioner": ("equation 7", "convolutional"),
+    "model.factors": ("section 2.2: M", [4]),
+    "model.prior": ("B.3", "flow"),
+    "training.kl_weight": ("equation 2", 1.0),
+    "model.steps": (
+        CODE,
+        [
+            [2, [6, 6], [6, 6], 4],
+            [2, [8, 8], [8, 8], [6, 6], 4],
+            [2, [16, 16], [16, 16], [8, 8], [4, 4], 2],
+            [2, [12, 12], [10, 10], [8, 8], [4, 4], [2, 2], 1],
+        ],
+    ),
+    "model.hidden_channels": (CODE, [[24, *[512] * 3], [24, *[512] * 4], [24, *[256] * 4, 512], [24, *[256] * 5, 512]]),
+    "model.encoder_channels": (
+        CODE,
+        [[48, 96, 96], [48, 96, 96, 192], [48, 96, 96, 192, 192], [48, 96, 96, 192, 192, 256]],
+    ),
+    "model.encoder_out_channels": (CODE, [8, 32, 32, 32]),
+    "model.prior_steps": (CODE, 2),
+    "model.prior_hidden": (CODE, [256, 256, 512, 512]),
+    "model.prior_alpha": (CODE, 1.0),
+    "training.clip_norm": (CODE, 0.0),
+    "training.ema_decay": (CODE, 0.0),
+    "training.evaluation_samples": (CODE, 5),
+    "training.micro_batches": (README, [2, None, None, None]),
+    "training.init_images": (README, [2048, None, None, None]),
+    "training.steps": ("ours; 15,000 epochs in the authors' README for CIFAR-10", None),
+}
+
+
+def main() -> int:
+    """Runs the program `paper.py`, which makes or checks the tables of docs/paper.md; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing: print the lines that differ")
+    options = parser.parse_args()
+    return run_program(lambda: run_action(options.check))
+
+
+def run_action(check: bool) -> int:
+    """Makes the tables of docs/paper.md or, with `check`, compares them; returns 1 if a line differs, else 0."""
+    page = PAGE.read_text(encoding="utf-8")
+    made = replace_tables(page)
+    if check:
+        wrong = list_differences(page, made)
+        print("\n".join(wrong) if wrong else "the tables of docs/paper.md agree with the presets")
+        return 1 if wrong else 0
+    PAGE.write_text(made, encoding="utf-8")
+    return 0
+
+
+def replace_tables(page: str) -> str:
+    """Returns the text `page` of docs/paper.md with all tables replaced by tables of the presets."""
+    for name, table in {"models": render_models(), "metrics": render_metrics(), "options": render_options()}.items():
+        page = replace_table(page, name, table)
+    return page
+
+
+def list_models() -> list[str]:
+    """Returns the names of all presets at the paper's size: first the models of the paper, in the order of its rows."""
+    small = ("quickstart", "cifar10_small")
+    return [*BITS, *(name for name in preset_names() if name not in BITS and not name.startswith(small))]
+
+
+def compute_hours(config: Config, precision: str) -> float:
+    """Returns the hours that an A100 needs for all updates of a run, by calculation, at `SHARE` of its peak.
+
+    `precision` is "float32" or "tf32". Evaluations, and the multiply-adds of the prior over z, do not count.
+    """
+    from tfdecouple.networks.architecture import count_multiply_adds
+
+    images = config.training.steps * config.training.batch_size
+    return OPERATIONS * count_multiply_adds(config.model) * images / (SHARE * PEAKS[precision] * 3600)
+
+
+def render_models() -> str:
+    """Returns a Markdown table with a row for each preset at the paper's size: parameters, bits/dim, hours."""
+    from tfdecouple.networks.architecture import count_multiply_adds, count_parameters
+
+    counted = json.loads(COUNTS.read_text(encoding="utf-8"))
+    rows = []
+    for name in list_models():
+        config = load_preset(name)
+        training = config.training
+        hours = [round(hours, 2 - len(str(int(hours)))) for hours in (compute_hours(config, each) for each in PEAKS)]
+        rows.append(
+            [
+                config.description.partition(":")[0],
+                describe_model(config),
+                f"`python train.py --preset {name}`",
+                BITS.get(name, ""),
+                count_parameters(config.model)["total"],
+                counted.get(name, {}).get("total"),
+                f"{count_multiply_adds(config.model) / 1e9:.1f}",
+                f"{training.steps:,} x {training.batch_size}",
+                *(int(each) for each in hours),
+            ]
+        )
+    header = ["images", "model", "command", "bits/dim in the paper", "parameters", "parameters, authors' code"]
+    header += ["G multiply-adds per image", "updates x images", "A100 hours, float32", "A100 hours, TF32"]
+    return make_table(header, rows)
+
+
+def describe_model(config: Config) -> str:
+    """Returns what the paper calls the model of a config, with the parts that the paper's model lacks."""
+    model = config.model
+    name = {"coupling": "our model", "none": "Glow: refined", "base": "baseline of Table 3"}[model.conditioning]
+    name += ", variational dequantisation" if model.has_dequantizer else ""
+    return name + (", z a function of the label" if model.has_class_codes else "")
+
+
+def render_metrics() -> str:
+    """Returns a Markdown table of the rows of Tables 2 to 4: the paper's value, and the command that measures it."""
+    program = "python -m tfdecouple evaluate --run runs"
+    rows = []
+    for name, value in FID.items():
+        table = "2" if name == "cifar10_glow" else "3" if "base" in name else "2, 3"
+        command = f"`{program}/{name} --frechet fid.onnx --frechet-split train+validation --frechet-images 50000`"
+        rows.append([table, describe_model(load_preset(name)), "FID", value, command])
+    for features, value in PROBE.items():
+        what = f"our model, {features}" if features != "pixels" else "raw pixel"
+        rows.append(["4", what, "accuracy in %", value, f"`{program}/cifar10 --probe --probe-images 49000`"])
+    return make_table(["table", "row", "metric", "in the paper", "command"], rows)
+
+
+def render_options() -> str:
+    """Returns a Markdown table of the hyper-parameters: option, source, and the presets' value for each data set."""
+    presets = [load_preset(name).flatten_options() for name in DATA_SETS.values()]
+    rows = []
+    for option, (source, _) in OPTIONS.items():
+        values = [json.dumps(preset[option]).strip('"') for preset in presets]
+        rows.append([f"`{option}`", source, *values])
+    return make_table(["option", "source", *DATA_SETS], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""Tests of the private parts of TensorFlow that the package uses: each does what the package needs."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import tensorflow as tf
+from helpers.places import ROOT
+from tensorflow.python.eager import context
+
+from tfdecouple.runtime.tensorflow_internals import (
+    VARIABLE_VALUE_KEY,
+    Trackable,
+    is_traced_for_xla,
+    pause_gradient_tapes,
+    worker_timeout,
+)
+
+
+def test_no_tape_records_in_a_pause():
+    x = tf.constant(3.0)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = x**2
+        with pause_gradient_tapes():
+            constant = x**2
+        y += constant
+    assert tape.gradient(y, x) == 6
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_xla_is_known_in_nested_functions(jit_compile):
+    found = []
+    inner = tf.function(lambda x: found.append(is_traced_for_xla()) or x, autograph=False)
+    tf.function(lambda x: inner(x), autograph=False, jit_compile=jit_compile).get_concrete_function(tf.TensorSpec([]))
+    assert found == [bool(jit_compile)] and not is_traced_for_xla()
+
+
+def test_timeout_reaches_the_coordination_service(monkeypatch):
+    name, option = "configure_coordination_service", "heartbeat_timeout_in_ms"
+    assert option in inspect.signature(getattr(context.Context, name)).parameters
+    received = []
+    monkeypatch.setattr(context.Context, name, lambda *_, **options: received.append(options))
+    with worker_timeout(7):
+        context.context().configure_coordination_service("standalone")
+    context.context().configure_coordination_service("standalone")
+    assert received == [{option: 7000}, {}]
+
+
+def test_trackable_is_saved_and_restored_by_a_checkpoint(tmp_path):
+    class Number(Trackable):
+        """A number that a checkpoint holds as it holds a variable."""
+
+        value = tf.constant(1.0)
+
+        def _serialize_to_tensors(self):
+            return {VARIABLE_VALUE_KEY: self.value}
+
+        def _restore_from_tensors(self, tensors):
+            self.value = tensors[VARIABLE_VALUE_KEY]
+
+    saved, restored, variable = Number(), Number(), tf.Variable(0.0)
+    saved.value = tf.constant(5.0)
+    path = tf.train.Checkpoint(number=saved).save(tmp_path / "file")
+    tf.train.Checkpoint(number=restored).restore(path).assert_consumed()
+    # The key is that of variables, so that checkpoints of views and of variables are interchangeable.
+    tf.train.Checkpoint(number=variable).restore(path).assert_existing_objects_matched()
+    assert restored.value == 5 and variable.numpy() == 5
+
+
+def test_other_modules_use_no_private_part_of_tensorflow():
+    files = [*(ROOT / "tfdecouple").rglob("*.py"), *(ROOT / "export").rglob("*.py")]
+    found = [file.name for file in files if "tensorflow.python" in file.read_text(encoding="utf-8")]
+    assert found == ["tensorflow_internals.py"]
