@@ -1,13 +1,12 @@
-"""Tests whether a switch is better if z encodes a whole photograph than if z, like v, encodes a part of it.
+"""Measures how far switches of z carry the colours of one photograph to another that no model was trained on.
 
-    python benchmarks/whole_and_part.py train PHOTOGRAPHS OUT --updates 1200
-    python benchmarks/whole_and_part.py measure OTHER_PHOTOGRAPHS OUT
+    python benchmarks/switches.py PHOTOGRAPHS OUT RUN ... [--docs docs/trials.md]
 
-A switch decodes z of one image (the reference) with v of another (the content). "train" trains two models, "part" and
-"whole", from the bundled weights of 64-pixel images and on the same photographs. The flow of both models encodes v from
-a part of the photograph, of random size and shrunk to 64 x 64. The encoder of "part" encodes z from the same part, and
-the encoder of "whole" from the whole photograph. "measure" compares switches by the two models, by the bundled weights
-and by classical transfers of colour.
+A switch decodes z of one photograph (the reference) with v of another (the content). The program pairs the photographs
+in the folder PHOTOGRAPHS, such as FOLDER/test of photographs.py, switches each pair with the weights of every RUN, and
+transfers the change of colours to photographs of 256 pixels by the guided filter of the command `switch`, at full
+strength. Classical transfers of colour are measured beside. All is measured again after a random change of colours of
+each photograph. The program writes `OUT/switches.json`, and a picture for each RUN.
 """
 
 from __future__ import annotations
@@ -16,164 +15,96 @@ import argparse
 import pathlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+import warnings
 from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import make_table, write_json
+from benchmarks.common import make_table, write_json, write_tables
+from benchmarks.photographs import LUMINANCE, change_colours
 from tfdecouple.runtime.process import run_program, start_tensorflow
 
-NAMES = ("part", "whole")
-# Side of the model's images, in pixels; images in a batch; longest side of the shrunk training photographs, in pixels.
-SIDE, BATCH, LARGEST = 64, 32, 1280
-# Before switches, "measure" shrinks the photographs until their longest side has one of these numbers of pixels.
-SIZES = (256, 512)
-# Weights of red, green and blue in the luminance of a pixel.
-LUMINANCE = np.array([0.299, 0.587, 0.114])
+# Before switches, photographs are shrunk until their longest side has this many pixels.
+LONGEST = 256
+# The metrics of `measure_transfer`, in its order; "back" counts the photographs that decode to exactly the same pixels.
+METRICS = ("colour", "luminance", "contrast", "gradients", "least gradients", "distance", "nearer", "back")
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
-def draw_pairs(files: list[pathlib.Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields endless random pairs (large crop of a photograph, part of this crop), both uint8 `[64, 64, 3]`."""
-    from PIL import Image
+def measure_switches(files: list[pathlib.Path], out: pathlib.Path, runs: list[str]) -> dict[str, list[float]]:
+    """Returns {method, photographs: metrics} for classical methods and each run; writes pictures of switches to `out`."""
+    from tfdecouple.runs.opened_run import Run
+    from tfdecouple.visualization.full_size import read_photograph
 
-    photographs = []
-    for file in files:
-        image = Image.open(file).convert("RGB")
-        image.thumbnail((LARGEST, LARGEST))
-        photographs.append(image)
-    rng = np.random.default_rng(0)
-    while True:
-        image = photographs[rng.integers(len(photographs))]
-        width, height = (int(side * scale) for scale in [rng.uniform(0.6, 1)] for side in image.size)
-        left, top = (rng.integers(0, most - side + 1) for most, side in zip(image.size, (width, height), strict=True))
-        side = int(np.exp(rng.uniform(np.log(SIDE), np.log(min(width, height)))))
-        x, y = left + rng.integers(0, width - side + 1), top + rng.integers(0, height - side + 1)
-        flip = -1 if rng.random() < 0.5 else 1
-        boxes = (left, top, left + width, top + height), (x, y, x + side, y + side)
-        whole, part = (np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box)) for box in boxes)
-        yield whole[:, ::flip], part[:, ::flip]
-
-
-def make_update(name: str, updates: int) -> tuple[Any, Callable]:
-    """Returns the bundled model, and a function of images (whole, part) that trains this model for one step.
-
-    The function returns bits/dim and KL, scalars. z encodes the whole images if `name` is "whole", else their parts.
-    """
-    import keras
-    import tensorflow as tf
-
-    import tfdecouple
-    from tfdecouple.model.objective import negative_elbo
-    from tfdecouple.runtime.execution import backward_memory
-
-    model = tfdecouple.load_pretrained("photographs")
-    rate = keras.optimizers.schedules.CosineDecay(0.0, updates, warmup_target=5e-4, warmup_steps=50, alpha=0.02)
-    optimizer, variables = keras.optimizers.Adam(rate, clipnorm=50.0), model.trainable_variables
-    optimizer.build(variables)
-
-    @tf.function
-    def update(whole: tf.Tensor, part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        whole, part = model.quantizer.find_bins(whole), model.quantizer.find_bins(part)
-        noise = tf.random.normal([BATCH, model.config.latent_dim]), tf.random.uniform(tf.shape(part))
-        with tf.GradientTape() as tape, backward_memory("keep"):
-            encoded = whole if name == "whole" else part
-            elbo, _ = negative_elbo(model, part, *noise, encoder_bins=encoded, training=True)
-            loss = tf.reduce_mean(elbo.bits_per_dim)
-        optimizer.apply(tape.gradient(loss, [variable.value for variable in variables]), variables)
-        return loss, tf.reduce_mean(elbo.kl)
-
-    return model, update
-
-
-def train_models(files: list[pathlib.Path], out: pathlib.Path, updates: int) -> None:
-    """Trains the models "part" and "whole" on image files; writes weights to `out/NAME.npz` after every 100 updates."""
-    pairs, models = draw_pairs(files), {name: make_update(name, updates) for name in NAMES}
-    history: dict[str, list[list[float]]] = {name: [] for name in NAMES}
-    for step in range(1, updates + 1):
-        batch = [np.stack(images) for images in zip(*(next(pairs) for _ in range(BATCH)), strict=True)]
-        for name, (_, update) in models.items():
-            history[name].append([float(number) for number in update(*batch)])
-        if step % 20 == 0:
-            print(step, {name: np.mean(rows[-20:], 0).round(3).tolist() for name, rows in history.items()}, flush=True)
-        if step % 100 == 0 or step == updates:
-            for name, (model, _) in models.items():
-                np.savez(out / f"{name}.npz", step=step, **read_weights(model))
-
-
-def read_weights(model: Any) -> dict[str, np.ndarray]:
-    """Returns {name: array} of a model's weights for an .npz file, with "|" instead of "/" in the names."""
-    return {name.replace("/", "|"): variable.numpy() for name, variable in model.named_variables().items()}
-
-
-def measure_switches(files: list[pathlib.Path], out: pathlib.Path) -> None:
-    """Decodes v of each photograph with z of another; prints metrics of the results, and writes pictures to `out`."""
-    import tensorflow as tf
-
-    import tfdecouple
-    from tfdecouple.visualization.full_size import change_at_full_size, read_photograph
-
-    model = tfdecouple.load_pretrained("photographs")
-    weights = {"bundled": read_weights(model), **{name: dict(np.load(out / f"{name}.npz")) for name in NAMES}}
     random.Random(7).shuffle(files)
+    plain = [read_photograph(str(file), 3, LONGEST).pixels for file in files]
+    rng = np.random.default_rng(5)
+    sets = {"as they are": plain, "recoloured": [change_colours(pixels, rng) for pixels in plain]}
+    models = {pathlib.PurePath(run).name: Run.open(run).model for run in runs}
+    others = {"unchanged": lambda a, b: a, "Reinhard": match_moments, "`match_histograms`": match_colours}
     metrics: dict[str, list[float]] = {}
-    for size in SIZES:
-        photographs = [read_photograph(str(file), 3, size) for file in files]
+    for kind, photographs in sets.items():
         pairs = list(zip(photographs, photographs[7:] + photographs[:7], strict=True))
-        others = {"unchanged": lambda a, b: a, "Reinhard": match_moments, "`match_histograms`": match_colours}
         for name, function in others.items():
-            rows = [(a.pixels, b.pixels, function(a.pixels, b.pixels)) for a, b in pairs]
-            metrics[f"{name}, {size}"] = measure_transfer(rows)
-        columns = [[a.pixels for a, _ in pairs], [b.pixels for _, b in pairs]]
-        for name, arrays in weights.items():
-            for key, variable in model.named_variables().items():
-                variable.assign(arrays[key.replace("/", "|")])
-            by_flow, by_filter = [], []
-            for a, b in pairs:
-                (z, _, _), (_, v, sides) = (model.encode(tf.constant(one.pixels[None])) for one in (b, a))
-                by_flow.append(np.asarray(model.decode(z, v, sides))[0])
-                before = model.quantize_images(a.shrink_photograph(model.config.image_shape)[None])
-                after = model.decode(z, model.encode(before)[1])
-                by_filter.append(change_at_full_size(a.pixels, np.asarray(before)[0], np.asarray(after)[0]))
-            for way, results in (("flow", by_flow), ("filter", by_filter)):
-                columns.append(results)
-                rows = [(a.pixels, b.pixels, result) for (a, b), result in zip(pairs, results, strict=True)]
-                metrics[f"{name}, {way}, {size}"] = measure_transfer(rows)
-        write_pictures(out / f"switches-{size}.jpg", columns)
-    header = ("switch", "colour", "brightness", "contrast", "gradients", "least", "distance")
-    print(make_table(header, [(name, *row) for name, row in metrics.items()]))
-    named = {name: dict(zip(header[1:], row, strict=True)) for name, row in metrics.items()}
-    write_json(out / "whole_and_part.json", named)
+            metrics[f"{name}, {kind}"] = measure_transfer(pairs, [function(a, b) for a, b in pairs])
+        for name, model in models.items():
+            results, back = switch_pairs(model, pairs)
+            metrics[f"{name}, {kind}"] = [*measure_transfer(pairs, results), back]
+            columns = [[a for a, _ in pairs], [b for _, b in pairs], results]
+            write_pictures(out / f"{name}-{kind.split()[0]}.jpg", columns)
+    return metrics
 
 
-def measure_transfer(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[float]:
-    """Returns six metrics of how far results have the colours of a reference image and the detail of a content image.
+def switch_pairs(model: Any, pairs: list[Pair]) -> tuple[list[np.ndarray], float]:
+    """Returns the first photograph of each pair with z of the second, and how many of the first decode exactly."""
+    import tensorflow as tf
 
-    A row is (content, reference, result), uint8 `[height, width, 3]`. The first three metrics are 0 if the result
-    equals the content, and 1 if the result equals the reference, in the mean colour (less its lightness), the mean
-    luminance, and the standard deviation of the luminance. The next two are the mean and the smallest correlation of
-    the result's luminance gradients with the content's. The last is the mean distance of the result's colours from the
-    reference's (2-Wasserstein of Gaussians, RGB from 0 to 1).
+    from tfdecouple.model.any_size import shrink_images
+    from tfdecouple.visualization.full_size import change_at_full_size
+
+    sides = model.config.image_shape[:2]
+    contents, references = (
+        tf.concat([shrink_images(tf.constant(one[None]), *sides) for one in ones], 0)
+        for ones in zip(*pairs, strict=True)
+    )
+    z, v = model.encode(contents)
+    before, after = np.asarray(contents), np.asarray(model.decode(model.encode(references).z, v))
+    back = (np.asarray(model.decode(z, v)) == before).all((1, 2, 3)).sum()
+    results = [change_at_full_size(a, *small) for (a, _), *small in zip(pairs, before, after, strict=True)]
+    return results, float(back)
+
+
+def measure_transfer(pairs: list[Pair], results: list[np.ndarray]) -> list[float]:
+    """Returns how far results have the colours of a reference image and the detail of a content image, by `METRICS`.
+
+    A pair is (content, reference), both uint8 `[height, width, 3]`, as is a result. The first three metrics are 0 if
+    the result equals the content, and 1 if the result equals the reference, in the mean colour (less its lightness),
+    the mean luminance, and the standard deviation of the luminance. The next two are the mean and the smallest
+    correlation of the result's luminance gradients with the content's. Then come the mean distance of the result's
+    colours from the reference's (2-Wasserstein of Gaussians, RGB from 0 to 1), and the share of results whose mean
+    colour is nearer to the reference's than the content's is.
     """
     from scipy.linalg import sqrtm
 
-    shares, correlations, distances = np.zeros((3, 2)), [], []
-    for images in rows:
-        colours = [image.reshape(-1, 3) / 255 for image in images]
+    shares, correlations, distances, nearer = np.zeros((3, 2)), [], [], []
+    for (content, reference), result in zip(pairs, results, strict=True):
+        colours = [image.reshape(-1, 3) / 255 for image in (content, reference, result)]
         moments = [(c.mean(0) - c.mean(), c.mean(0) @ LUMINANCE, (c @ LUMINANCE).std()) for c in colours]
-        for number, (content, reference, result) in enumerate(zip(*moments, strict=True)):
-            way = np.atleast_1d(reference - content)
-            shares[number] += way @ np.atleast_1d(result - content), way @ way
-        first, _, last = (np.stack(np.gradient(image / 255 @ LUMINANCE)).ravel() for image in images)
-        correlations.append(float(np.corrcoef(first, last)[0, 1]))
+        for number, (of_content, of_reference, of_result) in enumerate(zip(*moments, strict=True)):
+            way = np.atleast_1d(of_reference - of_content)
+            shares[number] += way @ np.atleast_1d(of_result - of_content), way @ way
+        slopes = [np.stack(np.gradient(image / 255 @ LUMINANCE)).ravel() for image in (content, result)]
+        correlations.append(float(np.corrcoef(*slopes)[0, 1]))
         covariances = [np.cov(colours[number].T) for number in (2, 1)]
         root = sqrtm(covariances[0] @ covariances[1]).real
-        gap = colours[2].mean(0) - colours[1].mean(0)
-        distances.append(float(max(0, gap @ gap + np.trace(sum(covariances) - 2 * root)) ** 0.5))
+        gaps = [np.linalg.norm(colours[number].mean(0) - colours[1].mean(0)) for number in (0, 2)]
+        distances.append(float(max(0, gaps[1] ** 2 + np.trace(sum(covariances) - 2 * root)) ** 0.5))
+        nearer.append(gaps[1] < gaps[0])
     gained = (shares[:, 0] / shares[:, 1]).tolist()
-    return [*gained, float(np.mean(correlations)), min(correlations), float(np.mean(distances))]
+    return [*gained, float(np.mean(correlations)), min(correlations), float(np.mean(distances)), float(np.mean(nearer))]
 
 
 def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -182,7 +113,10 @@ def match_moments(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     a, b = rgb2lab(content), rgb2lab(reference)
     matched = (a - a.mean((0, 1))) / a.std((0, 1)) * b.std((0, 1)) + b.mean((0, 1))
-    return (np.clip(lab2rgb(matched), 0, 1) * 255).astype(np.uint8)
+    with warnings.catch_warnings():
+        # Colours outside RGB are clipped.
+        warnings.simplefilter("ignore")
+        return (np.clip(lab2rgb(matched), 0, 1) * 255).astype(np.uint8)
 
 
 def match_colours(content: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -206,20 +140,21 @@ def write_pictures(path: pathlib.Path, columns: list[list[np.ndarray]], most: in
 
 
 def main() -> int:
-    """Runs the program `whole_and_part.py`, which compares two ways to encode z; returns exit status 0."""
+    """Runs the program `switches.py`, which measures switches of photographs; returns exit status 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("train", "measure"), help="train both models, or measure switches")
-    parser.add_argument("photographs", type=pathlib.Path, help="a folder of image files")
-    parser.add_argument("out", type=pathlib.Path, help="the folder of weights, metrics and pictures")
-    parser.add_argument("--updates", type=int, default=1200, help="updates of each model (default 1200)")
+    parser.add_argument("photographs", type=pathlib.Path, metavar="PHOTOGRAPHS", help="a folder of image files")
+    parser.add_argument("out", type=pathlib.Path, metavar="OUT", help="the folder of metrics and pictures")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or names of bundled weights")
+    parser.add_argument("--docs", type=pathlib.Path, help="put the table into this file, at <!-- switches -->")
     options = parser.parse_args()
     start_tensorflow()
     options.out.mkdir(parents=True, exist_ok=True)
     files = sorted(path for path in options.photographs.iterdir() if path.is_file())
-    if options.action == "train":
-        train_models(files, options.out, options.updates)
-    else:
-        measure_switches(files, options.out)
+    metrics = measure_switches(files, options.out, options.runs)
+    table = make_table(("switch, photographs", *METRICS), [(name, *row) for name, row in metrics.items()])
+    print(table)
+    write_json(options.out / "switches.json", {k: dict(zip(METRICS, row, strict=False)) for k, row in metrics.items()})
+    write_tables(options.docs, {"switches": table})
     return 0
 
 

@@ -29,6 +29,7 @@ VARIANTS = {
     "additive": variants.VARIANTS["additive"],
     "base": dataclasses.replace(TINY, conditioning="base", base_hidden=5),
     "none": dataclasses.replace(STAGES, conditioning="none"),
+    "colour map": variants.VARIANTS["colour-map"],
     "normal prior": variants.VARIANTS["normal"],
     "5 bits": dataclasses.replace(SMALLEST, n_bits=5),
     "d_z 2": dataclasses.replace(SMALLEST, latent_dim=2),
